@@ -1,0 +1,1 @@
+"""The bundle: what a build leaves behind and a device checks. Knows nothing of TVM."""

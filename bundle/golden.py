@@ -1,0 +1,93 @@
+"""Golden data: inputs and the reference's outputs, so that a device can check itself alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle.manifest import Golden, Preprocessing, Tensor
+
+if TYPE_CHECKING:
+    from bundle.store import Bundle
+
+Array = NDArray[np.float32]
+
+
+def seeded_inputs(
+    tensor: Tensor, preprocessing: Preprocessing, count: int = 2
+) -> list[Array]:
+    """Smooth seeded patterns in the value range of preprocessed photographs.
+
+    Each channel is a sum of three plane waves of a few periods across the image, as
+    0 to 255 pixels, then preprocessed: closer to a photograph than white noise is.
+
+    Returns:
+        ``count`` arrays of ``tensor.shape``, float32.
+    """
+    channel_axis = 1 if tensor.layout == "NCHW" else 3
+    channels = tensor.shape[channel_axis]
+    height, width = (
+        size for axis, size in enumerate(tensor.shape) if axis not in (0, channel_axis)
+    )
+    y, x = np.mgrid[0 : 1 : complex(0, height), 0 : 1 : complex(0, width)]
+    inputs = []
+    for seed in range(count):
+        random = np.random.Generator(np.random.PCG64(seed))
+        waves = np.zeros((channels, height, width))
+        for plane in waves:
+            for _ in range(3):
+                fx, fy, phase = random.uniform((0.5, 0.5, 0), (6, 6, 2 * np.pi))
+                plane += np.sin(2 * np.pi * (fx * x + fy * y) + phase)
+        pixels = np.rint((waves / 3 + 1) * 127.5)
+        inputs.append(normalise(pixels, preprocessing, tensor))
+    return inputs
+
+
+def normalise(
+    pixels: NDArray[np.float64], preprocessing: Preprocessing, tensor: Tensor
+) -> Array:
+    """Pixels [channels, height, width] in 0 to 255 → the input tensor, ``(v * scale - mean) / std``."""
+    mean = np.asarray(preprocessing.mean).reshape(-1, 1, 1)
+    std = np.asarray(preprocessing.std).reshape(-1, 1, 1)
+    values = ((pixels * preprocessing.scale - mean) / std).astype("<f4")
+    if tensor.layout == "NHWC":
+        values = values.transpose(1, 2, 0)
+    return np.ascontiguousarray(values[np.newaxis])
+
+
+def write_golden(
+    folder: Path, inputs: Sequence[Array], reference: Callable[[Array], Sequence[Array]]
+) -> list[Golden]:
+    """Write ``golden/`` under ``folder``: each input and what ``reference`` answers, raw little-endian."""
+    (folder / "golden").mkdir()
+    written = []
+    for index, tensor in enumerate(inputs):
+        outputs = reference(tensor)
+        names = tuple(f"golden/{index}.output{k}.bin" for k in range(len(outputs)))
+        entry = Golden(input=f"golden/{index}.input.bin", outputs=names)
+        (folder / entry.input).write_bytes(tensor.astype("<f4").tobytes())
+        for path, output in zip(names, outputs, strict=True):
+            (folder / path).write_bytes(output.astype("<f4").tobytes())
+        written.append(entry)
+    return written
+
+
+def read_golden(bundle: Bundle) -> list[tuple[Array, list[Array]]]:
+    """Every golden input with its reference outputs, in the manifest's shapes."""
+    manifest = bundle.manifest
+    pairs = []
+    for entry in manifest.golden:
+        outputs = [
+            _read(bundle, path, tensor)
+            for path, tensor in zip(entry.outputs, manifest.outputs, strict=True)
+        ]
+        pairs.append((_read(bundle, entry.input, manifest.input), outputs))
+    return pairs
+
+
+def _read(bundle: Bundle, path: str, tensor: Tensor) -> Array:
+    return np.frombuffer(bundle.read(path), "<f4").reshape(tensor.shape)

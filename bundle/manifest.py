@@ -1,0 +1,198 @@
+"""manifest.json: all that a build says of itself. What is not in it does not exist."""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from targets.errors import UserError
+
+FORMAT_VERSION: Final = 1
+_MAX_MANIFEST_BYTES = 4 << 20
+
+
+def _plain_relative(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if (
+        not parts
+        or path.startswith("/")
+        or "\\" in path
+        or "\0" in path
+        or ".." in parts
+    ):
+        raise ValueError(f"{path!r} is not a plain path inside the bundle")
+    return path
+
+
+RelativePath = Annotated[str, AfterValidator(_plain_relative)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Dimension = Annotated[int, Field(gt=0, lt=1 << 24)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class Tensor(_Model):
+    """A named tensor; ``layout`` is NCHW or NHWC for the input image and empty for outputs."""
+
+    name: str
+    shape: tuple[Dimension, ...]
+    dtype: Literal["float32"] = "float32"
+    layout: Literal["NCHW", "NHWC", ""] = ""
+
+    @property
+    def nbytes(self) -> int:
+        return 4 * prod(self.shape)
+
+
+class Preprocessing(_Model):
+    """How a photograph becomes the input tensor.
+
+    The short side is resized to ``resize`` pixels with ``interpolation``, the centre ``crop`` × ``crop``
+    square is cut out, and each channel value v (0 to 255) becomes ``(v * scale - mean) / std``.
+    """
+
+    resize: Dimension
+    crop: Dimension
+    interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Preprocessing:
+        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
+            raise ValueError(
+                "mean and std need one value, or one a channel (three), each"
+            )
+        if any(value == 0 for value in self.std):
+            raise ValueError("std must not be 0")
+        if self.resize < self.crop:
+            raise ValueError(f"resize {self.resize} is smaller than crop {self.crop}")
+        return self
+
+
+class ModelIdentity(_Model):
+    """Which ONNX file was built: ``sha256`` is that of the file as it lies on disk."""
+
+    name: str
+    sha256: Sha256
+    external_data: dict[str, Sha256] = {}
+
+
+class TargetIdentity(_Model):
+    """What model.so was compiled for (see targets/presets.py)."""
+
+    name: str
+    tvm: str
+    machine: str
+    features: tuple[str, ...] = ()
+    qemu_cpu: str = ""
+
+
+class Group(_Model):
+    """One fused group of operators, one kernel in model.so."""
+
+    name: str
+    operators: tuple[str, ...]
+    output_shape: tuple[int, ...]
+    macs: int
+
+
+class Records(_Model):
+    """The tuning records a build used: ``covered`` of ``tasks`` found in ``file``."""
+
+    file: str
+    measured: str
+    tasks: int
+    covered: int
+
+
+class Lowering(_Model):
+    """What the network became: the layout of its activations and its fused groups, in order."""
+
+    layout: Literal["NCHW", "NHWC"]
+    reason: str
+    records: Records | None = None
+    groups: tuple[Group, ...]
+    workspace_bytes: int
+
+
+class Golden(_Model):
+    """One input and the reference's output(s) for it, raw little-endian."""
+
+    input: RelativePath
+    outputs: tuple[RelativePath, ...]
+
+
+class Manifest(_Model):
+    """Everything a host, a device or a person needs to know of a bundle."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    model: ModelIdentity
+    target: TargetIdentity
+    engine: str
+    threads: Annotated[int, Field(gt=0, le=1024)]
+    input: Tensor
+    outputs: Annotated[tuple[Tensor, ...], Field(min_length=1)]
+    probabilities: bool
+    preprocessing: Preprocessing
+    labels: RelativePath | None = None
+    lowering: Lowering
+    golden: tuple[Golden, ...]
+    files: dict[RelativePath, Sha256]
+    measured: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        named = [path for pair in self.golden for path in (pair.input, *pair.outputs)]
+        named += [self.labels] if self.labels else []
+        for path in ["model.so", *named]:
+            if path not in self.files:
+                raise ValueError(f"{path} is named but has no hash")
+        if any(len(pair.outputs) != len(self.outputs) for pair in self.golden):
+            raise ValueError("golden data and outputs differ in number")
+        return self
+
+    def to_json(self) -> str:
+        return self.model_dump_json(indent=2) + "\n"
+
+
+def parse(text: bytes, where: str) -> Manifest:
+    """Read an untrusted manifest.
+
+    Args:
+        where: the file's name, for the error.
+
+    Raises:
+        UserError: not JSON, of a newer format, or not consistent in itself.
+    """
+    if len(text) > _MAX_MANIFEST_BYTES:
+        raise UserError(
+            f"{where}: {len(text)} bytes is too large for a manifest; build the bundle again"
+        )
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        if place == "format_version":
+            version = f"format version {first['input']!r}, this program reads {FORMAT_VERSION}"
+            raise UserError(
+                f"{where}: {version}; build the bundle again with this version"
+            ) from None
+        what = f"{place}: {first['msg']}" if place else first["msg"]
+        raise UserError(
+            f"{where}: not a valid manifest ({what}); build the bundle again"
+        ) from None

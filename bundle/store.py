@@ -1,0 +1,218 @@
+"""A bundle on disk: verified before it is used, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import os
+import shutil
+import struct
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bundle.manifest import Manifest, parse
+from targets.errors import UserError
+
+MANIFEST = "manifest.json"
+LIBRARY = "model.so"
+
+# e_machine of the ELF header (elf.h), by the name uname -m gives the architecture.
+_ELF_MACHINES = {62: "x86_64", 183: "aarch64", 40: "arm"}
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle whose every file was hashed against its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def library(self) -> Path:
+        """The compiled model, as an absolute path (``dlopen`` wants one)."""
+        return (self.path / LIBRARY).resolve()
+
+    def read(self, relative: str) -> bytes:
+        return (self.path / relative).read_bytes()
+
+    def labels(self) -> list[str]:
+        """The class names, one a line of the labels file; empty where the bundle has none."""
+        if self.manifest.labels is None:
+            return []
+        return self.read(self.manifest.labels).decode().splitlines()
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Read and verify a bundle; nothing in it is loaded or trusted before.
+
+    Raises:
+        UserError: no bundle, a changed, missing or linked file, golden data that do not
+            have the sizes the manifest gives, an ELF machine other than the target's.
+    """
+    manifest_path = path / MANIFEST
+    if not manifest_path.is_file():
+        hint = (
+            "unpack it first (tar xf)"
+            if path.name.endswith(".tar.gz")
+            else "python -m compile.build makes one"
+        )
+        raise UserError(f"{path}: not a bundle (it has no {MANIFEST}); {hint}")
+    manifest = parse(manifest_path.read_bytes(), str(manifest_path))
+    for relative, expected in manifest.files.items():
+        _verify_file(path, relative, expected)
+    for pair in manifest.golden:
+        _expect_size(path / pair.input, manifest.input.nbytes)
+        for output, tensor in zip(pair.outputs, manifest.outputs, strict=True):
+            _expect_size(path / output, tensor.nbytes)
+    machine = elf_machine(path / LIBRARY)
+    if machine != manifest.target.machine:
+        raise UserError(
+            f"{path / LIBRARY}: is for {machine}, the manifest says {manifest.target.machine}"
+        )
+    return Bundle(path, manifest)
+
+
+def _verify_file(bundle: Path, relative: str, expected: str) -> None:
+    file = bundle / relative
+    if file.is_symlink() or not file.resolve().is_relative_to(bundle.resolve()):
+        raise UserError(
+            f"{file}: a link is not part of a bundle; copy the bundle again"
+        )
+    if not file.is_file():
+        raise UserError(f"{file}: missing; copy or build the bundle again")
+    if sha256_of(file) != expected:
+        raise UserError(
+            f"{file}: its SHA-256 is not the manifest's; copy or build the bundle again"
+        )
+
+
+def _expect_size(file: Path, expected: int) -> None:
+    actual = file.stat().st_size
+    if actual != expected:
+        raise UserError(
+            f"{file}: {actual} bytes, but the manifest's shape takes {expected}; build the bundle again"
+        )
+
+
+def elf_machine(file: Path) -> str:
+    """The architecture an ELF file is for, as ``uname -m`` names it.
+
+    Raises:
+        UserError: not a little-endian ELF file, or of an unknown machine.
+    """
+    with file.open("rb") as stream:
+        header = stream.read(20)
+    if len(header) < 20 or header[:4] != b"\x7fELF" or header[5] != 1:
+        raise UserError(f"{file}: not a little-endian ELF file; build the bundle again")
+    (code,) = struct.unpack_from("<H", header, 18)
+    if code not in _ELF_MACHINES:
+        raise UserError(
+            f"{file}: ELF machine {code} is not one this project builds for"
+        )
+    return _ELF_MACHINES[code]
+
+
+def check_replaceable(output: Path) -> None:
+    """Refuse an output path that holds anything but a bundle.
+
+    Raises:
+        UserError: ``output`` is a file, a link, or a folder of something else.
+    """
+    if output.is_symlink() or (output.exists() and not output.is_dir()):
+        raise UserError(
+            f"{output}: exists and is not a directory; choose another --output"
+        )
+    if output.is_dir() and any(output.iterdir()) and not (output / MANIFEST).is_file():
+        raise UserError(
+            f"{output}: holds something that is not a bundle; choose another --output"
+        )
+
+
+@contextlib.contextmanager
+def staging(output: Path) -> Iterator[Path]:
+    """A fresh folder beside ``output`` that becomes it when the block ends well, and vanishes when not.
+
+    An archive ``<output>.tar.gz`` of the same files takes its place with it.
+    """
+    check_replaceable(output)
+    created = _make_parents(output.parent)
+    try:
+        stage = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    except OSError as error:
+        _remove_parents(created)
+        raise UserError(
+            f"{output.parent}: {error.strerror}; choose another --output"
+        ) from None
+    archive = stage.with_name(stage.name + ".tar.gz")
+    try:
+        content = stage / output.name
+        content.mkdir()
+        yield content
+        _write_archive(content, archive)
+        if output.exists():
+            output.rename(stage / "replaced")
+        content.rename(output)
+        archive.rename(archive_of(output))
+    except BaseException:
+        if (stage / "replaced").exists() and not output.exists():
+            (stage / "replaced").rename(output)
+        archive.unlink(missing_ok=True)
+        shutil.rmtree(stage, ignore_errors=True)
+        _remove_parents(created)
+        raise
+    shutil.rmtree(stage, ignore_errors=True)
+
+
+def archive_of(output: Path) -> Path:
+    return output.with_name(output.name + ".tar.gz")
+
+
+def _make_parents(folder: Path) -> list[Path]:
+    """Make ``folder``; give back what had to be made, deepest first."""
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for path in reversed(missing):
+        try:
+            path.mkdir()
+        except OSError as error:
+            raise UserError(
+                f"{path}: {error.strerror}; choose another --output"
+            ) from None
+    return missing
+
+
+def _remove_parents(created: list[Path]) -> None:
+    with contextlib.suppress(OSError):
+        for path in created:
+            path.rmdir()
+
+
+def _write_archive(folder: Path, archive: Path) -> None:
+    """A .tar.gz whose bytes depend on the files' names and contents alone."""
+    with (
+        archive.open("wb") as raw,
+        gzip.GzipFile(
+            filename="", fileobj=raw, mode="wb", compresslevel=1, mtime=0
+        ) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            entry = tarfile.TarInfo(
+                f"{folder.name}/{path.relative_to(folder).as_posix()}"
+            )
+            entry.size = path.stat().st_size
+            entry.mode = 0o755 if path.suffix == ".so" else 0o644
+            with path.open("rb") as file:
+                tar.addfile(entry, file)
+    os.chmod(archive, 0o644)

@@ -1,0 +1,31 @@
+"""A model that passed the gate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+
+from bundle.manifest import ModelIdentity, Tensor
+
+
+@dataclass(frozen=True)
+class Model:
+    """An ONNX model that passed the gate; plain data between the stages.
+
+    Attributes:
+        proto: the graph as the user wrote it, its batch made 1, its external data inlined:
+            what ONNX Runtime, the reference, runs.
+        identity: name and hashes of the file(s) it came from.
+        input: the one image input, static, with its layout.
+        outputs: every graph output, static float32.
+        probabilities: the first output already is a softmax's.
+        notes: what the user should know, a line each (a symbolic batch made 1, …).
+    """
+
+    proto: onnx.ModelProto
+    identity: ModelIdentity
+    input: Tensor
+    outputs: tuple[Tensor, ...]
+    probabilities: bool
+    notes: tuple[str, ...] = ()

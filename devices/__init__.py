@@ -1,0 +1,1 @@
+"""Where a bundle runs: this machine, a board over RPC, an emulated board."""

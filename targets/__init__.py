@@ -1,0 +1,28 @@
+"""What a target is, and the ground every other package stands on.
+
+Importing this package is the first thing every command does, so a wrong Python is
+refused here, in one line, before anything newer than Python 3.6 is parsed.
+"""
+
+import sys
+from importlib.util import find_spec
+
+_ENGINE_PYTHONS = ((3, 11), (3, 12))
+
+
+def _refuse_wrong_python() -> None:
+    if sys.version_info[:2] not in _ENGINE_PYTHONS:
+        problem = "Python %d.%d has no engine package" % sys.version_info[:2]
+    elif not all(
+        find_spec(name) for name in ("tvm", "onnx", "onnxruntime", "pydantic")
+    ):
+        problem = "%s does not have the project's packages" % sys.executable
+    else:
+        return
+    sys.exit(
+        "error: %s; in the project's folder run `make setup` once, then `. .venv/bin/activate`"
+        % problem
+    )
+
+
+_refuse_wrong_python()

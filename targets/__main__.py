@@ -1,0 +1,41 @@
+"""``python -m targets``: list the targets that ``--target`` takes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from targets.errors import run_command
+from targets.presets import PRESETS, missing_features, native, this_cpu
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m targets", description="List the targets that --target takes."
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object, for machines"
+    )
+    arguments = parser.parse_args(argv)
+    cpu = this_cpu()
+    here = native(cpu)
+    if arguments.json:
+        table = {t.name: {**asdict(t), "features": sorted(t.features)} for t in PRESETS}
+        print(json.dumps({"native": here.name, "targets": table}, indent=2))
+        return 0
+    width = max(len(target.name) for target in PRESETS)
+    print(f"{'target':<{width}}  runs here  what it means")
+    for target in PRESETS:
+        runs = "no" if missing_features(target, cpu) else "yes"
+        print(f"{target.name:<{width}}  {runs:<9}  {target.summary}")
+    print(f"{'native':<{width}}  {'yes':<9}  this machine ({cpu.model}): {here.name}")
+    print(
+        "\nA TVM target string works too: --target 'llvm -mtriple=aarch64-linux-gnu -mcpu=neoverse-n1'"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

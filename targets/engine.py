@@ -1,0 +1,63 @@
+"""The thin layer over Apache TVM 0.19: its environment, its onnx shim, its noise.
+
+Everything this project has to do to TVM before using it stands in this file, with
+its reason; tests/test_engine.py fails when one is no longer needed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import types
+from typing import Any
+
+
+def compiler() -> Any:
+    """Import TVM whole (Relay, LLVM), ready to compile; about a second the first time."""
+    # Without it, a build for arm_cpu tries to download schedules and fails where there is no network.
+    os.environ["TOPHUB_LOCATION"] = "NONE"
+    _onnx_shim()
+    import tvm
+    import tvm.relay
+
+    # "One or more operators have not been tuned": the build says so itself, with numbers.
+    logging.getLogger("te_compiler").setLevel(logging.ERROR)
+    logging.getLogger("autotvm").setLevel(logging.ERROR)
+    return tvm
+
+
+def runtime(threads: int) -> Any:
+    """Import TVM's runtime alone (4.5 MB, no LLVM), its pool limited to ``threads`` threads.
+
+    The pool is made once a process, at the first inference, so the count cannot change later.
+
+    Raises:
+        RuntimeError: called again with another count.
+    """
+    wanted = str(threads)
+    if "tvm" in sys.modules and os.environ.get("TVM_NUM_THREADS") != wanted:
+        raise RuntimeError(
+            f"TVM's pool already has {os.environ.get('TVM_NUM_THREADS')} threads, not {wanted}"
+        )
+    os.environ["TVM_NUM_THREADS"] = wanted
+    os.environ["TVM_USE_RUNTIME_LIB"] = "1"
+    import tvm
+
+    return tvm
+
+
+def _onnx_shim() -> None:
+    """Give back ``onnx.mapping``, which left onnx in 1.19 and TVM's ONNX frontend still imports."""
+    if "onnx.mapping" in sys.modules:
+        return
+    import onnx
+    from onnx import helper
+
+    module = types.ModuleType("onnx.mapping")
+    module.TENSOR_TYPE_TO_NP_TYPE = {  # type: ignore[attr-defined]
+        kind: helper.tensor_dtype_to_np_dtype(kind)
+        for kind in helper.get_all_tensor_dtypes()
+    }
+    sys.modules["onnx.mapping"] = module
+    onnx.mapping = module  # type: ignore[attr-defined]

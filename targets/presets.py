@@ -1,0 +1,192 @@
+"""The table of targets: what each one is, in TVM's, the linker's and the CPU's words."""
+
+from __future__ import annotations
+
+import difflib
+import platform
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from targets.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A CPU to build for.
+
+    Attributes:
+        name: what ``--target`` takes, and what records and bundles are filed under.
+        summary: one line for a person.
+        tvm: TVM's target string. ``-keys=cpu`` on ARM too: the schedules behind that key
+            need a fifth of the instructions of ``arm_cpu``'s untuned ones (see the README).
+        linker: the triple that zig links for; its suffix is the oldest glibc that can load the .so.
+        machine: the ELF machine of the .so, as ``readelf -h`` and Linux's ``uname -m`` name it.
+        features: what /proc/cpuinfo must list on the device (empty: the architecture's baseline).
+        qemu_cpu: the name of this CPU for QEMU's ``-cpu``; empty where an emulated board
+            does not exist.
+    """
+
+    name: str
+    summary: str
+    tvm: str
+    linker: str
+    machine: str
+    features: frozenset[str] = frozenset()
+    qemu_cpu: str = ""
+
+
+# Micro-architecture levels: x86-64 psABI, section 3.1.1, table 3.1; names as /proc/cpuinfo has them.
+_V2 = frozenset("cx16 lahf_lm popcnt pni sse4_1 sse4_2 ssse3".split())
+_V3 = _V2 | frozenset("abm avx avx2 bmi1 bmi2 f16c fma movbe".split())
+_V4 = _V3 | frozenset("avx512f avx512bw avx512cd avx512dq avx512vl".split())
+# What LLVM's znver4 adds over level 4 and may emit (llvm/lib/TargetParser/X86TargetParser.cpp).
+_ZNVER4 = _V4 | frozenset(
+    "avx512_bf16 avx512_vnni avx512vbmi avx512ifma avx512_vbmi2 gfni vaes".split()
+)
+
+_X86_LINKER = "x86_64-linux-gnu.2.28"
+_ARM64_LINKER = "aarch64-linux-gnu.2.28"
+
+
+def _x86(name: str, summary: str, features: frozenset[str]) -> Target:
+    tvm = f"llvm -keys=cpu -mtriple=x86_64-linux-gnu -mcpu={name} -num-cores=1"
+    return Target(name, summary, tvm, _X86_LINKER, "x86_64", features)
+
+
+def _arm64(cpu: str, summary: str, features: frozenset[str] = frozenset()) -> Target:
+    tvm = f"llvm -keys=cpu -mtriple=aarch64-linux-gnu -mcpu={cpu} -num-cores=4"
+    return Target(f"arm-{cpu}", summary, tvm, _ARM64_LINKER, "aarch64", features, cpu)
+
+
+PRESETS: tuple[Target, ...] = (
+    _x86("x86-64-v2", "x86-64 with SSE4.2: Intel and AMD from about 2009", _V2),
+    _x86(
+        "x86-64-v3",
+        "x86-64 with AVX2 and FMA: Intel Haswell (2013), AMD Zen, and later",
+        _V3,
+    ),
+    _x86(
+        "x86-64-v4",
+        "x86-64 with AVX-512: Intel Skylake-SP (2017), AMD Zen 4, and later",
+        _V4,
+    ),
+    _x86("znver4", "AMD Zen 4: EPYC 9004, Ryzen 7000", _ZNVER4),
+    _arm64(
+        "cortex-a53",
+        "Cortex-A53, 64 bit: Raspberry Pi 3, Zero 2 W; any ARMv8.0-A runs it",
+    ),
+    _arm64("cortex-a72", "Cortex-A72, 64 bit: Raspberry Pi 4, Compute Module 4"),
+    _arm64(
+        "cortex-a76",
+        "Cortex-A76, 64 bit with dot product and fp16: Raspberry Pi 5",
+        frozenset("asimddp asimdhp atomics fphp asimdrdm".split()),
+    ),
+)
+_BY_NAME = {target.name: target for target in PRESETS}
+
+# "CPU part" of /proc/cpuinfo, implementer 0x41 (Arm Ltd): Arm's MIDR_EL1 part numbers.
+_ARM_PARTS = {
+    "0xd03": "arm-cortex-a53",
+    "0xd08": "arm-cortex-a72",
+    "0xd0b": "arm-cortex-a76",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """The CPU this process runs on."""
+
+    machine: str
+    features: frozenset[str]
+    part: str
+    model: str
+
+
+def this_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Cpu:
+    """Read what Linux says of this CPU (the first processor it lists)."""
+    try:
+        text = cpuinfo.read_text()
+    except OSError as error:
+        raise UserError(
+            f"{cpuinfo}: {error.strerror}; native needs Linux: name a target"
+        ) from None
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    features = frozenset(fields.get("flags", fields.get("Features", "")).split())
+    model = (
+        fields.get("model name", "") or f"ARM part {fields.get('CPU part', 'unknown')}"
+    )
+    return Cpu(platform.machine(), features, fields.get("CPU part", ""), model)
+
+
+def missing_features(target: Target, cpu: Cpu) -> list[str]:
+    """What ``cpu`` lacks to run code for ``target``, in a stable order."""
+    if target.machine != cpu.machine:
+        return [f"machine {target.machine}"]
+    return sorted(target.features - cpu.features)
+
+
+def native(cpu: Cpu | None = None) -> Target:
+    """The most specific preset whose instructions this CPU has."""
+    cpu = cpu or this_cpu()
+    if cpu.machine == "aarch64":
+        return _BY_NAME[_ARM_PARTS.get(cpu.part, "arm-cortex-a53")]
+    fitting = [target for target in PRESETS if not missing_features(target, cpu)]
+    if not fitting:
+        raise UserError(
+            f"no preset fits this CPU ({cpu.model}, {cpu.machine}); give --target a TVM target string"
+        )
+    return max(fitting, key=lambda target: len(target.features))
+
+
+def resolve(name: str) -> Target:
+    """The target that ``--target NAME`` means.
+
+    ``name`` is a preset, ``native``, or a raw TVM target string (``llvm -mcpu=…``).
+
+    Raises:
+        UserError: no such preset (the nearest are named), or a raw string for
+            a kind or an architecture that nothing here can link.
+    """
+    if name == "native":
+        return native()
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    if name.split(maxsplit=1)[:1] == ["llvm"]:
+        return _from_tvm_string(name)
+    near = difflib.get_close_matches(name, [*_BY_NAME, "native"], n=3, cutoff=0.4)
+    hint = (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else "`python -m targets` lists them"
+    )
+    raise UserError(f"unknown target {name!r}; {hint}")
+
+
+def _from_tvm_string(text: str) -> Target:
+    options = dict(re.findall(r"-{1,2}([\w-]+)=(\S+)", " ".join(shlex.split(text))))
+    machine = options.get("mtriple", f"{platform.machine()}-linux-gnu").partition("-")[
+        0
+    ]
+    linkers = {"x86_64": _X86_LINKER, "aarch64": _ARM64_LINKER}
+    if machine not in linkers:
+        raise UserError(
+            f"target {text!r}: no linker for {machine}; known: {', '.join(linkers)}"
+        )
+    if "mtriple" not in options:
+        text += f" -mtriple={machine}-linux-gnu"
+    cpu = re.sub(r"\W+", "-", options.get("mcpu", "generic")).strip("-").lower()
+    known = _BY_NAME.get(cpu) or _BY_NAME.get(f"arm-{cpu}")
+    return Target(
+        name=f"custom-{cpu}",
+        summary="a TVM target string of the user's own",
+        tvm=text,
+        linker=linkers[machine],
+        machine=machine,
+        features=known.features if known else frozenset(),
+        qemu_cpu=known.qemu_cpu if known else ("max" if machine == "aarch64" else ""),
+    )
