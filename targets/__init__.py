@@ -12,16 +12,18 @@ _ENGINE_PYTHONS = ((3, 11), (3, 12))
 
 def _refuse_wrong_python() -> None:
     if sys.version_info[:2] not in _ENGINE_PYTHONS:
-        problem = "Python %d.%d has no engine package" % sys.version_info[:2]
+        problem = (
+            f"Python {sys.version_info[0]}.{sys.version_info[1]} has no engine package"
+        )
     elif not all(
         find_spec(name) for name in ("tvm", "onnx", "onnxruntime", "pydantic")
     ):
-        problem = "%s does not have the project's packages" % sys.executable
+        problem = f"{sys.executable} does not have the project's packages"
     else:
         return
     sys.exit(
-        "error: %s; in the project's folder run `make setup` once, then `. .venv/bin/activate`"
-        % problem
+        f"error: {problem}; in the project's folder run `make setup` once, "
+        "then `. .venv/bin/activate`"
     )
 
 

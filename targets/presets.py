@@ -38,12 +38,20 @@ class Target:
 
 
 # Micro-architecture levels: x86-64 psABI, section 3.1.1, table 3.1; names as /proc/cpuinfo has them.
-_V2 = frozenset("cx16 lahf_lm popcnt pni sse4_1 sse4_2 ssse3".split())
-_V3 = _V2 | frozenset("abm avx avx2 bmi1 bmi2 f16c fma movbe".split())
-_V4 = _V3 | frozenset("avx512f avx512bw avx512cd avx512dq avx512vl".split())
+_V2 = frozenset(["cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"])
+_V3 = _V2 | frozenset(["abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"])
+_V4 = _V3 | frozenset(["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"])
 # What LLVM's znver4 adds over level 4 and may emit (llvm/lib/TargetParser/X86TargetParser.cpp).
 _ZNVER4 = _V4 | frozenset(
-    "avx512_bf16 avx512_vnni avx512vbmi avx512ifma avx512_vbmi2 gfni vaes".split()
+    [
+        "avx512_bf16",
+        "avx512_vnni",
+        "avx512vbmi",
+        "avx512ifma",
+        "avx512_vbmi2",
+        "gfni",
+        "vaes",
+    ]
 )
 
 _X86_LINKER = "x86_64-linux-gnu.2.28"
@@ -81,7 +89,7 @@ PRESETS: tuple[Target, ...] = (
     _arm64(
         "cortex-a76",
         "Cortex-A76, 64 bit with dot product and fp16: Raspberry Pi 5",
-        frozenset("asimddp asimdhp atomics fphp asimdrdm".split()),
+        frozenset(["asimddp", "asimdhp", "atomics", "fphp", "asimdrdm"]),
     ),
 )
 _BY_NAME = {target.name: target for target in PRESETS}
