@@ -1,0 +1,132 @@
+"""A bundle on this machine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import tiny_bundle
+
+from bundle.golden import read_golden
+from bundle.manifest import Manifest
+from bundle.store import Bundle
+from devices.local import open_local
+from devices.session import Origin
+from targets.errors import UserError
+from targets.presets import native, resolve
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return tiny_bundle(tmp_path_factory.mktemp("local"), native())
+
+
+def shared_library_without_a_network(path: Path) -> None:
+    source = path.with_suffix(".c")
+    source.write_text("int answer(void) { return 42; }")
+    zig = [sys.executable, "-m", "ziglang", "cc", "-target", native().linker]
+    command = [*zig, "-shared", "-o", str(path), str(source)]
+    subprocess.run(command, check=True)
+
+
+def changed(bundle: Bundle, change: Callable[[dict[str, Any]], object]) -> Bundle:
+    """The bundle with a manifest that says something else."""
+    content = bundle.manifest.model_dump()
+    change(content)
+    return replace(bundle, manifest=Manifest.model_validate(content))
+
+
+def test_numbers_are_the_reference(bundle: Bundle) -> None:
+    with open_local(bundle) as session:
+        assert (session.origin, session.threads) == (Origin.HOST, 1)
+        for image, [expected] in read_golden(bundle):
+            [actual] = session.run(image)
+            assert actual.dtype == np.float32
+            np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+def test_an_output_does_not_change_when_the_next_inference_runs(bundle: Bundle) -> None:
+    (first, [expected]), (second, _), *_ = read_golden(bundle)
+    with open_local(bundle) as session:
+        [kept] = session.run(first)
+        session.run(second)
+        np.testing.assert_allclose(kept, expected, atol=1e-6)
+
+
+def test_time_and_profile_cover_what_ran(bundle: Bundle) -> None:
+    image, _ = read_golden(bundle)[0]
+    with open_local(bundle) as session:
+        assert len(session.time(image, 3)) == 3
+        operators = session.profile(image)
+        assert operators[-1].output_shape == (1, 5)
+        assert sum("conv2d" in operator.name for operator in operators) == 2
+        assert all(operator.seconds > 0 for operator in operators)
+
+
+def test_closing_twice_is_once(bundle: Bundle) -> None:
+    session = open_local(bundle)
+    session.close()
+    session.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda m: m["input"].update(shape=(1, 3, 32, 8)),
+            r"model.so has input image float32\[1,3,16,16\].*\[1,3,32,8\]",
+        ),
+        (lambda m: m["input"].update(name="data"), "input image .* says data"),
+        (lambda m: m["outputs"][0].update(shape=(5, 1)), r"\[1,5\].*\[5,1\]"),
+        (
+            lambda m: m.update(outputs=m["outputs"] * 2, golden=()),
+            r"output float32\[1,5\], the manifest says .* and ",
+        ),
+    ],
+)
+def test_a_manifest_that_lies_is_refused(
+    bundle: Bundle, change: Callable[[dict[str, Any]], object], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        open_local(changed(bundle, change))
+
+
+def test_another_architecture_is_refused_before_loading(bundle: Bundle) -> None:
+    other = resolve("arm-cortex-a72" if native().machine == "x86_64" else "x86-64-v2")
+    foreign = changed(
+        bundle, lambda m: m["target"].update(machine=other.machine, name=other.name)
+    )
+    with pytest.raises(
+        UserError, match=f"model.so is for {other.machine} .*this machine is"
+    ):
+        open_local(foreign)
+
+
+def test_a_cpu_feature_that_is_missing_is_named(bundle: Bundle) -> None:
+    fancy = changed(
+        bundle, lambda m: m["target"].update(features=("warp_drive", "avx_1e6"))
+    )
+    with pytest.raises(UserError, match=r"lacks avx_1e6, warp_drive; build it with"):
+        open_local(fancy)
+
+
+def test_a_library_that_cannot_be_loaded_is_one_line(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    (tmp_path / "model.so").write_bytes(bytes(100))
+    with pytest.raises(UserError, match="cannot be loaded"):
+        open_local(replace(bundle, path=tmp_path))
+
+
+def test_a_library_without_a_network_is_one_line(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    shared_library_without_a_network(tmp_path / "model.so")
+    with pytest.raises(UserError, match="no network"):
+        open_local(replace(bundle, path=tmp_path))

@@ -1,0 +1,116 @@
+"""A bundle of a tiny network, for tests of everything that loads bundles.
+
+The library is compiled in a process of its own: this file run as a script.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from bundle.golden import seeded_inputs, write_golden
+from bundle.manifest import (
+    Lowering,
+    Manifest,
+    ModelIdentity,
+    Preprocessing,
+    TargetIdentity,
+    Tensor,
+)
+from bundle.store import LIBRARY, MANIFEST, Bundle, open_bundle, sha256_of
+from targets.presets import Target
+
+Array = NDArray[np.float32]
+
+INPUT = Tensor(name="image", shape=(1, 3, 16, 16), layout="NCHW")
+OUTPUT = Tensor(name="scores", shape=(1, 5))
+PREPROCESSING = Preprocessing(resize=16, crop=16, scale=1 / 127.5, mean=(1,), std=(1,))
+
+
+def tiny_bundle(folder: Path, target: Target, name: str = "tiny") -> Bundle:
+    """Build and open the tiny network's bundle for ``target`` as ``folder/name``."""
+    path = folder / name
+    path.mkdir()
+    subprocess.run(
+        [sys.executable, __file__, target.tvm, target.linker, str(path / LIBRARY)],
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        cwd=folder,
+    )
+    golden = write_golden(
+        path, seeded_inputs(INPUT, PREPROCESSING), lambda x: [tiny_network(x)]
+    )
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    manifest = Manifest(
+        model=ModelIdentity(name="tiny", sha256="0" * 64),
+        target=TargetIdentity(
+            name=target.name,
+            tvm=target.tvm,
+            machine=target.machine,
+            features=tuple(sorted(target.features)),
+            qemu_cpu=target.qemu_cpu,
+        ),
+        engine="0.19.0",
+        threads=1,
+        input=INPUT,
+        outputs=(OUTPUT,),
+        probabilities=False,
+        preprocessing=PREPROCESSING,
+        lowering=Lowering(layout="NCHW", reason="test", groups=(), workspace_bytes=0),
+        golden=tuple(golden),
+        files={file.relative_to(path).as_posix(): sha256_of(file) for file in files},
+    )
+    (path / MANIFEST).write_text(manifest.to_json())
+    return open_bundle(path)
+
+
+def tiny_network(image: Array) -> Array:
+    """The network in numpy, in double precision: float32 [1,3,16,16] → [1,5]."""
+    spatial, pointwise = _weights()
+    padded = np.pad(image[0].astype(np.float64), ((0, 0), (1, 1), (1, 1)))
+    windows = sliding_window_view(padded, (3, 3), axis=(1, 2))
+    hidden = np.maximum(np.einsum("chwij,ocij->ohw", windows, spatial), 0)
+    scores = np.einsum("chw,oc->ohw", hidden, pointwise[:, :, 0, 0]).mean((1, 2))
+    return np.asarray(scores[np.newaxis], np.float32)
+
+
+def _weights() -> tuple[Array, Array]:
+    random = np.random.Generator(np.random.PCG64(7))
+    spatial = random.normal(0, 0.2, (8, 3, 3, 3)).astype(np.float32)
+    return spatial, random.normal(0, 0.4, (5, 8, 1, 1)).astype(np.float32)
+
+
+def _compile(tvm_target: str, linker: str, output: str) -> None:
+    from targets.engine import compiler
+
+    tvm = compiler()
+    relay = tvm.relay
+    spatial, pointwise = (relay.const(weight) for weight in _weights())
+    image = relay.var(INPUT.name, shape=INPUT.shape)
+    hidden = relay.nn.relu(
+        relay.nn.conv2d(image, spatial, padding=1, channels=8, kernel_size=(3, 3))
+    )
+    scores = relay.nn.global_avg_pool2d(
+        relay.nn.conv2d(hidden, pointwise, channels=5, kernel_size=(1, 1))
+    )
+    module = tvm.IRModule.from_expr(relay.nn.batch_flatten(scores))
+    with tvm.transform.PassContext(opt_level=3):
+        library = relay.build(module, tvm.target.Target(tvm_target))
+
+    def link(path: str, objects: list[str], **_options: object) -> None:
+        zig = [sys.executable, "-m", "ziglang", "cc", "-target", linker]
+        command = [*zig, "-shared", "-fPIC", "-O2", "-s", "-o", path, *objects]
+        subprocess.run(command, check=True)
+
+    link.output_format = "so"  # type: ignore[attr-defined]
+    library.export_library(output, fcompile=link)
+
+
+if __name__ == "__main__":
+    _compile(*sys.argv[1:])
