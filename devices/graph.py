@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -217,8 +218,10 @@ class GraphSession:
         if self._executor is None:
             return
         try:
-            self._call(self._drop)
+            with contextlib.suppress(UserError):
+                self._call(self._drop)
         finally:
+            self._drop()
             self._on_close()
 
     def _drop(self) -> None:

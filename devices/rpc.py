@@ -1,0 +1,444 @@
+"""A bundle on a board over TVM RPC: an address, a tracker, or a server of our own on 127.0.0.1.
+
+TVM's RPC has no encryption and no login: whoever reaches a server can run anything there.
+Use it in a network you trust. Servers started here listen on 127.0.0.1 only and want a
+random key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Thread
+from typing import Any, TypeVar
+
+from bundle.store import LIBRARY, Bundle
+from devices.graph import GraphSession
+from devices.local import check_runs_here, last_line
+from devices.server import start_server, this_python
+from devices.session import Origin, Session
+from targets import engine
+from targets.errors import UserError
+
+T = TypeVar("T")
+
+# tvm/rpc/base.py
+_MAGIC, _MISMATCH = 0xFF271, 0xFF273
+_TRACKER_MAGIC = 0x2F271
+_TRACKER_SUCCESS, _TRACKER_REQUEST, _TRACKER_SUMMARY = 0, 4, 6
+
+_PROBE_SECONDS = 5.0
+_CALL_SECONDS = 60.0
+_START_SECONDS = 30.0
+_MAX_TRACKER_ANSWER = 1 << 20
+# threading::ThreadGroup::kBig (tvm/runtime/threading_backend.h)
+_BIG_CORES = 1
+
+
+def open_rpc(
+    bundle: Bundle,
+    host: str,
+    port: int,
+    *,
+    key: str = "",
+    threads: int | None = None,
+    call_timeout: float = _CALL_SECONDS,
+    probe_timeout: float = _PROBE_SECONDS,
+) -> Session:
+    """Load a bundle on the board whose RPC server is at ``host:port``.
+
+    Args:
+        key: what the server was started with (``--key``).
+        threads: at most the manifest's where None.
+        call_timeout: seconds for one call: an upload, an inference.
+        probe_timeout: seconds for the server's first answer.
+
+    Raises:
+        UserError: nobody or something else listens there, the board is of another
+            architecture, the connection is lost.
+    """
+    with ExitStack() as cleanup:
+        return _open(
+            bundle,
+            Link(host, port, call_timeout, probe_timeout),
+            key,
+            threads,
+            Origin.BOARD,
+            cleanup,
+        )
+
+
+def open_tracker(
+    bundle: Bundle,
+    host: str,
+    port: int,
+    key: str,
+    *,
+    threads: int | None = None,
+    wait: float = 60.0,
+    call_timeout: float = _CALL_SECONDS,
+    probe_timeout: float = _PROBE_SECONDS,
+) -> Session:
+    """Load a bundle on a board that a tracker has under ``key``, waiting ``wait`` seconds for a free one.
+
+    Raises:
+        UserError: no tracker there, no board with that key, all are busy; and as `open_rpc`.
+    """
+    board_host, board_port, match = request_board(host, port, key, wait, probe_timeout)
+    return open_rpc(
+        bundle,
+        board_host,
+        board_port,
+        key=match,
+        threads=threads,
+        call_timeout=call_timeout,
+        probe_timeout=probe_timeout,
+    )
+
+
+def open_rpc_local(bundle: Bundle, threads: int | None = None) -> Session:
+    """Load a bundle in a stock RPC server that is started on this machine and ends with the session.
+
+    Raises:
+        UserError: built for another architecture or CPU, or the server did not start.
+    """
+    check_runs_here(bundle)
+    threads = threads or bundle.manifest.threads
+    return open_served(
+        bundle,
+        this_python(),
+        {},
+        threads=threads,
+        origin=Origin.HOST,
+        ready_within=_START_SECONDS,
+        call_timeout=_CALL_SECONDS,
+    )
+
+
+def open_served(
+    bundle: Bundle,
+    python: list[str],
+    environment: dict[str, str],
+    *,
+    threads: int,
+    origin: Origin,
+    ready_within: float,
+    call_timeout: float,
+) -> Session:
+    """Start a server under ``python``, load the bundle there, end the server with the session."""
+    with ExitStack() as cleanup:
+        server = start_server(
+            python, {**environment, "TVM_NUM_THREADS": str(threads)}, ready_within
+        )
+        cleanup.callback(server.close)
+        target = bundle.manifest.target
+
+        def death() -> str:
+            reason = server.death()
+            if reason == "SIGILL":
+                return (
+                    f"model.so, built for {target.name}, needs an instruction that this "
+                    "CPU does not have; build it for this CPU"
+                )
+            return reason and f"the RPC server ended ({reason}); run the command again"
+
+        link = Link("127.0.0.1", server.port, call_timeout, _PROBE_SECONDS, death)
+        return _open(bundle, link, server.key, threads, origin, cleanup)
+
+
+def _open(
+    bundle: Bundle,
+    link: Link,
+    key: str,
+    threads: int | None,
+    origin: Origin,
+    cleanup: ExitStack,
+) -> Session:
+    cleanup.callback(link.close)
+    remote = link.connect(key)
+    if origin is Origin.BOARD:
+        _check_architecture(bundle, link, remote)
+    actual = _set_threads(link, remote, threads, bundle.manifest.threads)
+    link(lambda: remote.upload(str(bundle.library)))
+    try:
+        library = link(lambda: remote.load_module(LIBRARY))
+    except UserError as error:
+        raise UserError(
+            f"{error}; model.so could not be loaded there: it wants {bundle.manifest.target.name} "
+            "and glibc 2.28 or newer, and the server's own output says what is wrong"
+        ) from None
+    finally:
+        with contextlib.suppress(UserError):
+            link(lambda: remote.remove(LIBRARY))
+    return GraphSession(
+        bundle,
+        library,
+        remote.cpu(),
+        origin=origin,
+        threads=actual,
+        call=link,
+        on_close=cleanup.pop_all().close,
+        remote=True,
+    )
+
+
+def _check_architecture(bundle: Bundle, link: Link, remote: Any) -> None:
+    """Compare architectures by a program that every Linux board has; the runtime itself cannot tell."""
+    try:
+        header = bytes(link(lambda: remote.download("/bin/true"))[:20])
+    except UserError:  # a server that keeps to its own folder
+        return
+    with bundle.library.open("rb") as file:
+        expected = file.read(20)
+    if header[:4] == b"\x7fELF" and (header[4], header[18:]) != (
+        expected[4],
+        expected[18:],
+    ):
+        raise UserError(
+            f"{link.where}: the board is not {bundle.manifest.target.machine}, which model.so "
+            "is for; build for the board's CPU (`python -m targets` lists the targets)"
+        )
+
+
+def _set_threads(link: Link, remote: Any, wanted: int | None, usual: int) -> int:
+    """Limit the server's pool; it cannot grow beyond what the server was started with."""
+
+    def configure() -> int:
+        remote.get_function("runtime.config_threadpool")(_BIG_CORES, wanted or usual)
+        return int(remote.get_function("runtime.NumThreads")())
+
+    actual = link(configure)
+    if wanted and actual != wanted:
+        raise UserError(
+            f"{link.where}: the board's server has {actual} thread(s), not {wanted}; start it "
+            f"with TVM_NUM_THREADS={wanted} in its environment, or leave --threads out"
+        )
+    return actual
+
+
+class Link:
+    """A connection to an RPC server on which nothing waits for ever.
+
+    Calling it runs an action in a thread and waits for a limited time, so that a dead
+    board ends in an error and Ctrl-C is heard at once.
+
+    Args:
+        death: says, after a failure, why the server ended, in words for the user; empty
+            where it cannot tell.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        call_timeout: float,
+        probe_timeout: float,
+        death: Callable[[], str] = lambda: "",
+    ) -> None:
+        self.where = f"{host}:{port}"
+        self._address = (_probe(host, port, probe_timeout), port)
+        self._timeout = call_timeout
+        self._death = death
+        self._broken = False
+
+    def connect(self, key: str) -> Any:
+        """TVM's session object."""
+        tvm = _tvm()
+        try:
+            return self(lambda: tvm.rpc.connect(*self._address, key))
+        except UserError as error:
+            if "matches key" not in str(error):
+                raise
+            raise UserError(
+                f"{self.where}: the server wants another key; give --key as it was started with"
+            ) from None
+
+    def __call__(self, action: Callable[[], T]) -> T:
+        if self._broken:
+            raise UserError(f"{self.where}: the connection is lost; open it again")
+        future: Future[T] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(action())
+            except BaseException as error:  # noqa: BLE001 - handed over, not handled
+                future.set_exception(error)
+
+        Thread(target=work, daemon=True).start()
+        try:
+            return future.result(self._timeout)
+        except TimeoutError:
+            self.close()
+            raise UserError(
+                f"{self.where}: no answer within {self._timeout:g} s; check the board and its "
+                "network, then start its RPC server again"
+            ) from None
+        except KeyboardInterrupt:
+            self.close()
+            raise
+        except _tvm().TVMError as error:
+            raise UserError(f"{self.where}: {self._explain(error)}") from None
+
+    def _explain(self, error: Exception) -> str:
+        text = str(error)
+        if "SessionTimeout" in text:
+            self.close()
+            return "the server's time limit for a session ran out; connect again"
+        if "Error caught from RPC call" in text:
+            return "the server refused a call"
+        self.close()
+        return self._death() or (
+            f"the connection was lost ({last_line(error)}); check the board, whose server also "
+            "ends if model.so needs an instruction that its CPU lacks, and start it again"
+        )
+
+    def close(self) -> None:
+        """Hang up, which also ends a call that is waiting."""
+        self._broken = True
+        for descriptor in Path("/proc/self/fd").iterdir():
+            # Gone in between, or a socket that is not connected.
+            with contextlib.suppress(OSError):
+                if os.readlink(descriptor).startswith("socket:"):
+                    _shut_down(int(descriptor.name), self._address)
+
+
+def _shut_down(descriptor: int, address: tuple[str, int]) -> None:
+    """Shut a socket of TVM's, which does not give it to us, if it leads to ``address``."""
+    connection = socket.socket(fileno=descriptor)
+    try:
+        if connection.getpeername()[:2] == address:
+            connection.shutdown(socket.SHUT_RDWR)
+    finally:
+        connection.detach()
+
+
+def _tvm() -> Any:
+    """TVM's client half: no inference runs in this process, so its threads do not matter."""
+    if "tvm" not in sys.modules:
+        engine.runtime(1)
+    import tvm.rpc
+
+    return tvm
+
+
+def _probe(host: str, port: int, timeout: float) -> str:
+    """Make sure that a TVM RPC server listens, without taking it from anybody; its IP address.
+
+    TVM's own client waits for ever for an answer. The key sent here is no server's, so a
+    server says "mismatch" and goes on waiting for a client.
+    """
+    where = f"{host}:{port}"
+    greeting = b"client:netship-probe"
+    with _connect(host, port, timeout, _start_server_hint(port)) as connection:
+        try:
+            connection.sendall(struct.pack("<ii", _MAGIC, len(greeting)) + greeting)
+            (code,) = struct.unpack("<i", _receive(connection, 4))
+        except TimeoutError:
+            raise UserError(
+                f"{where}: accepts connections but did not answer as a TVM RPC server within "
+                f"{timeout:g} s; it is something else, or busy with another client"
+            ) from None
+        except OSError:
+            code = 0
+        if code not in (_MAGIC, _MISMATCH):
+            raise UserError(
+                f"{where}: what listens there is no TVM RPC server; "
+                "if it is a tracker, use --tracker and --key"
+            )
+        return str(connection.getpeername()[0])
+
+
+def request_board(
+    host: str, port: int, key: str, wait: float, timeout: float
+) -> tuple[str, int, str]:
+    """Ask a tracker for a free board: its host, its port, and the key for this one connection.
+
+    Raises:
+        UserError: no tracker there, no board with that key, none free within ``wait`` seconds.
+    """
+    where = f"tracker {host}:{port}"
+    hint = "start one with `python -m tvm.exec.rpc_tracker`"
+    with _connect(host, port, timeout, hint, "tracker ") as connection:
+        try:
+            connection.sendall(struct.pack("<i", _TRACKER_MAGIC))
+            (magic,) = struct.unpack("<i", _receive(connection, 4))
+            if magic != _TRACKER_MAGIC:
+                raise ValueError("magic")
+            _, summary = _ask(connection, [_TRACKER_SUMMARY])
+            names = [info["key"] for info in summary["server_info"] if "key" in info]
+            keys = [str(name).removeprefix("server:") for name in names]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{where}: what listens there is no TVM RPC tracker; check host and port"
+            ) from None
+        if key not in keys:
+            known = ", ".join(sorted(set(keys))) or "none"
+            raise UserError(
+                f"{where}: no board with key {key!r} (registered: {known}); on the board run "
+                f"`python -m tvm.exec.rpc_server --tracker {host}:{port} --key {key}`"
+            )
+        connection.settimeout(wait)
+        try:
+            status, board = _ask(connection, [_TRACKER_REQUEST, key, "", 1])
+            board_host, board_port, match = board
+            if status != _TRACKER_SUCCESS:
+                raise ValueError("status")
+            return str(board_host), int(board_port), str(match)
+        except TimeoutError:
+            raise UserError(
+                f"{where}: all {keys.count(key)} board(s) with key {key!r} stayed busy for "
+                f"{wait:g} s; try again later"
+            ) from None
+        except (OSError, ValueError, TypeError):
+            raise UserError(
+                f"{where}: gave no board; start the tracker again"
+            ) from None
+
+
+def _ask(connection: socket.socket, request: list[object]) -> tuple[int, Any]:
+    data = json.dumps(request).encode()
+    connection.sendall(struct.pack("<i", len(data)) + data)
+    (size,) = struct.unpack("<i", _receive(connection, 4))
+    if not 0 < size <= _MAX_TRACKER_ANSWER:
+        raise ValueError("size")
+    status, value = json.loads(_receive(connection, size))
+    return status, value
+
+
+def _connect(
+    host: str, port: int, timeout: float, hint: str, what: str = ""
+) -> socket.socket:
+    try:
+        return socket.create_connection((host, port), timeout)
+    except socket.gaierror:
+        raise UserError(f"{what}{host}: unknown host; check its name") from None
+    except (ConnectionRefusedError, TimeoutError):
+        problem = "nobody listens"
+    except OSError as error:
+        problem = str(error.strerror or error)
+    raise UserError(f"{what}{host}:{port}: {problem}; {hint}")
+
+
+def _start_server_hint(port: int) -> str:
+    return (
+        "on the board run `python -m tvm.exec.rpc_server --host 0.0.0.0 "
+        f"--port {port} --port-end {port + 1}`"
+    )
+
+
+def _receive(connection: socket.socket, size: int) -> bytes:
+    received = b""
+    while len(received) < size:
+        part = connection.recv(size - len(received))
+        if not part:
+            raise ConnectionResetError("closed")
+        received += part
+    return received

@@ -1,0 +1,82 @@
+"""A script: TVM's stock RPC server on 127.0.0.1, for as long as its standard input stays open.
+
+It runs under any Python that has tvm, the emulated one too, and imports nothing of this
+project. The first line of standard input is the key a client has to give, so that nobody
+else on the machine can use the server; the port is the first line of standard output.
+When standard input ends, as it does however its parent ends, the server, the processes it
+started and the files it was sent are removed. If a process that serves a client dies
+of a signal, the script exits with 128 + signal.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+from typing import NoReturn
+
+_ending = threading.Lock()
+
+
+def main() -> None:
+    key = _read_line()
+    tempfile.tempdir = tempfile.mkdtemp(prefix="netship-rpc-")
+    threading.excepthook = lambda died: end(_exit_code(str(died.exc_value)))
+    try:
+        port = _serve(key)
+    except ImportError:
+        shutil.rmtree(tempfile.tempdir)
+        raise
+    print(port, flush=True)
+    while os.read(0, 4096):
+        pass
+    end(0)
+
+
+def _read_line() -> str:
+    # Not sys.stdin: a thread that waits in it holds its lock, and a forked child would hang on that.
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = os.read(0, 1)
+        if not byte:
+            sys.exit("no key on standard input")
+        line += byte
+    return line.decode().strip()
+
+
+def _serve(key: str) -> int:
+    from tvm.rpc.server import PopenRPCServerState
+
+    while True:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = int(free.getsockname()[1])
+        try:
+            PopenRPCServerState("127.0.0.1", port, port + 1, key=key, silent=True)
+        except ValueError:  # somebody else took the port in between
+            continue
+        return port
+
+
+def _exit_code(message: str) -> int:
+    signalled = re.search(r"exited unsuccessfully with error code -(\d+)", message)
+    return 128 + int(signalled[1]) if signalled else 1
+
+
+def end(code: int) -> NoReturn:
+    """Leave nothing behind, and go without waiting for threads."""
+    _ending.acquire()
+    for child in multiprocessing.active_children():
+        child.kill()
+        child.join()
+    shutil.rmtree(str(tempfile.tempdir), ignore_errors=True)
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()
