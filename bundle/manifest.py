@@ -59,12 +59,12 @@ class Tensor(_Model):
 class Preprocessing(_Model):
     """How a photograph becomes the input tensor.
 
-    The short side is resized to ``resize`` pixels with ``interpolation``, the centre ``crop`` × ``crop``
-    square is cut out, and each channel value v (0 to 255) becomes ``(v * scale - mean) / std``.
+    The short side is resized to ``resize`` pixels with ``interpolation``, the centre ``crop`` (height,
+    width) is cut out, and each channel value v (0 to 255) becomes ``(v * scale - mean) / std``.
     """
 
     resize: Dimension
-    crop: Dimension
+    crop: tuple[Dimension, Dimension]
     interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
     scale: float
     mean: tuple[float, ...]
@@ -78,8 +78,10 @@ class Preprocessing(_Model):
             )
         if any(value == 0 for value in self.std):
             raise ValueError("std must not be 0")
-        if self.resize < self.crop:
-            raise ValueError(f"resize {self.resize} is smaller than crop {self.crop}")
+        if self.resize < max(self.crop):
+            raise ValueError(
+                f"resize {self.resize} is smaller than crop {max(self.crop)}"
+            )
         return self
 
 

@@ -1,0 +1,145 @@
+"""Photographs as people have them → the input tensor a manifest describes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from bundle.golden import normalise
+from bundle.manifest import Preprocessing, Tensor
+from targets.errors import UserError
+
+SUFFIXES = frozenset(
+    [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"]
+)
+MAX_PIXELS = 100_000_000
+"""Larger images are refused before they are decoded: a decompression bomb has billions."""
+
+# Wider or taller than this ratio, only the middle can reach the crop: the rest is cut off before
+# resizing, since the resized whole might not fit into memory.
+_LONGEST_RATIO = 8
+
+_RESAMPLING = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "nearest": Image.Resampling.NEAREST,
+}
+
+
+class Photo(NamedTuple):
+    """One image file, decoded upright in RGB (or grey), with what was done to it, a line each."""
+
+    path: Path
+    image: Image.Image
+    notes: tuple[str, ...]
+
+
+def find(paths: Sequence[Path]) -> list[Path]:
+    """The image files that the paths name: files as they are, folders by suffix, sorted.
+
+    Raises:
+        UserError: a path does not exist, or a folder holds no image.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise UserError(
+                f"{path}: no such file or folder; give an image or a folder of images"
+            )
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise UserError(
+                    f"{path}: no images in it ({', '.join(sorted(SUFFIXES))})"
+                )
+            found += inside
+        else:
+            found.append(path)
+    return found
+
+
+def read(path: Path, channels: int = 3) -> Photo:
+    """Decode one image: EXIF rotation applied, CMYK, palette and grey converted, 16 bits scaled to 8.
+
+    Transparency is laid over white. Of an animation the first frame is taken, and a note says so.
+
+    Args:
+        channels: 3 for RGB, 1 for grey.
+
+    Raises:
+        UserError: not an image, truncated, or more than ``MAX_PIXELS``.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give an image (JPEG, PNG, …)")
+    notes = []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                if opened.width * opened.height > MAX_PIXELS:
+                    size = f"{opened.width}×{opened.height}"
+                    raise UserError(
+                        f"{path}: {size} is over {MAX_PIXELS:,} pixels; make it smaller"
+                    )
+                if getattr(opened, "n_frames", 1) > 1:
+                    notes.append(f"{path.name}: animated; its first frame was taken")
+                opened.load()
+                image = ImageOps.exif_transpose(opened)
+    except Image.DecompressionBombError:
+        raise UserError(
+            f"{path}: over {MAX_PIXELS:,} pixels; make it smaller"
+        ) from None
+    except UnidentifiedImageError:
+        raise UserError(
+            f"{path}: not an image that Pillow can read; convert it to JPEG or PNG"
+        ) from None
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+        raise UserError(f"{path}: damaged image ({error}); replace it") from None
+    return Photo(path, _eight_bit(image, "RGB" if channels == 3 else "L"), tuple(notes))
+
+
+def _eight_bit(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float64)
+        # Pillow's 16-bit modes hold 0 to 65,535; 32-bit ones are scaled by what is in them.
+        top = (
+            65535.0
+            if image.mode.startswith("I;16")
+            else max(255.0, float(values.max(initial=0)))
+        )
+        image = Image.fromarray(
+            np.rint(values.clip(0, top) * (255 / top)).astype(np.uint8)
+        )
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert(mode)
+
+
+def to_tensor(
+    photo: Photo, preprocessing: Preprocessing, tensor: Tensor
+) -> NDArray[np.float32]:
+    """The short side resized, the centre cropped, the values scaled: ``tensor.shape``, float32."""
+    image = _middle(photo.image)
+    short = min(image.size)
+    width, height = (side * preprocessing.resize // short for side in image.size)
+    image = image.resize((width, height), _RESAMPLING[preprocessing.interpolation])
+    crop_height, crop_width = preprocessing.crop
+    left, top = (width - crop_width) // 2, (height - crop_height) // 2
+    image = image.crop((left, top, left + crop_width, top + crop_height))
+    pixels = np.asarray(image, dtype=np.float64).reshape(crop_height, crop_width, -1)
+    return normalise(pixels.transpose(2, 0, 1), preprocessing, tensor)
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    longest = min(image.size) * _LONGEST_RATIO
+    left, top = (max(0, (side - longest) // 2) for side in image.size)
+    if not left and not top:
+        return image
+    return image.crop((left, top, image.width - left, image.height - top))

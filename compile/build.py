@@ -1,0 +1,275 @@
+"""``python -m compile.build``: from an ONNX model to a checked bundle, in one command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from targets.errors import run_command
+from targets.progress import Progress
+
+if TYPE_CHECKING:
+    from bundle.manifest import Group
+    from bundle.store import Bundle
+    from compile.pipeline import Order
+
+_EPILOG = """\
+examples:
+  python -m compile.build
+      the built-in MobileNetV2 1.0/224 for this machine
+  python -m compile.build --target arm-cortex-a72 --model model.onnx
+      your network for a Raspberry Pi 4, into out/model-arm-cortex-a72
+  python -m compile.build --model model.onnx --scale 1/255 --mean 0.485,0.456,0.406 \\
+      --std 0.229,0.224,0.225 --labels labels.txt --golden photos/
+
+Preprocessing may also stand in a model.toml beside model.onnx, with the options' names as keys.
+Exit codes: 0 built and checked, 2 refused (one line says why), 130 interrupted.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    with Progress(quiet=arguments.json) as progress:
+        from compile.pipeline import build
+
+        bundle = build(_order(arguments), progress)
+    if arguments.json:
+        print(json.dumps(_summary(bundle), indent=2))
+    else:
+        print(_table(bundle))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m compile.build",
+        description="Compile an ONNX image classifier into a bundle: model.so, manifest, golden "
+        "data; compared with ONNX Runtime before it is called built.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    option = parser.add_argument
+    option(
+        "--model",
+        default="mobilenetv2-1.0-224",
+        metavar="MODEL",
+        help="an .onnx file; mobilenetv2-WIDTH-RESOLUTION, built in with seeded weights; or "
+        "mobilenetv2-12, the Model Zoo's trained network, downloaded (default: %(default)s)",
+    )
+    option(
+        "--target",
+        default="native",
+        help="a name that `python -m targets` lists, or a TVM "
+        "target string (default: %(default)s)",
+    )
+    option(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="where the bundle goes; a bundle that is "
+        "there is replaced (default: out/MODEL-TARGET)",
+    )
+    option(
+        "--threads",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="threads the bundle runs with unless told otherwise (default: %(default)s)",
+    )
+    option(
+        "--input-shape",
+        action="append",
+        default=[],
+        type=_input_shape,
+        metavar="NAME:1,3,224,224",
+        help="fill in an input's symbolic dimensions",
+    )
+    option(
+        "--golden",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="IMAGE",
+        help="photographs for "
+        "the golden data, at most 4 are taken (default: two smooth seeded patterns)",
+    )
+    option(
+        "--dump",
+        type=Path,
+        metavar="DIR",
+        help="write Relay before and after, the fused TIR and the assembly",
+    )
+    option(
+        "--json", action="store_true", help="print one JSON object instead of the table"
+    )
+    group = parser.add_argument_group(
+        "preprocessing", "pixel v (0 to 255) becomes (v × scale − mean) / std"
+    )
+    option = group.add_argument
+    option(
+        "--scale", type=_fraction, metavar="S", help="such as 1/255 (default: 1/127.5)"
+    )
+    option(
+        "--mean",
+        type=_numbers,
+        metavar="M[,M,M]",
+        help="one number, or one a channel (default: 1)",
+    )
+    option("--std", type=_numbers, metavar="S[,S,S]", help="likewise (default: 1)")
+    option(
+        "--resize",
+        type=_positive,
+        metavar="PIXELS",
+        help="the short side before cropping (default: 8/7 of the input)",
+    )
+    option(
+        "--crop",
+        type=_sizes,
+        metavar="H[,W]",
+        help="the centre crop; must be the input's size",
+    )
+    option(
+        "--interpolation",
+        choices=["bilinear", "bicubic", "nearest"],
+        help="default: bilinear",
+    )
+    option(
+        "--layout",
+        choices=["NCHW", "NHWC"],
+        help="of the input (default: seen from its shape)",
+    )
+    option("--labels", type=Path, metavar="FILE", help="class names, one a line")
+    return parser
+
+
+def _order(arguments: argparse.Namespace) -> Order:
+    from compile.pipeline import Order
+    from compile.preprocessing import Stated
+    from targets.presets import resolve
+
+    names = (
+        "layout",
+        "resize",
+        "crop",
+        "interpolation",
+        "scale",
+        "mean",
+        "std",
+        "labels",
+    )
+    return Order(
+        model=arguments.model,
+        target=resolve(arguments.target),
+        output=arguments.output,
+        threads=arguments.threads,
+        input_shapes=dict(arguments.input_shape),
+        golden=tuple(arguments.golden),
+        dump=arguments.dump,
+        stated=Stated(**{name: getattr(arguments, name) for name in names}),
+    )
+
+
+def _summary(bundle: Bundle) -> dict[str, Any]:
+    manifest = bundle.manifest
+    return {
+        "bundle": str(bundle.path),
+        "model": manifest.model.model_dump(),
+        "target": manifest.target.name,
+        "layout": manifest.lowering.layout,
+        "groups": len(manifest.lowering.groups),
+        "macs": sum(group.macs for group in manifest.lowering.groups),
+        **manifest.measured,
+    }
+
+
+def _table(bundle: Bundle) -> str:
+    manifest, measured = bundle.manifest, bundle.manifest.measured
+    lowering, verification = manifest.lowering, measured["verification"]
+    macs = sum(group.macs for group in lowering.groups)
+    if verification is None:
+        checked = "NOT compared with ONNX Runtime: " + measured["not_verified_because"]
+    else:
+        checked = (
+            f"max-abs error {verification['max_abs_error']:.1e} against {verification['reference']}, "
+            f"{verification['relative_error']:.1e} of its range, {verification['inputs']} inputs, "
+            f"{verification['origin']}"
+        )
+    rows = [
+        ("bundle", f"{bundle.path} (and {bundle.path}.tar.gz)"),
+        ("model", f"{manifest.model.name}, SHA-256 {manifest.model.sha256[:12]}…"),
+        ("target", f"{manifest.target.name}: {manifest.target.tvm}"),
+        ("fused", f"{_fusion(lowering.groups)}; {macs / 1e6:.1f} M multiply-adds"),
+        ("layout", f"{lowering.layout}: {lowering.reason}"),
+        (
+            "size",
+            f"model.so {measured['library_bytes'] / 1e6:.2f} MB, of it weights "
+            f"{measured['weight_bytes'] / 1e6:.2f} MB; workspace {lowering.workspace_bytes / 1e6:.2f} MB",
+        ),
+        ("checked", checked),
+        (
+            "took",
+            f"{measured['seconds']:.1f} s, peak memory {measured['peak_memory_bytes'] / 1e6:.0f} MB",
+        ),
+        (
+            "next",
+            f"python -m runtime_demo.check {bundle.path} --model {manifest.model.name} --images PHOTOS",
+        ),
+    ]
+    return "\n".join(f"{name:<8} {value}" for name, value in rows)
+
+
+def _fusion(groups: Sequence[Group]) -> str:
+    """How the operators fused, such as "52 conv2d + 1 dense in 53 kernels, 5 others"."""
+    heavy = [group for group in groups if group.macs]
+    kinds = Counter(
+        "dense" if "dense" in name else "conv2d"
+        for group in heavy
+        for name in group.operators
+        if "conv2d" in name or "dense" in name
+    )
+    counted = " + ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+    return f"{counted} in {len(heavy)} kernels, {len(groups) - len(heavy)} others"
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= 1 << 16:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def _fraction(text: str) -> float:
+    try:
+        above, _, below = text.partition("/")
+        return float(above) / (float(below) if below else 1.0)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number such as 0.0078 or 1/127.5"
+        ) from None
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not numbers with commas between"
+        ) from None
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(_positive(part) for part in text.replace("x", ",").split(","))
+
+
+def _input_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    name, colon, sizes = text.rpartition(":")
+    if not colon or not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME:1,3,224,224")
+    return name, tuple(_positive(part) for part in sizes.split(","))
+
+
+if __name__ == "__main__":
+    run_command(main)

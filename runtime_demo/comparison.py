@@ -1,0 +1,211 @@
+"""Run inputs through a bundle and through the reference, and time both in alternation."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle import golden, photos
+from bundle.accuracy import compare
+from bundle.store import Bundle
+from compile import sources
+from compile.reference import Reference
+from devices.session import OperatorTime, Session
+from runtime_demo.result import InputResult, Latency, answers
+from targets.errors import UserError
+from targets.progress import Progress
+
+Array = NDArray[np.float32]
+
+_ROUND = 5
+_SETTLE_SECONDS = 0.02
+
+
+class Input(NamedTuple):
+    """One input tensor, where it came from, and the class it is known to show."""
+
+    name: str
+    path: Path | None
+    tensor: Array
+    expected: int | None = None
+
+
+def reference_for(
+    bundle: Bundle, model: str, threads: int, progress: Progress
+) -> Reference:
+    """ONNX Runtime over the very model that the bundle was built from.
+
+    Raises:
+        UserError: the gate refuses it, or its SHA-256 is not the manifest's.
+    """
+    tensor = bundle.manifest.input
+    shapes = {tensor.name: tensor.shape}
+    source = sources.find(model, shapes, tensor.layout or None, progress.stage)
+    theirs, ours = source.model.identity, bundle.manifest.model
+    if (theirs.sha256, theirs.external_data) != (ours.sha256, ours.external_data):
+        raise UserError(
+            f"{model}: its SHA-256 is {theirs.sha256[:12]}…, but {bundle.path} was built from "
+            f"{ours.name} with {ours.sha256[:12]}…; give that model, or build again"
+        )
+    return Reference(source.model, threads)
+
+
+def read_images(
+    bundle: Bundle, files: Sequence[Path], progress: Progress
+) -> Iterator[Input]:
+    """The images as input tensors, one at a time, with the classes of a labels.csv beside them."""
+    manifest = bundle.manifest
+    channels = manifest.input.shape[1 if manifest.input.layout == "NCHW" else 3]
+    if channels not in (1, 3):
+        raise UserError(
+            f"{bundle.path}: its input has {channels} channels, which no photograph has"
+        )
+    expected: dict[Path, dict[str, int]] = {}
+    for path in files:
+        photo = photos.read(path, channels)
+        for note in photo.notes:
+            progress.note(note)
+        known = expected.setdefault(
+            path.parent, _labels_csv(path.parent / "labels.csv")
+        )
+        tensor = photos.to_tensor(photo, manifest.preprocessing, manifest.input)
+        yield Input(path.name, path, tensor, known.get(path.name))
+
+
+def compare_images(
+    bundle: Bundle,
+    session: Session,
+    reference: Reference,
+    inputs: Iterator[Input],
+    progress: Progress,
+) -> tuple[InputResult, ...]:
+    """Each image through the bundle and through ONNX Runtime."""
+    results = []
+    for item in inputs:
+        progress.tick()
+        results.append(
+            _result(bundle, item, session.run(item.tensor), reference.run(item.tensor))
+        )
+    return tuple(results)
+
+
+def compare_golden(
+    bundle: Bundle, session: Session, progress: Progress
+) -> tuple[InputResult, ...]:
+    """The bundle's golden inputs against the outputs stored beside them."""
+    results = []
+    for index, (tensor, outputs) in enumerate(golden.read_golden(bundle)):
+        progress.tick()
+        item = Input(f"golden input {index}", None, tensor)
+        results.append(_result(bundle, item, session.run(tensor), outputs))
+    return tuple(results)
+
+
+def _result(
+    bundle: Bundle, item: Input, ours: Sequence[Array], reference: Sequence[Array]
+) -> InputResult:
+    labels, probabilities = bundle.labels(), bundle.manifest.probabilities
+    best = np.sort(reference[0].astype(np.float64).ravel())[::-1]
+    return InputResult(
+        name=item.name,
+        path=item.path,
+        ours=answers(ours[0], probabilities, labels),
+        reference=answers(reference[0], probabilities, labels),
+        accuracy=compare(ours, reference),
+        gap=float(best[0] - best[1]) if best.size > 1 else 0.0,
+        expected=item.expected,
+        errors=np.abs(ours[0].astype(np.float64) - reference[0]).ravel(),
+    )
+
+
+def time_both(
+    session: Session,
+    reference: Reference | None,
+    tensor: Array,
+    repeat: int,
+    progress: Progress,
+) -> tuple[list[float], list[float]]:
+    """Seconds of ``repeat`` warm inferences of each, in alternating rounds so that a noisy machine
+    hits both; ``reference`` None leaves the second list empty.
+
+    Each round begins with one that does not count, after a pause in which the other's threads stop spinning.
+    """
+    ours: list[float] = []
+    theirs: list[float] = []
+    while len(ours) < repeat:
+        progress.tick()
+        size = min(_ROUND, repeat - len(ours))
+        time.sleep(_SETTLE_SECONDS)
+        ours += session.time(tensor, size + 1)[1:]
+        if reference is not None:
+            time.sleep(_SETTLE_SECONDS)
+            theirs += reference.time(tensor, size + 1)[1:]
+    return ours, theirs
+
+
+class Times(NamedTuple):
+    """Latencies measured in alternation; None where that was not measured."""
+
+    ours: Latency | None
+    reference: Latency | None
+
+
+def time_golden(
+    bundle: Bundle,
+    session: Session,
+    reference: Reference | None,
+    repeat: int,
+    progress: Progress,
+) -> Times:
+    """Time ``repeat`` inferences of the first golden input (none: nothing is measured)."""
+    if not repeat:
+        return Times(None, None)
+    progress.stage(f"timing {repeat} inferences")
+    tensor, _ = golden.read_golden(bundle)[0]
+    ours, theirs = time_both(session, reference, tensor, repeat, progress)
+    return Times(Latency.of(ours), Latency.of(theirs) if theirs else None)
+
+
+def profile_golden(
+    bundle: Bundle, session: Session, progress: Progress
+) -> list[OperatorTime]:
+    """Time of each fused operator on the first golden input."""
+    progress.stage("timing each operator")
+    tensor, _ = golden.read_golden(bundle)[0]
+    return session.profile(tensor)
+
+
+def built_against(bundle: Bundle) -> str:
+    """What made the golden outputs, for the record."""
+    verification = bundle.manifest.measured.get("verification") or {}
+    return str(verification.get("reference", "ONNX Runtime"))
+
+
+def _labels_csv(path: Path) -> dict[str, int]:
+    """File name → class index, of the rows that have one.
+
+    Raises:
+        UserError: no columns file and class_index, or an index that is no number.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return {
+            row["file"]: int(row["class_index"]) for row in rows if row["class_index"]
+        }
+    except KeyError as error:
+        raise UserError(
+            f"{path}: no column {error}; it needs file and class_index"
+        ) from None
+    except (ValueError, csv.Error) as error:
+        raise UserError(
+            f"{path}: {error}; class_index must be a whole number or empty"
+        ) from None

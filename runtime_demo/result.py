@@ -1,0 +1,196 @@
+"""What a check found: plain data for the table, the JSON and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle.accuracy import TOLERANCE, Accuracy
+from bundle.store import Bundle
+from devices.session import OperatorTime, Origin
+
+
+class Answer(NamedTuple):
+    """One class a network answered with; ``label`` is empty where the bundle has no labels."""
+
+    class_index: int
+    label: str
+    probability: float
+
+
+class Latency(NamedTuple):
+    """Times of single inferences, in milliseconds."""
+
+    median: float
+    p90: float
+    p99: float
+    minimum: float
+    samples: tuple[float, ...]
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Latency:
+        ms = np.asarray(seconds) * 1e3
+        median, p90, p99 = np.percentile(ms, [50, 90, 99])
+        return cls(
+            float(median), float(p90), float(p99), float(ms.min()), tuple(ms.tolist())
+        )
+
+    def to_json(self) -> dict[str, float]:
+        return {
+            name: round(getattr(self, name), 4)
+            for name in ("median", "p90", "p99", "minimum")
+        }
+
+
+@dataclass(frozen=True)
+class InputResult:
+    """One input through both networks.
+
+    Attributes:
+        name: the image's file name, or the golden input's.
+        path: the image; None for a golden input.
+        ours, reference: the top classes, best first; empty where the network is no classifier.
+        gap: the reference's best output minus its second best, in the output's own unit.
+        expected: the class that labels.csv gives, if it does.
+        errors: every |ours − reference| of the first output, flattened.
+    """
+
+    name: str
+    path: Path | None
+    ours: tuple[Answer, ...]
+    reference: tuple[Answer, ...]
+    accuracy: Accuracy
+    gap: float
+    expected: int | None
+    errors: NDArray[np.float64]
+
+    @property
+    def same_top1(self) -> bool:
+        return [a.class_index for a in self.ours[:1]] == [
+            a.class_index for a in self.reference[:1]
+        ]
+
+    @property
+    def same_top5(self) -> bool:
+        return {a.class_index for a in self.ours} == {
+            a.class_index for a in self.reference
+        }
+
+    @property
+    def right(self) -> bool | None:
+        """Whether our answer is labels.csv's; None where that says nothing."""
+        if self.expected is None or not self.ours:
+            return None
+        return self.ours[0].class_index == self.expected
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """A whole check; ``compared`` says what was compared: "images" or "golden inputs"."""
+
+    bundle: Bundle
+    compared: str
+    origin: Origin
+    threads: int
+    reference: str
+    inputs: tuple[InputResult, ...]
+    latency: Latency | None
+    reference_latency: Latency | None
+    operators: tuple[OperatorTime, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Every output within the tolerance; then classes can only differ where they tie."""
+        return all(result.accuracy.passed for result in self.inputs)
+
+    @property
+    def max_abs_error(self) -> float:
+        return max(result.accuracy.max_abs_error for result in self.inputs)
+
+    @property
+    def relative_error(self) -> float:
+        return max(result.accuracy.relative_error for result in self.inputs)
+
+    @property
+    def classifies(self) -> bool:
+        return all(result.ours for result in self.inputs)
+
+    def agreement(self, top: int) -> float | None:
+        """Share of inputs with the same best class (1) or the same set of best five (5)."""
+        if not self.classifies:
+            return None
+        same = [r.same_top1 if top == 1 else r.same_top5 for r in self.inputs]
+        return sum(same) / len(same)
+
+    def labelled(self) -> tuple[int, int]:
+        """How many inputs of those with a known class we got right, and how many those are."""
+        judged = [r.right for r in self.inputs if r.right is not None]
+        return sum(judged), len(judged)
+
+    def to_json(self) -> dict[str, Any]:
+        right, judged = self.labelled()
+        return {
+            "bundle": str(self.bundle.path),
+            "model_sha256": self.bundle.manifest.model.sha256,
+            "target": self.bundle.manifest.target.name,
+            "compared": self.compared,
+            "images": len(self.inputs),
+            "max_abs_error": self.max_abs_error,
+            "rms_error": max(r.accuracy.rms_error for r in self.inputs),
+            "relative_error": self.relative_error,
+            "tolerance": TOLERANCE,
+            "cosine": min(r.accuracy.cosine for r in self.inputs),
+            "top1_agreement": self.agreement(1),
+            "top5_agreement": self.agreement(5),
+            "labelled": judged,
+            "labelled_right": right,
+            "threads": self.threads,
+            "latency_ms": self.latency.to_json() if self.latency else None,
+            "reference": self.reference,
+            "reference_latency_ms": self.reference_latency.to_json()
+            if self.reference_latency
+            else None,
+            "origin": self.origin.split()[0],
+            "device": str(self.origin),
+            "passed": self.passed,
+            "results": [
+                {
+                    "name": r.name,
+                    "max_abs_error": r.accuracy.max_abs_error,
+                    "ours": [a._asdict() for a in r.ours],
+                    "reference": [a._asdict() for a in r.reference],
+                    "top2_gap": r.gap,
+                    "expected": r.expected,
+                }
+                for r in self.inputs
+            ],
+        }
+
+
+def answers(
+    output: NDArray[np.float32],
+    probabilities: bool,
+    labels: Sequence[str],
+    top: int = 5,
+) -> tuple[Answer, ...]:
+    """The best classes of one output [1, classes] (or with trailing 1s), best first.
+
+    Logits go through a softmax; what already are probabilities do not. Empty for an output that
+    is not one score a class.
+    """
+    if output.ndim < 2 or output.size != output.shape[1]:
+        return ()
+    scores = output.astype(np.float64).ravel()
+    if not probabilities:
+        powers = np.exp(scores - scores.max())
+        scores = powers / powers.sum()
+    best = np.argsort(-scores, kind="stable")[:top]
+    return tuple(
+        Answer(int(i), labels[i] if i < len(labels) else "", float(scores[i]))
+        for i in best
+    )

@@ -1,0 +1,109 @@
+"""``python -m runtime_demo.run``: what a bundle sees in photographs, and how fast."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from runtime_demo.options import DEVICES_HELP, add_device_options, open_session
+from targets.errors import UserError, run_command
+from targets.progress import Progress
+
+_EPILOG = (
+    DEVICES_HELP
+    + """
+example:
+  python -m runtime_demo.run out/model-znver4 --image cat.jpg
+
+Exit codes: 0 done, 2 refused (one line says why), 130 interrupted.
+"""
+)
+_REPEAT = 20
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m runtime_demo.run",
+        description="Classify photographs with a bundle: the five best classes and the latency.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_device_options(parser)
+    parser.add_argument(
+        "--image",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="IMAGE",
+        help="images or folders",
+    )
+    arguments = parser.parse_args(argv)
+    with Progress(quiet=arguments.json) as progress:
+        answer = _run(arguments, progress)
+    print(json.dumps(answer, indent=2) if arguments.json else _table(answer))
+    return 0
+
+
+def _run(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
+    from bundle import photos
+    from bundle.store import open_bundle
+    from devices.session import Origin
+    from runtime_demo.comparison import read_images, time_both
+    from runtime_demo.result import Latency, answers
+
+    progress.stage("verifying the bundle")
+    bundle = open_bundle(arguments.bundle)
+    labels, probabilities = bundle.labels(), bundle.manifest.probabilities
+    found = photos.find(arguments.image)
+    seen = []
+    with open_session(bundle, arguments, progress) as session:
+        progress.stage("classifying")
+        latency = None
+        for item in read_images(bundle, found, progress):
+            progress.tick()
+            top = answers(session.run(item.tensor)[0], probabilities, labels)
+            if not top:
+                raise UserError(
+                    f"{bundle.path}: its output is not one score a class; use check"
+                )
+            if latency is None and session.origin is not Origin.EMULATED:
+                latency = Latency.of(
+                    time_both(session, None, item.tensor, _REPEAT, progress)[0]
+                )
+            seen.append(
+                {"name": item.name, "top": [answer._asdict() for answer in top]}
+            )
+        return {
+            "bundle": str(bundle.path),
+            "images": seen,
+            "threads": session.threads,
+            "latency_ms": latency.to_json() if latency else None,
+            "origin": session.origin.split()[0],
+            "device": str(session.origin),
+        }
+
+
+def _table(answer: dict[str, Any]) -> str:
+    lines = []
+    for image in answer["images"]:
+        lines.append(image["name"])
+        lines += [
+            f"  {top['probability']:6.1%}  {top['label'] or 'class ' + str(top['class_index'])}"
+            for top in image["top"]
+        ]
+    times = answer["latency_ms"]
+    if times is None:
+        lines.append(f"latency: not measured ({answer['device']})")
+    else:
+        lines.append(
+            f"latency: median {times['median']:.2f} ms, p90 {times['p90']:.2f}, p99 {times['p99']:.2f}, "
+            f"{answer['threads']} thread(s), {answer['device']}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_command(main)

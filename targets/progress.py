@@ -1,0 +1,77 @@
+"""Progress on anything that takes over two seconds: a line a stage, live on a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+_SPINNER = "|/-\\"
+
+
+class Progress:
+    """Stages on stderr: one finished line each, and on a terminal a moving line for the current one.
+
+    In a log (no terminal) there are no escape codes and nothing is overwritten.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._live = not quiet and sys.stderr.isatty()
+        self._text = ""
+        self._started = 0.0
+        self._turns = 0
+        self.seconds: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.finish()
+        elif self._live:
+            self._write("\r\x1b[K")
+
+    def stage(self, text: str) -> None:
+        """End the current stage and begin the next."""
+        self.finish()
+        self._text = text
+        self._started = time.monotonic()
+        self.tick()
+
+    def tick(self) -> None:
+        """Show that work goes on; call it a few times a second."""
+        if self._live and self._text:
+            self._turns += 1
+            spinner = _SPINNER[self._turns % len(_SPINNER)]
+            self._write(f"\r\x1b[K{spinner} {self._text} {self._elapsed():.0f} s")
+
+    def finish(self) -> None:
+        """End the current stage and print how long it took."""
+        if not self._text:
+            return
+        self.seconds[self._text] = self._elapsed()
+        if not self._quiet:
+            clear = "\r\x1b[K" if self._live else ""
+            self._write(f"{clear}  {self._elapsed():5.1f} s  {self._text}\n")
+        self._text = ""
+
+    def note(self, text: str) -> None:
+        """A line that stays, between stages."""
+        if not self._quiet:
+            clear = "\r\x1b[K" if self._live else ""
+            self._write(f"{clear}          {text}\n")
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._started
+
+    @staticmethod
+    def _write(text: str) -> None:
+        sys.stderr.write(text)
+        sys.stderr.flush()
