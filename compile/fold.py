@@ -1,0 +1,252 @@
+"""Constants of an ONNX graph computed, so that what exporters write to find a shape disappears."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+# Pure functions of their inputs that exporters use between Shape and Reshape, or on weights.
+_FOLDABLE = frozenset(
+    [
+        "Abs",
+        "Add",
+        "And",
+        "Cast",
+        "Ceil",
+        "Concat",
+        "ConstantOfShape",
+        "Div",
+        "Equal",
+        "Exp",
+        "Expand",
+        "Flatten",
+        "Floor",
+        "Gather",
+        "Greater",
+        "Identity",
+        "Less",
+        "Max",
+        "Min",
+        "Mod",
+        "Mul",
+        "Neg",
+        "Not",
+        "Or",
+        "Pow",
+        "Range",
+        "Reciprocal",
+        "ReduceMax",
+        "ReduceMin",
+        "ReduceProd",
+        "ReduceSum",
+        "Reshape",
+        "Shape",
+        "Size",
+        "Slice",
+        "Sqrt",
+        "Squeeze",
+        "Sub",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+        "Where",
+    ]
+)
+# What folding may add to a model, in elements: a hostile Expand must not fill the memory.
+_LARGEST = 1 << 22
+_BUDGET = 1 << 26
+
+
+class Value(NamedTuple):
+    """What shape inference knows of a tensor; ``None`` for a rank or a dimension it does not know."""
+
+    dtype: int
+    shape: tuple[int | None, ...] | None
+
+
+def value_of(info: onnx.ValueInfoProto) -> Value:
+    tensor = info.type.tensor_type
+    if not tensor.HasField("shape"):
+        return Value(tensor.elem_type, None)
+    dims = (
+        dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim
+    )
+    return Value(tensor.elem_type, tuple(dims))
+
+
+def values(graph: onnx.GraphProto) -> dict[str, Value]:
+    """Every tensor of a shape-inferred graph by name."""
+    known = {
+        info.name: value_of(info)
+        for info in (*graph.value_info, *graph.input, *graph.output)
+    }
+    for tensor in graph.initializer:
+        known[tensor.name] = Value(tensor.data_type, tuple(tensor.dims))
+    return known
+
+
+def opset(proto: onnx.ModelProto) -> int:
+    """The version of ai.onnx that a model uses; 0 where it names none."""
+    return max(
+        (each.version for each in proto.opset_import if is_onnx(each.domain)), default=0
+    )
+
+
+def is_onnx(domain: str) -> bool:
+    return domain in ("", "ai.onnx")
+
+
+def infer(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Shapes of every tensor, strictly; onnx raises where they contradict each other."""
+    return onnx.shape_inference.infer_shapes(
+        proto, check_type=True, strict_mode=True, data_prop=True
+    )
+
+
+def fold(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A new model with the same outputs: its constants computed, its shapes inferred, dead nodes gone.
+
+    ``Constant`` nodes become initializers. Folding stops, silently, at 2^26 elements
+    in all or 2^22 in one tensor: the nodes then stay.
+    """
+    budget = _BUDGET
+    while True:
+        proto = infer(proto)
+        known = values(proto.graph)
+        constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+        kept = []
+        for node in proto.graph.node:
+            folded = _evaluate(
+                node, known, constants, opset(proto), min(budget, _LARGEST)
+            )
+            if folded is None:
+                kept.append(node)
+                continue
+            budget -= prod(folded.dims) if node.op_type != "Constant" else 0
+            constants[folded.name] = folded
+        if len(kept) == len(proto.graph.node):
+            return proto
+        proto = with_nodes(proto, kept, constants)
+
+
+def constant_value(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """What a ``Constant`` node holds, whichever of its attributes holds it."""
+    (attribute,) = node.attribute
+    value: Any = onnx.helper.get_attribute_value(attribute)
+    if attribute.name == "value":
+        tensor = onnx.TensorProto()
+        tensor.CopyFrom(value)
+        tensor.name = node.output[0]
+        return tensor
+    if attribute.name in ("value_float", "value_floats"):
+        return numpy_helper.from_array(np.asarray(value, np.float32), node.output[0])
+    if attribute.name in ("value_int", "value_ints"):
+        return numpy_helper.from_array(np.asarray(value, np.int64), node.output[0])
+    return None
+
+
+def _evaluate(
+    node: onnx.NodeProto,
+    known: dict[str, Value],
+    constants: dict[str, onnx.TensorProto],
+    version: int,
+    limit: int,
+) -> onnx.TensorProto | None:
+    """The node's single output where it is a constant of at most ``limit`` elements."""
+    if not is_onnx(node.domain):
+        return None
+    if node.op_type == "Constant":
+        return constant_value(node)
+    if node.op_type not in _FOLDABLE or len(node.output) != 1:
+        return None
+    result = known.get(node.output[0])
+    size = _elements(result)
+    if result is None or size is None or size > limit:
+        return None
+    if node.op_type in ("Shape", "Size"):
+        shape = known[node.input[0]].shape if node.input[0] in known else None
+        if shape is None or None in shape:
+            return None
+        # Only the shape matters: a stand-in of no bytes.
+        inputs = {
+            node.input[0]: np.broadcast_to(np.float32(0), [dim or 0 for dim in shape])
+        }
+    else:
+        names = [name for name in node.input if name]
+        if any(name not in constants for name in names):
+            return None
+        inputs = {name: numpy_helper.to_array(constants[name]) for name in names}
+    output = _run(node, inputs, version)
+    if output is None:
+        return None
+    agrees = output.shape == result.shape and _onnx_dtype(output) == result.dtype
+    return numpy_helper.from_array(output, node.output[0]) if agrees else None
+
+
+def _run(
+    node: onnx.NodeProto, inputs: dict[str, NDArray[Any]], version: int
+) -> NDArray[Any] | None:
+    from onnx.reference import ReferenceEvaluator
+
+    graph = onnx.helper.make_graph(
+        [node],
+        "constant",
+        [
+            onnx.helper.make_tensor_value_info(name, _onnx_dtype(array), array.shape)
+            for name, array in inputs.items()
+        ],
+        [onnx.ValueInfoProto(name=node.output[0])],
+    )
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", version)]
+    )
+    try:
+        with np.errstate(all="ignore"):
+            result: Any = ReferenceEvaluator(model).run(None, inputs)
+    except Exception:  # noqa: BLE001  (the evaluator does not know every form of every operator)
+        return None
+    return np.asarray(result[0])
+
+
+def _onnx_dtype(array: NDArray[Any]) -> int:
+    return int(onnx.helper.np_dtype_to_tensor_dtype(array.dtype))
+
+
+def _elements(value: Value | None) -> int | None:
+    if value is None or value.shape is None:
+        return None
+    known = [dim for dim in value.shape if dim is not None]
+    return prod(known) if len(known) == len(value.shape) else None
+
+
+def with_nodes(
+    proto: onnx.ModelProto,
+    nodes: Iterable[onnx.NodeProto],
+    constants: Mapping[str, onnx.TensorProto],
+) -> onnx.ModelProto:
+    """A copy of the model that computes with these nodes and constants, less what no output needs."""
+    needed = {output.name for output in proto.graph.output}
+    live = []
+    for node in reversed(list(nodes)):
+        if needed.intersection(node.output):
+            live.append(node)
+            needed.update(node.input)
+    copy = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import)
+    graph = copy.graph
+    graph.name = proto.graph.name
+    graph.input.extend(proto.graph.input)
+    graph.output.extend(proto.graph.output)
+    graph.node.extend(reversed(live))
+    graph.initializer.extend(
+        tensor for name, tensor in constants.items() if name in needed
+    )
+    graph.value_info.extend(
+        info for info in proto.graph.value_info if info.name in needed
+    )
+    return copy
