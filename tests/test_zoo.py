@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import socket
 import threading
@@ -312,7 +313,7 @@ def test_a_long_way_of_redirects_is_given_up(
     server: Server, monkeypatch: pytest.MonkeyPatch, steps: int, arrives: bool
 ) -> None:
     way = [f"/{step}{ROUTE}" for step in range(steps)] + [ROUTE]
-    server.redirects = dict(zip(way, way[1:], strict=False))
+    server.redirects = dict(itertools.pairwise(way))
     monkeypatch.setenv(zoo.ADDRESS_VARIABLE, f"{server.address}/0")
     if arrives:
         assert fetch().read_bytes() == CONTENT
