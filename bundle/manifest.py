@@ -122,11 +122,19 @@ class Records(_Model):
 
 
 class Lowering(_Model):
-    """What the network became: the layout of its activations and its fused groups, in order."""
+    """What the network became.
+
+    Attributes:
+        layout: of the activations inside; the input keeps its own.
+        operators: how many operators with multiply-adds the network had, by Relay's name.
+        groups: the fused groups, in the order they run.
+        workspace_bytes: memory for activations, as planned.
+    """
 
     layout: Literal["NCHW", "NHWC"]
     reason: str
     records: Records | None = None
+    operators: dict[str, int]
     groups: tuple[Group, ...]
     workspace_bytes: int
 

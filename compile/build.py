@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from targets.errors import run_command
 from targets.progress import Progress
 
 if TYPE_CHECKING:
-    from bundle.manifest import Group
+    from bundle.manifest import Lowering
     from bundle.store import Bundle
     from compile.pipeline import Order
 
@@ -40,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         print(json.dumps(_summary(bundle), indent=2))
     else:
-        print(_table(bundle))
+        print(_table(bundle, arguments.model))
     return 0
 
 
@@ -186,7 +185,7 @@ def _summary(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _table(bundle: Bundle) -> str:
+def _table(bundle: Bundle, model: str) -> str:
     manifest, measured = bundle.manifest, bundle.manifest.measured
     lowering, verification = manifest.lowering, measured["verification"]
     macs = sum(group.macs for group in lowering.groups)
@@ -202,12 +201,14 @@ def _table(bundle: Bundle) -> str:
         ("bundle", f"{bundle.path} (and {bundle.path}.tar.gz)"),
         ("model", f"{manifest.model.name}, SHA-256 {manifest.model.sha256[:12]}…"),
         ("target", f"{manifest.target.name}: {manifest.target.tvm}"),
-        ("fused", f"{_fusion(lowering.groups)}; {macs / 1e6:.1f} M multiply-adds"),
+        ("fused", f"{_fusion(lowering)}; {macs / 1e6:.1f} M multiply-adds"),
         ("layout", f"{lowering.layout}: {lowering.reason}"),
         (
             "size",
-            f"model.so {measured['library_bytes'] / 1e6:.2f} MB, of it weights "
-            f"{measured['weight_bytes'] / 1e6:.2f} MB; workspace {lowering.workspace_bytes / 1e6:.2f} MB",
+            (
+                f"model.so {measured['library_bytes'] / 1e6:.2f} MB, of it weights "
+                f"{measured['weight_bytes'] / 1e6:.2f} MB; workspace {lowering.workspace_bytes / 1e6:.2f} MB"
+            ),
         ),
         ("checked", checked),
         (
@@ -216,23 +217,20 @@ def _table(bundle: Bundle) -> str:
         ),
         (
             "next",
-            f"python -m runtime_demo.check {bundle.path} --model {manifest.model.name} --images PHOTOS",
+            f"python -m runtime_demo.check {bundle.path} --model {model} --images PHOTOS",
         ),
     ]
     return "\n".join(f"{name:<8} {value}" for name, value in rows)
 
 
-def _fusion(groups: Sequence[Group]) -> str:
+def _fusion(lowering: Lowering) -> str:
     """How the operators fused, such as "52 conv2d + 1 dense in 53 kernels, 5 others"."""
-    heavy = [group for group in groups if group.macs]
-    kinds = Counter(
-        "dense" if "dense" in name else "conv2d"
-        for group in heavy
-        for name in group.operators
-        if "conv2d" in name or "dense" in name
+    counted = " + ".join(
+        f"{n} {name.removeprefix('nn.')}" for name, n in lowering.operators.items()
     )
-    counted = " + ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    return f"{counted} in {len(heavy)} kernels, {len(groups) - len(heavy)} others"
+    heavy = sum(1 for group in lowering.groups if group.macs)
+    others = len(lowering.groups) - heavy
+    return f"{counted} in {heavy} kernels, {others} kernels without multiply-adds"
 
 
 def _positive(text: str) -> int:

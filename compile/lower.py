@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections import Counter
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from bundle.manifest import Group, Lowering, Records
 from targets import engine
@@ -13,7 +17,7 @@ from targets.presets import Target
 from tuning.records import RecordLog
 
 tvm = engine.compiler()
-from tvm import auto_scheduler, relay  # noqa: E402  (after the engine's environment is set)
+from tvm import auto_scheduler, relay
 
 _MAC_OPERATORS = frozenset(
     [
@@ -48,10 +52,37 @@ def lower(module: Any, target: Target, log: RecordLog | None) -> Lowered:
     """
     tvm_target = tvm.target.Target(target.tvm)
     folded = _fold(module)
-    if log is None:
-        return _compile(
-            folded, tvm_target, None, "NCHW", "no tuning records for this target"
-        )
+    plan, history = _Plan(folded, "NCHW", "no tuning records for this target"), None
+    if log is not None:
+        plan, history = _plan_with(log, folded, tvm_target)
+    with history or contextlib.nullcontext():
+        factory = _compile(plan, tvm_target)
+    (workspace,) = factory.function_metadata["__tvm_main__"].workspace_sizes.values()
+    description = Lowering(
+        layout=plan.layout,
+        reason=plan.reason,
+        records=plan.records,
+        operators=dict(
+            Counter(call.op.name for call in _calls(folded["main"]) if _macs(call))
+        ),
+        groups=_groups(factory),
+        workspace_bytes=int(workspace),
+    )
+    return Lowered(factory, description)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A module in the layout it will be compiled in, and why that one."""
+
+    module: Any
+    layout: Literal["NCHW", "NHWC"]
+    reason: str
+    records: Records | None = None
+
+
+def _plan_with(log: RecordLog, folded: Any, tvm_target: Any) -> tuple[_Plan, Any]:
+    """The plan, and the context that applies the records where they cover every task."""
     tuned = _for_auto_scheduler(folded)
     tasks, _ = auto_scheduler.extract_tasks(tuned["main"], {}, tvm_target)
     covered = sum(task.workload_key in log.workloads for task in tasks)
@@ -60,10 +91,10 @@ def lower(module: Any, target: Target, log: RecordLog | None) -> Lowered:
     )
     if covered < len(tasks):
         reason = f"tuning records cover {covered} of {len(tasks)} tasks"
-        return _compile(folded, tvm_target, records, "NCHW", reason)
+        return _Plan(folded, "NCHW", reason, records), None
     reason = f"tuning records cover all {len(tasks)} tasks"
-    with auto_scheduler.ApplyHistoryBest(log.measurements(auto_scheduler)):
-        return _compile(tuned, tvm_target, records, "NHWC", reason)
+    history = auto_scheduler.ApplyHistoryBest(log.measurements(auto_scheduler))
+    return _Plan(tuned, "NHWC", reason, records), history
 
 
 def _fold(module: Any) -> Any:
@@ -80,16 +111,23 @@ def _fold(module: Any) -> Any:
 
 def _for_auto_scheduler(module: Any) -> Any:
     """NHWC, and the classifier as a 1×1 convolution: ``dense`` breaks AutoScheduler in TVM 0.19."""
-    rewritten = tvm.IRModule.from_expr(_DenseAsConvolution().visit(module["main"]))
-    return _apply(
-        rewritten,
+    convolutions = _rewrite(_DenseAsConvolution(), module)
+    laid_out = _apply(
+        convolutions,
         # bias_add as a plain add: ConvertLayout would not move a layout across it.
         relay.transform.CanonicalizeOps(),
         relay.transform.InferType(),
-        relay.transform.FoldConstant(),
         relay.transform.ConvertLayout({"nn.conv2d": ["NHWC", "default"]}),
+    )
+    return _apply(
+        _rewrite(_ConstantsLaidOut(), laid_out),
+        relay.transform.InferType(),
         relay.transform.FoldConstant(),
     )
+
+
+def _rewrite(mutator: Any, module: Any) -> Any:
+    return tvm.IRModule.from_expr(mutator.visit(module["main"]))
 
 
 def _apply(module: Any, *passes: Any) -> Any:
@@ -98,6 +136,32 @@ def _apply(module: Any, *passes: Any) -> Any:
         for each in passes:
             module = each(module)
     return module
+
+
+class _ConstantsLaidOut(relay.ExprMutator):  # type: ignore[misc]
+    """Layout changes of weights, done by numpy: FoldConstant compiles a kernel for each, a tenth of a second."""
+
+    def visit_call(self, call: Any) -> Any:
+        call = super().visit_call(call)
+        if not isinstance(call.op, tvm.ir.Op) or not isinstance(
+            call.args[0], relay.Constant
+        ):
+            return call
+        value = call.args[0].data.numpy()
+        if call.op.name == "expand_dims":
+            axis = int(call.attrs.axis)
+            axis += value.ndim + 1 if axis < 0 else 0
+            for _ in range(int(call.attrs.num_newaxis)):
+                value = np.expand_dims(value, axis)
+            return relay.const(value)
+        source, target = (
+            getattr(call.attrs, "src_layout", ""),
+            getattr(call.attrs, "dst_layout", ""),
+        )
+        if call.op.name == "layout_transform" and sorted(source) == sorted(target):
+            order = [source.index(letter) for letter in target]
+            return relay.const(np.ascontiguousarray(value.transpose(order)))
+        return call
 
 
 class _DenseAsConvolution(relay.ExprMutator):  # type: ignore[misc]
@@ -113,21 +177,10 @@ class _DenseAsConvolution(relay.ExprMutator):  # type: ignore[misc]
         )
 
 
-def _compile(
-    module: Any, tvm_target: Any, records: Records | None, layout: Any, reason: str
-) -> Lowered:
-    config = {"relay.backend.use_auto_scheduler": layout == "NHWC"}
+def _compile(plan: _Plan, tvm_target: Any) -> Any:
+    config = {"relay.backend.use_auto_scheduler": plan.layout == "NHWC"}
     with tvm.transform.PassContext(opt_level=3, config=config):
-        factory = relay.build(module, tvm_target)
-    (workspace,) = factory.function_metadata["__tvm_main__"].workspace_sizes.values()
-    description = Lowering(
-        layout=layout,
-        reason=reason,
-        records=records,
-        groups=_groups(factory),
-        workspace_bytes=int(workspace),
-    )
-    return Lowered(factory, description)
+        return relay.build(plan.module, tvm_target)
 
 
 def _groups(factory: Any) -> tuple[Group, ...]:
@@ -141,19 +194,25 @@ def _groups(factory: Any) -> tuple[Group, ...]:
 
 def _group(name: str, metadata: Any) -> Group:
     (function,) = metadata[name].relay_primfuncs.values()
-    calls: list[Any] = []
-
-    def collect(expression: Any) -> None:
-        if isinstance(expression, relay.Call) and isinstance(expression.op, tvm.ir.Op):
-            calls.append(expression)
-
-    relay.analysis.post_order_visit(function, collect)
+    calls = _calls(function)
     return Group(
         name=name.removeprefix("tvmgen_default_"),
         operators=tuple(call.op.name for call in calls),
         output_shape=_shape(function.ret_type),
         macs=sum(_macs(call) for call in calls),
     )
+
+
+def _calls(function: Any) -> list[Any]:
+    """The operator calls of a Relay function, each after those it takes its arguments from."""
+    found: list[Any] = []
+
+    def collect(expression: Any) -> None:
+        if isinstance(expression, relay.Call) and isinstance(expression.op, tvm.ir.Op):
+            found.append(expression)
+
+    relay.analysis.post_order_visit(function, collect)
+    return found
 
 
 def _shape(tensor_type: Any) -> tuple[int, ...]:

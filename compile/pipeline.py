@@ -29,7 +29,6 @@ from compile.model import Model
 from compile.preprocessing import Stated, read_labels, settle
 from compile.reference import Reference
 from compile.verify import verify
-from targets.errors import UserError
 from targets.presets import Target, missing_features, this_cpu
 from targets.progress import Progress
 from tuning import records
@@ -80,6 +79,7 @@ def build(order: Order, progress: Progress) -> Bundle:
         else None
     )
     inputs = _golden_inputs(order.golden, model, preprocessing, progress)
+    progress.finish()
     for note in filter(None, (source.note, *model.notes)):
         progress.note(note)
     if assumed:
@@ -191,11 +191,12 @@ def _verify(
     folder: Path, target: Target, reference: str, progress: Progress
 ) -> dict[str, Any]:
     """The manifest's ``verification``: figures, or null with the reason why there are none."""
-    from devices import emulated
-
     here = not missing_features(target, this_cpu())
-    if not here and (obstacle := emulated.obstacle(target.qemu_cpu)):
-        return {"verification": None, "not_verified_because": obstacle}
+    if not here:
+        from devices import emulated
+
+        if obstacle := emulated.obstacle(target.qemu_cpu):
+            return {"verification": None, "not_verified_because": obstacle}
     result = run_in_child(
         verify, folder, not here, stage=progress.stage, tick=progress.tick
     )

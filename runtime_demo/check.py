@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime_demo.options import DEVICES_HELP, add_device_options, count, open_session
+from runtime_demo.options import (
+    DEVICES_HELP,
+    add_device_options,
+    count,
+    open_session,
+    threads_text,
+)
 from targets.errors import UserError, run_command
 from targets.progress import Progress
 
@@ -207,7 +213,7 @@ def _latency_lines(result: CheckResult) -> list[str]:
     if result.latency is None:
         return [f"latency    not measured ({result.origin}; --repeat N asks for it)"]
     lines = [
-        f"latency    {_times(result.latency)}, {result.threads} thread(s), {result.origin}"
+        f"latency    {_times(result.latency)}, {threads_text(result.threads)}, {result.origin}"
     ]
     if result.reference_latency is not None:
         ratio = result.latency.median / result.reference_latency.median

@@ -8,7 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime_demo.options import DEVICES_HELP, add_device_options, open_session
+from runtime_demo.options import (
+    DEVICES_HELP,
+    add_device_options,
+    open_session,
+    threads_text,
+)
 from targets.errors import UserError, run_command
 from targets.progress import Progress
 
@@ -100,7 +105,7 @@ def _table(answer: dict[str, Any]) -> str:
     else:
         lines.append(
             f"latency: median {times['median']:.2f} ms, p90 {times['p90']:.2f}, p99 {times['p99']:.2f}, "
-            f"{answer['threads']} thread(s), {answer['device']}"
+            f"{threads_text(answer['threads'])}, {answer['device']}"
         )
     return "\n".join(lines)
 

@@ -6,6 +6,8 @@ its reason; tests/test_engine.py fails when one is no longer needed.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import sys
@@ -42,7 +44,9 @@ def runtime(threads: int) -> Any:
         )
     os.environ["TVM_NUM_THREADS"] = wanted
     os.environ["TVM_USE_RUNTIME_LIB"] = "1"
-    import tvm
+    # TVM says on stderr which library it loads.
+    with contextlib.redirect_stderr(io.StringIO()):
+        import tvm
 
     return tvm
 

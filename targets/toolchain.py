@@ -19,8 +19,23 @@ def link_shared(objects: Sequence[Path], output: Path, target: Target) -> None:
     Raises:
         UserError: the linker failed; its last words are quoted.
     """
-    options = ["-shared", "-fPIC", "-O2", "-s", "-Wl,--build-id=none", "-Wl,-soname,model.so"]
-    command = [sys.executable, "-m", "ziglang", "cc", "-target", target.linker, *options]
+    options = [
+        "-shared",
+        "-fPIC",
+        "-O2",
+        "-s",
+        "-Wl,--build-id=none",
+        "-Wl,-soname,model.so",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "ziglang",
+        "cc",
+        "-target",
+        target.linker,
+        *options,
+    ]
     result = subprocess.run(
         [*command, "-o", str(output), *map(str, objects)],
         capture_output=True,

@@ -1,0 +1,39 @@
+# make demo | test | setup | lint | lock | clean; PYTHON=… chooses the interpreter.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+VENV := .venv
+MODEL ?=
+IMAGES ?=
+
+.PHONY: help setup demo test test-fast lint lock clean
+
+help:
+	@echo "make setup       the environment, into $(VENV), from requirements.lock"
+	@echo "make demo        build for this machine, run photographs, compare with ONNX Runtime"
+	@echo "                 MODEL=model.onnx IMAGES=photos/ takes yours"
+	@echo "make test        every check; make test-fast leaves the slow ones out"
+	@echo "make lint        formatter, linter and type checker"
+	@echo "make clean       remove $(VENV) and out"
+
+setup:
+	@./setup.sh "$(VENV)" "$(PYTHON)"
+
+demo: setup
+	@$(VENV)/bin/python -m runtime_demo.demo $(if $(MODEL),--model "$(MODEL)") $(if $(IMAGES),--images "$(IMAGES)")
+
+test: setup
+	@$(VENV)/bin/python -m pytest
+
+test-fast: setup
+	@$(VENV)/bin/python -m pytest -m "not slow"
+
+lint: setup
+	@$(VENV)/bin/ruff format --check . && $(VENV)/bin/ruff check . && $(VENV)/bin/mypy
+
+# Needs uv; the lock carries hashes for every platform and no addresses.
+lock:
+	uv pip compile --universal --generate-hashes --python-version 3.11 --group demo --group dev \
+	  --no-header --no-annotate --quiet --output-file requirements.lock pyproject.toml
+
+clean:
+	rm -rf "$(VENV)" out

@@ -1,0 +1,92 @@
+"""``make demo``: the whole way once, by the very commands a user would type."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from targets.errors import UserError, run_command
+
+_OUTPUT = Path("out/demo")
+_REPORT = Path("out/demo-report.html")
+# Photographs in the scikit-image wheel that their authors gave to the public (CC0 or public domain,
+# as skimage.data documents each).
+_PHOTOS = ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "rocket.jpg")
+_TRAINED = "mobilenetv2-12"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m runtime_demo.demo",
+        description="Build for this machine, classify photographs, compare with ONNX Runtime, "
+        "write the report.",
+    )
+    parser.add_argument(
+        "--model",
+        help="an .onnx file or a name, as compile.build takes it (default: the Model Zoo's "
+        "trained MobileNetV2 where it can be fetched, the built-in network otherwise)",
+    )
+    parser.add_argument(
+        "--images", type=Path, help="photographs (default: scikit-image's)"
+    )
+    arguments = parser.parse_args(argv)
+    model = arguments.model or _default_model()
+    images = [arguments.images] if arguments.images else _photographs()
+    _run("compile.build", "--model", model, "--output", _OUTPUT)
+    _run("runtime_demo.run", _OUTPUT, "--image", *images)
+    _run(
+        "runtime_demo.check",
+        _OUTPUT,
+        "--model",
+        model,
+        "--images",
+        *images,
+        "--report",
+        _REPORT,
+    )
+    print(f"\nThe demo passed. Open {_REPORT.resolve()} in a browser.")
+    return 0
+
+
+def _default_model() -> str:
+    """The trained network where it can be had, and a word on which it is."""
+    from compile import mobilenet, zoo
+
+    try:
+        zoo.fetch(_TRAINED, lambda done, size: None)
+    except UserError as error:
+        print(f"The Model Zoo's trained network cannot be fetched: {error}")
+        print(
+            f"Using the built-in {mobilenet.DEFAULT} instead. Its weights are seeded, not trained: the\n"
+            "classes it answers with mean nothing; that both runtimes agree on them does."
+        )
+        return mobilenet.DEFAULT
+    print(f"Using the ONNX Model Zoo's trained network, {_TRAINED}.")
+    return _TRAINED
+
+
+def _photographs() -> list[Path]:
+    package = find_spec("skimage")
+    if package is None or package.origin is None:
+        raise UserError(
+            "scikit-image, whose photographs the demo shows, is missing; run make setup"
+        )
+    folder = Path(package.origin).parent / "data"
+    return [folder / name for name in _PHOTOS]
+
+
+def _run(module: str, *options: str | Path) -> None:
+    command = ["python", "-m", module, *map(str, options)]
+    print(f"\n$ {shlex.join(command)}", flush=True)
+    code = subprocess.run([sys.executable, *command[1:]], check=False).returncode
+    if code:
+        sys.exit(code)
+
+
+if __name__ == "__main__":
+    run_command(main)
