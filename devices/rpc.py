@@ -27,6 +27,7 @@ from devices.server import start_server, this_python
 from devices.session import Origin, Session
 from targets import engine
 from targets.errors import UserError
+from targets.presets import this_cpu
 
 T = TypeVar("T")
 
@@ -116,6 +117,7 @@ def open_rpc_local(bundle: Bundle, threads: int | None = None) -> Session:
         bundle,
         this_python(),
         {},
+        cpu=this_cpu().model,
         threads=threads,
         origin=Origin.HOST,
         ready_within=_START_SECONDS,
@@ -128,12 +130,17 @@ def open_served(
     python: list[str],
     environment: dict[str, str],
     *,
+    cpu: str,
     threads: int,
     origin: Origin,
     ready_within: float,
     call_timeout: float,
 ) -> Session:
-    """Start a server under ``python``, load the bundle there, end the server with the session."""
+    """Start a server under ``python``, load the bundle there, end the server with the session.
+
+    Args:
+        cpu: what it runs on, for a message.
+    """
     with ExitStack() as cleanup:
         server = start_server(
             python, {**environment, "TVM_NUM_THREADS": str(threads)}, ready_within
@@ -145,8 +152,8 @@ def open_served(
             reason = server.death()
             if reason == "SIGILL":
                 return (
-                    f"model.so, built for {target.name}, needs an instruction that this "
-                    "CPU does not have; build it for this CPU"
+                    f"model.so, built for {target.name}, needs an instruction that "
+                    f"{cpu} does not have; build it for that CPU"
                 )
             return reason and f"the RPC server ended ({reason}); run the command again"
 
@@ -170,9 +177,9 @@ def _open(
     link(lambda: remote.upload(str(bundle.library)))
     try:
         library = link(lambda: remote.load_module(LIBRARY))
-    except UserError as error:
+    except RefusedError as error:
         raise UserError(
-            f"{error}; model.so could not be loaded there: it wants {bundle.manifest.target.name} "
+            f"{error}: model.so could not be loaded there: it wants {bundle.manifest.target.name} "
             "and glibc 2.28 or newer, and the server's own output says what is wrong"
         ) from None
     finally:
@@ -222,6 +229,10 @@ def _set_threads(link: Link, remote: Any, wanted: int | None, usual: int) -> int
             f"with TVM_NUM_THREADS={wanted} in its environment, or leave --threads out"
         )
     return actual
+
+
+class RefusedError(UserError):
+    """The server lives and answers, but what it was told to do failed there; it does not say why."""
 
 
 class Link:
@@ -285,20 +296,18 @@ class Link:
             self.close()
             raise
         except _tvm().TVMError as error:
-            raise UserError(f"{self.where}: {self._explain(error)}") from None
+            raise self._explain(error) from None
 
-    def _explain(self, error: Exception) -> str:
+    def _explain(self, error: Exception) -> UserError:
         text = str(error)
-        if "SessionTimeout" in text:
-            self.close()
-            return "the server's time limit for a session ran out; connect again"
-        if "Error caught from RPC call" in text:
-            return "the server refused a call"
+        if "Error caught from RPC call" in text and "Timeout" not in text:
+            return RefusedError(f"{self.where}: the server refused a call")
         self.close()
-        return self._death() or (
+        reason = self._death() or (
             f"the connection was lost ({last_line(error)}); check the board, whose server also "
             "ends if model.so needs an instruction that its CPU lacks, and start it again"
         )
+        return UserError(f"{self.where}: {reason}")
 
     def close(self) -> None:
         """Hang up, which also ends a call that is waiting."""

@@ -35,15 +35,27 @@ PREPROCESSING = Preprocessing(
 )
 
 
-def tiny_bundle(folder: Path, target: Target, name: str = "tiny") -> Bundle:
-    """Build and open the tiny network's bundle for ``target`` as ``folder/name``."""
+def tiny_bundle(
+    folder: Path, target: Target, name: str = "tiny", extra_c: str = ""
+) -> Bundle:
+    """Build and open the tiny network's bundle for ``target`` as ``folder/name``.
+
+    ``extra_c`` is C code that is linked into model.so.
+    """
     path = folder / name
     path.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     # Set where this process has loaded the runtime alone, which cannot compile.
     environment.pop("TVM_USE_RUNTIME_LIB", None)
     subprocess.run(
-        [sys.executable, __file__, target.tvm, target.linker, str(path / LIBRARY)],
+        [
+            sys.executable,
+            __file__,
+            target.tvm,
+            target.linker,
+            extra_c,
+            str(path / LIBRARY),
+        ],
         check=True,
         env=environment,
         cwd=folder,
@@ -67,7 +79,9 @@ def tiny_bundle(folder: Path, target: Target, name: str = "tiny") -> Bundle:
         outputs=(OUTPUT,),
         probabilities=False,
         preprocessing=PREPROCESSING,
-        lowering=Lowering(layout="NCHW", reason="test", groups=(), workspace_bytes=0),
+        lowering=Lowering(
+            layout="NCHW", reason="test", groups=(), operators={}, workspace_bytes=0
+        ),
         golden=tuple(golden),
         files={file.relative_to(path).as_posix(): sha256_of(file) for file in files},
     )
@@ -91,7 +105,7 @@ def _weights() -> tuple[Array, Array]:
     return spatial, random.normal(0, 0.4, (5, 8, 1, 1)).astype(np.float32)
 
 
-def _compile(tvm_target: str, linker: str, output: str) -> None:
+def _compile(tvm_target: str, linker: str, extra_c: str, output: str) -> None:
     from targets.engine import compiler
 
     tvm = compiler()
@@ -111,7 +125,7 @@ def _compile(tvm_target: str, linker: str, output: str) -> None:
     def link(path: str, objects: list[str], **_options: object) -> None:
         zig = [sys.executable, "-m", "ziglang", "cc", "-target", linker]
         command = [*zig, "-shared", "-fPIC", "-O2", "-s", "-o", path, *objects]
-        subprocess.run(command, check=True)
+        subprocess.run([*command, "-xc", "-"], input=extra_c, text=True, check=True)
 
     link.output_format = "so"  # type: ignore[attr-defined]
     library.export_library(output, fcompile=link)

@@ -1,0 +1,315 @@
+"""``python -m devices.sysroot``: fetch the arm64 system that emulated boards run on.
+
+Pinned Debian packages (sysroot-arm64.lock) and the engine's own aarch64 wheels
+(requirements.lock), fetched by apt and pip as the user, verified by SHA-256 and unpacked
+in the user's cache folder. Nothing on the machine is installed or changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from bundle.store import sha256_of
+from targets.errors import UserError, run_command
+
+LOCK = Path(__file__).with_name("sysroot-arm64.lock")
+REQUIREMENTS = Path(__file__).parents[1] / "requirements.lock"
+SUITE = "bookworm"
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+MIRROR_VARIABLE = "NETSHIP_DEBIAN_MIRROR"
+REFRESH = "python -m devices.sysroot --lock"
+
+# All that `import tvm.rpc.server` needs of the engine's requirements.
+WHEELS = ("ml-dtypes", "numpy", "xtc-tvm-python-bindings")
+# The packages' own tests, and of the engine all but its Python and its runtime.
+_LEFT_OUT = re.compile(r".*/tests/|tvm/(?!.*\.py$|libtvm_runtime\.so$)")
+_PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64")
+
+Progress = Callable[[str], None]
+
+
+class Package(NamedTuple):
+    """A line of the lock: one arm64 package of Debian's suite."""
+
+    name: str
+    version: str
+    sha256: str
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m devices.sysroot",
+        description="Fetch the arm64 system that emulated boards run on, into the cache folder.",
+        epilog=f"Packages come from this machine's Debian mirror; ${MIRROR_VARIABLE} names another.",
+    )
+    parser.add_argument(
+        "--lock",
+        action="store_true",
+        help=f"pin the versions that {SUITE} has today: rewrites {LOCK.name}",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object, for machines"
+    )
+    arguments = parser.parse_args(argv)
+    if arguments.lock:
+        relock(_say)
+        return 0
+    path = prepare(_say)
+    size = sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
+    if arguments.json:
+        print(json.dumps({"path": str(path), "bytes": size}))
+    else:
+        print(f"{path}: {size / 1e6:.0f} MB")
+    return 0
+
+
+def _say(stage: str) -> None:
+    print(stage, file=sys.stderr)
+
+
+def sysroot_path() -> Path:
+    """Where the system that the locks describe is, or will be."""
+    key = hashlib.sha256()
+    for part in (LOCK.read_text(), _wheel_requirements(), _LEFT_OUT.pattern):
+        key.update(part.encode())
+    return _cache() / f"sysroot-arm64-{key.hexdigest()[:16]}"
+
+
+def is_ready() -> bool:
+    return sysroot_path().is_dir()
+
+
+def site_packages(sysroot: Path) -> Path:
+    """The engine and what it imports, inside a sysroot."""
+    return sysroot / "opt" / "site-packages"
+
+
+def prepare(on_progress: Progress) -> Path:
+    """Fetch and unpack the system if it is not there yet; where it is.
+
+    Raises:
+        UserError: no network, apt, dpkg or pip; a pinned version is gone; a file's hash
+            is not the lock's.
+    """
+    path = sysroot_path()
+    if path.is_dir():
+        return path
+    cache = _cache()
+    cache.mkdir(parents=True, exist_ok=True)
+    with _alone(cache, on_progress):
+        if path.is_dir():
+            return path
+        for abandoned in cache.glob(".sysroot-*"):
+            shutil.rmtree(abandoned)
+        with tempfile.TemporaryDirectory(prefix=".sysroot-", dir=cache) as work:
+            root = Path(work, "root")
+            root.mkdir()
+            for archive in _fetch_packages(Path(work), on_progress):
+                _run(["dpkg-deb", "-x", str(archive), str(root)])
+            for wheel in _fetch_wheels(Path(work), on_progress):
+                _unpack_wheel(wheel, site_packages(root))
+            root.rename(path)
+    return path
+
+
+def relock(on_progress: Progress) -> None:
+    """Rewrite the lock: the same packages in the versions that the suite has today."""
+    comments = [line for line in LOCK.read_text().splitlines() if line.startswith("#")]
+    with tempfile.TemporaryDirectory() as work:
+        environment = _private_apt(Path(work), on_progress)
+        lines = []
+        for package in read_lock():
+            show = ["apt-cache", "show", "--no-all-versions", package.name]
+            fields = dict(
+                re.findall(r"^(\w+): (.*)$", _run(show, environment), re.MULTILINE)
+            )
+            lines.append(f"{package.name} {fields['Version']} {fields['SHA256']}")
+    LOCK.write_text("\n".join([*comments, *lines]) + "\n")
+    on_progress(f"{LOCK}: {len(lines)} packages")
+
+
+def read_lock() -> list[Package]:
+    lines = LOCK.read_text().splitlines()
+    return [Package(*line.split()) for line in lines if line and line[0] != "#"]
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "netship"
+
+
+@contextlib.contextmanager
+def _alone(cache: Path, on_progress: Progress) -> Iterator[None]:
+    with (cache / "sysroot.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_progress("waiting for another process that fetches the arm64 system")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch_packages(work: Path, on_progress: Progress) -> list[Path]:
+    packages = read_lock()
+    environment = _private_apt(work, on_progress)
+    on_progress(f"fetching {len(packages)} arm64 packages of Debian {SUITE}")
+    folder = work / "packages"
+    folder.mkdir()
+    pins = [f"{package.name}={package.version}" for package in packages]
+    _run(["apt-get", "download", *pins], environment, folder)
+    archives = []
+    for package in packages:
+        [archive] = folder.glob(f"{package.name}_*.deb")
+        if sha256_of(archive) != package.sha256:
+            raise UserError(
+                f"{archive.name}: its SHA-256 is not the one in {LOCK.name}; try again, "
+                f"and if it stays so refresh the lock with `{REFRESH}`"
+            )
+        archives.append(archive)
+    return archives
+
+
+def _private_apt(work: Path, on_progress: Progress) -> dict[str, str]:
+    """An apt of our own: arm64, the user's rights, nothing of the machine's state but its proxy."""
+    if not KEYRING.is_file():
+        raise UserError(
+            f"{KEYRING}: missing; install it with `apt install debian-archive-keyring`"
+        )
+    mirror = _mirror()
+    for folder in (
+        "state/lists/partial",
+        "cache/archives/partial",
+        "etc/apt.conf.d",
+        "etc/preferences.d",
+    ):
+        (work / "apt" / folder).mkdir(parents=True)
+    (work / "apt" / "status").touch()
+    (work / "apt" / "etc" / "sources.list").write_text(
+        f"deb [arch=arm64 signed-by={KEYRING}] {mirror} {SUITE} main\n"
+    )
+    settings = {
+        "APT::Architecture": "arm64",
+        "APT::Architectures": "arm64",
+        "APT::Sandbox::User": "",
+        "APT::Update::Error-Mode": "any",
+        "Acquire::Languages": "none",
+        "Dir::State": str(work / "apt" / "state"),
+        "Dir::State::status": str(work / "apt" / "status"),
+        "Dir::Cache": str(work / "apt" / "cache"),
+        "Dir::Etc": str(work / "apt" / "etc"),
+    }
+    proxies = [
+        line
+        for line in _run(["apt-config", "dump", "Acquire"]).splitlines()
+        if line.startswith(("Acquire::http", "Acquire::https"))
+    ]
+    lines = [f'{name} "{value}";' for name, value in settings.items()]
+    (work / "apt.conf").write_text("\n".join([*proxies, *lines]) + "\n")
+    environment = {"APT_CONFIG": str(work / "apt.conf")}
+    on_progress(f"reading the package list of {mirror}")
+    _run(["apt-get", "update"], environment)
+    return environment
+
+
+def _mirror() -> str:
+    """The Debian mirror this machine's own apt uses, or what the user names instead."""
+    if named := os.environ.get(MIRROR_VARIABLE):
+        return named
+    listed = _run(["apt-get", "indextargets", "--format", "$(REPO_URI)"]).split()
+    for uri in listed:
+        if urlsplit(uri).path.rstrip("/").endswith("/debian"):
+            return uri
+    raise UserError(
+        f"this machine's apt knows no Debian mirror; set {MIRROR_VARIABLE} to the URL of one"
+    )
+
+
+def _wheel_requirements() -> str:
+    """The lines of requirements.lock, hashes and all, for what the RPC server imports."""
+    text = re.sub(r"\n\s*#.*", "", REQUIREMENTS.read_text())
+    blocks = re.split(r"\n(?=\S)", text)
+    wanted = re.compile(rf"(?:{'|'.join(WHEELS)})==")
+    return "\n".join(block for block in blocks if wanted.match(block)) + "\n"
+
+
+def _fetch_wheels(work: Path, on_progress: Progress) -> list[Path]:
+    on_progress("fetching the engine's aarch64 wheels")
+    requirements, folder = work / "requirements.txt", work / "wheels"
+    requirements.write_text(_wheel_requirements())
+    options = ["--require-hashes", "--no-deps", "--only-binary", ":all:", "--no-input"]
+    python = ["--python-version", "3.11", "--implementation", "cp", "--abi", "cp311"]
+    platforms = [word for name in _PLATFORMS for word in ("--platform", name)]
+    what = ["--requirement", str(requirements), "--dest", str(folder)]
+    pip = [sys.executable, "-m", "pip", "download", "--quiet"]
+    _run([*pip, *options, *python, *platforms, *what])
+    return sorted(folder.iterdir())
+
+
+def _unpack_wheel(wheel: Path, folder: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        kept = [name for name in archive.namelist() if not _LEFT_OUT.match(name)]
+        archive.extractall(folder, kept)
+
+
+def _run(
+    command: Sequence[str],
+    environment: dict[str, str] | None = None,
+    folder: Path | None = None,
+) -> str:
+    """Run a tool and give back what it printed; its failure is one line that names it."""
+    try:
+        result = subprocess.run(
+            command,
+            env={**os.environ, "LC_ALL": "C", **(environment or {})},
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+    except FileNotFoundError:
+        raise UserError(
+            f"{command[0]}: not found; emulated boards need apt and dpkg, which Debian and "
+            "Ubuntu have and other systems have packages of"
+        ) from None
+    if result.returncode == 0:
+        return result.stdout
+    raise UserError(_why(Path(command[0]).name, result.stderr or result.stdout))
+
+
+def _why(tool: str, output: str) -> str:
+    """One line for the failure of apt, dpkg or pip."""
+    said = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in said if line.startswith(("E:", "W:", "ERROR:"))]
+    first = re.sub(
+        r"^(E:|W:|ERROR:)\s*", "", (errors or said or ["no reason given"])[0]
+    )
+    if "was not found" in first and "Version" in first:
+        return (
+            f"{LOCK.name}: {first}, Debian has a newer one; refresh the lock "
+            f"with `{REFRESH}`"
+        )
+    if "No module named pip" in output:
+        return "this Python has no pip; run `python -m ensurepip`, then try again"
+    if tool.startswith(("apt", "python")):
+        return f"{first}; check the network (or ${MIRROR_VARIABLE}), then try again"
+    return f"{tool}: {first}; try again"
+
+
+if __name__ == "__main__":
+    run_command(main)
