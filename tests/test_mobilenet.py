@@ -360,6 +360,33 @@ def test_the_command_refuses_in_one_line(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_full_disk_leaves_nothing_and_spares_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_text("the old file")
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(path)],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.returncode == 2
+    assert f"error: {path}: File too large; choose another --output" in done.stderr
+    assert path.read_text() == "the old file"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# No file may grow beyond 100 kB in that process: to the program, a disk that is full.
+FULL_DISK = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+from compile.mobilenet import main
+from targets.errors import run_command
+path = sys.argv[1]
+run_command(lambda _: main(["--width", "0.35", "--output", path]))
+"""
+
+
 def test_help_needs_neither_onnx_nor_tvm() -> None:
     program = (
         "import sys; from compile import mobilenet\n"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import re
 import socket
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -233,7 +236,10 @@ def test_a_body_that_does_not_end_is_refused_and_removed(
 ) -> None:
     server.content = CONTENT * 8
     server.sizes = False
-    assert "sends more than the 512,000 bytes" in refusal()
+    seen: list[int] = []
+    with pytest.raises(UserError, match="sends more than the 512,000 bytes"):
+        zoo.fetch(NAME, lambda done, total: seen.append(done))
+    assert max(seen) <= len(CONTENT)
     assert left(cache) == set()
 
 
@@ -306,6 +312,14 @@ def test_a_redirect_to_anything_but_https_is_refused(
 ) -> None:
     server.redirects = {ROUTE: target}
     assert says in refusal()
+
+
+def test_a_redirect_never_leads_from_https_to_this_machine() -> None:
+    request = urllib.request.Request("https://example.org/x")
+    with pytest.raises(UserError, match="which is not https"):
+        zoo._Redirects().redirect_request(
+            request, io.BytesIO(), 302, "", HTTPMessage(), "http://127.0.0.1/x"
+        )
 
 
 @pytest.mark.parametrize(("steps", "arrives"), [(5, True), (6, False)])
