@@ -28,16 +28,12 @@ def seeded_inputs(
     Returns:
         ``count`` arrays of ``tensor.shape``, float32.
     """
-    channel_axis = 1 if tensor.layout == "NCHW" else 3
-    channels = tensor.shape[channel_axis]
-    height, width = (
-        size for axis, size in enumerate(tensor.shape) if axis not in (0, channel_axis)
-    )
+    height, width = tensor.size
     y, x = np.mgrid[0 : 1 : complex(0, height), 0 : 1 : complex(0, width)]
     inputs = []
     for seed in range(count):
         random = np.random.Generator(np.random.PCG64(seed))
-        waves = np.zeros((channels, height, width))
+        waves = np.zeros((tensor.channels, height, width))
         for plane in waves:
             for _ in range(3):
                 fx, fy, phase = random.uniform((0.5, 0.5, 0), (6, 6, 2 * np.pi))

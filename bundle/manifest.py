@@ -11,6 +11,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    FiniteFloat,
     ValidationError,
     model_validator,
 )
@@ -18,7 +19,7 @@ from pydantic import (
 from targets.errors import UserError
 
 FORMAT_VERSION: Final = 1
-_MAX_MANIFEST_BYTES = 4 << 20
+MAX_MANIFEST_BYTES: Final = 4 << 20
 
 
 def _plain_relative(path: str) -> str:
@@ -55,6 +56,17 @@ class Tensor(_Model):
     def nbytes(self) -> int:
         return 4 * prod(self.shape)
 
+    @property
+    def channels(self) -> int:
+        """Of an image; as ``size``, only where there is a layout."""
+        return self.shape[1 if self.layout == "NCHW" else 3]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of an image."""
+        first = 2 if self.layout == "NCHW" else 1
+        return self.shape[first], self.shape[first + 1]
+
 
 class Preprocessing(_Model):
     """How a photograph becomes the input tensor.
@@ -66,9 +78,9 @@ class Preprocessing(_Model):
     resize: Dimension
     crop: tuple[Dimension, Dimension]
     interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
-    scale: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    scale: FiniteFloat
+    mean: tuple[FiniteFloat, ...]
+    std: tuple[FiniteFloat, ...]
 
     @model_validator(mode="after")
     def _sensible(self) -> Preprocessing:
@@ -160,7 +172,7 @@ class Manifest(_Model):
     preprocessing: Preprocessing
     labels: RelativePath | None = None
     lowering: Lowering
-    golden: tuple[Golden, ...]
+    golden: Annotated[tuple[Golden, ...], Field(min_length=1)]
     files: dict[RelativePath, Sha256]
     measured: dict[str, Any] = {}
 
@@ -173,7 +185,19 @@ class Manifest(_Model):
                 raise ValueError(f"{path} is named but has no hash")
         if any(len(pair.outputs) != len(self.outputs) for pair in self.golden):
             raise ValueError("golden data and outputs differ in number")
+        self._check_input()
         return self
+
+    def _check_input(self) -> None:
+        if len(self.input.shape) != 4 or not self.input.layout:
+            raise ValueError("the input is not an image [1, C, H, W] or [1, H, W, C]")
+        crop, size = self.preprocessing.crop, self.input.size
+        if crop != size:
+            raise ValueError(f"crop {crop} is not the input's size {size}")
+        if len(self.preprocessing.mean) not in (1, self.input.channels):
+            raise ValueError(
+                f"{len(self.preprocessing.mean)} means for {self.input.channels} channels"
+            )
 
     def to_json(self) -> str:
         return self.model_dump_json(indent=2) + "\n"
@@ -188,9 +212,9 @@ def parse(text: bytes, where: str) -> Manifest:
     Raises:
         UserError: not JSON, of a newer format, or not consistent in itself.
     """
-    if len(text) > _MAX_MANIFEST_BYTES:
+    if len(text) > MAX_MANIFEST_BYTES:
         raise UserError(
-            f"{where}: {len(text)} bytes is too large for a manifest; build the bundle again"
+            f"{where}: more than {MAX_MANIFEST_BYTES} bytes is no manifest; build the bundle again"
         )
     try:
         return Manifest.model_validate_json(text)

@@ -73,8 +73,13 @@ def read(path: Path, channels: int = 3) -> Photo:
         channels: 3 for RGB, 1 for grey.
 
     Raises:
-        UserError: not an image, truncated, or more than ``MAX_PIXELS``.
+        UserError: not an image, truncated, or more than ``MAX_PIXELS``; or a network takes another
+            number of channels.
     """
+    if channels not in (1, 3):
+        raise UserError(
+            f"{path}: the network's input has {channels} channels, which no photograph has"
+        )
     if not path.is_file():
         raise UserError(f"{path}: no such file; give an image (JPEG, PNG, …)")
     notes = []
@@ -90,7 +95,8 @@ def read(path: Path, channels: int = 3) -> Photo:
                 if getattr(opened, "n_frames", 1) > 1:
                     notes.append(f"{path.name}: animated; its first frame was taken")
                 opened.load()
-                image = ImageOps.exif_transpose(opened)
+                upright = ImageOps.exif_transpose(opened)
+                image = _eight_bit(upright, "RGB" if channels == 3 else "L")
     except Image.DecompressionBombError:
         raise UserError(
             f"{path}: over {MAX_PIXELS:,} pixels; make it smaller"
@@ -101,7 +107,7 @@ def read(path: Path, channels: int = 3) -> Photo:
         ) from None
     except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
         raise UserError(f"{path}: damaged image ({error}); replace it") from None
-    return Photo(path, _eight_bit(image, "RGB" if channels == 3 else "L"), tuple(notes))
+    return Photo(path, image, tuple(notes))
 
 
 def _eight_bit(image: Image.Image, mode: str) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import hashlib
 import os
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bundle.manifest import Manifest, parse
+from bundle.manifest import MAX_MANIFEST_BYTES, Manifest, parse
 from targets.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -22,6 +23,8 @@ LIBRARY = "model.so"
 
 # e_machine of the ELF header (elf.h), by the name uname -m gives the architecture.
 _ELF_MACHINES = {62: "x86_64", 183: "aarch64", 40: "arm"}
+# No space, over quota, over the process's limit (ulimit -f).
+_FULL = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ class Bundle:
         """The class names, one a line of the labels file; empty where the bundle has none."""
         if self.manifest.labels is None:
             return []
-        return self.read(self.manifest.labels).decode().splitlines()
+        return self.read(self.manifest.labels).decode(errors="replace").splitlines()
 
 
 def sha256_of(path: Path) -> str:
@@ -66,7 +69,8 @@ def open_bundle(path: Path) -> Bundle:
             else "python -m compile.build makes one"
         )
         raise UserError(f"{path}: not a bundle (it has no {MANIFEST}); {hint}")
-    manifest = parse(manifest_path.read_bytes(), str(manifest_path))
+    with manifest_path.open("rb") as file:
+        manifest = parse(file.read(MAX_MANIFEST_BYTES + 1), str(manifest_path))
     for relative, expected in manifest.files.items():
         _verify_file(path, relative, expected)
     for pair in manifest.golden:
@@ -125,15 +129,24 @@ def check_replaceable(output: Path) -> None:
     """Refuse an output path that holds anything but a bundle.
 
     Raises:
-        UserError: ``output`` is a file, a link, or a folder of something else.
+        UserError: ``output`` is a file, a link, or a folder of something else, or the place of
+            its archive is taken by what came from no build.
     """
+    if output.name in ("", ".."):
+        raise UserError(f"{output}: has no name of its own; choose another --output")
     if output.is_symlink() or (output.exists() and not output.is_dir()):
         raise UserError(
             f"{output}: exists and is not a directory; choose another --output"
         )
-    if output.is_dir() and any(output.iterdir()) and not (output / MANIFEST).is_file():
+    is_bundle = all((output / name).is_file() for name in (MANIFEST, LIBRARY))
+    if output.is_dir() and any(output.iterdir()) and not is_bundle:
         raise UserError(
             f"{output}: holds something that is not a bundle; choose another --output"
+        )
+    archive = archive_of(output)
+    if os.path.lexists(archive) and not (is_bundle and archive.is_file()):
+        raise UserError(
+            f"{archive}: exists without a bundle beside it; remove it or choose another --output"
         )
 
 
@@ -162,12 +175,16 @@ def staging(output: Path) -> Iterator[Path]:
             output.rename(stage / "replaced")
         content.rename(output)
         archive.rename(archive_of(output))
-    except BaseException:
+    except BaseException as error:
         if (stage / "replaced").exists() and not output.exists():
             (stage / "replaced").rename(output)
         archive.unlink(missing_ok=True)
         shutil.rmtree(stage, ignore_errors=True)
         _remove_parents(created)
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise UserError(
+                f"{output.parent}: {error.strerror}; make room or choose another --output"
+            ) from None
         raise
     shutil.rmtree(stage, ignore_errors=True)
 

@@ -41,7 +41,8 @@ def run_in_child(
         process.start()
         sender.close()
         try:
-            return _follow(receiver, noise, process, stage, tick)
+            result: T = _follow(receiver, noise, process, stage, tick)
+            return result
         finally:
             if process.is_alive():
                 process.kill()

@@ -29,6 +29,7 @@ from compile.model import Model
 from compile.preprocessing import Stated, read_labels, settle
 from compile.reference import Reference
 from compile.verify import verify
+from targets.errors import UserError
 from targets.presets import Target, missing_features, this_cpu
 from targets.progress import Progress
 from tuning import records
@@ -191,16 +192,29 @@ def _verify(
     folder: Path, target: Target, reference: str, progress: Progress
 ) -> dict[str, Any]:
     """The manifest's ``verification``: figures, or null with the reason why there are none."""
-    here = not missing_features(target, this_cpu())
-    if not here:
-        from devices import emulated
-
-        if obstacle := emulated.obstacle(target.qemu_cpu):
-            return {"verification": None, "not_verified_because": obstacle}
+    emulated = bool(missing_features(target, this_cpu()))
+    if emulated:
+        try:
+            _prepare_emulator(target, progress)
+        except UserError as error:
+            return {"verification": None, "not_verified_because": str(error)}
     result = run_in_child(
-        verify, folder, not here, stage=progress.stage, tick=progress.tick
+        verify, folder, emulated, stage=progress.stage, tick=progress.tick
     )
     return {"verification": {**result._asdict(), "reference": reference}}
+
+
+def _prepare_emulator(target: Target, progress: Progress) -> None:
+    from devices.emulated import find_qemu
+    from devices.sysroot import prepare
+
+    if not target.qemu_cpu:
+        missing = ", ".join(missing_features(target, this_cpu()))
+        raise UserError(
+            f"this machine lacks {missing}, and {target.name} has no emulated board"
+        )
+    find_qemu()
+    prepare(progress.stage)
 
 
 def _peak_memory() -> int:

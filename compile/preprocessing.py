@@ -46,6 +46,8 @@ def beside(model: Path) -> Stated:
     Raises:
         UserError: not TOML, an unknown key, a value of the wrong kind.
     """
+    if not model.name:
+        return Stated()
     path = model.with_suffix(".toml")
     if not path.is_file():
         return Stated()
@@ -78,7 +80,7 @@ def settle(
     Raises:
         UserError: the statement contradicts itself or the input tensor.
     """
-    height, width = tensor.shape[2:] if tensor.layout == "NCHW" else tensor.shape[1:3]
+    height, width = tensor.size
     base = own or Preprocessing(
         resize=round(max(height, width) * 256 / 224),
         crop=(height, width),

@@ -32,7 +32,6 @@ def verify(folder: Path, emulated: bool, stage: Callable[[str], None]) -> Verifi
     """
     bundle = open_bundle(folder)
     where = "an emulated board" if emulated else "this machine"
-    stage(f"comparing with ONNX Runtime on {where}")
     if emulated:
         from devices.emulated import open_emulated
 
@@ -41,6 +40,7 @@ def verify(folder: Path, emulated: bool, stage: Callable[[str], None]) -> Verifi
         from devices.local import open_local
 
         session = open_local(bundle)
+    stage(f"comparing with ONNX Runtime on {where}")
     with session:
         results = [
             compare(session.run(x), outputs)

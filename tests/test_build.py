@@ -1,0 +1,112 @@
+"""What a build gives: the same bytes each time, the files, the options' effect."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import graphs
+import numpy as np
+import onnx
+import pytest
+from conftest import run, succeed
+
+from bundle.golden import read_golden
+from bundle.store import open_bundle, sha256_of
+
+Build = Callable[..., Path]
+SMALL = "mobilenetv2-0.35-96"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def small_cnn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "cnn.onnx"
+    onnx.save(graphs.torchscript_cnn(17), path)
+    return path
+
+
+def test_the_same_inputs_give_the_same_library(built: Build, tmp_path: Path) -> None:
+    again = tmp_path / "elsewhere" / "again"
+    other = tmp_path / "temporary files"
+    other.mkdir()
+    options = ("--model", SMALL, "--output", again)
+    succeed("compile.build", *options, TMPDIR=str(other), PYTHONHASHSEED="12345")
+    assert sha256_of(again / "model.so") == sha256_of(built(SMALL) / "model.so")
+
+
+def test_the_archive_holds_the_bundle(built: Build) -> None:
+    bundle = built(SMALL)
+    with tarfile.open(bundle.with_name(bundle.name + ".tar.gz")) as archive:
+        names = set(archive.getnames())
+    manifest = open_bundle(bundle).manifest
+    assert names == {
+        f"{bundle.name}/{path}" for path in ["manifest.json", *manifest.files]
+    }
+
+
+def test_the_json_is_one_object(small_cnn: Path, tmp_path: Path) -> None:
+    answer = json.loads(
+        succeed(
+            "compile.build", "--model", small_cnn, "--output", tmp_path / "b", "--json"
+        )
+    )
+    assert answer["bundle"] == str(tmp_path / "b")
+    assert answer["verification"]["origin"] == "measured on host"
+    assert answer["verification"]["relative_error"] <= 1e-4
+
+
+def test_a_bundle_is_replaced_only_by_a_whole_one(
+    small_cnn: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "bundle"
+    succeed("compile.build", "--model", small_cnn, "--output", output)
+    before = (output / "manifest.json").read_bytes()
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(small_cnn.read_bytes()[:500])
+    assert run("compile.build", "--model", broken, "--output", output).returncode == 2
+    assert (output / "manifest.json").read_bytes() == before
+    succeed("compile.build", "--model", small_cnn, "--output", output, "--threads", 2)
+    assert open_bundle(output).manifest.threads == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "broken.onnx",
+        "bundle",
+        "bundle.tar.gz",
+    ]
+
+
+def test_dump_shows_what_the_compiler_made(small_cnn: Path, tmp_path: Path) -> None:
+    dump = tmp_path / "dump"
+    options = ("--output", tmp_path / "b", "--dump", dump, "--target", "x86-64-v3")
+    succeed("compile.build", "--model", small_cnn, *options)
+    assert "nn.conv2d" in (dump / "relay-before.txt").read_text()
+    assert "Primitive=1" in (dump / "relay-after.txt").read_text()
+    assert "T.prim_func" in (dump / "tir.txt").read_text()
+    assert "vfmadd" in (dump / "model.s").read_text()
+
+
+def test_the_toml_beside_the_model_and_the_options_are_obeyed(
+    small_cnn: Path, tmp_path: Path, free_photos: list[Path]
+) -> None:
+    model = tmp_path / "mine.onnx"
+    model.write_bytes(small_cnn.read_bytes())
+    (tmp_path / "names.txt").write_text("cat\nnot a cat\n")
+    (tmp_path / "mine.toml").write_text(
+        'scale = 0.00392156862745098\nmean = [0.5, 0.4, 0.3]\nstd = [0.2, 0.2, 0.2]\nlabels = "names.txt"\n'
+    )
+    output = tmp_path / "b"
+    options = ("--std", "0.1,0.2,0.4", "--golden", *free_photos[:2])
+    succeed("compile.build", "--model", model, "--output", output, *options)
+    bundle = open_bundle(output)
+    assert bundle.labels() == ["cat", "not a cat"]
+    assert bundle.manifest.preprocessing.mean == (0.5, 0.4, 0.3)
+    assert bundle.manifest.preprocessing.std == (0.1, 0.2, 0.4)
+    golden = read_golden(bundle)
+    assert len(golden) == 2
+    assert all(np.isfinite(tensor).all() for tensor, _ in golden)
+    shown = succeed("runtime_demo.run", output, "--image", free_photos[0])
+    assert "not a cat" in shown  # two classes: both are shown, no five are demanded
+    assert len(shown.splitlines()) == 4

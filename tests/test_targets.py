@@ -1,0 +1,86 @@
+"""Targets: what --target takes, and what `native` finds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import succeed
+
+from targets.errors import UserError
+from targets.presets import PRESETS, Cpu, missing_features, native, resolve, this_cpu
+
+V3 = frozenset(
+    ["cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"]
+    + ["abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"]
+)
+
+
+def test_the_list_names_every_target_and_what_native_is() -> None:
+    shown = succeed("targets")
+    for target in PRESETS:
+        assert target.name in shown
+    answer = json.loads(succeed("targets", "--json"))
+    assert answer["native"] in answer["targets"]
+    assert f"): {answer['native']}" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("arm-cortex-a27", "arm-cortex-a72"),
+        ("x86-64v3", "x86-64-v3"),
+        ("nativ", "native"),
+    ],
+)
+def test_an_unknown_name_gets_the_nearest(name: str, near: str) -> None:
+    with pytest.raises(UserError, match=near):
+        resolve(name)
+
+
+def test_a_name_like_nothing_gets_the_list() -> None:
+    with pytest.raises(UserError, match="python -m targets"):
+        resolve("zzzz")
+
+
+def test_a_raw_string_is_taken_with_what_follows_from_it() -> None:
+    target = resolve("llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a76")
+    assert (target.machine, target.linker) == ("aarch64", "aarch64-linux-gnu.2.28")
+    assert target.features == resolve("arm-cortex-a76").features
+    assert target.name == "custom-cortex-a76"
+
+
+def test_a_raw_string_that_nothing_links_is_refused() -> None:
+    with pytest.raises(UserError, match="no linker for riscv64"):
+        resolve("llvm -mtriple=riscv64-linux-gnu")
+
+
+@pytest.mark.parametrize(
+    ("cpu", "name"),
+    [
+        (Cpu("x86_64", V3, "", "Haswell"), "x86-64-v3"),
+        (Cpu("aarch64", frozenset(), "0xd03", ""), "arm-cortex-a53"),
+        (Cpu("aarch64", frozenset(), "0xd08", ""), "arm-cortex-a72"),
+        (Cpu("aarch64", frozenset(), "0xd0b", ""), "arm-cortex-a76"),
+        (Cpu("aarch64", frozenset(), "0xfff", ""), "arm-cortex-a53"),
+    ],
+)
+def test_native_is_the_most_specific_that_the_cpu_can_run(cpu: Cpu, name: str) -> None:
+    assert native(cpu).name == name
+
+
+def test_native_never_names_what_this_machine_lacks() -> None:
+    assert missing_features(native(), this_cpu()) == []
+
+
+def test_cpuinfo_of_a_raspberry_pi_is_read(tmp_path: Path) -> None:
+    # The lines of a Raspberry Pi 4's /proc/cpuinfo under a 64-bit kernel.
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(
+        "processor\t: 0\nBogoMIPS\t: 108.00\nFeatures\t: fp asimd evtstrm crc32 cpuid\n"
+        "CPU implementer\t: 0x41\nCPU part\t: 0xd08\n\nprocessor\t: 1\nCPU part\t: 0xd08\n"
+    )
+    cpu = this_cpu(cpuinfo)
+    assert (cpu.part, cpu.model) == ("0xd08", "ARM part 0xd08")
+    assert "asimd" in cpu.features
