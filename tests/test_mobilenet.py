@@ -171,7 +171,7 @@ def test_the_weights_are_the_same_on_every_machine() -> None:
     digest = hashlib.sha256(b"".join(t.raw_data for t in model.graph.initializer))
     assert (
         digest.hexdigest()
-        == "25992425bb9eca3cb4dc74b71ffd5b9825fd8c06d3688e5e1954195ca6d634c2"
+        == "e9cf914eec1c7df40a4aa1786d35558042a707b4133a8cba0c6e1c53a7f61309"
     )
 
 
@@ -184,12 +184,12 @@ def test_different_photographs_get_different_answers(
     answers = set(logits.argmax(axis=1).tolist())
     assert len(answers) > len(logits) / 2
     spread = logits.std(axis=1)
-    assert spread.min() > 1
-    assert spread.max() < 4
+    assert spread.min() > 0.4
+    assert spread.max() < 1.5
     for one, other in itertools.combinations(logits, 2):
         assert np.abs(one - other).max() >= 1000 * TOLERANCE
     # What differs between photographs is no trifle beside what all have in common.
-    assert logits.var(axis=0).mean() > 0.15 * logits.var()
+    assert logits.var(axis=0).mean() > 0.1 * logits.var()
 
 
 @pytest.mark.parametrize(("width", "resolution"), NETWORKS)
@@ -203,18 +203,33 @@ def test_every_layer_keeps_its_spread_and_relu6_neither_kills_nor_saturates(
     maps = [run(model, image)[1:] for image in photographs(resolution)]
     for name, *of_images in zip(names, *maps, strict=True):
         values = np.concatenate(of_images)
-        assert 0.3 < (values <= 0).mean() < 0.7, name
+        assert 0.1 < (values <= 0).mean() < 0.6, name
         assert (values >= 6).mean() < 0.05, name
         assert 0.5 < values.std() < 2, name
         dead = values.max(axis=(0, 2, 3)) <= 0
         assert dead.mean() < 0.05, name
 
 
+@pytest.mark.parametrize(("width", "resolution"), NETWORKS)
+def test_rounding_errors_stay_far_below_the_tolerance(
+    width: float, resolution: int
+) -> None:
+    """ONNX Runtime with and without its optimisations adds up in different orders."""
+    model = build(width, resolution)
+    plain = ort.SessionOptions()
+    plain.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    other = ort.InferenceSession(model.SerializeToString(), plain)
+    for image in photographs(resolution):
+        (expected,) = run(model, image)
+        (found,) = other.run(None, {"input": image})
+        assert np.abs(found - expected).max() < TOLERANCE / 1.5
+
+
 def test_the_constants_of_relu6_are_those_of_the_normal_distribution() -> None:
-    x = np.linspace(-8, 8, 100_001) * mobilenet._SPREAD
-    density = np.exp(-((x / mobilenet._SPREAD) ** 2) / 2)
+    x = np.linspace(-8, 8, 100_001)
+    density = np.exp(-(x**2) / 2)
     density /= density.sum()
-    y = np.clip(x, 0, 6)
+    y = np.clip(mobilenet._MEAN + mobilenet._SPREAD * x, 0, 6)
     mean = float((y * density).sum())
     assert mean == pytest.approx(mobilenet._RELU6_MEAN, abs=1e-4)
     variance = float((y * y * density).sum()) - mean**2
