@@ -104,9 +104,24 @@ def is_onnx(domain: str) -> bool:
 
 def infer(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Shapes of every tensor, strictly; onnx raises where they contradict each other."""
-    return onnx.shape_inference.infer_shapes(
+    # onnx infers no shape for these, which have their input's: an Identity stands in.
+    shapeless = {
+        index: node
+        for index, node in enumerate(proto.graph.node)
+        if node.op_type == "GroupNormalization"
+    }
+    if shapeless:
+        given, proto = proto, onnx.ModelProto()
+        proto.CopyFrom(given)
+        for index, node in shapeless.items():
+            identity = onnx.helper.make_node("Identity", node.input[:1], node.output)
+            proto.graph.node[index].CopyFrom(identity)
+    inferred: onnx.ModelProto = onnx.shape_inference.infer_shapes(
         proto, check_type=True, strict_mode=True, data_prop=True
     )
+    for index, node in shapeless.items():
+        inferred.graph.node[index].CopyFrom(node)
+    return inferred
 
 
 def fold(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import onnx
@@ -62,6 +63,8 @@ def _import(
     tvm: Any, proto: onnx.ModelProto, version: int
 ) -> tuple[Any, dict[str, Any]]:
     known = values(proto.graph)
+    # Beforehand: the importer gives nameless nodes names of its own.
+    labels = {node.output[0]: node_label(node) for node in proto.graph.node}
     shapes = {each.name: known[each.name].shape for each in proto.graph.input}
     try:
         with warnings.catch_warnings():
@@ -73,18 +76,18 @@ def _import(
         return tvm.relay.transform.InferType()(module), params
     except Exception as error:
         raise UserError(
-            f"{_blamed(error, proto)}: TVM cannot import it ({_reason(error)}); replace it before exporting"
+            f"{_blamed(error, labels)}: TVM cannot import it ({_reason(error)}); replace it before exporting"
         ) from error
 
 
-def _blamed(error: BaseException, proto: onnx.ModelProto) -> str:
+def _blamed(error: BaseException, labels: Mapping[str, str]) -> str:
     """The node that was being converted, read from the importer's own frame; else the graph."""
     trace = error.__traceback__
-    blamed = f"graph {shown(proto.graph.name)!r}"
+    blamed = "the graph"
     while trace is not None:
         node = trace.tb_frame.f_locals.get("node")
         if isinstance(node, onnx.NodeProto):
-            blamed = node_label(node)
+            blamed = labels.get(node.output[0], blamed)
         trace = trace.tb_next
     return blamed
 

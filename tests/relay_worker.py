@@ -1,0 +1,83 @@
+"""TVM in a process of its own, for tests that compile beside tests that load the runtime alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@contextmanager
+def relay_worker() -> Iterator[ProcessPoolExecutor]:
+    """One spawned process, to be given :func:`through_relay`."""
+    # Set where this process has loaded the runtime alone, which cannot compile.
+    runtime_only = os.environ.pop("TVM_USE_RUNTIME_LIB", None)
+    try:
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            pool.submit(os.getpid).result()
+            yield pool
+    finally:
+        if runtime_only is not None:
+            os.environ["TVM_USE_RUNTIME_LIB"] = runtime_only
+
+
+def through_relay(
+    model: bytes, inputs: list[Array], rewrite: bool = True
+) -> list[list[Array]]:
+    """Import and compile once, answer each input; ``rewrite=False`` imports the model as it is."""
+    from targets.engine import compiler
+
+    tvm = compiler()
+    from tvm.contrib import graph_executor
+
+    from compile.fold import opset
+    from compile.importer import to_relay
+
+    proto = onnx.load_model_from_string(model)
+    name = proto.graph.input[0].name
+    if rewrite:
+        module, _ = to_relay(proto)
+    else:
+        module, _ = tvm.relay.frontend.from_onnx(
+            proto, {name: inputs[0].shape}, opset=opset(proto), freeze_params=True
+        )
+    with tvm.transform.PassContext(opt_level=3):
+        built = tvm.relay.build(module, tvm.target.Target("llvm -keys=cpu"))
+    executor = graph_executor.GraphModule(built["default"](tvm.cpu()))
+    answers = []
+    for x in inputs:
+        executor.set_input(name, x)
+        executor.run()
+        count = executor.get_num_outputs()
+        answers.append([executor.get_output(k).numpy() for k in range(count)])
+    return answers
+
+
+def through_onnxruntime(model: bytes, inputs: list[Array]) -> list[list[Array]]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(
+        model, options, providers=["CPUExecutionProvider"]
+    )
+    name = session.get_inputs()[0].name
+    return [list(session.run(None, {name: x})) for x in inputs]
+
+
+def worst_difference(got: list[Array], expected: list[Array]) -> float:
+    """The largest difference of any output, over that output's range; shapes and types must agree."""
+    assert [(a.shape, a.dtype) for a in got] == [(a.shape, a.dtype) for a in expected]
+    return max(
+        float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-6))
+        for a, b in zip(got, expected, strict=True)
+    )
