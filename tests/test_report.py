@@ -1,0 +1,446 @@
+"""The report of a check: one page that tells the whole of it and needs nothing beside itself."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import io
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bundle.accuracy import TOLERANCE, Accuracy
+from bundle.manifest import (
+    Group,
+    Lowering,
+    Manifest,
+    ModelIdentity,
+    Preprocessing,
+    Records,
+    TargetIdentity,
+    Tensor,
+)
+from bundle.store import Bundle
+from devices.session import OperatorTime, Origin
+from runtime_demo.report import (
+    GALLERY_LIMIT,
+    Series,
+    bars,
+    distribution,
+    histogram,
+    write_report,
+)
+from runtime_demo.result import Answer, CheckResult, InputResult, Latency
+from targets.errors import UserError
+
+LABELS = ["ash", "birch", "<script>alert('cedar')</script>", "dogwood", "elm"]
+VOID = {"meta", "link", "br", "img"}
+
+
+class Page(HTMLParser):
+    """Checks that every tag is closed where it should be, and keeps text and attributes."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.texts: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    def photographs(self) -> int:
+        return sum(v.startswith("data:image/jpeg;base64,") for _, v in self.attributes)
+
+
+def manifest(**changes: Any) -> Manifest:
+    return Manifest(
+        **{
+            "model": ModelIdentity(name="trees.onnx", sha256="ab" * 32),
+            "target": TargetIdentity(
+                name="znver4", tvm="llvm -mcpu=znver4", machine="x86_64"
+            ),
+            "engine": "Engine 0.19",
+            "threads": 3,
+            "input": Tensor(name="image", shape=(1, 3, 8, 8), layout="NCHW"),
+            "outputs": (Tensor(name="scores", shape=(1, 5)),),
+            "probabilities": False,
+            "preprocessing": Preprocessing(
+                resize=8, crop=(8, 8), scale=1, mean=(0,), std=(1,)
+            ),
+            "labels": "labels.txt",
+            "lowering": Lowering(
+                layout="NHWC",
+                reason="tuning records cover all 7 tasks",
+                records=Records(
+                    file="znver4.json", measured="on a Zen core", tasks=7, covered=7
+                ),
+                operators={"nn.conv2d": 1},
+                groups=(
+                    Group(
+                        name="fused_conv",
+                        operators=("nn.conv2d", "add"),
+                        output_shape=(1, 5, 1, 1),
+                        macs=2_000_000,
+                    ),
+                ),
+                workspace_bytes=1_230_000,
+            ),
+            "golden": (),
+            "files": {"model.so": "0" * 64, "labels.txt": "0" * 64},
+            "measured": {
+                "built_on": "a build machine",
+                "library_bytes": 4_560_000,
+                "verification": {
+                    "origin": "emulated",
+                    "inputs": 2,
+                    "relative_error": 3e-7,
+                },
+            },
+            **changes,
+        }
+    )
+
+
+def an_input(
+    path: Path | None,
+    ours: int = 0,
+    reference: int = 0,
+    relative: float = 1e-6,
+    expected: int | None = None,
+    name: str = "",
+) -> InputResult:
+    def five(best: int, probability: float) -> tuple[Answer, ...]:
+        order = [best, *(i for i in range(5) if i != best)]
+        return tuple(Answer(i, LABELS[i], probability) for i in order)
+
+    return InputResult(
+        name=name or (path.name if path else "golden input 0"),
+        path=path,
+        ours=five(ours, 0.873),
+        reference=five(reference, 0.651),
+        accuracy=Accuracy(relative * 20, relative * 5, relative, 0.999),
+        gap=4.5e-5,
+        expected=expected,
+        errors=np.array([0.0, relative, relative * 20]),
+    )
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    Image.new("RGB", (1200, 800), "green").save(tmp_path / "tree.png")
+    return tmp_path / "tree.png"
+
+
+def a_result(
+    folder: Path, inputs: Sequence[InputResult], **changes: Any
+) -> CheckResult:
+    (folder / "labels.txt").write_text("\n".join(LABELS) + "\n")
+    return replace(
+        CheckResult(
+            bundle=Bundle(folder, manifest()),
+            compared="images",
+            origin=Origin.HOST,
+            threads=2,
+            reference="onnxruntime 9",
+            inputs=tuple(inputs),
+            latency=Latency.of([0.0125, 0.0126, 0.0130]),
+            reference_latency=Latency.of([0.0250, 0.0252, 0.0260]),
+            operators=(
+                OperatorTime("tvmgen_default_fused_conv", (1, 5, 1, 1), 4e-4),
+                OperatorTime("tvmgen_default_fused_other", (1, 5), 1e-4),
+            ),
+        ),
+        **changes,
+    )
+
+
+def written(result: CheckResult, folder: Path) -> Page:
+    path = folder / "report.html"
+    write_report(result, path)
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_a_passed_check_shows_photographs_answers_times_and_the_build(
+    tree: Path, tmp_path: Path
+) -> None:
+    inputs = [an_input(tree, expected=0), an_input(tree, 1, 1, name="second.png")]
+    page = written(a_result(tmp_path, inputs), tmp_path)
+    assert page.photographs() == 2
+    for words in (
+        "Passed All 2 images",
+        "tree.png same answer",
+        "this bundle ash 87.3 % onnxruntime 9 ash 65.1 %",
+        "second.png",
+        "Right by labels.csv 1 of 1",
+        "12.60 ms",
+        "25.20 ms",
+        "0.50 × of its median",
+        "conv2d + add fused_conv 1 × 5 × 1 × 1 2.00 400.0 80.0 % 5.0",
+        "not in the manifest fused_other 1 × 5 – 100.0 20.0 % –",
+        "ab" * 32,
+        "llvm -mcpu=znver4",
+        "Engine 0.19",
+        "NHWC: tuning records cover all 7 tasks",
+        "7 of 7 tasks, znver4.json on a Zen core",
+        "1 fused groups, 1 of them with multiply-adds, 2.0 M in all",
+        "model.so 4.56 MB, the model’s weights not recorded, workspace 1.23 MB",
+        "3 unless told otherwise, 2 in this check",
+        "2 inputs against the reference: largest error 3.0 × 10⁻⁷ of the range emulated",
+        "measured on a build machine",
+    ):
+        assert words in page.text.replace("\N{NO-BREAK SPACE}", " ")
+    assert page.tags.count("svg") == 4, "the verdict's sign and three charts"
+    assert "Failed" not in page.text and "another answer" not in page.text
+
+
+def test_a_failed_check_says_so_first_and_marks_the_input(
+    tree: Path, tmp_path: Path
+) -> None:
+    inputs = [an_input(tree), an_input(tree, relative=3e-2, name="bad.png")]
+    page = written(a_result(tmp_path, inputs), tmp_path)
+    assert "Failed 1 of 2 images" in page.text
+    assert "Passed" not in page.text
+    assert "bad.png error too large" in page.text
+    assert page.text.index("bad.png") < page.text.index("tree.png")
+
+
+def test_another_answer_stands_out_with_the_references_gap(
+    tree: Path, tmp_path: Path
+) -> None:
+    inputs = [an_input(tree), an_input(tree, 3, 4, expected=1, name="odd.png")]
+    page = written(a_result(tmp_path, inputs), tmp_path)
+    text = page.text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "1 of 2 has another best class" in text
+    assert (
+        "odd.png another answer this bundle dogwood 87.3 % onnxruntime 9 elm 65.1 %"
+        in text
+    )
+    assert "first and second are 4.5 × 10⁻⁵ apart" in text
+    assert "labels.csv has birch" in text
+    assert ("class", "photo bad") in page.attributes
+    assert text.index("odd.png") < text.index("tree.png")
+
+
+def test_nothing_is_loaded_and_nothing_untrusted_is_markup(
+    tree: Path, tmp_path: Path
+) -> None:
+    evil = "<img src=x onerror=alert(1)>\"'.png"
+    bundle = Bundle(
+        tmp_path,
+        manifest(engine=evil, measured={"built_on": evil, "seconds": evil}),
+    )
+    result = a_result(
+        tmp_path, [an_input(tree, 2, 2, name=evil)], bundle=bundle, reference=evil
+    )
+    page = written(result, tmp_path)
+    assert page.text.count(evil) >= 4
+    assert LABELS[2] in page.text
+    assert "script" not in page.tags
+    assert page.tags.count("img") == 1
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert not re.search("https?:|url\\(|@import", html)
+    for name, value in page.attributes:
+        assert not name.startswith("on")
+        assert name not in ("src", "href") or value.startswith("data:")
+
+
+@pytest.mark.parametrize(
+    "measured",
+    [
+        {},
+        {"library_bytes": "large", "verification": None, "not_verified_because": 1},
+        {"library_bytes": 10**400, "verification": {"relative_error": 10**400}},
+        {"seconds": None, "verification": {"relative_error": [1], "origin": {}}},
+    ],
+)
+def test_whatever_a_manifest_says_was_measured_gives_a_page(
+    measured: dict[str, Any], tmp_path: Path
+) -> None:
+    bundle = Bundle(tmp_path, manifest(measured=measured))
+    page = written(a_result(tmp_path, [an_input(None)], bundle=bundle), tmp_path)
+    assert "model.so not recorded" in page.text
+
+
+def test_golden_inputs_on_an_emulated_board_read_well_without_photographs_and_times(
+    tmp_path: Path,
+) -> None:
+    result = a_result(
+        tmp_path,
+        [an_input(None)],
+        compared="golden inputs",
+        origin=Origin.EMULATED,
+        latency=None,
+        reference_latency=None,
+        operators=(),
+    )
+    page = written(result, tmp_path)
+    assert page.photographs() == 0
+    text = page.text
+    assert "All 1 golden input: every output" in text
+    assert "golden input 0 ash, 87.3 % ash, 65.1 %" in text
+    assert text.count("say nothing about a real one") == 2
+    assert "measured on host" not in text.split("A figure’s origin")[0]
+    assert " ms" not in text
+
+
+def test_no_classifier_shows_errors_alone(tree: Path, tmp_path: Path) -> None:
+    item = replace(an_input(tree), ours=(), reference=())
+    page = written(a_result(tmp_path, [item]), tmp_path)
+    assert "within the tolerance" in page.text
+    assert "Same best" not in page.text
+
+
+def test_a_photograph_that_is_gone_leaves_a_placeholder(
+    tree: Path, tmp_path: Path
+) -> None:
+    inputs = [an_input(tree), an_input(tmp_path / "gone.jpg")]
+    page = written(a_result(tmp_path, inputs), tmp_path)
+    assert page.photographs() == 1
+    assert "this photograph can no longer be read gone.jpg" in page.text
+
+
+def test_a_photograph_stands_upright_and_small(tmp_path: Path) -> None:
+    lying = Image.new("RGB", (1200, 800), "green")
+    exif = lying.getexif()
+    exif[0x0112] = 6
+    lying.save(tmp_path / "lying.jpg", exif=exif)
+    page = written(a_result(tmp_path, [an_input(tmp_path / "lying.jpg")]), tmp_path)
+    [uri] = [v for _, v in page.attributes if v.startswith("data:image")]
+    shown = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+    assert shown.size == (160, 240)
+
+
+def test_of_many_inputs_the_page_shows_a_stated_number(
+    tree: Path, tmp_path: Path
+) -> None:
+    inputs = [an_input(tree, name=f"{i}.png") for i in range(1000)]
+    inputs[997] = an_input(tree, 1, 2, name="differs.png")
+    inputs[998] = an_input(tree, relative=1.0, name="far.png")
+    page = written(a_result(tmp_path, inputs), tmp_path)
+    assert page.photographs() == GALLERY_LIMIT
+    assert f"Shown are {GALLERY_LIMIT} of 1000" in page.text
+    assert f"{1000 - GALLERY_LIMIT} more are left out" in page.text
+    order = [page.text.index(name) for name in ("differs.png", "far.png", " 0.png")]
+    assert order == sorted(order)
+    assert (tmp_path / "report.html").stat().st_size < 1_500_000
+
+
+def test_infinite_errors_are_said(tmp_path: Path) -> None:
+    item = replace(
+        an_input(None),
+        accuracy=Accuracy(np.inf, np.inf, np.inf, 0.0),
+        errors=np.array([np.nan, np.inf, 1e-6]),
+    )
+    page = written(a_result(tmp_path, [item]), tmp_path)
+    assert "Failed" in page.text
+    assert "The largest error is infinite of the reference’s range" in page.text
+    assert "2 are infinite or not a number" in page.text
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        (".", "is not a file"),
+        ("missing/report.html", "No such file or directory"),
+        ("labels.txt/report.html", "Not a directory"),
+        ("n" * 300, "File name too long"),
+    ],
+)
+def test_an_unwritable_place_is_refused_in_one_line(
+    where: str, words: str, tmp_path: Path
+) -> None:
+    result = a_result(tmp_path, [an_input(None)])
+    with pytest.raises(UserError, match=words) as caught:
+        write_report(result, tmp_path / where)
+    assert "--report" in str(caught.value) and "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == ["labels.txt"]
+
+
+def test_a_full_disk_leaves_the_old_report_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = a_result(tmp_path, [an_input(None)])
+    (tmp_path / "report.html").write_text("the old one")
+
+    def full(path: Path, text: str, **_options: str) -> int:
+        path.write_bytes(text.encode()[:100])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        write_report(result, tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text() == "the old one"
+    assert sorted(os.listdir(tmp_path)) == ["labels.txt", "report.html"]
+
+
+def test_the_histogram_counts_every_error_once() -> None:
+    errors = np.array([0.0, 1e-12, 2e-7, 3e-7, 5e-3, np.nan])
+    chart = histogram(errors, 1e-2)
+    assert chart is not None
+    drawn = re.findall(r"<title>[^<]*: (\d+)</title>", chart.svg)
+    assert sum(map(int, drawn)) == 3
+    assert "6 outputs in all" in chart.notes
+    assert "2 of them, equal or nearer than 10⁻⁹" in chart.notes
+    assert "1 are infinite or not a number" in chart.notes
+    assert "tolerance" in chart.svg
+    assert histogram(np.zeros(4), 1e-2) is None
+
+
+def test_the_distribution_counts_every_time_once_and_names_the_unit() -> None:
+    chart = distribution(
+        [Series("a & b", "ours", [7.0] * 19 + [90.0]), Series("c", "theirs", [8.0])]
+    )
+    drawn = re.findall(r"<title>[^<]* ms: (\d+)</title>", chart.svg)
+    assert sum(map(int, drawn)) == 20
+    assert "1 slower ones, up to 90.0 ms" in chart.notes
+    assert "in ms" in chart.svg
+    assert "a &amp; b, median 7.00 ms" in chart.svg
+
+
+def test_bars_are_as_high_as_their_times() -> None:
+    chart = bars([("conv2d", 50.0), ("add", 100.0), ("nothing", 0.0)])
+    heights = [float(h) for h in re.findall(r'<rect[^>]* height="([\d.]+)"', chart.svg)]
+    assert len(heights) == 2
+    assert heights[1] == pytest.approx(2 * heights[0], abs=0.02)
+    assert "time, in µs" in chart.svg
+
+
+def test_every_error_in_the_page_is_judged_by_the_tolerance_it_states(
+    tmp_path: Path,
+) -> None:
+    page = written(a_result(tmp_path, [an_input(None, relative=TOLERANCE)]), tmp_path)
+    stated = f"up to 1.0 × 10{str(round(np.log10(TOLERANCE))).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))} is accepted"
+    assert stated in page.text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "Passed" in page.text
