@@ -148,11 +148,10 @@ def _checked(
     _check_nodes(proto)
     _check_order(proto.graph)
     _check_all_inlined(proto)
-    onnx.checker.check_model(proto)
-    _check_weights(proto)
     source = _only_input(proto.graph)
     notes = _make_static(source, input_shapes)
     static = _static(proto, source)
+    _check_weights(static)
     folded = fold(static)
     _check_values(folded)
     outputs = _outputs(folded)
@@ -178,7 +177,7 @@ def _read_regular(path: Path, limit: int, follow: bool = True) -> bytes:
             raise _Unfit("is a link; put the file itself there") from None
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise _Unfit(f"cannot be read ({reason}); check the path") from None
-    with open(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise _Unfit("is not a regular file; give an .onnx file")
@@ -187,7 +186,12 @@ def _read_regular(path: Path, limit: int, follow: bool = True) -> bytes:
                 f"{status.st_size} bytes is more than the {limit} allowed for a model with its "
                 "external data; this is for CNNs of up to 1 GiB"
             )
-        data = file.read(limit + 1)
+        with open(descriptor, "rb", closefd=False) as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise _Unfit(f"cannot be read ({error.strerror}); copy it again") from None
+    finally:
+        os.close(descriptor)
     if len(data) > limit:
         raise _Unfit("grew while it was read; try again when it is written")
     return data
@@ -526,19 +530,31 @@ def _shown_shape(source: onnx.ValueInfoProto) -> str:
 
 
 def _static(proto: onnx.ModelProto, source: onnx.ValueInfoProto) -> onnx.ModelProto:
-    """The model with one input, its inner shapes inferred anew from that input's."""
-    graph = onnx.GraphProto(name=proto.graph.name or "graph", input=[source])
+    """The model with one input, checked, its inner shapes inferred anew from that input's."""
+    # IR 4 is the first whose initializers need not be inputs; 10 is as new as opset 22.
+    static = onnx.ModelProto(ir_version=min(max(proto.ir_version, 4), 10))
+    static.opset_import.extend(
+        each for each in proto.opset_import if is_onnx(each.domain)
+    )
+    graph = static.graph
+    graph.name = proto.graph.name or "graph"
+    graph.input.append(source)
     graph.node.extend(proto.graph.node)
     graph.initializer.extend(proto.graph.initializer)
-    for output in proto.graph.output:
-        graph.output.add().CopyFrom(output)
-        for dim in graph.output[-1].type.tensor_type.shape.dim:
+    graph.output.extend(proto.graph.output)
+    shapes = [output.type.tensor_type for output in graph.output]
+    for tensor in shapes:
+        for dim in tensor.shape.dim:
             if not dim.HasField("dim_value"):
                 dim.Clear()
-    opsets = [each for each in proto.opset_import if is_onnx(each.domain)]
-    # IR 4 is the first whose initializers need not be inputs; ONNX Runtime reads up to its own version.
-    version = min(max(proto.ir_version, 4), 10)
-    return infer(onnx.ModelProto(ir_version=version, opset_import=opsets, graph=graph))
+    # onnx.checker wants a shape of every output; strict inference would take it at its word.
+    shapeless = [tensor for tensor in shapes if not tensor.HasField("shape")]
+    for tensor in shapeless:
+        tensor.shape.SetInParent()
+    onnx.checker.check_model(static)
+    for tensor in shapeless:
+        tensor.ClearField("shape")
+    return infer(static)
 
 
 def _check_values(proto: onnx.ModelProto) -> None:
@@ -590,12 +606,15 @@ def _wrong_dtype(label: str, dtype: int) -> str:
 
 
 def _outputs(proto: onnx.ModelProto) -> tuple[Tensor, ...]:
-    made = {name for node in proto.graph.node for name in node.output}
+    reached = {each.name for each in proto.graph.input}
+    for node in proto.graph.node:
+        if reached.intersection(node.input):
+            reached.update(node.output)
     found = []
     for output in proto.graph.output:
         label = f"output {shown(output.name)!r}"
         value = value_of(output)
-        if output.name not in made:
+        if output.name not in reached:
             raise _Unfit(
                 f"{label} does not depend on the input; export the whole network"
             )
