@@ -246,19 +246,13 @@ _FACTORS = {("BatchNormalization", 1), ("BatchNormalization", 4), ("Mul", 1)}
 
 
 def _filters(random: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """Filters that keep the variance of what ReLU leaves of normally distributed values.
+    """Filters that keep the energy of what ReLU leaves: He, arXiv 1502.01852.
 
-    ReLU gives a mean, the same to all channels; filters over many of them sum to 0, so that it
-    does not grow from layer to layer until inputs make no difference. Without it the second
-    moment (1/2) is kept, after it the variance (1/2 - 1/2π).
+    Normalising harder would tell inputs apart better and magnify rounding errors as much.
     """
     fan = shape[-3:] if len(shape) == 4 and shape[0] > 1 else shape[-1:]
-    values = random.standard_normal(shape, dtype=np.float32)
-    kept = 1 / 2
-    if fan[0] >= 16:
-        values -= values.mean(tuple(range(-len(fan), 0)), keepdims=True)
-        kept -= 1 / (2 * math.pi)
-    return values * np.float32(1 / math.sqrt(kept * math.prod(fan)))
+    deviation = np.float32(math.sqrt(2 / math.prod(fan)))
+    return random.standard_normal(shape, dtype=np.float32) * deviation
 
 
 def _spread(model: onnx.ModelProto) -> onnx.ModelProto:
