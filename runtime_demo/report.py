@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from bundle import photos
 from bundle.accuracy import TOLERANCE
 from devices.session import Origin
+from runtime_demo.options import threads_text
 from runtime_demo.result import CheckResult, InputResult
 from targets.errors import UserError
 from targets.presets import this_cpu
@@ -64,6 +65,7 @@ def _render(result: CheckResult) -> str:
         "scientific": _scientific,
         "megabytes": _megabytes,
         "shape": _shape,
+        "threads": threads_text,
     }
     manifest = result.bundle.manifest
     shown = _worth_showing(result.inputs)

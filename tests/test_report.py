@@ -19,6 +19,7 @@ from PIL import Image
 
 from bundle.accuracy import TOLERANCE, Accuracy
 from bundle.manifest import (
+    Golden,
     Group,
     Lowering,
     Manifest,
@@ -117,8 +118,11 @@ def manifest(**changes: Any) -> Manifest:
                 ),
                 workspace_bytes=1_230_000,
             ),
-            "golden": (),
-            "files": {"model.so": "0" * 64, "labels.txt": "0" * 64},
+            "golden": (Golden(input="golden/in", outputs=("golden/out",)),),
+            "files": {
+                name: "0" * 64
+                for name in ("model.so", "labels.txt", "golden/in", "golden/out")
+            },
             "measured": {
                 "built_on": "a build machine",
                 "library_bytes": 4_560_000,
@@ -402,6 +406,16 @@ def test_a_full_disk_leaves_the_old_report_and_nothing_else(
     with pytest.raises(UserError, match="No space left on device"):
         write_report(result, tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text() == "the old one"
+    assert sorted(os.listdir(tmp_path)) == ["labels.txt", "report.html"]
+
+
+def test_who_reads_the_old_report_keeps_it_whole(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text("the old one")
+    with path.open() as reader:
+        write_report(a_result(tmp_path, [an_input(None)]), path)
+        assert reader.read() == "the old one"
+    assert "Passed" in path.read_text(encoding="utf-8")
     assert sorted(os.listdir(tmp_path)) == ["labels.txt", "report.html"]
 
 
