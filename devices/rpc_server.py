@@ -1,11 +1,11 @@
 """A script: TVM's stock RPC server on 127.0.0.1, for as long as its standard input stays open.
 
 It runs under any Python that has tvm, the emulated one too, and imports nothing of this
-project. The first line of standard input is the key a client has to give, so that nobody
-else on the machine can use the server; the port is the first line of standard output.
-When standard input ends, as it does however its parent ends, the server, the processes it
-started and the files it was sent are removed. If a process that serves a client dies
-of a signal, the script exits with 128 + signal.
+project. Its argument is a folder for the files it is sent. The first line of standard input
+is the key a client has to give, so that nobody else on the machine can use the server; the
+port is the first line of standard output. When standard input ends, as it does however its
+parent ends, the server, the processes it started and the folder are removed. If a process
+that serves a client dies of a signal, the script exits with 128 + signal.
 """
 
 from __future__ import annotations
@@ -24,18 +24,15 @@ _ending = threading.Lock()
 
 
 def main() -> None:
-    key = _read_line()
-    tempfile.tempdir = tempfile.mkdtemp(prefix="netship-rpc-")
+    tempfile.tempdir = sys.argv[1]
     threading.excepthook = lambda died: end(_exit_code(str(died.exc_value)))
+    port = _serve(_read_line())
     try:
-        port = _serve(key)
-    except ImportError:
-        shutil.rmtree(tempfile.tempdir)
-        raise
-    print(port, flush=True)
-    while os.read(0, 4096):
-        pass
-    end(0)
+        print(port, flush=True)
+        while os.read(0, 4096):
+            pass
+    finally:
+        end(0)
 
 
 def _read_line() -> str:
@@ -74,7 +71,7 @@ def end(code: int) -> NoReturn:
     for child in multiprocessing.active_children():
         child.kill()
         child.join()
-    shutil.rmtree(str(tempfile.tempdir), ignore_errors=True)
+    shutil.rmtree(sys.argv[1], ignore_errors=True)
     os._exit(code)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,20 +22,47 @@ _END_WITHIN = 10.0
 
 
 class Server:
-    """A running server process. Close it; it also ends when this process does, however that ends.
+    """A server process. Close it; it also ends when this process does, however that ends.
 
     Attributes:
         port: on 127.0.0.1.
         key: what a client has to give; no other user of the machine knows it.
     """
 
-    def __init__(
-        self, process: subprocess.Popen[bytes], port: int, key: str, log: IO[bytes]
-    ) -> None:
-        self.port = port
-        self.key = key
-        self._process = process
-        self._log = log
+    def __init__(self, python: Sequence[str], environment: Mapping[str, str]) -> None:
+        self.port = 0
+        self.key = secrets.token_hex(16)
+        self._scratch = tempfile.mkdtemp(prefix="netship-rpc-")
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
+        self._process = subprocess.Popen(
+            [*python, "-P", str(SCRIPT), self._scratch],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env={**os.environ, **environment, "TVM_USE_RUNTIME_LIB": "1"},
+            # Ctrl-C in a terminal reaches this process alone, which then ends the server in order.
+            start_new_session=True,
+        )
+
+    def wait_until_ready(self, seconds: float) -> None:
+        """Give it the key and get its port.
+
+        Raises:
+            UserError: it ended, or said nothing in time.
+        """
+        process = self._process
+        assert process.stdin and process.stdout
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(f"{self.key}\n".encode())
+            process.stdin.flush()
+        readable, _, _ = select.select([process.stdout], [], [], seconds)
+        line = process.stdout.readline() if readable else b""
+        if not line:
+            raise UserError(
+                f"the RPC server did not start within {seconds:g} s: "
+                f"{_last_line(self._log)}; try again"
+            )
+        self.port = int(line)
 
     def death(self, within: float = 2.0) -> str:
         """Why the server has ended, or is about to; empty where it has not."""
@@ -48,8 +76,19 @@ class Server:
         return f"exit code {code}: {_last_line(self._log)}"
 
     def close(self) -> None:
-        _end(self._process)
+        process = self._process
+        assert process.stdin and process.stdout
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        # One that is not ready has started nothing, and would read that its input ended late.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_END_WITHIN if self.port else 0)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        process.stdout.close()
         self._log.close()
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
 
 def start_server(
@@ -65,55 +104,17 @@ def start_server(
     Raises:
         UserError: it did not start, or not in time.
     """
-    key = secrets.token_hex(16)
-    log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
-    process = subprocess.Popen(
-        [*python, "-P", str(SCRIPT)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=log,
-        env={**os.environ, **environment, "TVM_USE_RUNTIME_LIB": "1"},
-        # Ctrl-C in a terminal reaches this process alone, which then ends the server in order.
-        start_new_session=True,
-    )
+    server = Server(python, environment)
     try:
-        port = _handshake(process, key, ready_within)
-        if port is None:
-            raise UserError(
-                f"the RPC server did not start within {ready_within:g} s: "
-                f"{_last_line(log)}; try again"
-            )
-        return Server(process, port, key, log)
+        server.wait_until_ready(ready_within)
     except BaseException:
-        _end(process)
-        log.close()
+        server.close()
         raise
+    return server
 
 
 def this_python() -> list[str]:
     return [sys.executable]
-
-
-def _handshake(process: subprocess.Popen[bytes], key: str, within: float) -> int | None:
-    assert process.stdin and process.stdout
-    with contextlib.suppress(BrokenPipeError):
-        process.stdin.write(f"{key}\n".encode())
-        process.stdin.flush()
-    readable, _, _ = select.select([process.stdout], [], [], within)
-    line = process.stdout.readline() if readable else b""
-    return int(line) if line else None
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    assert process.stdin and process.stdout
-    with contextlib.suppress(BrokenPipeError):
-        process.stdin.close()
-    try:
-        process.wait(_END_WITHIN)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    process.stdout.close()
 
 
 def _last_line(log: IO[bytes]) -> str:

@@ -356,8 +356,39 @@ def test_the_server_ends_however_its_parent_does(
     parent.send_signal(end)
     parent.wait()
     parent.stdout.close()
-    until(lambda: not any(Path(f"/proc/{server}").exists() for server in servers))
+    until(lambda: all(ended(server) for server in servers))
     until(lambda: not list(tmp_path.iterdir()))
+
+
+def test_a_server_that_is_starting_ends_when_its_parent_is_killed(
+    tmp_path: Path,
+) -> None:
+    program = (
+        "import sys; from devices.server import start_server, this_python\n"
+        "print('starting', flush=True); start_server(this_python(), {}, 20)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=PROJECT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+    )
+    assert parent.stdout
+    assert parent.stdout.readline() == b"starting\n"
+    until(lambda: len(children([parent.pid])) == 2)
+    [_, server] = children([parent.pid])
+    until(lambda: b"rpc_server" in Path(f"/proc/{server}/cmdline").read_bytes())
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    until(lambda: ended(server) and not list(tmp_path.iterdir()))
+
+
+def ended(process: int) -> bool:
+    try:
+        return "\nState:\tZ" in Path(f"/proc/{process}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def test_a_server_that_does_not_start_says_why() -> None:
