@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-TOLERANCE = 1e-4
+TOLERANCE = 2e-4
 """Largest accepted error of a float32 bundle, relative to the reference's range (max − min).
 
 Two correct float32 runtimes sum in different orders: 53 layers of the trained MobileNetV2 were
-seen to differ by 1e-6 of the range, of one with seeded weights by 1.5e-5. What is wrong
-(a padding, a layout, the float ABI) was seen to differ by 1e-2 and more.
+seen to differ by 1e-6 of the range, of deep networks with random weights by 7e-5. What is
+wrong (a padding, a layout, the float ABI) was seen to differ by 1e-2 and more.
 """
 
 Array = NDArray[np.float32]

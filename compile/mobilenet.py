@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from bundle.manifest import Preprocessing
 from targets.errors import UserError, run_command
+from targets.files import write_whole
 
 if TYPE_CHECKING:
     import onnx
@@ -532,20 +532,6 @@ def _print_layers(report: _Report) -> None:
     )
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    if path.is_dir():
-        raise UserError(f"{path}: is a directory; give --output a file name")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; choose another --output") from None
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m compile.mobilenet",
@@ -604,7 +590,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = build(width, resolution)
         reports.append(_Report(width, resolution, count(model)))
         if arguments.output:
-            _write(arguments.output, model.SerializeToString(deterministic=True))
+            write_whole(
+                arguments.output,
+                model.SerializeToString(deterministic=True),
+                "--output",
+            )
     if arguments.json:
         networks_as_json = [report.as_json(arguments.layers) for report in reports]
         print(json.dumps({"networks": networks_as_json}, indent=2))

@@ -16,6 +16,7 @@ from runtime_demo.options import (
     threads_text,
 )
 from targets.errors import UserError, run_command
+from targets.files import check_writable
 from targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ _DEFAULT_REPEAT = 50
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
+    if arguments.report is not None:
+        check_writable(arguments.report, "--report")
     with Progress(quiet=arguments.json) as progress:
         result = check(arguments, progress)
     if arguments.report is not None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
-import os
 from collections.abc import Sequence
 from datetime import datetime
 from math import ceil, floor, isfinite, isnan, log10
@@ -23,6 +21,7 @@ from devices.session import Origin
 from runtime_demo.options import threads_text
 from runtime_demo.result import CheckResult, InputResult
 from targets.errors import UserError
+from targets.files import write_whole
 from targets.presets import this_cpu
 
 GALLERY_LIMIT = 48
@@ -39,18 +38,7 @@ def write_report(result: CheckResult, path: Path) -> None:
     Raises:
         UserError: ``path`` cannot be written, or is there and is no file.
     """
-    page = _render(result)
-    part = path.parent / f".report-{os.getpid()}.part"
-    try:
-        if path.exists() and not path.is_file():
-            raise UserError(f"{path}: is not a file; give --report a file name")
-        part.write_text(page, encoding="utf-8", errors="replace")
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; choose another --report") from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
+    write_whole(path, _render(result).encode("utf-8", errors="replace"), "--report")
 
 
 def _render(result: CheckResult) -> str:

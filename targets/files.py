@@ -1,0 +1,48 @@
+"""One file that a user asked for: written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from targets.errors import UserError
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Refuse, before any work, a file that could not be written at its end.
+
+    Args:
+        option: what named the file, for the error.
+
+    Raises:
+        UserError: ``path`` is there and is no file, or its folder cannot take one.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: is not a file; give {option} a file name")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; choose another {option}") from None
+    folder = path.parent
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder}: no such folder; make it, or choose another {option}"
+        )
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder}: cannot be written to; choose another {option}")
+
+
+def write_whole(path: Path, content: bytes, option: str) -> None:
+    """Write a file, replacing one that is there only when all of it is on disk.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    check_writable(path, option)
+    part = path.with_name(f".{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; choose another {option}") from None
+    finally:
+        part.unlink(missing_ok=True)
