@@ -159,9 +159,20 @@ class Golden(_Model):
 
 
 class Manifest(_Model):
-    """Everything a host, a device or a person needs to know of a bundle."""
+    """Everything a host, a device or a person needs to know of a bundle.
+
+    Attributes:
+        format: "bundle" needs TVM's runtime on the device, "standalone" is a C library of its own.
+        name: the prefix of a standalone library's functions.
+        library: the compiled model.
+    """
 
     format_version: Literal[1] = FORMAT_VERSION
+    format: Literal["bundle", "standalone"] = "bundle"
+    name: Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$", max_length=64)] = (
+        "model"
+    )
+    library: RelativePath = "model.so"
     model: ModelIdentity
     target: TargetIdentity
     engine: str
@@ -180,7 +191,7 @@ class Manifest(_Model):
     def _consistent(self) -> Manifest:
         named = [path for pair in self.golden for path in (pair.input, *pair.outputs)]
         named += [self.labels] if self.labels else []
-        for path in ["model.so", *named]:
+        for path in [self.library, *named]:
             if path not in self.files:
                 raise ValueError(f"{path} is named but has no hash")
         if any(len(pair.outputs) != len(self.outputs) for pair in self.golden):

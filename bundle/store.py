@@ -37,7 +37,7 @@ class Bundle:
     @property
     def library(self) -> Path:
         """The compiled model, as an absolute path (``dlopen`` wants one)."""
-        return (self.path / LIBRARY).resolve()
+        return (self.path / self.manifest.library).resolve()
 
     def read(self, relative: str) -> bytes:
         return (self.path / relative).read_bytes()
@@ -77,10 +77,11 @@ def open_bundle(path: Path) -> Bundle:
         _expect_size(path / pair.input, manifest.input.nbytes)
         for output, tensor in zip(pair.outputs, manifest.outputs, strict=True):
             _expect_size(path / output, tensor.nbytes)
-    machine = elf_machine(path / LIBRARY)
+    library = path / manifest.library
+    machine = elf_machine(library)
     if machine != manifest.target.machine:
         raise UserError(
-            f"{path / LIBRARY}: is for {machine}, the manifest says {manifest.target.machine}"
+            f"{library}: is for {machine}, the manifest says {manifest.target.machine}"
         )
     return Bundle(path, manifest)
 
@@ -138,7 +139,7 @@ def check_replaceable(output: Path) -> None:
         raise UserError(
             f"{output}: exists and is not a directory; choose another --output"
         )
-    is_bundle = all((output / name).is_file() for name in (MANIFEST, LIBRARY))
+    is_bundle = (output / MANIFEST).is_file() and any(output.glob("*.so"))
     if output.is_dir() and any(output.iterdir()) and not is_bundle:
         raise UserError(
             f"{output}: holds something that is not a bundle; choose another --output"
