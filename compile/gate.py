@@ -25,7 +25,6 @@ from compile.fold import (
     Value,
     constant_value,
     fold,
-    infer,
     is_onnx,
     opset,
     value_of,
@@ -129,8 +128,6 @@ def _check(
         return _checked(proto, identity, input_shapes, layout)
     except _Unfit as error:
         raise UserError(f"{where}: {error}") from None
-    except (KeyboardInterrupt, MemoryError):
-        raise
     except Exception as error:  # noqa: BLE001  (onnx and protobuf raise whatever they like on hostile input)
         raise UserError(
             f"{where}: not a valid ONNX model ({_excerpt(error)}); export it again"
@@ -156,6 +153,8 @@ def _checked(
     _check_values(folded)
     outputs = _outputs(folded)
     tensor = _tensor(source.name, value_of(source), _layout_of(source, layout))
+    for output, inferred in zip(static.graph.output, folded.graph.output, strict=True):
+        output.CopyFrom(inferred)
     return Model(static, identity, tensor, outputs, _is_softmax(folded), notes)
 
 
@@ -530,7 +529,7 @@ def _shown_shape(source: onnx.ValueInfoProto) -> str:
 
 
 def _static(proto: onnx.ModelProto, source: onnx.ValueInfoProto) -> onnx.ModelProto:
-    """The model with one input, checked, its inner shapes inferred anew from that input's."""
+    """The model with one input, valid, without shapes inferred from another input."""
     # IR 4 is the first whose initializers need not be inputs; 10 is as new as opset 22.
     static = onnx.ModelProto(ir_version=min(max(proto.ir_version, 4), 10))
     static.opset_import.extend(
@@ -554,7 +553,7 @@ def _static(proto: onnx.ModelProto, source: onnx.ValueInfoProto) -> onnx.ModelPr
     onnx.checker.check_model(static)
     for tensor in shapeless:
         tensor.ClearField("shape")
-    return infer(static)
+    return static
 
 
 def _check_values(proto: onnx.ModelProto) -> None:

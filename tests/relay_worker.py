@@ -31,9 +31,14 @@ def relay_worker() -> Iterator[ProcessPoolExecutor]:
 
 
 def through_relay(
-    model: bytes, inputs: list[Array], rewrite: bool = True
+    model: bytes, inputs: list[Array], rewrite: bool = True, optimise: bool = True
 ) -> list[list[Array]]:
-    """Import and compile once, answer each input; ``rewrite=False`` imports the model as it is."""
+    """Import and compile once, answer each input.
+
+    Args:
+        rewrite: False imports the model as it is.
+        optimise: False compiles four times as fast, where only the import is of interest.
+    """
     from targets.engine import compiler
 
     tvm = compiler()
@@ -50,8 +55,9 @@ def through_relay(
         module, _ = tvm.relay.frontend.from_onnx(
             proto, {name: inputs[0].shape}, opset=opset(proto), freeze_params=True
         )
-    with tvm.transform.PassContext(opt_level=3):
-        built = tvm.relay.build(module, tvm.target.Target("llvm -keys=cpu"))
+    target = "llvm -keys=cpu" if optimise else "llvm -keys=cpu -opt-level=0"
+    with tvm.transform.PassContext(opt_level=3 if optimise else 1):
+        built = tvm.relay.build(module, tvm.target.Target(target))
     executor = graph_executor.GraphModule(built["default"](tvm.cpu()))
     answers = []
     for x in inputs:

@@ -317,6 +317,19 @@ MODELS: dict[str, tuple[onnx.ModelProto, str]] = {
         ),
         r"node 'bomb' \(Resize\).*120000000000 bytes",
     ),
+    "a Concat that doubles 40 times": (
+        small(
+            [
+                *(
+                    node("Concat", [f"c{k}"] * 2, [f"c{k + 1}"], f"twice{k}", axis=0)
+                    for k in range(40)
+                ),
+                node("Reshape", ["x", "c40"], ["y"]),
+            ],
+            {"c0": np.ones(1, np.int64)},
+        ),
+        r"node 'twice26' \(Concat\).*1073741824 bytes",
+    ),
     "a quantised model": (quantised(), r"already quantised \(1 .*Linear nodes\): int8"),
     "a name of a terminal's commands": (
         small([node(ESCAPE, ["x"], ["y"], ESCAPE)]),
