@@ -85,7 +85,8 @@ def read(path: Path, channels: int = 3) -> Photo:
     notes = []
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # What is wrong but can be read all the same; a bomb is looked for below.
+            warnings.simplefilter("ignore")
             with Image.open(path) as opened:
                 if opened.width * opened.height > MAX_PIXELS:
                     size = f"{opened.width}×{opened.height}"
@@ -105,27 +106,31 @@ def read(path: Path, channels: int = 3) -> Photo:
         raise UserError(
             f"{path}: not an image that Pillow can read; convert it to JPEG or PNG"
         ) from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001  (decoders raise whatever they like on hostile input)
         raise UserError(f"{path}: damaged image ({error}); replace it") from None
     return Photo(path, image, tuple(notes))
 
 
 def _eight_bit(image: Image.Image, mode: str) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        # Pillow's 16-bit modes hold 0 to 65,535; 32-bit ones are scaled by what is in them.
-        top = (
-            65535.0
-            if image.mode.startswith("I;16")
-            else max(255.0, float(values.max(initial=0)))
-        )
+        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
+        top = _white(image.mode, float(values.max(initial=0)))
         image = Image.fromarray(
-            np.rint(values.clip(0, top) * (255 / top)).astype(np.uint8)
+            np.rint(values.clip(0, top) * np.float32(255 / top)).astype(np.uint8)
         )
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
     return image.convert(mode)
+
+
+def _white(mode: str, largest: float) -> float:
+    """What stands for white: 65,535 in 16 bits, which Pillow also hands out as 32-bit integers (PGM);
+    1 in floating point; where a value is beyond that, the next that fits, or the largest value."""
+    usual = (1.0, 255.0, 65535.0) if mode == "F" else (65535.0,)
+    return next((white for white in usual if largest <= white), largest)
 
 
 def to_tensor(

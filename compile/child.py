@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import signal
 import tempfile
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from signal import Signals
 from typing import Any, TypeVar
 
 from targets.errors import UserError
@@ -30,6 +31,7 @@ def run_in_child(
 
     Raises:
         UserError: raised by ``work``, or the child died (the engine aborted, was killed, …).
+        OSError: raised by ``work``.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -38,15 +40,17 @@ def run_in_child(
         process = context.Process(
             target=_child, args=(sender, noise, scratch, work, arguments), daemon=True
         )
+        # The child is ended by this process alone, together with the linker that it started: it
+        # does not hear Ctrl-C, and has a process group of its own.
+        heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
         process.start()
+        signal.signal(signal.SIGINT, heard)
         sender.close()
         try:
             result: T = _follow(receiver, noise, process, stage, tick)
             return result
         finally:
-            if process.is_alive():
-                process.kill()
-            process.join()
+            _end(process)
             receiver.close()
 
 
@@ -64,28 +68,42 @@ def _follow(
             kind, value = receiver.recv()
         except EOFError:
             process.join()
-            raise UserError(_last_words(process.exitcode, noise)) from None
+            raise _last_words(process.exitcode, noise) from None
         if kind == "stage":
             stage(value)
         elif kind == "refused":
-            raise UserError(value)
+            raise value
         elif kind == "failed":
             raise RuntimeError(f"in the engine's process:\n{value}")
         else:
             return value
 
 
-def _last_words(exitcode: int | None, noise: Path) -> str:
+def _end(process: multiprocessing.process.BaseProcess) -> None:
+    """End the child, if it still runs, and whatever it started."""
+    assert process.pid
+    # No such group: the child has not come as far as making it, or all of it has ended.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.join()
+
+
+def _last_words(exitcode: int | None, noise: Path) -> UserError:
     how = (
-        Signals(-exitcode).name
+        signal.Signals(-exitcode).name
         if exitcode and exitcode < 0
         else f"exit code {exitcode}"
     )
     text = noise.read_text(errors="replace") if noise.exists() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    said = f": {lines[-1][:300]}" if lines else ""
-    return (
-        f"the engine's process ended abruptly ({how}){said}; "
+    last = lines[-1][:300] if lines else "it said nothing"
+    if "IO failure on output stream" in last:
+        return UserError(
+            f"{tempfile.gettempdir()}: {last}; make room, or set TMPDIR to another folder"
+        )
+    return UserError(
+        f"the engine's process ended abruptly ({how}: {last}); "
         "--target another CPU, or report the model that does it"
     )
 
@@ -99,6 +117,7 @@ def _child(
 ) -> None:
     # What LLVM and TVM print belongs into the error line, not between the user's own lines.
     # TVM's temporary files go where the parent cleans up, however the child ends.
+    os.setpgid(0, 0)
     descriptor = os.open(noise, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -108,13 +127,8 @@ def _child(
             "done",
             work(*arguments, lambda name: sender.send(("stage", name))),
         )
-    except UserError as error:
-        message = ("refused", str(error))
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        message = ("refused", f"{where}{error.strerror or error}")
-    except KeyboardInterrupt:
-        return
+    except (UserError, OSError) as error:
+        message = ("refused", error)
     except Exception:  # noqa: BLE001  (whatever it is, the parent must hear of it)
         message = ("failed", traceback.format_exc())
     sender.send(message)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any
 
 from bundle.manifest import Lowering
 from bundle.store import elf_machine
+from targets import engine
 from targets.errors import UserError
 from targets.presets import Target
 from tuning.records import RecordLog
@@ -31,6 +35,7 @@ def build_library(job: Job, stage: Callable[[str], None]) -> Lowering:
     Raises:
         UserError: the importer or the linker refused, or the result is for another machine.
     """
+    _check_target(job.target)
     stage("importing into Relay")
     import onnx
 
@@ -48,6 +53,23 @@ def build_library(job: Job, stage: Callable[[str], None]) -> Lowering:
     return lowered.description
 
 
+def _check_target(target: Target) -> None:
+    """TVM's words for a target string of the user's own; LLVM would silently build for a generic CPU."""
+    tvm = engine.compiler()
+    try:
+        parsed = tvm.target.Target(target.tvm)
+        known = set(map(str, tvm.target.codegen.llvm_get_cpu_archlist(parsed)))
+    except (ValueError, TypeError, AttributeError, tvm.TVMError) as error:
+        said = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
+        raise UserError(f"--target {target.tvm!r}: {said[:300]}") from None
+    if parsed.mcpu and parsed.mcpu not in known:
+        near = difflib.get_close_matches(parsed.mcpu, sorted(known), cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else "see llc -mcpu=help"
+        raise UserError(
+            f"--target {target.tvm!r}: LLVM has no -mcpu={parsed.mcpu} for it; {hint}"
+        )
+
+
 def _link(factory: Any, target: Target, output: Path) -> None:
     from targets.toolchain import link_shared
 
@@ -56,7 +78,11 @@ def _link(factory: Any, target: Target, output: Path) -> None:
 
     # TVM asks a compile function for its output format through this attribute.
     compile_function.output_format = "so"  # type: ignore[attr-defined]
-    factory.export_library(str(output), fcompile=compile_function)
+    # The linker cannot say that a disk is full; copying can.
+    with tempfile.TemporaryDirectory() as scratch:
+        linked = Path(scratch) / output.name
+        factory.export_library(str(linked), fcompile=compile_function)
+        shutil.copyfile(linked, output)
     machine = elf_machine(output)
     if machine != target.machine:
         raise UserError(

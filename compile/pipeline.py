@@ -124,13 +124,12 @@ def _golden_inputs(
 ) -> list[NDArray[np.float32]]:
     if not paths:
         return golden.seeded_inputs(model.input, preprocessing)
-    channels = model.input.shape[1 if model.input.layout == "NCHW" else 3]
     found = photos.find(paths)
     if len(found) > _MAX_GOLDEN:
         progress.note(
             f"golden data: the first {_MAX_GOLDEN} of {len(found)} images are taken"
         )
-    taken = [photos.read(path, channels) for path in found[:_MAX_GOLDEN]]
+    taken = [photos.read(path, model.input.channels) for path in found[:_MAX_GOLDEN]]
     for note in (note for photo in taken for note in photo.notes):
         progress.note(note)
     return [photos.to_tensor(photo, preprocessing, model.input) for photo in taken]

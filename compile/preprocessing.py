@@ -109,6 +109,11 @@ def settle(
         raise UserError(
             f"preprocessing: {message}; see --mean, --std, --scale and --resize"
         ) from None
+    if len(settled.mean) not in (1, tensor.channels):
+        raise UserError(
+            f"preprocessing: {len(settled.mean)} means, but the model's input has {tensor.channels} "
+            "channel(s); give --mean and --std one value each"
+        )
     assumed = own is None and (stated.scale, stated.mean, stated.std) == (
         None,
         None,

@@ -61,14 +61,9 @@ def read_images(
 ) -> Iterator[Input]:
     """The images as input tensors, one at a time, with the classes of a labels.csv beside them."""
     manifest = bundle.manifest
-    channels = manifest.input.shape[1 if manifest.input.layout == "NCHW" else 3]
-    if channels not in (1, 3):
-        raise UserError(
-            f"{bundle.path}: its input has {channels} channels, which no photograph has"
-        )
     expected: dict[Path, dict[str, int]] = {}
     for path in files:
-        photo = photos.read(path, channels)
+        photo = photos.read(path, manifest.input.channels)
         for note in photo.notes:
             progress.note(note)
         known = expected.setdefault(

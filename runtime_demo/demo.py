@@ -83,7 +83,13 @@ def _photographs() -> list[Path]:
 def _run(module: str, *options: str | Path) -> None:
     command = ["python", "-m", module, *map(str, options)]
     print(f"\n$ {shlex.join(command)}", flush=True)
-    code = subprocess.run([sys.executable, *command[1:]], check=False).returncode
+    process = subprocess.Popen([sys.executable, *command[1:]])
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        # subprocess.run would kill it while it cleans up.
+        process.terminate()
+        code = process.wait()
     if code:
         sys.exit(code)
 

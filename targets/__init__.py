@@ -4,6 +4,7 @@ Importing this package is the first thing every command does, so a wrong Python 
 refused here, in one line, before anything newer than Python 3.6 is parsed.
 """
 
+import os
 import sys
 from importlib.util import find_spec
 
@@ -28,3 +29,7 @@ def _refuse_wrong_python() -> None:
 
 
 _refuse_wrong_python()
+
+# ONNX Runtime's Linux wheels, from 1.29 on, tell their maker of each model they load, and leave a file
+# in the temporary folder, unless this is set before they are imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

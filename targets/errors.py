@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+_LONGEST_LINE = 1000
+
 
 class UserError(Exception):
     """Something the user can mend: the message says what, where and what to do.
@@ -17,10 +19,13 @@ class UserError(Exception):
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGTERM, treated as Ctrl-C is: clean up, then leave."""
+    """Ctrl-C or SIGTERM: clean up, then leave."""
 
 
-def _on_sigterm(_signum: int, _frame: object) -> NoReturn:
+def _interrupt(_signum: int, _frame: object) -> NoReturn:
+    # An impatient second one must not cut the cleaning up short.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     raise Interrupted
 
 
@@ -30,7 +35,10 @@ def run_command(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
     Exit codes: 0 success; 1 the verdict of a check was negative; 2 the user's input
     was refused, in one line on stderr; 130 Ctrl-C or SIGTERM.
     """
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # A shell has background jobs ignore Ctrl-C.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     try:
         code = main(None)
         sys.stdout.flush()
@@ -42,13 +50,8 @@ def run_command(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted: nothing half-made was left behind", file=sys.stderr)
         code = 130
-    except (
-        PermissionError,
-        FileNotFoundError,
-        IsADirectoryError,
-        NotADirectoryError,
-    ) as error:
-        code = _refuse(f"{error.filename}: {error.strerror}")
+    except MemoryError:
+        code = _refuse("out of memory; end other programs, or take a smaller model")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         code = _refuse(f"{where}{error.strerror or error}")
@@ -56,5 +59,10 @@ def run_command(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
 
 
 def _refuse(message: str) -> int:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    # Names out of a foreign file can hold line ends and terminal escapes, or be a megabyte long.
+    line = "".join(
+        c if c.isprintable() else "\N{REPLACEMENT CHARACTER}"
+        for c in " ".join(message.split())
+    )
+    print("error: " + line[:_LONGEST_LINE], file=sys.stderr)
     return 2

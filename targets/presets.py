@@ -176,7 +176,11 @@ def resolve(name: str) -> Target:
 
 
 def _from_tvm_string(text: str) -> Target:
-    options = dict(re.findall(r"-{1,2}([\w-]+)=(\S+)", " ".join(shlex.split(text))))
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"target {text!r}: {error}; quote it again") from None
+    options = dict(re.findall(r"-{1,2}([\w-]+)=(\S+)", " ".join(words)))
     machine = options.get("mtriple", f"{platform.machine()}-linux-gnu").partition("-")[
         0
     ]

@@ -15,6 +15,8 @@ SHARED = Path(os.environ.get("NETSHIP_SHARED", ROOT.parent / "shared"))
 NOT_RUN = "check of the real network not run"
 
 sys.path.insert(0, str(ROOT))
+# As targets/__init__.py does, which some tests import after ONNX Runtime.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def run(
