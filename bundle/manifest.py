@@ -116,9 +116,10 @@ class TargetIdentity(_Model):
 
 
 class Group(_Model):
-    """One fused group of operators, one kernel in model.so."""
+    """One fused group of operators, one kernel in the library; ``layer`` is its name in the ONNX graph."""
 
     name: str
+    layer: str = ""
     operators: tuple[str, ...]
     output_shape: tuple[int, ...]
     macs: int

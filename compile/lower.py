@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass
 from math import prod
@@ -18,6 +19,11 @@ from tuning.records import RecordLog
 
 tvm = engine.compiler()
 from tvm import auto_scheduler, relay
+from tvm.relay.backend import Executor, Runtime
+
+# TVM's kernels take their workspace in multiples of a cache line.
+_WORKSPACE_ALIGNMENT = 64
+_PREFIX = re.compile(r"^tvmgen_\w+?_(?=fused)")
 
 _MAC_OPERATORS = frozenset(
     [
@@ -40,7 +46,9 @@ class Lowered:
     description: Lowering
 
 
-def lower(module: Any, target: Target, log: RecordLog | None) -> Lowered:
+def lower(
+    module: Any, target: Target, log: RecordLog | None, standalone: str | None = None
+) -> Lowered:
     """Compile an imported Relay module for ``target``.
 
     The layout is NHWC when ``log`` covers every tuning task of the network and NCHW otherwise:
@@ -49,6 +57,7 @@ def lower(module: Any, target: Target, log: RecordLog | None) -> Lowered:
     Args:
         module: an IRModule with its parameters frozen, as compile.importer gives it.
         log: tuning records for this target, if there are any.
+        standalone: compile kernels that need no TVM, with this in their symbols' names.
     """
     tvm_target = tvm.target.Target(target.tvm)
     folded = _fold(module)
@@ -56,7 +65,7 @@ def lower(module: Any, target: Target, log: RecordLog | None) -> Lowered:
     if log is not None:
         plan, history = _plan_with(log, folded, tvm_target)
     with history or contextlib.nullcontext():
-        factory = _compile(plan, tvm_target)
+        factory = _compile(plan, tvm_target, standalone)
     (workspace,) = factory.function_metadata["__tvm_main__"].workspace_sizes.values()
     description = Lowering(
         layout=plan.layout,
@@ -65,7 +74,7 @@ def lower(module: Any, target: Target, log: RecordLog | None) -> Lowered:
         operators=dict(
             Counter(call.op.name for call in _calls(folded["main"]) if _macs(call))
         ),
-        groups=_groups(factory),
+        groups=_groups(factory, _layers(module)),
         workspace_bytes=int(workspace),
     )
     return Lowered(factory, description)
@@ -177,18 +186,51 @@ class _DenseAsConvolution(relay.ExprMutator):  # type: ignore[misc]
         )
 
 
-def _compile(plan: _Plan, tvm_target: Any) -> Any:
+def _compile(plan: _Plan, tvm_target: Any, standalone: str | None) -> Any:
+    options: dict[str, Any] = {}
+    if standalone is not None:
+        # The system library of TVM's C runtime holds plain kernels; nothing else of it is used.
+        crt = Runtime("crt", {"system-lib": True})
+        options = {
+            "executor": Executor("graph"),
+            "runtime": crt,
+            "mod_name": standalone,
+        }
     config = {"relay.backend.use_auto_scheduler": plan.layout == "NHWC"}
     with tvm.transform.PassContext(opt_level=3, config=config):
-        return relay.build(plan.module, tvm_target)
+        return relay.build(plan.module, tvm_target, **options)
 
 
-def _groups(factory: Any) -> tuple[Group, ...]:
-    """The fused groups of operators, in the order they run."""
+def _layers(module: Any) -> list[tuple[str, int]]:
+    """Of each operator with multiply-adds: its node's name in the ONNX graph, its output elements."""
+    heavy = [call for call in _calls(module["main"]) if _macs(call)]
+    return [
+        (
+            call.span.source_name.name if call.span else "",
+            prod(_shape(call.checked_type)),
+        )
+        for call in heavy
+    ]
+
+
+def _groups(factory: Any, layers: list[tuple[str, int]]) -> tuple[Group, ...]:
+    """The fused groups of operators, in the order they run.
+
+    Lowering keeps the order of operators but not their names, so the names are given back in
+    order, and only if every output's size agrees.
+    """
     nodes = json.loads(factory.get_graph_json())["nodes"]
     names = [node["attrs"]["func_name"] for node in nodes if node["op"] == "tvm_op"]
-    return tuple(
+    groups = [
         _group(name, factory.function_metadata) for name in names if name != "__nop"
+    ]
+    sizes = [prod(group.output_shape) for group in groups if group.macs]
+    if sizes != [size for _, size in layers]:
+        return tuple(groups)
+    heavy = iter(layers)
+    return tuple(
+        group.model_copy(update={"layer": next(heavy)[0]}) if group.macs else group
+        for group in groups
     )
 
 
@@ -196,7 +238,7 @@ def _group(name: str, metadata: Any) -> Group:
     (function,) = metadata[name].relay_primfuncs.values()
     calls = _calls(function)
     return Group(
-        name=name.removeprefix("tvmgen_default_"),
+        name=_PREFIX.sub("", name),
         operators=tuple(call.op.name for call in calls),
         output_shape=_shape(function.ret_type),
         macs=sum(_macs(call) for call in calls),
@@ -213,6 +255,46 @@ def _calls(function: Any) -> list[Any]:
 
     relay.analysis.post_order_visit(function, collect)
     return found
+
+
+def workspaces(factory: Any) -> tuple[int, int]:
+    """Bytes that a kernel allocates: (outside its parallel loops, in one task of them), the largest."""
+    functions = [
+        function
+        for information in factory.function_metadata.values()
+        for function in information.tir_primfuncs.values()
+    ]
+    found = [_workspace(function.body) for function in functions]
+    return max(outer for outer, _ in found), max(inner for _, inner in found)
+
+
+def _workspace(body: Any) -> tuple[int, int]:
+    depth = 0
+    totals = [0, 0]
+
+    def enter(statement: Any) -> None:
+        nonlocal depth
+        if isinstance(statement, tvm.tir.For):
+            depth += statement.kind == tvm.tir.ForKind.PARALLEL
+        else:
+            kind = tvm.DataType(statement.dtype)
+            nbytes = (
+                prod(int(extent) for extent in statement.extents)
+                * kind.bits
+                * kind.lanes
+                // 8
+            )
+            totals[depth > 0] += (
+                -(-nbytes // _WORKSPACE_ALIGNMENT) * _WORKSPACE_ALIGNMENT
+            )
+
+    def leave(statement: Any) -> None:
+        nonlocal depth
+        if isinstance(statement, tvm.tir.For):
+            depth -= statement.kind == tvm.tir.ForKind.PARALLEL
+
+    tvm.tir.stmt_functor.ir_transform(body, enter, leave, ["tir.For", "tir.Allocate"])
+    return totals[0], totals[1]
 
 
 def _shape(tensor_type: Any) -> tuple[int, ...]:
