@@ -79,6 +79,7 @@ def stock(module: str, port: int, *options: str, probe: bool = True) -> Iterator
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        until(lambda: not listens(port))
 
 
 @pytest.fixture(scope="module")
@@ -152,13 +153,14 @@ def test_a_busy_board_is_not_waited_for_for_ever(bundle: Bundle, board: int) -> 
 
 
 def test_nothing_of_a_session_stays_on_the_board(
-    bundle: Bundle, tmp_path: Path
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    environment = {"TMPDIR": str(tmp_path), "TVM_NUM_THREADS": "1"}
-    server = start_server(this_python(), environment, 20)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    server = start_server(this_python(), {"TVM_NUM_THREADS": "1"}, 20)
     try:
         with open_rpc(bundle, "127.0.0.1", server.port, key=server.key) as session:
             expect_reference(session, bundle)
+            assert list(tmp_path.glob("netship-rpc-*/*")), "the session's own folder"
             assert not list(tmp_path.rglob("model.so"))
         with open_rpc(bundle, "127.0.0.1", server.port, key=server.key) as session:
             expect_reference(session, bundle)
@@ -253,11 +255,13 @@ def listener(answer: bytes | None) -> Iterator[int]:
 
         thread = threading.Thread(target=serve)
         thread.start()
-        yield int(server.getsockname()[1])
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join()
-        for client in clients:
-            client.close()
+        try:
+            yield int(server.getsockname()[1])
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for client in clients:
+                client.close()
 
 
 @contextmanager
@@ -267,9 +271,11 @@ def http_server() -> Iterator[int]:
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield server.server_port
-        server.shutdown()
-        thread.join()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.mark.parametrize("tracker", [False, True])
