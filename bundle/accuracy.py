@@ -38,7 +38,8 @@ def compare(outputs: Sequence[Array], reference: Sequence[Array]) -> Accuracy:
     ``relative_error`` is the largest over the outputs of max-abs error ÷ (max − min) of the
     reference's output; a constant reference output counts with a range of its magnitude.
     """
-    if [o.shape for o in outputs] != [r.shape for r in reference]:
+    same = [o.shape for o in outputs] == [r.shape for r in reference]
+    if not same or not all(np.isfinite(each).all() for each in (*outputs, *reference)):
         return Accuracy(np.inf, np.inf, np.inf, 0.0)
     relative = 0.0
     for output, expected in zip(outputs, reference, strict=True):
@@ -49,8 +50,6 @@ def compare(outputs: Sequence[Array], reference: Sequence[Array]) -> Accuracy:
     theirs = np.concatenate([r.ravel() for r in reference]).astype(np.float64)
     error = np.abs(ours - theirs)
     norms = float(np.linalg.norm(ours) * np.linalg.norm(theirs))
-    if not np.isfinite(error).all():
-        return Accuracy(np.inf, np.inf, np.inf, 0.0)
     return Accuracy(
         max_abs_error=float(error.max()),
         rms_error=float(np.sqrt((error**2).mean())),
