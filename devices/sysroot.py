@@ -306,7 +306,9 @@ def _why(tool: str, output: str) -> str:
         )
     if "No module named pip" in output:
         return "this Python has no pip; run `python -m ensurepip`, then try again"
-    if tool.startswith(("apt", "python")):
+    if tool.startswith("python"):
+        return f"{first}; check the network and the index that pip uses, then try again"
+    if tool.startswith("apt"):
         return f"{first}; check the network (or ${MIRROR_VARIABLE}), then try again"
     return f"{tool}: {first}; try again"
 
