@@ -16,16 +16,19 @@ case $platform in
     "Linux x86_64" | "Linux aarch64") ;;
     *) refuse "$platform: the engine has wheels for x86-64 and aarch64 Linux only; use one (a container or a virtual machine does)" ;;
 esac
-if ! getconf GNU_LIBC_VERSION >/dev/null 2>&1; then
-    refuse "this Linux has no glibc, which the engine's wheels need (2.28 or later); use Debian, Ubuntu, Fedora, …"
-fi
+case "$(getconf GNU_LIBC_VERSION 2>/dev/null)" in
+    "glibc 2.2"[89] | "glibc 2."[3-9][0-9]) ;;
+    "glibc "*) refuse "$(getconf GNU_LIBC_VERSION): the engine's wheels need 2.28 or later; use a newer release of this Linux" ;;
+    *) refuse "this Linux has no glibc, which the engine's wheels need (2.28 or later); use Debian, Ubuntu, Fedora, …" ;;
+esac
 
 fits() {
-    "$1" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)) or sys.implementation.name != "cpython")' 2>/dev/null
+    # 64 bit: a Raspberry Pi may run a 32-bit system on a 64-bit kernel.
+    "$1" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)) or sys.implementation.name != "cpython" or sys.maxsize < 2**32)' 2>/dev/null
 }
 
 if [ -n "$chosen" ]; then
-    fits "$chosen" || refuse "PYTHON=$chosen: the engine needs CPython 3.11 or 3.12"
+    fits "$chosen" || refuse "PYTHON=$chosen: the engine needs CPython 3.11 or 3.12, 64 bit"
     python=$chosen
 else
     python=
@@ -35,12 +38,14 @@ else
             break
         fi
     done
-    [ -n "$python" ] || refuse "no CPython 3.11 or 3.12 found, which the engine needs; install one (apt install python3.11 python3.11-venv), or say make PYTHON=/path/to/python3.11"
+    [ -n "$python" ] || refuse "no CPython 3.11 or 3.12 (64 bit) found, which the engine needs; install one (apt install python3.11 python3.11-venv), or say make PYTHON=/path/to/python3.11"
 fi
 
 # Up to date already: the same lock, and an interpreter that still starts.
 stamp=$venv/requirements.lock
 if ! cmp -s "$lock" "$stamp" || ! fits "$venv/bin/python"; then
+    [ ! -e "$venv" ] || [ -f "$venv/pyvenv.cfg" ] ||
+        refuse "$venv: exists and is no virtual environment; move it away, or say make VENV=another"
     version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     "$python" -c 'import ensurepip, venv' 2>/dev/null ||
         refuse "$python has no venv module; apt install python$version-venv"

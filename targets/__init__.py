@@ -22,10 +22,11 @@ def _refuse_wrong_python() -> None:
         problem = f"{sys.executable} does not have the project's packages"
     else:
         return
-    sys.exit(
+    sys.stderr.write(
         f"error: {problem}; in the project's folder run `make setup` once, "
-        "then `. .venv/bin/activate`"
+        "then `. .venv/bin/activate`\n"
     )
+    sys.exit(2)
 
 
 _refuse_wrong_python()
