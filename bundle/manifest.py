@@ -134,6 +134,31 @@ class Records(_Model):
     covered: int
 
 
+class PlannedBuffer(_Model):
+    """A tensor's place in the arena, and the steps between which it lives."""
+
+    name: str
+    nbytes: int
+    offset: int
+    first: int
+    last: int
+
+
+class MemoryPlan(_Model):
+    """The arena of a standalone library.
+
+    Attributes:
+        lower_bound: bytes live at once at the worst step.
+        outer_workspace_bytes, inner_workspace_bytes: what kernels need besides, once and a thread.
+    """
+
+    arena_bytes: int
+    lower_bound: int
+    outer_workspace_bytes: int
+    inner_workspace_bytes: int
+    buffers: tuple[PlannedBuffer, ...]
+
+
 class Lowering(_Model):
     """What the network became.
 
@@ -142,6 +167,7 @@ class Lowering(_Model):
         operators: how many operators with multiply-adds the network had, by Relay's name.
         groups: the fused groups, in the order they run.
         workspace_bytes: memory for activations, as planned.
+        memory: the plan of a standalone library's arena.
     """
 
     layout: Literal["NCHW", "NHWC"]
@@ -150,6 +176,7 @@ class Lowering(_Model):
     operators: dict[str, int]
     groups: tuple[Group, ...]
     workspace_bytes: int
+    memory: MemoryPlan | None = None
 
 
 class Golden(_Model):

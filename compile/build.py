@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +72,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where the bundle goes; a bundle that is "
         "there is replaced (default: out/MODEL-TARGET)",
+    )
+    option(
+        "--format",
+        choices=["bundle", "standalone"],
+        default="bundle",
+        help="bundle: model.so for TVM's runtime; standalone: a C library with a header that "
+        "needs no TVM and nothing else (default: %(default)s)",
+    )
+    option(
+        "--name",
+        type=_identifier,
+        metavar="NAME",
+        help="the prefix of a standalone library's functions (default: from the model's name)",
     )
     option(
         "--threads",
@@ -164,6 +178,8 @@ def _order(arguments: argparse.Namespace) -> Order:
         model=arguments.model,
         target=resolve(arguments.target),
         output=arguments.output,
+        format=arguments.format,
+        name=arguments.name,
         threads=arguments.threads,
         input_shapes=dict(arguments.input_shape),
         golden=tuple(arguments.golden),
@@ -206,7 +222,7 @@ def _table(bundle: Bundle, model: str) -> str:
         (
             "size",
             (
-                f"model.so {measured['library_bytes'] / 1e6:.2f} MB, of it weights "
+                f"{manifest.library} {measured['library_bytes'] / 1e6:.2f} MB, of it weights "
                 f"{measured['weight_bytes'] / 1e6:.2f} MB; workspace {lowering.workspace_bytes / 1e6:.2f} MB"
             ),
         ),
@@ -231,6 +247,14 @@ def _fusion(lowering: Lowering) -> str:
     heavy = sum(1 for group in lowering.groups if group.macs)
     others = len(lowering.groups) - heavy
     return f"{counted} in {heavy} kernels, {others} kernels without multiply-adds"
+
+
+def _identifier(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a C identifier, such as mobilenetv2"
+        )
+    return text
 
 
 def _positive(text: str) -> int:

@@ -28,8 +28,8 @@ _NOT_BUILT = frozenset(
 )
 
 
-def to_relay(proto: onnx.ModelProto) -> tuple[Any, dict[str, Any]]:
-    """The model as a Relay module (float32, static, its weights constants) and its free parameters (none).
+def to_relay(proto: onnx.ModelProto) -> Any:
+    """The model as a Relay module: float32, static, its weights constants.
 
     Raises:
         UserError: an operator that TVM does not know, a form it cannot import, or an output
@@ -45,9 +45,9 @@ def to_relay(proto: onnx.ModelProto) -> tuple[Any, dict[str, Any]]:
         raise UserError(
             f"{listed}{more}: not an operator that TVM 0.19 can build; replace it before exporting"
         )
-    module, params = _import(tvm, rewritten, version)
+    module = _import(tvm, rewritten, version)
     _compare_shapes(module, rewritten)
-    return module, params
+    return module
 
 
 def unsupported(proto: onnx.ModelProto, version: int) -> list[onnx.NodeProto]:
@@ -59,9 +59,7 @@ def unsupported(proto: onnx.ModelProto, version: int) -> list[onnx.NodeProto]:
     return [node for node in proto.graph.node if node.op_type not in known]
 
 
-def _import(
-    tvm: Any, proto: onnx.ModelProto, version: int
-) -> tuple[Any, dict[str, Any]]:
+def _import(tvm: Any, proto: onnx.ModelProto, version: int) -> Any:
     known = values(proto.graph)
     # Beforehand: the importer gives nameless nodes names of its own.
     labels = {node.output[0]: node_label(node) for node in proto.graph.node}
@@ -70,10 +68,10 @@ def _import(
         with warnings.catch_warnings():
             # The importer runs onnx.checker, which rightly objects to for_relay's reductions.
             warnings.simplefilter("ignore")
-            module, params = tvm.relay.frontend.from_onnx(
+            module, _ = tvm.relay.frontend.from_onnx(
                 proto, shapes, opset=version, freeze_params=True
             )
-        return tvm.relay.transform.InferType()(module), params
+        return tvm.relay.transform.InferType()(module)
     except Exception as error:
         raise UserError(
             f"{_blamed(error, labels)}: TVM cannot import it ({_reason(error)}); replace it before exporting"

@@ -8,32 +8,45 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bundle.manifest import Lowering
-from bundle.store import elf_machine
+from bundle.manifest import Lowering, MemoryPlan
+from bundle.store import LIBRARY, elf_machine
+from compile.standalone.emit import Standalone
 from targets import engine
 from targets.errors import UserError
 from targets.presets import Target
 from tuning.records import RecordLog
 
+if TYPE_CHECKING:
+    from compile.lower import Lowered
+
 
 @dataclass(frozen=True)
 class Job:
-    """What the engine's process is asked for: ``proto`` is a gated ONNX model, serialised."""
+    """What the engine's process is asked for.
 
+    Attributes:
+        proto: a gated ONNX model, serialised.
+        output: the folder that the library goes into.
+        standalone: what the standalone library is called, for that format.
+    """
+
+    model: str
     proto: bytes
     target: Target
     records: RecordLog | None
     output: Path
     dump: Path | None
+    standalone: Standalone | None
 
 
 def build_library(job: Job, stage: Callable[[str], None]) -> Lowering:
-    """Compile ``job.proto`` into the shared library ``job.output``.
+    """Compile ``job.proto`` into the library of a bundle, in the folder ``job.output``.
 
     Raises:
-        UserError: the importer or the linker refused, or the result is for another machine.
+        UserError: the importer, the compiler or the linker refused, or the result is for another
+            machine.
     """
     _check_target(job.target)
     stage("importing into Relay")
@@ -41,16 +54,63 @@ def build_library(job: Job, stage: Callable[[str], None]) -> Lowering:
 
     from compile.importer import to_relay
 
-    module, _ = to_relay(onnx.load_model_from_string(job.proto))
-    stage(f"lowering and compiling for {job.target.name}")
-    from compile.lower import lower
-
-    lowered = lower(module, job.target, job.records)
+    try:
+        module = to_relay(onnx.load_model_from_string(job.proto))
+        stage(f"lowering and compiling for {job.target.name}")
+        lowered = _lower(job, module)
+    except UserError as error:
+        raise UserError(f"{job.model}: {error}") from None
     if job.dump is not None:
         _dump(job.dump, module, lowered.factory)
     stage("linking")
-    _link(lowered.factory, job.target, job.output)
-    return lowered.description
+    if job.standalone is None:
+        library, memory = job.output / LIBRARY, None
+        _link(lowered.factory, job.target, library)
+    else:
+        library = job.output / f"lib{job.standalone.name}.so"
+        memory = _emit(lowered, job.standalone, job)
+    machine = elf_machine(library)
+    if machine != job.target.machine:
+        raise UserError(
+            f"target {job.target.name}: the code is for {machine}, not {job.target.machine}"
+        )
+    return lowered.description.model_copy(update={"memory": memory})
+
+
+def _lower(job: Job, module: Any) -> Lowered:
+    from compile.lower import lower
+
+    name = job.standalone.name if job.standalone else None
+    try:
+        return lower(module, job.target, job.records, name)
+    except Exception as error:
+        # TVM has no class for "this network I cannot compile": it fails in whatever way.
+        last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise UserError(
+            f"TVM cannot compile it for {job.target.name} ({type(error).__name__}: {last[:200]}); "
+            "try another --target, or replace what it names"
+        ) from error
+
+
+def _emit(lowered: Lowered, wanted: Standalone, job: Job) -> MemoryPlan:
+    from compile.lower import workspaces
+    from compile.program import read_program
+    from compile.standalone.emit import emit
+
+    factory = lowered.factory
+    program = read_program(
+        factory.get_graph_json(),
+        factory.get_params(),
+        lowered.description.groups,
+        workspaces(factory),
+    )
+    # The outer module only registers the kernels with TVM's C runtime; they are inside.
+    with tempfile.TemporaryDirectory() as scratch:
+        kernels = []
+        for number, inner in enumerate(factory.get_lib().imported_modules):
+            kernels.append(Path(scratch) / f"kernels{number}.o")
+            inner.save(str(kernels[-1]))
+        return emit(job.output, wanted, program, kernels, job.target)
 
 
 def _check_target(target: Target) -> None:
@@ -83,11 +143,6 @@ def _link(factory: Any, target: Target, output: Path) -> None:
         linked = Path(scratch) / output.name
         factory.export_library(str(linked), fcompile=compile_function)
         shutil.copyfile(linked, output)
-    machine = elf_machine(output)
-    if machine != target.machine:
-        raise UserError(
-            f"target {target.name}: the code is for {machine}, not {target.machine}"
-        )
 
 
 def _dump(folder: Path, module: Any, factory: Any) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,8 @@ from compile.library import Job, build_library
 from compile.model import Model
 from compile.preprocessing import Stated, read_labels, settle
 from compile.reference import Reference
+from compile.sources import Source
+from compile.standalone.emit import SelfTest, Standalone, self_test_input
 from compile.verify import verify
 from targets.errors import UserError
 from targets.presets import Target, missing_features, this_cpu
@@ -48,6 +51,8 @@ class Order:
     model: str
     target: Target
     output: Path | None
+    format: Literal["bundle", "standalone"]
+    name: str | None
     threads: int
     input_shapes: dict[str, tuple[int, ...]]
     golden: tuple[Path, ...]
@@ -96,8 +101,15 @@ def build(order: Order, progress: Progress) -> Bundle:
             (folder / "labels.txt").write_text(
                 "\n".join(labels) + "\n", encoding="utf-8"
             )
-        lowering = _compile(order, model, folder / LIBRARY, progress)
-        manifest = _manifest(order, model, preprocessing, lowering, pairs, folder)
+        standalone = (
+            _standalone(order, source, preprocessing, reference)
+            if order.format == "standalone"
+            else None
+        )
+        lowering = _compile(order, model, standalone, folder, progress)
+        manifest = _manifest(
+            order, model, preprocessing, lowering, standalone, pairs, folder
+        )
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         verification = _verify(folder, order.target, reference.version, progress)
         progress.finish()
@@ -105,7 +117,7 @@ def build(order: Order, progress: Progress) -> Bundle:
             "seconds": round(time.monotonic() - started, 1),
             "peak_memory_bytes": _peak_memory(),
             "built_on": this_cpu().model,
-            "library_bytes": (folder / LIBRARY).stat().st_size,
+            "library_bytes": (folder / manifest.library).stat().st_size,
             "weight_bytes": sum(
                 len(w.raw_data) or 4 * len(w.float_data)
                 for w in model.proto.graph.initializer
@@ -114,6 +126,29 @@ def build(order: Order, progress: Progress) -> Bundle:
         manifest = manifest.model_copy(update={"measured": measured})
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return Bundle(output, manifest)
+
+
+def _standalone(
+    order: Order, source: Source, preprocessing: Preprocessing, reference: Reference
+) -> Standalone:
+    """What a standalone library is called, and the answer it must give to prove itself."""
+    name = order.name or re.sub(r"\W", "_", source.name, flags=re.ASCII).lower()
+    if name[0].isdigit():
+        name = f"model_{name}"
+    tensor = source.model.input
+    low, high = (
+        (value * preprocessing.scale - preprocessing.mean[0]) / preprocessing.std[0]
+        for value in (0.0, 255.0)
+    )
+    outputs = reference.run(self_test_input(low, high, tensor.shape))
+    identity = source.model.identity
+    return Standalone(
+        name=name,
+        model=identity.name,
+        version=f"{name}: {identity.name} (SHA-256 {identity.sha256[:16]}) for {order.target.name}, "
+        f"float32, by Apache TVM 0.19",
+        self_test=SelfTest(low, high, tuple(outputs[0].ravel().tolist())),
+    )
 
 
 def _golden_inputs(
@@ -135,13 +170,24 @@ def _golden_inputs(
     return [photos.to_tensor(photo, preprocessing, model.input) for photo in taken]
 
 
-def _compile(order: Order, model: Model, output: Path, progress: Progress) -> Lowering:
+def _compile(
+    order: Order,
+    model: Model,
+    standalone: Standalone | None,
+    folder: Path,
+    progress: Progress,
+) -> Lowering:
     log = records.shipped(order.target.name)
     for line in log.skipped if log else ():
         progress.note(line)
-    dump = order.dump.resolve() if order.dump else None
     job = Job(
-        model.proto.SerializeToString(), order.target, log, output.resolve(), dump
+        model=model.identity.name,
+        proto=model.proto.SerializeToString(),
+        target=order.target,
+        records=log,
+        output=folder.resolve(),
+        dump=order.dump.resolve() if order.dump else None,
+        standalone=standalone,
     )
     lowering = run_in_child(
         build_library, job, stage=progress.stage, tick=progress.tick
@@ -156,6 +202,7 @@ def _manifest(
     model: Model,
     preprocessing: Preprocessing,
     lowering: Lowering,
+    standalone: Standalone | None,
     pairs: list[Golden],
     folder: Path,
 ) -> Manifest:
@@ -166,6 +213,9 @@ def _manifest(
         if path.is_file()
     }
     return Manifest(
+        format=order.format,
+        name=standalone.name if standalone else "model",
+        library=f"lib{standalone.name}.so" if standalone else LIBRARY,
         model=model.identity,
         target=TargetIdentity(
             name=target.name,

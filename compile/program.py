@@ -71,7 +71,6 @@ def read_program(
     graph_json: str,
     params: Mapping[str, Any],
     groups: Sequence[Group],
-    layers: Sequence[str],
     workspaces: tuple[int, int],
 ) -> Program:
     """Read the graph executor's JSON into a program.
@@ -79,7 +78,6 @@ def read_program(
     Args:
         params: TVM arrays by name.
         groups: the fused groups in the graph's order (compile.lower).
-        layers: the name of each group's layer in the ONNX graph.
         workspaces: (outer, inner) bytes.
     """
     graph = json.loads(graph_json)
@@ -97,7 +95,7 @@ def read_program(
                 Tensor(node["name"], tuple(shapes[entry]), types[entry], weights)
             )
     calls, aliases = [], {}
-    described = iter(zip(groups, layers, strict=True))
+    described = iter(groups)
     for index, node in enumerate(nodes):
         if node["op"] != "tvm_op":
             continue
@@ -106,10 +104,9 @@ def read_program(
         if node["attrs"]["func_name"] == "__nop":
             aliases[outputs[0]] = inputs[0]
             continue
-        group, layer = next(described)
-        calls.append(
-            Call(node["attrs"]["func_name"], layer, group.operators, inputs, outputs)
-        )
+        group = next(described)
+        kernel = node["attrs"]["func_name"]
+        calls.append(Call(kernel, group.layer, group.operators, inputs, outputs))
     free = [i for i in graph["arg_nodes"] if nodes[i]["name"] not in params]
     return Program(
         tensors=tuple(tensors),

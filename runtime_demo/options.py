@@ -33,7 +33,7 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
         "--tracker", metavar="HOST:PORT", help="a TVM RPC tracker; needs --key"
     )
     place.add_argument("--board", choices=["emulated"], help="an emulated board")
-    parser.add_argument("--key", help="the boards' key at the tracker")
+    parser.add_argument("--key", help="the boards' key at the tracker, or the server's")
     parser.add_argument(
         "--threads", type=count, metavar="N", help="threads (default: the manifest's)"
     )
@@ -50,17 +50,17 @@ def open_session(
     Raises:
         UserError: the options contradict each other, or the device cannot take the bundle.
     """
-    if bool(arguments.tracker) != bool(arguments.key):
-        raise UserError("--tracker HOST:PORT and --key KEY go together; give both")
+    if arguments.tracker and not arguments.key:
+        raise UserError("--tracker needs --key KEY: which of its boards?")
+    if arguments.key and not (arguments.tracker or arguments.rpc):
+        raise UserError("--key goes with --tracker or --rpc; leave it out")
+    from devices.opening import check_served, open_here, open_on_emulated
+
     threads = arguments.threads
     if arguments.board == "emulated":
-        from devices.emulated import open_emulated
-
-        if threads not in (None, 1):
-            raise UserError(
-                "--threads: an emulated board runs on 1 thread; leave it out"
-            )
-        return open_emulated(bundle, on_progress=progress.stage)
+        return open_on_emulated(bundle, threads, progress.stage)
+    if arguments.tracker or arguments.rpc:
+        check_served(bundle)
     if arguments.tracker:
         from devices.rpc import open_tracker
 
@@ -77,11 +77,9 @@ def open_session(
 
         progress.stage(f"sending the bundle to {arguments.rpc}")
         host, port = _address(arguments.rpc)
-        return open_rpc(bundle, host, port, threads=threads)
-    from devices.local import open_local
-
+        return open_rpc(bundle, host, port, key=arguments.key or "", threads=threads)
     progress.stage("loading the bundle")
-    return open_local(bundle, threads)
+    return open_here(bundle, threads)
 
 
 def count(text: str) -> int:

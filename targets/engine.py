@@ -19,6 +19,8 @@ def compiler() -> Any:
     """Import TVM whole (Relay, LLVM), ready to compile; about a second the first time."""
     # Without it, a build for arm_cpu tries to download schedules and fails where there is no network.
     os.environ["TOPHUB_LOCATION"] = "NONE"
+    # What runtime() sets in a parent process must not reach a child that compiles.
+    os.environ.pop("TVM_USE_RUNTIME_LIB", None)
     _onnx_shim()
     import tvm
     import tvm.relay

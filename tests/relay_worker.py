@@ -50,7 +50,7 @@ def through_relay(
     proto = onnx.load_model_from_string(model)
     name = proto.graph.input[0].name
     if rewrite:
-        module, _ = to_relay(proto)
+        module = to_relay(proto)
     else:
         module, _ = tvm.relay.frontend.from_onnx(
             proto, {name: inputs[0].shape}, opset=opset(proto), freeze_params=True

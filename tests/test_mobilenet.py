@@ -361,8 +361,8 @@ def test_the_command_writes_the_model_whole(
         (["--width", "0"], "width 0.0: choose 0.1 to 4.0"),
         (["--width", "nan"], "width nan: choose 0.1 to 4.0"),
         (["--resolution", "5000"], "resolution 5000: choose 32 to 1024"),
-        (["--output", "."], ".: is a directory; give --output a file name"),
-        (["--output", "no/x.onnx"], "no/x.onnx: No such file or directory"),
+        (["--output", "."], ".: is not a file; give --output a file name"),
+        (["--output", "no/x.onnx"], "no: no such folder; make it"),
     ],
 )
 def test_the_command_refuses_in_one_line(

@@ -921,8 +921,8 @@ def test_refuses_a_tracker_that_is_not_there(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--tracker", "127.0.0.1:9190"], "--tracker|--key KEY|give both"),
-        (["--key", "pi"], "--tracker|--key KEY|give both"),
+        (["--tracker", "127.0.0.1:9190"], "--tracker|--key KEY"),
+        (["--key", "pi"], "--key|--tracker|leave it out"),
         (["--rpc", "raspberrypi"], "'raspberrypi'|HOST:PORT"),
         (["--rpc", "raspberrypi:99999"], "HOST:PORT"),
         (["--rpc", "no-such-host.invalid:9090"], "no-such-host.invalid|check its name"),
