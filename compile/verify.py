@@ -9,6 +9,7 @@ from typing import NamedTuple
 from bundle import golden
 from bundle.accuracy import TOLERANCE, compare
 from bundle.store import open_bundle
+from devices.opening import open_here, open_on_emulated
 from devices.session import Origin
 from targets.errors import UserError
 
@@ -32,14 +33,9 @@ def verify(folder: Path, emulated: bool, stage: Callable[[str], None]) -> Verifi
     """
     bundle = open_bundle(folder)
     where = "an emulated board" if emulated else "this machine"
-    if emulated:
-        from devices.emulated import open_emulated
-
-        session = open_emulated(bundle, on_progress=stage)
-    else:
-        from devices.local import open_local
-
-        session = open_local(bundle)
+    session = (
+        open_on_emulated(bundle, on_progress=stage) if emulated else open_here(bundle)
+    )
     stage(f"comparing with ONNX Runtime on {where}")
     with session:
         results = [

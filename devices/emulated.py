@@ -47,7 +47,7 @@ def open_emulated(
         )
     qemu = find_qemu()
     cpu = cpu or target.qemu_cpu or "max"
-    _check_cpu(qemu, cpu)
+    check_cpu(qemu, cpu)
     sysroot = prepare(on_progress)
     on_progress(f"starting an emulated {cpu}")
     unset = [word for name in _NOT_FOR_THE_BOARD for word in ("-U", name)]
@@ -65,22 +65,27 @@ def open_emulated(
     )
 
 
-def find_qemu() -> str:
-    """QEMU's user-mode emulator of aarch64.
+def find_qemu(machine: str = "aarch64") -> str:
+    """QEMU's user-mode emulator of ``machine``, aarch64 or arm.
 
     Raises:
         UserError: not installed.
     """
-    for name in ("qemu-aarch64-static", "qemu-aarch64"):
+    for name in (f"qemu-{machine}-static", f"qemu-{machine}"):
         if found := shutil.which(name):
             return found
     raise UserError(
-        "no QEMU for aarch64; install it with `apt install qemu-user-static`, "
-        "or give a board with --rpc HOST:PORT"
+        f"no QEMU for {machine}; install it with `apt install qemu-user-static`, "
+        "or use a board"
     )
 
 
-def _check_cpu(qemu: str, cpu: str) -> None:
+def check_cpu(qemu: str, cpu: str) -> None:
+    """Refuse a CPU that QEMU does not know.
+
+    Raises:
+        UserError: with the ones that it knows.
+    """
     shown = subprocess.run(
         [qemu, "-cpu", "help"], capture_output=True, text=True, check=False
     )

@@ -50,17 +50,17 @@ def check_runs_here(bundle: Bundle) -> None:
     Raises:
         UserError: another architecture, or a CPU feature that /proc/cpuinfo does not list.
     """
-    cpu, target = this_cpu(), bundle.manifest.target
+    cpu, target, library = this_cpu(), bundle.manifest.target, bundle.manifest.library
     if target.machine != cpu.machine:
         instead = _emulate(target) or f"run it on a {target.machine} machine"
         raise UserError(
-            f"{bundle.path}: model.so is for {target.machine} ({target.name}), "
+            f"{bundle.path}: {library} is for {target.machine} ({target.name}), "
             f"this machine is {cpu.machine}; {instead}"
         )
     missing = sorted(set(target.features) - cpu.features)
     if missing:
         raise UserError(
-            f"{bundle.path}: model.so is for {target.name}, this CPU ({cpu.model}) lacks "
+            f"{bundle.path}: {library} is for {target.name}, this CPU ({cpu.model}) lacks "
             f"{', '.join(missing)}; build it with --target native"
         )
 

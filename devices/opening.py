@@ -1,0 +1,61 @@
+"""Where a build's format decides what runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bundle.store import Bundle
+from devices.session import Session
+from targets.errors import UserError
+
+
+def open_here(bundle: Bundle, threads: int | None = None) -> Session:
+    """Load a bundle or a standalone library on this machine.
+
+    Raises:
+        UserError: as `open_local` and `open_standalone`.
+    """
+    if bundle.manifest.format == "standalone":
+        from devices.standalone import open_standalone
+
+        return open_standalone(bundle, threads)
+    from devices.local import open_local
+
+    return open_local(bundle, threads)
+
+
+def open_on_emulated(
+    bundle: Bundle,
+    threads: int | None = None,
+    on_progress: Callable[[str], None] = lambda stage: None,
+) -> Session:
+    """Load a bundle or a standalone library on an emulated board.
+
+    Raises:
+        UserError: a bundle on more than one thread; and as `open_emulated` and
+            `open_standalone_emulated`.
+    """
+    if bundle.manifest.format == "standalone":
+        from devices.standalone import open_standalone_emulated
+
+        return open_standalone_emulated(
+            bundle, on_progress=on_progress, threads=threads
+        )
+    from devices.emulated import open_emulated
+
+    if threads not in (None, 1):
+        raise UserError("--threads: an emulated board runs on 1 thread; leave it out")
+    return open_emulated(bundle, on_progress=on_progress)
+
+
+def check_served(bundle: Bundle) -> None:
+    """Refuse to send a standalone library to a TVM RPC server.
+
+    Raises:
+        UserError: it is one.
+    """
+    if bundle.manifest.format == "standalone":
+        raise UserError(
+            f"{bundle.path}: a standalone library needs no RPC server; leave --rpc and --tracker "
+            f"out, copy the folder to the board and run {bundle.manifest.name}_self_test there"
+        )

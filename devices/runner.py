@@ -1,0 +1,222 @@
+"""A standalone library in a process of its own: runner.c, and what is said to it over two pipes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from enum import IntEnum
+from pathlib import Path
+from typing import NoReturn
+
+from bundle.store import Bundle
+from targets.errors import UserError
+
+SOURCE = Path(__file__).with_name("runner.c")
+_END_SECONDS = 10.0
+_LONGEST_ANSWER = 1 << 30
+
+
+class Command(IntEnum):
+    """What the runner is told; the numbers are runner.c's."""
+
+    LOAD = 0  # what it does unasked, at its start
+    CREATE = 1
+    INPUT = 2
+    RUN = 3
+    TIME = 4
+    SELF_TEST = 5
+    MEMORY = 6
+    QUIT = 7
+
+
+_AGAIN = "build it again, and report the model if it stays so"
+_ADVICE = {
+    Command.LOAD: "build it again, for this machine",
+    Command.CREATE: "give fewer --threads, make room in memory, or build it for this CPU",
+}
+
+
+class Runner:
+    """A runner process with a library. Close it; it also ends when this process does, however that ends.
+
+    Args:
+        command: starts it, the emulator before it if need be.
+        bundle: whose library it has, for messages.
+        cpu: what it runs on, for messages.
+        timeout: seconds for one answer.
+
+    Attributes:
+        greeting: its first answer (see ``greet`` of runner.c).
+
+    Raises:
+        UserError: the library cannot be loaded.
+    """
+
+    def __init__(
+        self, command: Sequence[str], bundle: Bundle, cpu: str, timeout: float
+    ) -> None:
+        self._bundle = bundle
+        self._cpu = cpu
+        self._timeout = timeout
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the runner
+        self._process = subprocess.Popen(
+            command,
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            # Ctrl-C in a terminal reaches this process alone, which then ends the runner in order.
+            start_new_session=True,
+        )
+        assert self._process.stdin and self._process.stdout
+        self._to, self._from = self._process.stdin, self._process.stdout
+        os.set_blocking(self._to.fileno(), False)
+        self._closed = False
+        self.greeting = self._exchange(Command.LOAD, b"")
+
+    def ask(self, command: Command, payload: bytes = b"") -> bytes:
+        """Its answer to one request.
+
+        Raises:
+            UserError: the library gave an error, crashed, was killed, or took too long; after
+                all but the first the runner is gone.
+        """
+        if self._closed:
+            raise UserError(
+                f"{self._bundle.library}: its process has ended; open it again"
+            )
+        return self._exchange(
+            command, struct.pack("<II", command, len(payload)) + payload
+        )
+
+    def close(self) -> None:
+        """Destroy the model and end the process; the second time does nothing.
+
+        Raises:
+            UserError: the library crashed in it, or took too long.
+        """
+        if not self._closed:
+            self._timeout = min(self._timeout, _END_SECONDS)
+            self.ask(Command.QUIT)
+            self._end()
+
+    def _exchange(self, command: Command, request: bytes) -> bytes:
+        deadline = time.monotonic() + self._timeout
+        try:
+            self._send(request, deadline)
+            status, size = struct.unpack("<II", self._receive(8, deadline))
+            if status > 1 or size > _LONGEST_ANSWER:
+                self._refuse("its answer is garbled; it wrote where it must not")
+            answer = self._receive(size, deadline)
+        except TimeoutError:
+            self._end()
+            self._refuse(f"no answer to {command.name} within {self._timeout:g} s")
+        except (BrokenPipeError, EOFError):
+            self._explain_end(command)
+        except BaseException:
+            self._end()
+            raise
+        if status:
+            if command in (Command.LOAD, Command.CREATE):
+                self._end()
+            self._refuse(answer.decode(errors="replace"), _ADVICE.get(command, _AGAIN))
+        return answer
+
+    def _send(self, data: bytes, deadline: float) -> None:
+        left = memoryview(data)
+        while left:
+            _wait(self._to.fileno(), select.POLLOUT, deadline)
+            left = left[os.write(self._to.fileno(), left) :]
+
+    def _receive(self, size: int, deadline: float) -> bytes:
+        parts = []
+        while size:
+            _wait(self._from.fileno(), select.POLLIN, deadline)
+            part = os.read(self._from.fileno(), size)
+            if not part:
+                raise EOFError
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    def _explain_end(self, command: Command) -> NoReturn:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_SECONDS)
+        code = self._process.poll()
+        said = self._last_line()
+        self._end()
+        target = self._bundle.manifest.target.name
+        if code is None:
+            self._refuse(f"its process fell silent at {command.name}")
+        if code >= 0:
+            self._refuse(
+                f"ended its process at {command.name} (exit code {code}{said})"
+            )
+        name = signal.Signals(-code).name
+        if name == "SIGILL":
+            raise UserError(
+                f"{self._bundle.library}: built for {target}, needs an instruction that "
+                f"{self._cpu} does not have; build it for that CPU"
+            )
+        if name == "SIGKILL":
+            raise UserError(
+                f"{self._bundle.library}: its process was killed at {command.name} (SIGKILL), as "
+                "Linux does when memory is short; end other programs, then try again"
+            )
+        self._refuse(f"crashed at {command.name} ({name})")
+
+    def _refuse(self, what: str, advice: str = _AGAIN) -> NoReturn:
+        raise UserError(f"{self._bundle.library}: {what}; {advice}")
+
+    def _last_line(self) -> str:
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        return f": {lines[-1].strip()}" if lines else ""
+
+    def _end(self) -> None:
+        self._closed = True
+        self._process.kill()
+        self._process.wait()
+        for file in (self._to, self._from, self._log):
+            file.close()
+
+
+def _wait(descriptor: int, event: int, deadline: float) -> None:
+    poll = select.poll()
+    poll.register(descriptor, event)
+    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        raise TimeoutError
+
+
+def compile_runner(folder: Path, triple: str, options: Sequence[str]) -> Path:
+    """Compile runner.c into ``folder``; zig's cache makes all but the first time quick.
+
+    Args:
+        triple: what zig compiles for.
+        options: more of the compiler's, libraries too.
+
+    Raises:
+        UserError: a library does not fit; the linker's last words are quoted.
+    """
+    output = folder / "runner"
+    zig = [sys.executable, "-m", "ziglang", "cc", "-target", triple]
+    result = subprocess.run(
+        [*zig, "-std=c99", "-O2", "-s", "-o", str(output), str(SOURCE), *options],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if result.returncode:
+        said = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
+        wrong = next((line for line in said if "error:" in line), said[-1])
+        raise UserError(f"{SOURCE.name} for {triple}: {wrong.strip()}; build it again")
+    return output
