@@ -3,7 +3,6 @@
 #endif
 #include "runtime.h"
 
-#include <errno.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -693,33 +692,4 @@ int nn_compare(const float *output, const float *expected, size_t count, double 
   }
   double range = high > low ? high - low : high < 0 ? -high : high;
   return error <= tolerance * (range > 0 ? range : 1) ? NN_OK : NN_GOLDEN_MISMATCH;
-}
-
-int nn_self_test(const nn_model *model, const nn_golden *golden) {
-  int code = nn_check_weights(model);
-  nn_instance *instance = NULL;
-  if (code == NN_OK) code = nn_create(&instance, model, 1);
-  if (code != NN_OK) return code;
-
-  size_t input_count = (size_t)model->input_count, output_count = (size_t)model->output_count;
-  void **buffers = calloc(input_count + output_count, sizeof *buffers);
-  if (!buffers) code = NN_NO_MEMORY;
-  for (size_t i = 0; i < input_count + output_count && code == NN_OK; i++) {
-    int is_input = i < input_count;
-    const nn_port *port = is_input ? &model->inputs[i] : &model->outputs[i - input_count];
-    buffers[i] = malloc(port->bytes);
-    if (!buffers[i])
-      code = NN_NO_MEMORY;
-    else if (is_input)
-      golden->fill((int)i, buffers[i]);
-  }
-  if (code == NN_OK)
-    code = nn_run(instance, (const void *const *)buffers, buffers + input_count);
-  for (size_t i = 0; i < output_count && code == NN_OK; i++)
-    code = nn_compare(buffers[input_count + i], golden->outputs[i],
-                      model->outputs[i].bytes / sizeof(float), golden->tolerance);
-  for (size_t i = 0; buffers && i < input_count + output_count; i++) free(buffers[i]);
-  free(buffers);
-  nn_destroy(instance);
-  return code;
 }

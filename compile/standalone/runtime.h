@@ -150,17 +150,6 @@ uint32_t nn_crc32(const void *data, size_t bytes);
  * `expected` counts with a range of its magnitude. NaN is NN_GOLDEN_MISMATCH. */
 int nn_compare(const float *output, const float *expected, size_t count, double tolerance);
 
-/* What an inference must give on every CPU. `fill` writes input number `input`; the outputs are
- * float32. */
-typedef struct {
-  void (*fill)(int input, void *data);
-  const float *const *outputs;
-  double tolerance; /* as nn_compare's */
-} nn_golden;
-
-/* The weights' checksum, then one inference with one thread against `golden`. */
-int nn_self_test(const nn_model *model, const nn_golden *golden);
-
 /* ---- What the kernels call ---- */
 
 typedef struct {
