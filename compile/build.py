@@ -76,9 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     option(
         "--format",
         choices=["bundle", "standalone"],
-        default="bundle",
         help="bundle: model.so for TVM's runtime; standalone: a C library with a header that "
-        "needs no TVM and nothing else (default: %(default)s)",
+        "needs no TVM and nothing else (default: bundle; standalone for 32-bit ARM)",
     )
     option(
         "--name",
@@ -174,11 +173,12 @@ def _order(arguments: argparse.Namespace) -> Order:
         "std",
         "labels",
     )
+    target = resolve(arguments.target)
     return Order(
         model=arguments.model,
-        target=resolve(arguments.target),
+        target=target,
         output=arguments.output,
-        format=arguments.format,
+        format=arguments.format or target.format,
         name=arguments.name,
         threads=arguments.threads,
         input_shapes=dict(arguments.input_shape),

@@ -70,6 +70,11 @@ def build(order: Order, progress: Progress) -> Bundle:
         UserError: anything that the user can mend; nothing half-made is left behind.
     """
     started = time.monotonic()
+    if order.format == "bundle" and order.target.format == "standalone":
+        raise UserError(
+            f"--format bundle: TVM's runtime is not to be had for {order.target.name}; "
+            "leave --format out"
+        )
     if order.output is not None:
         check_replaceable(order.output)
     progress.stage("reading the model")
@@ -111,7 +116,7 @@ def build(order: Order, progress: Progress) -> Bundle:
             order, model, preprocessing, lowering, standalone, pairs, folder
         )
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        verification = _verify(folder, order.target, reference.version, progress)
+        verification = _verify(folder, order, reference.version, progress)
         progress.finish()
         measured = verification | {
             "seconds": round(time.monotonic() - started, 1),
@@ -238,13 +243,13 @@ def _manifest(
 
 
 def _verify(
-    folder: Path, target: Target, reference: str, progress: Progress
+    folder: Path, order: Order, reference: str, progress: Progress
 ) -> dict[str, Any]:
     """The manifest's ``verification``: figures, or null with the reason why there are none."""
-    emulated = bool(missing_features(target, this_cpu()))
+    emulated = bool(missing_features(order.target, this_cpu()))
     if emulated:
         try:
-            _prepare_emulator(target, progress)
+            _prepare_emulator(order, progress)
         except UserError as error:
             return {"verification": None, "not_verified_because": str(error)}
     result = run_in_child(
@@ -253,17 +258,19 @@ def _verify(
     return {"verification": {**result._asdict(), "reference": reference}}
 
 
-def _prepare_emulator(target: Target, progress: Progress) -> None:
+def _prepare_emulator(order: Order, progress: Progress) -> None:
     from devices.emulated import find_qemu
     from devices.sysroot import prepare
 
+    target = order.target
     if not target.qemu_cpu:
         missing = ", ".join(missing_features(target, this_cpu()))
         raise UserError(
             f"this machine lacks {missing}, and {target.name} has no emulated board"
         )
-    find_qemu()
-    prepare(progress.stage)
+    find_qemu(target.machine)
+    if order.format == "bundle":
+        prepare(progress.stage)
 
 
 def _peak_memory() -> int:

@@ -506,15 +506,17 @@ def child(process: subprocess.Popen[str], word: bytes) -> int:
             with contextlib.suppress(OSError):
                 if word in Path(f"/proc/{pid}/cmdline").read_bytes():
                     return pid
+        time.sleep(0.005)
     raise AssertionError(f"ended without {word!r}")
 
 
-LOWERING, LINKING = "importing into Relay", "lowering and compiling"
+# The line before what is to be interrupted.
+STARTING, LOWERING, LINKING = "reading the model", "importing into Relay", "compiling"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after", [LOWERING, LINKING])
-@pytest.mark.parametrize("how", ["Ctrl-C", "Ctrl-C twice", "SIGTERM"])
+@pytest.mark.parametrize("after", [STARTING, LOWERING, LINKING])
+@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])
 def test_an_interrupted_build_leaves_what_was_there(
     place: Place, bundle: Path, how: str, after: str
 ) -> None:
@@ -530,20 +532,45 @@ def test_an_interrupted_build_leaves_what_was_there(
     options = ["--model", model, "--output", "bundle"]
     with place.start(BUILD, *options, start_new_session=True) as process:
         read_until(process, after)
-        if after == LINKING:
-            child(process, LINKER)
+        if after != LOWERING:
+            child(process, ENGINE if after == STARTING else LINKER)
         if how == "SIGTERM":
             process.terminate()
         else:
             os.killpg(process.pid, signal.SIGINT)
-        if how == "Ctrl-C twice":
-            os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate()
     assert process.returncode == 130, err
-    assert (out, err.splitlines()) == ("", [INTERRUPTED])
+    *progress, line = err.splitlines()
+    assert (out, line) == ("", INTERRUPTED)
+    assert all(each.startswith("  ") for each in progress), err
     assert contents(place.here) == before
     assert contents(place.temporary) == {}
     wait_for(lambda: not living(process.pid), "a process survived")
+
+
+def test_a_second_ctrl_c_does_not_cut_the_cleaning_up_short(place: Place) -> None:
+    (place.here / "impatient.py").write_text(
+        "import time\n"
+        "from targets.errors import run_command\n"
+        "def main(_):\n"
+        "    try:\n"
+        "        print('working', flush=True)\n"
+        "        time.sleep(600)\n"
+        "    finally:\n"
+        "        print('cleaning', flush=True)\n"
+        "        input()\n"
+        "        print('cleaned', flush=True)\n"
+        "run_command(main)\n"
+    )
+    with place.start("impatient", stdin=subprocess.PIPE) as process:
+        assert process.stdout and process.stdin
+        assert process.stdout.readline() == "working\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "cleaning\n"
+        process.send_signal(signal.SIGINT)
+        process.terminate()
+        out, err = process.communicate("\n")
+    assert (process.returncode, out, err) == (130, "cleaned\n", f"{INTERRUPTED}\n")
 
 
 @pytest.mark.slow
