@@ -9,6 +9,7 @@ import signal
 import tempfile
 import traceback
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from targets.errors import UserError
 
 T = TypeVar("T")
 Stage = Callable[[str], None]
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 def run_in_child(
@@ -40,13 +42,14 @@ def run_in_child(
         process = context.Process(
             target=_child, args=(sender, noise, scratch, work, arguments), daemon=True
         )
-        # The child is ended by this process alone, together with the linker that it started: it
-        # does not hear Ctrl-C, and has a process group of its own.
-        heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # The tracker's own start would let the signals through that wait here until there is
+        # something to end.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
         process.start()
-        signal.signal(signal.SIGINT, heard)
-        sender.close()
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+            sender.close()
             result: T = _follow(receiver, noise, process, stage, tick)
             return result
         finally:
@@ -115,9 +118,13 @@ def _child(
     work: Callable[..., Any],
     arguments: tuple[object, ...],
 ) -> None:
+    # This process is ended by its parent alone, together with the linker that it started: it has a
+    # group of its own, and what came before it had, in the terminal's group, was for the parent.
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
     # What LLVM and TVM print belongs into the error line, not between the user's own lines.
     # TVM's temporary files go where the parent cleans up, however the child ends.
-    os.setpgid(0, 0)
     descriptor = os.open(noise, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

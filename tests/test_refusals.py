@@ -525,7 +525,7 @@ def test_an_interrupted_build_leaves_what_was_there(
     # In the linker's place, one that does not end by itself.
     (place.here / "ziglang").mkdir()
     (place.here / "ziglang/__init__.py").touch()
-    (place.here / "ziglang/__main__.py").write_text("import time\ntime.sleep(600)\n")
+    (place.here / "ziglang/__main__.py").write_text("import time\ntime.sleep(60)\n")
     before = contents(place.here)
     # Lowering takes long enough in a large network, the way to the linker not too long in a small one.
     model = "mobilenetv2-0.35-96" if after == LOWERING else "model.onnx"
@@ -555,7 +555,7 @@ def test_a_second_ctrl_c_does_not_cut_the_cleaning_up_short(place: Place) -> Non
         "def main(_):\n"
         "    try:\n"
         "        print('working', flush=True)\n"
-        "        time.sleep(600)\n"
+        "        time.sleep(60)\n"
         "    finally:\n"
         "        print('cleaning', flush=True)\n"
         "        input()\n"
