@@ -113,7 +113,8 @@ def _parser() -> argparse.ArgumentParser:
         "--dump",
         type=Path,
         metavar="DIR",
-        help="write Relay before and after, the fused TIR and the assembly",
+        help="write Relay before and after, the fused TIR and the assembly; for a standalone "
+        "library also the C that it is made of",
     )
     option(
         "--json", action="store_true", help="print one JSON object instead of the table"
@@ -221,11 +222,10 @@ def _table(bundle: Bundle, model: str) -> str:
         ("layout", f"{lowering.layout}: {lowering.reason}"),
         (
             "size",
-            (
-                f"{manifest.library} {measured['library_bytes'] / 1e6:.2f} MB, of it weights "
-                f"{measured['weight_bytes'] / 1e6:.2f} MB; workspace {lowering.workspace_bytes / 1e6:.2f} MB"
-            ),
+            (f"{manifest.library} {measured['library_bytes'] / 1e6:.2f} MB, of it weights "
+            f"{measured['weight_bytes'] / 1e6:.2f} MB"),
         ),
+        ("memory", _memory(lowering)),
         ("checked", checked),
         (
             "took",
@@ -247,6 +247,17 @@ def _fusion(lowering: Lowering) -> str:
     heavy = sum(1 for group in lowering.groups if group.macs)
     others = len(lowering.groups) - heavy
     return f"{counted} in {heavy} kernels, {others} kernels without multiply-adds"
+
+
+def _memory(lowering: Lowering) -> str:
+    """What an instance takes besides the weights."""
+    plan = lowering.memory
+    if plan is None:
+        return f"{lowering.workspace_bytes / 1e6:.2f} MB for activations, by TVM's plan"
+    return (
+        f"arena {plan.arena_bytes:,} bytes (no plan can need less than {plan.lower_bound:,}), "
+        f"workspace {plan.outer_workspace_bytes:,} bytes and {plan.inner_workspace_bytes:,} a thread"
+    )
 
 
 def _identifier(text: str) -> str:

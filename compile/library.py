@@ -110,7 +110,7 @@ def _emit(lowered: Lowered, wanted: Standalone, job: Job) -> MemoryPlan:
         for number, inner in enumerate(factory.get_lib().imported_modules):
             kernels.append(Path(scratch) / f"kernels{number}.o")
             inner.save(str(kernels[-1]))
-        return emit(job.output, wanted, program, kernels, job.target)
+        return emit(job.output, wanted, program, kernels, job.target, job.dump)
 
 
 def _check_target(target: Target) -> None:

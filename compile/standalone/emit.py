@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import zlib
 from collections.abc import Sequence
@@ -82,11 +83,13 @@ def emit(
     program: Program,
     kernels: Sequence[Path],
     target: Target,
+    dump: Path | None,
 ) -> MemoryPlan:
     """Write the library, its header, an example and a page into ``folder``.
 
     Args:
         kernels: the object files of the compiled kernels.
+        dump: where all that the library is made of is left, if anywhere.
 
     Raises:
         UserError: the network has not one input and one output, or a tool failed.
@@ -99,14 +102,23 @@ def emit(
     layout = _lay_out(program)
     values = _values(wanted, program, layout, target)
     with tempfile.TemporaryDirectory() as scratch:
-        objects = _compile(Path(scratch), values, layout.weights, target)
-        whole = Path(scratch) / "whole.o"
+        parts = Path(scratch) / "parts"
+        sources = _write_sources(parts, values, layout.weights)
+        if dump is not None:
+            shutil.copytree(parts, dump, dirs_exist_ok=True)
+            for kernel in kernels:
+                shutil.copy(kernel, dump)
+        objects = [source.with_suffix(".o") for source in sources]
+        for source, output in zip(sources, objects, strict=True):
+            compile_object(source, output, target, "-std=gnu11", f"-I{parts}")
+        whole = parts / "whole.o"
         exported = [f"{wanted.name}_{function}" for function in _EXPORTED]
         hide_symbols([*objects, *kernels], whole, exported)
         link_shared([whole], folder / f"lib{wanted.name}.so", target)
         archive([whole], folder / f"lib{wanted.name}.a")
     for template, file in (
         ("library.h.jinja", f"{wanted.name}.h"),
+        ("wrapper.py.jinja", f"{wanted.name}.py"),
         ("example.c.jinja", "example.c"),
         ("README.md.jinja", "README.md"),
     ):
@@ -164,25 +176,16 @@ def _lifetimes(program: Program) -> dict[int, Buffer]:
     }
 
 
-def _compile(
-    scratch: Path, values: dict[str, Any], weights: bytes, target: Target
-) -> list[Path]:
-    (scratch / "weights.bin").write_bytes(weights)
-    (scratch / "library.h").write_text(
-        _render("library.h.jinja", values), encoding="utf-8"
-    )
-    for template in ("library.c", "weights.S"):
-        text = _render(
-            f"{template}.jinja", values | {"weights_file": scratch / "weights.bin"}
-        )
-        (scratch / template).write_text(text, encoding="utf-8")
-    sources = [scratch / "library.c", scratch / "weights.S", _HERE / "runtime.c"]
-    objects = [scratch / f"{source.stem}.o" for source in sources]
-    for source, output in zip(sources, objects, strict=True):
-        compile_object(
-            source, output, target, "-std=gnu11", f"-I{_HERE}", f"-I{scratch}"
-        )
-    return objects
+def _write_sources(folder: Path, values: dict[str, Any], weights: bytes) -> list[Path]:
+    """Write all but the kernels that the library is made of; what of it is to be compiled."""
+    folder.mkdir()
+    (folder / "weights.bin").write_bytes(weights)
+    for name in ("library.h", "library.c", "weights.S"):
+        text = _render(f"{name}.jinja", values)
+        (folder / name).write_text(text, encoding="utf-8")
+    for name in ("runtime.h", "runtime.c"):
+        shutil.copy(_HERE / name, folder)
+    return [folder / name for name in ("library.c", "weights.S", "runtime.c")]
 
 
 def _values(
