@@ -436,7 +436,7 @@ int nn_create(nn_instance **out, const nn_model *model, int threads) {
   if (bad_threads(threads)) return NN_BAD_THREADS;
   size_t bytes = nn_memory_bytes(model, threads);
   void *memory;
-  if (posix_memalign(&memory, NN_ALIGNMENT, bytes)) return NN_NO_MEMORY;
+  if (bytes == SIZE_MAX || posix_memalign(&memory, NN_ALIGNMENT, bytes)) return NN_NO_MEMORY;
   int code = create(out, model, memory, bytes, threads, memory);
   if (code != NN_OK) free(memory);
   return code;
