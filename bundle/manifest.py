@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from targets.errors import UserError
+from targets.presets import Target
 
 FORMAT_VERSION: Final = 1
 MAX_MANIFEST_BYTES: Final = 4 << 20
@@ -106,13 +107,24 @@ class ModelIdentity(_Model):
 
 
 class TargetIdentity(_Model):
-    """What model.so was compiled for (see targets/presets.py)."""
+    """What the library was compiled for (see targets/presets.py)."""
 
     name: str
     tvm: str
     machine: str
     features: tuple[str, ...] = ()
     qemu_cpu: str = ""
+
+    @classmethod
+    def of(cls, target: Target) -> TargetIdentity:
+        """What of a target a bundle keeps."""
+        return cls(
+            name=target.name,
+            tvm=target.tvm,
+            machine=target.machine,
+            features=tuple(sorted(target.features)),
+            qemu_cpu=target.qemu_cpu,
+        )
 
 
 class Group(_Model):

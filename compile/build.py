@@ -222,8 +222,10 @@ def _table(bundle: Bundle, model: str) -> str:
         ("layout", f"{lowering.layout}: {lowering.reason}"),
         (
             "size",
-            (f"{manifest.library} {measured['library_bytes'] / 1e6:.2f} MB, of it weights "
-            f"{measured['weight_bytes'] / 1e6:.2f} MB"),
+            (
+                f"{manifest.library} {measured['library_bytes'] / 1e6:.2f} MB, of it weights "
+                f"{measured['weight_bytes'] / 1e6:.2f} MB"
+            ),
         ),
         ("memory", _memory(lowering)),
         ("checked", checked),

@@ -66,13 +66,7 @@ def tiny_bundle(
     files = sorted(file for file in path.rglob("*") if file.is_file())
     manifest = Manifest(
         model=ModelIdentity(name="tiny", sha256="0" * 64),
-        target=TargetIdentity(
-            name=target.name,
-            tvm=target.tvm,
-            machine=target.machine,
-            features=tuple(sorted(target.features)),
-            qemu_cpu=target.qemu_cpu,
-        ),
+        target=TargetIdentity.of(target),
         engine="0.19.0",
         threads=1,
         input=INPUT,
