@@ -34,7 +34,14 @@ SANITIZERS = {
 # What runtime_check.c checks; the names say what.
 CHECKS = (
     *("results", "tasks", "pauses", "one_cpu", "alignment", "two_instances", "busy"),
-    *("handed_over", "forked", "forked_while_running", "signals", "destroyed"),
+    *(
+        "contended",
+        "handed_over",
+        "forked",
+        "forked_while_running",
+        "signals",
+        "destroyed",
+    ),
     *("bad_buffers", "bad_threads", "caller_memory", "too_many", "workspaces"),
     *("workspace_limits", "failures", "rounds", "no_memory", "huge"),
     *("features", "weights_checksum", "comparison", "error_texts"),
