@@ -208,7 +208,7 @@ def _layers(module: Any) -> list[tuple[str, int]]:
     heavy = [call for call in _calls(module["main"]) if _macs(call)]
     return [
         (
-            call.span.source_name.name if call.span else "",
+            str(call.span.source_name.name) if call.span else "",
             prod(_shape(call.checked_type)),
         )
         for call in heavy

@@ -202,14 +202,12 @@ def _from_tvm_string(text: str) -> Target:
     except ValueError as error:
         raise UserError(f"target {text!r}: {error}; quote it again") from None
     options = dict(re.findall(r"-{1,2}([\w-]+)=(\S+)", " ".join(words)))
-    machine = options.get("mtriple", f"{platform.machine()}-linux-gnu").partition("-")[
-        0
-    ]
+    triple = options.get("mtriple", f"{platform.machine()}-linux-gnu")
+    machine = triple.partition("-")[0]
     linkers = {"x86_64": _X86_LINKER, "aarch64": _ARM64_LINKER}
-    if machine not in linkers:
-        raise UserError(
-            f"target {text!r}: no linker for {machine}; known: {', '.join(linkers)}"
-        )
+    if machine not in linkers or "-linux" not in triple:
+        known = ", ".join(f"{name}-linux-gnu" for name in linkers)
+        raise UserError(f"target {text!r}: no linker for {triple}; known: {known}")
     if "mtriple" not in options:
         text += f" -mtriple={machine}-linux-gnu"
     cpu = re.sub(r"\W+", "-", options.get("mcpu", "generic")).strip("-").lower()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,8 @@ SHARED = Path(os.environ.get("NETSHIP_SHARED", ROOT.parent / "shared"))
 NOT_RUN = "check of the real network not run"
 
 sys.path.insert(0, str(ROOT))
+# A job in the background starts with Ctrl-C ignored, and so would the commands that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # As targets/__init__.py does, which some tests import after ONNX Runtime.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 

@@ -48,6 +48,14 @@ def test_the_archive_holds_the_bundle(built: Build) -> None:
     }
 
 
+def test_a_build_needs_no_engine_in_its_own_process(
+    small_cnn: Path, tmp_path: Path
+) -> None:
+    # The runtime alone cannot read the engine's objects: what comes back must be plain data.
+    options = ("--model", small_cnn, "--output", tmp_path / "b")
+    succeed("compile.build", *options, TVM_USE_RUNTIME_LIB="1")
+
+
 def test_the_json_is_one_object(small_cnn: Path, tmp_path: Path) -> None:
     answer = json.loads(
         succeed(

@@ -51,9 +51,10 @@ def test_a_raw_string_is_taken_with_what_follows_from_it() -> None:
     assert target.name == "custom-cortex-a76"
 
 
-def test_a_raw_string_that_nothing_links_is_refused() -> None:
-    with pytest.raises(UserError, match="no linker for riscv64"):
-        resolve("llvm -mtriple=riscv64-linux-gnu")
+@pytest.mark.parametrize("triple", ["riscv64-linux-gnu", "x86_64-windows-msvc"])
+def test_a_raw_string_that_nothing_links_is_refused(triple: str) -> None:
+    with pytest.raises(UserError, match=f"no linker for {triple}"):
+        resolve(f"llvm -mtriple={triple}")
 
 
 @pytest.mark.parametrize(
