@@ -206,8 +206,8 @@ def _from_tvm_string(text: str) -> Target:
     machine = triple.partition("-")[0]
     linkers = {"x86_64": _X86_LINKER, "aarch64": _ARM64_LINKER}
     if machine not in linkers or "-linux" not in triple:
-        known = ", ".join(f"{name}-linux-gnu" for name in linkers)
-        raise UserError(f"target {text!r}: no linker for {triple}; known: {known}")
+        linked = ", ".join(f"{name}-linux-gnu" for name in linkers)
+        raise UserError(f"target {text!r}: no linker for {triple}; known: {linked}")
     if "mtriple" not in options:
         text += f" -mtriple={machine}-linux-gnu"
     cpu = re.sub(r"\W+", "-", options.get("mcpu", "generic")).strip("-").lower()

@@ -180,8 +180,7 @@ def test_the_network_is_fused_whole_and_its_layout_explained(built: Build) -> No
 
 def test_the_library_is_little_more_than_its_weights(built: Build) -> None:
     measured = open_bundle(built(TWIN)).manifest.measured
-    assert (
-        measured["weight_bytes"] == 4 * 3_487_816
-    )  # with the biases that BN folds into
+    # With the biases that batch normalisation folds into, and the two bounds of ReLU6.
+    assert measured["weight_bytes"] == 4 * (3_487_816 + 2)
     assert measured["library_bytes"] <= 1.15 * measured["weight_bytes"]
     assert measured["peak_memory_bytes"] < 2e9
