@@ -431,9 +431,10 @@ def test_the_archive_unpacks_to_the_bundle_and_nowhere_else(tmp_path: Path) -> N
         fill(folder)
     with tarfile.open(archive_of(tmp_path / "bundle")) as archive:
         members = archive.getmembers()
-        archive.extractall(tmp_path / "elsewhere", filter="data")
-    assert all(member.isreg() for member in members)
-    assert all(member.name.startswith("bundle/") for member in members)
+        assert all(member.isreg() for member in members)
+        assert all(member.name.startswith("bundle/") for member in members)
+        # No filter="data": Debian 12's Python 3.11.2 has none.
+        archive.extractall(tmp_path / "elsewhere")
     assert {member.uid for member in members} == {0}
     assert [m.mode for m in members if m.name.endswith(".so")] == [0o755]
     open_bundle(tmp_path / "elsewhere" / "bundle")
