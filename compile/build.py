@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m compile.build",
-        description="Compile an ONNX image classifier into a bundle: model.so, manifest, golden "
-        "data; compared with ONNX Runtime before it is called built.",
+        description="Compile an ONNX image classifier into a bundle or a C library,\n"
+        "compared with ONNX Runtime before it is called built.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -99,6 +99,10 @@ def emit(
             f"{wanted.model}: has {len(program.inputs)} inputs and {len(program.outputs)} outputs; "
             "a standalone library takes one of each: use --format bundle"
         )
+    if program.storage(program.inputs[0]) == program.storage(program.outputs[0]):
+        raise UserError(
+            f"{wanted.model}: its output is its input; there is nothing to build"
+        )
     layout = _lay_out(program)
     values = _values(wanted, program, layout, target)
     with tempfile.TemporaryDirectory() as scratch:
