@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/types.h>
 #include <time.h>
 #include <unistd.h>
@@ -21,6 +22,9 @@
 /* How long a thread looks for work before it sleeps: longer than the gaps between the kernels of
  * one inference, shorter than anyone would notice. */
 #define SPIN_NS 100000
+/* Large memory begins at a huge page and asks for them, whole ones inside it only: the first
+ * inference then takes a few page faults instead of thousands. Where there are none, nothing changes. */
+#define HUGE_PAGE_BYTES ((size_t)2 << 20)
 #define THREAD_STACK_BYTES ((size_t)512 << 10)
 
 /* A number that threads wait for to change: by looking at it for a while, then asleep. */
@@ -435,8 +439,10 @@ int nn_create(nn_instance **out, const nn_model *model, int threads) {
   *out = NULL;
   if (bad_threads(threads)) return NN_BAD_THREADS;
   size_t bytes = nn_memory_bytes(model, threads);
+  size_t alignment = bytes < HUGE_PAGE_BYTES ? NN_ALIGNMENT : HUGE_PAGE_BYTES;
   void *memory;
-  if (bytes == SIZE_MAX || posix_memalign(&memory, NN_ALIGNMENT, bytes)) return NN_NO_MEMORY;
+  if (bytes == SIZE_MAX || posix_memalign(&memory, alignment, bytes)) return NN_NO_MEMORY;
+  if (alignment == HUGE_PAGE_BYTES) (void)madvise(memory, bytes, MADV_HUGEPAGE);
   int code = create(out, model, memory, bytes, threads, memory);
   if (code != NN_OK) free(memory);
   return code;
@@ -549,62 +555,72 @@ int nn_run(nn_instance *instance, const void *const *inputs, void *const *output
 enum { EAX, EBX, ECX, EDX };
 enum { YMM = 0x06, ZMM = 0xe6 };
 static const struct {
+  uint32_t leaf, subleaf;
+} cpu_leaves[] = {{1, 0}, {7, 0}, {7, 1}, {0x80000001, 0}};
+enum { LEAF_1, LEAF_7_0, LEAF_7_1, LEAF_AMD, LEAVES };
+static const struct {
   char name[20];
-  uint32_t leaf;
-  uint8_t subleaf, word, bit, state;
+  uint8_t leaf, word, bit, state;
 } cpu_features[] = {
-    {"sse", 1, 0, EDX, 25, 0},
-    {"sse2", 1, 0, EDX, 26, 0},
-    {"pni", 1, 0, ECX, 0, 0},
-    {"ssse3", 1, 0, ECX, 9, 0},
-    {"fma", 1, 0, ECX, 12, YMM},
-    {"cx16", 1, 0, ECX, 13, 0},
-    {"sse4_1", 1, 0, ECX, 19, 0},
-    {"sse4_2", 1, 0, ECX, 20, 0},
-    {"movbe", 1, 0, ECX, 22, 0},
-    {"popcnt", 1, 0, ECX, 23, 0},
-    {"aes", 1, 0, ECX, 25, 0},
-    {"avx", 1, 0, ECX, 28, YMM},
-    {"f16c", 1, 0, ECX, 29, YMM},
-    {"bmi1", 7, 0, EBX, 3, 0},
-    {"avx2", 7, 0, EBX, 5, YMM},
-    {"bmi2", 7, 0, EBX, 8, 0},
-    {"avx512f", 7, 0, EBX, 16, ZMM},
-    {"avx512dq", 7, 0, EBX, 17, ZMM},
-    {"avx512ifma", 7, 0, EBX, 21, ZMM},
-    {"avx512cd", 7, 0, EBX, 28, ZMM},
-    {"avx512bw", 7, 0, EBX, 30, ZMM},
-    {"avx512vl", 7, 0, EBX, 31, ZMM},
-    {"avx512vbmi", 7, 0, ECX, 1, ZMM},
-    {"avx512_vbmi2", 7, 0, ECX, 6, ZMM},
-    {"gfni", 7, 0, ECX, 8, 0},
-    {"vaes", 7, 0, ECX, 9, YMM},
-    {"vpclmulqdq", 7, 0, ECX, 10, YMM},
-    {"avx512_vnni", 7, 0, ECX, 11, ZMM},
-    {"avx512_bitalg", 7, 0, ECX, 12, ZMM},
-    {"avx512_vpopcntdq", 7, 0, ECX, 14, ZMM},
-    {"avx_vnni", 7, 1, EAX, 4, YMM},
-    {"avx512_bf16", 7, 1, EAX, 5, ZMM},
-    {"lahf_lm", 0x80000001, 0, ECX, 0, 0},
-    {"abm", 0x80000001, 0, ECX, 5, 0},
+    {"sse", LEAF_1, EDX, 25, 0},
+    {"sse2", LEAF_1, EDX, 26, 0},
+    {"pni", LEAF_1, ECX, 0, 0},
+    {"ssse3", LEAF_1, ECX, 9, 0},
+    {"fma", LEAF_1, ECX, 12, YMM},
+    {"cx16", LEAF_1, ECX, 13, 0},
+    {"sse4_1", LEAF_1, ECX, 19, 0},
+    {"sse4_2", LEAF_1, ECX, 20, 0},
+    {"movbe", LEAF_1, ECX, 22, 0},
+    {"popcnt", LEAF_1, ECX, 23, 0},
+    {"aes", LEAF_1, ECX, 25, 0},
+    {"avx", LEAF_1, ECX, 28, YMM},
+    {"f16c", LEAF_1, ECX, 29, YMM},
+    {"bmi1", LEAF_7_0, EBX, 3, 0},
+    {"avx2", LEAF_7_0, EBX, 5, YMM},
+    {"bmi2", LEAF_7_0, EBX, 8, 0},
+    {"avx512f", LEAF_7_0, EBX, 16, ZMM},
+    {"avx512dq", LEAF_7_0, EBX, 17, ZMM},
+    {"avx512ifma", LEAF_7_0, EBX, 21, ZMM},
+    {"avx512cd", LEAF_7_0, EBX, 28, ZMM},
+    {"avx512bw", LEAF_7_0, EBX, 30, ZMM},
+    {"avx512vl", LEAF_7_0, EBX, 31, ZMM},
+    {"avx512vbmi", LEAF_7_0, ECX, 1, ZMM},
+    {"avx512_vbmi2", LEAF_7_0, ECX, 6, ZMM},
+    {"gfni", LEAF_7_0, ECX, 8, 0},
+    {"vaes", LEAF_7_0, ECX, 9, YMM},
+    {"vpclmulqdq", LEAF_7_0, ECX, 10, YMM},
+    {"avx512_vnni", LEAF_7_0, ECX, 11, ZMM},
+    {"avx512_bitalg", LEAF_7_0, ECX, 12, ZMM},
+    {"avx512_vpopcntdq", LEAF_7_0, ECX, 14, ZMM},
+    {"avx_vnni", LEAF_7_1, EAX, 4, YMM},
+    {"avx512_bf16", LEAF_7_1, EAX, 5, ZMM},
+    {"lahf_lm", LEAF_AMD, ECX, 0, 0},
+    {"abm", LEAF_AMD, ECX, 5, 0},
 };
 
-/* The register states that the system saves (XCR0); none when it does not use XSAVE. */
-static uint32_t saved_states(void) {
-  uint32_t word[4], low, high;
-  if (!__get_cpuid(1, &word[EAX], &word[EBX], &word[ECX], &word[EDX]) ||
-      !(word[ECX] >> 27 & 1)) /* OSXSAVE */
-    return 0;
-  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-  return low;
+/* What the CPU says, read once: under a hypervisor each CPUID is a trap of microseconds. */
+typedef struct {
+  uint32_t leaves[LEAVES][4];
+  uint32_t states; /* register states that the system saves (XCR0); none without XSAVE */
+} cpu_report;
+
+static void read_cpu(cpu_report *cpu) {
+  memset(cpu, 0, sizeof *cpu);
+  for (int i = 0; i < LEAVES; i++) {
+    uint32_t *word = cpu->leaves[i];
+    __get_cpuid_count(cpu_leaves[i].leaf, cpu_leaves[i].subleaf, &word[EAX], &word[EBX],
+                      &word[ECX], &word[EDX]);
+  }
+  if (cpu->leaves[LEAF_1][ECX] >> 27 & 1) { /* OSXSAVE */
+    uint32_t high;
+    __asm__ volatile("xgetbv" : "=a"(cpu->states), "=d"(high) : "c"(0));
+  }
 }
 
-static int cpu_has(size_t i) {
-  uint32_t word[4];
-  return __get_cpuid_count(cpu_features[i].leaf, cpu_features[i].subleaf, &word[EAX], &word[EBX],
-                           &word[ECX], &word[EDX]) &&
-         (word[cpu_features[i].word] >> cpu_features[i].bit & 1) &&
-         (saved_states() & cpu_features[i].state) == cpu_features[i].state;
+static int cpu_has(const cpu_report *cpu, size_t i) {
+  uint32_t word = cpu->leaves[cpu_features[i].leaf][cpu_features[i].word];
+  return (word >> cpu_features[i].bit & 1) &&
+         (cpu->states & cpu_features[i].state) == cpu_features[i].state;
 }
 
 #elif defined(__aarch64__) || defined(__arm__)
@@ -627,8 +643,17 @@ static const struct {
 #endif
 };
 
-static int cpu_has(size_t i) {
-  return (int)(getauxval(cpu_features[i].second ? AT_HWCAP2 : AT_HWCAP) >> cpu_features[i].bit & 1);
+typedef struct {
+  unsigned long words[2];
+} cpu_report;
+
+static void read_cpu(cpu_report *cpu) {
+  cpu->words[0] = getauxval(AT_HWCAP);
+  cpu->words[1] = getauxval(AT_HWCAP2);
+}
+
+static int cpu_has(const cpu_report *cpu, size_t i) {
+  return (int)(cpu->words[cpu_features[i].second] >> cpu_features[i].bit & 1);
 }
 
 #else
@@ -636,13 +661,15 @@ static int cpu_has(size_t i) {
 #endif
 
 int nn_check_cpu(const char *features) {
+  cpu_report cpu;
+  read_cpu(&cpu);
   while (*features) {
     size_t length = strcspn(features, " "), i = 0;
     size_t known = sizeof cpu_features / sizeof cpu_features[0];
     while (i < known && (strlen(cpu_features[i].name) != length ||
                          memcmp(cpu_features[i].name, features, length) != 0))
       i++;
-    if (i == known || !cpu_has(i)) return NN_CPU_LACKS_FEATURES;
+    if (i == known || !cpu_has(&cpu, i)) return NN_CPU_LACKS_FEATURES;
     features += length + strspn(features + length, " ");
   }
   return NN_OK;
