@@ -49,7 +49,7 @@ if ! cmp -s "$lock" "$stamp" || ! fits "$venv/bin/python"; then
     version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     "$python" -c 'import ensurepip, venv' 2>/dev/null ||
         refuse "$python has no venv module; apt install python$version-venv"
-    echo "setting up $venv with $python ($version): about 500 MB to download the first time"
+    echo "setting up $venv with $python ($version): about 400 MB to download the first time"
     rm -rf "$venv"
     "$python" -m venv "$venv"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \

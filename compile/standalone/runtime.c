@@ -1,5 +1,5 @@
 #ifndef _GNU_SOURCE
-#define _GNU_SOURCE /* sched_getaffinity */
+#define _GNU_SOURCE /* sched_getaffinity, sched_getcpu */
 #endif
 #include "runtime.h"
 
@@ -40,6 +40,7 @@ typedef struct {
   _Alignas(NN_ALIGNMENT) nn_instance *instance;
   int index;
   int in_task;
+  uint32_t cleared; /* the last run in which this worker looked at which CPU it is on */
   unsigned char *stack; /* of workspaces */
   size_t stack_bytes, stack_top;
   pthread_t thread;
@@ -56,6 +57,9 @@ struct nn_instance {
   int64_t spin_ns;
   pid_t process; /* that has the threads */
   int alone;     /* this run has the calling thread only */
+  cpu_set_t cpus; /* that this process may use */
+  int caller_cpu; /* that the run under way began on */
+  uint32_t runs;  /* so far, the one under way included */
 
   nn_task *task; /* of the launch under way, as are the next three */
   void *cdata;
@@ -185,6 +189,20 @@ static void take_shares(lane *self, uint32_t launch) {
   }
 }
 
+/* Systems wake a thread on the CPU of whoever wakes it, where the caller's work and the worker's
+ * would take turns while another CPU idles. Once a run, a worker that finds itself there leaves. */
+static void leave_callers_cpu(lane *self) {
+  nn_instance *instance = self->instance;
+  uint32_t runs = __atomic_load_n(&instance->runs, __ATOMIC_RELAXED);
+  if (self->cleared == runs) return;
+  self->cleared = runs;
+  int cpu = sched_getcpu();
+  if (cpu < 0 || cpu != __atomic_load_n(&instance->caller_cpu, __ATOMIC_RELAXED)) return;
+  cpu_set_t others = instance->cpus;
+  CPU_CLR((size_t)cpu, &others);
+  if (CPU_COUNT(&others)) (void)sched_setaffinity(0, sizeof others, &others);
+}
+
 static void *worker(void *argument) {
   lane *self = argument;
   nn_instance *instance = self->instance;
@@ -193,6 +211,7 @@ static void *worker(void *argument) {
   for (;;) {
     launch = gate_wait(&instance->launch, launch, instance->spin_ns);
     if (__atomic_load_n(&instance->stop, __ATOMIC_RELAXED)) return NULL;
+    leave_callers_cpu(self);
     take_shares(self, launch);
   }
 }
@@ -365,10 +384,11 @@ static void set_tensor(nn_dltensor *tensor, const nn_tensor *description) {
   tensor->shape = (int64_t *)(uintptr_t)description->shape;
 }
 
-/* CPUs this process may use; many when the system does not say. */
-static int usable_cpus(void) {
-  cpu_set_t set;
-  return sched_getaffinity(0, sizeof set, &set) ? NN_MAX_THREADS : CPU_COUNT(&set);
+/* How many CPUs this process may use, and which; many and none when the system does not say. */
+static int usable_cpus(cpu_set_t *cpus) {
+  if (!sched_getaffinity(0, sizeof *cpus, cpus)) return CPU_COUNT(cpus);
+  CPU_ZERO(cpus);
+  return NN_MAX_THREADS;
 }
 
 static void set_up(nn_instance *instance, const nn_model *model, int threads) {
@@ -382,7 +402,7 @@ static void set_up(nn_instance *instance, const nn_model *model, int threads) {
   instance->threads = threads;
   instance->process = getpid();
   /* Who waits in vain on a CPU keeps away the thread that he waits for. */
-  instance->spin_ns = threads <= usable_cpus() ? SPIN_NS : 0;
+  instance->spin_ns = threads <= usable_cpus(&instance->cpus) ? SPIN_NS : 0;
   gate_open(&instance->launch);
   gate_open(&instance->shares);
   for (int i = 0; i < model->tensor_count; i++) {
@@ -526,6 +546,10 @@ static int run(nn_instance *instance, const void *const *inputs, void *const *ou
   lane *outside = current;
   caller->stack_top = 0;
   instance->alone = instance->threads == 1 || instance->process != getpid();
+  if (!instance->alone) {
+    __atomic_store_n(&instance->caller_cpu, sched_getcpu(), __ATOMIC_RELAXED);
+    __atomic_store_n(&instance->runs, instance->runs + 1, __ATOMIC_RELAXED);
+  }
   current = caller;
   code = model->execute(instance);
   current = outside;
