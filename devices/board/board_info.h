@@ -1,0 +1,40 @@
+// What Linux says of the board, read afresh at each call.
+
+#pragma once
+
+#include <set>
+#include <string>
+
+namespace netship {
+
+// Of the board's programs.
+constexpr const char* kVersion = "0.1.0";
+
+// As `uname -m` names the architecture of this program (a 32-bit one may run on a 64-bit kernel).
+extern const char* const kMachine;
+
+// What the CPU can do, by /proc/cpuinfo's words.
+std::set<std::string> cpu_features();
+
+// The CPU's name for a person.
+std::string cpu_model();
+
+// Empty, or negative, where the system does not tell.
+struct Condition {
+  std::string governor;
+  long frequency_khz;
+  double temperature_c;
+  long throttled;  // bits as of `vcgencmd get_throttled`: 0 is well
+};
+Condition condition();
+
+// One line for a person: "governor ondemand, 1500 MHz, 48.2 °C, not throttled".
+std::string to_text(const Condition& condition);
+
+// A JSON object of all that and of memory, disk and versions.
+std::string board_json(const std::string& folder);
+
+// A JSON string, quotes and all.
+std::string quoted(const std::string& text);
+
+}  // namespace netship

@@ -1,0 +1,595 @@
+// netship-serve: a TVM RPC server for a board that has no Python (see usage() for its options).
+//
+// It speaks the protocol of tvm/rpc/server.py. One client at a time has the board, in a process and
+// a folder of its own; others that know the key wait, all others are answered at once. The main
+// process runs nothing of a client's, so that nothing of a client's can end it.
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <netdb.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/file.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <tvm/runtime/registry.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <climits>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <list>
+#include <memory>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "board_info.h"
+#include "client_files.h"
+#include "folders.h"
+#include "rpc/rpc_endpoint.h"
+#include "tracker.h"
+
+namespace netship {
+namespace {
+
+using std::chrono::duration_cast;
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+// tvm/rpc/base.py: RPC_MAGIC, RPC_CODE_SUCCESS and RPC_CODE_MISMATCH.
+constexpr int32_t kMagic = 0xff271, kWelcome = kMagic, kMismatch = kMagic + 2;
+
+constexpr seconds kGreetWithin{10}, kEndWithin{5};
+constexpr size_t kMostCallers = 32;
+constexpr int32_t kLongestKey = 4096;
+constexpr const char* kFolderPrefix = "netship-serve-";
+
+void say(const char* format, ...) __attribute__((format(printf, 1, 2)));
+void say(const char* format, ...) {
+  va_list values;
+  va_start(values, format);
+  std::fputs("netship-serve: ", stderr);
+  std::vfprintf(stderr, format, values);
+  std::fputc('\n', stderr);
+  va_end(values);
+}
+
+// What the user can mend; main() prints it and exits with 2.
+struct Refusal {
+  std::string what;
+};
+
+struct Options {
+  std::string host = "127.0.0.1", key, tracker_host, tracker_port, work_dir;
+  int port = 9090, port_end = -1, idle_timeout = 600, threads = 0;
+  bool end_with_stdin = false;
+};
+
+void usage() {
+  std::puts(
+      "usage: netship-serve [options]\n"
+      "\n"
+      "A TVM RPC server that needs no Python. Prints 'listening on HOST:PORT' when it is ready.\n"
+      "\n"
+      "  --host ADDRESS         where to listen (127.0.0.1); RPC has no encryption, so reach another\n"
+      "                         machine's by an SSH tunnel\n"
+      "  --port N               (9090); 0 takes any that is free\n"
+      "  --port-end N           try the ports below N in turn\n"
+      "  --key KEY              what a client has to give; with a tracker, what it asks for\n"
+      "  --key-file FILE        the same, from a file's first line\n"
+      "  --key-stdin            the same, from the first line of standard input\n"
+      "  --tracker HOST:PORT    register at a TVM tracker, again whenever that restarts\n"
+      "  --work-dir DIR         where clients' files go ($TMPDIR or /tmp); must allow execution\n"
+      "  --idle-timeout S       hang up on a client that asks for nothing for S seconds (600); 0: never\n"
+      "  --threads N            for inference (all cores)\n"
+      "  --end-with-stdin       end when standard input does\n"
+      "  --version\n"
+      "\n"
+      "Whoever has the key can run any program as the user that this runs as.");
+}
+
+int to_number(const char* option, const char* text, int least, int most) {
+  char* end;
+  long value = std::strtol(text, &end, 10);
+  if (*text == '\0' || *end != '\0' || value < least || value > most)
+    throw Refusal{std::string("--") + option + " " + text + ": give a number from " +
+                  std::to_string(least) + " to " + std::to_string(most)};
+  return static_cast<int>(value);
+}
+
+// Unbuffered: what follows the line is not for us.
+std::string line_of_stdin() {
+  std::string line;
+  for (char c; read(STDIN_FILENO, &c, 1) == 1;) {
+    if (c == '\n') return line;
+    line += c;
+  }
+  throw Refusal{"--key-stdin: standard input has no line"};
+}
+
+std::string line_of_file(const char* path) {
+  std::ifstream file(path);
+  std::string line;
+  if (!std::getline(file, line)) throw Refusal{std::string(path) + ": no key in it"};
+  return line;
+}
+
+// The key is a word in TVM's greeting and a string in the tracker's JSON.
+void check_key(const std::string& key) {
+  bool plain = key.size() <= 256 && std::all_of(key.begin(), key.end(), [](char c) {
+                 return c > ' ' && c < 0x7f && c != '"' && c != '\\';
+               });
+  if (!plain) throw Refusal{"the key: give at most 256 letters, digits and signs, without space, \" and \\"};
+}
+
+Options parse(int count, char** words) {
+  static const option kOptions[] = {
+      {"host", required_argument, nullptr, 'h'},        {"port", required_argument, nullptr, 'p'},
+      {"port-end", required_argument, nullptr, 'e'},    {"key", required_argument, nullptr, 'k'},
+      {"key-file", required_argument, nullptr, 'f'},    {"key-stdin", no_argument, nullptr, 's'},
+      {"tracker", required_argument, nullptr, 't'},     {"work-dir", required_argument, nullptr, 'w'},
+      {"idle-timeout", required_argument, nullptr, 'i'}, {"threads", required_argument, nullptr, 'n'},
+      {"end-with-stdin", no_argument, nullptr, 'z'},    {"version", no_argument, nullptr, 'v'},
+      {"help", no_argument, nullptr, '?'},              {nullptr, 0, nullptr, 0}};
+  Options options;
+  opterr = 0;
+  for (int index = 0, letter; (letter = getopt_long(count, words, "", kOptions, &index)) != -1;) {
+    switch (letter) {
+      case 'h': options.host = optarg; break;
+      case 'p': options.port = to_number("port", optarg, 0, 65535); break;
+      case 'e': options.port_end = to_number("port-end", optarg, 1, 65536); break;
+      case 'k': options.key = optarg; break;
+      case 'f': options.key = line_of_file(optarg); break;
+      case 's': options.key = line_of_stdin(); break;
+      case 'w': options.work_dir = optarg; break;
+      case 'i': options.idle_timeout = to_number("idle-timeout", optarg, 0, INT_MAX / 1000); break;
+      case 'n': options.threads = to_number("threads", optarg, 1, 1024); break;
+      case 'z': options.end_with_stdin = true; break;
+      case 'v': std::printf("netship-serve %s (TVM %s, %s)\n", kVersion, TVM_VERSION, kMachine); std::exit(0);
+      case 't': {
+        std::string address = optarg;
+        size_t colon = address.rfind(':');
+        if (colon == std::string::npos || colon == 0)
+          throw Refusal{"--tracker " + address + ": give HOST:PORT"};
+        options.tracker_host = address.substr(0, colon);
+        options.tracker_port = address.substr(colon + 1);
+        to_number("tracker", options.tracker_port.c_str(), 1, 65535);
+        break;
+      }
+      default:
+        if (optopt == 0 && std::strcmp(words[optind - 1], "--help") == 0) {
+          usage();
+          std::exit(0);
+        }
+        throw Refusal{std::string(words[optind - 1]) + ": unknown, or without its value; see --help"};
+    }
+  }
+  if (optind < count) throw Refusal{std::string(words[optind]) + ": no option; see --help"};
+  check_key(options.key);
+  if (!options.tracker_host.empty() && options.key.empty())
+    throw Refusal{"--tracker: needs a --key, which clients ask the tracker for"};
+  return options;
+}
+
+// The server's folder, locked for as long as it lives: what one that was killed left is removed.
+class Folder {
+ public:
+  explicit Folder(const std::string& wanted) {
+    const char* usual = std::getenv("TMPDIR");
+    std::string given = !wanted.empty() ? wanted : usual ? usual : "/tmp";
+    char parent[PATH_MAX];
+    if (realpath(given.c_str(), parent) == nullptr) refuse(given);
+    remove_abandoned(parent);
+    path_ = std::string(parent) + "/" + kFolderPrefix + "XXXXXX";
+    if (mkdtemp(path_.data()) == nullptr) refuse(given);
+    lock_ = open((path_ + "/lock").c_str(), O_RDONLY | O_CREAT | O_CLOEXEC, 0600);
+    if (lock_ < 0 || flock(lock_, LOCK_EX | LOCK_NB) || mkdir(kept().c_str(), 0700)) {
+      int error = errno;
+      remove_tree(path_);
+      errno = error;
+      refuse(given);
+    }
+  }
+  Folder(const Folder&) = delete;
+  Folder& operator=(const Folder&) = delete;
+  ~Folder() { remove_tree(path_); }
+
+  std::string kept() const { return path_ + "/kept"; }
+  std::string client() const { return path_ + "/client"; }
+
+ private:
+  [[noreturn]] static void refuse(const std::string& parent) {
+    throw Refusal{parent + ": " + std::strerror(errno) + "; choose another --work-dir"};
+  }
+
+  static void remove_abandoned(const std::string& parent) {
+    for (auto& name : names_in(parent)) {
+      if (name.rfind(kFolderPrefix, 0) != 0) continue;
+      std::string path = parent + "/" + name;
+      int lock = open((path + "/lock").c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+      if (lock < 0) continue;
+      if (flock(lock, LOCK_EX | LOCK_NB) == 0) remove_tree(path);
+      close(lock);
+    }
+  }
+
+  std::string path_;
+  int lock_ = -1;
+};
+
+std::string address_text(const sockaddr_storage& address, socklen_t size) {
+  char host[NI_MAXHOST], port[NI_MAXSERV];
+  if (getnameinfo(reinterpret_cast<const sockaddr*>(&address), size, host, sizeof host, port, sizeof port,
+                  NI_NUMERICHOST | NI_NUMERICSERV))
+    return "?";
+  return std::string(host) + ":" + port;
+}
+
+int port_of(int socket) {
+  sockaddr_storage address{};
+  socklen_t size = sizeof address;
+  getsockname(socket, reinterpret_cast<sockaddr*>(&address), &size);
+  return ntohs(address.ss_family == AF_INET6 ? reinterpret_cast<sockaddr_in6&>(address).sin6_port
+                                             : reinterpret_cast<sockaddr_in&>(address).sin_port);
+}
+
+int listen_on(const Options& options) {
+  int end = std::max(options.port_end, options.port + 1), error = 0;
+  for (int port = options.port; port < end; port++) {
+    addrinfo hints{}, *found = nullptr;
+    hints.ai_socktype = SOCK_STREAM;
+    hints.ai_flags = AI_PASSIVE;
+    if (int code = getaddrinfo(options.host.c_str(), std::to_string(port).c_str(), &hints, &found))
+      throw Refusal{"--host " + options.host + ": " + gai_strerror(code)};
+    int listener = socket(found->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), one = 1;
+    if (listener >= 0) setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    bool bound = listener >= 0 && bind(listener, found->ai_addr, found->ai_addrlen) == 0 &&
+                 listen(listener, SOMAXCONN) == 0;
+    error = errno;
+    freeaddrinfo(found);
+    if (bound) return listener;
+    if (listener >= 0) close(listener);
+    if (error != EADDRINUSE) break;
+  }
+  std::string ports = std::to_string(options.port);
+  if (end > options.port + 1) ports += " to " + std::to_string(end - 1);
+  throw Refusal{options.host + ", port " + ports + ": " + std::strerror(error) +
+                "; choose another --port, or 0"};
+}
+
+// A client's connection as TVM's endpoint wants it, which does not wait for ever.
+class Channel final : public tvm::runtime::RPCChannel {
+ public:
+  Channel(int socket, int idle_seconds) : socket_(socket), idle_seconds_(idle_seconds) {}
+
+  size_t Send(const void* data, size_t size) final { return checked(send(socket_, data, size, MSG_NOSIGNAL)); }
+
+  size_t Recv(void* data, size_t size) final {
+    pollfd waiting{socket_, POLLIN, 0};
+    if (poll(&waiting, 1, idle_seconds_ > 0 ? idle_seconds_ * 1000 : -1) == 0)
+      throw std::runtime_error("it asked for nothing for " + std::to_string(idle_seconds_) + " s");
+    return checked(recv(socket_, data, size, 0));
+  }
+
+ private:
+  static size_t checked(ssize_t moved) {
+    if (moved < 0) throw std::runtime_error(std::strerror(errno));
+    return static_cast<size_t>(moved);
+  }
+
+  int socket_, idle_seconds_;
+};
+
+// Somebody who connected and has not got the board yet.
+struct Caller {
+  int socket;
+  std::string address;
+  Clock::time_point deadline;
+  std::string received;
+  bool waiting = false;  // knows the key
+  double timeout = 0;    // seconds that it gives its whole session; 0: no limit
+
+  size_t wanted() const {
+    if (received.size() < 8) return 8 - received.size();
+    return 8 + static_cast<size_t>(word(4)) - received.size();
+  }
+  int32_t word(size_t at) const {
+    int32_t value;
+    std::memcpy(&value, received.data() + at, sizeof value);
+    return value;
+  }
+};
+
+// The process that serves the one client which has the board.
+struct Session {
+  pid_t process;
+  Caller client;
+  Clock::time_point end;
+  bool expired = false;  // by the client's own -timeout, not because it hung up
+};
+
+volatile sig_atomic_t asked_to_end = 0;
+
+class Server {
+ public:
+  explicit Server(const Options& options)
+      : options_(options), folder_(options.work_dir), listener_(listen_on(options)) {
+    if (!options.tracker_host.empty())
+      tracker_.emplace(options.tracker_host, options.tracker_port, options.key, port_of(listener_));
+    std::string host = options.host.find(':') == std::string::npos ? options.host : "[" + options.host + "]";
+    std::printf("listening on %s:%d\n", host.c_str(), port_of(listener_));
+    std::fflush(stdout);
+  }
+
+  ~Server() {
+    if (session_) {
+      kill(session_->process, SIGKILL);
+      waitpid(session_->process, nullptr, 0);
+    }
+  }
+
+  // `mask`: of signals, while it waits.
+  void run(const sigset_t* mask) {
+    while (!asked_to_end) {
+      wait_for_something(mask);
+      reap();
+      greet_callers();
+      watch_session();
+      if (!session_) serve_next();
+    }
+  }
+
+ private:
+  void wait_for_something(const sigset_t* mask) {
+    std::vector<pollfd> polled;
+    Clock::time_point until = Clock::now() + std::chrono::hours(1);
+    polled.push_back({callers_.size() < kMostCallers ? listener_ : -1, POLLIN, 0});
+    polled.push_back({options_.end_with_stdin ? STDIN_FILENO : -1, POLLIN, 0});
+    polled.push_back({tracker_ ? tracker_->descriptor() : -1, tracker_ ? tracker_->events() : short{0}, 0});
+    if (tracker_) until = std::min(until, tracker_->next_step());
+    bool hung_up = session_ && session_->end < Clock::time_point::max() && !session_->expired;
+    polled.push_back({session_ && !hung_up ? session_->client.socket : -1, POLLRDHUP, 0});
+    if (session_) until = std::min(until, session_->end);
+    for (auto& caller : callers_) {
+      // One that waits has nothing to say, but may hang up.
+      polled.push_back({caller.socket, caller.waiting ? short{POLLRDHUP} : short{POLLIN}, 0});
+      if (!caller.waiting) until = std::min(until, caller.deadline);
+    }
+    auto left = std::max(milliseconds(0), duration_cast<milliseconds>(until - Clock::now()) + milliseconds(1));
+    timespec timeout{static_cast<time_t>(left.count() / 1000), static_cast<long>(left.count() % 1000) * 1000000};
+    if (ppoll(polled.data(), polled.size(), &timeout, mask) <= 0)
+      for (auto& one : polled) one.revents = 0;
+    if (polled[1].revents) {
+      char ignored[4096];
+      if (read(STDIN_FILENO, ignored, sizeof ignored) <= 0) asked_to_end = 1;
+    }
+    if (tracker_) tracker_->step(polled[2].revents);
+    if (polled[3].revents && session_) session_->end = std::min(session_->end, Clock::now() + kEndWithin);
+    auto caller = callers_.begin();
+    for (size_t i = 4; i < polled.size(); i++) {
+      auto next = std::next(caller);
+      if (polled[i].revents && (caller->waiting || !receive(&*caller))) drop(caller);
+      caller = next;
+    }
+    if (polled[0].revents) accept_one();
+  }
+
+  void accept_one() {
+    sockaddr_storage address{};
+    socklen_t size = sizeof address;
+    int socket = accept4(listener_, reinterpret_cast<sockaddr*>(&address), &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (socket < 0) return;
+    int one = 1, idle = 60, interval = 10, count = 3;
+    setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    // A client whose machine is gone is found dead after a minute and a half.
+    setsockopt(socket, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one);
+    setsockopt(socket, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof idle);
+    setsockopt(socket, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof interval);
+    setsockopt(socket, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof count);
+    callers_.push_back({socket, address_text(address, size), Clock::now() + kGreetWithin, "", false, 0});
+  }
+
+  // Some of a greeting: magic, size of the key, key. False if it is none.
+  bool receive(Caller* caller) {
+    char part[256];
+    ssize_t got = recv(caller->socket, part, std::min(sizeof part, caller->wanted()), 0);
+    if (got < 0) return errno == EAGAIN || errno == EINTR;
+    caller->received.append(part, static_cast<size_t>(got));
+    if (got == 0 || (caller->received.size() >= 4 && caller->word(0) != kMagic)) return false;
+    return caller->received.size() < 8 || (caller->word(4) >= 0 && caller->word(4) <= kLongestKey);
+  }
+
+  void drop(std::list<Caller>::iterator caller) {
+    close(caller->socket);
+    callers_.erase(caller);
+  }
+
+  void greet_callers() {
+    for (auto caller = callers_.begin(); caller != callers_.end();) {
+      auto next = std::next(caller);
+      bool whole = caller->received.size() >= 8 && caller->wanted() == 0;
+      if (!caller->waiting && whole && !accept_greeting(&*caller)) {
+        int32_t answer = kMismatch;
+        send(caller->socket, &answer, sizeof answer, MSG_NOSIGNAL);
+        drop(caller);
+      } else if (!caller->waiting && Clock::now() >= caller->deadline) {
+        drop(caller);
+      }
+      caller = next;
+    }
+  }
+
+  // "client:KEY -timeout=SECONDS"
+  bool accept_greeting(Caller* caller) {
+    std::istringstream words(caller->received.substr(8));
+    std::string word;
+    words >> word;
+    bool offered = !tracker_ || !tracker_->match_key().empty();
+    if (!offered || word != "client:" + (tracker_ ? tracker_->match_key() : options_.key)) return false;
+    while (words >> word)
+      if (word.rfind("-timeout=", 0) == 0) caller->timeout = std::atof(word.c_str() + 9);
+    caller->waiting = true;
+    if (tracker_) tracker_->set_free(false);
+    return true;
+  }
+
+  void serve_next() {
+    auto caller = std::find_if(callers_.begin(), callers_.end(), [](auto& one) { return one.waiting; });
+    if (caller == callers_.end()) {
+      if (tracker_ && tracker_->match_key().empty()) tracker_->set_free(true);
+      return;
+    }
+    Caller client = *caller;
+    callers_.erase(caller);
+    pid_t parent = getpid(), process = -1;
+    if (mkdir(folder_.client().c_str(), 0700) == 0 && (process = fork()) == 0) serve(client, parent);
+    if (process < 0) {
+      say("client %s: %s", client.address.c_str(), std::strerror(errno));
+      close(client.socket);
+      remove_tree(folder_.client());
+      return;
+    }
+    auto end = client.timeout > 0 && client.timeout < 1e6
+                   ? Clock::now() + milliseconds(static_cast<long>(client.timeout * 1000))
+                   : Clock::time_point::max();
+    session_ = Session{process, client, end};
+  }
+
+  // The child: nothing here may return.
+  [[noreturn]] void serve(const Caller& client, pid_t parent) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent) _exit(1);
+    for (int number : {SIGINT, SIGTERM, SIGCHLD}) signal(number, SIG_DFL);
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, nullptr);
+    close(listener_);
+    if (tracker_ && tracker_->descriptor() >= 0) close(tracker_->descriptor());
+    for (auto& caller : callers_) close(caller.socket);
+    int nothing = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    dup2(nothing, STDIN_FILENO);
+    // Callers read the port there, and nothing else.
+    dup2(STDERR_FILENO, STDOUT_FILENO);
+    fcntl(client.socket, F_SETFL, fcntl(client.socket, F_GETFL) & ~O_NONBLOCK);
+    try {
+      if (chdir(folder_.client().c_str())) throw std::runtime_error(std::strerror(errno));
+      set_client_folders(folder_.client(), folder_.kept());
+      std::string name = "server:" + options_.key;
+      int32_t welcome[] = {kWelcome, static_cast<int32_t>(name.size())};
+      auto channel = std::make_unique<Channel>(client.socket, options_.idle_timeout);
+      std::string answer(reinterpret_cast<char*>(welcome), sizeof welcome);
+      answer += name;
+      channel->Send(answer.data(), answer.size());
+      tvm::runtime::RPCEndpoint::Create(std::move(channel), name, "")->ServerLoop();
+    } catch (const std::exception& error) {
+      std::string what = error.what();
+      what.erase(std::min(what.find('\n'), what.size()));
+      say("client %s: %s", client.address.c_str(), what.c_str());
+      _exit(1);
+    }
+    // Threads of TVM's pool are not waited for.
+    _exit(0);
+  }
+
+  void watch_session() {
+    if (session_ && Clock::now() >= session_->end) {
+      session_->expired = session_->client.timeout > 0;
+      kill(session_->process, SIGKILL);
+      session_->end = Clock::time_point::max();
+    }
+  }
+
+  void reap() {
+    int status;
+    if (!session_ || waitpid(session_->process, &status, WNOHANG) != session_->process) return;
+    const Caller& client = session_->client;
+    if (session_->expired)
+      tell_expired(client);
+    else if (WIFSIGNALED(status))
+      say("client %s: its process ended by SIG%s", client.address.c_str(), sigabbrev(WTERMSIG(status)));
+    close(client.socket);
+    session_.reset();
+    remove_tree(folder_.client());
+  }
+
+  // In the words of TVM's own server, which its runners look for.
+  void tell_expired(const Caller& client) {
+    say("client %s: its %g s are over", client.address.c_str(), client.timeout);
+    std::ostringstream words;
+    words << "RPCSessionTimeoutError: Your " << client.timeout
+          << "s session has expired, try to increase the \"session_timeout\" value.";
+    try {
+      (*tvm::runtime::Registry::Get("rpc.ReturnException"))(client.socket, words.str());
+    } catch (const std::exception&) {
+      // It is gone too.
+    }
+  }
+
+  static const char* sigabbrev(int number) {
+    static const std::pair<int, const char*> kNames[] = {
+        {SIGILL, "ILL"}, {SIGSEGV, "SEGV"}, {SIGBUS, "BUS"}, {SIGFPE, "FPE"}, {SIGABRT, "ABRT"},
+        {SIGKILL, "KILL"}, {SIGTERM, "TERM"}, {SIGINT, "INT"}, {SIGSYS, "SYS"}, {SIGTRAP, "TRAP"}};
+    static char text[16];
+    for (auto& [known, name] : kNames)
+      if (known == number) return name;
+    std::snprintf(text, sizeof text, "NAL %d", number);
+    return text;
+  }
+
+  const Options options_;
+  Folder folder_;
+  int listener_;
+  std::optional<Tracker> tracker_;
+  std::list<Caller> callers_;
+  std::optional<Session> session_;
+};
+
+void on_signal(int number) {
+  if (number != SIGCHLD) asked_to_end = 1;
+}
+
+int serve(int count, char** words) {
+  try {
+    Options options = parse(count, words);
+    // Read by TVM when its pool of threads begins, in each client's process.
+    if (options.threads > 0) setenv("TVM_NUM_THREADS", std::to_string(options.threads).c_str(), 1);
+    rlimit no_core{0, 0};
+    setrlimit(RLIMIT_CORE, &no_core);
+    // Delivered only while the server waits, so that none is missed in between.
+    sigset_t blocked, while_waiting;
+    sigemptyset(&blocked);
+    for (int number : {SIGINT, SIGTERM, SIGCHLD}) {
+      struct sigaction action {};
+      action.sa_handler = on_signal;
+      sigaction(number, &action, nullptr);
+      sigaddset(&blocked, number);
+    }
+    signal(SIGPIPE, SIG_IGN);
+    sigprocmask(SIG_BLOCK, &blocked, &while_waiting);
+    for (int number : {SIGINT, SIGTERM, SIGCHLD}) sigdelset(&while_waiting, number);
+    Server(options).run(&while_waiting);
+    return 0;
+  } catch (const Refusal& refusal) {
+    std::fprintf(stderr, "error: %s\n", refusal.what.c_str());
+    return 2;
+  }
+}
+
+TVM_REGISTER_GLOBAL("netship.board").set_body_typed([] { return board_json("."); });
+
+}  // namespace
+}  // namespace netship
+
+int main(int count, char** words) { return netship::serve(count, words); }

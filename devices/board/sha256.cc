@@ -1,0 +1,88 @@
+#include "sha256.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <memory>
+#include <system_error>
+
+namespace netship {
+namespace {
+
+// Section 4.2.2: the same of the cube roots of the first 64 primes.
+constexpr uint32_t kConstants[64] = {
+    0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
+    0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
+    0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
+    0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967,
+    0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85,
+    0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070,
+    0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
+    0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
+
+uint32_t rotate(uint32_t x, int bits) { return x >> bits | x << (32 - bits); }
+
+}  // namespace
+
+void Sha256::add_block(const unsigned char* block) {
+  uint32_t w[64];
+  for (int i = 0; i < 16; i++)
+    w[i] = uint32_t{block[4 * i]} << 24 | uint32_t{block[4 * i + 1]} << 16 |
+           uint32_t{block[4 * i + 2]} << 8 | block[4 * i + 3];
+  for (int i = 16; i < 64; i++) {
+    uint32_t s0 = rotate(w[i - 15], 7) ^ rotate(w[i - 15], 18) ^ w[i - 15] >> 3;
+    uint32_t s1 = rotate(w[i - 2], 17) ^ rotate(w[i - 2], 19) ^ w[i - 2] >> 10;
+    w[i] = w[i - 16] + s0 + w[i - 7] + s1;
+  }
+  auto [a, b, c, d, e, f, g, h] = state_;
+  for (int i = 0; i < 64; i++) {
+    uint32_t s1 = rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25);
+    uint32_t t1 = h + s1 + ((e & f) ^ (~e & g)) + kConstants[i] + w[i];
+    uint32_t s0 = rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22);
+    uint32_t t2 = s0 + ((a & b) ^ (a & c) ^ (b & c));
+    h = g, g = f, f = e, e = d + t1, d = c, c = b, b = a, a = t1 + t2;
+  }
+  const uint32_t worked[] = {a, b, c, d, e, f, g, h};
+  for (int i = 0; i < 8; i++) state_[i] += worked[i];
+}
+
+void Sha256::add(const void* data, size_t bytes) {
+  auto* next = static_cast<const unsigned char*>(data);
+  while (bytes > 0) {
+    size_t held = bytes_ % 64;
+    size_t part = std::min(bytes, 64 - held);
+    std::memcpy(pending_ + held, next, part);
+    bytes_ += part, next += part, bytes -= part;
+    if (bytes_ % 64 == 0) add_block(pending_);
+  }
+}
+
+std::string Sha256::hex() {
+  uint64_t bits = 8 * bytes_;
+  add("\x80", 1);
+  while (bytes_ % 64 != 56) add("", 1);
+  unsigned char length[8];
+  for (int i = 0; i < 8; i++) length[i] = static_cast<unsigned char>(bits >> (56 - 8 * i));
+  add(length, sizeof length);
+  std::string text;
+  for (uint32_t word : state_)
+    for (int shift = 28; shift >= 0; shift -= 4) text += "0123456789abcdef"[word >> shift & 15];
+  return text;
+}
+
+std::string sha256_of(int file) {
+  constexpr size_t kPart = 1 << 18;
+  auto part = std::make_unique<char[]>(kPart);
+  Sha256 hash;
+  for (off_t at = 0;;) {
+    ssize_t got = pread(file, part.get(), kPart, at);
+    if (got < 0) throw std::system_error(errno, std::generic_category());
+    if (got == 0) return hash.hex();
+    hash.add(part.get(), static_cast<size_t>(got));
+    at += got;
+  }
+}
+
+}  // namespace netship

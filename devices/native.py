@@ -1,0 +1,203 @@
+"""The programs for boards, built on this machine with zig: the RPC server and ``verify``.
+
+They are made of the runtime sources that the engine's wheel ships and of ``board/``, need
+no Python, and run on any Linux with glibc 2.28 or newer. The same sources and versions give
+the same bytes. A build takes about a minute a machine (one more the first time, when zig builds its
+C++ library) and is kept in the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from targets.errors import UserError
+
+Machine = Literal["aarch64", "arm", "x86_64"]
+Progress = Callable[[str], None]
+
+SOURCES = Path(__file__).with_name("board")
+SERVER, VERIFIER = "netship-serve", "netship-verify"
+
+_TRIPLES: dict[str, str] = {
+    "aarch64": "aarch64-linux-gnu.2.28",
+    # Hard-float.
+    "arm": "arm-linux-gnueabihf.2.28",
+    "x86_64": "x86_64-linux-gnu.2.28",
+}
+
+# Of tvm/src/runtime: the core, the graph executors, RPC, and what AutoScheduler's runner calls.
+_RUNTIME = (
+    *("boxed_primitive", "builtin_fp16", "c_runtime_api", "const_loader_module"),
+    *("container", "cpu_device_api", "debug", "dso_library", "file_utils"),
+    *("library_module", "logging", "module", "name_transforms", "ndarray", "nvtx"),
+    *("object", "packed_func", "profiling", "registry", "source_utils"),
+    *("system_library", "thread_pool", "threading_backend", "workspace_pool"),
+    "memory/memory_manager",
+    *("graph_executor/graph_executor", "graph_executor/graph_executor_factory"),
+    "graph_executor/debug/graph_executor_debug",
+    *("rpc/rpc_channel", "rpc/rpc_device_api", "rpc/rpc_endpoint"),
+    *("rpc/rpc_event_impl", "rpc/rpc_local_session", "rpc/rpc_module"),
+    *("rpc/rpc_session", "rpc/rpc_socket_impl", "minrpc/minrpc_logger"),
+    *("contrib/random/mt_random_engine", "contrib/random/random"),
+    "contrib/sort/sort",
+)
+# Of board/: what both programs share, and each one's own.
+_PROGRAMS = {
+    SERVER: ("serve", "client_files", "tracker", "board_info", "folders", "sha256"),
+}
+_FLAGS = (
+    *("-std=c++17", "-O2", "-g0", "-fPIC", "-ffunction-sections", "-fdata-sections"),
+    # The wheel's sources are not ours to warn about.
+    *("-w", "-DDMLC_USE_LOGGING_LIBRARY=<tvm/runtime/logging.h>"),
+    # A 32-bit program else fails to list folders of large file systems.
+    *("-D_FILE_OFFSET_BITS=64", "-DTVM_LOG_STACK_TRACE=0", "-DTVM_USE_LIBBACKTRACE=0"),
+)
+_LINK = ("-s", "-rdynamic", "-Wl,--build-id=none", "-ldl", "-lpthread")
+
+
+def native_server(machine: Machine, on_progress: Progress = lambda stage: None) -> Path:
+    """The RPC server's executable for ``machine``, built if it is not in the cache.
+
+    Args:
+        on_progress: called with each stage of a build.
+
+    Raises:
+        UserError: zig failed (its words are quoted), or the cache cannot be written.
+    """
+    return _built(machine, on_progress) / SERVER
+
+
+def native_verifier(
+    machine: Machine, on_progress: Progress = lambda stage: None
+) -> Path:
+    """``verify``'s executable for ``machine``, as `native_server`.
+
+    Raises:
+        UserError: as `native_server`.
+    """
+    return _built(machine, on_progress) / VERIFIER
+
+
+def is_built(machine: Machine) -> bool:
+    return _folder(machine).is_dir()
+
+
+def _built(machine: Machine, on_progress: Progress) -> Path:
+    folder = _folder(machine)
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(folder.parent / f"board-{machine}.lock", machine, on_progress):
+        if folder.is_dir():
+            return folder
+        for old in folder.parent.glob(f".board-{machine}-*"):
+            shutil.rmtree(old, ignore_errors=True)
+        with tempfile.TemporaryDirectory(
+            prefix=f".board-{machine}-", dir=folder.parent
+        ) as work:
+            done = Path(work, "done")
+            done.mkdir()
+            _build(machine, Path(work), done, on_progress)
+            done.rename(folder)
+    return folder
+
+
+def _folder(machine: Machine) -> Path:
+    return _cache() / f"board-{machine}-{_key(machine)}"
+
+
+def _key(machine: Machine) -> str:
+    """Of everything that the bytes depend on."""
+    key = hashlib.sha256()
+    packages = ("ziglang", "xtc-tvm-python-bindings")
+    versions = [version(package) for package in packages]
+    words = (_TRIPLES[machine], *_FLAGS, *_LINK, *_RUNTIME, *versions)
+    key.update("\0".join([*words, repr(_PROGRAMS)]).encode())
+    for source in sorted(SOURCES.rglob("*.[ch]*")):
+        key.update(source.name.encode() + b"\0" + source.read_bytes())
+    return key.hexdigest()[:16]
+
+
+def _build(machine: Machine, work: Path, done: Path, on_progress: Progress) -> None:
+    engine = _engine()
+    ours = sorted({name for names in _PROGRAMS.values() for name in names})
+    sources = [engine / f"src/runtime/{name}.cc" for name in _RUNTIME]
+    sources += [SOURCES / f"{name}.cc" for name in ours]
+    includes = [f"-I{engine / path}" for path in ("include", "src/runtime")]
+    includes += [f"-I{SOURCES / 'shim'}"]
+    includes += [
+        f"-I{engine / '3rdparty' / path}"
+        for path in ("dlpack/include", "dmlc-core/include", "compiler-rt", "picojson")
+    ]
+    # Messages name a source file; which folder it lay in must not matter.
+    maps = [f"-ffile-prefix-map={engine}=tvm", f"-ffile-prefix-map={SOURCES}=board"]
+    zig = [sys.executable, "-m", "ziglang", "c++", "-target", _TRIPLES[machine]]
+    on_progress(f"compiling the board's programs for {machine}")
+    finished = 0
+
+    def compile_one(source: Path) -> Path:
+        nonlocal finished
+        output = work / (source.parent.name + "-" + source.stem + ".o")
+        _run([*zig, *_FLAGS, *includes, *maps, "-c", str(source), "-o", str(output)])
+        finished += 1
+        on_progress(f"compiling for {machine}: {finished} of {len(sources)} files")
+        return output
+
+    with ThreadPoolExecutor(2) as pool:
+        # The first alone: zig builds its C++ library once, and two at a time would do it twice.
+        objects = [compile_one(sources[0]), *pool.map(compile_one, sources[1:])]
+    of_source = dict(zip(sources, objects, strict=True))
+    runtime = [str(path) for path in objects[: len(_RUNTIME)]]
+    for program, names in _PROGRAMS.items():
+        on_progress(f"linking {program} for {machine}")
+        own = [str(of_source[SOURCES / f"{name}.cc"]) for name in names]
+        _run([*zig, "-o", str(done / program), *own, *runtime, *_LINK])
+
+
+def _engine() -> Path:
+    """The folder of the engine's package, without importing it."""
+    package = find_spec("tvm")
+    if package is None or not package.submodule_search_locations:
+        raise UserError(
+            "the package xtc-tvm-python-bindings is missing; run make setup"
+        )
+    return Path(package.submodule_search_locations[0])
+
+
+def _run(command: Sequence[str]) -> None:
+    result = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", check=False
+    )
+    if result.returncode:
+        said = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
+        wrong = next((line for line in said if "error:" in line), said[-1])
+        raise UserError(f"building for a board: {wrong.strip()}; run make setup again")
+
+
+@contextlib.contextmanager
+def _alone(lock: Path, machine: str, on_progress: Progress) -> Iterator[None]:
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_progress(f"waiting for another process that builds for {machine}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "netship"
