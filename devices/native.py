@@ -2,8 +2,8 @@
 
 They are made of the runtime sources that the engine's wheel ships and of ``board/``, need
 no Python, and run on any Linux with glibc 2.28 or newer. The same sources and versions give
-the same bytes. A build takes about a minute a machine (one more the first time, when zig builds its
-C++ library) and is kept in the user's cache folder.
+the same bytes. A build takes half a minute a machine (two minutes the first time, when zig builds
+its C++ library) and is kept in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -38,23 +38,8 @@ _TRIPLES: dict[str, str] = {
     "x86_64": "x86_64-linux-gnu.2.28",
 }
 
-# Of tvm/src/runtime: the core, the graph executors, RPC, and what AutoScheduler's runner calls.
-_RUNTIME = (
-    *("boxed_primitive", "builtin_fp16", "c_runtime_api", "const_loader_module"),
-    *("container", "cpu_device_api", "debug", "dso_library", "file_utils"),
-    *("library_module", "logging", "module", "name_transforms", "ndarray", "nvtx"),
-    *("object", "packed_func", "profiling", "registry", "source_utils"),
-    *("system_library", "thread_pool", "threading_backend", "workspace_pool"),
-    "memory/memory_manager",
-    *("graph_executor/graph_executor", "graph_executor/graph_executor_factory"),
-    "graph_executor/debug/graph_executor_debug",
-    *("rpc/rpc_channel", "rpc/rpc_device_api", "rpc/rpc_endpoint"),
-    *("rpc/rpc_event_impl", "rpc/rpc_local_session", "rpc/rpc_module"),
-    *("rpc/rpc_session", "rpc/rpc_socket_impl", "minrpc/minrpc_logger"),
-    *("contrib/random/mt_random_engine", "contrib/random/random"),
-    "contrib/sort/sort",
-)
-# Of board/: what both programs share, and each one's own.
+# Of board/: the engine's runtime, and each program's own.
+_ENGINE = ("engine_core", "engine_rpc")
 _PROGRAMS = {
     SERVER: ("serve", "client_files", "tracker", "board_info", "folders", "sha256"),
 }
@@ -124,7 +109,7 @@ def _key(machine: Machine) -> str:
     key = hashlib.sha256()
     packages = ("ziglang", "xtc-tvm-python-bindings")
     versions = [version(package) for package in packages]
-    words = (_TRIPLES[machine], *_FLAGS, *_LINK, *_RUNTIME, *versions)
+    words = (_TRIPLES[machine], *_FLAGS, *_LINK, *versions)
     key.update("\0".join([*words, repr(_PROGRAMS)]).encode())
     for source in sorted(SOURCES.rglob("*.[ch]*")):
         key.update(source.name.encode() + b"\0" + source.read_bytes())
@@ -133,38 +118,32 @@ def _key(machine: Machine) -> str:
 
 def _build(machine: Machine, work: Path, done: Path, on_progress: Progress) -> None:
     engine = _engine()
-    ours = sorted({name for names in _PROGRAMS.values() for name in names})
-    sources = [engine / f"src/runtime/{name}.cc" for name in _RUNTIME]
-    sources += [SOURCES / f"{name}.cc" for name in ours]
-    includes = [f"-I{engine / path}" for path in ("include", "src/runtime")]
-    includes += [f"-I{SOURCES / 'shim'}"]
-    includes += [
-        f"-I{engine / '3rdparty' / path}"
+    folders = [SOURCES / "shim", engine / "include", engine / "src/runtime"]
+    folders += [
+        engine / "3rdparty" / path
         for path in ("dlpack/include", "dmlc-core/include", "compiler-rt", "picojson")
     ]
+    includes = [f"-I{folder}" for folder in folders]
     # Messages name a source file; which folder it lay in must not matter.
     maps = [f"-ffile-prefix-map={engine}=tvm", f"-ffile-prefix-map={SOURCES}=board"]
     zig = [sys.executable, "-m", "ziglang", "c++", "-target", _TRIPLES[machine]]
-    on_progress(f"compiling the board's programs for {machine}")
-    finished = 0
 
-    def compile_one(source: Path) -> Path:
-        nonlocal finished
-        output = work / (source.parent.name + "-" + source.stem + ".o")
-        _run([*zig, *_FLAGS, *includes, *maps, "-c", str(source), "-o", str(output)])
-        finished += 1
-        on_progress(f"compiling for {machine}: {finished} of {len(sources)} files")
+    def compile_one(name: str) -> str:
+        output = str(work / f"{name}.o")
+        source = str(SOURCES / f"{name}.cc")
+        _run([*zig, *_FLAGS, *includes, *maps, "-c", source, "-o", output])
         return output
 
+    on_progress(f"compiling the board's programs for {machine}")
+    own = sorted({name for names in _PROGRAMS.values() for name in names})
+    names = [*_ENGINE, *own]
     with ThreadPoolExecutor(2) as pool:
-        # The first alone: zig builds its C++ library once, and two at a time would do it twice.
-        objects = [compile_one(sources[0]), *pool.map(compile_one, sources[1:])]
-    of_source = dict(zip(sources, objects, strict=True))
-    runtime = [str(path) for path in objects[: len(_RUNTIME)]]
-    for program, names in _PROGRAMS.items():
+        objects = dict(zip(names, pool.map(compile_one, names), strict=True))
+    for program, parts in _PROGRAMS.items():
+        # The first time for a machine zig builds its C++ library here.
         on_progress(f"linking {program} for {machine}")
-        own = [str(of_source[SOURCES / f"{name}.cc"]) for name in names]
-        _run([*zig, "-o", str(done / program), *own, *runtime, *_LINK])
+        linked = [objects[name] for name in (*parts, *_ENGINE)]
+        _run([*zig, "-o", str(done / program), *linked, *_LINK])
 
 
 def _engine() -> Path:

@@ -1,0 +1,17 @@
+// The engine's runtime, second half: the graph executors, RPC, and what AutoScheduler's runner calls.
+
+#include "contrib/random/random.cc"
+#include "contrib/sort/sort.cc"
+#include "graph_executor/debug/graph_executor_debug.cc"
+#include "graph_executor/graph_executor.cc"
+#include "graph_executor/graph_executor_factory.cc"
+#include "minrpc/minrpc_logger.cc"
+#include "profiling.cc"
+#include "rpc/rpc_channel.cc"
+#include "rpc/rpc_device_api.cc"
+#include "rpc/rpc_endpoint.cc"
+#include "rpc/rpc_event_impl.cc"
+#include "rpc/rpc_local_session.cc"
+#include "rpc/rpc_module.cc"
+#include "rpc/rpc_session.cc"
+#include "rpc/rpc_socket_impl.cc"
