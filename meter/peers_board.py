@@ -1,0 +1,168 @@
+"""What a board's Linux says of its CPU, for the runtimes that read it: /proc/cpuinfo and sysfs.
+
+Emulated processes would otherwise see this machine's, crash on it, or choose kernels for it.
+One core is described: peers run on one thread.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from targets.errors import UserError
+
+
+class Level(NamedTuple):
+    """A cache: its kind as sysfs names it, bytes, ways."""
+
+    level: int
+    kind: str
+    size: int
+    ways: int
+
+
+class Board(NamedTuple):
+    """A Raspberry Pi's SoC as Linux describes it.
+
+    Attributes:
+        midr: MIDR_EL1 of the core.
+        features: the line of /proc/cpuinfo.
+        hertz: the highest clock of the board as it is sold.
+    """
+
+    name: str
+    midr: int
+    features: str
+    hertz: int
+    caches: tuple[Level, ...]
+
+
+_V8_0 = "fp asimd evtstrm crc32 cpuid"
+_V8_2 = f"{_V8_0} atomics fphp asimdhp asimdrdm lrcpc dcpop asimddp"
+
+# MIDR_EL1: Arm's technical reference manuals of the cores (DDI 0500, 100095, 100798), with the
+# revision that the SoC has. Caches: Raspberry Pi's processor documentation, the same manuals.
+BOARDS = {
+    "cortex-a53": Board(
+        "Raspberry Pi 3B+",
+        0x410FD034,
+        _V8_0,
+        1_400_000_000,
+        (
+            Level(1, "Data", 32 << 10, 4),
+            Level(1, "Instruction", 32 << 10, 2),
+            Level(2, "Unified", 512 << 10, 16),
+        ),
+    ),
+    "cortex-a72": Board(
+        "Raspberry Pi 4",
+        0x410FD083,
+        _V8_0,
+        1_500_000_000,
+        (
+            Level(1, "Data", 32 << 10, 2),
+            Level(1, "Instruction", 48 << 10, 3),
+            Level(2, "Unified", 1 << 20, 16),
+        ),
+    ),
+    "cortex-a76": Board(
+        "Raspberry Pi 5",
+        0x414FD0B1,
+        _V8_2,
+        2_400_000_000,
+        (
+            Level(1, "Data", 64 << 10, 4),
+            Level(1, "Instruction", 64 << 10, 4),
+            Level(2, "Unified", 512 << 10, 8),
+            Level(3, "Unified", 2 << 20, 16),
+        ),
+    ),
+}
+_LINE = 64
+
+
+def board(cpu: str) -> Board:
+    """Raises: UserError for a CPU that no description is of."""
+    if cpu not in BOARDS:
+        raise UserError(
+            f"--cpu {cpu}: no board with it is described; known: {', '.join(BOARDS)}"
+        )
+    return BOARDS[cpu]
+
+
+def root(sysroot: Path, cpu: str, folder: Path) -> Path:
+    """A root for QEMU's ``-L``: the arm64 system by links, and the board's own proc and sys.
+
+    Args:
+        folder: where roots are kept; one that is there is taken as it is.
+    """
+    described = board(cpu)
+    path = folder / f"{cpu}-{sysroot.name}"
+    if path.is_dir():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=".board-", dir=folder))
+    work.chmod(0o755)
+    for entry in sysroot.iterdir():
+        if entry.name not in ("proc", "sys"):
+            (work / entry.name).symlink_to(entry)
+    for name, text in _files(described).items():
+        file = work / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{text}\n")
+    try:
+        work.rename(path)
+    except OSError:
+        # Another process was first; its root is the same.
+        if not path.is_dir():
+            raise
+    return path
+
+
+def _files(board: Board) -> dict[str, str]:
+    midr = board.midr
+    cpuinfo = {
+        "processor": "0",
+        "BogoMIPS": "108.00",
+        "Features": board.features,
+        "CPU implementer": f"{midr >> 24:#x}",
+        "CPU architecture": "8",
+        "CPU variant": f"{midr >> 20 & 0xF:#x}",
+        "CPU part": f"{midr >> 4 & 0xFFF:#x}",
+        "CPU revision": f"{midr & 0xF}",
+    }
+    lines = [f"{name}\t: {value}" for name, value in cpuinfo.items()]
+    cpus, cpu = "sys/devices/system/cpu", "sys/devices/system/cpu/cpu0"
+    files = {
+        "proc/cpuinfo": "\n".join([*lines, ""]),
+        f"{cpu}/regs/identification/midr_el1": f"{midr:#018x}",
+        f"{cpu}/cpufreq/cpuinfo_max_freq": str(board.hertz // 1000),
+        f"{cpu}/cpufreq/cpuinfo_min_freq": str(board.hertz // 1000),
+    }
+    files |= {
+        f"{cpus}/{name}": "0"
+        for name in ("possible", "present", "online", "kernel_max")
+    }
+    for name in (
+        "core_id",
+        "physical_package_id",
+        "core_cpus_list",
+        "package_cpus_list",
+    ):
+        files[f"{cpu}/topology/{name}"] = "0"
+    for name in ("core_siblings", "thread_siblings"):
+        files |= {f"{cpu}/topology/{name}": "1", f"{cpu}/topology/{name}_list": "0"}
+    for number, cache in enumerate(board.caches):
+        index = f"{cpu}/cache/index{number}"
+        files |= {
+            f"{index}/level": str(cache.level),
+            f"{index}/type": cache.kind,
+            f"{index}/size": f"{cache.size >> 10}K",
+            f"{index}/ways_of_associativity": str(cache.ways),
+            f"{index}/number_of_sets": str(cache.size // cache.ways // _LINE),
+            f"{index}/coherency_line_size": str(_LINE),
+            f"{index}/shared_cpu_list": "0",
+            f"{index}/shared_cpu_map": "1",
+        }
+    return files

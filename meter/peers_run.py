@@ -1,0 +1,127 @@
+"""Run in the emulated arm64 Python: one peer, one model, one input, N inferences, one thread.
+
+``peers_run.py RUNTIME MODEL INPUT.npy OUTPUT.npy INFERENCES``: every inference has the same input;
+the last one's first output is written. Stands alone: nothing of the project is there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Infer = Callable[[Array], Array]
+# ncnn's switches to 16 bits (its Option class); a network in float32 has them off.
+_NCNN_16_BITS = (
+    "use_fp16_packed",
+    "use_fp16_storage",
+    "use_fp16_arithmetic",
+    "use_bf16_storage",
+)
+
+
+def main() -> None:
+    runtime, model, source, result, inferences = sys.argv[1:]
+    tensor = np.load(source)
+    infer = _RUNTIMES[runtime](model, tensor)
+    output = tensor
+    for _ in range(int(inferences)):
+        output = infer(tensor)
+    np.save(result, np.asarray(output))
+
+
+def _onnxruntime(model: str, _tensor: Array) -> Infer:
+    ort = importlib.import_module("onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    output = session.get_outputs()[0].name
+    return lambda x: session.run([output], {name: x})[0]
+
+
+def _litert(model: str, _tensor: Array) -> Infer:
+    interpreter = importlib.import_module("ai_edge_litert.interpreter").Interpreter(
+        model, num_threads=1
+    )
+    interpreter.allocate_tensors()
+    into, out = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+
+    def infer(x: Array) -> Array:
+        x = x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
+        if into["dtype"] != np.float32:
+            scale, zero = into["quantization"]
+            limits = np.iinfo(into["dtype"])
+            x = np.rint(x / scale + zero).clip(limits.min, limits.max)
+        interpreter.set_tensor(into["index"], x.astype(into["dtype"]))
+        interpreter.invoke()
+        y = interpreter.get_tensor(out["index"])
+        if out["dtype"] != np.float32:
+            scale, zero = out["quantization"]
+            y = (y.astype(np.float32) - zero) * np.float32(scale)
+        return np.asarray(y)
+
+    return infer
+
+
+def _ncnn(model: str, _tensor: Array, half: bool = False) -> Infer:
+    ncnn = importlib.import_module("ncnn")
+    net = ncnn.Net()
+    net.opt.num_threads = 1
+    for switch in () if half else _NCNN_16_BITS:
+        setattr(net.opt, switch, False)
+    net.load_param(f"{model}.param")
+    net.load_model(f"{model}.bin")
+    into, out = net.input_names()[0], net.output_names()[0]
+
+    def infer(x: Array) -> Array:
+        with net.create_extractor() as extractor:
+            extractor.input(into, ncnn.Mat(x[0]))
+            return np.array(extractor.extract(out)[1])[np.newaxis]
+
+    return infer
+
+
+def _ncnn_default(model: str, tensor: Array) -> Infer:
+    return _ncnn(model, tensor, half=True)
+
+
+def _mnn(model: str, tensor: Array) -> Infer:
+    nn, expr = (importlib.import_module(f"MNN.{name}") for name in ("nn", "expr"))
+    manager = nn.create_runtime_manager(
+        ({"backend": "CPU", "numThread": 1, "precision": "normal"},)
+    )
+    net = nn.load_module_from_file(model, [], [], runtime_manager=manager)
+    given = expr.const(tensor, tensor.shape, expr.NCHW)
+    return lambda _: np.array(expr.convert(net.forward([given])[0], expr.NCHW).read())
+
+
+def _openvino(model: str, _tensor: Array) -> Infer:
+    openvino = importlib.import_module("openvino")
+    settings = {
+        "INFERENCE_NUM_THREADS": 1,
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    request = (
+        openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+    )
+    return lambda x: next(iter(request.infer([x]).values()))
+
+
+_RUNTIMES: dict[str, Callable[[str, Array], Infer]] = {
+    "litert": _litert,
+    "mnn": _mnn,
+    "ncnn": _ncnn,
+    "ncnn-default": _ncnn_default,
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+}
+
+if __name__ == "__main__":
+    main()
