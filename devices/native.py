@@ -23,6 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from bundle.accuracy import TOLERANCE
 from targets.errors import UserError
 
 Machine = Literal["aarch64", "arm", "x86_64"]
@@ -42,6 +43,7 @@ _TRIPLES: dict[str, str] = {
 _ENGINE = ("engine_core", "engine_rpc")
 _PROGRAMS = {
     SERVER: ("serve", "client_files", "tracker", "board_info", "folders", "sha256"),
+    VERIFIER: ("verify", "bundle_check", "board_info", "sha256"),
 }
 _FLAGS = (
     *("-std=c++17", "-O2", "-g0", "-fPIC", "-ffunction-sections", "-fdata-sections"),
@@ -49,6 +51,7 @@ _FLAGS = (
     *("-w", "-DDMLC_USE_LOGGING_LIBRARY=<tvm/runtime/logging.h>"),
     # A 32-bit program else fails to list folders of large file systems.
     *("-D_FILE_OFFSET_BITS=64", "-DTVM_LOG_STACK_TRACE=0", "-DTVM_USE_LIBBACKTRACE=0"),
+    f"-DNETSHIP_TOLERANCE={TOLERANCE}",
 )
 _LINK = ("-s", "-rdynamic", "-Wl,--build-id=none", "-ldl", "-lpthread")
 

@@ -118,6 +118,20 @@ double temperature() {
 // "MemTotal: 948304 kB"
 long memory_kb(const char* name) { return number(field("/proc/meminfo", name), 10, 0); }
 
+std::string quoted(const std::string& text) {
+  std::string json = "\"";
+  for (char c : text) {
+    auto code = static_cast<unsigned char>(c);
+    char escaped[8];
+    std::snprintf(escaped, sizeof escaped, "\\u%04x", code);
+    if (c == '"' || c == '\\' || code < 0x20 || code > 0x7e)
+      json += escaped;
+    else
+      json += c;
+  }
+  return json + '"';
+}
+
 class Object {
  public:
   void add(const char* name, const std::string& json) {
@@ -139,20 +153,6 @@ class Object {
 
 }  // namespace
 
-std::string quoted(const std::string& text) {
-  std::string json = "\"";
-  for (char c : text) {
-    auto code = static_cast<unsigned char>(c);
-    char escaped[8];
-    std::snprintf(escaped, sizeof escaped, "\\u%04x", code);
-    if (c == '"' || c == '\\' || code < 0x20 || code > 0x7e)
-      json += escaped;
-    else
-      json += c;
-  }
-  return json + '"';
-}
-
 std::set<std::string> cpu_features() {
   std::set<std::string> found;
 #if defined __x86_64__
@@ -162,6 +162,15 @@ std::set<std::string> cpu_features() {
   add_words(std::istringstream(kHwcap2), getauxval(AT_HWCAP2), false, &found);
 #endif
   return found;
+}
+
+bool is_emulated() {
+#if defined __x86_64__
+  return false;
+#else
+  // QEMU 7.2 shows a program /proc of the machine it runs on; later ones hide that CPU, but not this.
+  return read_text("/proc/sys/kernel/arch") == "x86_64" || !field("/proc/cpuinfo", "vendor_id").empty();
+#endif
 }
 
 std::string cpu_model() {
@@ -184,6 +193,18 @@ Condition condition() {
   const std::string cpufreq = "/sys/devices/system/cpu/cpu0/cpufreq/";
   return {read_text(cpufreq + "scaling_governor"),
           number(read_text(cpufreq + "scaling_cur_freq"), 10, -1), temperature(), throttled()};
+}
+
+std::string board_text() {
+  std::string cpu = cpu_model(), board = read_text("/proc/device-tree/model");
+  return (cpu.empty() ? "unknown CPU" : cpu) + ", " + kMachine + (board.empty() ? "" : ", " + board) +
+         (is_emulated() ? ", emulated" : "") + ", glibc " + gnu_get_libc_version();
+}
+
+std::string printable(std::string text) {
+  for (char& c : text)
+    if (c < ' ' || c > '~') c = c == '\n' || c == '\t' ? ' ' : '?';
+  return text;
 }
 
 std::string to_text(const Condition& now) {
@@ -212,6 +233,7 @@ std::string board_json(const std::string& folder) {
   board.add_text("server", kVersion);
   board.add_text("tvm", TVM_VERSION);
   board.add_text("machine", kMachine);
+  board.add("emulated", is_emulated() ? "true" : "false");
   board.add_text("board", read_text("/proc/device-tree/model"));
   board.add_text("cpu_part", cpu_part());
   board.add_text("cpu_model", cpu_model());

@@ -19,6 +19,12 @@ std::set<std::string> cpu_features();
 // The CPU's name for a person.
 std::string cpu_model();
 
+// Whether this program runs under QEMU on a machine of another architecture.
+bool is_emulated();
+
+// One line for a person: "Cortex-A72, aarch64, Raspberry Pi 4 Model B Rev 1.4, glibc 2.36".
+std::string board_text();
+
 // Empty, or negative, where the system does not tell.
 struct Condition {
   std::string governor;
@@ -34,7 +40,7 @@ std::string to_text(const Condition& condition);
 // A JSON object of all that and of memory, disk and versions.
 std::string board_json(const std::string& folder);
 
-// A JSON string, quotes and all.
-std::string quoted(const std::string& text);
+// One line of plain ASCII, whatever a foreign file had in it.
+std::string printable(std::string text);
 
 }  // namespace netship

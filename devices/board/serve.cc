@@ -38,6 +38,7 @@
 #include "board_info.h"
 #include "client_files.h"
 #include "folders.h"
+#include "refusal.h"
 #include "rpc/rpc_endpoint.h"
 #include "tracker.h"
 
@@ -65,11 +66,6 @@ void say(const char* format, ...) {
   std::fputc('\n', stderr);
   va_end(values);
 }
-
-// What the user can mend; main() prints it and exits with 2.
-struct Refusal {
-  std::string what;
-};
 
 struct Options {
   std::string host = "127.0.0.1", key, tracker_host, tracker_port, work_dir;

@@ -1,0 +1,320 @@
+// netship-verify: checks a bundle on the board itself, with no host, no network and no Python.
+
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <tvm/runtime/module.h>
+#include <tvm/runtime/ndarray.h>
+#include <tvm/runtime/packed_func.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "board_info.h"
+#include "bundle_check.h"
+#include "refusal.h"
+
+namespace netship {
+namespace {
+
+using Values = std::vector<float>;
+using Clock = std::chrono::steady_clock;
+using tvm::runtime::NDArray;
+using tvm::runtime::PackedFunc;
+
+constexpr int kPassed = 0, kFailed = 1, kRefused = 2;
+constexpr size_t kLongestLine = 1000;
+// Warm-up ends when the last few times are within 3 % of each other, or after so many inferences.
+constexpr size_t kWarm = 5, kMostWarm = 50;
+constexpr double kWarmSpread = 0.03, kWarmSeconds = 10;
+// Enough for a 99th percentile where the network is quick, a minute where it is slow.
+constexpr size_t kFewest = 5, kMost = 200;
+constexpr double kTimingSeconds = 60;
+
+struct Options {
+  std::string bundle;
+  int repeat = -1, threads = 0;
+};
+
+void usage() {
+  std::puts(
+      "usage: verify [--repeat N] [--threads N] [BUNDLE]\n"
+      "\n"
+      "Checks a bundle on this machine: every file's SHA-256, the CPU, the answers to its golden inputs,\n"
+      "and how long an inference takes. BUNDLE is the folder with manifest.json; without one, the\n"
+      "folder 'bundle' beside this program.\n"
+      "\n"
+      "  --repeat N     inferences to time (as many as a minute has, 200 at most); 0: none\n"
+      "  --threads N    for inference (what the bundle was built for)\n"
+      "\n"
+      "Exit code: 0 right answers, 1 wrong ones, 2 the bundle or this machine does not fit.");
+}
+
+int to_number(const char* option, const char* text, int least, int most) {
+  char* end;
+  long value = std::strtol(text, &end, 10);
+  if (*text == '\0' || *end != '\0' || value < least || value > most)
+    throw Refusal{std::string("--") + option + " " + text + ": give a number from " + std::to_string(least) +
+                  " to " + std::to_string(most)};
+  return static_cast<int>(value);
+}
+
+std::string beside_this_program() {
+  char path[4096];
+  ssize_t size = readlink("/proc/self/exe", path, sizeof path);
+  std::string program(path, size > 0 ? static_cast<size_t>(size) : 0);
+  return program.substr(0, program.rfind('/') + 1) + "bundle";
+}
+
+Options parse(int count, char** words) {
+  static const option kOptions[] = {{"repeat", required_argument, nullptr, 'r'},
+                                    {"threads", required_argument, nullptr, 't'},
+                                    {"help", no_argument, nullptr, 'h'},
+                                    {"version", no_argument, nullptr, 'v'},
+                                    {nullptr, 0, nullptr, 0}};
+  Options options;
+  opterr = 0;
+  for (int letter; (letter = getopt_long(count, words, "h", kOptions, nullptr)) != -1;) {
+    switch (letter) {
+      case 'r': options.repeat = to_number("repeat", optarg, 0, 1000000); break;
+      case 't': options.threads = to_number("threads", optarg, 1, 1024); break;
+      case 'h': usage(); std::exit(kPassed);
+      case 'v': std::printf("netship-verify %s (TVM %s, %s)\n", kVersion, TVM_VERSION, kMachine); std::exit(kPassed);
+      default: throw Refusal{std::string(words[optind - 1]) + ": unknown, or without its value; see --help"};
+    }
+  }
+  if (count - optind > 1) throw Refusal{std::string(words[optind + 1]) + ": one bundle at a time"};
+  options.bundle = optind < count ? words[optind] : beside_this_program();
+  return options;
+}
+
+// A loaded network: one inference on the input, every output back.
+struct Network {
+  std::function<void(const Values&)> set_input;
+  std::function<void()> run;
+  std::function<std::vector<Values>()> outputs;
+};
+
+Network load_graph(const Bundle& bundle) {
+  auto library = tvm::runtime::Module::LoadFromFile(bundle.library);
+  const DLDevice cpu{kDLCPU, 0};
+  PackedFunc create = library.GetFunction("default");
+  if (create == nullptr) throw Refusal{bundle.library + ": holds no network; build the bundle again"};
+  tvm::runtime::Module executor = create(cpu);
+  PackedFunc input = executor.GetFunction("get_input"), run = executor.GetFunction("run"),
+             output = executor.GetFunction("get_output");
+  NDArray tensor = input(bundle.input_name);
+  std::vector<long> shape(tensor.Shape().begin(), tensor.Shape().end());
+  if (shape != bundle.input_shape || tensor.DataType() != tvm::runtime::DataType::Float(32))
+    throw Refusal{bundle.library + ": its input is not the manifest's; build the bundle again"};
+  auto read = [=] {
+    std::vector<Values> all;
+    for (size_t index = 0; index < bundle.output_sizes.size(); index++) {
+      NDArray found = output(static_cast<int>(index));
+      Values values(bundle.output_sizes[index]);
+      if (tvm::runtime::GetDataSize(*found.operator->()) != sizeof(float) * values.size())
+        throw Refusal{bundle.library + ": its outputs are not the manifest's; build the bundle again"};
+      found.CopyToBytes(values.data(), sizeof(float) * values.size());
+      all.push_back(std::move(values));
+    }
+    return all;
+  };
+  // The library stays loaded as long as its functions.
+  return {[=](const Values& values) mutable { tensor.CopyFromBytes(values.data(), sizeof(float) * values.size()); },
+          [=, keep = library, executor_too = executor] { run(); }, read};
+}
+
+// The functions of the header that a standalone library comes with.
+template <typename Function>
+Function* look_up(void* library, const Bundle& bundle, const char* name) {
+  std::string symbol = bundle.name + "_" + name;
+  void* found = dlsym(library, symbol.c_str());
+  if (found == nullptr) throw Refusal{bundle.library + ": has no function " + symbol + "; build the bundle again"};
+  return reinterpret_cast<Function*>(found);
+}
+
+Network load_standalone(const Bundle& bundle, int threads) {
+  if (bundle.output_sizes.size() != 1)
+    throw Refusal{"manifest.json: a standalone library has one output; build the bundle again"};
+  void* library = dlopen(bundle.library.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) throw Refusal{std::string(dlerror()) + "; build the bundle again"};
+  auto create = look_up<void*(int)>(library, bundle, "create");
+  auto last_error = look_up<int()>(library, bundle, "last_error");
+  auto error_text = look_up<const char*(int)>(library, bundle, "error_text");
+  auto run = look_up<int(void*, const float*, float*)>(library, bundle, "run");
+  void* instance = create(threads);
+  if (instance == nullptr) throw Refusal{bundle.library + ": " + error_text(last_error())};
+  auto input = std::make_shared<Values>(bundle.input_size);
+  auto output = std::make_shared<Values>(bundle.output_sizes[0]);
+  auto infer = [=] {
+    if (int code = run(instance, input->data(), output->data()))
+      throw Refusal{bundle.library + ": " + error_text(code)};
+  };
+  return {[=](const Values& values) { *input = values; }, infer, [=] { return std::vector<Values>{*output}; }};
+}
+
+Values read_values(const std::string& path, size_t size) {
+  Values values(size);
+  std::ifstream file(path, std::ios::binary);
+  file.read(reinterpret_cast<char*>(values.data()), static_cast<std::streamsize>(sizeof(float) * size));
+  if (!file) throw Refusal{path + ": cannot be read; copy the bundle again"};
+  return values;
+}
+
+struct Error {
+  double absolute, relative;
+};
+
+// As compare() of bundle/accuracy.py: the largest error, and as a part of the reference's range; a value
+// that is no number is an infinite error.
+Error compare(const Values& found, const Values& expected) {
+  double most = 0;
+  auto [low, high] = std::minmax_element(expected.begin(), expected.end());
+  for (size_t i = 0; i < found.size(); i++) {
+    if (!std::isfinite(found[i]) || !std::isfinite(expected[i])) return {INFINITY, INFINITY};
+    most = std::max(most, std::fabs(double{found[i]} - double{expected[i]}));
+  }
+  double range = double{*high} - double{*low};
+  if (range == 0) range = *high == 0 ? 1 : std::fabs(double{*high});
+  return {most, most / range};
+}
+
+Error check_golden(const Bundle& bundle, const Network& network) {
+  Error worst{0, 0};
+  for (size_t index = 0; index < bundle.golden.size(); index++) {
+    const Golden& golden = bundle.golden[index];
+    network.set_input(read_values(golden.input, bundle.input_size));
+    network.run();
+    auto outputs = network.outputs();
+    Error error{0, 0};
+    for (size_t k = 0; k < outputs.size(); k++) {
+      Error one = compare(outputs[k], read_values(golden.outputs[k], outputs[k].size()));
+      error = {std::max(error.absolute, one.absolute), std::max(error.relative, one.relative)};
+    }
+    std::printf("golden %zu   max-abs error %.2g, %.2g of the range\n", index, error.absolute, error.relative);
+    worst = {std::max(worst.absolute, error.absolute), std::max(worst.relative, error.relative)};
+  }
+  return worst;
+}
+
+double seconds_of(const Network& network) {
+  auto start = Clock::now();
+  network.run();
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+size_t warm_up(const Network& network) {
+  std::vector<double> last;
+  double total = 0;
+  size_t count = 0;
+  for (; count < kMostWarm && total < kWarmSeconds; count++) {
+    last.push_back(seconds_of(network));
+    total += last.back();
+    if (last.size() > kWarm) last.erase(last.begin());
+    auto [low, high] = std::minmax_element(last.begin(), last.end());
+    if (last.size() == kWarm && *high - *low <= kWarmSpread * *low) break;
+  }
+  return count;
+}
+
+std::vector<double> measure(const Network& network, int repeat) {
+  std::vector<double> times;
+  double total = 0;
+  while (repeat >= 0 ? times.size() < static_cast<size_t>(repeat)
+                     : times.size() < kFewest || (times.size() < kMost && total < kTimingSeconds)) {
+    times.push_back(seconds_of(network));
+    total += times.back();
+  }
+  std::sort(times.begin(), times.end());
+  return times;
+}
+
+// The smallest time that so many per cent of all do not exceed.
+double percentile(const std::vector<double>& sorted, double percent) {
+  auto rank = static_cast<size_t>(std::ceil(percent / 100 * static_cast<double>(sorted.size())));
+  return sorted[std::max<size_t>(rank, 1) - 1];
+}
+
+void time_it(const Network& network, const Options& options, int threads) {
+  if (options.repeat == 0) return;
+  size_t warm = warm_up(network);
+  auto times = measure(network, options.repeat);
+  std::printf("latency    median %.2f ms, p90 %.2f ms, p99 %.2f ms: %s, %zu inferences after %zu, %d thread%s\n",
+              1e3 * percentile(times, 50), 1e3 * percentile(times, 90), 1e3 * percentile(times, 99),
+              is_emulated() ? "emulated, which says nothing of a board" : "measured on this board", times.size(),
+              warm, threads, threads == 1 ? "" : "s");
+}
+
+// Reached when compiled code of the bundle does what this CPU or its memory does not allow.
+void on_fault(int number) {
+  static const char kIll[] =
+      "error: the bundle's code needs an instruction that this CPU does not have; build for this board's CPU\n";
+  static const char kOther[] = "error: the bundle's code crashed; build it again, and report the model if it stays so\n";
+  ssize_t ignored = number == SIGILL ? write(STDERR_FILENO, kIll, sizeof kIll - 1)
+                                     : write(STDERR_FILENO, kOther, sizeof kOther - 1);
+  static_cast<void>(ignored);
+  _exit(kRefused);
+}
+
+int verify(const Options& options) {
+  Bundle bundle = open_bundle(options.bundle);
+  int threads = options.threads > 0 ? options.threads : bundle.threads;
+  std::string threads_text = std::to_string(threads);
+  std::printf("bundle     %s for %s: %zu files match their SHA-256\n", printable(bundle.model).c_str(),
+              printable(bundle.target).c_str(), bundle.files);
+  std::printf("board      %s\n", printable(board_text()).c_str());
+  std::printf("before     %s\n", to_text(condition()).c_str());
+  std::fflush(stdout);
+  // Read by TVM when its pool of threads begins.
+  setenv("TVM_NUM_THREADS", threads_text.c_str(), 1);
+  for (int number : {SIGILL, SIGSEGV, SIGBUS, SIGFPE}) signal(number, on_fault);
+  Network network = bundle.standalone ? load_standalone(bundle, threads) : load_graph(bundle);
+  Error worst = check_golden(bundle, network);
+  std::fflush(stdout);
+  time_it(network, options, threads);
+  std::printf("after      %s\n", to_text(condition()).c_str());
+  bool passed = worst.relative <= NETSHIP_TOLERANCE;
+  std::printf("%s       max-abs error %.2g, %.2g of the range; at most %.2g is right\n", passed ? "PASS" : "FAIL",
+              worst.absolute, worst.relative, NETSHIP_TOLERANCE);
+  return passed ? kPassed : kFailed;
+}
+
+int refuse(const std::string& what) {
+  std::fflush(stdout);
+  std::fprintf(stderr, "error: %s\n", printable(what).substr(0, kLongestLine).c_str());
+  return kRefused;
+}
+
+}  // namespace
+}  // namespace netship
+
+int main(int count, char** words) {
+  using namespace netship;
+  int code;
+  rlimit no_core{0, 0};
+  setrlimit(RLIMIT_CORE, &no_core);
+  try {
+    code = verify(parse(count, words));
+  } catch (const Refusal& refusal) {
+    code = refuse(refusal.what);
+  } catch (const std::bad_alloc&) {
+    code = refuse("no memory for it; end other programs, then try again");
+  } catch (const std::exception& error) {
+    code = refuse(error.what());
+  }
+  std::fflush(stdout);
+  // Threads of TVM's pool are not waited for.
+  _exit(code);
+}
