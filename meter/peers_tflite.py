@@ -1,7 +1,7 @@
-"""ONNX → .tflite, for LiteRT under the meter: float32 CNNs, channels last as LiteRT wants them.
+"""ONNX → .tflite, for LiteRT under the meter: CNNs, channels last as LiteRT wants them.
 
-Only what a peer needs: the networks this project compiles, one image in, BN and ReLU fused the
-way LiteRT's own converter does. The schema's Python classes come with LiteRT's wheel.
+Only what a peer needs: one image in, float32 or the int8 of a QDQ graph, BN and ReLU fused the way
+LiteRT's own converter does. The schema's Python classes come with LiteRT's wheel.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,10 @@ _SKIPPED = frozenset(["Identity", "Dropout"])
 
 
 def convert(proto: onnx.ModelProto, schema: ModuleType) -> bytes:
-    """The .tflite flatbuffer of a static float32 ONNX graph; its input and 4-D tensors are NHWC.
+    """The .tflite flatbuffer of a static ONNX graph; its input and 4-D tensors are NHWC.
+
+    Inputs and outputs stay float32. Between QuantizeLinear and DequantizeLinear all is int8:
+    uint8 activations are the same, shifted by 128.
 
     Args:
         schema: LiteRT's ``schema_py_generated``.
@@ -39,6 +42,22 @@ def convert(proto: onnx.ModelProto, schema: ModuleType) -> bytes:
     model = _Converter(proto, schema).model()
     builder.Finish(model.Pack(builder), file_identifier=_IDENTIFIER)
     return bytes(builder.Output())
+
+
+class _Quantised(NamedTuple):
+    """Integers and what they stand for: (value - zero) * scale, a scale for each of ``axis`` or one."""
+
+    values: Array
+    scale: NDArray[np.float32]
+    zero: NDArray[np.int64]
+    axis: int
+
+
+class _Range(NamedTuple):
+    """What an int8 activation stands for: (value - zero) * scale."""
+
+    scale: float
+    zero: int
 
 
 class _Converter:
@@ -67,6 +86,11 @@ class _Converter:
             for name in node.input:
                 self.users.setdefault(name, []).append(node)
         self.results = {output.name for output in self.graph.output}
+        self.quantised: dict[str, _Quantised] = {}
+        self.ranges: dict[str, _Range] = {}
+        self.same: dict[str, str] = {}
+        for node in self.graph.node:
+            self._note_quantisation(node)
         self.tensors: list[Any] = []
         self.buffers: list[Any] = [schema.BufferT()]
         self.operators: list[Any] = []
@@ -99,6 +123,72 @@ class _Converter:
         code.deprecatedBuiltinCode = min(number, 127)
         return code
 
+    # Quantisation.
+
+    def _note_quantisation(self, node: onnx.NodeProto) -> None:
+        """Learn what a QuantizeLinear or DequantizeLinear says of the values before and after it."""
+        name, made = node.input[0], node.output[0]
+        if node.op_type == "DequantizeLinear" and name in self.constants:
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+            values = self.constants[name]
+            scale, zero = self._scale_and_zero(node)
+            given = _Quantised(values, scale.ravel(), zero.ravel(), axis)
+            self.quantised[made] = given
+            along = [1] * values.ndim
+            if scale.size > 1:
+                along[axis] = -1
+            shifted = values.astype(np.int64) - zero.reshape(along)
+            self.constants[made] = shifted.astype(np.float32) * scale.reshape(along)
+        elif node.op_type == "QuantizeLinear":
+            scale, zero = self._scale_and_zero(node)
+            dtype = self.constants[node.input[2]].dtype if len(node.input) > 2 else None
+            if scale.size != 1 or dtype not in (np.int8, np.uint8):
+                raise _unknown(node, "anything but int8 and uint8 with one scale")
+            shift = 128 if dtype == np.uint8 else 0
+            range_ = _Range(scale.item(), zero.item() - shift)
+            is_input = any(name == value.name for value in self.graph.input)
+            self.ranges[made if is_input else name] = range_
+            if not is_input:
+                self.same[made] = name
+        elif node.op_type == "DequantizeLinear" and made not in self.results:
+            self.same[made] = name
+
+    def _scale_and_zero(
+        self, node: onnx.NodeProto
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        scale = self.constants[node.input[1]].astype(np.float32)
+        zero = np.zeros(scale.shape, np.int64)
+        if len(node.input) > 2:
+            zero = self.constants[node.input[2]].astype(np.int64)
+        return scale, zero
+
+    def _quantise(self, node: onnx.NodeProto, _attributes: dict[str, Any]) -> None:
+        if node.output[0] in self.ranges:
+            self._operator(
+                "QUANTIZE", [self._value(node.input[0])], self._value(node.output[0])
+            )
+
+    def _dequantise(self, node: onnx.NodeProto, _attributes: dict[str, Any]) -> None:
+        if node.output[0] in self.results:
+            self._operator(
+                "DEQUANTIZE", [self._value(node.input[0])], self._value(node.output[0])
+            )
+
+    def _parameters(self, scale: Array, zero: Array, axis: int = 0) -> Any:
+        parameters = self.s.QuantizationParametersT()
+        parameters.scale, parameters.zeroPoint = scale.tolist(), zero.tolist()
+        parameters.quantizedDimension = axis
+        return parameters
+
+    def _integers(self, name: str, of: str, kernel: Array, axis: int) -> int:
+        """A constant tensor of the integers ``kernel``, quantised as the value ``of`` is."""
+        given = self.quantised[of]
+        index = self._constant(name, kernel)
+        self.tensors[index].quantization = self._parameters(
+            given.scale, given.zero, axis
+        )
+        return index
+
     # Tensors.
 
     def _tensor(self, name: str, shape: Sequence[int], dtype: int, buffer: int) -> int:
@@ -110,7 +200,9 @@ class _Converter:
 
     def _constant(self, name: str, value: Array) -> int:
         types = self.s.TensorType
-        dtype = types.INT32 if value.dtype == np.int32 else types.FLOAT32
+        dtype = {"int8": types.INT8, "int32": types.INT32}.get(
+            value.dtype.name, types.FLOAT32
+        )
         buffer = self.s.BufferT()
         buffer.data = np.frombuffer(np.ascontiguousarray(value).tobytes(), np.uint8)
         self.buffers.append(buffer)
@@ -118,6 +210,8 @@ class _Converter:
 
     def _value(self, name: str) -> int:
         """The tensor of an ONNX value: of a constant, or of what a node computes."""
+        while name in self.same:
+            name = self.same[name]
         if name not in self.index:
             if name in self.constants:
                 self.index[name] = self._constant(
@@ -129,6 +223,13 @@ class _Converter:
                 self.index[name] = self._tensor(
                     name, shape, self.s.TensorType.FLOAT32, 0
                 )
+                if name in self.ranges:
+                    tensor = self.tensors[self.index[name]]
+                    tensor.type = self.s.TensorType.INT8
+                    scale, zero = self.ranges[name]
+                    tensor.quantization = self._parameters(
+                        np.array([scale]), np.array([zero])
+                    )
         return self.index[name]
 
     def _operator(
@@ -168,6 +269,8 @@ class _Converter:
             "Flatten": self._reshape,
             "Reshape": self._reshape,
             "Softmax": self._softmax,
+            "QuantizeLinear": self._quantise,
+            "DequantizeLinear": self._dequantise,
         }
         if node.op_type in _SKIPPED:
             self.index[node.output[0]] = self._value(node.input[0])
@@ -254,19 +357,41 @@ class _Converter:
         }
         channels = self.shapes[node.input[0]][1]
         depthwise = groups == channels and groups > 1
-        kernel = weight.transpose(0, 2, 3, 1)
+        order = (1, 2, 3, 0) if depthwise else (0, 2, 3, 1)
         if depthwise:
-            kernel = weight.transpose(1, 2, 3, 0)
             shared["depthMultiplier"] = weight.shape[0] // groups
-        inputs = [
-            x,
-            self._constant(f"{name}/weights", kernel),
-            self._constant(f"{name}/bias", bias),
-        ]
+        inputs = [x, *self._weights_and_bias(node, name, weight, bias, order)]
         kind = ("DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions")
         if not depthwise:
             kind = ("CONV_2D", "Conv2DOptions")
         self._operator(kind[0], inputs, self._value(name), kind[1], **shared)
+
+    def _weights_and_bias(
+        self,
+        node: onnx.NodeProto,
+        name: str,
+        weight: NDArray[np.float32],
+        bias: NDArray[np.float32] | None,
+        order: tuple[int, ...],
+    ) -> list[int]:
+        """Constant tensors, the weights' dimensions in ``order``; integers in an int8 layer."""
+        if self.tensors[self._value(node.input[0])].type != self.s.TensorType.INT8:
+            tensors = [self._constant(f"{name}/weights", weight.transpose(order))]
+            if bias is not None:
+                tensors.append(self._constant(f"{name}/bias", bias))
+            return tensors
+        of = [i for i in node.input[1:] if i in self.quantised]
+        values = [self.quantised[i].values for i in of]
+        if [v.dtype.name for v in values] != ["int8", "int32"]:
+            raise _unknown(node, "weights and bias that are not int8 and int32")
+        axis = order.index(0)
+        kernel = values[0]
+        if kernel.shape != weight.shape:
+            kernel = kernel.T
+        return [
+            self._integers(f"{name}/weights", of[0], kernel.transpose(order), axis),
+            self._integers(f"{name}/bias", of[1], values[1].ravel(), 0),
+        ]
 
     def _padded(
         self,
@@ -304,9 +429,9 @@ class _Converter:
         amounts = self._constant(f"{node.output[0]}/pads", np.array(rows, np.int32))
         n, c, h, w = self.shapes[name]
         shape = (n, h + pads[0] + pads[2], w + pads[1] + pads[3], c)
-        padded = self._tensor(
-            f"{node.output[0]}/padded", shape, self.s.TensorType.FLOAT32, 0
-        )
+        given = self.tensors[x]
+        padded = self._tensor(f"{node.output[0]}/padded", shape, given.type, 0)
+        self.tensors[padded].quantization = given.quantization
         self._operator("PAD", [x, amounts], padded, "PadOptions")
         return padded, paddings.VALID
 
@@ -316,13 +441,13 @@ class _Converter:
         weight = self.constants[node.input[1]]
         weight = weight if attributes.get("transB", 0) else weight.T
         name, activation = self._fused(node.output[0])
-        inputs = [
-            self._value(node.input[0]),
-            self._constant(f"{name}/weights", weight.astype(np.float32)),
-        ]
+        bias = None
         if len(node.input) > 2:
             bias = self.constants[node.input[2]].astype(np.float32).ravel()
-            inputs.append(self._constant(f"{name}/bias", bias))
+        tensors = self._weights_and_bias(
+            node, name, weight.astype(np.float32), bias, (0, 1)
+        )
+        inputs = [self._value(node.input[0]), *tensors]
         self._operator(
             "FULLY_CONNECTED",
             inputs,
