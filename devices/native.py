@@ -120,7 +120,7 @@ def _key(machine: Machine) -> str:
 
 
 def _build(machine: Machine, work: Path, done: Path, on_progress: Progress) -> None:
-    engine = _engine()
+    engine = engine_sources()
     folders = [SOURCES / "shim", engine / "include", engine / "src/runtime"]
     folders += [
         engine / "3rdparty" / path
@@ -149,7 +149,7 @@ def _build(machine: Machine, work: Path, done: Path, on_progress: Progress) -> N
         _run([*zig, "-o", str(done / program), *linked, *_LINK])
 
 
-def _engine() -> Path:
+def engine_sources() -> Path:
     """The folder of the engine's package, without importing it."""
     package = find_spec("tvm")
     if package is None or not package.submodule_search_locations:
