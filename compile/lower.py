@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 from collections import Counter
@@ -20,6 +21,8 @@ from tuning.records import RecordLog
 tvm = engine.compiler()
 from tvm import auto_scheduler, relay
 from tvm.relay.backend import Executor, Runtime
+
+from compile import blocks
 
 # TVM's kernels take their workspace in multiples of a cache line.
 _WORKSPACE_ALIGNMENT = 64
@@ -103,7 +106,8 @@ def _plan_with(log: RecordLog, folded: Any, tvm_target: Any) -> tuple[_Plan, Any
         return _Plan(folded, "NCHW", reason, records), None
     reason = f"tuning records cover all {len(tasks)} tasks"
     history = auto_scheduler.ApplyHistoryBest(log.measurements(auto_scheduler))
-    return _Plan(tuned, "NHWC", reason, records), history
+    fused = _apply(blocks.fuse(tuned), relay.transform.InferType())
+    return _Plan(fused, "NHWC", reason, records), history
 
 
 def _fold(module: Any) -> Any:
@@ -226,13 +230,22 @@ def _groups(factory: Any, layers: list[tuple[str, int]]) -> tuple[Group, ...]:
     groups = [
         _group(name, factory.function_metadata) for name in names if name != "__nop"
     ]
-    sizes = [prod(group.output_shape) for group in groups if group.macs]
-    if sizes != [size for _, size in layers]:
-        return tuple(groups)
     heavy = iter(layers)
-    return tuple(
-        group.model_copy(update={"layer": next(heavy)[0]}) if group.macs else group
-        for group in groups
+    described = []
+    for group in groups:
+        own = list(itertools.islice(heavy, _heavy_operators(group)))
+        if own and own[-1][1] != prod(group.output_shape):
+            return tuple(groups)
+        layer = " + ".join(name for name, _ in own if name)
+        described.append(group.model_copy(update={"layer": layer}))
+    return tuple(described)
+
+
+def _heavy_operators(group: Group) -> int:
+    """How many of the network's operators with multiply-adds are in a group."""
+    return sum(
+        2 if name == blocks.OPERATOR else name in _MAC_OPERATORS
+        for name in group.operators
     )
 
 
@@ -307,6 +320,8 @@ def _shape(tensor_type: Any) -> tuple[int, ...]:
 
 def _macs(call: Any) -> int:
     """Multiply-adds of one operator: output elements × the inputs each one sums over."""
+    if call.op.name == blocks.OPERATOR:
+        return blocks.macs(call)
     if call.op.name not in _MAC_OPERATORS:
         return 0
     data = _shape(call.args[0].checked_type)

@@ -1,0 +1,135 @@
+"""A convolution and the depthwise one after it, fused, answer as the two do; what must not be fused is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from relay_worker import relay_worker
+
+LARGE = (1, 52, 60, 8)
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[ProcessPoolExecutor]:
+    with relay_worker() as pool:
+        yield pool
+
+
+def compare(target: str = "llvm -keys=cpu", **variant: Any) -> tuple[int, int, float]:
+    """How many pairs were fused, their multiply-adds over the pair's, the largest difference of the answers."""
+    from targets.engine import compiler
+
+    tvm = compiler()
+    from tvm import relay
+    from tvm.contrib import graph_executor
+
+    from compile import blocks
+
+    random = np.random.default_rng(0)
+
+    def weight(*shape: int) -> Any:
+        return relay.const(random.normal(size=shape).astype(np.float32))
+
+    shape = variant.get("shape", LARGE)
+    kernel, expanded = variant.get("kernel", 1), variant.get("expanded", 96)
+    first = relay.nn.conv2d(
+        x := relay.var("x", shape=shape, dtype="float32"),
+        weight(kernel, kernel, shape[3], expanded),
+        kernel_size=(kernel, kernel),
+        channels=expanded,
+        strides=variant.get("strides", (1, 1)),
+        padding=variant.get("padding", (0, 0, 0, 0)),
+        data_layout="NHWC",
+        kernel_layout="HWIO",
+    )
+    middle = relay.add(first, weight(1, 1, 1, expanded))
+    if variant.get("clip", True):
+        middle = relay.clip(middle, -0.5, 6.0)
+    second = relay.nn.conv2d(
+        middle,
+        weight(3, 3, expanded, 1),
+        kernel_size=(3, 3),
+        channels=expanded,
+        groups=expanded,
+        strides=variant.get("depthwise_strides", (1, 1)),
+        padding=variant.get("depthwise_padding", (1, 1, 1, 1)),
+        dilation=variant.get("dilation", (1, 1)),
+        data_layout="NHWC",
+        kernel_layout="HWOI",
+    )
+    if variant.get("epilogue", True):
+        second = relay.clip(relay.add(second, weight(1, 1, 1, expanded)), 0.0, 6.0)
+    if variant.get("twice"):
+        second = relay.Tuple([second, relay.exp(middle)])
+    plain = relay.transform.InferType()(tvm.IRModule.from_expr(second))
+    fused = relay.transform.InferType()(blocks.fuse(plain))
+
+    count = macs = 0
+
+    def visit(node: Any) -> None:
+        nonlocal count, macs
+        if isinstance(node, relay.Call) and node.op.name == blocks.OPERATOR:
+            count, macs = count + 1, macs + blocks.macs(node)
+
+    relay.analysis.post_order_visit(fused["main"], visit)
+    answers = []
+    image = random.normal(size=shape).astype(np.float32)
+    for module in (plain, fused):
+        with tvm.transform.PassContext(opt_level=3):
+            built = relay.build(module, tvm.target.Target(target))
+        executor = graph_executor.GraphModule(built["default"](tvm.cpu()))
+        executor.set_input(x.name_hint, image)
+        executor.run()
+        answers.append(executor.get_output(0).numpy())
+    return count, macs, float(np.abs(answers[0] - answers[1]).max())
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {},
+        {"epilogue": False},
+        {"depthwise_strides": (2, 2), "depthwise_padding": (0, 0, 1, 1)},
+        {"depthwise_strides": (2, 1), "depthwise_padding": (1, 0, 2, 1)},
+        {
+            "shape": (1, 101, 119, 3),
+            "kernel": 3,
+            "strides": (2, 2),
+            "padding": (0, 1, 1, 0),
+        },
+        {"shape": (1, 37, 83, 5), "expanded": 90},
+    ],
+    ids=["plain", "alone", "stride", "uneven", "stem", "odd"],
+)
+def test_a_fused_pair_answers_as_the_two_do(
+    worker: ProcessPoolExecutor, variant: dict[str, Any]
+) -> None:
+    count, _, difference = worker.submit(compare, **variant).result()
+    assert count == 1
+    assert difference < 1e-4
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"shape": (1, 20, 20, 8)},
+        {"twice": True},
+        {"clip": False},
+        {"dilation": (2, 2)},
+    ],
+    ids=["fits the cache", "used twice", "no clip", "dilated"],
+)
+def test_other_pairs_stay_two_operators(
+    worker: ProcessPoolExecutor, variant: dict[str, Any]
+) -> None:
+    count, _, difference = worker.submit(compare, **variant).result()
+    assert (count, difference) == (0, 0)
+
+
+def test_the_multiply_adds_are_those_of_the_two(worker: ProcessPoolExecutor) -> None:
+    _, macs, _ = worker.submit(compare).result()
+    assert macs == 52 * 60 * 96 * (8 + 9)
