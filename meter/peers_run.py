@@ -45,26 +45,28 @@ def _onnxruntime(model: str, _tensor: Array) -> Infer:
     return lambda x: session.run([output], {name: x})[0]
 
 
-def _litert(model: str, _tensor: Array) -> Infer:
+def _litert(model: str, tensor: Array) -> Infer:
     interpreter = importlib.import_module("ai_edge_litert.interpreter").Interpreter(
         model, num_threads=1
     )
     interpreter.allocate_tensors()
     into, out = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    # Channels last and quantised before, as who uses LiteRT has it.
+    given = tensor.transpose(0, 2, 3, 1) if tensor.ndim == 4 else tensor
+    if into["dtype"] != np.float32:
+        scale, zero = into["quantization"]
+        limits = np.iinfo(into["dtype"])
+        given = np.rint(given / scale + zero).clip(limits.min, limits.max)
+    given = np.ascontiguousarray(given, into["dtype"])
 
-    def infer(x: Array) -> Array:
-        x = x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
-        if into["dtype"] != np.float32:
-            scale, zero = into["quantization"]
-            limits = np.iinfo(into["dtype"])
-            x = np.rint(x / scale + zero).clip(limits.min, limits.max)
-        interpreter.set_tensor(into["index"], x.astype(into["dtype"]))
+    def infer(_: Array) -> Array:
+        interpreter.set_tensor(into["index"], given)
         interpreter.invoke()
-        y = interpreter.get_tensor(out["index"])
+        y = np.asarray(interpreter.get_tensor(out["index"]))
         if out["dtype"] != np.float32:
             scale, zero = out["quantization"]
             y = (y.astype(np.float32) - zero) * np.float32(scale)
-        return np.asarray(y)
+        return y
 
     return infer
 
