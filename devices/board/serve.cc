@@ -52,7 +52,7 @@ using std::chrono::seconds;
 // tvm/rpc/base.py: RPC_MAGIC, RPC_CODE_SUCCESS and RPC_CODE_MISMATCH.
 constexpr int32_t kMagic = 0xff271, kWelcome = kMagic, kMismatch = kMagic + 2;
 
-constexpr seconds kGreetWithin{10}, kEndWithin{5};
+constexpr seconds kGreetWithin{5}, kEndWithin{5};
 constexpr size_t kMostCallers = 32;
 constexpr int32_t kLongestKey = 4096;
 constexpr const char* kFolderPrefix = "netship-serve-";
@@ -444,7 +444,7 @@ class Server {
   void serve_next() {
     auto caller = std::find_if(callers_.begin(), callers_.end(), [](auto& one) { return one.waiting; });
     if (caller == callers_.end()) {
-      if (tracker_ && tracker_->match_key().empty()) tracker_->set_free(true);
+      if (tracker_) tracker_->set_free(true);
       return;
     }
     Caller client = *caller;
@@ -572,7 +572,8 @@ int serve(int count, char** words) {
       sigaction(number, &action, nullptr);
       sigaddset(&blocked, number);
     }
-    signal(SIGPIPE, SIG_IGN);
+    // A full disk is an error of write(), told to the client; so is a hung-up client.
+    for (int number : {SIGPIPE, SIGXFSZ}) signal(number, SIG_IGN);
     sigprocmask(SIG_BLOCK, &blocked, &while_waiting);
     for (int number : {SIGINT, SIGTERM, SIGCHLD}) sigdelset(&while_waiting, number);
     Server(options).run(&while_waiting);

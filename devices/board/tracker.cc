@@ -49,11 +49,10 @@ Tracker::Tracker(std::string host, std::string tracker_port, std::string key, in
 short Tracker::events() const { return state_ == kConnecting ? POLLOUT : POLLIN; }
 
 void Tracker::set_free(bool free) {
+  if (free == free_) return;
   free_ = free;
-  if (!free)
-    match_key_.clear();
-  else if (state_ == kRegistered)
-    offer();
+  match_key_.clear();
+  if (free && state_ == kRegistered) offer();
 }
 
 void Tracker::step(short events) {
@@ -105,6 +104,7 @@ void Tracker::retry(const char* why) {
   if (socket_ >= 0) close(socket_);
   socket_ = -1;
   state_ = kApart;
+  match_key_.clear();
   received_.clear();
   questions_.clear();
   deadline_ = Clock::now() + pause_;
@@ -163,8 +163,8 @@ void Tracker::hear(const std::string& answer) {
   if (question == kInfo) {
     complained_ = false;
     pause_ = kFirstPause;
-    if (free_) offer();
-  } else if (question == kPending && free_ && !match_key_.empty()) {
+    if (free_ && match_key_.empty()) offer();
+  } else if (question == kPending && free_) {
     bool claimed = answer.find('"' + match_key_ + '"') == std::string::npos;
     unclaimed_ = claimed ? unclaimed_ + 1 : 0;
     if (unclaimed_ > kMostUnclaimed) offer();

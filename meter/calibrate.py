@@ -1,0 +1,263 @@
+"""``python -m meter calibrate``: the meter set against a real board of the user's own.
+
+A harness result measured on a board, over the estimate of the same bundle, is the factor that the
+meter then shows beside its estimates for that CPU. It never changes an estimate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from devices.session import Origin
+from meter import peers_board
+from targets.errors import UserError, run_command
+from targets.files import write_whole
+
+_EPILOG = """\
+example:
+  python -m runtime_demo.check out/model-arm-cortex-a72 --rpc BOARD --json > result.json
+  python -m meter calibrate result.json --clock 1.8
+
+One factor is kept for each CPU, the last one given; `--forget CPU` removes it.
+Exit codes: 0 stored, 2 refused (one line says why), 130 interrupted.
+"""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How a board's measured time relates to the meter's estimate of the same bundle.
+
+    Attributes:
+        cpu: such as cortex-a72.
+        factor: measured over estimated time; over 1 where the meter is too fast.
+        measured_ms: the median that the board measured.
+        estimated_ms: core and memory cycles at ``hertz``.
+        hertz: the board's clock.
+        model_sha256: of the ONNX that the bundle was built from.
+        meter: the meter's version.
+        date: when it was stored, ISO 8601.
+    """
+
+    cpu: str
+    factor: float
+    measured_ms: float
+    estimated_ms: float
+    hertz: float
+    model_sha256: str
+    meter: str
+    date: str
+
+
+def factor(cpu: str) -> Calibration | None:
+    """What the user's own board with ``cpu`` measured; None where nothing is stored.
+
+    Raises:
+        UserError: the file with the factors is damaged.
+    """
+    stored = _stored().get(cpu)
+    if stored is None:
+        return None
+    try:
+        return Calibration(**stored)
+    except TypeError:
+        raise _damaged() from None
+
+
+def config_file() -> Path:
+    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(base) / "netship" / "calibration.json"
+
+
+def _stored() -> dict[str, dict[str, Any]]:
+    try:
+        found = json.loads(config_file().read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        raise _damaged() from None
+    if not isinstance(found, dict):
+        raise _damaged()
+    return found
+
+
+def _damaged() -> UserError:
+    return UserError(
+        f"{config_file()}: not what `python -m meter calibrate` wrote; remove it and calibrate again"
+    )
+
+
+def _store(entries: dict[str, dict[str, Any]]) -> None:
+    path = config_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(entries, indent=2, sort_keys=True) + "\n"
+    write_whole(path, text.encode(), "XDG_CONFIG_HOME")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a harness result says: the bundle, its CPU, the median in milliseconds."""
+
+    bundle: Path
+    model_sha256: str
+    cpu: str
+    milliseconds: float
+
+
+def read_result(path: Path) -> Measured:
+    """A result of ``runtime_demo.check --json``, measured on a board with one thread.
+
+    Raises:
+        UserError: not such a result, or one of another origin, another CPU, more threads,
+            or without times.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; give a result file") from None
+    except ValueError:
+        raise UserError(
+            f"{path}: not JSON; make it with `python -m runtime_demo.check … --json`"
+        ) from None
+    try:
+        origin, target = str(found["device"]), str(found["target"])
+        threads, latency = int(found["threads"]), found["latency_ms"]
+        bundle, model = Path(found["bundle"]), str(found["model_sha256"])
+        median = float(latency["median"]) if latency else math.nan
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{path}: not a result of `python -m runtime_demo.check … --json`; give one"
+        ) from None
+    if origin != Origin.BOARD:
+        raise UserError(
+            f"{path}: its times are {origin}, not {Origin.BOARD}; "
+            "check the bundle on the board itself (--rpc)"
+        )
+    if threads != 1:
+        raise UserError(
+            f"{path}: {threads} threads; the meter estimates one: check with --threads 1"
+        )
+    if not (math.isfinite(median) and median > 0):
+        raise UserError(f"{path}: has no times; check with --repeat 50")
+    cpu = target.removeprefix("arm-").removeprefix("custom-")
+    if cpu not in peers_board.BOARDS:
+        raise UserError(
+            f"{path}: is of target {target}, of which the meter has no model; "
+            f"known: {', '.join(peers_board.BOARDS)}"
+        )
+    return Measured(bundle, model, cpu, median)
+
+
+Estimate = Callable[[Path, str], tuple[float, str]]
+"""A bundle and a CPU → core and memory cycles of an inference, and the meter's version."""
+
+
+def calibrate(measured: Measured, hertz: float, estimate: Estimate) -> Calibration:
+    """Estimate the measured bundle and store the factor for its CPU."""
+    cycles, version = estimate(measured.bundle, measured.cpu)
+    milliseconds = cycles / hertz * 1e3
+    made = Calibration(
+        cpu=measured.cpu,
+        factor=round(measured.milliseconds / milliseconds, 4),
+        measured_ms=measured.milliseconds,
+        estimated_ms=round(milliseconds, 3),
+        hertz=hertz,
+        model_sha256=measured.model_sha256,
+        meter=version,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    _store({**_stored(), made.cpu: asdict(made)})
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    if arguments.forget:
+        return _forget(arguments.forget)
+    if arguments.result is None:
+        raise UserError("give a RESULT.json of `python -m runtime_demo.check … --json`")
+    measured = read_result(arguments.result)
+    if arguments.bundle is not None:
+        measured = Measured(
+            arguments.bundle, measured.model_sha256, measured.cpu, measured.milliseconds
+        )
+    hertz = arguments.clock or peers_board.board(measured.cpu).hertz
+    made = calibrate(measured, hertz, _estimate)
+    if arguments.json:
+        print(json.dumps(asdict(made), indent=2))
+    else:
+        print(
+            f"{made.cpu}: {made.measured_ms:.2f} ms {Origin.BOARD}, {made.estimated_ms:.2f} ms "
+            f"{Origin.ESTIMATED} at {hertz / 1e9:.2f} GHz: factor {made.factor:.2f}, "
+            f"in {config_file()}"
+        )
+    return 0
+
+
+def _forget(cpu: str) -> int:
+    entries = _stored()
+    if cpu not in entries:
+        raise UserError(
+            f"--forget {cpu}: nothing is stored for it, only for "
+            f"{', '.join(entries) or 'none'}"
+        )
+    del entries[cpu]
+    _store(entries)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m meter calibrate",
+        description="Set the meter against a measurement on your own board.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    option = parser.add_argument
+    option(
+        "result",
+        type=Path,
+        nargs="?",
+        metavar="RESULT.json",
+        help="what `runtime_demo.check --json` printed for a board, one thread",
+    )
+    option(
+        "--bundle",
+        type=Path,
+        metavar="DIR",
+        help="the bundle that was measured (default: where the result says it was)",
+    )
+    option(
+        "--clock",
+        type=_gigahertz,
+        metavar="GHZ",
+        help="the board's clock (default: as the Raspberry Pi with that CPU is sold)",
+    )
+    option("--forget", metavar="CPU", help="remove what is stored for a CPU")
+    option("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _gigahertz(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.1 <= value <= 10:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a clock in GHz, such as 1.5")
+    return value * 1e9
+
+
+def _estimate(bundle: Path, cpu: str) -> tuple[float, str]:
+    raise NotImplementedError
+
+
+if __name__ == "__main__":
+    run_command(main)
