@@ -12,6 +12,7 @@
 #include <cstring>
 #include <map>
 #include <set>
+#include <stdexcept>
 #include <system_error>
 
 #include "board_info.h"
@@ -142,7 +143,12 @@ value parse(const std::string& path) {
   if (is_deep(text)) invalid("brackets", "too deep");
   value root;
   std::string error;
-  auto end = picojson::parse(root, text.cbegin(), text.cend(), &error);
+  auto end = text.cbegin();
+  try {
+    end = picojson::parse(root, text.cbegin(), text.cend(), &error);
+  } catch (const std::overflow_error&) {
+    error = "a number is too large";
+  }
   if (error.empty() && text.find_first_not_of(" \t\r\n", static_cast<size_t>(end - text.cbegin())) != std::string::npos)
     error = "more follows it";
   if (!error.empty()) throw Refusal{"manifest.json: not JSON (" + error + "); build the bundle again"};

@@ -154,13 +154,17 @@ Network load_standalone(const Bundle& bundle, int threads) {
   auto last_error = look_up<int()>(library, bundle, "last_error");
   auto error_text = look_up<const char*(int)>(library, bundle, "error_text");
   auto run = look_up<int(void*, const float*, float*)>(library, bundle, "run");
+  auto refuse_with = [=](int code) {
+    const char* text = error_text(code);
+    throw Refusal{bundle.library + ": error " + std::to_string(code) + " (" + (text ? text : "it has no text") + ")"};
+  };
   void* instance = create(threads);
-  if (instance == nullptr) throw Refusal{bundle.library + ": " + error_text(last_error())};
+  if (instance == nullptr) refuse_with(last_error());
   auto input = std::make_shared<Values>(bundle.input_size);
-  auto output = std::make_shared<Values>(bundle.output_sizes[0]);
+  // What it leaves unwritten is no number, and no right answer.
+  auto output = std::make_shared<Values>(bundle.output_sizes[0], NAN);
   auto infer = [=] {
-    if (int code = run(instance, input->data(), output->data()))
-      throw Refusal{bundle.library + ": " + error_text(code)};
+    if (int code = run(instance, input->data(), output->data())) refuse_with(code);
   };
   return {[=](const Values& values) { *input = values; }, infer, [=] { return std::vector<Values>{*output}; }};
 }
