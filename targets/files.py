@@ -1,4 +1,4 @@
-"""One file that a user asked for: written whole or not at all."""
+"""Files that a user asked for, written whole or not at all; and the folder for what can be made again."""
 
 from __future__ import annotations
 
@@ -46,3 +46,20 @@ def write_whole(path: Path, content: bytes, option: str) -> None:
         raise UserError(f"{path}: {error.strerror}; choose another {option}") from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: ``$XDG_CACHE_HOME/netship``, by default below ``~/.cache``.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(base, "netship")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: {error.strerror}; set XDG_CACHE_HOME to a folder that can be written"
+        ) from None
+    return folder

