@@ -76,8 +76,11 @@ class CandidateMeter:
         found = traces(blocks)
         cycles = self._costs.of(found)
         return CandidateCost(
-            sum(block.instructions * block.count for block in blocks),
-            sum(trace.count * each for trace, each in zip(found, cycles, strict=True)),
+            sum(block.instructions * block.executions for block in blocks),
+            sum(
+                trace.executions * each
+                for trace, each in zip(found, cycles, strict=True)
+            ),
             self._memory.cycles(blocks),
         )
 

@@ -44,13 +44,13 @@ class Block(NamedTuple):
     Attributes:
         address: of its first instruction, in the process.
         code: its instructions, four bytes each.
-        count: how often it ran.
+        executions: how often it ran.
         misses: lines that each level of the cache model did not have.
     """
 
     address: int
     code: bytes
-    count: int
+    executions: int
     misses: tuple[int, ...] = ()
 
     @property
@@ -214,7 +214,9 @@ def read_blocks(path: Path) -> list[Block]:
 
 def _plus(one: Block, other: Block, sign: int = 1) -> Block:
     misses = tuple(a + sign * b for a, b in zip(one.misses, other.misses, strict=True))
-    return one._replace(count=one.count + sign * other.count, misses=misses)
+    return one._replace(
+        executions=one.executions + sign * other.executions, misses=misses
+    )
 
 
 def subtract(longer: Iterable[Block], shorter: Iterable[Block]) -> list[Block]:
@@ -226,4 +228,4 @@ def subtract(longer: Iterable[Block], shorter: Iterable[Block]) -> list[Block]:
         else block
         for block in longer
     )
-    return [block for block in differences if block.count > 0]
+    return [block for block in differences if block.executions > 0]

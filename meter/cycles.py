@@ -12,7 +12,6 @@ import hashlib
 import json
 import re
 import sqlite3
-import struct
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -43,10 +42,10 @@ _SCHEMA = (
 
 
 class Trace(NamedTuple):
-    """Blocks on end that run as one, ``count`` times; a loop where the last branches to the first."""
+    """Blocks on end that run as one, ``executions`` times; a loop where the last branches to the first."""
 
     blocks: tuple[Block, ...]
-    count: int
+    executions: int
     loops: bool
 
     @property
@@ -73,7 +72,7 @@ def traces(blocks: Iterable[Block]) -> list[Trace]:
     others: list[Block] = []
     for block in blocks:
         known = by_start.get(block.address)
-        if known is None or block.count > known.count:
+        if known is None or block.executions > known.executions:
             by_start[block.address] = block
             others += [known] if known else []
         else:
@@ -87,10 +86,10 @@ def traces(blocks: Iterable[Block]) -> list[Trace]:
         chain = _chain(by_start, target, last)
         if chain and not taken.intersection(block.address for block in chain):
             taken.update(block.address for block in chain)
-            found.append(Trace(chain, last.count, loops=True))
+            found.append(Trace(chain, last.executions, loops=True))
     alone = [block for block in by_start.values() if block.address not in taken]
     return found + [
-        Trace((block,), block.count, loops=False) for block in alone + others
+        Trace((block,), block.executions, loops=False) for block in alone + others
     ]
 
 
@@ -104,7 +103,7 @@ def _chain(
         block = by_start.get(address)
         if block is None:
             return None
-        low, high = sorted((block.count, last.count))
+        low, high = sorted((block.executions, last.executions))
         if low < _SAME_COUNT * high:
             return None
         chain.append(block)
@@ -114,7 +113,7 @@ def _chain(
 
 def _branches_to(block: Block) -> int | None:
     """The target of the direct branch that ends a block, calls left out (Arm ARM DDI 0487, C4.1.93)."""
-    (word,) = struct.unpack("<I", block.code[-4:])
+    word = int.from_bytes(block.code[-4:], "little")
     if word >> 26 == 0b000101:  # B
         bits, low = 26, 0
     elif word >> 24 == 0b01010100 or word >> 25 & 0x3F == 0b011010:  # B.cond, CBZ, CBNZ
