@@ -42,7 +42,10 @@ _TRIPLES: dict[str, str] = {
 # Of board/: the engine's runtime, and each program's own.
 _ENGINE = ("engine_core", "engine_rpc")
 _PROGRAMS = {
-    SERVER: ("serve", "client_files", "tracker", "board_info", "folders", "sha256"),
+    SERVER: (
+        *("serve", "options", "client_files", "tracker"),
+        *("board_info", "folders", "sha256"),
+    ),
     VERIFIER: ("verify", "bundle_check", "board_info", "sha256"),
 }
 _FLAGS = (

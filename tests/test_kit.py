@@ -436,7 +436,7 @@ def test_the_service_is_installed_and_removed(kit: Path, machine: Machine) -> No
     assert "runs on 127.0.0.1:9090" in done.stdout
     assert machine.users() == ["netship"]
     key = machine.root / "etc/netship/key"
-    assert re.fullmatch("[0-9a-f]{32}", key.read_text())
+    assert re.fullmatch("[0-9a-f]{32}\n", key.read_text())
     assert key.stat().st_mode & 0o777 == 0o640
     assert machine.files() == {
         "etc/netship/key",

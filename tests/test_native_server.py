@@ -323,7 +323,7 @@ def test_a_crash_is_one_line_and_ends_that_client_alone(
     assert connect(server).get_function("netship.board")()
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "stdin"])
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "SIGHUP", "stdin"])
 def test_the_end_leaves_no_process_and_no_folder(
     start: Callable[..., Server], tmp_path: Path, how: str
 ) -> None:
@@ -540,6 +540,12 @@ def test_the_program_does_not_say_where_it_was_built() -> None:
     program = native_server(native().machine).read_bytes()  # type: ignore[arg-type]
     for folder in (sys.prefix, str(Path.home()), str(Path(__file__).parents[1])):
         assert folder.encode() not in program
+
+
+def test_the_program_runs_where_glibc_is_2_28() -> None:
+    program = native_server(native().machine).read_bytes()  # type: ignore[arg-type]
+    wanted = {int(minor) for minor in re.findall(rb"GLIBC_2\.(\d+)", program)}
+    assert wanted and max(wanted) <= 28
 
 
 @contextlib.contextmanager

@@ -6,12 +6,10 @@
 
 #include <arpa/inet.h>
 #include <fcntl.h>
-#include <getopt.h>
 #include <netdb.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <signal.h>
-#include <sys/file.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -22,12 +20,10 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <climits>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <list>
 #include <memory>
 #include <optional>
@@ -38,6 +34,7 @@
 #include "board_info.h"
 #include "client_files.h"
 #include "folders.h"
+#include "options.h"
 #include "refusal.h"
 #include "rpc/rpc_endpoint.h"
 #include "tracker.h"
@@ -53,9 +50,9 @@ using std::chrono::seconds;
 constexpr int32_t kMagic = 0xff271, kWelcome = kMagic, kMismatch = kMagic + 2;
 
 constexpr seconds kGreetWithin{5}, kEndWithin{5};
+constexpr int kSignals[] = {SIGINT, SIGTERM, SIGHUP, SIGCHLD};
 constexpr size_t kMostCallers = 32;
 constexpr int32_t kLongestKey = 4096;
-constexpr const char* kFolderPrefix = "netship-serve-";
 
 void say(const char* format, ...) __attribute__((format(printf, 1, 2)));
 void say(const char* format, ...) {
@@ -66,164 +63,6 @@ void say(const char* format, ...) {
   std::fputc('\n', stderr);
   va_end(values);
 }
-
-struct Options {
-  std::string host = "127.0.0.1", key, tracker_host, tracker_port, work_dir;
-  int port = 9090, port_end = -1, idle_timeout = 600, threads = 0;
-  bool end_with_stdin = false;
-};
-
-void usage() {
-  std::puts(
-      "usage: netship-serve [options]\n"
-      "\n"
-      "A TVM RPC server that needs no Python. Prints 'listening on HOST:PORT' when it is ready.\n"
-      "\n"
-      "  --host ADDRESS         where to listen (127.0.0.1); RPC has no encryption, so reach another\n"
-      "                         machine's by an SSH tunnel\n"
-      "  --port N               (9090); 0 takes any that is free\n"
-      "  --port-end N           try the ports below N in turn\n"
-      "  --key KEY              what a client has to give; with a tracker, what it asks for\n"
-      "  --key-file FILE        the same, from a file's first line\n"
-      "  --key-stdin            the same, from the first line of standard input\n"
-      "  --tracker HOST:PORT    register at a TVM tracker, again whenever that restarts\n"
-      "  --work-dir DIR         where clients' files go ($TMPDIR or /tmp); must allow execution\n"
-      "  --idle-timeout S       hang up on a client that asks for nothing for S seconds (600); 0: never\n"
-      "  --threads N            for inference (all cores)\n"
-      "  --end-with-stdin       end when standard input does\n"
-      "  --version\n"
-      "\n"
-      "Whoever has the key can run any program as the user that this runs as.");
-}
-
-int to_number(const char* option, const char* text, int least, int most) {
-  char* end;
-  long value = std::strtol(text, &end, 10);
-  if (*text == '\0' || *end != '\0' || value < least || value > most)
-    throw Refusal{std::string("--") + option + " " + text + ": give a number from " +
-                  std::to_string(least) + " to " + std::to_string(most)};
-  return static_cast<int>(value);
-}
-
-// Unbuffered: what follows the line is not for us.
-std::string line_of_stdin() {
-  std::string line;
-  for (char c; read(STDIN_FILENO, &c, 1) == 1;) {
-    if (c == '\n') return line;
-    line += c;
-  }
-  throw Refusal{"--key-stdin: standard input has no line"};
-}
-
-std::string line_of_file(const char* path) {
-  std::ifstream file(path);
-  std::string line;
-  if (!std::getline(file, line)) throw Refusal{std::string(path) + ": no key in it"};
-  return line;
-}
-
-// The key is a word in TVM's greeting and a string in the tracker's JSON.
-void check_key(const std::string& key) {
-  bool plain = key.size() <= 256 && std::all_of(key.begin(), key.end(), [](char c) {
-                 return c > ' ' && c < 0x7f && c != '"' && c != '\\';
-               });
-  if (!plain) throw Refusal{"the key: give at most 256 letters, digits and signs, without space, \" and \\"};
-}
-
-Options parse(int count, char** words) {
-  static const option kOptions[] = {
-      {"host", required_argument, nullptr, 'h'},        {"port", required_argument, nullptr, 'p'},
-      {"port-end", required_argument, nullptr, 'e'},    {"key", required_argument, nullptr, 'k'},
-      {"key-file", required_argument, nullptr, 'f'},    {"key-stdin", no_argument, nullptr, 's'},
-      {"tracker", required_argument, nullptr, 't'},     {"work-dir", required_argument, nullptr, 'w'},
-      {"idle-timeout", required_argument, nullptr, 'i'}, {"threads", required_argument, nullptr, 'n'},
-      {"end-with-stdin", no_argument, nullptr, 'z'},    {"version", no_argument, nullptr, 'v'},
-      {"help", no_argument, nullptr, '?'},              {nullptr, 0, nullptr, 0}};
-  Options options;
-  opterr = 0;
-  for (int index = 0, letter; (letter = getopt_long(count, words, "", kOptions, &index)) != -1;) {
-    switch (letter) {
-      case 'h': options.host = optarg; break;
-      case 'p': options.port = to_number("port", optarg, 0, 65535); break;
-      case 'e': options.port_end = to_number("port-end", optarg, 1, 65536); break;
-      case 'k': options.key = optarg; break;
-      case 'f': options.key = line_of_file(optarg); break;
-      case 's': options.key = line_of_stdin(); break;
-      case 'w': options.work_dir = optarg; break;
-      case 'i': options.idle_timeout = to_number("idle-timeout", optarg, 0, INT_MAX / 1000); break;
-      case 'n': options.threads = to_number("threads", optarg, 1, 1024); break;
-      case 'z': options.end_with_stdin = true; break;
-      case 'v': std::printf("netship-serve %s (TVM %s, %s)\n", kVersion, TVM_VERSION, kMachine); std::exit(0);
-      case 't': {
-        std::string address = optarg;
-        size_t colon = address.rfind(':');
-        if (colon == std::string::npos || colon == 0)
-          throw Refusal{"--tracker " + address + ": give HOST:PORT"};
-        options.tracker_host = address.substr(0, colon);
-        options.tracker_port = address.substr(colon + 1);
-        to_number("tracker", options.tracker_port.c_str(), 1, 65535);
-        break;
-      }
-      default:
-        if (optopt == 0 && std::strcmp(words[optind - 1], "--help") == 0) {
-          usage();
-          std::exit(0);
-        }
-        throw Refusal{std::string(words[optind - 1]) + ": unknown, or without its value; see --help"};
-    }
-  }
-  if (optind < count) throw Refusal{std::string(words[optind]) + ": no option; see --help"};
-  check_key(options.key);
-  if (!options.tracker_host.empty() && options.key.empty())
-    throw Refusal{"--tracker: needs a --key, which clients ask the tracker for"};
-  return options;
-}
-
-// The server's folder, locked for as long as it lives: what one that was killed left is removed.
-class Folder {
- public:
-  explicit Folder(const std::string& wanted) {
-    const char* usual = std::getenv("TMPDIR");
-    std::string given = !wanted.empty() ? wanted : usual ? usual : "/tmp";
-    char parent[PATH_MAX];
-    if (realpath(given.c_str(), parent) == nullptr) refuse(given);
-    remove_abandoned(parent);
-    path_ = std::string(parent) + "/" + kFolderPrefix + "XXXXXX";
-    if (mkdtemp(path_.data()) == nullptr) refuse(given);
-    lock_ = open((path_ + "/lock").c_str(), O_RDONLY | O_CREAT | O_CLOEXEC, 0600);
-    if (lock_ < 0 || flock(lock_, LOCK_EX | LOCK_NB) || mkdir(kept().c_str(), 0700)) {
-      int error = errno;
-      remove_tree(path_);
-      errno = error;
-      refuse(given);
-    }
-  }
-  Folder(const Folder&) = delete;
-  Folder& operator=(const Folder&) = delete;
-  ~Folder() { remove_tree(path_); }
-
-  std::string kept() const { return path_ + "/kept"; }
-  std::string client() const { return path_ + "/client"; }
-
- private:
-  [[noreturn]] static void refuse(const std::string& parent) {
-    throw Refusal{parent + ": " + std::strerror(errno) + "; choose another --work-dir"};
-  }
-
-  static void remove_abandoned(const std::string& parent) {
-    for (auto& name : names_in(parent)) {
-      if (name.rfind(kFolderPrefix, 0) != 0) continue;
-      std::string path = parent + "/" + name;
-      int lock = open((path + "/lock").c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-      if (lock < 0) continue;
-      if (flock(lock, LOCK_EX | LOCK_NB) == 0) remove_tree(path);
-      close(lock);
-    }
-  }
-
-  std::string path_;
-  int lock_ = -1;
-};
 
 std::string address_text(const sockaddr_storage& address, socklen_t size) {
   char host[NI_MAXHOST], port[NI_MAXSERV];
@@ -467,7 +306,7 @@ class Server {
   [[noreturn]] void serve(const Caller& client, pid_t parent) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() != parent) _exit(1);
-    for (int number : {SIGINT, SIGTERM, SIGCHLD}) signal(number, SIG_DFL);
+    for (int number : kSignals) signal(number, SIG_DFL);
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, nullptr);
@@ -545,7 +384,7 @@ class Server {
   }
 
   const Options options_;
-  Folder folder_;
+  WorkFolder folder_;
   int listener_;
   std::optional<Tracker> tracker_;
   std::list<Caller> callers_;
@@ -558,7 +397,7 @@ void on_signal(int number) {
 
 int serve(int count, char** words) {
   try {
-    Options options = parse(count, words);
+    Options options = parse_options(count, words);
     // Read by TVM when its pool of threads begins, in each client's process.
     if (options.threads > 0) setenv("TVM_NUM_THREADS", std::to_string(options.threads).c_str(), 1);
     rlimit no_core{0, 0};
@@ -566,8 +405,11 @@ int serve(int count, char** words) {
     // Delivered only while the server waits, so that none is missed in between.
     sigset_t blocked, while_waiting;
     sigemptyset(&blocked);
-    for (int number : {SIGINT, SIGTERM, SIGCHLD}) {
+    for (int number : kSignals) {
       struct sigaction action {};
+      sigaction(number, nullptr, &action);
+      // nohup has it ignored.
+      if (number == SIGHUP && action.sa_handler == SIG_IGN) continue;
       action.sa_handler = on_signal;
       sigaction(number, &action, nullptr);
       sigaddset(&blocked, number);
@@ -575,7 +417,7 @@ int serve(int count, char** words) {
     // A full disk is an error of write(), told to the client; so is a hung-up client.
     for (int number : {SIGPIPE, SIGXFSZ}) signal(number, SIG_IGN);
     sigprocmask(SIG_BLOCK, &blocked, &while_waiting);
-    for (int number : {SIGINT, SIGTERM, SIGCHLD}) sigdelset(&while_waiting, number);
+    for (int number : kSignals) sigdelset(&while_waiting, number);
     Server(options).run(&while_waiting);
     return 0;
   } catch (const Refusal& refusal) {

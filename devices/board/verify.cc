@@ -62,15 +62,6 @@ void usage() {
       "Exit code: 0 right answers, 1 wrong ones, 2 the bundle or this machine does not fit.");
 }
 
-int to_number(const char* option, const char* text, int least, int most) {
-  char* end;
-  long value = std::strtol(text, &end, 10);
-  if (*text == '\0' || *end != '\0' || value < least || value > most)
-    throw Refusal{std::string("--") + option + " " + text + ": give a number from " + std::to_string(least) +
-                  " to " + std::to_string(most)};
-  return static_cast<int>(value);
-}
-
 std::string beside_this_program() {
   char path[4096];
   ssize_t size = readlink("/proc/self/exe", path, sizeof path);
@@ -265,7 +256,8 @@ void time_it(const Network& network, const Options& options, int threads) {
 void on_fault(int number) {
   static const char kIll[] =
       "error: the bundle's code needs an instruction that this CPU does not have; build for this board's CPU\n";
-  static const char kOther[] = "error: the bundle's code crashed; build it again, and report the model if it stays so\n";
+  static const char kOther[] =
+      "error: the bundle's code crashed; build it again, and report the model if it stays so\n";
   ssize_t ignored = number == SIGILL ? write(STDERR_FILENO, kIll, sizeof kIll - 1)
                                      : write(STDERR_FILENO, kOther, sizeof kOther - 1);
   static_cast<void>(ignored);
