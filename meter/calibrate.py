@@ -18,6 +18,8 @@ from typing import Any
 
 from devices.session import Origin
 from meter import peers_board
+from meter.compare_counts import Counts, count_bundle, meter_version, milliseconds
+from meter.memory import hierarchy
 from targets.errors import UserError, run_command
 from targets.files import write_whole
 
@@ -39,8 +41,8 @@ class Calibration:
         cpu: such as cortex-a72.
         factor: measured over estimated time; over 1 where the meter is too fast.
         measured_ms: the median that the board measured.
-        estimated_ms: core and memory cycles at ``hertz``.
-        hertz: the board's clock.
+        estimated_ms: at ``clock``.
+        clock: the board's, in GHz.
         model_sha256: of the ONNX that the bundle was built from.
         meter: the meter's version.
         date: when it was stored, ISO 8601.
@@ -50,7 +52,7 @@ class Calibration:
     factor: float
     measured_ms: float
     estimated_ms: float
-    hertz: float
+    clock: float
     model_sha256: str
     meter: str
     date: str
@@ -155,22 +157,22 @@ def read_result(path: Path) -> Measured:
     return Measured(bundle, model, cpu, median)
 
 
-Estimate = Callable[[Path, str], tuple[float, str]]
-"""A bundle and a CPU → core and memory cycles of an inference, and the meter's version."""
+Estimate = Callable[[Path, str], Counts]
+"""A bundle and a CPU → an inference's counts."""
 
 
-def calibrate(measured: Measured, hertz: float, estimate: Estimate) -> Calibration:
-    """Estimate the measured bundle and store the factor for its CPU."""
-    cycles, version = estimate(measured.bundle, measured.cpu)
-    milliseconds = cycles / hertz * 1e3
+def calibrate(measured: Measured, clock: float, estimate: Estimate) -> Calibration:
+    """Estimate the measured bundle and store the factor for its CPU; ``clock`` in GHz."""
+    counts = estimate(measured.bundle, measured.cpu)
+    estimated = milliseconds(counts, measured.cpu, clock)
     made = Calibration(
         cpu=measured.cpu,
-        factor=round(measured.milliseconds / milliseconds, 4),
+        factor=round(measured.milliseconds / estimated, 4),
         measured_ms=measured.milliseconds,
-        estimated_ms=round(milliseconds, 3),
-        hertz=hertz,
+        estimated_ms=round(estimated, 3),
+        clock=clock,
         model_sha256=measured.model_sha256,
-        meter=version,
+        meter=meter_version(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     _store({**_stored(), made.cpu: asdict(made)})
@@ -188,14 +190,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         measured = Measured(
             arguments.bundle, measured.model_sha256, measured.cpu, measured.milliseconds
         )
-    hertz = arguments.clock or peers_board.board(measured.cpu).hertz
-    made = calibrate(measured, hertz, _estimate)
+    clock = arguments.clock or hierarchy(measured.cpu).clock
+    made = calibrate(measured, clock, count_bundle)
     if arguments.json:
         print(json.dumps(asdict(made), indent=2))
     else:
         print(
             f"{made.cpu}: {made.measured_ms:.2f} ms {Origin.BOARD}, {made.estimated_ms:.2f} ms "
-            f"{Origin.ESTIMATED} at {hertz / 1e9:.2f} GHz: factor {made.factor:.2f}, "
+            f"{Origin.ESTIMATED} at {clock:.2f} GHz: factor {made.factor:.2f}, "
             f"in {config_file()}"
         )
     return 0
@@ -252,11 +254,7 @@ def _gigahertz(text: str) -> float:
         value = math.nan
     if not 0.1 <= value <= 10:
         raise argparse.ArgumentTypeError(f"{text!r} is not a clock in GHz, such as 1.5")
-    return value * 1e9
-
-
-def _estimate(bundle: Path, cpu: str) -> tuple[float, str]:
-    raise NotImplementedError
+    return value
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import hashlib
 import importlib.util
-import os
 import re
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version as version_of
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,13 +26,16 @@ from typing import TYPE_CHECKING, NamedTuple
 from devices import sysroot
 from devices.emulated import check_cpu, find_qemu
 from meter import peers_board, peers_tflite
+from meter.counting import compile_c
 from targets.errors import UserError
+from targets.files import cache_folder
 
 if TYPE_CHECKING:
     import onnx
 
 LOCK = Path(__file__).with_name("peers-arm64.lock")
 _RUN = Path(__file__).with_name("peers_run.py")
+_MARK = Path(__file__).with_name("peers_mark.c")
 # Goes up when a conversion here changes, so that kept files are made anew.
 _CONVERSION = b"1"
 # The wheels' glibc, newest first; the arm64 system has Debian 12's 2.36.
@@ -133,12 +136,6 @@ def _pnnx(site: Path) -> Path:
     return site / "pnnx" / "pnnx"
 
 
-def cache_folder() -> Path:
-    """Where what was fetched, converted and counted is kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "netship"
-
-
 def _download(folder: Path) -> None:
     options = ["--require-hashes", "--no-deps", "--only-binary", ":all:", "--no-input"]
     python = ["--python-version", "3.11", "--implementation", "cp"]
@@ -232,22 +229,36 @@ def emulated(cpu: str, on_progress: Progress) -> Emulated:
     return Emulated(cpu, qemu, root, site)
 
 
-def inferences(
-    machine: Emulated,
-    runtime: Peer,
-    model: Path,
-    tensor: Path,
-    output: Path,
-    count: int,
+def inference(
+    machine: Emulated, runtime: Peer, model: Path, tensor: Path, output: Path
 ) -> Command:
-    """The program that loads ``model``, runs it ``count`` times on ``tensor`` and writes ``output``.
+    """The program that loads ``model``, runs it on ``tensor`` and writes ``output``.
+
+    It marks its second inference as the one that counts.
 
     Args:
         model: as ``converted`` gave it.
         tensor: a .npy file of the ONNX input; output: a .npy file of the first output.
+
+    Raises:
+        UserError: the marks cannot be compiled.
     """
-    files = [str(path.resolve()) for path in (model, tensor, output)]
-    return machine.command([str(_RUN), runtime.name, *files, str(count)])
+    files = [str(path.resolve()) for path in (model, tensor, output, _marks())]
+    return machine.command([str(_RUN), runtime.name, *files])
+
+
+def _marks() -> Path:
+    """The library of the marks, for aarch64, compiled once and kept."""
+    key = hashlib.sha256(_MARK.read_bytes() + version_of("ziglang").encode())
+    library = cache_folder() / f"peer-marks-{key.hexdigest()[:16]}.so"
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as work:
+            made = Path(work, "marks.so")
+            target = ("-target", "aarch64-linux-gnu.2.28")
+            compile_c([_MARK], made, *target, "-O2", "-shared", "-fPIC")
+            made.rename(library)
+    return library
 
 
 def converted(

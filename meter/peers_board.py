@@ -6,78 +6,36 @@ One core is described: peers run on one thread.
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from meter.memory import Hierarchy, hierarchy
 from targets.errors import UserError
 
 
-class Level(NamedTuple):
-    """A cache: its kind as sysfs names it, bytes, ways."""
-
-    level: int
-    kind: str
-    size: int
-    ways: int
-
-
 class Board(NamedTuple):
-    """A Raspberry Pi's SoC as Linux describes it.
+    """A Raspberry Pi's core as Linux describes it.
 
     Attributes:
-        midr: MIDR_EL1 of the core.
+        midr: MIDR_EL1.
         features: the line of /proc/cpuinfo.
-        hertz: the highest clock of the board as it is sold.
     """
 
-    name: str
     midr: int
     features: str
-    hertz: int
-    caches: tuple[Level, ...]
 
 
 _V8_0 = "fp asimd evtstrm crc32 cpuid"
 _V8_2 = f"{_V8_0} atomics fphp asimdhp asimdrdm lrcpc dcpop asimddp"
 
 # MIDR_EL1: Arm's technical reference manuals of the cores (DDI 0500, 100095, 100798), with the
-# revision that the SoC has. Caches: Raspberry Pi's processor documentation, the same manuals.
+# revision that the SoC has.
 BOARDS = {
-    "cortex-a53": Board(
-        "Raspberry Pi 3B+",
-        0x410FD034,
-        _V8_0,
-        1_400_000_000,
-        (
-            Level(1, "Data", 32 << 10, 4),
-            Level(1, "Instruction", 32 << 10, 2),
-            Level(2, "Unified", 512 << 10, 16),
-        ),
-    ),
-    "cortex-a72": Board(
-        "Raspberry Pi 4",
-        0x410FD083,
-        _V8_0,
-        1_500_000_000,
-        (
-            Level(1, "Data", 32 << 10, 2),
-            Level(1, "Instruction", 48 << 10, 3),
-            Level(2, "Unified", 1 << 20, 16),
-        ),
-    ),
-    "cortex-a76": Board(
-        "Raspberry Pi 5",
-        0x414FD0B1,
-        _V8_2,
-        2_400_000_000,
-        (
-            Level(1, "Data", 64 << 10, 4),
-            Level(1, "Instruction", 64 << 10, 4),
-            Level(2, "Unified", 512 << 10, 8),
-            Level(3, "Unified", 2 << 20, 16),
-        ),
-    ),
+    "cortex-a53": Board(0x410FD034, _V8_0),
+    "cortex-a72": Board(0x410FD083, _V8_0),
+    "cortex-a76": Board(0x414FD0B1, _V8_2),
 }
 _LINE = 64
 
@@ -98,7 +56,9 @@ def root(sysroot: Path, cpu: str, folder: Path) -> Path:
         folder: where roots are kept; one that is there is taken as it is.
     """
     described = board(cpu)
-    path = folder / f"{cpu}-{sysroot.name}"
+    files = _files(described, hierarchy(cpu))
+    key = hashlib.sha256(repr((str(sysroot), files)).encode()).hexdigest()
+    path = folder / f"{cpu}-{key[:16]}"
     if path.is_dir():
         return path
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +67,7 @@ def root(sysroot: Path, cpu: str, folder: Path) -> Path:
     for entry in sysroot.iterdir():
         if entry.name not in ("proc", "sys"):
             (work / entry.name).symlink_to(entry)
-    for name, text in _files(described).items():
+    for name, text in files.items():
         file = work / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"{text}\n")
@@ -120,7 +80,7 @@ def root(sysroot: Path, cpu: str, folder: Path) -> Path:
     return path
 
 
-def _files(board: Board) -> dict[str, str]:
+def _files(board: Board, memory: Hierarchy) -> dict[str, str]:
     midr = board.midr
     cpuinfo = {
         "processor": "0",
@@ -137,8 +97,8 @@ def _files(board: Board) -> dict[str, str]:
     files = {
         "proc/cpuinfo": "\n".join([*lines, ""]),
         f"{cpu}/regs/identification/midr_el1": f"{midr:#018x}",
-        f"{cpu}/cpufreq/cpuinfo_max_freq": str(board.hertz // 1000),
-        f"{cpu}/cpufreq/cpuinfo_min_freq": str(board.hertz // 1000),
+        f"{cpu}/cpufreq/cpuinfo_max_freq": str(int(memory.clock * 1e6)),
+        f"{cpu}/cpufreq/cpuinfo_min_freq": str(int(memory.clock * 1e6)),
     }
     files |= {
         f"{cpus}/{name}": "0"
@@ -153,14 +113,14 @@ def _files(board: Board) -> dict[str, str]:
         files[f"{cpu}/topology/{name}"] = "0"
     for name in ("core_siblings", "thread_siblings"):
         files |= {f"{cpu}/topology/{name}": "1", f"{cpu}/topology/{name}_list": "0"}
-    for number, cache in enumerate(board.caches):
+    for number, cache in enumerate(memory.caches):
         index = f"{cpu}/cache/index{number}"
         files |= {
-            f"{index}/level": str(cache.level),
-            f"{index}/type": cache.kind,
-            f"{index}/size": f"{cache.size >> 10}K",
+            f"{index}/level": str(number + 1),
+            f"{index}/type": "Unified" if number else "Data",
+            f"{index}/size": f"{cache.bytes >> 10}K",
             f"{index}/ways_of_associativity": str(cache.ways),
-            f"{index}/number_of_sets": str(cache.size // cache.ways // _LINE),
+            f"{index}/number_of_sets": str(cache.sets),
             f"{index}/coherency_line_size": str(_LINE),
             f"{index}/shared_cpu_list": "0",
             f"{index}/shared_cpu_map": "1",

