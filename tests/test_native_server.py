@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,12 @@ from tiny import INPUT, tiny_bundle
 
 from bundle.golden import read_golden
 from bundle.store import Bundle
+from devices import sysroot
+from devices.emulated import find_qemu
 from devices.native import native_server
 from devices.rpc import open_rpc, open_tracker, request_board
-from targets.presets import native, this_cpu
+from targets.errors import UserError
+from targets.presets import native, resolve, this_cpu
 
 HOST = "127.0.0.1"
 MAGIC, MISMATCH, TRACKER_MAGIC = 0xFF271, 0xFF273, 0x2F271
@@ -37,13 +40,16 @@ WITHIN = 20.0
 class Server:
     """A native server on this machine with a work folder of its own."""
 
-    def __init__(self, folder: Path, *options: str, **popen: Any) -> None:
+    def __init__(
+        self, folder: Path, *options: str, command: Sequence[str] = (), **popen: Any
+    ) -> None:
+        program = str(native_server(native().machine))  # type: ignore[arg-type]
         self.folder = folder
         folder.mkdir(exist_ok=True)
         self.log = folder.with_suffix(".log")
         self.process = subprocess.Popen(
             [
-                str(native_server(native().machine)),  # type: ignore[arg-type]
+                *(command or [program]),
                 *("--port", "0", "--work-dir", str(folder), *options),
             ],
             stdin=popen.pop("stdin", subprocess.DEVNULL),
@@ -283,6 +289,7 @@ def test_a_client_that_vanishes_in_an_upload_leaves_nothing(
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.close()
     until(lambda: not server.client_folders() and not server.children())
+    assert "SIG" not in server.said()
     assert connect(server).get_function("netship.board")()
 
 
@@ -697,3 +704,50 @@ def test_autoschedulers_runner_measures_on_it(
         )
     assert result.stdout.splitlines()[-1:] == ["[0, 0, 0, 0]"], result.stderr
     assert server.client_folders() == []
+
+
+@pytest.fixture(scope="module")
+def arm64() -> list[str]:
+    """The command, without a CPU, that runs a program on an emulated board."""
+    try:
+        root = sysroot.prepare(print)
+        return [find_qemu(), "-L", str(root)]
+    except UserError as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error))
+        pytest.skip(f"not run: {error}")
+
+
+@pytest.mark.slow
+def test_an_emulated_board_knows_itself_and_gives_the_reference(
+    start: Callable[..., Server], arm64: list[str], tmp_path: Path
+) -> None:
+    program = str(native_server("aarch64"))
+
+    def begin(cpu: str) -> Server:
+        return start("--key", "pi", command=[*arm64, "-cpu", cpu, program])
+
+    old, new = begin("cortex-a72"), begin("cortex-a76")
+    boards = [
+        json.loads(connect(it).get_function("netship.board")()) for it in (old, new)
+    ]
+    assert [board["machine"] for board in boards] == ["aarch64", "aarch64"]
+    assert [board["emulated"] for board in boards] == [True, True]
+    assert [board["cpu_part"] for board in boards] == ["0xd08", "0xd0b"]
+    assert [board["cpu_model"] for board in boards] == ["Cortex-A72", "Cortex-A76"]
+    dot_product = resolve("arm-cortex-a76").features
+    assert not dot_product & set(boards[0]["features"])
+    assert dot_product <= set(boards[1]["features"])
+
+    bundle = tiny_bundle(tmp_path, resolve("arm-cortex-a72"))
+    remote = connect(old)
+    remote.upload(str(bundle.library))
+    assert (
+        remote.get_function("netship.keep")("model.so")
+        == bundle.manifest.files["model.so"]
+    )
+    executor = remote.load_module("model.so")["default"](remote.cpu())
+    image, [expected] = read_golden(bundle)[0]
+    executor["get_input"](INPUT.name).copyfrom(image)
+    executor["run"]()
+    np.testing.assert_allclose(executor["get_output"](0).numpy(), expected, atol=1e-5)

@@ -114,18 +114,27 @@ class Channel final : public tvm::runtime::RPCChannel {
   size_t Recv(void* data, size_t size) final {
     pollfd waiting{socket_, POLLIN, 0};
     if (poll(&waiting, 1, idle_seconds_ > 0 ? idle_seconds_ * 1000 : -1) == 0)
-      throw std::runtime_error("it asked for nothing for " + std::to_string(idle_seconds_) + " s");
+      throw tvm::runtime::Error("it asked for nothing for " + std::to_string(idle_seconds_) + " s");
     return checked(recv(socket_, data, size, 0));
   }
 
  private:
   static size_t checked(ssize_t moved) {
-    if (moved < 0) throw std::runtime_error(std::strerror(errno));
+    // The type that the endpoint expects in its destructor.
+    if (moved < 0) throw tvm::runtime::Error(std::strerror(errno));
     return static_cast<size_t>(moved);
   }
 
   int socket_, idle_seconds_;
 };
+
+// Of one of TVM's messages, without the time and the line of source that it begins with.
+std::string first_line(const std::string& message) {
+  size_t start = message.find(".cc:");
+  if (start != std::string::npos) start = message.find(": ", start);
+  start = start == std::string::npos ? 0 : start + 2;
+  return message.substr(start, message.find('\n', start) - start);
+}
 
 // Somebody who connected and has not got the board yet.
 struct Caller {
@@ -329,9 +338,7 @@ class Server {
       channel->Send(answer.data(), answer.size());
       tvm::runtime::RPCEndpoint::Create(std::move(channel), name, "")->ServerLoop();
     } catch (const std::exception& error) {
-      std::string what = error.what();
-      what.erase(std::min(what.find('\n'), what.size()));
-      say("client %s: %s", client.address.c_str(), what.c_str());
+      say("client %s: %s", client.address.c_str(), first_line(error.what()).c_str());
       _exit(1);
     }
     // Threads of TVM's pool are not waited for.
