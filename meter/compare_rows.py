@@ -294,7 +294,9 @@ def _judge(
             found[found.size - wanted.size :] if found.size >= wanted.size else found
         )
     if found.size != wanted.size or not np.isfinite(found).all():
-        raise UserError(f"its output has {found.size} values, not {wanted.size}")
+        raise UserError(
+            f"its output has {found.size} values, not {wanted.size} finite ones"
+        )
     same = bool(found.argmax() == wanted.argmax())
     if other_file:
         if not same:
