@@ -140,13 +140,20 @@ def _build(machine: Machine, work: Path, done: Path, on_progress: Progress) -> N
         _run([*zig, *_FLAGS, *includes, *maps, "-c", source, "-o", output])
         return output
 
+    def link_nothing() -> None:
+        source = work / "nothing.cc"
+        source.write_text("int main() { return 0; }")
+        _run([*zig, "-o", str(work / "nothing"), str(source), *_LINK])
+
     on_progress(f"compiling the board's programs for {machine}")
     own = sorted({name for names in _PROGRAMS.values() for name in names})
     names = [*_ENGINE, *own]
     with ThreadPoolExecutor(2) as pool:
+        # The first time for a machine zig builds its C++ library to link anything; let it begin.
+        library = pool.submit(link_nothing)
         objects = dict(zip(names, pool.map(compile_one, names), strict=True))
+        library.result()
     for program, parts in _PROGRAMS.items():
-        # The first time for a machine zig builds its C++ library here.
         on_progress(f"linking {program} for {machine}")
         linked = [objects[name] for name in (*parts, *_ENGINE)]
         _run([*zig, "-o", str(done / program), *linked, *_LINK])
