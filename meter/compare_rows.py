@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.accuracy import TOLERANCE
+from bundle import accuracy
 from devices.session import Origin
 from meter import peers
 from meter.compare_counts import (
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float32]
 
-# Of int8 and of 16 bits the runtimes' rounding differs: relative to the reference's range.
-_COARSE_TOLERANCE = 0.1
+# Of int8 and of 16 bits the runtimes' rounding differs, and adds up over layers.
+_COARSE_COSINE = 0.98
 _COARSE = frozenset(["ncnn-default"])
 OURS = "netship"
 
@@ -302,13 +302,14 @@ def _judge(
         if not same:
             raise UserError("another best class than ONNX Runtime's: not counted")
         return None, same
-    error = float(np.abs(found - wanted).max())
+    judged = accuracy.compare([found.astype(np.float32)], [wanted.astype(np.float32)])
     coarse = case.quantised or runtime.name in _COARSE
-    allowed = _COARSE_TOLERANCE if coarse else TOLERANCE
-    spread = float(wanted.max() - wanted.min()) or 1.0
-    if error > allowed * spread:
+    right = judged.cosine >= _COARSE_COSINE if coarse else judged.passed
+    error = judged.max_abs_error
+    if not right:
         raise UserError(
-            f"its answer is {error:.1e} off ONNX Runtime's, {error / spread:.1e} of the range: not counted"
+            f"its answer is {error:.1e} off ONNX Runtime's, {judged.relative_error:.1e} of the range: "
+            "not counted"
         )
     return error, same
 
