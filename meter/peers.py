@@ -59,7 +59,7 @@ PEERS = {
     for peer in (
         Peer("litert", "LiteRT (XNNPACK)", "ai-edge-litert"),
         Peer("ncnn", "ncnn", "ncnn"),
-        Peer("ncnn-default", "ncnn, 16 bits where it likes", "ncnn"),
+        Peer("ncnn-default", "ncnn (its default)", "ncnn"),
         Peer("mnn", "MNN", "mnn"),
         Peer("openvino", "OpenVINO", "openvino"),
         Peer("onnxruntime", "ONNX Runtime", "onnxruntime"),
