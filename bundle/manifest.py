@@ -191,6 +191,37 @@ class Lowering(_Model):
     memory: MemoryPlan | None = None
 
 
+class Quantised(_Model):
+    """Real value = (q − zero) × scale, q int8."""
+
+    scale: FiniteFloat
+    zero: Annotated[int, Field(ge=-128, le=127)]
+
+
+class Firmware(_Model):
+    """What a program around a microcontroller's C project must know; the header says the same.
+
+    Attributes:
+        cpu: as ``-mcpu`` names it.
+        input, output: int8; the input is NHWC.
+        arena_bytes: with the input in it, at ``input_offset``.
+        peak: the step that needs the most.
+        steps: how many the network runs in; the manifest's groups name them.
+        weights_bytes: in flash, with biases and multipliers.
+    """
+
+    cpu: str
+    input: Quantised
+    output: Quantised
+    input_bytes: int
+    output_bytes: int
+    arena_bytes: int
+    input_offset: int
+    peak: str
+    steps: int
+    weights_bytes: int
+
+
 class Golden(_Model):
     """One input and the reference's output(s) for it, raw little-endian."""
 
@@ -202,13 +233,15 @@ class Manifest(_Model):
     """Everything a host, a device or a person needs to know of a bundle.
 
     Attributes:
-        format: "bundle" needs TVM's runtime on the device, "standalone" is a C library of its own.
+        format: "bundle" needs TVM's runtime on the device, "standalone" is a C library of its own,
+            "c" is C source for a microcontroller.
         name: the prefix of a standalone library's functions.
-        library: the compiled model.
+        library: the compiled model, or the C source of it.
+        firmware: of C source, None otherwise.
     """
 
     format_version: Literal[1] = FORMAT_VERSION
-    format: Literal["bundle", "standalone"] = "bundle"
+    format: Literal["bundle", "standalone", "c"] = "bundle"
     name: Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$", max_length=64)] = (
         "model"
     )
@@ -223,6 +256,7 @@ class Manifest(_Model):
     preprocessing: Preprocessing
     labels: RelativePath | None = None
     lowering: Lowering
+    firmware: Firmware | None = None
     golden: Annotated[tuple[Golden, ...], Field(min_length=1)]
     files: dict[RelativePath, Sha256]
     measured: dict[str, Any] = {}

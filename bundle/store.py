@@ -77,6 +77,8 @@ def open_bundle(path: Path) -> Bundle:
         _expect_size(path / pair.input, manifest.input.nbytes)
         for output, tensor in zip(pair.outputs, manifest.outputs, strict=True):
             _expect_size(path / output, tensor.nbytes)
+    if manifest.format == "c":
+        return Bundle(path, manifest)
     library = path / manifest.library
     machine = elf_machine(library)
     if machine != manifest.target.machine:
@@ -139,7 +141,9 @@ def check_replaceable(output: Path) -> None:
         raise UserError(
             f"{output}: exists and is not a directory; choose another --output"
         )
-    is_bundle = (output / MANIFEST).is_file() and any(output.glob("*.so"))
+    is_bundle = (output / MANIFEST).is_file() and any(
+        [*output.glob("*.so"), *output.glob("*_weights.c")]
+    )
     if output.is_dir() and any(output.iterdir()) and not is_bundle:
         raise UserError(
             f"{output}: holds something that is not a bundle; choose another --output"

@@ -13,7 +13,7 @@ from targets.errors import run_command
 from targets.progress import Progress
 
 if TYPE_CHECKING:
-    from bundle.manifest import Lowering
+    from bundle.manifest import Lowering, Manifest
     from bundle.store import Bundle
     from compile.pipeline import Order
 
@@ -75,15 +75,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     option(
         "--format",
-        choices=["bundle", "standalone"],
+        choices=["bundle", "standalone", "c"],
         help="bundle: model.so for TVM's runtime; standalone: a C library with a header that "
-        "needs no TVM and nothing else (default: bundle; standalone for 32-bit ARM)",
+        "needs no TVM and nothing else; c: int8 C source for a microcontroller (default: by target)",
     )
     option(
         "--name",
         type=_identifier,
         metavar="NAME",
-        help="the prefix of a standalone library's functions (default: from the model's name)",
+        help="the prefix of the C functions (default: from the model's name)",
     )
     option(
         "--threads",
@@ -91,6 +91,12 @@ def _parser() -> argparse.ArgumentParser:
         default=1,
         metavar="N",
         help="threads the bundle runs with unless told otherwise (default: %(default)s)",
+    )
+    option(
+        "--arena-limit",
+        type=_bytes,
+        metavar="72KB",
+        help="for a microcontroller: refuse a network whose activations take more",
     )
     option(
         "--input-shape",
@@ -186,6 +192,7 @@ def _order(arguments: argparse.Namespace) -> Order:
         golden=tuple(arguments.golden),
         dump=arguments.dump,
         stated=Stated(**{name: getattr(arguments, name) for name in names}),
+        arena_limit=arguments.arena_limit,
     )
 
 
@@ -220,13 +227,7 @@ def _table(bundle: Bundle, model: str) -> str:
         ("target", f"{manifest.target.name}: {manifest.target.tvm}"),
         ("fused", f"{_fusion(lowering)}; {macs / 1e6:.1f} M multiply-adds"),
         ("layout", f"{lowering.layout}: {lowering.reason}"),
-        (
-            "size",
-            (
-                f"{manifest.library} {measured['library_bytes'] / 1e6:.2f} MB, of it weights "
-                f"{measured['weight_bytes'] / 1e6:.2f} MB"
-            ),
-        ),
+        ("size", _size(manifest)),
         ("memory", _memory(lowering)),
         ("checked", checked),
         (
@@ -239,6 +240,18 @@ def _table(bundle: Bundle, model: str) -> str:
         ),
     ]
     return "\n".join(f"{name:<8} {value}" for name, value in rows)
+
+
+def _size(manifest: Manifest) -> str:
+    measured = manifest.measured
+    if manifest.firmware is not None:
+        return (
+            f"weights {manifest.firmware.weights_bytes:,} bytes of flash, besides code"
+        )
+    return (
+        f"{manifest.library} {measured['library_bytes'] / 1e6:.2f} MB, of it weights "
+        f"{measured['weight_bytes'] / 1e6:.2f} MB"
+    )
 
 
 def _fusion(lowering: Lowering) -> str:
@@ -274,6 +287,14 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) <= 1 << 16:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
     return int(text)
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"([0-9]{1,9})(B|KB|KiB|MB|MiB)?", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 72KB")
+    units = {"KB": 1000, "KiB": 1024, "MB": 10**6, "MiB": 1 << 20}
+    return int(match[1]) * units.get(match[2], 1)
 
 
 def _fraction(text: str) -> float:

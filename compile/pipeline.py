@@ -14,7 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle import golden, photos
-from bundle.manifest import Golden, Lowering, Manifest, Preprocessing, TargetIdentity
+from bundle.manifest import (
+    Firmware,
+    Golden,
+    Lowering,
+    Manifest,
+    Preprocessing,
+    TargetIdentity,
+)
 from bundle.store import (
     LIBRARY,
     MANIFEST,
@@ -24,6 +31,7 @@ from bundle.store import (
     staging,
 )
 from compile import sources
+from compile.c.build import build as write_c
 from compile.child import run_in_child
 from compile.library import Job, build_library
 from compile.model import Model
@@ -31,7 +39,7 @@ from compile.preprocessing import Stated, read_labels, settle
 from compile.reference import Reference
 from compile.sources import Source
 from compile.standalone.emit import SelfTest, Standalone, self_test_input
-from compile.verify import verify
+from compile.verify import verify, verify_c
 from targets.errors import UserError
 from targets.presets import Target, missing_features, this_cpu
 from targets.progress import Progress
@@ -51,13 +59,14 @@ class Order:
     model: str
     target: Target
     output: Path | None
-    format: Literal["bundle", "standalone"]
+    format: Literal["bundle", "standalone", "c"]
     name: str | None
     threads: int
     input_shapes: dict[str, tuple[int, ...]]
     golden: tuple[Path, ...]
     dump: Path | None
     stated: Stated
+    arena_limit: int | None = None
 
 
 def build(order: Order, progress: Progress) -> Bundle:
@@ -70,11 +79,7 @@ def build(order: Order, progress: Progress) -> Bundle:
         UserError: anything that the user can mend; nothing half-made is left behind.
     """
     started = time.monotonic()
-    if order.format == "bundle" and order.target.format == "standalone":
-        raise UserError(
-            f"--format bundle: TVM's runtime is not to be had for {order.target.name}; "
-            "leave --format out"
-        )
+    _check_format(order)
     if order.output is not None:
         check_replaceable(order.output)
     progress.stage("reading the model")
@@ -100,6 +105,7 @@ def build(order: Order, progress: Progress) -> Bundle:
     progress.stage("asking ONNX Runtime for the golden outputs")
     reference = Reference(model)
     output = order.output or Path("out") / f"{source.name}-{order.target.name}"
+    name = _c_name(order, source)
     with staging(output) as folder:
         pairs = golden.write_golden(folder, inputs, reference.run)
         if labels is not None:
@@ -107,13 +113,19 @@ def build(order: Order, progress: Progress) -> Bundle:
                 "\n".join(labels) + "\n", encoding="utf-8"
             )
         standalone = (
-            _standalone(order, source, preprocessing, reference)
+            _standalone(order, source, name, preprocessing, reference)
             if order.format == "standalone"
             else None
         )
-        lowering = _compile(order, model, standalone, folder, progress)
+        if order.format == "c":
+            lowering, firmware = _write_c(order, source, name, folder, progress)
+        else:
+            lowering, firmware = (
+                _compile(order, model, standalone, folder, progress),
+                None,
+            )
         manifest = _manifest(
-            order, model, preprocessing, lowering, standalone, pairs, folder
+            order, model, preprocessing, lowering, name, firmware, pairs, folder
         )
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         verification = _verify(folder, order, reference.version, progress)
@@ -133,13 +145,55 @@ def build(order: Order, progress: Progress) -> Bundle:
     return Bundle(output, manifest)
 
 
-def _standalone(
-    order: Order, source: Source, preprocessing: Preprocessing, reference: Reference
-) -> Standalone:
-    """What a standalone library is called, and the answer it must give to prove itself."""
+def _check_format(order: Order) -> None:
+    of_target = order.target.format
+    if order.format == "c" and of_target != "c":
+        raise UserError(
+            f"--format c: is for microcontrollers, such as --target cortex-m7; not for {order.target.name}"
+        )
+    if order.format != "c" and of_target == "c":
+        raise UserError(
+            f"--format {order.format}: {order.target.name} takes C source; leave --format out"
+        )
+    if order.format == "bundle" and of_target == "standalone":
+        raise UserError(
+            f"--format bundle: TVM's runtime is not to be had for {order.target.name}; "
+            "leave --format out"
+        )
+    if order.arena_limit is not None and order.format != "c":
+        raise UserError("--arena-limit: is for microcontrollers; leave it out")
+
+
+def _write_c(
+    order: Order, source: Source, name: str, folder: Path, progress: Progress
+) -> tuple[Lowering, Firmware]:
+    identity = source.model.identity
+    version = f"{name}: {identity.name} (SHA-256 {identity.sha256[:16]}) for {order.target.name}, int8"
+    return write_c(
+        source.model.proto,
+        name,
+        version,
+        order.target,
+        folder,
+        order.arena_limit,
+        progress.stage,
+    )
+
+
+def _c_name(order: Order, source: Source) -> str:
+    """The prefix of what is generated: ``--name``, or the model's name as a C identifier."""
     name = order.name or re.sub(r"\W", "_", source.name, flags=re.ASCII).lower()
-    if name[0].isdigit():
-        name = f"model_{name}"
+    return f"model_{name}" if name[0].isdigit() else name
+
+
+def _standalone(
+    order: Order,
+    source: Source,
+    name: str,
+    preprocessing: Preprocessing,
+    reference: Reference,
+) -> Standalone:
+    """What a standalone library says of itself, and the answer it must give to prove itself."""
     tensor = source.model.input
     low, high = (
         (value * preprocessing.scale - preprocessing.mean[0]) / preprocessing.std[0]
@@ -207,7 +261,8 @@ def _manifest(
     model: Model,
     preprocessing: Preprocessing,
     lowering: Lowering,
-    standalone: Standalone | None,
+    name: str,
+    firmware: Firmware | None,
     pairs: list[Golden],
     folder: Path,
 ) -> Manifest:
@@ -219,11 +274,13 @@ def _manifest(
     }
     return Manifest(
         format=order.format,
-        name=standalone.name if standalone else "model",
-        library=f"lib{standalone.name}.so" if standalone else LIBRARY,
+        name=name if order.format != "bundle" else "model",
+        library={"bundle": LIBRARY, "standalone": f"lib{name}.so", "c": f"{name}.c"}[
+            order.format
+        ],
         model=model.identity,
         target=TargetIdentity.of(target),
-        engine=_ENGINE,
+        engine=_ENGINE if order.format != "c" else "int8 C kernels",
         threads=order.threads,
         input=model.input,
         outputs=model.outputs,
@@ -231,6 +288,7 @@ def _manifest(
         preprocessing=preprocessing,
         labels="labels.txt" if "labels.txt" in files else None,
         lowering=lowering,
+        firmware=firmware,
         golden=tuple(pairs),
         files=files,
     )
@@ -240,6 +298,9 @@ def _verify(
     folder: Path, order: Order, reference: str, progress: Progress
 ) -> dict[str, Any]:
     """The manifest's ``verification``: figures, or null with the reason why there are none."""
+    if order.format == "c":
+        result = verify_c(folder)
+        return {"verification": {**result._asdict(), "reference": reference}}
     emulated = bool(missing_features(order.target, this_cpu()))
     if emulated:
         try:

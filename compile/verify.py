@@ -6,9 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from bundle import golden
-from bundle.accuracy import TOLERANCE, compare
+from bundle.accuracy import INT8_COSINE, TOLERANCE, compare
 from bundle.store import open_bundle
+from devices.bare.host import run_on_host
+from devices.bare.session import dequantise, interface_of, quantise
 from devices.opening import open_here, open_on_emulated
 from devices.session import Origin
 from targets.errors import UserError
@@ -51,4 +55,31 @@ def verify(folder: Path, emulated: bool, stage: Callable[[str], None]) -> Verifi
         )
     return Verification(
         session.origin, len(results), worst.max_abs_error, worst.relative_error
+    )
+
+
+def verify_c(folder: Path) -> Verification:
+    """Run the golden data of the C project in ``folder``, compiled for this machine.
+
+    Raises:
+        UserError: an output points elsewhere than the reference's (see `INT8_COSINE`).
+    """
+    bundle = open_bundle(folder)
+    interface = interface_of(bundle)
+    pairs = golden.read_golden(bundle)
+    inputs = np.stack([quantise(x, bundle) for x, _ in pairs])
+    outputs = run_on_host(folder, bundle.manifest.name, interface, inputs)
+    results = [
+        compare([dequantise(output, bundle)], expected)
+        for output, (_, expected) in zip(outputs, pairs, strict=True)
+    ]
+    worst = max(results, key=lambda result: result.relative_error)
+    lowest = min(result.cosine for result in results)
+    if lowest < INT8_COSINE:
+        raise UserError(
+            f"the C gives other answers than ONNX Runtime on the same int8 graph (cosine {lowest:.4f}, at "
+            f"least {INT8_COSINE}); please report the model"
+        )
+    return Verification(
+        Origin.HOST, len(results), worst.max_abs_error, worst.relative_error
     )

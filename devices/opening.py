@@ -10,11 +10,13 @@ from targets.errors import UserError
 
 
 def open_here(bundle: Bundle, threads: int | None = None) -> Session:
-    """Load a bundle or a standalone library on this machine.
+    """Load a bundle or a standalone library on this machine; C source on its emulated board.
 
     Raises:
-        UserError: as `open_local` and `open_standalone`.
+        UserError: as `open_local`, `open_standalone` and `open_firmware`.
     """
+    if bundle.manifest.format == "c":
+        return _open_firmware(bundle, threads)
     if bundle.manifest.format == "standalone":
         from devices.standalone import open_standalone
 
@@ -35,6 +37,8 @@ def open_on_emulated(
         UserError: a bundle on more than one thread; and as `open_emulated` and
             `open_standalone_emulated`.
     """
+    if bundle.manifest.format == "c":
+        return _open_firmware(bundle, threads, on_progress)
     if bundle.manifest.format == "standalone":
         from devices.standalone import open_standalone_emulated
 
@@ -46,6 +50,18 @@ def open_on_emulated(
     if threads not in (None, 1):
         raise UserError("--threads: an emulated board runs on 1 thread; leave it out")
     return open_emulated(bundle, on_progress=on_progress)
+
+
+def _open_firmware(
+    bundle: Bundle,
+    threads: int | None,
+    on_progress: Callable[[str], None] = lambda stage: None,
+) -> Session:
+    if threads not in (None, 1):
+        raise UserError("--threads: a microcontroller has one; leave it out")
+    from devices.bare.session import open_firmware
+
+    return open_firmware(bundle, on_progress)
 
 
 def check_served(bundle: Bundle) -> None:

@@ -98,6 +98,7 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
     """
     from bundle import photos
     from bundle.store import open_bundle
+    from devices.bare.session import FirmwareSession
     from devices.session import Origin
     from runtime_demo import comparison
     from runtime_demo.result import CheckResult
@@ -135,6 +136,7 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
         operators = []
         if arguments.report is not None and not emulated:
             operators = comparison.profile_golden(bundle, session, progress)
+        figures = session.figures() if isinstance(session, FirmwareSession) else None
         return CheckResult(
             bundle=bundle,
             compared="images" if found else "golden inputs",
@@ -147,6 +149,7 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
             latency=times.ours,
             reference_latency=times.reference,
             operators=tuple(operators),
+            figures=figures,
         )
 
 
@@ -157,14 +160,18 @@ def _table(result: CheckResult) -> str:
         for r in result.inputs
         if result.classifies and not r.same_top1
     ]
-    from bundle.accuracy import TOLERANCE
+    from bundle.accuracy import INT8_COSINE, TOLERANCE
+    from runtime_demo import microcontroller
 
+    tolerance = f"tolerance {TOLERANCE:.0e}"
+    if result.figures is not None:
+        tolerance = f"cosine at least {INT8_COSINE}"
     worst = f"{result.max_abs_error:.2e}, {result.relative_error:.1e} of the reference's range"
     rms = max(r.accuracy.rms_error for r in result.inputs)
     cosine = min(r.accuracy.cosine for r in result.inputs)
     lines += [
         "",
-        f"error      max-abs {worst} (tolerance {TOLERANCE:.0e}); RMS {rms:.1e}; cosine {cosine:.9f}",
+        f"error      max-abs {worst} ({tolerance}); RMS {rms:.1e}; cosine {cosine:.9f}",
     ]
     if result.classifies:
         size = len(result.inputs)
@@ -180,7 +187,10 @@ def _table(result: CheckResult) -> str:
         lines.append(
             f"labels     {right} of {judged} with a known class are right (labels.csv)"
         )
-    lines += _latency_lines(result)
+    if result.figures is None:
+        lines += _latency_lines(result)
+    elif result.bundle.manifest.firmware is not None:
+        lines += microcontroller.lines(result.figures, result.bundle.manifest.firmware)
     verdict = (
         "PASSED"
         if result.passed

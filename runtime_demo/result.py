@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.accuracy import TOLERANCE, Accuracy
+from bundle.accuracy import INT8_COSINE, TOLERANCE, Accuracy
 from bundle.store import Bundle
+from devices.bare.session import Figures
 from devices.session import OperatorTime, Origin
+from runtime_demo import microcontroller
 
 
 class Answer(NamedTuple):
@@ -102,10 +104,17 @@ class CheckResult:
     latency: Latency | None
     reference_latency: Latency | None
     operators: tuple[OperatorTime, ...]
+    figures: Figures | None = None
 
     @property
     def passed(self) -> bool:
-        """Every output within the tolerance; then classes can only differ where they tie."""
+        """Every output within the tolerance; then classes can only differ where they tie.
+
+        On a microcontroller: bit by bit what this machine gives, and near the reference in direction.
+        """
+        if self.figures is not None:
+            cosine = min(result.accuracy.cosine for result in self.inputs)
+            return self.figures.max_error_lsb == 0 and cosine >= INT8_COSINE
         return all(result.accuracy.passed for result in self.inputs)
 
     @property
@@ -158,6 +167,7 @@ class CheckResult:
             "origin": self.origin.split()[0],
             "device": str(self.origin),
             "passed": self.passed,
+            **microcontroller.to_json(self.figures),
             "results": [
                 {
                     "name": r.name,

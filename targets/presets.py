@@ -38,8 +38,10 @@ class Target:
     qemu_cpu: str = ""
 
     @property
-    def format(self) -> Literal["bundle", "standalone"]:
+    def format(self) -> Literal["bundle", "standalone", "c"]:
         """What a build for it is by default: the engine has no runtime for 32-bit ARM."""
+        if self.tvm.startswith("c "):
+            return "c"
         return "standalone" if self.machine == "arm" else "bundle"
 
 
@@ -72,6 +74,12 @@ def _x86(name: str, summary: str, features: frozenset[str]) -> Target:
 def _arm64(cpu: str, summary: str, features: frozenset[str] = frozenset()) -> Target:
     tvm = f"llvm -keys=cpu -mtriple=aarch64-linux-gnu -mcpu={cpu} -num-cores=4"
     return Target(f"arm-{cpu}", summary, tvm, _ARM64_LINKER, "aarch64", features, cpu)
+
+
+def _cortex_m(cpu: str, summary: str) -> Target:
+    """A microcontroller: C source, which whatever compiler the firmware has compiles."""
+    tvm = f"c -keys=arm_cpu,cpu -mcpu={cpu}"
+    return Target(cpu, f"{summary}: int8 C source", tvm, "thumb-freestanding", "arm")
 
 
 # Hard-float must be asked for: by the triple alone LLVM calls soft-float routines, the link succeeds
@@ -112,6 +120,10 @@ PRESETS: tuple[Target, ...] = (
         features=frozenset(["neon", "vfpv4"]),
         qemu_cpu="cortex-a7",
     ),
+    _cortex_m("cortex-m4", "Cortex-M4 with DSP: STM32F4, nRF52"),
+    _cortex_m("cortex-m7", "Cortex-M7: STM32F7, STM32H7, i.MX RT"),
+    _cortex_m("cortex-m33", "Cortex-M33 with DSP: STM32U5, nRF53"),
+    _cortex_m("cortex-m55", "Cortex-M55 with MVE: Ensemble, STM32N6"),
 )
 _BY_NAME = {target.name: target for target in PRESETS}
 

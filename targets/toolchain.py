@@ -20,7 +20,7 @@ _ZIG = (sys.executable, "-m", "ziglang")
 
 
 def link_shared(objects: Sequence[Path], output: Path, target: Target) -> None:
-    """Link object files into a stripped shared library, whose soname is its file's name.
+    """Link object files into a shared library, whose soname is its file's name; symbols stay, for profilers.
 
     Raises:
         UserError: the linker failed; its last words are quoted.
@@ -28,7 +28,6 @@ def link_shared(objects: Sequence[Path], output: Path, target: Target) -> None:
     options = [
         "-shared",
         "-fPIC",
-        "-s",
         "-Wl,--build-id=none",
         f"-Wl,-soname,{output.name}",
     ]
@@ -42,6 +41,17 @@ def compile_object(source: Path, output: Path, target: Target, *options: str) ->
         UserError: the compiler failed; its last words are quoted.
     """
     _cc(target, "-c", "-O2", "-g0", "-fPIC", *options, "-o", output, source)
+
+
+def compile_program(
+    sources: Sequence[Path], output: Path, target: Target, *options: str
+) -> None:
+    """Compile and link C sources into a program.
+
+    Raises:
+        UserError: the compiler failed; its last words are quoted.
+    """
+    _cc(target, "-O2", *options, "-o", output, *sources)
 
 
 def hide_symbols(

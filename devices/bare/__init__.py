@@ -1,0 +1,1 @@
+"""Bare boards under QEMU: start-up code, linker script, exact instruction counts."""

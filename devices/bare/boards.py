@@ -1,0 +1,94 @@
+"""The microcontroller boards that QEMU has: where their memory lies, how their clock counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Board:
+    """A board of ``qemu-system-arm -M``.
+
+    Attributes:
+        cpu: for ``-mcpu``.
+        options: further compiler options.
+        code, code_bytes: address and size of the memory that holds code and tables.
+        weights, weights_bytes: likewise for the weights.
+        data, data_bytes: likewise for arena, output and stack.
+        hertz: what SysTick counts at. With ``-icount shift=0`` an instruction takes 1 ns.
+    """
+
+    machine: str
+    cpu: str
+    options: tuple[str, ...]
+    code: int
+    code_bytes: int
+    weights: int
+    weights_bytes: int
+    data: int
+    data_bytes: int
+    hertz: int
+
+    @property
+    def instructions_per_tick(self) -> float:
+        return 1e9 / self.hertz
+
+
+_MIB = 1 << 20
+_CODE = 128 << 10
+
+# Addresses and sizes: Arm application notes AN386, AN500, AN505 and AN547, memory maps.
+BOARDS: dict[str, Board] = {
+    board.cpu: board
+    for board in (
+        Board(
+            "mps2-an386",
+            "cortex-m4",
+            (),
+            code=0,
+            code_bytes=_CODE,
+            weights=_CODE,
+            weights_bytes=4 * _MIB - _CODE,
+            data=0x2000_0000,
+            data_bytes=4 * _MIB,
+            hertz=25_000_000,
+        ),
+        Board(
+            "mps2-an500",
+            "cortex-m7",
+            (),
+            code=0,
+            code_bytes=_CODE,
+            weights=_CODE,
+            weights_bytes=4 * _MIB - _CODE,
+            data=0x2000_0000,
+            data_bytes=4 * _MIB,
+            hertz=25_000_000,
+        ),
+        Board(
+            "mps2-an505",
+            "cortex-m33",
+            (),
+            code=0x1000_0000,
+            code_bytes=_CODE,
+            weights=0x1000_0000 + _CODE,
+            weights_bytes=4 * _MIB - _CODE,
+            data=0x3800_0000,
+            data_bytes=4 * _MIB,
+            hertz=20_000_000,
+        ),
+        Board(
+            "mps3-an547",
+            "cortex-m55",
+            ("-mfloat-abi=hard",),
+            code=0,
+            code_bytes=_CODE,
+            # External DDR4.
+            weights=0x6000_0000,
+            weights_bytes=256 * _MIB,
+            data=0x2000_0000,
+            data_bytes=_MIB // 2,
+            hertz=32_000_000,
+        ),
+    )
+}

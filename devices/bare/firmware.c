@@ -1,0 +1,144 @@
+/* A bare Cortex-M program around a generated network, for QEMU with semihosting.
+ *
+ * Reads inputs from "input.bin", writes outputs to "output.bin" and figures to "figures.bin" (int32,
+ * little-endian: self-test's code, run's code, stack bytes, ticks of each inference; with TRACE also
+ * four counts a step). Compiled with -DNAME, -DINPUT_BYTES, -DOUTPUT_BYTES, -DARENA_BYTES,
+ * -DINPUT_OFFSET, -DSTEPS.
+ */
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef TRACE
+#include "trace.h"
+#endif
+
+#define JOIN(a, b) a##b
+#define FUNCTION(name, suffix) JOIN(name, suffix)
+
+int FUNCTION(NAME, _run)(const int8_t *input, int8_t *output, void *arena);
+int FUNCTION(NAME, _self_test)(int8_t *output, void *arena);
+
+static union {
+  int8_t bytes[ARENA_BYTES];
+  uint64_t aligned;
+} arena;
+static int8_t output[OUTPUT_BYTES];
+
+extern uint32_t stack_bottom[], stack_top[], data_start[], data_end[], data_load[], bss_start[], bss_end[];
+
+/* Semihosting (Arm IHI 0054): operation in r0, its block in r1. */
+enum { SYS_OPEN = 1, SYS_CLOSE = 2, SYS_WRITE = 5, SYS_READ = 6, SYS_EXIT = 0x18, SYS_EXIT_EXTENDED = 0x20 };
+
+static int32_t host(int32_t operation, const void *block) {
+  register int32_t r0 __asm__("r0") = operation;
+  register const void *r1 __asm__("r1") = block;
+  __asm__ volatile("bkpt 0xAB" : "+r"(r0) : "r"(r1) : "memory");
+  return r0;
+}
+
+static int32_t open_file(const char *name, int32_t mode, int32_t length) {
+  const uintptr_t block[3] = {(uintptr_t)name, (uintptr_t)mode, (uintptr_t)length};
+  return host(SYS_OPEN, block);
+}
+
+/* What was not transferred, 0 when all was. */
+static int32_t transfer(int32_t operation, int32_t file, const void *data, uint32_t bytes) {
+  const uintptr_t block[3] = {(uintptr_t)file, (uintptr_t)data, bytes};
+  return host(operation, block);
+}
+
+static void leave(int32_t code) {
+  const uintptr_t block[2] = {0x20026 /* ADP_Stopped_ApplicationExit */, (uintptr_t)code};
+  host(SYS_EXIT_EXTENDED, block);
+  for (;;) {
+  }
+}
+
+/* SysTick: 24 bits, counts down at the processor's clock. */
+#define SYST_CSR (*(volatile uint32_t *)0xE000E010)
+#define SYST_RVR (*(volatile uint32_t *)0xE000E014)
+#define SYST_CVR (*(volatile uint32_t *)0xE000E018)
+#define CPACR (*(volatile uint32_t *)0xE000ED88)
+#define TICKS 0xFFFFFFu
+
+static uint32_t now(void) { return TICKS - SYST_CVR; }
+
+#ifdef TRACE
+static int32_t trace_counts[STEPS + 1][4];
+static uint32_t trace_last;
+static int32_t trace_current;
+
+void trace_mark(int32_t kind) {
+  const uint32_t time = now();
+  trace_counts[trace_current][kind] += (int32_t)((time - trace_last) & TICKS);
+  trace_last = time;
+}
+
+void trace_step(int32_t step) {
+  trace_mark(3);
+  trace_current = step;
+}
+#endif
+
+#ifndef TRACE
+#define PAINT 0xA5A5A5A5u
+
+/* The painted words below the caller's frame that a call wrote to, in bytes. */
+static __attribute__((noinline)) int32_t measure_stack(int8_t *image, int32_t *code) {
+  volatile uint32_t *const here = (volatile uint32_t *)__builtin_frame_address(0) - 64;
+  for (volatile uint32_t *word = stack_bottom; word < here; word++) *word = PAINT;
+  *code = FUNCTION(NAME, _run)(image, output, &arena);
+  volatile uint32_t *word = stack_bottom;
+  while (word < here && *word == PAINT) word++;
+  return (int32_t)((uintptr_t)__builtin_frame_address(0) - (uintptr_t)word);
+}
+#endif
+
+static void work(void) {
+  int32_t figures[4] = {0};
+  int8_t *const image = arena.bytes + INPUT_OFFSET;
+  const int32_t in = open_file("input.bin", 1, 9), out = open_file("output.bin", 5, 10);
+  const int32_t report = open_file("figures.bin", 5, 11);
+  if (in < 0 || out < 0 || report < 0) leave(100);
+#ifndef TRACE
+  figures[0] = FUNCTION(NAME, _self_test)(output, &arena);
+#endif
+  while (transfer(SYS_READ, in, image, INPUT_BYTES) == 0) {
+    SYST_CVR = 0;
+#ifdef TRACE
+    trace_last = now();
+#endif
+    const uint32_t start = now();
+    figures[1] = FUNCTION(NAME, _run)(image, output, &arena);
+    figures[3] = (int32_t)((now() - start) & TICKS);
+    if (figures[1] != 0) leave(101);
+    if (transfer(SYS_WRITE, out, output, OUTPUT_BYTES) != 0) leave(102);
+#ifndef TRACE
+    /* On whatever the input has become: the stack does not depend on it. */
+    if (figures[2] == 0) figures[2] = measure_stack(image, &figures[1]);
+#endif
+    if (transfer(SYS_WRITE, report, figures, sizeof figures) != 0) leave(102);
+  }
+#ifdef TRACE
+  if (transfer(SYS_WRITE, report, trace_counts, sizeof trace_counts) != 0) leave(102);
+#endif
+  leave(0);
+}
+
+void reset(void) {
+  CPACR |= 0xFu << 20; /* floating point and MVE on */
+  __asm__ volatile("dsb\n isb" ::: "memory");
+  const uint32_t *from = data_load;
+  for (uint32_t *word = data_start; word < data_end; word++) *word = *from++;
+  for (uint32_t *word = bss_start; word < bss_end; word++) *word = 0;
+  SYST_RVR = TICKS;
+  SYST_CVR = 0;
+  SYST_CSR = 5; /* on, the processor's clock, no interrupt */
+  work();
+}
+
+static void fault(void) { leave(103); }
+
+__attribute__((section(".vectors"), used)) static void (*const vectors[16])(void) = {
+    (void (*)(void))stack_top, reset, fault, fault, fault, fault, fault, fault, 0, 0, 0, fault, fault, 0, fault, fault,
+};

@@ -1,0 +1,63 @@
+"""The same C compiled for this machine: what a board's output must equal bit by bit."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle.manifest import Firmware
+from targets.errors import UserError
+from targets.presets import native
+from targets.toolchain import compile_program
+
+_SOURCE = Path(__file__).with_name("host.c")
+_SECONDS = 600.0
+
+
+def run_on_host(
+    project: Path, name: str, interface: Firmware, inputs: NDArray[np.int8]
+) -> NDArray[np.int8]:
+    """int8 [inputs, input bytes] through the C project ``name`` → int8 [inputs, output bytes].
+
+    Raises:
+        UserError: the C does not compile, an inference returned an error, or it takes too long.
+    """
+    values = {
+        "NAME": name,
+        "INPUT_BYTES": interface.input_bytes,
+        "OUTPUT_BYTES": interface.output_bytes,
+        "ARENA_BYTES": interface.arena_bytes,
+        "INPUT_OFFSET": interface.input_offset,
+    }
+    with tempfile.TemporaryDirectory(prefix="netship-") as scratch:
+        program = Path(scratch) / "host"
+        compile_program(
+            [project / f"{name}.c", project / f"{name}_weights.c", _SOURCE],
+            program,
+            native(),
+            *("-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Werror"),
+            *(f"-D{key}={value}" for key, value in values.items()),
+        )
+        try:
+            result = subprocess.run(
+                [str(program)],
+                input=inputs.astype(np.int8).tobytes(),
+                capture_output=True,
+                timeout=_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise UserError(
+                f"{name}: the C project gave no answer on this machine in {_SECONDS:.0f} s"
+            ) from None
+    if result.returncode:
+        raise UserError(
+            f"{name}_run on this machine returned {result.returncode}; please report the model"
+        )
+    return np.frombuffer(result.stdout, np.int8).reshape(
+        len(inputs), interface.output_bytes
+    )

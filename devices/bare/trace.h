@@ -1,0 +1,6 @@
+/* Given to the compiler before a generated network: where its time goes, step by step and part by part. */
+#include <stdint.h>
+void trace_mark(int32_t kind);
+void trace_step(int32_t step);
+#define NN_TRACE(kind) trace_mark(kind)
+#define NN_STEP(step) trace_step(step)

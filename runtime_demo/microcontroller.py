@@ -1,0 +1,59 @@
+"""What a check says of a network on a microcontroller: memory, instructions, where they go."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bundle.manifest import Firmware
+    from devices.bare.session import Figures
+
+# MHz that boards with these cores commonly run at.
+_CLOCKS = {"cortex-m4": 168, "cortex-m7": 480, "cortex-m33": 160, "cortex-m55": 400}
+
+
+def to_json(figures: Figures | None) -> dict[str, Any]:
+    """The keys that ``check --json`` adds; none but for a microcontroller."""
+    if figures is None:
+        return {}
+    return {
+        "board": figures.board,
+        "ram_bytes": figures.ram_bytes,
+        "arena_bytes": figures.arena_bytes,
+        "stack_bytes": figures.stack_bytes,
+        "flash_bytes": figures.flash_bytes,
+        "code_bytes": figures.code_bytes,
+        "instructions": figures.instructions,
+        "max_error_lsb": figures.max_error_lsb,
+        "steps": [part._asdict() for part in figures.parts],
+    }
+
+
+def lines(figures: Figures, interface: Firmware) -> list[str]:
+    """The same as text."""
+    macs = sum(part.macs for part in figures.parts)
+    clock = _CLOCKS[interface.cpu]
+    milliseconds = figures.instructions / clock / 1e3
+    columns = ("instructions", "expand", "depthwise", "project", "MAC/instr.")
+    rows = ["", f"{'step':<22}{'MAC':>12}" + "".join(f"{c:>14}" for c in columns)]
+    rows += [
+        f"{part.name[:21]:<22}{part.macs:>12,}"
+        + "".join(f"{count:>14,.0f}" for count in part[2:])
+        + f"{part.macs / max(part.instructions, 1):>14.2f}"
+        for part in figures.parts
+    ]
+    ram = (
+        f"arena {figures.arena_bytes:,} with the input in it, output {interface.output_bytes:,}, "
+        f"static data {figures.static_bytes:,}, stack {figures.stack_bytes:,}"
+    )
+    work = f"{figures.instructions:,} instructions, {macs / figures.instructions:.2f} multiply-adds each"
+    estimate = f"{milliseconds:.1f} ms at {clock} MHz"
+    return [
+        *rows,
+        "",
+        f"RAM        {figures.ram_bytes:,} bytes: {ram}",
+        f"flash      {figures.flash_bytes:,} bytes: code and tables {figures.code_bytes:,}, the rest weights",
+        f"work       {work}, counted by QEMU on {figures.board}",
+        f"estimate   {estimate} if an instruction takes one cycle and memory never waits",
+        f"host       the same C on this machine differs by at most {figures.max_error_lsb} steps of the output",
+    ]

@@ -1,0 +1,220 @@
+/* small: a test
+ *
+ * # steps, #,# multiply-adds, #,# bytes of arena.
+ */
+#include "small.h"
+
+#define NN_PAIRED # /* the weights' layout, see there */
+#include "small_kernels.h"
+#include "golden.h"
+
+extern const int8_t small_weights[#];
+extern const int32_t small_requantise[#];
+
+/* A hook for profiling: called before each step with its number, and after the last. */
+#ifndef NN_STEP
+#define NN_STEP(step) ((void)#)
+#endif
+
+/* a.project: # -> # */
+static const nn_conv stem = {
+    .weights = small_weights + #,
+    .requantise = small_requantise + #,
+    .channels_in = #, .channels_out = #, .depth = #,
+    .width_in = #, .height_in = #, .width_out = #, .height_out = #,
+    .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
+    .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
+    .shift = #, .zero_in = #, .zero_out = #, .low = #, .high = #,
+};
+static const nn_conv a_depthwise = {
+    .weights = small_weights + #,
+    .requantise = small_requantise + #,
+    .channels_in = #, .channels_out = #, .depth = #,
+    .width_in = #, .height_in = #, .width_out = #, .height_out = #,
+    .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
+    .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
+    .shift = #, .zero_in = #, .zero_out = #, .low = #, .high = #,
+};
+static const nn_conv a_project = {
+    .weights = small_weights + #,
+    .requantise = small_requantise + #,
+    .channels_in = #, .channels_out = #, .depth = #,
+    .width_in = #, .height_in = #, .width_out = #, .height_out = #,
+    .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
+    .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
+    .shift = #, .zero_in = #, .zero_out = #, .low = #, .high = #,
+};
+static const nn_block a_project_step = {
+    .expand = &stem,
+    .depthwise = &a_depthwise,
+    .project = &a_project,
+    .residual = NULL,
+    .row = #, .sum = #, .patch = #,
+};
+
+/* b.add: # -> # */
+static const nn_conv b_expand = {
+    .weights = small_weights + #,
+    .requantise = small_requantise + #,
+    .channels_in = #, .channels_out = #, .depth = #,
+    .width_in = #, .height_in = #, .width_out = #, .height_out = #,
+    .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
+    .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
+    .shift = #, .zero_in = #, .zero_out = #, .low = #, .high = #,
+};
+static const nn_conv b_depthwise = {
+    .weights = small_weights + #,
+    .requantise = small_requantise + #,
+    .channels_in = #, .channels_out = #, .depth = #,
+    .width_in = #, .height_in = #, .width_out = #, .height_out = #,
+    .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
+    .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
+    .shift = #, .zero_in = #, .zero_out = #, .low = #, .high = #,
+};
+static const nn_conv b_project = {
+    .weights = small_weights + #,
+    .requantise = small_requantise + #,
+    .channels_in = #, .channels_out = #, .depth = #,
+    .width_in = #, .height_in = #, .width_out = #, .height_out = #,
+    .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
+    .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
+    .shift = #, .zero_in = #, .zero_out = #, .low = #, .high = #,
+};
+static const nn_add b_add_sum = {
+    .multiplier_a = #, .multiplier_b = #, .offset = #,
+    .shift = #, .low = #, .high = #,
+};
+static const nn_block b_add_step = {
+    .expand = &b_expand,
+    .depthwise = &b_depthwise,
+    .project = &b_project,
+    .residual = &b_add_sum,
+    .row = #, .sum = #, .patch = #,
+};
+
+/* c.project: # -> # */
+static const nn_conv c_expand = {
+    .weights = small_weights + #,
+    .requantise = small_requantise + #,
+    .channels_in = #, .channels_out = #, .depth = #,
+    .width_in = #, .height_in = #, .width_out = #, .height_out = #,
+    .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
+    .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
+    .shift = #, .zero_in = #, .zero_out = #, .low = #, .high = #,
+};
+static const nn_conv c_depthwise = {
+    .weights = small_weights + #,
+    .requantise = small_requantise + #,
+    .channels_in = #, .channels_out = #, .depth = #,
+    .width_in = #, .height_in = #, .width_out = #, .height_out = #,
+    .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
+    .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
+    .shift = #, .zero_in = #, .zero_out = #, .low = #, .high = #,
+};
+static const nn_conv c_project = {
+    .weights = small_weights + #,
+    .requantise = small_requantise + #,
+    .channels_in = #, .channels_out = #, .depth = #,
+    .width_in = #, .height_in = #, .width_out = #, .height_out = #,
+    .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
+    .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
+    .shift = #, .zero_in = #, .zero_out = #, .low = #, .high = #,
+};
+static const nn_block c_project_step = {
+    .expand = &c_expand,
+    .depthwise = &c_depthwise,
+    .project = &c_project,
+    .residual = NULL,
+    .row = #, .sum = #, .patch = #,
+};
+
+/* head: # -> # */
+static const nn_conv head = {
+    .weights = small_weights + #,
+    .requantise = small_requantise + #,
+    .channels_in = #, .channels_out = #, .depth = #,
+    .width_in = #, .height_in = #, .width_out = #, .height_out = #,
+    .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
+    .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
+    .shift = #, .zero_in = #, .zero_out = #, .low = #, .high = #,
+};
+static const nn_block head_step = {
+    .expand = &head,
+    .depthwise = NULL,
+    .project = NULL,
+    .residual = NULL,
+    .row = #, .sum = #, .patch = #,
+};
+
+/* pool: # -> # */
+static const nn_conv pool_mean = {
+    .requantise = small_requantise + #,
+    .channels_in = #, .width_in = #, .height_in = #,
+    .shift = #, .zero_out = #,
+};
+
+/* scores: # -> # */
+static const nn_conv scores = {
+    .weights = small_weights + #,
+    .requantise = small_requantise + #,
+    .channels_in = #, .channels_out = #, .depth = #,
+    .width_in = #, .height_in = #, .width_out = #, .height_out = #,
+    .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
+    .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
+    .shift = #, .zero_in = #, .zero_out = #, .low = #, .high = #,
+};
+static const nn_block scores_step = {
+    .expand = &scores,
+    .depthwise = NULL,
+    .project = NULL,
+    .residual = NULL,
+    .row = #, .sum = #, .patch = #,
+};
+
+static int overlap(const void *a, uintptr_t a_bytes, const void *b, uintptr_t b_bytes) {
+  const uintptr_t p = (uintptr_t)a, q = (uintptr_t)b;
+  return p < q + b_bytes && q < p + a_bytes;
+}
+
+int small_run(const int8_t *input, int8_t *output, void *arena) {
+  int8_t *const base = (int8_t *)arena;
+  if (input == NULL || output == NULL || arena == NULL) return SMALL_NULL;
+  if ((uintptr_t)arena % SMALL_ARENA_ALIGNMENT != #) return SMALL_MISALIGNED;
+  if (overlap(output, SMALL_OUTPUT_BYTES, arena, SMALL_ARENA_BYTES) ||
+      overlap(output, SMALL_OUTPUT_BYTES, input, SMALL_INPUT_BYTES))
+    return SMALL_OVERLAP;
+  if (input != base + SMALL_INPUT_OFFSET && overlap(input, SMALL_INPUT_BYTES, arena, SMALL_ARENA_BYTES))
+    return SMALL_OVERLAP;
+
+  NN_STEP(#); /* a.project */
+  nn_block_run(&a_project_step, input, base + #, base + #);
+  NN_STEP(#); /* b.add */
+  nn_block_run(&b_add_step, base + #, base + #, base + #);
+  NN_STEP(#); /* c.project */
+  nn_block_run(&c_project_step, base + #, base + #, base + #);
+  NN_STEP(#); /* head */
+  nn_block_run(&head_step, base + #, base + #, base);
+  NN_STEP(#); /* pool */
+  nn_average(&pool_mean, base + #, base + #);
+  NN_STEP(#); /* scores */
+  nn_block_run(&scores_step, base + #, output, base + #);
+  NN_STEP(#);
+  return SMALL_OK;
+}
+
+int small_self_test(int8_t *output, void *arena) {
+  if (arena == NULL || output == NULL) return SMALL_NULL;
+  uint32_t crc = nn_crc32(#, small_weights, sizeof small_weights);
+  crc = nn_crc32(crc, small_requantise, sizeof small_requantise);
+  if (crc != GOLDEN_CRC) return SMALL_WEIGHTS;
+  int8_t *const input = (int8_t *)arena + SMALL_INPUT_OFFSET;
+  for (uint32_t i = #; i < SMALL_INPUT_BYTES; i++) {
+    const uint8_t byte = (uint8_t)((i * #) >> #); /* Knuth's multiplicative hash */
+    memcpy(input + i, &byte, #);
+  }
+  const int code = small_run(input, output, arena);
+  if (code != SMALL_OK) return code;
+  for (uint32_t i = #; i < SMALL_OUTPUT_BYTES; i++)
+    if (output[i] != golden_output[i]) return SMALL_WRONG;
+  return SMALL_OK;
+}

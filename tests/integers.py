@@ -1,0 +1,298 @@
+"""Small int8 networks for microcontrollers, their C projects, and what their integers must be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from bundle.golden import seeded_inputs, write_golden
+from bundle.manifest import (
+    Manifest,
+    ModelIdentity,
+    Preprocessing,
+    TargetIdentity,
+    Tensor,
+)
+from bundle.store import MANIFEST, Bundle, open_bundle, sha256_of
+from compile.c import build, requantise
+from compile.c.graph import Add, Convolution, Network, Operator
+from targets.presets import resolve
+
+Floats = NDArray[np.float32]
+Integers = NDArray[np.int8]
+
+
+class Graph:
+    """A float32 network being written, with seeded weights."""
+
+    def __init__(self, channels: int, size: int) -> None:
+        self.shape = (1, channels, size, size)
+        self.random = np.random.default_rng(7)
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[TensorProto] = []
+
+    def constant(self, name: str, values: NDArray[Any]) -> str:
+        self.weights.append(numpy_helper.from_array(values, name))
+        return name
+
+    def node(
+        self, kind: str, name: str, inputs: Sequence[str], **attributes: Any
+    ) -> str:
+        self.nodes.append(helper.make_node(kind, inputs, [name], name, **attributes))
+        return name
+
+    def convolution(
+        self,
+        name: str,
+        source: str,
+        into: int,
+        out: int,
+        kernel: int = 1,
+        stride: int = 1,
+        pads: Sequence[int] = (0, 0, 0, 0),
+        depthwise: bool = False,
+        clip: bool = True,
+    ) -> str:
+        shape = (out, 1 if depthwise else into, kernel, kernel)
+        spread = np.sqrt(2 / (shape[1] * kernel * kernel))
+        weights = self.random.normal(0, spread, shape).astype(np.float32)
+        bias = self.random.normal(0.3, 0.3, out).astype(np.float32)
+        inputs = [
+            source,
+            self.constant(f"{name}.weight", weights),
+            self.constant(f"{name}.bias", bias),
+        ]
+        made = self.node(
+            "Conv",
+            name,
+            inputs,
+            strides=[stride, stride],
+            pads=list(pads),
+            group=into if depthwise else 1,
+        )
+        if not clip:
+            return made
+        limits = [
+            self.constant(f"{name}.{end}", np.float32(value))
+            for end, value in (("min", 0), ("max", 6))
+        ]
+        return self.node("Clip", f"{name}.relu6", [made, *limits])
+
+    def classifier(self, source: str, into: int, classes: int) -> str:
+        weights = self.random.normal(0, 0.3, (classes, into)).astype(np.float32)
+        pooled = self.node("GlobalAveragePool", "pool", [source])
+        flat = self.node("Flatten", "flat", [pooled])
+        inputs = [
+            flat,
+            self.constant("classifier.weight", weights),
+            self.constant("classifier.bias", np.zeros(classes, np.float32)),
+        ]
+        return self.node("Gemm", "scores", inputs, transB=1)
+
+    def finish(self, shape: Sequence[int]) -> onnx.ModelProto:
+        graph = helper.make_graph(
+            self.nodes,
+            "small",
+            [helper.make_tensor_value_info("image", TensorProto.FLOAT, self.shape)],
+            [
+                helper.make_tensor_value_info(
+                    self.nodes[-1].output[0], TensorProto.FLOAT, shape
+                )
+            ],
+            self.weights,
+        )
+        opset = [helper.make_opsetid("", 13)]
+        return helper.make_model(graph, opset_imports=opset, ir_version=8)
+
+
+def residuals() -> onnx.ModelProto:
+    """A stem, three inverted residuals (strides 1 and 2, with and without addition), a classifier."""
+    g = Graph(3, 17)
+    same = (1, 1, 1, 1)
+    x = g.convolution("stem", "image", 3, 8, 3, 2, same)
+    x = g.convolution("a.depthwise", x, 8, 8, 3, 1, same, depthwise=True)
+    x = g.convolution("a.project", x, 8, 12, clip=False)
+    y = g.convolution("b.expand", x, 12, 24)
+    y = g.convolution("b.depthwise", y, 24, 24, 3, 1, same, depthwise=True)
+    y = g.convolution("b.project", y, 24, 12, clip=False)
+    x = g.node("Add", "b.add", [y, x])
+    x = g.convolution("c.expand", x, 12, 28)
+    x = g.convolution("c.depthwise", x, 28, 28, 3, 2, (0, 0, 1, 1), depthwise=True)
+    x = g.convolution("c.project", x, 28, 20, clip=False)
+    x = g.convolution("head", x, 20, 33)
+    g.classifier(x, 33, 5)
+    return g.finish((1, 5))
+
+
+def oddities() -> onnx.ModelProto:
+    """What fits no fast path: odd channels, a depthwise 5×5, a wide convolution, an addition of branches."""
+    g = Graph(1, 14)
+    x = g.convolution("wide", "image", 1, 7, 5, 1, (2, 2, 2, 2))
+    left = g.convolution("left", x, 7, 9, 3, 2, (0, 1, 1, 0))
+    right = g.convolution(
+        "right.depthwise", x, 7, 7, 5, 2, (2, 2, 2, 2), depthwise=True
+    )
+    right = g.convolution("right.project", right, 7, 9, clip=False)
+    x = g.node("Add", "sum", [left, right])
+    x = g.node("Relu", "sum.relu", [x])
+    x = g.convolution("last", x, 9, 3, 2, 2)
+    g.classifier(x, 3, 4)
+    return g.finish((1, 4))
+
+
+def quantised(
+    model: onnx.ModelProto, folder: Path, *, unsigned: bool = False
+) -> onnx.ModelProto:
+    """The QDQ graph that ONNX Runtime's quantiser makes, per channel, on seeded patterns."""
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+
+    inputs = patterns(model, 8)
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.rest = iter(inputs)
+
+        def get_next(self) -> dict[str, Floats] | None:
+            tensor = next(self.rest, None)
+            return None if tensor is None else {"image": tensor}
+
+    onnx.save(model, folder / "float.onnx")
+    quantize_static(
+        folder / "float.onnx",
+        folder / "quantised.onnx",
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        activation_type=QuantType.QUInt8 if unsigned else QuantType.QInt8,
+        extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
+    )
+    return onnx.load(folder / "quantised.onnx")
+
+
+def tensors(model: onnx.ModelProto) -> tuple[Tensor, Preprocessing]:
+    shape = tuple(d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim)
+    preprocessing = Preprocessing(
+        resize=shape[2], crop=shape[2:], scale=1 / 127.5, mean=(1,), std=(1,)
+    )
+    return Tensor(name="image", shape=shape, layout="NCHW"), preprocessing
+
+
+def patterns(model: onnx.ModelProto, count: int) -> list[Floats]:
+    return seeded_inputs(*tensors(model), count)
+
+
+def project(
+    proto: onnx.ModelProto,
+    folder: Path,
+    cpu: str = "cortex-m7",
+    limit: int | None = None,
+) -> Bundle:
+    """A C project of a QDQ graph with its manifest, as a build leaves it."""
+    import onnxruntime
+
+    folder.mkdir()
+    session = onnxruntime.InferenceSession(
+        proto.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    pairs = write_golden(
+        folder, patterns(proto, 2), lambda x: session.run(None, {"image": x})
+    )
+    lowering, firmware = build.build(
+        proto, "small", "small: a test", resolve(cpu), folder, limit, lambda stage: None
+    )
+    tensor, preprocessing = tensors(proto)
+    output = proto.graph.output[0]
+    shape = tuple(d.dim_value for d in output.type.tensor_type.shape.dim)
+    manifest = Manifest(
+        format="c",
+        name="small",
+        library="small.c",
+        model=ModelIdentity(name="small.onnx", sha256="0" * 64),
+        target=TargetIdentity.of(resolve(cpu)),
+        engine="int8 C kernels",
+        threads=1,
+        input=tensor,
+        outputs=(Tensor(name=output.name, shape=shape),),
+        probabilities=False,
+        preprocessing=preprocessing,
+        lowering=lowering,
+        firmware=firmware,
+        golden=tuple(pairs),
+        files={
+            path.relative_to(folder).as_posix(): sha256_of(path)
+            for path in folder.rglob("*")
+            if path.is_file()
+        },
+    )
+    (folder / MANIFEST).write_text(manifest.to_json())
+    return open_bundle(folder)
+
+
+def evaluate(network: Network, image: Integers) -> dict[str, Integers]:
+    """Every tensor of ``network`` for one NHWC image, by the formulas of kernels.h in 64-bit integers."""
+    values = {network.input.name: image.reshape(network.input.shape)}
+    for operator in network.operators:
+        values[operator.output.name] = apply(operator, values)
+    return values
+
+
+def apply(operator: Operator, values: dict[str, Integers]) -> Integers:
+    x = values[operator.input.name].astype(np.int64)
+    if isinstance(operator, Add):
+        other = values[operator.other.name].astype(np.int64)
+        c = requantise.of_addition(operator, operator.input.name)
+        total = x * c.multiplier_a + other * c.multiplier_b + c.offset
+        return _int8(total >> c.shift, operator.low, operator.high)
+    zero = operator.output.quantisation.zero
+    if not isinstance(operator, Convolution):
+        pooled = requantise.of_average(operator)
+        return _requantised(x.sum(axis=(0, 1), keepdims=True), pooled, zero)
+    constants = requantise.of_convolution(operator)
+    sums = _sums(operator, x.reshape(operator.input.shape))
+    return _requantised(sums, constants, zero, operator.low, operator.high)
+
+
+def _sums(c: Convolution, x: NDArray[np.int64]) -> NDArray[np.int64]:
+    top, left, bottom, right = c.pads
+    x = np.pad(
+        x,
+        ((top, bottom), (left, right), (0, 0)),
+        constant_values=c.input.quantisation.zero,
+    )
+    height, width, _ = c.output.shape
+    sums = np.zeros(c.output.shape, np.int64)
+    for ky, kx in np.ndindex(c.kernel):
+        rows = slice(ky, ky + (height - 1) * c.strides[0] + 1, c.strides[0])
+        columns = slice(kx, kx + (width - 1) * c.strides[1] + 1, c.strides[1])
+        seen = x[rows, columns]
+        weights = c.weights[ky, kx] if c.depthwise else c.weights[:, ky, kx]
+        weights = weights.astype(np.int64)
+        sums += seen * weights if c.depthwise else seen @ weights.T
+    return sums
+
+
+def _requantised(
+    sums: NDArray[np.int64],
+    c: requantise.Requantisation,
+    zero: int,
+    low: int = -128,
+    high: int = 127,
+) -> Integers:
+    scaled = ((sums + c.bias) << c.shift) * c.multiplier.astype(np.int64) + (1 << 31)
+    return _int8((scaled >> 32) + zero, low, high)
+
+
+def _int8(values: NDArray[np.int64], low: int, high: int) -> Integers:
+    return np.clip(values, low, high).astype(np.int8)

@@ -1,0 +1,384 @@
+"""Microcontrollers: the generated C gives the integers it should, on every core, in the memory planned."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from itertools import combinations
+from pathlib import Path
+
+import integers
+import numpy as np
+import onnx
+import pytest
+from integers import evaluate, oddities, patterns, project, quantised, residuals
+from onnx import TensorProto, helper, numpy_helper
+
+from bundle.store import Bundle, open_bundle
+from compile.c import emit, graph, plan, steps
+from devices.bare.boards import BOARDS
+from devices.bare.firmware import run_firmware
+from devices.bare.host import run_on_host
+from devices.bare.session import FirmwareSession, interface_of, open_firmware, quantise
+from targets.errors import UserError
+
+CPUS = sorted(BOARDS)
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, onnx.ModelProto]:
+    folder = tmp_path_factory.mktemp("quantised")
+    return {
+        "residuals": quantised(residuals(), folder),
+        "oddities": quantised(oddities(), folder, unsigned=True),
+    }
+
+
+@pytest.fixture(scope="module")
+def projects(
+    networks: dict[str, onnx.ModelProto], tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, str], Bundle]:
+    folder = tmp_path_factory.mktemp("projects")
+    return {
+        (name, cpu): project(proto, folder / f"{name}-{cpu}", cpu)
+        for name, proto in networks.items()
+        for cpu in CPUS
+    }
+
+
+def _inputs(bundle: Bundle, proto: onnx.ModelProto) -> np.ndarray:
+    """Two patterns, noise over the whole range, and its ends."""
+    size = interface_of(bundle).input_bytes
+    noise = np.random.default_rng(1).integers(-128, 128, (3, size), dtype=np.int8)
+    ends = np.array([[-128], [127]], np.int8).repeat(size, 1)
+    return np.concatenate(
+        [[quantise(x, bundle) for x in patterns(proto, 2)], noise, ends]
+    )
+
+
+@pytest.mark.parametrize("name", ["residuals", "oddities"])
+def test_every_operator_is_within_a_step_of_onnx_runtime(
+    networks: dict[str, onnx.ModelProto], name: str
+) -> None:
+    import onnxruntime
+
+    proto = onnx.ModelProto()
+    proto.CopyFrom(networks[name])
+    network = graph.read(proto)
+    readers = {n.input[0]: n for n in proto.graph.node if n.op_type == "QuantizeLinear"}
+    relu = {n.input[0]: n.output[0] for n in proto.graph.node if n.op_type == "Relu"}
+    made = {n.name: relu.get(n.output[0], n.output[0]) for n in proto.graph.node}
+    made["image"] = "image"
+    wanted = [network.input.name] + [o.output.name for o in network.operators]
+    names = [readers[made[name]].output[0] for name in wanted]
+    kind = TensorProto.UINT8 if name == "oddities" else TensorProto.INT8
+    proto.graph.output.extend(
+        helper.make_tensor_value_info(n, kind, None) for n in names
+    )
+    session = onnxruntime.InferenceSession(
+        proto.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    for x in patterns(proto, 2):
+        answers = session.run(names, {"image": x})
+        shift = 128 if kind == TensorProto.UINT8 else 0
+        values = {
+            tensor: (
+                (a[0].transpose(1, 2, 0) if a.ndim == 4 else a[np.newaxis]).astype(
+                    np.int16
+                )
+                - shift
+            ).astype(np.int8)
+            for tensor, a in zip(wanted, answers, strict=True)
+        }
+        for operator in network.operators:
+            ours = integers.apply(operator, values).astype(np.int16)
+            theirs = values[operator.output.name].reshape(ours.shape)
+            assert np.abs(ours - theirs).max() <= 1, operator.name
+            assert np.mean(ours != theirs) < 0.01, operator.name
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize("name", ["residuals", "oddities"])
+def test_the_c_on_this_machine_gives_the_integers_of_the_formulas(
+    networks: dict[str, onnx.ModelProto],
+    projects: dict[tuple[str, str], Bundle],
+    name: str,
+    cpu: str,
+) -> None:
+    bundle, network = projects[name, cpu], graph.read(networks[name])
+    inputs = _inputs(bundle, networks[name])
+    outputs = run_on_host(bundle.path, "small", interface_of(bundle), inputs)
+    for image, output in zip(inputs, outputs, strict=True):
+        expected = evaluate(network, image)[network.output.name]
+        np.testing.assert_array_equal(output, expected.ravel())
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize("name", ["residuals", "oddities"])
+def test_a_board_gives_what_this_machine_gives(
+    networks: dict[str, onnx.ModelProto],
+    projects: dict[tuple[str, str], Bundle],
+    name: str,
+    cpu: str,
+    tmp_path: Path,
+) -> None:
+    bundle = projects[name, cpu]
+    inputs = _inputs(bundle, networks[name])
+    expected = run_on_host(bundle.path, "small", interface_of(bundle), inputs)
+    with open_firmware(bundle) as session:
+        run = run_firmware(session.image, interface_of(bundle), inputs, tmp_path, 60)
+    np.testing.assert_array_equal(run.outputs, expected)
+    assert run.self_test == 0
+    assert 0 < run.stack < 2048
+
+
+def test_figures_say_where_memory_and_instructions_go(
+    networks: dict[str, onnx.ModelProto], projects: dict[tuple[str, str], Bundle]
+) -> None:
+    bundle = projects["residuals", "cortex-m7"]
+    with open_firmware(bundle) as session:
+        assert isinstance(session, FirmwareSession)
+        session.run(patterns(networks["residuals"], 1)[0])
+        figures = session.figures()
+    interface = interface_of(bundle)
+    assert figures.max_error_lsb == 0
+    assert figures.static_bytes == 0
+    assert figures.ram_bytes == interface.arena_bytes + 5 + figures.stack_bytes
+    assert figures.flash_bytes > figures.code_bytes > 1000
+    counted = sum(part.instructions for part in figures.parts)
+    assert counted == pytest.approx(figures.instructions, rel=0.1)
+    assert [part.name for part in figures.parts][:3] == [
+        "a.project",
+        "b.add",
+        "c.project",
+    ]
+
+
+@pytest.mark.parametrize("name", ["residuals", "oddities"])
+def test_nothing_live_is_overwritten_and_the_expanded_tensor_never_lies_whole(
+    networks: dict[str, onnx.ModelProto], name: str
+) -> None:
+    network = graph.read(networks[name])
+    fused = steps.fuse(network)
+    arena = plan.plan(network, fused)
+    for one, other in combinations(arena.buffers, 2):
+        if one.first > other.last or other.first > one.last:
+            continue
+        if one.end <= other.offset or other.end <= one.offset:
+            continue
+        over, under = (one, other) if one.over == other.name else (other, one)
+        assert over.over == under.name and over.offset + over.lag <= under.offset
+    assert arena.lower_bound <= arena.nbytes < 1.2 * arena.lower_bound
+    if name == "residuals":
+        assert "b.expand" not in {buffer.name for buffer in arena.buffers}
+
+
+def test_the_family_fits_the_paper_s_memory() -> None:
+    """0.35/96: the image is 27,648 bytes; nothing but a ring of rows comes on top."""
+    from compile import mobilenet
+
+    network = graph.read(_with_scales(mobilenet.build(0.35, 96)))
+    arena = plan.plan(network, steps.fuse(network))
+    assert arena.nbytes == arena.lower_bound < 31_000
+
+
+def test_an_arena_limit_says_what_is_missing_and_where(
+    networks: dict[str, onnx.ModelProto], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        UserError, match=r"limit 1,000 bytes.* too many; the peak is '\w"
+    ):
+        project(networks["residuals"], tmp_path / "c", limit=1000)
+
+
+def _with_scales(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A QDQ graph of the same shapes with scales that mean nothing, without a calibration."""
+    weights = {w.name: w for w in model.graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    scale = numpy_helper.from_array(np.float32(0.02), "unit")
+    zero = numpy_helper.from_array(np.int8(0), "none")
+    kept = [scale, zero]
+
+    def pair(name: str) -> str:
+        nodes.append(
+            helper.make_node("QuantizeLinear", [name, "unit", "none"], [f"{name}.q"])
+        )
+        nodes.append(
+            helper.make_node(
+                "DequantizeLinear", [f"{name}.q", "unit", "none"], [f"{name}.dq"]
+            )
+        )
+        return f"{name}.dq"
+
+    renamed = {"input": pair("input")}
+    for node in model.graph.node:
+        inputs = [renamed.get(name, name) for name in node.input]
+        if node.op_type in ("Conv", "Gemm"):
+            shape = list(weights[node.input[1]].dims)
+            stored = np.ones(shape, np.int8)
+            kept.append(numpy_helper.from_array(stored, f"{node.name}.w"))
+            nodes.append(
+                helper.make_node(
+                    "DequantizeLinear",
+                    [f"{node.name}.w", "unit", "none"],
+                    [f"{node.name}.wdq"],
+                )
+            )
+            inputs = [inputs[0], f"{node.name}.wdq"]
+        elif node.op_type == "Clip":
+            kept += [weights[name] for name in node.input[1:] if name]
+        copy = helper.make_node(node.op_type, inputs, node.output, node.name)
+        copy.attribute.extend(node.attribute)
+        nodes.append(copy)
+        follows = [n for n in model.graph.node if node.output[0] in n.input]
+        if not (len(follows) == 1 and follows[0].op_type == "Clip"):
+            renamed[node.output[0]] = pair(node.output[0])
+    last = renamed[model.graph.output[0].name]
+    output = helper.make_tensor_value_info(last, TensorProto.FLOAT, (1, 1000))
+    made = helper.make_graph(nodes, "g", model.graph.input, [output], kept)
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 13)])
+
+
+PROBE = """
+#include "small.h"
+#include <stdio.h>
+#include <string.h>
+static union { int8_t bytes[SMALL_ARENA_BYTES + 64]; uint64_t aligned; } arena;
+static int8_t output[SMALL_OUTPUT_BYTES], input[SMALL_INPUT_BYTES], copy[SMALL_INPUT_BYTES];
+int main(void) {
+  memset(input, 3, sizeof input);
+  memcpy(copy, input, sizeof input);
+  int8_t *a = arena.bytes;
+  printf("%d %d %d %d %d %d", small_run(NULL, output, a), small_run(input, NULL, a),
+         small_run(input, output, NULL), small_run(input, output, a + 1),
+         small_run(input, a, a), small_run(a + SMALL_INPUT_OFFSET + 8, output, a));
+  printf(" %d %d %d", small_run(input, output, a), memcmp(input, copy, sizeof input),
+         small_self_test(output, a));
+  return 0;
+}
+"""
+
+
+def test_wrong_pointers_get_codes_and_an_input_outside_is_only_read(
+    projects: dict[tuple[str, str], Bundle], tmp_path: Path
+) -> None:
+    """Codes of the header, under gcc's sanitizers, without a warning."""
+    folder = projects["residuals", "cortex-m7"].path
+    (tmp_path / "probe.c").write_text(PROBE)
+    assert _compile_and_run(folder, tmp_path) == "1 1 1 2 3 3 0 0 0"
+
+
+def test_weights_damaged_in_flash_fail_the_self_test(
+    projects: dict[tuple[str, str], Bundle], tmp_path: Path
+) -> None:
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    for path in projects["residuals", "cortex-m7"].path.glob("*.[ch]"):
+        (folder / path.name).write_text(path.read_text())
+    weights = folder / "small_weights.c"
+    text = weights.read_text()
+    start = text.index("= {") + 3
+    first = re.compile(r"-?\d+").search(text, start)
+    assert first is not None
+    changed = str(int(first[0]) // 2 + 1)
+    weights.write_text(text[: first.start()] + changed + text[first.end() :])
+    (tmp_path / "probe.c").write_text(PROBE)
+    assert _compile_and_run(folder, tmp_path).endswith(" 4")
+
+
+def _compile_and_run(folder: Path, scratch: Path) -> str:
+    program = scratch / "probe"
+    sources = [scratch / "probe.c", folder / "small.c", folder / "small_weights.c"]
+    options = ["-std=c99", "-O1", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
+    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    command = ["gcc", *options, *sanitizers, f"-I{folder}", "-o", program, *sources]
+    subprocess.run(command, check=True)
+    ran = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_the_project_s_own_makefile_builds_for_board_and_host(
+    projects: dict[tuple[str, str], Bundle], tmp_path: Path
+) -> None:
+    for cpu in CPUS:
+        folder = tmp_path / cpu
+        subprocess.run(["cp", "-r", projects["oddities", cpu].path, folder], check=True)
+        made = subprocess.run(
+            ["make", "-s", "-C", folder, "all", "host"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (made.returncode, made.stderr) == (0, "")
+        # All inputs at the zero point: 3 only says that the best class is the zero point's.
+        assert subprocess.run([folder / "example-host"], check=False).returncode in (
+            0,
+            3,
+        )
+
+
+def test_the_generated_c_is_the_one_a_person_read(
+    projects: dict[tuple[str, str], Bundle],
+) -> None:
+    """Golden files; weights vary with ONNX Runtime's calibration, so numbers are left out."""
+    folder = projects["residuals", "cortex-m7"].path
+    for name in ("small.h", "small.c"):
+        ours = re.sub(r"(?<![\w.])-?\d[\w.+-]*", "#", (folder / name).read_text())
+        golden = Path(__file__).parent / "golden" / f"cortex_m_{name}"
+        assert ours == golden.read_text()
+
+
+def _refused(change: str) -> onnx.ModelProto:
+    g = integers.Graph(3, 8)
+    x = g.convolution("stem", "image", 3, 8, 3)
+    if change == "operator":
+        g.node("Sigmoid", "gate", [x])
+    elif change == "float":
+        pass
+    return g.finish((1, 8, 6, 6))
+
+
+def test_an_operator_without_a_c_lowering_is_named(tmp_path: Path) -> None:
+    proto = quantised(_refused("operator"), tmp_path)
+    with pytest.raises(
+        UserError, match=r"node 'gate' \(Sigmoid\).* no C lowering; these have: Conv"
+    ):
+        graph.read(proto)
+
+
+def test_a_float_network_is_told_to_quantise() -> None:
+    with pytest.raises(UserError, match=r"\(Conv\): works on float32; quantise"):
+        graph.read(_refused("float"))
+
+
+def test_a_network_too_large_for_the_board_says_by_how_much(
+    projects: dict[tuple[str, str], Bundle],
+) -> None:
+    bundle = projects["residuals", "cortex-m55"]
+    firmware = interface_of(bundle).model_copy(update={"arena_bytes": 1 << 20})
+    manifest = bundle.manifest.model_copy(update={"firmware": firmware})
+    with pytest.raises(
+        UserError, match=r"mps3-an547: .* bytes, [\d,]+ more than its RAM; the peak is"
+    ):
+        open_firmware(Bundle(bundle.path, manifest))
+
+
+def test_missing_tools_give_the_line_that_installs_them(
+    projects: dict[tuple[str, str], Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match="apt install gcc-arm-none-eabi"):
+        open_firmware(open_bundle(projects["residuals", "cortex-m7"].path))
+
+
+def test_the_pattern_of_the_self_test_is_the_generated_one(
+    networks: dict[str, onnx.ModelProto], projects: dict[tuple[str, str], Bundle]
+) -> None:
+    network = graph.read(networks["residuals"])
+    pattern = emit.test_pattern(network.input.nbytes)
+    expected = evaluate(network, pattern)[network.output.name].ravel()
+    text = (projects["residuals", "cortex-m7"].path / "golden.h").read_text()
+    stored = re.search(r"golden_output\[\d+\] = \{([^}]*)\}", text)
+    assert stored is not None
+    assert [int(v) for v in re.findall(r"-?\d+", stored[1])] == expected.tolist()
