@@ -62,6 +62,14 @@ class CandidateMeter:
         Raises:
             CountingError: the kernel crashed, did not end, or needs what the CPU lacks.
         """
+        return self.cost(self.count(kernel, shapes))
+
+    def count(self, kernel: Path, shapes: Sequence[tuple[int, ...]]) -> list[Block]:
+        """The counting alone, which threads may do side by side.
+
+        Raises:
+            CountingError: as `measure`.
+        """
         with tempfile.TemporaryDirectory(prefix="netship-meter-") as scratch:
             program = self._link(kernel, Path(scratch))
             blocks, _ = count(
@@ -70,7 +78,7 @@ class CandidateMeter:
                 caches=self._memory.caches,
                 seconds=_SECONDS,
             )
-        return self.cost(blocks)
+        return blocks
 
     def cost(self, blocks: list[Block]) -> CandidateCost:
         found = traces(blocks)

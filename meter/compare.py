@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     option(
         "--runtimes",
-        nargs="+",
+        nargs="*",
         default=list(peers.COMPARED),
         metavar="NAME",
         help=f"of {', '.join(peers.PEERS)} (default: all but ncnn-default)",

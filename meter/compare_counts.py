@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from meter import counting, cycles, memory, peers
 from meter.counting import Block
-from targets.errors import UserError
+from meter.operators import measure_bundle
 
 # A large network under the counters takes minutes.
 _SECONDS = 3600.0
@@ -87,6 +87,15 @@ def cost(blocks: Iterable[Block], cpu: str) -> Counts:
     )
 
 
-def count_bundle(bundle: Path, cpu: str) -> Counts:
-    """Count one inference of our bundle."""
-    raise UserError(f"{bundle}: bundles are not counted yet on {cpu}")
+def count_bundle(
+    bundle: Path, cpu: str, on_progress: Callable[[str], None] = lambda stage: None
+) -> Counts:
+    """Count one inference of our bundle.
+
+    Raises:
+        UserError: not a bundle for the CPU, or QEMU cannot count.
+    """
+    metered = measure_bundle(bundle, cpu, on_progress)
+    return Counts(
+        metered.instructions, round(metered.core_cycles), round(metered.memory_cycles)
+    )

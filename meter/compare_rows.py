@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import shutil
 import tempfile
 import zlib
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle import accuracy
+from bundle.store import MANIFEST, open_bundle, sha256_of
 from devices.session import Origin
 from meter import peers
 from meter.compare_counts import (
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 Array = NDArray[np.float32]
 
 # Of int8 and of 16 bits the runtimes' rounding differs, and adds up over layers.
-_COARSE_COSINE = 0.98
+_COARSE_COSINE = 0.95
 _COARSE = frozenset(["ncnn-default"])
 OURS = "netship"
 
@@ -118,10 +120,15 @@ class Comparison:
 
 
 class Case(NamedTuple):
-    """What every runtime gets: the graph, one input [1, channels, height, width], the answer wanted."""
+    """What every runtime gets: the graph, one input [1, channels, height, width], the answer wanted.
+
+    Attributes:
+        sha256: of the graph; file_sha256: of the file that it was read from, empty without one.
+    """
 
     name: str
     sha256: str
+    file_sha256: str
     proto: onnx.ModelProto
     quantised: bool
     tensor: Array
@@ -150,7 +157,7 @@ def compare(
         given = tflite if runtime.name == "litert" else None
         rows.append(measure(case, runtime, cpu, progress, given))
     return Comparison(
-        case.name, case.sha256, cpu, where.board, where.clock, tuple(rows)
+        case.name, case.file_sha256, cpu, where.board, where.clock, tuple(rows)
     )
 
 
@@ -171,10 +178,10 @@ def read_case(path: Path) -> Case:
         raise UserError(
             f"{path}: not an ONNX model ({said[0][:200]}); export it again"
         ) from None
-    return case_of(proto, path.name)
+    return case_of(proto, path.name, sha256_of(path))
 
 
-def case_of(proto: onnx.ModelProto, name: str) -> Case:
+def case_of(proto: onnx.ModelProto, name: str, file_sha256: str = "") -> Case:
     """As ``read_case``, of a graph in memory."""
     import onnxruntime
 
@@ -201,7 +208,7 @@ def case_of(proto: onnx.ModelProto, name: str) -> Case:
         said = str(error).splitlines()[0][:200]
         raise UserError(f"{name}: ONNX Runtime refuses it: {said}") from None
     quantised = any(node.op_type == "QuantizeLinear" for node in proto.graph.node)
-    return Case(name, sha256, proto, quantised, tensor, np.asarray(wanted))
+    return Case(name, sha256, file_sha256, proto, quantised, tensor, np.asarray(wanted))
 
 
 def _pattern(shape: tuple[int, ...]) -> Array:
@@ -327,13 +334,18 @@ def _ours(
 
 
 def _built(case: Case, model: Path, cpu: str, progress: Progress) -> Path:
-    """Our bundle of the model for the CPU, built anew: what it is made of changes with this project."""
+    """Our bundle of the model for the CPU; one that this very compiler built before is taken."""
     from compile.pipeline import Order, build
     from compile.preprocessing import Stated
     from targets.presets import resolve
 
-    output = cache_folder() / "compare" / f"{case.sha256[:16]}-{cpu}"
+    name = f"{case.sha256[:16]}-{cpu}-{_compiler()}"
+    output = cache_folder() / "compare" / name
+    if output.is_dir():
+        return output
     output.parent.mkdir(parents=True, exist_ok=True)
+    for old in output.parent.glob(f"{case.sha256[:16]}-{cpu}-*"):
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
     order = Order(
         model=str(model),
         target=resolve(f"arm-{cpu}"),
@@ -349,12 +361,31 @@ def _built(case: Case, model: Path, cpu: str, progress: Progress) -> Path:
     return build(order, progress).path
 
 
-def _counted_bundle(case: Case, cpu: str, path: Path, progress: Progress) -> Row:
-    from bundle.store import open_bundle
+def _compiler() -> str:
+    """What a bundle is made by and from besides its model, records and all, as a name."""
+    key = hashlib.sha256()
+    for folder in ("bundle", "compile", "targets", "tuning"):
+        for path in sorted(Path(__file__).parents[1].joinpath(folder).rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                key.update(path.read_bytes())
+    return key.hexdigest()[:16]
 
+
+def _counted_bundle(case: Case, cpu: str, path: Path, progress: Progress) -> Row:
     bundle = open_bundle(path)
-    progress.stage("our bundle: counting")
-    counts = count_bundle(path, cpu)
+    if bundle.manifest.model.sha256 != case.file_sha256:
+        raise UserError(
+            f"{path}: is of another model, {bundle.manifest.model.name}; "
+            "give the bundle of this one, or leave --bundle out"
+        )
+    made_of = (path / MANIFEST).read_bytes() + meter_version().encode()
+    kept = _kept(OURS, "", hashlib.sha256(made_of).hexdigest(), cpu).with_suffix("")
+    try:
+        counts = Counts(**json.loads(kept.read_text()))
+    except (OSError, ValueError, TypeError):
+        counts = count_bundle(path, cpu, progress.stage)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(kept, json.dumps(counts._asdict()).encode(), "XDG_CACHE_HOME")
     verification = bundle.manifest.measured.get("verification") or {}
     return Row(
         OURS,

@@ -31,7 +31,7 @@ typedef struct {
 typedef int (*Kernel)(void *, int *, int, void *, int *, void *);
 typedef int (*Task)(int, Environment *, void *);
 
-enum { ARRAY_HANDLE = 7, CPU = 1, FLOAT = 2, MOST = 16, DIMENSIONS = 8 };
+enum { ARRAY_HANDLE = 7, CPU = 1, FLOAT = 2, MOST = 16, DIMENSIONS = 16 };
 
 extern int default_function(void *, int *, int, void *, int *, void *);
 

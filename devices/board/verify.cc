@@ -186,12 +186,27 @@ Error compare(const Values& found, const Values& expected) {
   return {most, most / range};
 }
 
+// Hints that do nothing on any CPU, and tell the meter's QEMU plugin what to count: an inference.
+void begin_metered() {
+#ifdef __aarch64__
+  __asm__ volatile("hint #0x60" ::: "memory");
+#endif
+}
+
+void end_metered() {
+#ifdef __aarch64__
+  __asm__ volatile("hint #0x61" ::: "memory");
+#endif
+}
+
 Error check_golden(const Bundle& bundle, const Network& network) {
   Error worst{0, 0};
   for (size_t index = 0; index < bundle.golden.size(); index++) {
     const Golden& golden = bundle.golden[index];
     network.set_input(read_values(golden.input, bundle.input_size));
+    begin_metered();
     network.run();
+    end_metered();
     auto outputs = network.outputs();
     Error error{0, 0};
     for (size_t k = 0; k < outputs.size(); k++) {

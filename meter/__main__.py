@@ -1,0 +1,151 @@
+"""``python -m meter``: what a bundle costs a Cortex-A core, estimated without the board, operator by operator."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from targets.errors import run_command
+from targets.files import check_writable
+from targets.progress import Progress
+
+if TYPE_CHECKING:
+    from meter.calibrate import Calibration
+    from meter.operators import Metered, Operator
+
+_EPILOG = """\
+also:
+  python -m meter compare      the same network in other runtimes, under the same meter
+  python -m meter calibrate    take a result from your own board as a factor
+  python -m meter truth        the estimates against published measurements on real boards
+
+What is exact: instructions, counted by QEMU, the same on every run. What is estimated: core cycles, from LLVM's
+scheduling model of the core, without branch prediction; memory cycles, from a cache model without prefetching, with
+every missed line paid for in bandwidth. The two overlap on a real core: the truth lies between the larger and the sum.
+One thread; the operating system is left out.
+
+example:
+  python -m meter out/model-arm-cortex-a72 --cpu cortex-a72 --report meter.html
+Exit codes: 0 estimated, 2 refused (one line says why), 130 interrupted.
+"""
+_COMMANDS = ("compare", "calibrate", "truth")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] and words[0] in _COMMANDS:
+        return _command(words[0])(words[1:])
+    arguments = _parser().parse_args(words)
+    if arguments.report is not None:
+        check_writable(arguments.report, "--report")
+    from meter.calibrate import factor
+    from meter.operators import measure_bundle
+
+    with Progress(quiet=arguments.json) as progress:
+        metered = measure_bundle(arguments.bundle, arguments.cpu, progress.stage)
+    calibration = factor(arguments.cpu)
+    if arguments.report is not None:
+        from meter.page import write_page
+
+        write_page(metered, arguments.bundle, calibration, arguments.report)
+    if arguments.json:
+        print(json.dumps(to_json(metered), indent=2))
+    else:
+        print(table(metered, calibration))
+        if arguments.report is not None:
+            print(f"report      {arguments.report}")
+    return 0
+
+
+def _command(name: str) -> Callable[[Sequence[str]], int]:
+    command: Callable[[Sequence[str]], int] = import_module(f"meter.{name}").main
+    return command
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m meter",
+        description="Estimate how many cycles an inference of a bundle takes on a Cortex-A core.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    option = parser.add_argument
+    option("bundle", type=Path, help="a bundle or standalone library for aarch64")
+    option("--cpu", required=True, help="cortex-a53, cortex-a72 or cortex-a76")
+    option("--report", type=Path, metavar="FILE", help="write one HTML page")
+    option("--json", action="store_true", help="print one JSON object, for machines")
+    return parser
+
+
+def to_json(metered: Metered) -> dict[str, object]:
+    from devices.session import Origin
+    from meter import cycles, memory
+
+    hierarchy = memory.hierarchy(metered.cpu)
+    return {
+        "cpu": metered.cpu,
+        "origin": Origin.ESTIMATED.value,
+        "core_model": f"llvm-mca {cycles.model(metered.cpu)}",
+        "memory_model": f"{hierarchy.board}, {hierarchy.clock} GHz",
+        "instructions": metered.instructions,
+        "core_cycles": metered.core_cycles,
+        "memory_cycles": metered.memory_cycles,
+        "macs": metered.macs,
+        "operators": [
+            {
+                **operator._asdict(),
+                "missed_bytes": list(operator.missed_bytes),
+                "macs_per_cycle": operator.macs_per_cycle,
+            }
+            for operator in metered.operators
+        ],
+    }
+
+
+def table(metered: Metered, calibration: Calibration | None) -> str:
+    """The estimate for a terminal, operators in the order they run."""
+    from meter import cycles, memory
+    from meter.operators import PEAK_MACS
+
+    hierarchy, peak = memory.hierarchy(metered.cpu), PEAK_MACS[metered.cpu]
+    lines = [
+        f"{'core':>8} {'memory':>8} {'instr.':>8} {'MACs':>7} {'a cycle':>8} {'of peak':>8}  {'L1, L2 missed':>17}  operator",
+        f"{'Mcycles':>8} {'Mcycles':>8} {'M':>8} {'M':>7} {'':>8} {'':>8}  {'MB':>17}",
+    ]
+    for each in metered.operators:
+        missed = ", ".join(f"{count / 1e6:.2f}" for count in each.missed_bytes)
+        rate = f"{each.macs_per_cycle:8.2f} {each.macs_per_cycle / peak:8.0%}"
+        lines.append(
+            f"{each.core_cycles / 1e6:8.3f} {each.memory_cycles / 1e6:8.3f} {each.instructions / 1e6:8.3f} "
+            f"{each.macs / 1e6:7.2f} {rate if each.macs else '':>17}  {missed:>17}  {title(each)}"
+        )
+    low = max(metered.core_cycles, metered.memory_cycles)
+    high = metered.core_cycles + metered.memory_cycles
+    scale = hierarchy.clock * 1e6
+    lines += [
+        "",
+        f"instructions {metered.instructions / 1e6:.1f} M, exact (QEMU)",
+        f"core         {metered.core_cycles / 1e6:.1f} M cycles, estimated (LLVM's model of {cycles.model(metered.cpu)}, no caches)",
+        f"memory       {metered.memory_cycles / 1e6:.1f} M cycles, estimated (cache model of the {hierarchy.board}; no prefetching)",
+        f"time         {low / scale:.1f} to {high / scale:.1f} ms at {hierarchy.clock} GHz, 1 thread, estimated",
+    ]
+    if calibration is not None:
+        lines.append(
+            f"calibrated   {high / scale * calibration.factor:.1f} ms by your board's factor of "
+            f"{calibration.factor:.2f} ({calibration.date})"
+        )
+    return "\n".join(lines)
+
+
+def title(operator: Operator) -> str:
+    """An operator for a person: its layers' names, or the kernel's where the graph has none."""
+    return operator.layer or operator.name.removeprefix("fused_")
+
+
+if __name__ == "__main__":
+    run_command(main)

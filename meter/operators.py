@@ -1,0 +1,231 @@
+"""A bundle under the meter: what an inference costs a core, and which of its operators costs what."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from bundle.manifest import Group
+from bundle.store import Bundle, open_bundle
+from devices.native import native_verifier
+from devices.sysroot import prepare
+from meter import counting, cycles, memory
+from meter.counting import Block
+from targets.errors import UserError
+
+# Multiply-adds a cycle in float32: NEON units of four lanes each. Cortex-A53 issues one 128-bit FMLA every other cycle;
+# Cortex-A72 one (Arm, Cortex-A72 Software Optimization Guide, UAN 0016A, 3.15); Cortex-A76 two (Arm, Cortex-A76
+# Software Optimization Guide, PJDOC-466751330-7215, 3.15).
+PEAK_MACS = {"cortex-a53": 2, "cortex-a72": 4, "cortex-a76": 8}
+OUTSIDE = "outside the kernels"
+_KERNEL = re.compile(r"tvmgen_(?:default|\w+?)_(fused_\w+?)(?:_compute_)?$")
+_LINE_BYTES = 64
+# The real network takes half a minute with the cache model.
+_SECONDS = 3600.0
+
+
+class Operator(NamedTuple):
+    """One kernel's share of an inference.
+
+    Attributes:
+        name: the kernel's, as the manifest's groups have it; `OUTSIDE` for the executor and the libraries.
+        layer: names of its layers in the ONNX graph; a kernel may serve several.
+        calls: how often an inference runs it.
+        missed_bytes: 64 bytes for each line that each level of the cache model did not have.
+    """
+
+    name: str
+    layer: str
+    calls: int
+    instructions: int
+    core_cycles: float
+    memory_cycles: float
+    macs: int
+    missed_bytes: tuple[int, ...]
+
+    @property
+    def macs_per_cycle(self) -> float:
+        return self.macs / self.core_cycles if self.core_cycles else 0.0
+
+
+class Metered(NamedTuple):
+    """One inference on one core, estimated; the operators' figures sum to the whole."""
+
+    cpu: str
+    operators: tuple[Operator, ...]
+
+    @property
+    def instructions(self) -> int:
+        return sum(operator.instructions for operator in self.operators)
+
+    @property
+    def core_cycles(self) -> float:
+        return sum(operator.core_cycles for operator in self.operators)
+
+    @property
+    def memory_cycles(self) -> float:
+        return sum(operator.memory_cycles for operator in self.operators)
+
+    @property
+    def macs(self) -> int:
+        return sum(operator.macs for operator in self.operators)
+
+
+def measure_bundle(
+    path: Path, cpu: str, on_progress: Callable[[str], None] = lambda stage: None
+) -> Metered:
+    """Run a bundle's golden inputs under QEMU and cost the last inference, whose caches are warm.
+
+    Args:
+        path: a bundle or a standalone library for aarch64.
+        cpu: cortex-a53, cortex-a72 or cortex-a76.
+
+    Raises:
+        UserError: not for aarch64, no model of the CPU, the CPU lacks an instruction, the answers are
+            wrong, or QEMU cannot count.
+    """
+    bundle = open_bundle(path)
+    hierarchy = memory.hierarchy(cpu)
+    cycles.model(cpu)
+    if bundle.manifest.target.machine != "aarch64":
+        raise UserError(
+            f"{path}: model.so is for {bundle.manifest.target.machine}; the meter takes aarch64, "
+            "such as --target arm-cortex-a72"
+        )
+    counting.find_qemu()
+    blocks = _count(bundle, cpu, hierarchy, on_progress)
+    on_progress("estimating cycles")
+    return Metered(cpu, tuple(_operators(bundle, blocks, cpu, hierarchy)))
+
+
+def _count(
+    bundle: Bundle,
+    cpu: str,
+    hierarchy: memory.Hierarchy,
+    on_progress: Callable[[str], None],
+) -> list[Block]:
+    verifier = native_verifier("aarch64", on_progress)
+    root = prepare(on_progress)
+    on_progress("counting an inference")
+    # Where the program lies decides which lines share a set: always the same place, the same counts.
+    with tempfile.TemporaryDirectory(prefix="netship-meter-") as scratch:
+        copied = Path(scratch, "bundle")
+        shutil.copytree(bundle.path, copied)
+        try:
+            blocks, _ = counting.count(
+                [str(verifier), "--repeat", "0", "--threads", "1", str(copied)],
+                cpu=cpu,
+                root=root,
+                caches=hierarchy.caches,
+                seconds=_SECONDS,
+            )
+        except counting.CountingError as error:
+            raise UserError(f"{bundle.path}: {error}") from None
+    return blocks
+
+
+def _operators(
+    bundle: Bundle, blocks: list[Block], cpu: str, hierarchy: memory.Hierarchy
+) -> Iterable[Operator]:
+    kernel_at = _attribution(bundle.library, blocks)
+    core: dict[str, float] = {}
+    found = cycles.traces(blocks)
+    with closing(cycles.Costs(cpu)) as costs:
+        for trace, each in zip(found, costs.of(found), strict=True):
+            kernel = kernel_at(trace.blocks[0].address)
+            core[kernel] = core.get(kernel, 0.0) + trace.executions * each
+    by_kernel: dict[str, list[Block]] = {}
+    for block in blocks:
+        by_kernel.setdefault(kernel_at(block.address), []).append(block)
+    groups: dict[str, list[Group]] = {}
+    for group in bundle.manifest.lowering.groups:
+        groups.setdefault(group.name, []).append(group)
+    for name in [*groups, *(kernel for kernel in by_kernel if kernel not in groups)]:
+        own, described = by_kernel.get(name, []), groups.get(name, [])
+        yield Operator(
+            name=name,
+            layer=", ".join(group.layer for group in described if group.layer),
+            calls=len(described),
+            instructions=sum(block.instructions * block.executions for block in own),
+            core_cycles=core.get(name, 0.0),
+            memory_cycles=hierarchy.cycles(own),
+            macs=sum(group.macs for group in described),
+            missed_bytes=tuple(
+                _LINE_BYTES * sum(block.misses[level] for block in own)
+                for level in range(len(hierarchy.caches))
+            ),
+        )
+
+
+def _attribution(library: Path, blocks: list[Block]) -> Callable[[int], str]:
+    """A function from a block's address in the process to the kernel that it belongs to.
+
+    What follows a kernel's symbol up to the next function's is its own: the bodies of its parallel loops have no names.
+    """
+    symbols = _functions(library)
+    bias = _bias(library, blocks)
+    starts = [address for address, _ in symbols]
+
+    def kernel_at(address: int) -> str:
+        index = bisect_right(starts, address - bias) - 1
+        if index < 0 or address - bias >= starts[-1]:
+            return OUTSIDE
+        match = _KERNEL.match(symbols[index][1])
+        return match[1] if match else OUTSIDE
+
+    return kernel_at
+
+
+def _functions(library: Path) -> list[tuple[int, str]]:
+    """Function symbols by address; the end of the code is the last one, without a name."""
+    names = re.findall(
+        r"^([0-9a-f]+) (?:[0-9a-f]+ )?[tTwW] (\S+)$",
+        _tool("llvm-nm", "-n", "--print-size", "--defined-only", str(library)),
+        re.MULTILINE,
+    )
+    address, _, size = _text(library)
+    return [*((int(at, 16), name) for at, name in names), (address + size, "")]
+
+
+def _text(library: Path) -> tuple[int, int, int]:
+    """Address, offset in the file and size of the code."""
+    shown = _tool("llvm-readelf", "-S", "--wide", str(library))
+    match = re.search(r" \.text\s+PROGBITS\s+(\w+) (\w+) (\w+)", shown)
+    if match is None:
+        raise UserError(f"{library}: has no code; build it again")
+    address, offset, size = (int(number, 16) for number in match.groups())
+    return address, offset, size
+
+
+def _bias(library: Path, blocks: list[Block]) -> int:
+    """Where the library was loaded: the place that most of its own blocks, found by their bytes, agree on."""
+    address, offset, size = _text(library)
+    with library.open("rb") as file:
+        file.seek(offset)
+        code = file.read(size)
+    votes: Counter[int] = Counter()
+    for block in sorted(blocks, key=lambda block: -len(block.code))[:64]:
+        at = code.find(block.code)
+        if at >= 0 and code.find(block.code, at + 4) < 0:
+            votes[block.address - (address + at)] += 1
+    if not votes:
+        raise UserError(f"{library}: nothing of it ran under QEMU; build it again")
+    return votes.most_common(1)[0][0]
+
+
+def _tool(name: str, *options: str) -> str:
+    found = find_spec("llvm")
+    assert found and found.submodule_search_locations
+    path = Path(found.submodule_search_locations[0], "bin", name)
+    return subprocess.run(
+        [path, *options], check=True, capture_output=True, text=True
+    ).stdout

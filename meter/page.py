@@ -1,0 +1,40 @@
+"""The estimate of a bundle as one self-contained HTML page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from meter import cycles, memory
+from meter.compare_counts import meter_version
+from meter.compare_page import write_page as render
+from meter.operators import PEAK_MACS, Metered
+
+if TYPE_CHECKING:
+    from meter.calibrate import Calibration
+
+
+def write_page(
+    metered: Metered, bundle: Path, calibration: Calibration | None, path: Path
+) -> None:
+    """Write the page whole or not at all; one that is there is replaced.
+
+    Raises:
+        UserError: ``path`` cannot be written.
+    """
+    hierarchy = memory.hierarchy(metered.cpu)
+    operators = metered.operators
+    render(
+        path,
+        "operators.html.jinja",
+        metered=metered,
+        bundle=bundle.name,
+        calibration=calibration,
+        core_model=cycles.model(metered.cpu),
+        hierarchy=hierarchy,
+        peak=PEAK_MACS[metered.cpu],
+        worst=max(each.core_cycles + each.memory_cycles for each in operators),
+        low=max(metered.core_cycles, metered.memory_cycles) / hierarchy.clock / 1e6,
+        high=(metered.core_cycles + metered.memory_cycles) / hierarchy.clock / 1e6,
+        meter=meter_version(),
+    )
