@@ -93,6 +93,25 @@ class _Plan:
     records: Records | None = None
 
 
+def tuning_tasks(
+    module: Any, target: Target, threads: int = 1
+) -> tuple[list[Any], list[int]]:
+    """AutoScheduler's tasks of an imported Relay module, and how often each occurs."""
+    tuned = _for_auto_scheduler(_fold(module))
+    tvm_target = tvm.target.Target(target.tvm)
+    # The default is the compiling machine's. NEON and the widest of x86; lines of 64 bytes on all.
+    hardware = auto_scheduler.HardwareParams(
+        num_cores=threads,
+        vector_unit_bytes=64 if target.machine == "x86_64" else 16,
+        cache_line_bytes=64,
+        target=tvm_target,
+    )
+    tasks, weights = auto_scheduler.extract_tasks(
+        tuned["main"], {}, tvm_target, hardware_params=hardware
+    )
+    return list(tasks), [int(weight) for weight in weights]
+
+
 def _plan_with(log: RecordLog, folded: Any, tvm_target: Any) -> tuple[_Plan, Any]:
     """The plan, and the context that applies the records where they cover every task."""
     tuned = _for_auto_scheduler(folded)

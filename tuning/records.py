@@ -15,6 +15,7 @@ from typing import Any
 from targets.errors import UserError
 
 SHIPPED = Path(__file__).parent / "records"
+USER = Path("tuned")
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,20 @@ class RecordLog:
 
     Attributes:
         name: the file's name.
-        measured: on what the times were taken, as the header says.
+        header: what the first line says: target, measured (on what the times were taken), …
         lines: the records that parse, as JSON text.
         skipped: one message for each line that does not.
     """
 
     name: str
-    measured: str
+    header: dict[str, Any]
     lines: tuple[str, ...]
     skipped: tuple[str, ...]
+
+    @property
+    def measured(self) -> str:
+        """On what the times were taken."""
+        return str(self.header["measured"])
 
     @cached_property
     def workloads(self) -> frozenset[str]:
@@ -50,8 +56,16 @@ def shipped(target_name: str, folder: Path = SHIPPED) -> RecordLog | None:
     return read(path) if path.is_file() else None
 
 
-def read(path: Path) -> RecordLog:
+def user_log(target_name: str, origin: str) -> Path:
+    """Where a user's own records of a preset lie, in the working folder: one log for each origin."""
+    return USER / f"{target_name}-{origin}.json"
+
+
+def read(path: Path, bare: bool = False) -> RecordLog:
     """Read a record log; a torn or foreign line is skipped and named, not fatal.
+
+    Args:
+        bare: take a file without a header too, as TVM's own tools write it.
 
     Raises:
         UserError: the file cannot be read, or does not begin with its header line.
@@ -60,9 +74,13 @@ def read(path: Path) -> RecordLog:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
+    if bare and not text.startswith("#"):
+        text = '# {"measured": "not said"}\n' + text
     header, _, body = text.partition("\n")
     try:
-        measured = str(json.loads(header.removeprefix("#"))["measured"])
+        fields = dict(json.loads(header.removeprefix("#")))
+        if not isinstance(fields["measured"], str):
+            raise KeyError("measured")
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: line 1 must be '# {{\"measured\": …}}'") from None
     lines, skipped = [], []
@@ -75,7 +93,7 @@ def read(path: Path) -> RecordLog:
             skipped.append(f"{path}:{number}: not a tuning record; skipped")
         else:
             lines.append(line)
-    return RecordLog(path.name, measured, tuple(lines), tuple(skipped))
+    return RecordLog(path.name, fields, tuple(lines), tuple(skipped))
 
 
 def _workload(line: str) -> str:

@@ -1,0 +1,145 @@
+"""Where candidates are measured: on this machine or by the meter (on boards: tuning/boards.py); one small protocol."""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from devices.session import Origin
+from meter.candidate import CandidateMeter
+from meter.counting import Block, CountingError
+from meter.memory import hierarchy
+from targets.errors import UserError
+from targets.presets import Target, missing_features, this_cpu
+from tuning import workers
+from tuning.workers import Failure
+
+# MeasureErrorNo of tvm/auto_scheduler/measure.py.
+RUNTIME_DEVICE = 6
+_SECONDS = 20.0
+
+
+class Kernel(NamedTuple):
+    """A compiled candidate: an object file, and the shapes of its float32 tensors, the output's last."""
+
+    path: Path
+    shapes: list[tuple[int, ...]]
+
+    @classmethod
+    def of(cls, path: str) -> Kernel:
+        shapes = ast.literal_eval(Path(path).with_suffix(".shapes").read_text())
+        return cls(Path(path), shapes)
+
+
+class Measurer(Protocol):
+    """Something that says how long kernels take.
+
+    Attributes:
+        origin: of its figures.
+        how: the same in words, for the log's header.
+    """
+
+    origin: Origin
+    how: str
+
+    def measure(self, kernels: Sequence[Kernel]) -> list[list[float] | Failure]:
+        """Seconds of each kernel, or why there are none.
+
+        Raises:
+            UserError: nothing can be measured any more.
+        """
+        ...
+
+    def stop(self) -> None:
+        """From a signal handler: `measure` returns soon, with failures."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class LocalMeasurer:
+    """On this machine: one worker that lives on, on cores of its own, caches warm.
+
+    Raises:
+        UserError: this machine's CPU lacks what the target needs, or has fewer cores than ``threads``.
+    """
+
+    origin = Origin.HOST
+
+    def __init__(self, target: Target, threads: int) -> None:
+        cpu = this_cpu()
+        if missing := missing_features(target, cpu):
+            raise UserError(
+                f"target {target.name}: this machine lacks {', '.join(missing[:4])}; tune over --tracker "
+                "or --rpc, or --measure meter for an arm-cortex target"
+            )
+        cores = sorted(os.sched_getaffinity(0))
+        if threads > len(cores):
+            raise UserError(f"--threads {threads}: this machine has {len(cores)} cores")
+        self.how = f"{self.origin}: {cpu.model}, {threads} thread(s), warm caches"
+        self._workers = workers.Pool(1, _SECONDS, threads, cores[-threads:])
+
+    def measure(self, kernels: Sequence[Kernel]) -> list[list[float] | Failure]:
+        arguments = [(str(kernel.path), kernel.shapes) for kernel in kernels]
+        return self._workers.map(workers.time_here, arguments, RUNTIME_DEVICE)
+
+    def stop(self) -> None:
+        self._workers.stop()
+
+    def close(self) -> None:
+        self._workers.close()
+
+
+class MeterMeasurer:
+    """By the meter: exact counts, estimated cycles; the same candidate has the same figure every time.
+
+    Raises:
+        UserError: no meter for this target, or no QEMU for it.
+    """
+
+    origin = Origin.ESTIMATED
+
+    def __init__(self, target: Target, jobs: int) -> None:
+        if target.machine != "aarch64" or not target.qemu_cpu.startswith("cortex-"):
+            raise UserError(
+                f"--measure meter: there is no meter for {target.name}; the arm-cortex-a53, -a72 and -a76 have one"
+            )
+        memory = hierarchy(target.qemu_cpu)
+        self._hertz = memory.clock * 1e9
+        self.how = (
+            f"{self.origin}: QEMU block counts × llvm-mca for {target.qemu_cpu} and a cache model, "
+            f"{memory.clock} GHz ({memory.board}), 1 thread"
+        )
+        self._meter = CandidateMeter(target.qemu_cpu)
+        self._threads = ThreadPoolExecutor(jobs)
+        self._stopped = False
+
+    def measure(self, kernels: Sequence[Kernel]) -> list[list[float] | Failure]:
+        counted = list(self._threads.map(self._count, kernels))
+        return [
+            each if isinstance(each, Failure) else [self._seconds(each)]
+            for each in counted
+        ]
+
+    def _count(self, kernel: Kernel) -> list[Block] | Failure:
+        if self._stopped:
+            return Failure(RUNTIME_DEVICE, "the search ended")
+        try:
+            return self._meter.count(kernel.path, kernel.shapes)
+        except CountingError as error:
+            return Failure(RUNTIME_DEVICE, str(error))
+
+    def _seconds(self, blocks: list[Block]) -> float:
+        cost = self._meter.cost(blocks)
+        return (cost.core_cycles + cost.memory_cycles) / self._hertz
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def close(self) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        self._meter.close()

@@ -1,0 +1,413 @@
+"""The search: which task next, candidates from AutoScheduler's evolution, measured, proved, written down."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import signal
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tvm
+from tvm import auto_scheduler
+
+from devices.session import Origin
+from targets.errors import Interrupted
+from tuning import workers
+from tuning.log import TuningLog
+from tuning.measure import RUNTIME_DEVICE, Kernel, Measurer
+from tuning.tasks import Task
+from tuning.workers import Failure
+
+# A population of 2048, the default, spends half a minute a round before anything is measured.
+_SEARCH = {
+    "evolutionary_search_population": 256,
+    "evolutionary_search_num_iters": 3,
+    "sample_init_min_population": 32,
+    "eps_greedy": 0.1,
+}
+_ROUND = 16
+# A task this near its bound is left alone; one whose last rounds brought nothing is left for later; one of which
+# nothing has ever worked is given up after a few rounds.
+_NEAR = 0.97
+_PATIENCE = 0.8
+_HOPELESS_ROUNDS = 4
+_GAIN = 0.999
+# Noise picks false winners: what would be the new best is measured so often in all, and the median counts.
+_CONFIRMATIONS = 3
+_FAILED_SECONDS = 1e10
+_BUILD_SECONDS = 60.0
+_BUILD_FAILED = 2
+
+
+@dataclass
+class State:
+    """How far a task is.
+
+    Attributes:
+        best: seconds of its best right candidate; infinite before there is one.
+        trials: of this log, the failed ones too.
+        stale: rounds since the last improvement.
+        exhausted: all candidates that the search can think of have been measured.
+    """
+
+    task: Task
+    best: float = math.inf
+    trials: int = 0
+    errors: int = 0
+    stale: int = 0
+    exhausted: bool = False
+    policy: Any = field(default=None, repr=False)
+
+
+class Limits(NamedTuple):
+    """Where to stop.
+
+    Attributes:
+        trials: of all tasks together, those that the log already holds included.
+        hours: of this run; None for no limit.
+        peak: operations a second that the cores can do; None where it is not known.
+    """
+
+    trials: int
+    hours: float | None
+    peak: float | None
+
+
+class Search:
+    """A search over the tasks of one network.
+
+    Args:
+        log: what is measured goes there at once; what it holds already is where the search goes on.
+        prover: the target string that candidates are proved right with, on this machine.
+        jobs: candidates compiled at a time.
+        warm: records of other logs, as JSON lines: the best of each task are measured first.
+        report: called after each round, with every task's state and the one that was measured.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        measurer: Measurer,
+        log: TuningLog,
+        limits: Limits,
+        *,
+        prover: str,
+        jobs: int,
+        warm: Iterable[str] = (),
+        report: Callable[[list[State], State], None] = lambda states, current: None,
+    ) -> None:
+        self._measurer, self._log, self._limits = measurer, log, limits
+        self._prover_target, self._report = prover, report
+        self._builders = workers.Pool(jobs, _BUILD_SECONDS)
+        self._provers = workers.Pool(1, _BUILD_SECONDS)
+        self._ending: BaseException | None = None
+        self.states = [State(task) for task in tasks]
+        self._by_key = {state.task.key: state for state in self.states}
+        self._current = self.states[0]
+        self._folder = Path(tempfile.mkdtemp(prefix="netship-tune-"))
+        self._model = auto_scheduler.XGBModel(
+            verbose_eval=0, num_warmup_sample=64, adaptive_training=True
+        )
+        self._lines: dict[str, list[str]] = {task.key: [] for task in tasks}
+        for line in log.read().lines:
+            self._remember(line)
+        self._warm = self._best_of(warm)
+
+    def _remember(self, line: str) -> None:
+        record = json.loads(line)
+        state = self._by_key.get(record["i"][0][0])
+        if state is None:
+            return
+        state.trials += 1
+        costs, error = record["r"][:2]
+        if error:
+            state.errors += 1
+        else:
+            state.best = min(state.best, statistics.fmean(costs))
+        self._lines[state.task.key].append(line)
+
+    def _best_of(self, lines: Iterable[str]) -> dict[str, list[str]]:
+        """The quickest records of each task that the log does not have yet."""
+        known = {_schedule(line) for lines in self._lines.values() for line in lines}
+        found: dict[str, list[tuple[float, str]]] = {key: [] for key in self._lines}
+        for line in lines:
+            record = json.loads(line)
+            key, (costs, error) = record["i"][0][0], record["r"][:2]
+            if key in found and not error and _schedule(line) not in known:
+                known.add(_schedule(line))
+                found[key].append((statistics.fmean(costs), line))
+        return {
+            key: [line for _, line in sorted(timed)[:_ROUND]]
+            for key, timed in found.items()
+        }
+
+    def run(self) -> None:
+        """Search until a limit is reached, or every task is near its bound.
+
+        Raises:
+            UserError: nothing can be measured, or written, any more.
+            Interrupted: Ctrl-C or SIGTERM; all that was measured is in the log.
+        """
+        started = time.monotonic()
+        measurer = auto_scheduler.measure.ProgramMeasurer(
+            *self._handles(), [_writer(self._record)], 0, 1 << 30
+        )
+        with self._interruptible():
+            self._learn()
+            for state in self.states:
+                if self._is_over(started):
+                    return
+                if self._warm[state.task.key]:
+                    self._current = state
+                    self._again(state)
+                    self._report(self.states, state)
+            for state in self.states:
+                state.policy = self._policy(state.task)
+            while not self._is_over(started):
+                chosen = self._next()
+                if chosen is None:
+                    return
+                self._round(chosen, measurer)
+                self._report(self.states, chosen)
+
+    def _round(self, state: State, measurer: Any) -> None:
+        self._current, best, trials = state, state.best, state.trials
+        state.policy.continue_search_one_round(_ROUND, measurer)
+        # Nothing may be raised through AutoScheduler's C++.
+        self._check()
+        state.stale = 0 if state.best < best * _GAIN else state.stale + 1
+        state.exhausted = state.trials == trials
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        def interrupt(_number: int, _frame: object) -> None:
+            self._end(Interrupted())
+
+        before = {
+            number: signal.signal(number, interrupt)
+            for number in (signal.SIGINT, signal.SIGTERM)
+            if signal.getsignal(number) is not signal.SIG_IGN
+        }
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _end(self, reason: BaseException) -> None:
+        if self._ending is None:
+            self._ending = reason
+            for each in (self._builders, self._provers, self._measurer):
+                each.stop()
+
+    def _check(self) -> None:
+        if self._ending is not None:
+            raise self._ending
+
+    def _is_over(self, started: float) -> bool:
+        done = sum(state.trials for state in self.states)
+        hours = self._limits.hours
+        return done >= self._limits.trials or (
+            hours is not None and time.monotonic() - started > hours * 3600
+        )
+
+    def _next(self) -> State | None:
+        """Every task once; then the one that can still give most, less for each round that gave nothing."""
+        fresh = [state for state in self.states if state.trials == 0]
+        if fresh:
+            return fresh[0]
+        chosen = max(self.states, key=self._gain)
+        return chosen if self._gain(chosen) > 0 else None
+
+    def _gain(self, state: State) -> float:
+        """Seconds of an inference that the next round of a task may save, up to a common factor."""
+        if state.exhausted:
+            return 0.0
+        if math.isinf(state.best):
+            return math.inf if state.stale < _HOPELESS_ROUNDS else 0.0
+        slack = 1.0
+        if self._limits.peak:
+            slack = 1 - state.task.bound(self._limits.peak) / state.best
+            if slack <= 1 - _NEAR:
+                return 0.0
+        return state.task.weight * state.best * slack * _PATIENCE**state.stale
+
+    def _learn(self) -> None:
+        """The cost model, from what the log holds; lines that AutoScheduler cannot read are left out."""
+        loaded = []
+        for lines in self._lines.values():
+            whole = [(line, _load(line)) for line in lines]
+            lines[:] = [line for line, pair in whole if pair]
+            loaded += [pair for _, pair in whole if pair and pair[1].error_no == 0]
+        if loaded:
+            self._model.update(*map(list, zip(*loaded, strict=True)))
+
+    def _policy(self, task: Task) -> Any:
+        right = [line for line in self._lines[task.key] if not json.loads(line)["r"][1]]
+        callbacks = None
+        if right:
+            path = self._folder / "measured.json"
+            path.write_text("\n".join(right) + "\n")
+            callbacks = [auto_scheduler.PreloadMeasuredStates(str(path))]
+        return auto_scheduler.SketchPolicy(
+            task.search,
+            program_cost_model=self._model,
+            params=dict(_SEARCH),
+            verbose=0,
+            init_search_callbacks=callbacks,
+        )
+
+    def _again(self, state: State) -> None:
+        """Measure schedules that were found elsewhere."""
+        pairs = [_load(line) for line in self._warm[state.task.key]]
+        inputs = [
+            auto_scheduler.MeasureInput(state.task.search, _state(pair[0]))
+            for pair in pairs
+            if pair
+        ]
+        results = self._run(inputs, self._build(inputs))
+        self._record(inputs, results)
+        self._check()
+        self._model.update(inputs, results)
+
+    def _handles(self) -> tuple[Any, Any]:
+        """AutoScheduler calls its builder and runner by name; these are ours."""
+        tvm.register_func(
+            "auto_scheduler.local_builder.build", self._build, override=True
+        )
+        tvm.register_func("auto_scheduler.local_runner.run", self._run, override=True)
+        return auto_scheduler.LocalBuilder(), auto_scheduler.LocalRunner()
+
+    def _build(self, inputs: Any, *_: Any) -> list[Any]:
+        arguments = [(each.serialize(), str(self._folder)) for each in inputs]
+        made = self._builders.map(workers.build, arguments, _BUILD_FAILED)
+        result = auto_scheduler.measure.BuildResult
+        return [
+            result("", [], each.number, each.message, 0.0)
+            if isinstance(each, Failure)
+            else result(each, [], 0, None, 0.0)
+            for each in made
+        ]
+
+    def _run(self, inputs: Any, built: Any, *_: Any) -> list[Any]:
+        results: list[list[float] | Failure] = [
+            Failure(int(each.error_no), str(each.error_msg)) for each in built
+        ]
+        try:
+            kernels = {
+                i: Kernel.of(str(each.filename))
+                for i, each in enumerate(built)
+                if int(each.error_no) == 0
+            }
+            measured = self._measurer.measure(list(kernels.values()))
+            results = _with(results, dict(zip(kernels, measured, strict=True)))
+            self._prove(inputs, kernels, results)
+        except Exception as error:  # noqa: BLE001 - raised by `_check`, not through C++
+            self._end(error)
+        for file in self._folder.iterdir():
+            file.unlink(missing_ok=True)
+        return [_result(each) for each in results]
+
+    def _prove(
+        self,
+        inputs: Any,
+        kernels: dict[int, Kernel],
+        results: list[list[float] | Failure],
+    ) -> None:
+        """What would be the new best must be quick every time and give the right answer, or it is not."""
+        confirmed: set[int] = set()
+        while True:
+            timed = [
+                (statistics.fmean(each), i)
+                for i, each in enumerate(results)
+                if not isinstance(each, Failure)
+            ]
+            best, index = min(timed, default=(math.inf, -1))
+            if best >= self._current.best or index in confirmed:
+                return
+            confirmed.add(index)
+            arguments = [(inputs[index].serialize(), self._prover_target)]
+            (right,) = self._provers.map(workers.is_right, arguments, RUNTIME_DEVICE)
+            if right is not True:
+                wrong = Failure(RUNTIME_DEVICE, "its answers are wrong")
+                results[index] = right if isinstance(right, Failure) else wrong
+            elif self._measurer.origin is not Origin.ESTIMATED:
+                results[index] = self._confirm(kernels[index], best)
+
+    def _confirm(self, kernel: Kernel, seconds: float) -> list[float] | Failure:
+        """The median of further measurements; a kernel fails that failed once."""
+        again = [seconds]
+        for _ in range(_CONFIRMATIONS - 1):
+            (measured,) = self._measurer.measure([kernel])
+            if isinstance(measured, Failure):
+                return measured
+            again += measured
+        return [statistics.median(again)]
+
+    def _record(self, inputs: Any, results: Any) -> None:
+        if self._ending is not None:
+            return
+        dump = auto_scheduler.measure_record.dump_record_to_string
+        pairs = zip(inputs, results, strict=True)
+        lines = [str(dump(*each)).strip() for each in pairs]
+        try:
+            self._log.append(lines)
+        except Exception as error:  # noqa: BLE001 - raised by `_check`, not through C++
+            self._end(error)
+            return
+        for line in lines:
+            self._remember(line)
+
+    def close(self) -> None:
+        self._builders.close()
+        self._provers.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _with(
+    results: list[list[float] | Failure], measured: dict[int, list[float] | Failure]
+) -> list[list[float] | Failure]:
+    return [measured.get(i, each) for i, each in enumerate(results)]
+
+
+def _result(outcome: list[float] | Failure) -> Any:
+    now = time.time()
+    if isinstance(outcome, Failure):
+        number, message = outcome
+        return auto_scheduler.MeasureResult([_FAILED_SECONDS], number, message, 0, now)
+    return auto_scheduler.MeasureResult(outcome, 0, None, 0, now)
+
+
+def _schedule(line: str) -> str:
+    """What tells one schedule from another: the workload and the transformation steps."""
+    (task, *_), steps = json.loads(line)["i"]
+    return json.dumps([task[0], steps])
+
+
+def _load(line: str) -> tuple[Any, Any] | None:
+    try:
+        loaded = auto_scheduler.measure_record.load_record_from_string(line)
+        return loaded[0], loaded[1]
+    except Exception:  # noqa: BLE001 - a line of someone else's, whatever is wrong with it
+        return None
+
+
+def _state(measured: Any) -> Any:
+    whole = auto_scheduler.measure.recover_measure_input(measured, rebuild_state=True)
+    return whole.state
+
+
+def _writer(record: Callable[[Any, Any], None]) -> Any:
+    class Writer(auto_scheduler.measure.PythonBasedMeasureCallback):  # type: ignore[misc]
+        def callback(self, policy: Any, inputs: Any, results: Any) -> None:
+            record(inputs, results)
+
+    return Writer()

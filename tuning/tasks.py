@@ -1,0 +1,97 @@
+"""What there is to tune in a network: AutoScheduler's tasks, in the layout that it wants."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from math import prod
+from typing import Any, NamedTuple
+
+from compile.model import Model
+from meter.memory import hierarchy
+from meter.operators import PEAK_MACS
+from targets.errors import UserError
+from targets.presets import Target
+
+
+class Task(NamedTuple):
+    """One task.
+
+    Attributes:
+        key: AutoScheduler's workload key, which records are found by.
+        operator: what it computes, for a person.
+        weight: how often the network has it.
+        flops: floating-point operations of one run.
+        nbytes: of its tensors, each counted once.
+        search: AutoScheduler's own object.
+    """
+
+    key: str
+    operator: str
+    weight: int
+    flops: float
+    nbytes: int
+    search: Any
+
+    @property
+    def intensity(self) -> float:
+        """Arithmetic intensity: operations a byte (Williams et al., Roofline, CACM 52(4), 2009)."""
+        return self.flops / self.nbytes
+
+    def bound(self, peak: float) -> float:
+        """Seconds that no schedule can beat at ``peak`` operations a second."""
+        return self.flops / peak
+
+
+def peak(target: Target, threads: int) -> float | None:
+    """Float32 operations a second that ``threads`` cores of a board's CPU can do; None where it is not known."""
+    if target.qemu_cpu not in PEAK_MACS:
+        return None
+    clock = hierarchy(target.qemu_cpu).clock * 1e9
+    return 2 * PEAK_MACS[target.qemu_cpu] * clock * threads
+
+
+def extract(model: Model, target: Target, threads: int = 1) -> list[Task]:
+    """The tasks of a network, as compile.lower looks for them; loads the engine's compiler.
+
+    Raises:
+        UserError: the network has no task, or cannot be imported.
+    """
+    from compile.importer import to_relay
+    from compile.lower import tuning_tasks
+
+    found, weights = tuning_tasks(to_relay(model.proto), target, threads)
+    if not found:
+        raise UserError(f"{model.identity.name}: nothing in it that could be tuned")
+    return [
+        Task(
+            key=str(task.workload_key),
+            operator=_operator(str(task.workload_key)),
+            weight=int(weight),
+            flops=float(task.compute_dag.flop_ct),
+            nbytes=4 * sum(prod(shape) for shape in shapes(str(task.workload_key))),
+            search=task,
+        )
+        for task, weight in zip(found, weights, strict=True)
+    ]
+
+
+def shapes(key: str) -> list[tuple[int, ...]]:
+    """The shapes of a task's tensors, the output's last; all are float32."""
+    return [tuple(shape) for shape in json.loads(key)[1:] if isinstance(shape, list)]
+
+
+def _operator(key: str) -> str:
+    """A task for a person: what it computes, from its tensors' shapes."""
+    *inputs, output = shapes(key)
+    where = "×".join(map(str, output[1:-1] if len(output) > 2 else output))
+    for image, weight in pairwise(inputs):
+        if not len(image) == len(weight) == 4 or image[3] != weight[2]:
+            continue
+        filters = f"{weight[0]}×{weight[1]}"
+        if weight[3] == 1 and output[3] == image[3] > 1:
+            return f"depthwise {filters}, {image[3]}, {where}"
+        if weight[3] == output[3]:
+            residual = " + residual" if inputs.index(image) else ""
+            return f"conv {filters}, {image[3]}→{weight[3]}, {where}{residual}"
+    return f"other, {where}"

@@ -1,0 +1,250 @@
+"""The work on one candidate, in processes that live on: compile it, time it, prove it right.
+
+The functions run in worker processes, which import the engine once. A worker that crashes or hangs costs its candidate
+alone: the next one starts a new worker. Only the tuner's process and its workers import this.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from targets import engine
+
+tvm = engine.compiler()
+from tvm.auto_scheduler.measure import MeasureErrorNo, MeasureInput
+from tvm.contrib.popen_pool import PopenWorker
+
+# A build worker grows by about a megabyte a candidate.
+_RECYCLED_AFTER = 400
+# Starting a worker: importing the engine on a busy machine.
+_START_SECONDS = 60.0
+# What a worker gets over its own time limit before it is taken for dead.
+_GRACE_SECONDS = 5.0
+_REPEATS = 5
+_REPEAT_MILLISECONDS = 4
+# Two right schedules of one float32 kernel differ by rounding, relative to the output's range.
+_TOLERANCE = 1e-3
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+
+
+class Failure(NamedTuple):
+    """Why a candidate has no time: one of AutoScheduler's MeasureErrorNo, and words."""
+
+    number: int
+    message: str
+
+
+class _Worker(PopenWorker):  # type: ignore[misc]
+    """TVM's worker process, except that one that is stopped, not only slow, is ended too."""
+
+    def call(
+        self, work: Callable[..., Any], arguments: tuple[Any, ...], seconds: float
+    ) -> Any:
+        self.send(work, arguments, timeout=seconds)
+        limit = seconds + _GRACE_SECONDS + (0 if self.began else _START_SECONDS)
+        ready, _, _ = select.select([self._reader], [], [], limit)
+        if not ready:
+            self.kill()
+            raise TimeoutError
+        return self.recv()
+
+    @property
+    def began(self) -> bool:
+        """Whether it has done anything before what it does now."""
+        return bool(self._remaining_uses and self._remaining_uses < _RECYCLED_AFTER - 1)
+
+    def end(self) -> None:
+        """From any thread: whoever waits for the worker hears that it ended."""
+        process = self._proc
+        if process is not None:
+            process.kill()
+
+
+class Pool:
+    """Worker processes that end with this one.
+
+    Args:
+        seconds: for one candidate.
+        threads: of TVM's own pool in each worker.
+        cores: that the workers stay on; anywhere where None.
+    """
+
+    def __init__(
+        self,
+        jobs: int,
+        seconds: float,
+        threads: int = 1,
+        cores: Sequence[int] | None = None,
+    ) -> None:
+        self._seconds = seconds
+        self._begin = (os.getpid(), threads, tuple(cores) if cores else None)
+        self._threads = ThreadPoolExecutor(jobs)
+        self._own = threading.local()
+        self._workers: list[_Worker] = []
+        self._stopped = False
+
+    def map(
+        self,
+        work: Callable[..., Any],
+        arguments: Sequence[tuple[Any, ...]],
+        number: int,
+    ) -> list[Any]:
+        """``work`` for each of ``arguments``; a crash or a hang is a `Failure` with that ``number``."""
+        return list(
+            self._threads.map(lambda each: self._do(work, each, number), arguments)
+        )
+
+    def _do(
+        self, work: Callable[..., Any], arguments: tuple[Any, ...], number: int
+    ) -> Any:
+        if self._stopped:
+            return Failure(number, "the search ended")
+        try:
+            return self._worker().call(work, arguments, self._seconds)
+        except TimeoutError:
+            return Failure(number, f"no end within {self._seconds:g} s")
+        except Exception as error:  # noqa: BLE001 - whatever it is, it costs this candidate alone
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            return Failure(number, said[-1])
+
+    def _worker(self) -> _Worker:
+        if not hasattr(self._own, "worker"):
+            self._own.worker = _Worker(
+                begin,
+                self._begin,
+                _RECYCLED_AFTER,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            self._workers.append(self._own.worker)
+        worker: _Worker = self._own.worker
+        return worker
+
+    def stop(self) -> None:
+        """End what runs: `map` returns at once, with failures."""
+        self._stopped = True
+        for worker in self._workers:
+            worker.end()
+
+    def close(self) -> None:
+        self.stop()
+        self._threads.shutdown()
+        for worker in self._workers:
+            worker.kill()
+
+
+def begin(parent: int, threads: int, cores: tuple[int, ...] | None) -> None:
+    """Of a worker: end with the parent, however that ends, and hear no Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit()
+    os.environ["TVM_NUM_THREADS"] = str(threads)
+    if cores:
+        os.sched_setaffinity(0, cores)
+
+
+def build(serialised: str, folder: str) -> str | Failure:
+    """Compile a candidate into an object file with a function ``default_function``; its path."""
+    candidate = MeasureInput.deserialize(serialised)
+    task = candidate.task
+    try:
+        schedule, arguments = task.compute_dag.apply_steps_from_state(
+            candidate.state, layout_rewrite=task.layout_rewrite_option
+        )
+    except Exception as error:  # noqa: BLE001 - as AutoScheduler's own builder
+        return _failed(MeasureErrorNo.INSTANTIATION_ERROR, error)
+    handle, path = tempfile.mkstemp(".o", dir=folder)
+    os.close(handle)
+    try:
+        function = tvm.build(schedule, arguments, target=task.target)
+        function.save(path)
+    except Exception as error:  # noqa: BLE001 - as AutoScheduler's own builder
+        return _failed(MeasureErrorNo.COMPILE_HOST, error)
+    shapes = [tuple(int(size) for size in tensor.shape) for tensor in arguments]
+    Path(path).with_suffix(".shapes").write_text(repr(shapes))
+    return path
+
+
+def time_here(kernel: str, shapes: list[tuple[int, ...]]) -> list[float] | Failure:
+    """Seconds of one run on this machine with warm caches: the median of a few repeats."""
+    try:
+        function = load(Path(kernel))
+    except Exception as error:  # noqa: BLE001 - it costs this candidate alone
+        return _failed(MeasureErrorNo.COMPILE_DEVICE, error)
+    random = np.random.default_rng(0)
+    arrays = [
+        tvm.nd.array(random.uniform(-1, 1, shape).astype(np.float32))
+        for shape in shapes
+    ]
+    try:
+        evaluate = function.time_evaluator(
+            function.entry_name,
+            tvm.cpu(),
+            number=1,
+            repeat=_REPEATS,
+            min_repeat_ms=_REPEAT_MILLISECONDS,
+        )
+        return [statistics.median(evaluate(*arrays).results)]
+    except Exception as error:  # noqa: BLE001 - it costs this candidate alone
+        return _failed(MeasureErrorNo.RUNTIME_DEVICE, error)
+
+
+def load(kernel: Path) -> Any:
+    """Link an object file of this machine's and load it."""
+    library = kernel.with_suffix(".so")
+    linker = [sys.executable, "-m", "ziglang", "ld.lld", "-shared"]
+    subprocess.run(
+        [*linker, "-o", str(library), str(kernel)], check=True, capture_output=True
+    )
+    return tvm.runtime.load_module(str(library))
+
+
+def is_right(serialised: str, target: str) -> bool:
+    """Whether a schedule computes what the untuned one does, both compiled for a CPU that this machine can be.
+
+    Weights keep their layout: what is proved is the schedule.
+
+    Args:
+        target: the target string of that CPU.
+    """
+    candidate = MeasureInput.deserialize(serialised)
+    graph = candidate.task.compute_dag
+    random = np.random.default_rng(1)
+    answers: list[Any] = []
+    arrays: list[Any] = []
+    for state in (graph.get_init_state(), candidate.state):
+        schedule, arguments = graph.apply_steps_from_state(state)
+        function = tvm.build(schedule, arguments, target=tvm.target.Target(target))
+        if not arrays:
+            arrays = [
+                random.uniform(-1, 1, [int(size) for size in tensor.shape]).astype(
+                    np.float32
+                )
+                for tensor in arguments[:-1]
+            ]
+        output = tvm.nd.empty([int(size) for size in arguments[-1].shape])
+        function(*map(tvm.nd.array, arrays), output)
+        answers.append(output.numpy())
+    reference, answer = answers
+    reach = float(np.abs(reference).max()) or 1.0
+    return bool(np.abs(answer - reference).max() <= _TOLERANCE * reach)
+
+
+def _failed(number: int, error: Exception) -> Failure:
+    return Failure(int(number), "".join(traceback.format_exception_only(error))[:2000])
