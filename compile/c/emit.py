@@ -25,10 +25,8 @@ _HERE = Path(__file__).parent
 # The kernels hold sizes in int16 and rows of a depthwise convolution in an array of 7.
 _LARGEST = 32767
 _LARGEST_KERNEL = 7
-# MVE loads whole vectors: the last one may reach this far behind the weights.
-_BEHIND = 16
-# Cores whose kernels multiply pairs of int16 (SMLAD); the others take weights as they are.
-_PAIRED = frozenset(["cortex-m4", "cortex-m7", "cortex-m33"])
+# How kernels.h wants the weights (NN_LAYOUT there).
+_SMLAD, _MVE = 1, 2
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def emit(project: Project, folder: Path, expected: NDArray[np.int8]) -> Sizes:
     Args:
         expected: int8, the output for `test_pattern`, that the self-test demands.
     """
-    data = _Data(project.cpu in _PAIRED)
+    data = _Data(_MVE if project.cpu == "cortex-m55" else _SMLAD)
     layers = [_layers(project, step, data) for step in project.steps]
     values = _values(project, layers, data, expected)
     for template, file in (
@@ -99,8 +97,8 @@ def test_pattern(size: int) -> NDArray[np.int8]:
 class _Data:
     """The two arrays in flash: weights, and biases with their multipliers; who begins where."""
 
-    def __init__(self, paired: bool) -> None:
-        self.paired = paired
+    def __init__(self, layout: int) -> None:
+        self.layout = layout
         self.weights = bytearray()
         self.constants: list[int] = []
         self.parts: list[tuple[str, int, int]] = []
@@ -177,7 +175,7 @@ def _layers(project: Project, step: Step, data: _Data) -> dict[str, Any]:
 def _convolution(convolution: Convolution, data: _Data) -> dict[str, Any]:
     name = data.name(convolution.name)
     constants = requantise.of_convolution(convolution)
-    weights = _packed(convolution, data.paired)
+    weights = _packed(convolution, data.layout)
     offsets = data.add(name, weights, constants.interleaved)
     source, output = convolution.input, convolution.output
     return {
@@ -201,27 +199,25 @@ def _convolution(convolution: Convolution, data: _Data) -> dict[str, Any]:
     }
 
 
-def _packed(convolution: Convolution, paired: bool) -> NDArray[np.int8]:
-    """The weights in the order of kernels.h (see NN_PAIRED there), flat."""
+def _packed(convolution: Convolution, layout: int) -> NDArray[np.int8]:
+    """The weights in the order of kernels.h (see NN_LAYOUT there), flat."""
     weights = convolution.weights
     if convolution.depthwise:
         flat = weights.reshape(-1, weights.shape[2])
-        if not paired:
-            return flat.ravel()
-        # [tap, channel] → [four channels, tap, their order], widened.
-        flat = np.pad(flat, ((0, 0), (0, -flat.shape[1] % 4)))
-        grouped = flat.reshape(flat.shape[0], -1, 4).transpose(1, 0, 2)[
-            :, :, [0, 2, 1, 3]
-        ]
-        return grouped.astype("<i2").ravel().view(np.int8)
+        together = 4 if layout == _SMLAD else 8
+        flat = np.pad(flat, ((0, 0), (0, -flat.shape[1] % together)))
+        # [tap, channel] → [channels together, tap, channel].
+        grouped = flat.reshape(flat.shape[0], -1, together).transpose(1, 0, 2)
+        if layout == _SMLAD:
+            return grouped[:, :, [0, 2, 1, 3]].astype("<i2").ravel().view(np.int8)
+        return grouped.ravel()
     flat = weights.reshape(weights.shape[0], -1)
-    depth = steps.padded_depth(convolution)
-    flat = np.pad(flat, ((0, 0), (0, depth - flat.shape[1])))
-    if not paired:
-        return flat.ravel()
-    # [channel, depth] → [two channels, word, channel, byte of the word].
-    flat = np.pad(flat, ((0, flat.shape[0] % 2), (0, 0)))
-    return flat.reshape(-1, 2, depth // 4, 4).transpose(0, 2, 1, 3).ravel()
+    channels, width = (2, 4) if layout == _SMLAD else (4, 16)
+    rows, depth = -flat.shape[0] % channels, -flat.shape[1] % width
+    flat = np.pad(flat, ((0, rows), (0, depth)))
+    # [channel, depth] → [channels together, word or vector, channel, byte].
+    grouped = flat.reshape(-1, channels, flat.shape[1] // width, width)
+    return grouped.transpose(0, 2, 1, 3).ravel()
 
 
 def _average(pool: AveragePool, data: _Data) -> dict[str, Any]:
@@ -265,13 +261,13 @@ def _values(
     expected: NDArray[np.int8],
 ) -> dict[str, Any]:
     constants = np.array(data.constants, "<i4")
-    weights = bytes(data.weights) + bytes(_BEHIND)
+    weights = bytes(data.weights)
     network, arena = project.network, project.arena
     return {
         "name": project.name,
         "version": project.version,
         "cpu": project.cpu,
-        "paired": int(data.paired),
+        "layout": data.layout,
         "network": network,
         "arena": arena,
         "steps": project.steps,

@@ -7,24 +7,25 @@
 #ifndef NN_KERNELS_H
 #define NN_KERNELS_H
 
-/* How the generator laid out the weights:
+/* How the generator laid out the weights, see nn_weight and nn_tap:
  * 1, for SMLAD: convolutions in words of four weights, two channels in turn; depthwise ones widened to
  *    int16, for every four channels and every tap those of channels 0, 2, 1, 3.
- * 0: convolutions [channel][depth], depthwise ones [tap][channel], as they are. */
-#ifndef NN_PAIRED
-#define NN_PAIRED 0
+ * 2, for MVE: convolutions in vectors of sixteen weights, four channels in turn; depthwise ones for every
+ *    eight channels and every tap. */
+#ifndef NN_LAYOUT
+#define NN_LAYOUT 1
 #endif
 
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__ARM_FEATURE_MVE) && !NN_PAIRED && !defined(NN_PORTABLE)
+#if defined(__ARM_FEATURE_MVE) && NN_LAYOUT == 2 && !defined(NN_PORTABLE)
 #define NN_MVE 1
 #include <arm_mve.h>
 #else
 #define NN_MVE 0
 #endif
-#if defined(__ARM_FEATURE_DSP) && defined(__ARM_ARCH_PROFILE) && __ARM_ARCH_PROFILE == 'M' && NN_PAIRED && !defined(NN_PORTABLE)
+#if defined(__ARM_FEATURE_DSP) && defined(__ARM_ARCH_PROFILE) && __ARM_ARCH_PROFILE == 'M' && NN_LAYOUT == 1 && !defined(NN_PORTABLE)
 #define NN_DSP 1
 #else
 #define NN_DSP 0
@@ -135,23 +136,29 @@ NN_KERNEL void nn_clamp(int8_t *values, int32_t count, int32_t low, int32_t high
 }
 
 #if NN_MVE
+/* sums << shift, times the multiplier, and zero */
+NN_INLINE int32x4_t nn_scaled4(int32x4_t sums, int32x4_t multiplier, int32_t shift, int32_t zero) {
+  if (shift) sums = vshlq_r_s32(sums, shift);
+  return vaddq_n_s32(vrmulhq_s32(sums, multiplier), zero);
+}
+
 /* Four sums of one pixel to four bytes. */
 NN_INLINE void nn_store4(int32x4_t sums, const int32_t *requantise, int32_t shift, int32_t zero, int8_t *out) {
   const int32x4x2_t constants = vld2q_s32(requantise);
-  sums = vshlq_r_s32(vaddq_s32(sums, constants.val[0]), shift);
-  sums = vaddq_n_s32(vrmulhq_s32(sums, constants.val[1]), zero);
-  const int16x8_t halves = vqmovnbq_s32(vdupq_n_s16(0), sums);
-  const int8x16_t bytes = vqmovnbq_s16(vdupq_n_s8(0), halves);
+  sums = nn_scaled4(vaddq_s32(sums, constants.val[0]), constants.val[1], shift, zero);
+  /* Only the lowest byte of each lane is stored. */
+  const int16x8_t halves = vqmovnbq_s32(vreinterpretq_s16_s32(sums), sums);
+  const int8x16_t bytes = vqmovnbq_s16(vreinterpretq_s8_s16(halves), halves);
   vstrbq_s32(out, vreinterpretq_s32_s8(bytes));
 }
 #endif
 
 /* Channel n's weight k of a convolution. */
 NN_INLINE int32_t nn_weight(const nn_conv *c, int32_t n, int32_t k) {
-#if NN_PAIRED
+#if NN_LAYOUT == 1
   return c->weights[(n / 2 * c->depth + k / 4 * 4) * 2 + n % 2 * 4 + k % 4];
 #else
-  return c->weights[n * c->depth + k];
+  return c->weights[((n / 4 * ((c->depth + 15) / 16) + k / 16) * 4 + n % 4) * 16 + k % 16];
 #endif
 }
 
@@ -220,33 +227,31 @@ NN_INLINE int8_t nn_dot_one(const nn_conv *c, const int8_t *x, int32_t n) {
 NN_KERNEL void nn_dot(const nn_conv *c, const int8_t *x, int8_t *out, int32_t pixels) {
   const int32_t depth = c->depth, channels = c->channels_out;
 #if NN_MVE
-  const int32_t shift = c->shift, zero = c->zero_out;
+  const int32_t shift = c->shift, zero = c->zero_out, whole = (depth - 1) / 16 * 16;
+  const mve_pred16_t rest = vctp8q((uint32_t)(depth - whole));
   for (int32_t p = 0; p < pixels; p++, x += depth) {
     const int8_t *w = c->weights;
+    const int32_t *r = c->requantise;
+    const int8x16_t tail = vldrbq_z_s8(x + whole, rest);
     int32_t n = 0;
-    for (; n + 4 <= channels; n += 4, w += 4 * depth, out += 4) {
+    for (; n + 4 <= channels; n += 4, out += 4, r += 8, w += 64) {
       int32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-      const int8_t *w0 = w, *w1 = w0 + depth, *w2 = w1 + depth, *w3 = w2 + depth;
-      int32_t k = 0;
-      for (; k + 16 <= depth; k += 16) {
-        const int8x16_t a = vldrbq_s8(x + k);
-        s0 = vmladavaq_s8(s0, a, vldrbq_s8(w0 + k));
-        s1 = vmladavaq_s8(s1, a, vldrbq_s8(w1 + k));
-        s2 = vmladavaq_s8(s2, a, vldrbq_s8(w2 + k));
-        s3 = vmladavaq_s8(s3, a, vldrbq_s8(w3 + k));
+      for (const int8_t *a = x; a != x + whole; a += 16, w += 64) {
+        const int8x16_t v = vldrbq_s8(a);
+        s0 = vmladavaq_s8(s0, v, vldrbq_s8(w));
+        s1 = vmladavaq_s8(s1, v, vldrbq_s8(w + 16));
+        s2 = vmladavaq_s8(s2, v, vldrbq_s8(w + 32));
+        s3 = vmladavaq_s8(s3, v, vldrbq_s8(w + 48));
       }
-      if (k < depth) {
-        const int8x16_t a = vldrbq_z_s8(x + k, vctp8q((uint32_t)(depth - k)));
-        s0 = vmladavaq_s8(s0, a, vldrbq_s8(w0 + k));
-        s1 = vmladavaq_s8(s1, a, vldrbq_s8(w1 + k));
-        s2 = vmladavaq_s8(s2, a, vldrbq_s8(w2 + k));
-        s3 = vmladavaq_s8(s3, a, vldrbq_s8(w3 + k));
-      }
+      s0 = vmladavaq_s8(s0, tail, vldrbq_s8(w));
+      s1 = vmladavaq_s8(s1, tail, vldrbq_s8(w + 16));
+      s2 = vmladavaq_s8(s2, tail, vldrbq_s8(w + 32));
+      s3 = vmladavaq_s8(s3, tail, vldrbq_s8(w + 48));
       int32x4_t sums = vdupq_n_s32(s0);
       sums = vsetq_lane_s32(s1, sums, 1);
       sums = vsetq_lane_s32(s2, sums, 2);
       sums = vsetq_lane_s32(s3, sums, 3);
-      nn_store4(sums, c->requantise + 2 * n, shift, zero, out);
+      nn_store4(sums, r, shift, zero, out);
     }
     for (; n < channels; n++) *out++ = nn_dot_one(c, x, n);
   }
@@ -304,6 +309,12 @@ NN_KERNEL void nn_dot(const nn_conv *c, const int8_t *x, int8_t *out, int32_t pi
 #endif
 }
 
+/* memcpy for a few bytes: a call of it would take longer than the copy. */
+NN_INLINE void nn_copy(int8_t *to, const int8_t *from, int32_t bytes) {
+  for (; bytes >= 4; bytes -= 4, to += 4, from += 4) memcpy(to, from, 4);
+  for (; bytes > 0; bytes--) *to++ = *from++;
+}
+
 /* What one output of a convolution looks at, side by side; the zero point outside the image. */
 NN_KERNEL void nn_gather(const nn_conv *c, const int8_t *image, int8_t *patch, int32_t y, int32_t x) {
   const int32_t row = c->kernel_w * c->channels_in;
@@ -317,7 +328,7 @@ NN_KERNEL void nn_gather(const nn_conv *c, const int8_t *image, int8_t *patch, i
     }
     const int32_t from = ((y + ky) * c->width_in + x) * c->channels_in + before;
     if (before) memset(patch, c->zero_in, (size_t)before);
-    memcpy(patch + before, image + from, (size_t)(row - before - after));
+    nn_copy(patch + before, image + from, row - before - after);
     if (after) memset(patch + row - after, c->zero_in, (size_t)after);
   }
 }
@@ -340,13 +351,13 @@ NN_KERNEL void nn_conv_row(const nn_conv *c, const int8_t *image, int8_t *out, i
 
 /* Channel n's weight at a tap of a depthwise convolution. */
 NN_INLINE int32_t nn_tap(const nn_conv *c, int32_t tap, int32_t n) {
-#if NN_PAIRED
+#if NN_LAYOUT == 1
   static const int8_t place[4] = {0, 2, 1, 3};
   int16_t weight;
   memcpy(&weight, c->weights + ((n / 4 * c->depth + tap) * 4 + place[n % 4]) * 2, sizeof weight);
   return weight;
 #else
-  return c->weights[tap * c->channels_in + n];
+  return c->weights[(n / 8 * c->depth + tap) * 8 + n % 8];
 #endif
 }
 
@@ -360,19 +371,27 @@ NN_INLINE int8_t nn_depthwise_one(const nn_conv *c, const int8_t *const *rows, i
 }
 
 #if NN_DSP
-/* Four channels of three taps side by side: 24 instructions, 12 multiply-adds. */
-#define NN_TAPS(row)                                              \
-  do {                                                            \
-    const int8_t *const row_ = (row);                             \
-    for (int32_t k_ = 0; k_ < 3; k_++, w += 2) {                  \
-      const int32_t word_ = nn_word(row_ + k_ * channels);        \
-      const int32_t even_ = nn_even(word_), odd_ = nn_odd(word_); \
-      const int32_t w0_ = w[0], w1_ = w[1];                       \
-      s0 = nn_smlabb(even_, w0_, s0);                             \
-      s2 = nn_smlatt(even_, w0_, s2);                             \
-      s1 = nn_smlabb(odd_, w1_, s1);                              \
-      s3 = nn_smlatt(odd_, w1_, s3);                              \
-    }                                                             \
+/* Three taps side by side, `step` bytes apart, of four channels with widened weights at w: sums of channels
+ * 0 to 3. 24 instructions, 12 multiply-adds. */
+#define NN_TAPS_TAP(load)                        \
+  load                                           \
+  "ldrd %[u], %[v], [%[wp]], #8\n\t"             \
+  "sxtb16 %[b], %[a], ror #8\n\t"                \
+  "sxtb16 %[a], %[a]\n\t"                        \
+  "smlabb %[p], %[a], %[u], %[p]\n\t"            \
+  "smlatt %[r], %[a], %[u], %[r]\n\t"            \
+  "smlabb %[q], %[b], %[v], %[q]\n\t"            \
+  "smlatt %[s], %[b], %[v], %[s]\n\t"
+#define NN_TAPS(row, step, w, s0, s1, s2, s3)                                                  \
+  do {                                                                                         \
+    int32_t a_, b_, u_, v_;                                                                    \
+    __asm__(NN_TAPS_TAP("ldr %[a], [%[x]]\n\t")                                                \
+            NN_TAPS_TAP("ldr %[a], [%[x], %[n]]\n\t")                                          \
+            NN_TAPS_TAP("ldr %[a], [%[x], %[n], lsl #1]\n\t")                                  \
+            : [p] "+r"(s0), [q] "+r"(s1), [r] "+r"(s2), [s] "+r"(s3), [wp] "+r"(w),            \
+              [a] "=&r"(a_), [b] "=&r"(b_), [u] "=&r"(u_), [v] "=&r"(v_)                       \
+            : [x] "r"(row), [n] "r"(step)                                                      \
+            : "memory");                                                                       \
   } while (0)
 #endif
 
@@ -384,41 +403,60 @@ NN_KERNEL void nn_depthwise(const nn_conv *c, const int8_t *const *rows, int8_t 
   const int32_t shift = c->shift, zero = c->zero_out;
   const int fast = c->kernel_h == 3 && c->kernel_w == 3;
 #endif
+#if NN_MVE
+  const uint32x4_t fours = vmulq_n_u32(vidupq_n_u32(0, 1), 4);
+#endif
   for (int32_t x = 0; x < c->width_out; x++) {
     int32_t n = 0;
 #if NN_MVE
-    const int8_t *const r0 = rows[0] + x * step * channels;
-    const int8_t *const r1 = rows[1] + x * step * channels;
-    const int8_t *const r2 = rows[2] + x * step * channels;
-    for (; fast && n + 4 <= channels; n += 4, out += 4) {
-      int32x4_t sums = vdupq_n_s32(0);
-      const int8_t *w = c->weights + n;
-      for (int32_t k = 0; k < 3 * channels; k += channels, w += channels)
-        sums = vaddq_s32(sums, vmulq_s32(vldrbq_s32(r0 + n + k), vldrbq_s32(w)));
-      for (int32_t k = 0; k < 3 * channels; k += channels, w += channels)
-        sums = vaddq_s32(sums, vmulq_s32(vldrbq_s32(r1 + n + k), vldrbq_s32(w)));
-      for (int32_t k = 0; k < 3 * channels; k += channels, w += channels)
-        sums = vaddq_s32(sums, vmulq_s32(vldrbq_s32(r2 + n + k), vldrbq_s32(w)));
-      nn_store4(sums, c->requantise + 2 * n, shift, zero, out);
+    if (fast) {
+      const int32_t at = x * step * channels;
+      const int8_t *r0 = rows[0] + at, *r1 = rows[1] + at, *r2 = rows[2] + at, *w = c->weights;
+      const int32_t *r = c->requantise;
+      for (; n + 8 <= channels; n += 8, r0 += 8, r1 += 8, r2 += 8, out += 8, r += 16, w += 72) {
+        int32x4_t even = vldrwq_gather_shifted_offset_s32(r, fours);
+        int32x4_t odd = vldrwq_gather_shifted_offset_s32(r + 2, fours);
+#define NN_TAP8(row, k, tap)                                                 \
+  do {                                                                       \
+    const int16x8_t a_ = vldrbq_s16((row) + (k) * channels);                 \
+    const int16x8_t w_ = vldrbq_s16(w + 8 * (tap));                          \
+    even = vaddq_s32(even, vmullbq_int_s16(a_, w_));                         \
+    odd = vaddq_s32(odd, vmulltq_int_s16(a_, w_));                           \
+    /* Or the compiler loads all taps first and runs out of registers. */    \
+    __asm__ volatile("" ::: "memory");                                       \
+  } while (0)
+        NN_TAP8(r0, 0, 0);
+        NN_TAP8(r0, 1, 1);
+        NN_TAP8(r0, 2, 2);
+        NN_TAP8(r1, 0, 3);
+        NN_TAP8(r1, 1, 4);
+        NN_TAP8(r1, 2, 5);
+        NN_TAP8(r2, 0, 6);
+        NN_TAP8(r2, 1, 7);
+        NN_TAP8(r2, 2, 8);
+        even = nn_scaled4(even, vldrwq_gather_shifted_offset_s32(r + 1, fours), shift, zero);
+        odd = nn_scaled4(odd, vldrwq_gather_shifted_offset_s32(r + 3, fours), shift, zero);
+        const int16x8_t halves = vqmovntq_s32(vqmovnbq_s32(vreinterpretq_s16_s32(even), even), odd);
+        vstrbq_s16(out, vreinterpretq_s16_s8(vqmovnbq_s16(vreinterpretq_s8_s16(halves), halves)));
+      }
     }
 #elif NN_DSP
     if (fast) {
-      const int8_t *r0 = rows[0] + x * step * channels;
-      const int8_t *r1 = rows[1] + x * step * channels;
-      const int8_t *r2 = rows[2] + x * step * channels;
-      const int32_t *w = (const int32_t *)(const void *)c->weights, *r = c->requantise;
+      const int32_t at = x * step * channels;
+      const int8_t *r0 = rows[0] + at, *r1 = rows[1] + at, *r2 = rows[2] + at;
+      const int8_t *w = c->weights;
+      const int32_t *r = c->requantise;
       for (; n + 4 <= channels; n += 4, r0 += 4, r1 += 4, r2 += 4, out += 4, r += 8) {
         int32_t s0 = r[0], s1 = r[2], s2 = r[4], s3 = r[6];
-        NN_TAPS(r0);
-        NN_TAPS(r1);
-        NN_TAPS(r2);
+        NN_TAPS(r0, channels, w, s0, s1, s2, s3);
+        NN_TAPS(r1, channels, w, s0, s1, s2, s3);
+        NN_TAPS(r2, channels, w, s0, s1, s2, s3);
         if (shift) s0 <<= shift, s1 <<= shift, s2 <<= shift, s3 <<= shift;
-        const int8_t o0 = nn_requantise(s0, r[1], zero), o1 = nn_requantise(s1, r[3], zero);
-        const int8_t o2 = nn_requantise(s2, r[5], zero), o3 = nn_requantise(s3, r[7], zero);
-        out[0] = o0;
-        out[1] = o1;
-        out[2] = o2;
-        out[3] = o3;
+        const int32_t m0 = r[1], m1 = r[3], m2 = r[5], m3 = r[7];
+        out[0] = nn_requantise(s0, m0, zero);
+        out[1] = nn_requantise(s1, m1, zero);
+        out[2] = nn_requantise(s2, m2, zero);
+        out[3] = nn_requantise(s3, m3, zero);
       }
     }
 #endif

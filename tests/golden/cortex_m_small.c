@@ -4,7 +4,7 @@
  */
 #include "small.h"
 
-#define NN_PAIRED # /* the weights' layout, see there */
+#define NN_LAYOUT # /* of the weights, see there */
 #include "small_kernels.h"
 #include "golden.h"
 
