@@ -13,6 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from bundle.store import sha256_of
 from meter import compare, compare_rows, peers
 from meter.compare_counts import Counts
 from meter.counting import Block
@@ -300,3 +301,49 @@ def test_without_qemu_every_runtime_says_so(
         case, peers.peer("ncnn"), "cortex-a72", Progress(quiet=True)
     )
     assert row.counts is None and row.refused.startswith("no QEMU")
+
+
+@pytest.fixture
+def bundle(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> SimpleNamespace:
+    """A bundle of the model that is none, and how often it was counted."""
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    (folder / "manifest.json").write_text("{}")
+    identity = SimpleNamespace(name="tiny.onnx", sha256=sha256_of(model))
+    verification = {"verification": {"max_abs_error": 2e-6}}
+    manifest = SimpleNamespace(model=identity, measured=verification)
+    found = SimpleNamespace(path=folder, manifest=manifest, counted=0)
+
+    def count_bundle(*_: object) -> Counts:
+        found.counted += 1
+        return Counts(90_000_000, 60_000_000, 10_000_000)
+
+    monkeypatch.setattr(compare_rows, "open_bundle", lambda path: found)
+    monkeypatch.setattr(compare_rows, "count_bundle", count_bundle)
+    return found
+
+
+def test_our_bundle_is_counted_once(
+    model: Path, bundle: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", str(model), "--bundle", str(bundle.path), "--json"]
+    for _ in range(2):
+        compare.main([*words, "--cpu", "cortex-a72", "--runtimes"])
+        [row] = json.loads(capsys.readouterr().out)["runtimes"]
+        assert (row["runtime"], row["core_cycles"]) == ("netship", 60_000_000)
+        assert row["max_abs_error"] == 2e-6
+    assert bundle.counted == 1
+    (bundle.path / "manifest.json").write_text("{ }")
+    compare.main([*words, "--cpu", "cortex-a72", "--runtimes"])
+    assert bundle.counted == 2
+
+
+def test_a_bundle_of_another_model_is_refused(
+    model: Path, bundle: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle.manifest.model.sha256 = "00"
+    words = ["--model", str(model), "--bundle", str(bundle.path)]
+    assert compare.main([*words, "--cpu", "cortex-a72", "--runtimes"]) == 1
+    assert "is of another model, tiny.onnx" in capsys.readouterr().out
