@@ -284,7 +284,10 @@ class Search:
             "auto_scheduler.local_builder.build", self._build, override=True
         )
         tvm.register_func("auto_scheduler.local_runner.run", self._run, override=True)
-        return auto_scheduler.LocalBuilder(), auto_scheduler.LocalRunner()
+        # They take batches of twice `n_parallel`.
+        return auto_scheduler.LocalBuilder(
+            n_parallel=_ROUND
+        ), auto_scheduler.LocalRunner()
 
     def _build(self, inputs: Any, *_: Any) -> list[Any]:
         arguments = [(each.serialize(), str(self._folder)) for each in inputs]
