@@ -94,6 +94,7 @@ def test_the_cores_share_shrinks_with_the_boards_clock_and_the_memorys_does_not(
     source = SOURCE._replace(clock=3.0)
     each = truth.Pair(source, "resnet18", 100.0, Counts(1, 120e6, 15e6))
     assert each.estimate == pytest.approx(40.0 + 10.0)
+    assert each.least == pytest.approx(40.0)
     assert each.ratio == pytest.approx(0.5)
 
 
@@ -139,11 +140,11 @@ def test_the_table_has_a_row_for_each_pair_and_a_line_for_each_board() -> None:
         page_of(pair(100, 150e6), pair(50, 150e6, "Raspberry Pi 5"), pair(10, None))
     )
     assert (
-        "| Raspberry Pi 4, 1.5 GHz | ncnn | mobilenet_v2 | 100.0 | 100.0 | 1.00 |  |"
+        "| Raspberry Pi 4, 1.5 GHz | ncnn | mobilenet_v2 | 100.0 | 100.0 | 99.3 | 1.00 |  |"
         in shown
     )
-    assert "| 50.0 | 100.0 | 2.00 | wrong: 2.0 × too slow |" in shown
-    assert "| 10.0 |  |  | not estimated |" in shown
+    assert "| 50.0 | 100.0 | 99.3 | 2.00 | wrong: 2.0 × too slow |" in shown
+    assert "| 10.0 |  |  |  | not estimated |" in shown
     assert "- Raspberry Pi 5: estimated ÷ published 2.00" in shown
     assert "- all: estimated ÷ published 1.41" in shown
     assert "--measure" not in shown
