@@ -7,9 +7,9 @@ A program marks what counts by two hints that are no-ops everywhere else: ``hint
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -136,7 +136,7 @@ def count(
         cpu: QEMU's name of the CPU.
         root: where the program finds its libraries (QEMU's ``-L``).
         caches: from the first level outwards; none is quickest.
-        environment: variables beside this process's own.
+        environment: all of the program's; this process's own would shift its stack, and with that its counts.
         seconds: time limit.
 
     Raises:
@@ -153,7 +153,7 @@ def count(
         try:
             result = subprocess.run(
                 [qemu, "-cpu", cpu, *where, "-plugin", words, *command],
-                env={**os.environ, **(environment or {})},
+                env=dict(environment or {}),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
@@ -177,6 +177,8 @@ class CountingError(UserError):
 
 
 def _failure(program: str, cpu: str, code: int, stderr: str) -> str:
+    if code in (-signal.SIGKILL, -signal.SIGTERM):
+        return f"{program}: was killed under QEMU; end other programs if memory is short, then try again"
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     said = lines[-1] if lines else "it said nothing"
     if code in (-4, 132) or "SIGILL" in stderr or "Illegal instruction" in stderr:

@@ -22,10 +22,10 @@ from meter import counting, cycles, memory
 from meter.counting import Block
 from targets.errors import UserError
 
-# Multiply-adds a cycle in float32: NEON units of four lanes each. Cortex-A53 issues one 128-bit FMLA every other cycle;
-# Cortex-A72 one (Arm, Cortex-A72 Software Optimization Guide, UAN 0016A, 3.15); Cortex-A76 two (Arm, Cortex-A76
-# Software Optimization Guide, PJDOC-466751330-7215, 3.15).
-PEAK_MACS = {"cortex-a53": 2, "cortex-a72": 4, "cortex-a76": 8}
+# Multiply-adds a cycle in float32: four lanes for each 128-bit FMLA that a core issues in a cycle. Cortex-A53 one (LLVM 22,
+# AArch64SchedA53.td); Cortex-A72 one (Arm, Cortex-A72 Software Optimization Guide, UAN 0016A, 3.15); Cortex-A76 two
+# (Arm, Cortex-A76 Software Optimization Guide, PJDOC-466751330-7215, 3.15).
+PEAK_MACS = {"cortex-a53": 4, "cortex-a72": 4, "cortex-a76": 8}
 OUTSIDE = "outside the kernels"
 _KERNEL = re.compile(r"tvmgen_(?:default|\w+?)_(fused_\w+?)(?:_compute_)?$")
 _LINE_BYTES = 64
