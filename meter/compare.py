@@ -115,7 +115,7 @@ def table(result: Comparison) -> str:
     refused = []
     for row in result.sorted_rows():
         if row.counts is None:
-            refused.append(f"{row.title} {row.version}: {row.refused}")
+            refused.append(f"{row.title} {row.version}".rstrip() + f": {row.refused}")
             continue
         lines.append(
             (
