@@ -35,7 +35,7 @@ class Job:
     model: str
     proto: bytes
     target: Target
-    records: RecordLog | None
+    records: tuple[RecordLog, ...]
     output: Path
     dump: Path | None
     standalone: Standalone | None
@@ -131,10 +131,16 @@ def _check_target(target: Target) -> None:
 
 
 def _link(factory: Any, target: Target, output: Path) -> None:
-    from targets.toolchain import link_shared
+    from targets.toolchain import is_hard_float, link_shared
 
     def compile_function(path: str, objects: list[str], **_: object) -> None:
-        link_shared([Path(item) for item in objects], Path(path), target)
+        kernels = [Path(item) for item in objects]
+        if target.machine == "arm" and not all(map(is_hard_float, kernels)):
+            raise UserError(
+                f"target {target.name}: the code passes floats as soft-float systems do, and its numbers "
+                "would be wrong on armhf; give the target -mfloat-abi=hard"
+            )
+        link_shared(kernels, Path(path), target)
 
     # TVM asks a compile function for its output format through this attribute.
     compile_function.output_format = "so"  # type: ignore[attr-defined]

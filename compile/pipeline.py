@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import resource
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -44,6 +45,7 @@ from targets.errors import UserError
 from targets.presets import Target, missing_features, this_cpu
 from targets.progress import Progress
 from tuning import records
+from tuning.records import RecordLog
 
 _MAX_GOLDEN = 4
 _ENGINE = (
@@ -67,6 +69,8 @@ class Order:
     dump: Path | None
     stated: Stated
     arena_limit: int | None = None
+    records: tuple[Path, ...] = ()
+    require_tuned: bool = False
 
 
 def build(order: Order, progress: Progress) -> Bundle:
@@ -117,18 +121,32 @@ def build(order: Order, progress: Progress) -> Bundle:
             if order.format == "standalone"
             else None
         )
-        if order.format == "c":
-            lowering, firmware = _write_c(order, source, name, folder, progress)
-        else:
-            lowering, firmware = (
-                _compile(order, model, standalone, folder, progress),
-                None,
+
+        def attempt(logs: Sequence[RecordLog]) -> tuple[Manifest, dict[str, Any]]:
+            if order.format == "c":
+                lowering, firmware = _write_c(order, source, name, folder, progress)
+            else:
+                lowering, firmware = (
+                    _compile(order, model, standalone, logs, folder, progress),
+                    None,
+                )
+            manifest = _manifest(
+                order, model, preprocessing, lowering, name, firmware, pairs, folder
             )
-        manifest = _manifest(
-            order, model, preprocessing, lowering, name, firmware, pairs, folder
-        )
-        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        verification = _verify(folder, order, reference.version, progress)
+            (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+            try:
+                checked = _verify(folder, order, reference.version, progress)
+            except UserError as error:
+                used = lowering.records
+                if lowering.layout != "NHWC" or not used or order.require_tuned:
+                    raise
+                progress.finish()
+                progress.note(f"with the records of {used.file}: {error}")
+                progress.note("building again without them")
+                return attempt(())
+            return manifest, checked
+
+        manifest, verification = attempt(_find_records(order, progress))
         progress.finish()
         measured = verification | {
             "seconds": round(time.monotonic() - started, 1),
@@ -155,10 +173,9 @@ def _check_format(order: Order) -> None:
         raise UserError(
             f"--format {order.format}: {order.target.name} takes C source; leave --format out"
         )
-    if order.format == "bundle" and of_target == "standalone":
+    if order.format == "c" and (order.records or order.require_tuned):
         raise UserError(
-            f"--format bundle: TVM's runtime is not to be had for {order.target.name}; "
-            "leave --format out"
+            f"--records and --require-tuned: {order.target.name} takes C source, which is not tuned; leave them out"
         )
     if order.arena_limit is not None and order.format != "c":
         raise UserError("--arena-limit: is for microcontrollers; leave it out")
@@ -233,17 +250,15 @@ def _compile(
     order: Order,
     model: Model,
     standalone: Standalone | None,
+    logs: Sequence[RecordLog],
     folder: Path,
     progress: Progress,
 ) -> Lowering:
-    log = records.shipped(order.target.name)
-    for line in log.skipped if log else ():
-        progress.note(line)
     job = Job(
         model=model.identity.name,
         proto=model.proto.SerializeToString(),
         target=order.target,
-        records=log,
+        records=tuple(logs),
         output=folder.resolve(),
         dump=order.dump.resolve() if order.dump else None,
         standalone=standalone,
@@ -253,7 +268,24 @@ def _compile(
     )
     progress.finish()
     progress.note(f"layout {lowering.layout}: {lowering.reason}")
+    found = lowering.records
+    for line in found.refused if found else ():
+        progress.note(line)
+    if order.require_tuned and lowering.layout != "NHWC":
+        raise UserError(
+            f"--require-tuned: {lowering.reason} (target {order.target.name}); run python -m tuning.tune, "
+            "give --records FILE, or leave --require-tuned out"
+        )
     return lowering
+
+
+def _find_records(order: Order, progress: Progress) -> list[RecordLog]:
+    if order.format == "c":
+        return []
+    logs, notes = records.find(order.target, order.records)
+    for line in notes:
+        progress.note(line)
+    return logs
 
 
 def _manifest(

@@ -1,6 +1,7 @@
-"""A bundle on an emulated board: QEMU user mode, an arm64 system, TVM's stock RPC server.
+"""A bundle on an emulated board: the boards' own server under QEMU's user mode, in a Debian system of theirs.
 
-Numbers are those of the board; times are the emulator's and say nothing of it.
+Numbers are those of the board; times are the emulator's and say nothing of it. The kernel, the caches, the clock and
+the sizes of memory are this machine's.
 """
 
 from __future__ import annotations
@@ -9,19 +10,58 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, cast
 
 from bundle.store import Bundle
+from devices.native import Machine, native_server
 from devices.rpc import open_served
+from devices.server import start_native
 from devices.session import Origin, Session
-from devices.sysroot import prepare, site_packages
+from devices.sysroot import ARCHITECTURES, prepare
 from targets.errors import UserError
 
 # More make the emulated process hang at its exit.
 _THREADS = 1
-_START_SECONDS = 120.0
+_START_SECONDS = 60.0
 _CALL_SECONDS = 600.0
-# Variables of this machine that the emulated dynamic linker and Python would obey.
-_NOT_FOR_THE_BOARD = ("LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONHOME")
+# Variables of this machine that the emulated dynamic linker would obey.
+_NOT_FOR_THE_BOARD = ("LD_PRELOAD", "LD_LIBRARY_PATH")
+
+
+class Board(NamedTuple):
+    """An emulated board: ``program`` is the command that starts its server.
+
+    Attributes:
+        cpu: QEMU's name of it.
+    """
+
+    cpu: str
+    program: tuple[str, ...]
+
+
+def board(
+    machine: str, cpu: str, on_progress: Callable[[str], None] = lambda stage: None
+) -> Board:
+    """Make an emulated board ready; the first time its system is fetched and its server built.
+
+    Args:
+        machine: aarch64 or arm.
+        cpu: a name of QEMU's (``qemu-aarch64 -cpu help``).
+
+    Raises:
+        UserError: no QEMU, QEMU does not know the CPU, the system cannot be fetched, the server not built.
+    """
+    qemu = find_qemu(machine)
+    check_cpu(qemu, cpu)
+    root = prepare(on_progress, machine)
+    server = native_server(cast(Machine, machine), on_progress)
+    return Board(cpu, (*_emulator(qemu, cpu, root), str(server)))
+
+
+def _emulator(qemu: str, cpu: str, root: Path) -> list[str]:
+    unset = [word for name in _NOT_FOR_THE_BOARD for word in ("-U", name)]
+    return [qemu, "-cpu", cpu, "-L", str(root), *unset]
 
 
 def open_emulated(
@@ -29,38 +69,32 @@ def open_emulated(
     cpu: str | None = None,
     on_progress: Callable[[str], None] = lambda stage: None,
 ) -> Session:
-    """Load a bundle on an emulated aarch64 board, on one thread.
+    """Load a bundle on an emulated board, on one thread.
 
     Args:
         cpu: a name of QEMU's (``qemu-aarch64 -cpu help``); the target's where None.
-        on_progress: called with each stage; the first time the arm64 system is fetched.
+        on_progress: called with each stage.
 
     Raises:
-        UserError: not an aarch64 bundle, no QEMU, QEMU does not know the CPU, the arm64
-            system cannot be fetched, or model.so needs an instruction the CPU lacks.
+        UserError: as `board`; a bundle for another machine, or model.so needs an instruction
+            the CPU lacks.
     """
     target = bundle.manifest.target
-    if target.machine != "aarch64":
+    if target.machine not in ARCHITECTURES:
         raise UserError(
-            f"{bundle.path}: model.so is for {target.machine}, emulated boards are aarch64; "
+            f"{bundle.path}: model.so is for {target.machine}, emulated boards are aarch64 or arm; "
             "build with --target arm-cortex-a72 or leave --board out"
         )
-    qemu = find_qemu()
-    cpu = cpu or target.qemu_cpu or "max"
-    check_cpu(qemu, cpu)
-    sysroot = prepare(on_progress)
-    on_progress(f"starting an emulated {cpu}")
-    unset = [word for name in _NOT_FOR_THE_BOARD for word in ("-U", name)]
-    python = [qemu, "-cpu", cpu, "-L", str(sysroot), *unset]
+    emulated = board(target.machine, cpu or target.qemu_cpu or "max", on_progress)
+    on_progress(f"starting an emulated {emulated.cpu}")
     return open_served(
         bundle,
-        # -S: no site-packages of this machine, whose files the emulated process can see.
-        [*python, str(sysroot / "usr/bin/python3.11"), "-S"],
-        {"PYTHONPATH": str(site_packages(sysroot))},
-        cpu=f"the emulated {cpu}",
+        lambda: start_native(
+            emulated.program, _START_SECONDS, ["--threads", str(_THREADS)]
+        ),
+        cpu=f"the emulated {emulated.cpu}",
         threads=_THREADS,
         origin=Origin.EMULATED,
-        ready_within=_START_SECONDS,
         call_timeout=_CALL_SECONDS,
     )
 

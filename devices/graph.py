@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle.store import Bundle
+from devices.board_state import BoardState
 from devices.session import OperatorTime, Origin
 from targets.errors import UserError
 
@@ -121,6 +122,7 @@ class GraphSession:
         remote: times come from the device's own clock, through TVM's evaluator, which makes
             one inference first that it does not count; on this machine each inference is
             timed by itself, so that it can alternate fairly with another runtime's.
+        state: asks for the board's state.
 
     Raises:
         UserError: the library's inputs or outputs are not the manifest's.
@@ -137,6 +139,7 @@ class GraphSession:
         call: Caller,
         on_close: Callable[[], None],
         remote: bool,
+        state: Callable[[], BoardState | None] = lambda: None,
     ) -> None:
         self.origin = origin
         self.threads = threads
@@ -153,6 +156,7 @@ class GraphSession:
         self._call = call
         self._on_close = on_close
         self._remote = remote
+        self._state = state
         self._executor = call(lambda: library["default"](device))
 
     def run(self, tensor: NDArray[np.float32]) -> list[NDArray[np.float32]]:
@@ -215,6 +219,10 @@ class GraphSession:
             OperatorTime(kernel.kernel, kernel.shape, median(times) / 1e6)
             for kernel, *times in zip(self._graph.kernels, *runs, strict=True)
         ]
+
+    def board(self) -> BoardState | None:
+        """The board's state now, where its server tells."""
+        return self._state()
 
     def close(self) -> None:
         """End the session; the second time does nothing."""

@@ -21,9 +21,11 @@ from threading import Thread
 from typing import Any, TypeVar
 
 from bundle.store import LIBRARY, Bundle
+from devices import board_state
+from devices.board_state import BoardState, check_fits
 from devices.graph import GraphSession
 from devices.local import check_runs_here, last_line
-from devices.server import start_server, this_python
+from devices.server import Server, start_server, this_python
 from devices.session import Origin, Session
 from targets import engine
 from targets.errors import UserError
@@ -113,38 +115,33 @@ def open_rpc_local(bundle: Bundle, threads: int | None = None) -> Session:
     """
     check_runs_here(bundle)
     threads = threads or bundle.manifest.threads
+    environment = {"TVM_NUM_THREADS": str(threads)}
     return open_served(
         bundle,
-        this_python(),
-        {},
+        lambda: start_server(this_python(), environment, _START_SECONDS),
         cpu=this_cpu().model,
         threads=threads,
         origin=Origin.HOST,
-        ready_within=_START_SECONDS,
         call_timeout=_CALL_SECONDS,
     )
 
 
 def open_served(
     bundle: Bundle,
-    python: list[str],
-    environment: dict[str, str],
+    start: Callable[[], Server],
     *,
     cpu: str,
     threads: int,
     origin: Origin,
-    ready_within: float,
     call_timeout: float,
 ) -> Session:
-    """Start a server under ``python``, load the bundle there, end the server with the session.
+    """Start a server, load the bundle there, end the server with the session.
 
     Args:
         cpu: what it runs on, for a message.
     """
     with ExitStack() as cleanup:
-        server = start_server(
-            python, {**environment, "TVM_NUM_THREADS": str(threads)}, ready_within
-        )
+        server = start()
         cleanup.callback(server.close)
         target = bundle.manifest.target
 
@@ -171,10 +168,20 @@ def _open(
 ) -> Session:
     cleanup.callback(link.close)
     remote = link.connect(key)
-    if origin is Origin.BOARD:
+
+    def state() -> BoardState | None:
+        said = link(lambda: board_state.ask(remote))
+        return None if said is None else board_state.parse(said, link.where)
+
+    found = state()
+    if found is not None:
+        check_fits(found, bundle, link.where, str(_tvm().__version__))
+        if found.emulated:
+            origin = Origin.EMULATED
+    elif origin is Origin.BOARD:
         _check_architecture(bundle, link, remote)
     actual = _set_threads(link, remote, threads, bundle.manifest.threads)
-    link(lambda: remote.upload(str(bundle.library)))
+    _send(bundle, link, remote, ours=found is not None)
     try:
         library = link(lambda: remote.load_module(LIBRARY))
     except RefusedError as error:
@@ -194,7 +201,23 @@ def _open(
         call=link,
         on_close=cleanup.pop_all().close,
         remote=True,
+        state=state,
     )
+
+
+def _send(bundle: Bundle, link: Link, remote: Any, *, ours: bool) -> None:
+    """Upload model.so, unless the board has kept those very bytes from before."""
+    digest = bundle.manifest.files[LIBRARY]
+    if ours and link(lambda: remote.get_function("netship.have")(digest, LIBRARY)):
+        return
+    try:
+        link(lambda: remote.upload(str(bundle.library)))
+        if ours:
+            link(lambda: remote.get_function("netship.keep")(LIBRARY))
+    except RefusedError as error:
+        raise UserError(
+            f"{error}: model.so could not be written there; is the board's disk full?"
+        ) from None
 
 
 def _check_architecture(bundle: Bundle, link: Link, remote: Any) -> None:

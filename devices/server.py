@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import select
 import shutil
@@ -11,7 +12,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -29,17 +31,21 @@ class Server:
         key: what a client has to give; no other user of the machine knows it.
     """
 
-    def __init__(self, python: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        command: Callable[[str], Sequence[str]],
+        environment: Mapping[str, str],
+    ) -> None:
         self.port = 0
         self.key = secrets.token_hex(16)
         self._scratch = tempfile.mkdtemp(prefix="netship-rpc-")
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
         self._process = subprocess.Popen(
-            [*python, "-P", str(SCRIPT), self._scratch],
+            command(self._scratch),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env={**os.environ, **environment, "TVM_USE_RUNTIME_LIB": "1"},
+            env={**os.environ, **environment},
             # Ctrl-C in a terminal reaches this process alone, which then ends the server in order.
             start_new_session=True,
         )
@@ -62,18 +68,26 @@ class Server:
                 f"the RPC server did not start within {seconds:g} s: "
                 f"{_last_line(self._log)}; try again"
             )
-        self.port = int(line)
+        # A number, or "listening on HOST:PORT".
+        self.port = int(line.rpartition(b":")[2])
 
     def death(self, within: float = 2.0) -> str:
-        """Why the server has ended, or is about to; empty where it has not."""
-        try:
-            code = self._process.wait(within)
-        except subprocess.TimeoutExpired:
-            return ""
+        """Why the server, or its process for the last client, has ended or is about to; empty where it has not."""
+        deadline = time.monotonic() + within
+        while (code := self._process.poll()) is None:
+            if signalled := re.search(r"ended by (SIG\w+)", self._said()):
+                return signalled[1]
+            if time.monotonic() > deadline:
+                return ""
+            time.sleep(0.02)
         number = code - 128 if code > 128 else -code
         with contextlib.suppress(ValueError):
             return signal.Signals(number).name
         return f"exit code {code}: {_last_line(self._log)}"
+
+    def _said(self) -> str:
+        self._log.seek(0)
+        return self._log.read().decode(errors="replace")
 
     def close(self) -> None:
         process = self._process
@@ -97,14 +111,44 @@ def start_server(
     """Start `rpc_server.py` under an interpreter that has tvm.
 
     Args:
-        python: the command that is the interpreter, the emulator before it if need be.
+        python: the command that is the interpreter.
         environment: variables beside this process's own.
         ready_within: seconds until it must listen.
 
     Raises:
         UserError: it did not start, or not in time.
     """
-    server = Server(python, environment)
+    return _started(
+        Server(
+            lambda scratch: [*python, "-P", str(SCRIPT), scratch],
+            {**environment, "TVM_USE_RUNTIME_LIB": "1"},
+        ),
+        ready_within,
+    )
+
+
+def start_native(
+    program: Sequence[str],
+    ready_within: float,
+    options: Sequence[str] = (),
+) -> Server:
+    """Start the native server on a port of 127.0.0.1 that is free.
+
+    Args:
+        program: the server's executable, the emulator before it if need be.
+        options: further options of the server's.
+
+    Raises:
+        UserError: as `start_server`.
+    """
+    own = ("--port", "0", "--key-stdin", "--end-with-stdin")
+    return _started(
+        Server(lambda scratch: [*program, *own, "--work-dir", scratch, *options], {}),
+        ready_within,
+    )
+
+
+def _started(server: Server, ready_within: float) -> Server:
     try:
         server.wait_until_ready(ready_within)
     except BaseException:

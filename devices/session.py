@@ -9,6 +9,8 @@ from typing import NamedTuple, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from devices.board_state import BoardState
+
 
 class Origin(StrEnum):
     """Where a figure comes from; figures of different origins are never put in a ratio."""
@@ -43,6 +45,10 @@ class Session(Protocol):
 
     def profile(self, tensor: NDArray[np.float32]) -> list[OperatorTime]:
         """Time by fused operator; empty where the device cannot tell."""
+        ...
+
+    def board(self) -> BoardState | None:
+        """The board's state now; None where it cannot tell, and on this machine."""
         ...
 
     def close(self) -> None: ...

@@ -164,6 +164,9 @@ class StandaloneSession:
         """Empty: the library does not time its operators."""
         return []
 
+    def board(self) -> None:
+        """Nothing: the library runs on this machine, or in an emulator here."""
+
     def self_test(self) -> None:
         """Have the library check its weights and its golden data.
 

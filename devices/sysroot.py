@@ -1,7 +1,7 @@
-"""``python -m devices.sysroot``: fetch the arm64 system that emulated boards run on.
+"""``python -m devices.sysroot``: fetch the arm64 and armhf systems that emulated boards run on.
 
-Pinned Debian packages (sysroot-arm64.lock) and the engine's own aarch64 wheels
-(requirements.lock), fetched by apt and pip as the user, verified by SHA-256 and unpacked
+Pinned Debian packages (sysroot-arm64.lock, sysroot-armhf.lock) and, for arm64, the engine's own
+wheels (requirements.lock), fetched by apt and pip as the user, verified by SHA-256 and unpacked
 in the user's cache folder. Nothing on the machine is installed or changed.
 """
 
@@ -27,7 +27,8 @@ from urllib.parse import urlsplit
 from bundle.store import sha256_of
 from targets.errors import UserError, run_command
 
-LOCK = Path(__file__).with_name("sysroot-arm64.lock")
+# Debian's names of the architectures, by the machine that Linux calls them.
+ARCHITECTURES = {"aarch64": "arm64", "arm": "armhf"}
 REQUIREMENTS = Path(__file__).parents[1] / "requirements.lock"
 SUITE = "bookworm"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -44,7 +45,7 @@ Progress = Callable[[str], None]
 
 
 class Package(NamedTuple):
-    """A line of the lock: one arm64 package of Debian's suite."""
+    """A line of a lock: one package of Debian's suite."""
 
     name: str
     version: str
@@ -54,22 +55,28 @@ class Package(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m devices.sysroot",
-        description="Fetch the arm64 system that emulated boards run on, into the cache folder.",
+        description="Fetch the systems that emulated boards run on, into the cache folder.",
         epilog=f"Packages come from this machine's Debian mirror; ${MIRROR_VARIABLE} names another.",
     )
     parser.add_argument(
         "--lock",
         action="store_true",
-        help=f"pin the versions that {SUITE} has today: rewrites {LOCK.name}",
+        help=f"pin the versions that {SUITE} has today: rewrites the lock",
+    )
+    parser.add_argument(
+        "--machine",
+        choices=ARCHITECTURES,
+        default="aarch64",
+        help="aarch64 (64-bit boards, the default) or arm (32-bit ones)",
     )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object, for machines"
     )
     arguments = parser.parse_args(argv)
     if arguments.lock:
-        relock(_say)
+        relock(_say, arguments.machine)
         return 0
-    path = prepare(_say)
+    path = prepare(_say, arguments.machine)
     size = sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
     if arguments.json:
         print(json.dumps({"path": str(path), "bytes": size}))
@@ -82,16 +89,21 @@ def _say(stage: str) -> None:
     print(stage, file=sys.stderr)
 
 
-def sysroot_path() -> Path:
+def lock_of(machine: str = "aarch64") -> Path:
+    return Path(__file__).with_name(f"sysroot-{ARCHITECTURES[machine]}.lock")
+
+
+def sysroot_path(machine: str = "aarch64") -> Path:
     """Where the system that the locks describe is, or will be."""
     key = hashlib.sha256()
-    for part in (LOCK.read_text(), _wheel_requirements(), _LEFT_OUT.pattern):
+    wheels = _wheel_requirements() if machine == "aarch64" else ""
+    for part in (lock_of(machine).read_text(), wheels, _LEFT_OUT.pattern):
         key.update(part.encode())
-    return _cache() / f"sysroot-arm64-{key.hexdigest()[:16]}"
+    return _cache() / f"sysroot-{ARCHITECTURES[machine]}-{key.hexdigest()[:16]}"
 
 
-def is_ready() -> bool:
-    return sysroot_path().is_dir()
+def is_ready(machine: str = "aarch64") -> bool:
+    return sysroot_path(machine).is_dir()
 
 
 def site_packages(sysroot: Path) -> Path:
@@ -99,14 +111,17 @@ def site_packages(sysroot: Path) -> Path:
     return sysroot / "opt" / "site-packages"
 
 
-def prepare(on_progress: Progress) -> Path:
+def prepare(on_progress: Progress, machine: str = "aarch64") -> Path:
     """Fetch and unpack the system if it is not there yet; where it is.
+
+    Args:
+        machine: aarch64, with Python and the engine's runtime, or arm, with neither.
 
     Raises:
         UserError: no network, apt, dpkg or pip; a pinned version is gone; a file's hash
             is not the lock's.
     """
-    path = sysroot_path()
+    path = sysroot_path(machine)
     if path.is_dir():
         return path
     cache = _cache()
@@ -119,32 +134,36 @@ def prepare(on_progress: Progress) -> Path:
         with tempfile.TemporaryDirectory(prefix=".sysroot-", dir=cache) as work:
             root = Path(work, "root")
             root.mkdir()
-            for archive in _fetch_packages(Path(work), on_progress):
+            for archive in _fetch_packages(Path(work), on_progress, machine):
                 _run(["dpkg-deb", "-x", str(archive), str(root)])
-            for wheel in _fetch_wheels(Path(work), on_progress):
+            wheels = (
+                _fetch_wheels(Path(work), on_progress) if machine == "aarch64" else []
+            )
+            for wheel in wheels:
                 _unpack_wheel(wheel, site_packages(root))
             root.rename(path)
     return path
 
 
-def relock(on_progress: Progress) -> None:
+def relock(on_progress: Progress, machine: str = "aarch64") -> None:
     """Rewrite the lock: the same packages in the versions that the suite has today."""
-    comments = [line for line in LOCK.read_text().splitlines() if line.startswith("#")]
+    lock = lock_of(machine)
+    comments = [line for line in lock.read_text().splitlines() if line.startswith("#")]
     with tempfile.TemporaryDirectory() as work:
-        environment = _private_apt(Path(work), on_progress)
+        environment = _private_apt(Path(work), on_progress, machine)
         lines = []
-        for package in read_lock():
+        for package in read_lock(machine):
             show = ["apt-cache", "show", "--no-all-versions", package.name]
             fields = dict(
                 re.findall(r"^(\w+): (.*)$", _run(show, environment), re.MULTILINE)
             )
             lines.append(f"{package.name} {fields['Version']} {fields['SHA256']}")
-    LOCK.write_text("\n".join([*comments, *lines]) + "\n")
-    on_progress(f"{LOCK}: {len(lines)} packages")
+    lock.write_text("\n".join([*comments, *lines]) + "\n")
+    on_progress(f"{lock}: {len(lines)} packages")
 
 
-def read_lock() -> list[Package]:
-    lines = LOCK.read_text().splitlines()
+def read_lock(machine: str = "aarch64") -> list[Package]:
+    lines = lock_of(machine).read_text().splitlines()
     return [Package(*line.split()) for line in lines if line and line[0] != "#"]
 
 
@@ -159,15 +178,17 @@ def _alone(cache: Path, on_progress: Progress) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            on_progress("waiting for another process that fetches the arm64 system")
+            on_progress("waiting for another process that fetches a system")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _fetch_packages(work: Path, on_progress: Progress) -> list[Path]:
-    packages = read_lock()
-    environment = _private_apt(work, on_progress)
-    on_progress(f"fetching {len(packages)} arm64 packages of Debian {SUITE}")
+def _fetch_packages(work: Path, on_progress: Progress, machine: str) -> list[Path]:
+    packages = read_lock(machine)
+    environment = _private_apt(work, on_progress, machine)
+    on_progress(
+        f"fetching {len(packages)} {ARCHITECTURES[machine]} packages of Debian {SUITE}"
+    )
     folder = work / "packages"
     folder.mkdir()
     pins = [f"{package.name}={package.version}" for package in packages]
@@ -177,20 +198,20 @@ def _fetch_packages(work: Path, on_progress: Progress) -> list[Path]:
         [archive] = folder.glob(f"{package.name}_*.deb")
         if sha256_of(archive) != package.sha256:
             raise UserError(
-                f"{archive.name}: its SHA-256 is not the one in {LOCK.name}; try again, "
+                f"{archive.name}: its SHA-256 is not the one in {lock_of(machine).name}; try again, "
                 f"and if it stays so refresh the lock with `{REFRESH}`"
             )
         archives.append(archive)
     return archives
 
 
-def _private_apt(work: Path, on_progress: Progress) -> dict[str, str]:
-    """An apt of our own: arm64, the user's rights, nothing of the machine's state but its proxy."""
+def _private_apt(work: Path, on_progress: Progress, machine: str) -> dict[str, str]:
+    """An apt of our own: the board's architecture, the user's rights, nothing of the machine's state but its proxy."""
     if not KEYRING.is_file():
         raise UserError(
             f"{KEYRING}: missing; install it with `apt install debian-archive-keyring`"
         )
-    mirror = _mirror()
+    mirror, architecture = _mirror(), ARCHITECTURES[machine]
     for folder in (
         "state/lists/partial",
         "cache/archives/partial",
@@ -200,11 +221,11 @@ def _private_apt(work: Path, on_progress: Progress) -> dict[str, str]:
         (work / "apt" / folder).mkdir(parents=True)
     (work / "apt" / "status").touch()
     (work / "apt" / "etc" / "sources.list").write_text(
-        f"deb [arch=arm64 signed-by={KEYRING}] {mirror} {SUITE} main\n"
+        f"deb [arch={architecture} signed-by={KEYRING}] {mirror} {SUITE} main\n"
     )
     settings = {
-        "APT::Architecture": "arm64",
-        "APT::Architectures": "arm64",
+        "APT::Architecture": architecture,
+        "APT::Architectures": architecture,
         "APT::Sandbox::User": "",
         "APT::Update::Error-Mode": "any",
         "Acquire::Languages": "none",
@@ -301,7 +322,7 @@ def _why(tool: str, output: str) -> str:
     )
     if "was not found" in first and "Version" in first:
         return (
-            f"{LOCK.name}: {first}, Debian has a newer one; refresh the lock "
+            f"the lock is stale: {first}, Debian has a newer one; refresh it "
             f"with `{REFRESH}`"
         )
     if "No module named pip" in output:

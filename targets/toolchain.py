@@ -6,6 +6,7 @@ paths or times is kept.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -71,6 +72,22 @@ def hide_symbols(
             [_llvm("llvm-objcopy"), "--strip-debug", keep, str(joined), str(output)],
             output,
         )
+
+
+def is_hard_float(file: Path) -> bool:
+    """Whether 32-bit ARM code passes floating-point numbers in registers, as armhf systems do.
+
+    Tag_ABI_VFP_args of the build attributes (Arm, ABI for the Arm Architecture: Addenda, IHI 0045, 3.3.6).
+    """
+    shown = subprocess.run(
+        [_llvm("llvm-readelf"), "-A", str(file)],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+    return (
+        re.search(r"TagName: ABI_VFP_args\s+Description: AAPCS VFP", shown) is not None
+    )
 
 
 def archive(objects: Sequence[Path], output: Path) -> None:

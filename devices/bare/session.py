@@ -208,6 +208,9 @@ class FirmwareSession:
             ),
         )
 
+    def board(self) -> None:
+        """Nothing: an emulated microcontroller has no governor."""
+
     def close(self) -> None:
         self._folder.cleanup()
 
