@@ -149,8 +149,9 @@ def _download(folder: Path) -> None:
         [*pip, *options, *python, *what], capture_output=True, text=True, check=False
     )
     if result.returncode:
-        said = [line for line in result.stderr.splitlines() if "ERROR" in line]
-        why = re.sub(r"^ERROR:\s*", "", (said or ["pip failed"])[0].strip())
+        lines = result.stderr.strip().splitlines() or ["pip said nothing"]
+        said = [line for line in lines if "ERROR" in line] or lines[-1:]
+        why = re.sub(r"^ERROR:\s*", "", said[0].strip())
         raise UserError(
             f"{LOCK.name}: {why}; check the network and the index that pip uses"
         )

@@ -35,7 +35,7 @@ CLOSE = 1.25
 _EPILOG = """\
 examples:
   python -m meter truth --report truth.html
-  python -m meter truth --measure        run every network again under the meter (about an hour)
+  python -m meter truth --measure        run every network again under the meter (a quarter of an hour)
 
 Published times are `measured on board` by their sources; ours are `estimated`.
 Exit codes: 0 shown, 2 refused (one line says why), 130 interrupted.
