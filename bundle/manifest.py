@@ -128,22 +128,32 @@ class TargetIdentity(_Model):
 
 
 class Group(_Model):
-    """One fused group of operators, one kernel in the library; ``layer`` is its name in the ONNX graph."""
+    """One fused group of operators, one kernel in the library.
+
+    Attributes:
+        layer: its name in the ONNX graph.
+        task: AutoScheduler's workload key, where a tuning record gave the schedule.
+    """
 
     name: str
     layer: str = ""
+    task: str = ""
     operators: tuple[str, ...]
     output_shape: tuple[int, ...]
     macs: int
 
 
 class Records(_Model):
-    """The tuning records a build used: ``covered`` of ``tasks`` found in ``file``."""
+    """The tuning records a build used: ``covered`` of ``tasks`` found in ``file``.
+
+    ``refused`` names those that do not fit the task they are for, for a person.
+    """
 
     file: str
     measured: str
     tasks: int
     covered: int
+    refused: tuple[str, ...] = ()
 
 
 class PlannedBuffer(_Model):

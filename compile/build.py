@@ -107,6 +107,19 @@ def _parser() -> argparse.ArgumentParser:
         help="fill in an input's symbolic dimensions",
     )
     option(
+        "--records",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="tuning records to prefer to those in tuned/ and to the shipped ones, which are found by themselves",
+    )
+    option(
+        "--require-tuned",
+        action="store_true",
+        help="refuse a network whose tuning tasks the records do not all cover",
+    )
+    option(
         "--golden",
         type=Path,
         nargs="+",
@@ -193,6 +206,8 @@ def _order(arguments: argparse.Namespace) -> Order:
         dump=arguments.dump,
         stated=Stated(**{name: getattr(arguments, name) for name in names}),
         arena_limit=arguments.arena_limit,
+        records=tuple(arguments.records),
+        require_tuned=arguments.require_tuned,
     )
 
 

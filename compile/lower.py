@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
@@ -50,37 +51,45 @@ class Lowered:
 
 
 def lower(
-    module: Any, target: Target, log: RecordLog | None, standalone: str | None = None
+    module: Any,
+    target: Target,
+    logs: Sequence[RecordLog],
+    standalone: str | None = None,
 ) -> Lowered:
     """Compile an imported Relay module for ``target``.
 
-    The layout is NHWC when ``log`` covers every tuning task of the network and NCHW otherwise:
+    The layout is NHWC when ``logs`` cover every tuning task of the network and NCHW otherwise:
     without records, NHWC schedules are several times slower than TOPI's own for NCHW.
 
     Args:
         module: an IRModule with its parameters frozen, as compile.importer gives it.
-        log: tuning records for this target, if there are any.
+        logs: tuning records that this target may use; each task takes the first one's that has it.
         standalone: compile kernels that need no TVM, with this in their symbols' names.
     """
     tvm_target = tvm.target.Target(target.tvm)
     folded = _fold(module)
-    plan, history = _Plan(folded, "NCHW", "no tuning records for this target"), None
-    if log is not None:
-        plan, history = _plan_with(log, folded, tvm_target)
-    with history or contextlib.nullcontext():
+    plan, schedules = _Plan(folded, "NCHW", "no tuning records for this target"), None
+    if logs:
+        plan, schedules = _plan_with(logs, folded, tvm_target)
+    with schedules or contextlib.nullcontext():
         factory = _compile(plan, tvm_target, standalone)
     (workspace,) = factory.function_metadata["__tvm_main__"].workspace_sizes.values()
     description = Lowering(
         layout=plan.layout,
         reason=plan.reason,
-        records=plan.records,
+        records=plan.records and _applied(plan.records, schedules),
         operators=dict(
             Counter(call.op.name for call in _calls(folded["main"]) if _macs(call))
         ),
-        groups=_groups(factory, _layers(module)),
+        groups=_groups(factory, _layers(module), schedules.tasks if schedules else {}),
         workspace_bytes=int(workspace),
     )
     return Lowered(factory, description)
+
+
+def _applied(records: Records, schedules: _Schedules | None) -> Records:
+    refused = tuple(schedules.refused) if schedules else ()
+    return records.model_copy(update={"refused": refused})
 
 
 @dataclass(frozen=True)
@@ -112,21 +121,77 @@ def tuning_tasks(
     return list(tasks), [int(weight) for weight in weights]
 
 
-def _plan_with(log: RecordLog, folded: Any, tvm_target: Any) -> tuple[_Plan, Any]:
+class _Schedules(auto_scheduler.DispatchContext):  # type: ignore[misc]
+    """Applies to each task the best record that fits it.
+
+    Equal workload keys are not always equal tasks (the key leaves padding out), and a log may hold anything: a
+    record whose steps the task refuses is named, and the next best one serves.
+
+    Attributes:
+        tasks: of each kernel that a record serves, by its name: the workload key.
+        refused: the records that do not fit their task, in words.
+    """
+
+    def __init__(self, logs: Sequence[RecordLog]) -> None:
+        super().__init__()
+        self._logs = logs
+        self.tasks: dict[str, str] = {}
+        self.refused: list[str] = []
+        self._rewritten: dict[str, tuple[str, Any]] = {}
+        self._last = ""
+
+    def query(
+        self, target: Any, workload_key: str, _complex: bool, dag: Any, func_name: str
+    ) -> Any:
+        if workload_key in self._rewritten:
+            self.tasks[func_name], state = self._rewritten[workload_key]
+            return state
+        for log in self._logs:
+            for number, record in enumerate(log.best.get(workload_key, ()), start=1):
+                try:
+                    loaded = auto_scheduler.measure_record.load_record_from_string(
+                        record.line
+                    )
+                    state = loaded[0].state
+                    dag.apply_steps_from_state(state)
+                except (tvm.TVMError, ValueError, AttributeError, TypeError):
+                    note = f"{log.name}: record {number} of task {workload_key[:60]}… does not fit it; left out"
+                    if note not in self.refused:
+                        self.refused.append(note)
+                    continue
+                self.tasks[func_name] = self._last = workload_key
+                return state
+        return self._old_ctx.query(target, workload_key, _complex, dag, func_name)
+
+    def update(self, _target: Any, workload_key: str, state: Any) -> None:
+        """The task last asked for has another key once its weights are laid out as its schedule wants them."""
+        self._rewritten[workload_key] = self._last, state
+
+
+def _plan_with(
+    logs: Sequence[RecordLog], folded: Any, tvm_target: Any
+) -> tuple[_Plan, _Schedules | None]:
     """The plan, and the context that applies the records where they cover every task."""
     tuned = _for_auto_scheduler(folded)
     tasks, _ = auto_scheduler.extract_tasks(tuned["main"], {}, tvm_target)
-    covered = sum(task.workload_key in log.workloads for task in tasks)
+    serving = [
+        next((log for log in logs if task.workload_key in log.best), None)
+        for task in tasks
+    ]
+    used = list({id(log): log for log in serving if log}.values())
+    covered = len(tasks) - serving.count(None)
     records = Records(
-        file=log.name, measured=log.measured, tasks=len(tasks), covered=covered
+        file=", ".join(log.name for log in used),
+        measured="; ".join(dict.fromkeys(log.measured for log in used)),
+        tasks=len(tasks),
+        covered=covered,
     )
     if covered < len(tasks):
         reason = f"tuning records cover {covered} of {len(tasks)} tasks"
         return _Plan(folded, "NCHW", reason, records), None
     reason = f"tuning records cover all {len(tasks)} tasks"
-    history = auto_scheduler.ApplyHistoryBest(log.measurements(auto_scheduler))
     fused = _apply(blocks.fuse(tuned), relay.transform.InferType())
-    return _Plan(fused, "NHWC", reason, records), history
+    return _Plan(fused, "NHWC", reason, records), _Schedules(logs)
 
 
 def _fold(module: Any) -> Any:
@@ -238,7 +303,9 @@ def _layers(module: Any) -> list[tuple[str, int]]:
     ]
 
 
-def _groups(factory: Any, layers: list[tuple[str, int]]) -> tuple[Group, ...]:
+def _groups(
+    factory: Any, layers: list[tuple[str, int]], tasks: dict[str, str]
+) -> tuple[Group, ...]:
     """The fused groups of operators, in the order they run.
 
     Lowering keeps the order of operators but not their names, so the names are given back in
@@ -247,7 +314,9 @@ def _groups(factory: Any, layers: list[tuple[str, int]]) -> tuple[Group, ...]:
     nodes = json.loads(factory.get_graph_json())["nodes"]
     names = [node["attrs"]["func_name"] for node in nodes if node["op"] == "tvm_op"]
     groups = [
-        _group(name, factory.function_metadata) for name in names if name != "__nop"
+        _group(name, factory.function_metadata, tasks.get(name, ""))
+        for name in names
+        if name != "__nop"
     ]
     heavy = iter(layers)
     described = []
@@ -268,7 +337,7 @@ def _heavy_operators(group: Group) -> int:
     )
 
 
-def _group(name: str, metadata: Any) -> Group:
+def _group(name: str, metadata: Any, task: str) -> Group:
     (function,) = metadata[name].relay_primfuncs.values()
     calls = _calls(function)
     return Group(
@@ -276,6 +345,7 @@ def _group(name: str, metadata: Any) -> Group:
         operators=tuple(call.op.name for call in calls),
         output_shape=_shape(function.ret_type),
         macs=sum(_macs(call) for call in calls),
+        task=task,
     )
 
 

@@ -1,4 +1,4 @@
-"""Tuning records on disk: AutoScheduler's own JSON lines, one file a target, with a header.
+"""Tuning records on disk: AutoScheduler's own JSON lines, one origin a file, with a header.
 
 A leaf: it imports nothing above targets/, so that the build can read records through it.
 """
@@ -6,21 +6,45 @@ A leaf: it imports nothing above targets/, so that the build can read records th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
-from targets.errors import UserError
+from targets.errors import UserError, run_command
+from targets.presets import PRESETS, Target
 
 SHIPPED = Path(__file__).parent / "records"
 USER = Path("tuned")
+# The texts of devices.session.Origin, the one that is trusted most first.
+ORIGINS = ("measured on board", "measured on host", "estimated")
+_FORMAT = "v0.6"
+
+
+class Record(NamedTuple):
+    """One trial.
+
+    Attributes:
+        workload: AutoScheduler's key of the task.
+        seconds: of one run; meaningless where there is an error.
+        error: AutoScheduler's MeasureErrorNo, 0 for none.
+        when: seconds since 1970.
+        line: its JSON text.
+    """
+
+    workload: str
+    seconds: float
+    error: int
+    when: float
+    line: str
 
 
 @dataclass(frozen=True)
 class RecordLog:
-    """The records of one target.
+    """The records of one target, all measured in one way.
 
     Attributes:
         name: the file's name.
@@ -39,21 +63,121 @@ class RecordLog:
         """On what the times were taken."""
         return str(self.header["measured"])
 
+    @property
+    def origin(self) -> str:
+        """One of `ORIGINS`; empty where the header does not say."""
+        stated = str(self.header.get("origin", self.measured))
+        return next((each for each in ORIGINS if stated.startswith(each)), "")
+
+    @property
+    def preset(self) -> str:
+        """The target's name."""
+        return str(self.header.get("preset", Path(self.name).stem))
+
     @cached_property
+    def records(self) -> tuple[Record, ...]:
+        return tuple(parse(line) for line in self.lines)
+
+    @cached_property
+    def best(self) -> dict[str, list[Record]]:
+        """Of each task the records without an error, each schedule once, the quickest first."""
+        found: dict[str, dict[str, Record]] = {}
+        for record in sorted(self.records, key=lambda record: record.seconds):
+            if not record.error:
+                steps = json.dumps(json.loads(record.line)["i"][1])
+                found.setdefault(record.workload, {}).setdefault(steps, record)
+        return {key: list(each.values()) for key, each in found.items()}
+
+    @property
     def workloads(self) -> frozenset[str]:
-        """AutoScheduler's workload keys that have at least one record."""
-        return frozenset(_workload(line) for line in self.lines)
-
-    def measurements(self, auto_scheduler: Any) -> Iterator[tuple[Any, Any]]:
-        """The records as AutoScheduler's (MeasureInput, MeasureResult), for ``ApplyHistoryBest``."""
-        load = auto_scheduler.measure_record.load_record_from_string
-        return (load(line) for line in self.lines)
+        """AutoScheduler's workload keys that have a record without an error."""
+        return frozenset(self.best)
 
 
-def shipped(target_name: str, folder: Path = SHIPPED) -> RecordLog | None:
-    """The records that come with the project for a preset; None where there are none."""
-    path = folder / f"{target_name}.json"
-    return read(path) if path.is_file() else None
+def parse(line: str) -> Record:
+    """Read a line of AutoScheduler's format: {"i": [task, state], "r": [costs, error, …, when], "v": …}.
+
+    Raises:
+        ValueError, KeyError, IndexError, TypeError: it is something else.
+    """
+    whole = json.loads(line)
+    key, (costs, error, _, when) = whole["i"][0][0], whole["r"]
+    if not isinstance(key, str) or not isinstance(json.loads(key), list):
+        raise TypeError(f"{key!r} is no workload key")
+    if whole["v"] != _FORMAT:
+        raise ValueError(f"of version {whole['v']}, not {_FORMAT}")
+    if not isinstance(whole["i"][1], list):
+        raise TypeError("no schedule")
+    return Record(key, fmean(costs), int(error), float(when), line)
+
+
+def canonical(target: str) -> str:
+    """A TVM target string in one wording; the number of cores is no part of it: a schedule serves any.
+
+    TVM's default keys are written out: ``arm_cpu,cpu`` for Arm's triples, else ``cpu``.
+    """
+    kind, *options = shlex.split(target) or [""]
+    named = dict(option.lstrip("-").partition("=")[::2] for option in options)
+    named.pop("num-cores", None)
+    arm = named.get("mtriple", "").startswith(("aarch64", "arm", "thumb"))
+    named.setdefault("keys", "arm_cpu,cpu" if arm else "cpu")
+    # A triple of x86-64 is the compiling machine's own wherever the string leaves it out.
+    if named.get("mtriple", "").startswith("x86_64"):
+        del named["mtriple"]
+    if "mattr" in named:
+        named["mattr"] = ",".join(sorted(named["mattr"].split(",")))
+    return " ".join([kind, *(f"-{key}={named[key]}" for key in sorted(named))])
+
+
+def find(
+    target: Target,
+    stated: Sequence[Path] = (),
+    folders: Iterable[Path] = (USER, SHIPPED),
+) -> tuple[list[RecordLog], list[str]]:
+    """The logs that a build for ``target`` may use, the one to prefer first, and notes for a person.
+
+    Those that the user names come first; then board before host before estimated, and the nearest target whose
+    instructions this one has. A log found by itself that cannot be read is named and left out.
+
+    Raises:
+        UserError: a log that the user names cannot be read.
+    """
+    logs, notes = [read(path, bare=True) for path in stated], []
+    found: list[tuple[int, int, RecordLog]] = []
+    for path in (path for folder in folders for path in sorted(folder.glob("*.json"))):
+        try:
+            log = read(path)
+        except UserError as error:
+            notes.append(f"{error}; left out")
+            continue
+        distance = _distance(log, target)
+        if distance is not None and log.origin:
+            found.append((ORIGINS.index(log.origin), distance, log))
+    logs += [log for *_, log in sorted(found, key=lambda each: each[:2])]
+    return logs, notes + [line for log in logs for line in log.skipped]
+
+
+def _distance(log: RecordLog, target: Target) -> int | None:
+    """How far the target that a log was made for is from another; None where its schedules cannot serve."""
+    if log.preset == target.name or canonical(log.header.get("target", "")) == (
+        canonical(target.tvm)
+    ):
+        return 0
+    other = next((each for each in PRESETS if each.name == log.preset), None)
+    if (
+        other is None
+        or other.format != target.format
+        or other.machine != target.machine
+        or not other.features <= target.features
+        or _keys(other) != _keys(target)
+    ):
+        return None
+    return 1 + len(target.features - other.features)
+
+
+def _keys(target: Target) -> str:
+    words = canonical(target.tvm).split()
+    return next(word for word in words if word.startswith("-keys="))
 
 
 def user_log(target_name: str, origin: str) -> Path:
@@ -88,18 +212,25 @@ def read(path: Path, bare: bool = False) -> RecordLog:
         if not line.strip() or line.startswith("#"):
             continue
         try:
-            _workload(line)
-        except (ValueError, KeyError, IndexError, TypeError):
-            skipped.append(f"{path}:{number}: not a tuning record; skipped")
+            parse(line)
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            skipped.append(f"{path}:{number}: {_why(line, error)}; skipped")
         else:
             lines.append(line)
     return RecordLog(path.name, fields, tuple(lines), tuple(skipped))
 
 
-def _workload(line: str) -> str:
-    """The workload key of a record: ["i"][0][0] of AutoScheduler's format, version v0.6."""
-    record = json.loads(line)
-    key, times = record["i"][0][0], record["r"][0]
-    if not isinstance(key, str) or not isinstance(times, list) or not times:
-        raise ValueError(line)
-    return key
+def _why(line: str, error: Exception) -> str:
+    try:
+        json.loads(line)
+    except ValueError:
+        return "torn: not a whole line of JSON"
+    if str(error).startswith("of version"):
+        return f"a record {error}"
+    return "not a tuning record"
+
+
+if __name__ == "__main__":
+    from tuning.records_command import main
+
+    run_command(main)
