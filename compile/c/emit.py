@@ -216,8 +216,8 @@ def _packed(convolution: Convolution, layout: int) -> NDArray[np.int8]:
     rows, depth = -flat.shape[0] % channels, -flat.shape[1] % width
     flat = np.pad(flat, ((0, rows), (0, depth)))
     # [channel, depth] → [channels together, word or vector, channel, byte].
-    grouped = flat.reshape(-1, channels, flat.shape[1] // width, width)
-    return grouped.transpose(0, 2, 1, 3).ravel()
+    tiled = flat.reshape(-1, channels, flat.shape[1] // width, width)
+    return tiled.transpose(0, 2, 1, 3).ravel()
 
 
 def _average(pool: AveragePool, data: _Data) -> dict[str, Any]:

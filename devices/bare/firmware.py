@@ -47,15 +47,15 @@ class Run:
 
     Attributes:
         outputs: int8 [inputs, output bytes].
-        self_test: the code that NAME_self_test returned; None in a traced run.
-        stack: bytes of stack at most, NAME_run's own and its callees'; 0 in a traced run.
+        self_test: the code that NAME_self_test returned; 0 where it was not asked.
+        stack: bytes of stack at most, NAME_run's own and its callees'; 0 where it was not asked.
         instructions: of each inference.
         parts: instructions of one inference, [steps, 4]: expand, depthwise, project, everything else;
             None but in a traced run.
     """
 
     outputs: NDArray[np.int8]
-    self_test: int | None
+    self_test: int
     stack: int
     instructions: tuple[float, ...]
     parts: NDArray[np.float64] | None
@@ -159,13 +159,22 @@ def run_firmware(
     inputs: NDArray[np.int8],
     folder: Path,
     timeout: float,
+    *,
+    probe: bool = True,
 ) -> Run:
     """Start the board with ``inputs``, int8 [inputs, input bytes], and let it run to its end.
+
+    Args:
+        probe: do the self-test first, and measure the stack: two more inferences.
 
     Raises:
         UserError: it took longer than ``timeout`` seconds, faulted, or an inference returned an error.
     """
     (folder / "input.bin").write_bytes(inputs.astype(np.int8).tobytes())
+    if probe:
+        (folder / "probe.bin").touch()
+    else:
+        (folder / "probe.bin").unlink(missing_ok=True)
     command = [
         *(_QEMU, "-M", image.board.machine, "-nographic", "-monitor", "none"),
         *("-serial", "none", "-icount", "shift=0"),
@@ -205,7 +214,7 @@ def run_firmware(
     traced = figures.size > 4 * count
     return Run(
         outputs.reshape(count, interface.output_bytes),
-        None if traced else int(each[0, 0]),
+        int(each[0, 0]),
         int(each[0, 2]),
         tuple((each[:, 3] * scale).tolist()),
         figures[4 * count :].reshape(-1, _PARTS)[:-1] * scale if traced else None,

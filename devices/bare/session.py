@@ -136,14 +136,14 @@ class FirmwareSession:
         self._runs: list[tuple[NDArray[np.int8], Run]] = []
 
     def run(self, tensor: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """One inference, preceded by the project's self-test.
+        """One inference; the first one is preceded by the project's self-test.
 
         Raises:
             ValueError: another shape.
             UserError: the self-test failed, or the board did.
         """
         inputs = quantise(tensor, self._bundle)[np.newaxis]
-        run = self._start(self.image, inputs)
+        run = self._start(self.image, inputs, probe=not self._runs)
         if run.self_test:
             raise UserError(
                 f"{self._bundle.path}: {self._bundle.manifest.name}_self_test returned "
@@ -214,9 +214,12 @@ class FirmwareSession:
     def close(self) -> None:
         self._folder.cleanup()
 
-    def _start(self, image: Image, inputs: NDArray[np.int8]) -> Run:
+    def _start(
+        self, image: Image, inputs: NDArray[np.int8], *, probe: bool = False
+    ) -> Run:
+        folder = Path(self._folder.name)
         return run_firmware(
-            image, self._interface, inputs, Path(self._folder.name), _SECONDS
+            image, self._interface, inputs, folder, _SECONDS, probe=probe
         )
 
     def __enter__(self) -> Self:
