@@ -15,10 +15,11 @@ import struct
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from bundle.store import LIBRARY, Bundle
 from devices import board_state
@@ -32,6 +33,7 @@ from targets.errors import UserError
 from targets.presets import this_cpu
 
 T = TypeVar("T")
+Note = Callable[[str], None]
 
 # tvm/rpc/base.py
 _MAGIC, _MISMATCH = 0xFF271, 0xFF273
@@ -41,6 +43,8 @@ _TRACKER_SUCCESS, _TRACKER_REQUEST, _TRACKER_SUMMARY = 0, 4, 6
 _PROBE_SECONDS = 5.0
 _CALL_SECONDS = 60.0
 _START_SECONDS = 30.0
+# After which a wait for another client is shown.
+_SHOW_SECONDS = 1.0
 _MAX_TRACKER_ANSWER = 1 << 20
 # threading::ThreadGroup::kBig (tvm/runtime/threading_backend.h)
 _BIG_CORES = 1
@@ -53,30 +57,32 @@ def open_rpc(
     *,
     key: str = "",
     threads: int | None = None,
+    wait: float = 60.0,
     call_timeout: float = _CALL_SECONDS,
     probe_timeout: float = _PROBE_SECONDS,
+    name: str = "",
+    cleanup: ExitStack | None = None,
+    on_note: Note = lambda line: None,
 ) -> Session:
     """Load a bundle on the board whose RPC server is at ``host:port``.
 
     Args:
         key: what the server was started with (``--key``).
         threads: at most the manifest's where None.
+        wait: seconds for another client to go.
         call_timeout: seconds for one call: an upload, an inference.
         probe_timeout: seconds for the server's first answer.
+        name: of the board, for messages, where the address says little.
+        cleanup: what ends with the session, and where it cannot be opened.
+        on_note: called with a line when another client is waited for.
 
     Raises:
-        UserError: nobody or something else listens there, the board is of another
-            architecture, the connection is lost.
+        LostError: the connection is lost, or a call took too long.
+        UserError: nobody or something else listens there, the bundle does not fit the board, its disk is full.
     """
-    with ExitStack() as cleanup:
-        return _open(
-            bundle,
-            Link(host, port, call_timeout, probe_timeout),
-            key,
-            threads,
-            Origin.BOARD,
-            cleanup,
-        )
+    with cleanup or ExitStack() as stack:
+        link = Link(host, port, call_timeout, probe_timeout, name=name)
+        return _open(bundle, link, key, threads, Origin.BOARD, stack, wait, on_note)
 
 
 def open_tracker(
@@ -87,6 +93,7 @@ def open_tracker(
     *,
     threads: int | None = None,
     wait: float = 60.0,
+    priority: int = 1,
     call_timeout: float = _CALL_SECONDS,
     probe_timeout: float = _PROBE_SECONDS,
 ) -> Session:
@@ -95,7 +102,9 @@ def open_tracker(
     Raises:
         UserError: no tracker there, no board with that key, all are busy; and as `open_rpc`.
     """
-    board_host, board_port, match = request_board(host, port, key, wait, probe_timeout)
+    board_host, board_port, match = request_board(
+        host, port, key, wait, probe_timeout, priority
+    )
     return open_rpc(
         bundle,
         board_host,
@@ -165,12 +174,14 @@ def _open(
     threads: int | None,
     origin: Origin,
     cleanup: ExitStack,
+    wait: float = _CALL_SECONDS,
+    on_note: Note = lambda line: None,
 ) -> Session:
     cleanup.callback(link.close)
-    remote = link.connect(key)
+    remote = link.connect(key, wait, on_note)
 
     def state() -> BoardState | None:
-        said = link(lambda: board_state.ask(remote))
+        said = link(lambda: board_state.ask(remote), "what the board is")
         return None if said is None else board_state.parse(said, link.where)
 
     found = state()
@@ -183,11 +194,11 @@ def _open(
     actual = _set_threads(link, remote, threads, bundle.manifest.threads)
     _send(bundle, link, remote, ours=found is not None)
     try:
-        library = link(lambda: remote.load_module(LIBRARY))
+        library = link(lambda: remote.load_module(LIBRARY), f"loading {LIBRARY}")
     except RefusedError as error:
         raise UserError(
             f"{error}: model.so could not be loaded there: it wants {bundle.manifest.target.name} "
-            "and glibc 2.28 or newer, and the server's own output says what is wrong"
+            f"and glibc 2.28 or newer, and the server says: {error.reason}"
         ) from None
     finally:
         with contextlib.suppress(UserError):
@@ -211,12 +222,12 @@ def _send(bundle: Bundle, link: Link, remote: Any, *, ours: bool) -> None:
     if ours and link(lambda: remote.get_function("netship.have")(digest, LIBRARY)):
         return
     try:
-        link(lambda: remote.upload(str(bundle.library)))
+        link(lambda: remote.upload(str(bundle.library)), f"the upload of {LIBRARY}")
         if ours:
             link(lambda: remote.get_function("netship.keep")(LIBRARY))
     except RefusedError as error:
         raise UserError(
-            f"{error}: model.so could not be written there; is the board's disk full?"
+            f"{error}: {LIBRARY} could not be written there: {error.reason}; make room on the board's disk"
         ) from None
 
 
@@ -255,7 +266,13 @@ def _set_threads(link: Link, remote: Any, wanted: int | None, usual: int) -> int
 
 
 class RefusedError(UserError):
-    """The server lives and answers, but what it was told to do failed there; it does not say why."""
+    """The server lives and answers, but what it was told to do failed there; ``reason`` is what it says of it."""
+
+    reason = ""
+
+
+class LostError(UserError):
+    """The board went away, or answers no more; it may come back."""
 
 
 class Link:
@@ -276,18 +293,40 @@ class Link:
         call_timeout: float,
         probe_timeout: float,
         death: Callable[[], str] = lambda: "",
+        name: str = "",
     ) -> None:
-        self.where = f"{host}:{port}"
+        self.where = name or f"{host}:{port}"
         self._address = (_probe(host, port, probe_timeout), port)
         self._timeout = call_timeout
         self._death = death
         self._broken = False
 
-    def connect(self, key: str) -> Any:
-        """TVM's session object."""
-        tvm = _tvm()
+    def connect(
+        self,
+        key: str,
+        wait: float | None = None,
+        on_note: Note = lambda line: None,
+    ) -> Any:
+        """TVM's session object.
+
+        Args:
+            wait: seconds for another client to go; a call's where None.
+            on_note: called with a line where one is waited for.
+        """
+        tvm, wait = _tvm(), self._timeout if wait is None else wait
+
+        def busy() -> None:
+            on_note(
+                f"waiting up to {wait:g} s for {self.where}, which another client has"
+            )
+
         try:
-            return self(lambda: tvm.rpc.connect(*self._address, key))
+            return self._within(
+                lambda: tvm.rpc.connect(*self._address, key),
+                wait,
+                "the handshake, as another client may have the board; try again later",
+                busy,
+            )
         except UserError as error:
             if "matches key" not in str(error):
                 raise
@@ -295,9 +334,22 @@ class Link:
                 f"{self.where}: the server wants another key; give --key as it was started with"
             ) from None
 
-    def __call__(self, action: Callable[[], T]) -> T:
+    def __call__(self, action: Callable[[], T], step: str = "a call") -> T:
+        return self._within(
+            action,
+            self._timeout,
+            f"{step}; check the board and its network, then start its RPC server again",
+        )
+
+    def _within(
+        self,
+        action: Callable[[], T],
+        seconds: float,
+        late: str,
+        on_wait: Callable[[], None] = lambda: None,
+    ) -> T:
         if self._broken:
-            raise UserError(f"{self.where}: the connection is lost; open it again")
+            raise LostError(f"{self.where}: the connection is lost; open it again")
         future: Future[T] = Future()
 
         def work() -> None:
@@ -308,12 +360,13 @@ class Link:
 
         Thread(target=work, daemon=True).start()
         try:
-            return future.result(self._timeout)
+            if not wait_for([future], min(seconds, _SHOW_SECONDS)).done:
+                on_wait()
+            return future.result(max(0.0, seconds - _SHOW_SECONDS))
         except TimeoutError:
             self.close()
-            raise UserError(
-                f"{self.where}: no answer within {self._timeout:g} s; check the board and its "
-                "network, then start its RPC server again"
+            raise LostError(
+                f"{self.where}: no answer within {seconds:g} s to {late}"
             ) from None
         except KeyboardInterrupt:
             self.close()
@@ -324,13 +377,15 @@ class Link:
     def _explain(self, error: Exception) -> UserError:
         text = str(error)
         if "Error caught from RPC call" in text and "Timeout" not in text:
-            return RefusedError(f"{self.where}: the server refused a call")
+            refused = RefusedError(f"{self.where}: the server refused a call")
+            refused.reason = last_line(error)
+            return refused
         self.close()
         reason = self._death() or (
             f"the connection was lost ({last_line(error)}); check the board, whose server also "
             "ends if model.so needs an instruction that its CPU lacks, and start it again"
         )
-        return UserError(f"{self.where}: {reason}")
+        return LostError(f"{self.where}: {reason}")
 
     def close(self) -> None:
         """Hang up, which also ends a call that is waiting."""
@@ -388,51 +443,101 @@ def _probe(host: str, port: int, timeout: float) -> str:
         return str(connection.getpeername()[0])
 
 
+class Queue(NamedTuple):
+    """What a tracker has under a key: boards in all, and how many wait for a client."""
+
+    boards: int
+    free: int
+
+
 def request_board(
-    host: str, port: int, key: str, wait: float, timeout: float
+    host: str,
+    port: int,
+    key: str,
+    wait: float,
+    timeout: float,
+    priority: int = 1,
+    on_note: Note = lambda line: None,
 ) -> tuple[str, int, str]:
     """Ask a tracker for a free board: its host, its port, and the key for this one connection.
+
+    Args:
+        priority: the larger goes first where several wait.
+        on_note: called with a line where none is free.
 
     Raises:
         UserError: no tracker there, no board with that key, none free within ``wait`` seconds.
     """
     where = f"tracker {host}:{port}"
-    hint = "start one with `python -m tvm.exec.rpc_tracker`"
-    with _connect(host, port, timeout, hint, "tracker ") as connection:
-        try:
-            connection.sendall(struct.pack("<i", _TRACKER_MAGIC))
-            (magic,) = struct.unpack("<i", _receive(connection, 4))
-            if magic != _TRACKER_MAGIC:
-                raise ValueError("magic")
-            _, summary = _ask(connection, [_TRACKER_SUMMARY])
-            names = [info["key"] for info in summary["server_info"] if "key" in info]
-            keys = [str(name).removeprefix("server:") for name in names]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(
-                f"{where}: what listens there is no TVM RPC tracker; check host and port"
-            ) from None
-        if key not in keys:
-            known = ", ".join(sorted(set(keys))) or "none"
-            raise UserError(
-                f"{where}: no board with key {key!r} (registered: {known}); on the board run "
-                f"`python -m tvm.exec.rpc_server --tracker {host}:{port} --key {key}`"
+    with _tracker(host, port, timeout) as connection:
+        boards, free = _queue(connection, host, port, key)
+        if not free:
+            on_note(
+                f"waiting up to {wait:g} s for one of {boards} board(s) with key {key!r}, all busy"
             )
         connection.settimeout(wait)
         try:
-            status, board = _ask(connection, [_TRACKER_REQUEST, key, "", 1])
+            status, board = _ask(connection, [_TRACKER_REQUEST, key, "", priority])
             board_host, board_port, match = board
             if status != _TRACKER_SUCCESS:
                 raise ValueError("status")
             return str(board_host), int(board_port), str(match)
         except TimeoutError:
             raise UserError(
-                f"{where}: all {keys.count(key)} board(s) with key {key!r} stayed busy for "
-                f"{wait:g} s; try again later"
+                f"{where}: all {boards} board(s) with key {key!r} stayed busy for "
+                f"{wait:g} s; try again later, or with a higher --priority"
             ) from None
         except (OSError, ValueError, TypeError):
             raise UserError(
                 f"{where}: gave no board; start the tracker again"
             ) from None
+
+
+def boards_of(host: str, port: int, key: str, timeout: float = _PROBE_SECONDS) -> Queue:
+    """How many boards a tracker has under ``key``.
+
+    Raises:
+        UserError: no tracker there, or no board with that key.
+    """
+    with _tracker(host, port, timeout) as connection:
+        return _queue(connection, host, port, key)
+
+
+def _tracker(host: str, port: int, timeout: float) -> socket.socket:
+    hint = "start one with `python -m tvm.exec.rpc_tracker`"
+    connection = _connect(host, port, timeout, hint, "tracker ")
+    try:
+        connection.sendall(struct.pack("<i", _TRACKER_MAGIC))
+        (magic,) = struct.unpack("<i", _receive(connection, 4))
+        if magic != _TRACKER_MAGIC:
+            raise ValueError("magic")
+    except (OSError, ValueError):
+        connection.close()
+        raise _no_tracker(host, port) from None
+    return connection
+
+
+def _no_tracker(host: str, port: int) -> UserError:
+    return UserError(
+        f"tracker {host}:{port}: what listens there is no TVM RPC tracker; check host and port"
+    )
+
+
+def _queue(connection: socket.socket, host: str, port: int, key: str) -> Queue:
+    try:
+        _, summary = _ask(connection, [_TRACKER_SUMMARY])
+        names = [info["key"] for info in summary["server_info"] if "key" in info]
+        keys = [str(name).removeprefix("server:") for name in names]
+        free = int(summary["queue_info"].get(key, {}).get("free", 0))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise _no_tracker(host, port) from None
+    if key not in keys:
+        known = ", ".join(sorted(set(keys))) or "none"
+        raise UserError(
+            f"tracker {host}:{port}: no board with key {key!r} (registered: {known}); on the board run "
+            f"`./serve --tracker {host}:{port} --key {key}` of its kit"
+        )
+    return Queue(keys.count(key), free)
 
 
 def _ask(connection: socket.socket, request: list[object]) -> tuple[int, Any]:
@@ -461,8 +566,8 @@ def _connect(
 
 def _start_server_hint(port: int) -> str:
     return (
-        "on the board run `python -m tvm.exec.rpc_server --host 0.0.0.0 "
-        f"--port {port} --port-end {port + 1}`"
+        f"on the board run `./serve --port {port}` of its kit (`python -m runtime_demo.board kit` makes one), "
+        f"or `python -m tvm.exec.rpc_server --port {port} --port-end {port + 1}`"
     )
 
 

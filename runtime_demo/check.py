@@ -29,6 +29,7 @@ examples:
   python -m runtime_demo.check out/model-znver4 --model model.onnx --images photos/
   python -m runtime_demo.check out/model-arm-cortex-a72 --board emulated
       the golden data that the bundle carries, no model needed
+  python -m runtime_demo.check out/model-arm-cortex-a72 --ssh pi@raspberrypi --images photos/ --model model.onnx
 
 A labels.csv beside the images (columns file and class_index) adds how many were right.
 Exit codes: 0 passed, 1 not within the tolerance, 2 refused (one line says why), 130 interrupted.
@@ -99,9 +100,10 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
     from bundle import photos
     from bundle.store import open_bundle
     from devices.bare.session import FirmwareSession
+    from devices.fleet import Fleet
     from devices.session import Origin
     from runtime_demo import comparison
-    from runtime_demo.result import CheckResult
+    from runtime_demo.result import Board, CheckResult
 
     if arguments.images and not arguments.model:
         raise UserError(
@@ -116,6 +118,7 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
         threads = arguments.threads or bundle.manifest.threads
         reference = comparison.reference_for(bundle, arguments.model, threads, progress)
     with open_session(bundle, arguments, progress) as session:
+        before = session.board()
         progress.stage("comparing")
         if reference is not None and found:
             inputs = comparison.read_images(bundle, found, progress)
@@ -136,6 +139,7 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
         operators = []
         if arguments.report is not None and not emulated:
             operators = comparison.profile_golden(bundle, session, progress)
+        after = session.board() if before else None
         figures = session.figures() if isinstance(session, FirmwareSession) else None
         return CheckResult(
             bundle=bundle,
@@ -150,6 +154,8 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
             reference_latency=times.reference,
             operators=tuple(operators),
             figures=figures,
+            board=Board(before, after) if before and after else None,
+            boards=session.done if isinstance(session, Fleet) else {},
         )
 
 
@@ -189,6 +195,8 @@ def _table(result: CheckResult) -> str:
         )
     if result.figures is None:
         lines += _latency_lines(result)
+        lines += result.board.lines() if result.board else []
+        lines += _share_lines(result)
     elif result.bundle.manifest.firmware is not None:
         lines += microcontroller.lines(result.figures, result.bundle.manifest.firmware)
     verdict = (
@@ -235,6 +243,13 @@ def _latency_lines(result: CheckResult) -> list[str]:
             f"ours takes {ratio:.2f} × its median"
         )
     return lines
+
+
+def _share_lines(result: CheckResult) -> list[str]:
+    if len(result.boards) < 2:
+        return []
+    shares = ", ".join(f"{name} did {done}" for name, done in result.boards.items())
+    return [f"boards     {shares} of {len(result.inputs)} {result.compared}"]
 
 
 def _times(latency: Latency) -> str:

@@ -16,7 +16,8 @@ from bundle.accuracy import compare
 from bundle.store import Bundle
 from compile import sources
 from compile.reference import Reference
-from devices.session import OperatorTime, Session
+from devices.fleet import Fleet
+from devices.session import OperatorTime, Origin, Session
 from runtime_demo.result import InputResult, Latency, answers
 from targets.errors import UserError
 from targets.progress import Progress
@@ -26,6 +27,8 @@ Array = NDArray[np.float32]
 _ROUND = 5
 # ONNX Runtime's threads were seen to spin for 40 ms after an inference, on a core that ours need.
 _SETTLE_SECONDS = 0.1
+# A board is warm when the median of a round is this near the one before, or after so many rounds.
+_STEADY, _MOST_WARMING_ROUNDS = 0.03, 10
 
 
 class Input(NamedTuple):
@@ -81,13 +84,11 @@ def compare_images(
     inputs: Iterator[Input],
     progress: Progress,
 ) -> tuple[InputResult, ...]:
-    """Each image through the bundle and through ONNX Runtime."""
+    """Each image through the bundle, on as many boards as the session has, and through ONNX Runtime."""
     results = []
-    for item in inputs:
+    for item, ours in _outputs(session, inputs):
         progress.tick()
-        results.append(
-            _result(bundle, item, session.run(item.tensor), reference.run(item.tensor))
-        )
+        results.append(_result(bundle, item, ours, reference.run(item.tensor)))
     return tuple(results)
 
 
@@ -95,12 +96,28 @@ def compare_golden(
     bundle: Bundle, session: Session, progress: Progress
 ) -> tuple[InputResult, ...]:
     """The bundle's golden inputs against the outputs stored beside them."""
+    pairs = golden.read_golden(bundle)
+    inputs = (
+        Input(f"golden input {index}", None, tensor)
+        for index, (tensor, _) in enumerate(pairs)
+    )
     results = []
-    for index, (tensor, outputs) in enumerate(golden.read_golden(bundle)):
+    for (item, ours), (_, expected) in zip(
+        _outputs(session, inputs), pairs, strict=True
+    ):
         progress.tick()
-        item = Input(f"golden input {index}", None, tensor)
-        results.append(_result(bundle, item, session.run(tensor), outputs))
+        results.append(_result(bundle, item, ours, expected))
     return tuple(results)
+
+
+def _outputs(
+    session: Session, inputs: Iterator[Input]
+) -> Iterator[tuple[Input, list[Array]]]:
+    if isinstance(session, Fleet):
+        yield from session.run_all(inputs, lambda item: item.tensor)
+    else:
+        for item in inputs:
+            yield item, session.run(item.tensor)
 
 
 def _result(
@@ -134,6 +151,8 @@ def time_both(
     """
     ours: list[float] = []
     theirs: list[float] = []
+    if session.origin is Origin.BOARD:
+        _warm_up(session, tensor, progress)
     while len(ours) < repeat:
         progress.tick()
         size = min(_ROUND, repeat - len(ours))
@@ -143,6 +162,16 @@ def time_both(
             time.sleep(_SETTLE_SECONDS)
             theirs += reference.time(tensor, size + 1)[1:]
     return ours, theirs
+
+
+def _warm_up(session: Session, tensor: Array, progress: Progress) -> None:
+    before = 0.0
+    for _ in range(_MOST_WARMING_ROUNDS):
+        progress.tick()
+        now = float(np.median(session.time(tensor, _ROUND)))
+        if abs(now - before) <= _STEADY * now:
+            return
+        before = now
 
 
 class Times(NamedTuple):

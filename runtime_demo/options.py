@@ -15,12 +15,19 @@ if TYPE_CHECKING:
 
 DEVICES_HELP = """\
 where it runs (default: in this process):
-  --rpc local               a TVM RPC server that is started here, on 127.0.0.1, and ended again
-  --rpc HOST:PORT           a TVM RPC server on a board. It runs whatever it is sent: keep it on
-                            127.0.0.1 there and tunnel with ssh -L 9090:127.0.0.1:9090 pi@raspberrypi
-  --tracker HOST:PORT --key KEY    any free board that a tracker knows under KEY
-  --board emulated          an emulated arm64 board (QEMU, Debian); its times mean nothing
+  --ssh USER@HOST           a board that ssh reaches: its running server, or the kit's in ~/netship for
+                            the time of the command (python -m runtime_demo.board kit makes the kit)
+  --rpc HOST:PORT           a TVM RPC server, the kit's or TVM's own. It runs whatever it is sent: keep it
+                            on 127.0.0.1 there
+  --rpc local               TVM's own server, started here on 127.0.0.1 and ended again
+  --tracker HOST:PORT --key KEY    the free boards that a tracker knows under KEY; check uses all of them
+  --board emulated          an emulated board: the kit's server under QEMU, in a Debian of its own. Answers
+                            are the CPU's, and an instruction it lacks fails; times, caches, memory, the
+                            kernel and the clock are not a board's
+A board that goes away under a running command is waited for, and the command goes on.
 """
+_WAIT_SECONDS = 60
+_MOST_BOARDS = 64
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
@@ -28,12 +35,33 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
         "bundle", type=Path, help="the folder that python -m compile.build made"
     )
     place = parser.add_argument_group("device").add_mutually_exclusive_group()
+    place.add_argument("--ssh", metavar="USER@HOST", help="a board that ssh reaches")
     place.add_argument("--rpc", metavar="HOST:PORT", help="a TVM RPC server, or local")
     place.add_argument(
         "--tracker", metavar="HOST:PORT", help="a TVM RPC tracker; needs --key"
     )
     place.add_argument("--board", choices=["emulated"], help="an emulated board")
+    parser.add_argument(
+        "--cpu",
+        metavar="CPU",
+        help="of the emulated board: cortex-a53, cortex-a72, cortex-a76, cortex-a7 (default: the target's)",
+    )
     parser.add_argument("--key", help="the boards' key at the tracker, or the server's")
+    parser.add_argument(
+        "--priority",
+        type=count,
+        default=1,
+        metavar="N",
+        help="at the tracker, where several wait for a board: the largest goes first (default: 1)",
+    )
+    parser.add_argument(
+        "--wait",
+        type=count,
+        default=_WAIT_SECONDS,
+        metavar="S",
+        help="seconds to wait for a busy board, and for one that went away "
+        f"(default: {_WAIT_SECONDS})",
+    )
     parser.add_argument(
         "--threads", type=count, metavar="N", help="threads (default: the manifest's)"
     )
@@ -43,43 +71,75 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
 
 
 def open_session(
-    bundle: Bundle, arguments: argparse.Namespace, progress: Progress
+    bundle: Bundle,
+    arguments: argparse.Namespace,
+    progress: Progress,
+    most: int = _MOST_BOARDS,
 ) -> Session:
     """Load the bundle on the device that the options name.
+
+    Args:
+        most: boards of a tracker, where several are free.
 
     Raises:
         UserError: the options contradict each other, or the device cannot take the bundle.
     """
     if arguments.tracker and not arguments.key:
         raise UserError("--tracker needs --key KEY: which of its boards?")
-    if arguments.key and not (arguments.tracker or arguments.rpc):
-        raise UserError("--key goes with --tracker or --rpc; leave it out")
+    if arguments.key and not (arguments.tracker or arguments.rpc or arguments.ssh):
+        raise UserError("--key goes with --tracker, --rpc or --ssh; leave it out")
+    if arguments.cpu and not arguments.board:
+        raise UserError("--cpu goes with --board emulated; leave it out")
     from devices.opening import check_served, open_here, open_on_emulated
 
-    threads = arguments.threads
+    threads, wait, note = arguments.threads, arguments.wait, progress.note
     if arguments.board == "emulated":
-        return open_on_emulated(bundle, threads, progress.stage)
-    if arguments.tracker or arguments.rpc:
-        check_served(bundle)
-    if arguments.tracker:
-        from devices.rpc import open_tracker
-
-        progress.stage(f"asking the tracker at {arguments.tracker} for {arguments.key}")
-        host, port = _address(arguments.tracker)
-        return open_tracker(bundle, host, port, arguments.key, threads=threads)
+        return open_on_emulated(bundle, threads, progress.stage, arguments.cpu)
     if arguments.rpc == "local":
         from devices.rpc import open_rpc_local
 
+        check_served(bundle)
         progress.stage("starting an RPC server on 127.0.0.1")
         return open_rpc_local(bundle, threads=threads)
-    if arguments.rpc:
-        from devices.rpc import open_rpc
+    if not (arguments.ssh or arguments.tracker or arguments.rpc):
+        progress.stage("loading the bundle")
+        return open_here(bundle, threads)
+    from devices import fleet
 
+    check_served(bundle)
+    if arguments.tracker:
+        progress.stage(f"asking the tracker at {arguments.tracker} for {arguments.key}")
+        return fleet.open_fleet(
+            bundle,
+            *address(arguments.tracker),
+            arguments.key,
+            most=most,
+            threads=threads,
+            wait=wait,
+            priority=arguments.priority,
+            on_note=note,
+        )
+    if arguments.ssh:
+        progress.stage(f"reaching {arguments.ssh}")
+        open_it = fleet.through_ssh(
+            bundle,
+            arguments.ssh,
+            arguments.key,
+            threads=threads,
+            wait=wait,
+            on_note=note,
+        )
+    else:
         progress.stage(f"sending the bundle to {arguments.rpc}")
-        host, port = _address(arguments.rpc)
-        return open_rpc(bundle, host, port, key=arguments.key or "", threads=threads)
-    progress.stage("loading the bundle")
-    return open_here(bundle, threads)
+        open_it = fleet.at(
+            bundle,
+            *address(arguments.rpc),
+            arguments.key or "",
+            threads=threads,
+            wait=wait,
+            on_note=note,
+        )
+    return fleet.open_board(open_it, wait, note)
 
 
 def count(text: str) -> int:
@@ -92,7 +152,7 @@ def threads_text(threads: int) -> str:
     return f"{threads} thread{'' if threads == 1 else 's'}"
 
 
-def _address(text: str) -> tuple[str, int]:
+def address(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
         raise UserError(f"{text!r} is not HOST:PORT, such as 127.0.0.1:9090")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from bundle.accuracy import INT8_COSINE, TOLERANCE, Accuracy
 from bundle.store import Bundle
 from devices.bare.session import Figures
+from devices.board_state import BoardState
 from devices.session import OperatorTime, Origin
 from runtime_demo import microcontroller
 
@@ -91,9 +92,46 @@ class InputResult:
         return self.ours[0].class_index == self.expected
 
 
+class Board(NamedTuple):
+    """The board that was timed, before its first inference and after the last."""
+
+    before: BoardState
+    after: BoardState
+
+    def to_json(self) -> dict[str, Any]:
+        """What it is, and its condition twice; an emulated board has none of its own."""
+        changing = {"governor", "frequency_khz", "temperature_c", "throttled"}
+        lasting = {
+            *("server", "tvm", "machine", "emulated", "board", "cpu_model"),
+            *("cores", "threads", "glibc"),
+        }
+        condition = {
+            name: None if state.emulated else state.model_dump(include=changing)
+            for name, state in self._asdict().items()
+        }
+        return {**self.before.model_dump(include=lasting), **condition}
+
+    def lines(self) -> list[str]:
+        """For the table."""
+        what = [self.before.board, self.before.cpu_model, self.before.machine]
+        words = ", ".join(word for word in what if word)
+        if self.before.emulated:
+            return [f"board      {words}, emulated"]
+        conditions = [self.before.condition(), self.after.condition()]
+        if conditions[0]:
+            words += f"; {conditions[0]}"
+        if conditions[1] != conditions[0]:
+            words += f"; afterwards {conditions[1]}"
+        return [f"board      {words}"]
+
+
 @dataclass(frozen=True)
 class CheckResult:
-    """A whole check; ``compared`` says what was compared: "images" or "golden inputs"."""
+    """A whole check; ``compared`` says what was compared: "images" or "golden inputs".
+
+    Attributes:
+        boards: how many inputs each board of several did; empty where it was none of them.
+    """
 
     bundle: Bundle
     compared: str
@@ -105,6 +143,8 @@ class CheckResult:
     reference_latency: Latency | None
     operators: tuple[OperatorTime, ...]
     figures: Figures | None = None
+    board: Board | None = None
+    boards: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -166,6 +206,8 @@ class CheckResult:
             else None,
             "origin": self.origin.split()[0],
             "device": str(self.origin),
+            "board": self.board.to_json() if self.board else None,
+            "boards": dict(self.boards),
             "passed": self.passed,
             **microcontroller.to_json(self.figures),
             "results": [

@@ -64,7 +64,7 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     labels, probabilities = bundle.labels(), bundle.manifest.probabilities
     found = photos.find(arguments.image)
     seen = []
-    with open_session(bundle, arguments, progress) as session:
+    with open_session(bundle, arguments, progress, most=1) as session:
         progress.stage("classifying")
         latency = None
         for item in read_images(bundle, found, progress):

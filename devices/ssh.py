@@ -1,0 +1,275 @@
+"""A board's RPC server through the system's ssh: a tunnel to 127.0.0.1 there, and the server started if need be."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import select
+import shlex
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from typing import IO, NamedTuple, NoReturn, Self
+
+from targets.errors import UserError
+
+SERVER_PORT = 9090
+_ALIVE_SECONDS = 5
+_CONNECT_SECONDS = 10
+_START_SECONDS = 20.0
+_END_SECONDS = 5.0
+
+_OPTIONS = (
+    # Nothing is asked: keys come from the agent or ~/.ssh.
+    *("-T", "-o", "BatchMode=yes"),
+    *("-o", "ExitOnForwardFailure=yes"),
+    # A tunnel of our own that ends with us, not one of the user's shared connections.
+    *("-o", "ControlMaster=no", "-o", "ControlPath=none"),
+    *("-o", f"ConnectTimeout={_CONNECT_SECONDS}"),
+    *("-o", f"ServerAliveInterval={_ALIVE_SECONDS}", "-o", "ServerAliveCountMax=3"),
+)
+
+# Ends when its standard input does, as it does however this process ends.
+_WAIT = "echo ready; exec cat >/dev/null"
+
+# A running server is found by its listening socket (state 0A of /proc/net/tcp); its key is root's and its own.
+_SERVE = """\
+read key
+if grep -Eq ' (0100007F|00000000):{service:04X} 00000000:0000 0A ' /proc/net/tcp 2>/dev/null; then
+    file=/etc/netship/key
+    [ ! -e /etc/netship ] || found=$(cat $file 2>/dev/null || sudo -n cat $file 2>/dev/null) || {{ echo locked; exit; }}
+    echo "service $found"
+    exec cat >/dev/null
+fi
+if [ ! -x netship/serve ]; then echo "missing $(uname -m)"; exit; fi
+echo started
+{{ echo "$key"; exec cat; }} | netship/serve --port {port} --key-stdin --end-with-stdin
+"""
+
+
+class Served(NamedTuple):
+    """A server on a board and the way to it.
+
+    Attributes:
+        port: of 127.0.0.1 here, which leads there.
+        key: what a client has to give.
+        started: for this command; else it was running.
+    """
+
+    port: int
+    key: str
+    started: bool
+
+
+@contextlib.contextmanager
+def open_tunnel(destination: str, remote_port: int) -> Iterator[int]:
+    """A port of 127.0.0.1 here that leads to ``remote_port`` of 127.0.0.1 there, for as long as the context lasts.
+
+    Args:
+        destination: as ssh takes it: ``USER@HOST``, a name of ~/.ssh/config, ``ssh://USER@HOST:PORT``.
+
+    Raises:
+        UserError: no ssh, the host is unknown or its key changed, nobody answers, or it lets nobody in.
+    """
+    [port] = _free_ports(1)
+    with _Ssh(destination, [(port, remote_port)], _WAIT) as ssh:
+        if ssh.read_line(_CONNECT_SECONDS + _START_SECONDS) != "ready":
+            ssh.explain()
+        yield port
+
+
+@contextlib.contextmanager
+def open_server(
+    destination: str, key: str | None = None, port: int = SERVER_PORT
+) -> Iterator[Served]:
+    """The RPC server of a board: the one that runs there, else the kit's in ~/netship for as long as the context lasts.
+
+    Args:
+        key: the running server's; read from /etc/netship/key there where None.
+        port: where a running one listens, on 127.0.0.1.
+
+    Raises:
+        UserError: as `open_tunnel`; there is neither a server nor a kit, or the server does not start.
+    """
+    # A port that is likely to be free there too; a taken one is an error, and the command can be run again.
+    running, own = _free_ports(2)
+    new_key = secrets.token_hex(16)
+    forwards = [(running, port), (own, own)]
+    with _Ssh(destination, forwards, _SERVE.format(service=port, port=own)) as ssh:
+        ssh.send(new_key)
+        word, _, rest = ssh.read_line(_CONNECT_SECONDS + _START_SECONDS).partition(" ")
+        if word == "service":
+            yield Served(running, key if key is not None else rest, False)
+        elif word == "started":
+            if not ssh.read_line(_START_SECONDS).startswith("listening"):
+                ssh.explain("netship/serve did not start there: ")
+            yield Served(own, new_key, True)
+        elif word == "missing":
+            machine = rest if rest in ("aarch64", "x86_64") else "arm"
+            raise UserError(
+                f"{destination}: no server listens on its port {port} and no kit lies in ~/netship; run `python -m "
+                f"runtime_demo.board kit --machine {machine} --output kit.tar.gz && ssh {destination} "
+                "'mkdir -p netship && tar xzf - -C netship' < kit.tar.gz`, then try again"
+            )
+        elif word == "locked":
+            raise UserError(
+                f"{destination}: a server runs there, but /etc/netship/key cannot be read by this user; "
+                f"give its content with --key (`ssh -t {destination} sudo cat /etc/netship/key`)"
+            )
+        else:
+            ssh.explain()
+
+
+def run(destination: str, script: str, seconds: float = 20.0) -> str:
+    """What a shell script prints there.
+
+    Raises:
+        UserError: as `open_tunnel`, or the script fails.
+    """
+    with _Ssh(destination, [], f"{script}\necho; echo netship-end") as ssh:
+        lines: list[str] = []
+        while (line := ssh.read_line(seconds)) != "netship-end":
+            if line == "" and ssh.ended():
+                ssh.explain()
+            lines.append(line)
+        return "\n".join(lines).strip()
+
+
+class _Ssh:
+    """A run of ssh; closing it closes the tunnel and ends the command there."""
+
+    def __init__(
+        self, destination: str, forwards: Sequence[tuple[int, int]], script: str
+    ) -> None:
+        program = shutil.which("ssh")
+        if program is None:
+            raise UserError("no ssh here; install it with `apt install openssh-client`")
+        if destination.startswith("-") or not destination.strip():
+            raise UserError(f"--ssh {destination!r}: is not USER@HOST")
+        self._destination = destination
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with ssh
+        tunnels = [
+            word
+            for here, there in forwards
+            for word in ("-L", f"127.0.0.1:{here}:127.0.0.1:{there}")
+        ]
+        # Whatever the login shell is, a POSIX shell runs the script.
+        command = f"exec sh -c {shlex.quote(script)}"
+        self._process = subprocess.Popen(
+            [program, *_OPTIONS, *tunnels, "--", destination, command],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            # Ctrl-C in a terminal reaches this process alone, which then closes the tunnel in order.
+            start_new_session=True,
+        )
+        self._received = b""
+
+    def send(self, line: str) -> None:
+        assert self._process.stdin
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(f"{line}\n".encode())
+
+    def read_line(self, seconds: float) -> str:
+        """The next line of the script's output; empty where ssh ended, or said nothing in time."""
+        assert self._process.stdout
+        deadline = time.monotonic() + seconds
+        while b"\n" not in self._received:
+            left = max(0.0, deadline - time.monotonic())
+            if not select.select([self._process.stdout], [], [], left)[0]:
+                return ""
+            part = self._process.stdout.read(4096)
+            if not part:
+                return ""
+            self._received += part
+        line, _, self._received = self._received.partition(b"\n")
+        return line.decode(errors="replace").strip()
+
+    def ended(self) -> bool:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1)
+        return self._process.poll() is not None
+
+    def explain(self, before: str = "") -> NoReturn:
+        """Turn what ssh said into one line with what to do."""
+        ended = self.ended()
+        self._log.seek(0)
+        said = self._log.read().decode(errors="replace")
+        where = self._destination
+        for words, problem in _PROBLEMS:
+            if words.lower() in said.lower():
+                raise UserError(f"{where}: {problem.format(where=where)}")
+        if not ended and not said.strip():
+            raise UserError(
+                f"{where}: {before}ssh said nothing in time; try `ssh {where} true`"
+            )
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        last = lines[-1] if lines else f"ssh ended ({self._process.poll()})"
+        raise UserError(f"{where}: {before}{last}; try `ssh {where} true`")
+
+    def close(self) -> None:
+        process = self._process
+        assert process.stdin and process.stdout
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_END_SECONDS)
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+        self._log.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+# What ssh says (OpenSSH's ssh.c, sshconnect.c, sshconnect2.c), and what a user can do.
+_PROBLEMS = (
+    (
+        "Could not resolve hostname",
+        "unknown host; check its name, or give its address (`hostname -I` on the board)",
+    ),
+    (
+        "REMOTE HOST IDENTIFICATION HAS CHANGED",
+        "its host key has changed; if that is right, run `ssh-keygen -R` on its name, then log in with `ssh {where}`",
+    ),
+    (
+        "Host key verification failed",
+        "its host key is not known yet; log in once with `ssh {where}` and compare the key",
+    ),
+    (
+        "Permission denied",
+        "permission denied; it must let you in without a password: `ssh-copy-id {where}`",
+    ),
+    (
+        "Too many authentication failures",
+        "permission denied; name one key with IdentityFile in ~/.ssh/config",
+    ),
+    (
+        "Connection refused",
+        "nobody listens on its ssh port; switch SSH on there (`sudo systemctl enable --now ssh`)",
+    ),
+    ("Connection timed out", "no answer; check that it is on and in this network"),
+    ("No route to host", "no route to it; check that it is on and in this network"),
+    ("Address already in use", "a port of the tunnel is taken; try again"),
+    (
+        "administratively prohibited",
+        "its ssh server forbids tunnels; set AllowTcpForwarding yes in its sshd_config",
+    ),
+)
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        return [int(free.getsockname()[1]) for free in sockets]
