@@ -16,7 +16,7 @@ from typing import NamedTuple, cast
 from bundle.store import Bundle
 from devices.native import Machine, native_server
 from devices.rpc import open_served
-from devices.server import start_native
+from devices.server import Server, start_native
 from devices.session import Origin, Session
 from devices.sysroot import ARCHITECTURES, prepare
 from targets.errors import UserError
@@ -62,6 +62,17 @@ def board(
 def _emulator(qemu: str, cpu: str, root: Path) -> list[str]:
     unset = [word for name in _NOT_FOR_THE_BOARD for word in ("-U", name)]
     return [qemu, "-cpu", cpu, "-L", str(root), *unset]
+
+
+def start_board(emulated: Board, key: str, tracker_port: int) -> Server:
+    """Start an emulated board's server, which a tracker on 127.0.0.1 knows under ``key``.
+
+    Raises:
+        UserError: it did not start.
+    """
+    tracker = ["--tracker", f"127.0.0.1:{tracker_port}"]
+    options = ["--threads", str(_THREADS), *tracker]
+    return start_native(emulated.program, _START_SECONDS, options, key)
 
 
 def open_emulated(

@@ -85,6 +85,21 @@ def open_rpc(
         return _open(bundle, link, key, threads, Origin.BOARD, stack, wait, on_note)
 
 
+def describe(host: str, port: int, key: str, name: str = "") -> BoardState | None:
+    """What the board at an address says of itself; None of a server that is not ours.
+
+    Raises:
+        UserError: nobody or something else listens there, or it is lost.
+    """
+    link = Link(host, port, _PROBE_SECONDS, _PROBE_SECONDS, name=name)
+    try:
+        remote = link.connect(key)
+        said = link(lambda: board_state.ask(remote), "what the board is")
+        return None if said is None else board_state.parse(said, link.where)
+    finally:
+        link.close()
+
+
 def open_tracker(
     bundle: Bundle,
     host: str,

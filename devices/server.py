@@ -35,9 +35,10 @@ class Server:
         self,
         command: Callable[[str], Sequence[str]],
         environment: Mapping[str, str],
+        key: str | None = None,
     ) -> None:
         self.port = 0
-        self.key = secrets.token_hex(16)
+        self.key = key or secrets.token_hex(16)
         self._scratch = tempfile.mkdtemp(prefix="netship-rpc-")
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
         self._process = subprocess.Popen(
@@ -89,6 +90,10 @@ class Server:
         self._log.seek(0)
         return self._log.read().decode(errors="replace")
 
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
     def close(self) -> None:
         process = self._process
         assert process.stdin and process.stdout
@@ -131,19 +136,23 @@ def start_native(
     program: Sequence[str],
     ready_within: float,
     options: Sequence[str] = (),
+    key: str | None = None,
 ) -> Server:
     """Start the native server on a port of 127.0.0.1 that is free.
 
     Args:
         program: the server's executable, the emulator before it if need be.
         options: further options of the server's.
+        key: what a client has to give; a random one where None.
 
     Raises:
         UserError: as `start_server`.
     """
     own = ("--port", "0", "--key-stdin", "--end-with-stdin")
     return _started(
-        Server(lambda scratch: [*program, *own, "--work-dir", scratch, *options], {}),
+        Server(
+            lambda scratch: [*program, *own, "--work-dir", scratch, *options], {}, key
+        ),
         ready_within,
     )
 

@@ -227,7 +227,7 @@ def test_nobody_listens(bundle: Bundle) -> None:
     port = free_port()
     with pytest.raises(
         UserError,
-        match=f"127.0.0.1:{port}: nobody listens; on the board run `python -m tvm.exec.rpc_server",
+        match=f"127.0.0.1:{port}: nobody listens; on the board run `./serve --port {port}`",
     ):
         open_rpc(bundle, "127.0.0.1", port)
 

@@ -1,0 +1,195 @@
+"""``python -m runtime_demo.board``: what goes to a board, whether one is fit, and emulated ones."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+from runtime_demo.options import address, count
+from targets.errors import UserError, run_command
+from targets.progress import Progress
+
+if TYPE_CHECKING:
+    from devices.server import Server
+    from runtime_demo.doctor import Check, Found
+
+_EPILOG = """\
+examples:
+  python -m runtime_demo.board kit --target arm-cortex-a72 --output kit.tar.gz
+  ssh pi@raspberrypi 'mkdir -p netship && tar xzf - -C netship' < kit.tar.gz
+  python -m runtime_demo.board doctor --ssh pi@raspberrypi
+  python -m runtime_demo.board emulate --count 2
+
+Exit codes: 0 done, 1 doctor: something is missing, 2 refused (one line says why), 130 interrupted.
+"""
+_EMULATE = """\
+Emulated boards under one of TVM's trackers, on 127.0.0.1 until Ctrl-C. Each is the kit's own server under
+QEMU, in a Debian system of the board's. The answers are the board's, and an instruction its CPU lacks fails;
+times, caches, memory, the kernel, the clock and the temperature are not.
+"""
+_MACHINES = ("aarch64", "arm", "x86_64")
+_TRACKER_PORT = 9190
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    command: int = arguments.run(arguments)
+    return command
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m runtime_demo.board",
+        description="Boards: the kit for one, whether one is fit, and emulated ones.",
+        epilog=_EPILOG,
+        formatter_class=raw,
+    )
+    verbs = parser.add_subparsers(required=True, metavar="kit | doctor | emulate")
+
+    kit = verbs.add_parser(
+        "kit", help="write what goes to a board: a server, verify, a page"
+    )
+    kit.set_defaults(run=_kit)
+    which = kit.add_mutually_exclusive_group(required=True)
+    which.add_argument("--target", metavar="NAME", help="as compile.build takes it")
+    which.add_argument(
+        "--machine", choices=_MACHINES, help="what `uname -m` says there"
+    )
+    kit.add_argument(
+        "--bundle", type=Path, metavar="DIR", help="goes in, for ./verify there"
+    )
+    kit.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help="the .tar.gz"
+    )
+
+    doctor = verbs.add_parser("doctor", help="is a board fit, and what is missing?")
+    doctor.set_defaults(run=_doctor)
+    place = doctor.add_mutually_exclusive_group(required=True)
+    place.add_argument("--ssh", metavar="USER@HOST", help="a board that ssh reaches")
+    place.add_argument("--rpc", metavar="HOST:PORT", help="a native server")
+    doctor.add_argument("--key", help="the server's")
+    doctor.add_argument(
+        "--json", action="store_true", help="print one JSON object, for machines"
+    )
+
+    emulate = verbs.add_parser(
+        "emulate",
+        help="keep emulated boards up",
+        description=_EMULATE,
+        formatter_class=raw,
+    )
+    emulate.set_defaults(run=_emulate)
+    emulate.add_argument("--count", type=count, default=1, metavar="N", help="boards")
+    emulate.add_argument(
+        "--cpu",
+        default="cortex-a72",
+        metavar="CPU",
+        help="cortex-a53, cortex-a72 (the default), cortex-a76, cortex-a7 (32 bit)",
+    )
+    emulate.add_argument(
+        "--key", default="emulated", help="at the tracker (default: emulated)"
+    )
+    emulate.add_argument(
+        "--port",
+        type=int,
+        default=_TRACKER_PORT,
+        metavar="PORT",
+        help=f"of the tracker (default: {_TRACKER_PORT}; 0: any that is free)",
+    )
+    return parser
+
+
+def _kit(arguments: argparse.Namespace) -> int:
+    from bundle.store import open_bundle
+    from devices.kit import write_kit
+    from targets.presets import resolve
+
+    machine = arguments.machine
+    if arguments.target:
+        target = resolve(arguments.target)
+        if target.format == "c":
+            raise UserError(
+                f"--target {target.name}: a microcontroller takes C source, no kit; name a Linux board"
+            )
+        machine = target.machine
+    bundle = open_bundle(arguments.bundle) if arguments.bundle else None
+    with Progress() as progress:
+        write_kit(
+            cast(Literal["aarch64", "arm", "x86_64"], machine),
+            arguments.output,
+            bundle,
+            progress.stage,
+        )
+    output = arguments.output
+    print(
+        f"{output}: {output.stat().st_size / 1e6:.1f} MB for {machine}; to the board:"
+    )
+    print(f"  ssh pi@raspberrypi 'mkdir -p netship && tar xzf - -C netship' < {output}")
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from runtime_demo import doctor
+
+    with Progress(quiet=arguments.json) as progress:
+        progress.stage(f"examining {arguments.ssh or arguments.rpc}")
+        if arguments.ssh:
+            found = doctor.examine_ssh(arguments.ssh, arguments.key)
+        else:
+            found = doctor.examine_rpc(*address(arguments.rpc), arguments.key or "")
+    rows = doctor.checks(found)
+    fit = doctor.fit(rows)
+    print(_as_json(found, rows, fit) if arguments.json else _table(rows, fit))
+    return 0 if fit else 1
+
+
+def _as_json(found: Found, rows: list[Check], fit: bool) -> str:
+    checks = [row._asdict() for row in rows]
+    board = found.state.model_dump()
+    return json.dumps({"fit": fit, "checks": checks, "board": board}, indent=2)
+
+
+def _table(rows: list[Check], fit: bool) -> str:
+    lines = []
+    for row in rows:
+        lines.append(f"{row.grade:<8} {row.name:<13} {row.found}".rstrip())
+        if row.advice:
+            lines.append(f"{'':<22} {row.advice}")
+    lines += ["", "fit" if fit else "not fit yet: see what is missing"]
+    return "\n".join(lines)
+
+
+def _emulate(arguments: argparse.Namespace) -> int:
+    from devices.emulated import board, start_board
+    from devices.tracker import open_tracker
+
+    machine = "arm" if arguments.cpu == "cortex-a7" else "aarch64"
+    with ExitStack() as stack:
+        with Progress() as progress:
+            emulated = board(machine, arguments.cpu, progress.stage)
+            port = stack.enter_context(open_tracker(arguments.port))
+            servers: list[Server] = []
+            progress.stage(f"starting {arguments.count} emulated {arguments.cpu}")
+            for _ in range(arguments.count):
+                servers.append(start_board(emulated, arguments.key, port))
+                stack.callback(servers[-1].close)
+        for server in servers:
+            print(f"board    127.0.0.1:{server.port}, {arguments.cpu}, emulated")
+        print(f"tracker  127.0.0.1:{port}, key {arguments.key}")
+        print(
+            f"check    python -m runtime_demo.check BUNDLE --tracker 127.0.0.1:{port} --key {arguments.key}"
+        )
+        print("end      Ctrl-C", flush=True)
+        while not all(server.ended for server in servers):
+            time.sleep(1)
+    raise UserError("the emulated boards ended; run the command again")
+
+
+if __name__ == "__main__":
+    run_command(main)
