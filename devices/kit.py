@@ -53,6 +53,11 @@ def write_kit(
             programs cannot be built.
     """
     check_writable(output, "--output")
+    if bundle and bundle.manifest.format == "c":
+        raise UserError(
+            f"{bundle.path}: is C source for a microcontroller, a kit is for Linux boards; "
+            "leave it out, or build it for one"
+        )
     if bundle and bundle.manifest.target.machine != machine:
         raise UserError(
             f"{bundle.path}: is for {bundle.manifest.target.machine}, the kit for {machine}; "

@@ -24,7 +24,6 @@ using tvm::runtime::TVMArgs;
 using tvm::runtime::TVMRetValue;
 
 constexpr size_t kKeptFiles = 4;
-const std::string kPart = ".part";
 
 std::string work_folder, kept_folder;
 
@@ -62,23 +61,22 @@ std::string hash(const std::string& path) {
   return sha256_of(file.descriptor);
 }
 
-// Into a new file, which then takes the name: what is loaded or kept under it stays as it is.
+// Into a new file: what is loaded or kept under that name stays as it is.
 void write_file(const std::string& name, const std::string& data) {
-  std::string path = path_of(name), part = work_folder + "/" + kPart;
-  unlink(part.c_str());
-  File file(part, O_WRONLY | O_CREAT | O_EXCL);
+  std::string path = path_of(name);
+  unlink(path.c_str());
+  File file(path, O_WRONLY | O_CREAT | O_EXCL);
   if (file.descriptor < 0) refuse(name, errno);
   for (size_t done = 0; done < data.size();) {
     ssize_t put = write(file.descriptor, data.data() + done, data.size() - done);
     if (put < 0 && errno == EINTR) continue;
     if (put < 0) {
       int error = errno;
-      unlink(part.c_str());
+      unlink(path.c_str());
       refuse(name + " (" + std::to_string(data.size()) + " bytes)", error);
     }
     done += static_cast<size_t>(put);
   }
-  if (rename(part.c_str(), path.c_str())) refuse(name, errno);
 }
 
 std::string read_file(const std::string& name) {
