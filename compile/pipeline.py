@@ -124,7 +124,7 @@ def build(order: Order, progress: Progress) -> Bundle:
 
         def attempt(logs: Sequence[RecordLog]) -> tuple[Manifest, dict[str, Any]]:
             if order.format == "c":
-                lowering, firmware = _write_c(order, source, name, folder, progress)
+                lowering, firmware = _write_c(order, model, name, folder, progress)
             else:
                 lowering, firmware = (
                     _compile(order, model, standalone, logs, folder, progress),
@@ -182,12 +182,12 @@ def _check_format(order: Order) -> None:
 
 
 def _write_c(
-    order: Order, source: Source, name: str, folder: Path, progress: Progress
+    order: Order, model: Model, name: str, folder: Path, progress: Progress
 ) -> tuple[Lowering, Firmware]:
-    identity = source.model.identity
+    identity = model.identity
     version = f"{name}: {identity.name} (SHA-256 {identity.sha256[:16]}) for {order.target.name}, int8"
     return write_c(
-        source.model.proto,
+        model.proto,
         name,
         version,
         order.target,

@@ -160,6 +160,11 @@ class _Reader:
 
     def read(self) -> Network:
         graph = self.proto.graph
+        if not any(node.op_type == "QuantizeLinear" for node in graph.node):
+            raise UserError(
+                "the network works on float32; C for a microcontroller is int8: add --quantize int8 "
+                "--calibration PHOTOS"
+            )
         self.constants = {w.name: numpy_helper.to_array(w) for w in graph.initializer}
         inputs = [i for i in graph.input if i.name not in self.constants]
         if len(inputs) != 1 or len(graph.output) != 1:

@@ -263,7 +263,6 @@ NN_KERNEL void nn_dot(const nn_conv *c, const int8_t *x, int8_t *out, int32_t pi
     const int32_t *r = c->requantise;
     int8_t *const end = out + (channels & ~1);
     for (; out != end; out += 2, r += 4) {
-      const int32_t m0 = r[1], m1 = r[3];
       int32_t s00 = r[0], s01 = r[2], s10 = s00, s11 = s01, t_;
       const int8_t *a = x;
       const int8_t *const last = x + depth;
@@ -273,6 +272,7 @@ NN_KERNEL void nn_dot(const nn_conv *c, const int8_t *x, int8_t *out, int32_t pi
         NN_DOT_2X2(a, w, next, s00, s01, s10, s11);
       }
       if (shift) s00 <<= shift, s01 <<= shift, s10 <<= shift, s11 <<= shift;
+      const int32_t m0 = r[1], m1 = r[3];
       out[0] = nn_requantise(s00, m0, zero);
       out[1] = nn_requantise(s01, m1, zero);
       out[channels] = nn_requantise(s10, m0, zero);
@@ -288,7 +288,6 @@ NN_KERNEL void nn_dot(const nn_conv *c, const int8_t *x, int8_t *out, int32_t pi
     const int32_t *r = c->requantise;
     int8_t *const end = out + (channels & ~1);
     for (; out != end; out += 2, r += 4) {
-      const int32_t m0 = r[1], m1 = r[3];
       int32_t s0 = r[0], s1 = r[2], t_;
       const int8_t *a = x;
       const int8_t *const last = x + depth;
@@ -298,6 +297,7 @@ NN_KERNEL void nn_dot(const nn_conv *c, const int8_t *x, int8_t *out, int32_t pi
         NN_DOT_1X2(a, w, s0, s1);
       }
       if (shift) s0 <<= shift, s1 <<= shift;
+      const int32_t m0 = r[1], m1 = r[3];
       out[0] = nn_requantise(s0, m0, zero);
       out[1] = nn_requantise(s1, m1, zero);
     }
