@@ -143,6 +143,7 @@ def build(order: Order, progress: Progress) -> Bundle:
                 progress.finish()
                 progress.note(f"with the records of {used.file}: {error}")
                 progress.note("building again without them")
+                (folder / MANIFEST).unlink()
                 return attempt(())
             return manifest, checked
 
@@ -176,6 +177,10 @@ def _check_format(order: Order) -> None:
     if order.format == "c" and (order.records or order.require_tuned):
         raise UserError(
             f"--records and --require-tuned: {order.target.name} takes C source, which is not tuned; leave them out"
+        )
+    if order.dump is not None and order.format == "c":
+        raise UserError(
+            "--dump: a C project is its own source, nothing else is made; leave it out"
         )
     if order.arena_limit is not None and order.format != "c":
         raise UserError("--arena-limit: is for microcontrollers; leave it out")

@@ -114,13 +114,15 @@ def parse(line: str) -> Record:
 def canonical(target: str) -> str:
     """A TVM target string in one wording; the number of cores is no part of it: a schedule serves any.
 
-    TVM's default keys are written out: ``arm_cpu,cpu`` for Arm's triples, else ``cpu``.
+    Of the keys the first, which schedules are chosen by, is written out: by default ``arm_cpu`` for Arm's triples,
+    else ``cpu``; TVM itself adds others behind it.
     """
     kind, *options = shlex.split(target) or [""]
     named = dict(option.lstrip("-").partition("=")[::2] for option in options)
     named.pop("num-cores", None)
     arm = named.get("mtriple", "").startswith(("aarch64", "arm", "thumb"))
-    named.setdefault("keys", "arm_cpu,cpu" if arm else "cpu")
+    keys = named.get("keys", "arm_cpu" if arm else "cpu")
+    named["keys"] = keys.partition(",")[0]
     # A triple of x86-64 is the compiling machine's own wherever the string leaves it out.
     if named.get("mtriple", "").startswith("x86_64"):
         del named["mtriple"]

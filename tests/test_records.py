@@ -1,0 +1,194 @@
+"""Tuning records: equal targets match, logs of different worth never mix, whatever is wrong is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import run, succeed
+
+from targets.errors import UserError
+from targets.presets import resolve
+from tuning import records
+from tuning.records import SHIPPED, canonical, find
+from tuning.records_command import distil, main, merge
+
+ZNVER4 = "llvm -keys=cpu -mcpu=znver4 -num-cores=1"
+
+
+def record(task: str = "a", micros: float = 1.0, error: int = 0, step: int = 0) -> str:
+    workload = json.dumps([task, [1, 2]])
+    task_part = [workload, ZNVER4, [1, 64, 64, 0, 0, 0, 0, 0], "", 2, []]
+    return json.dumps(
+        {
+            "i": [task_part, [[], [["CI", step]]]],
+            "r": [[micros / 1e6], error, 0.1, 1_700_000_000],
+            "v": "v0.6",
+        }
+    )
+
+
+def log(
+    path: Path,
+    *lines: str,
+    preset: str = "znver4",
+    target: str = ZNVER4,
+    origin: str = "measured on host",
+    **more: object,
+) -> Path:
+    header = {
+        "target": target,
+        "preset": preset,
+        "origin": origin,
+        "measured": f"{origin}: a test",
+        "threads": 1,
+        "tvm": "0.19.0",
+        **more,
+    }
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join([f"# {json.dumps(header)}", *lines]) + "\n")
+    return path
+
+
+def key(task: str) -> str:
+    return json.dumps([task, [1, 2]])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("llvm -mcpu=znver4", "llvm -keys=cpu -mcpu=znver4 -num-cores=4"),
+        (
+            "llvm -mcpu=znver4 -mtriple=x86_64-linux-gnu",
+            "llvm  -mcpu=znver4 -keys=cpu",
+        ),
+        (
+            resolve("arm-cortex-a72").tvm,
+            "llvm -keys=cpu,arm_cpu -mcpu=cortex-a72 -mtriple=aarch64-linux-gnu -num-cores=1",
+        ),
+        (
+            "llvm -mattr=+neon,+vfp4 -mcpu=x",
+            "llvm -mcpu=x -mattr=+vfp4,+neon",
+        ),
+    ],
+)
+def test_equal_targets_match_however_they_are_worded(one: str, other: str) -> None:
+    assert canonical(one) == canonical(other)
+
+
+def test_schedules_of_another_key_or_cpu_are_another_target() -> None:
+    arm = "llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a72"
+    assert canonical(arm) != canonical(arm + " -keys=cpu")
+    assert canonical(ZNVER4) != canonical("llvm -mcpu=x86-64-v4")
+
+
+def test_a_task_takes_the_board_then_this_machine_then_an_estimate(
+    tmp_path: Path,
+) -> None:
+    log(tmp_path / "1.json", record(), origin="estimated")
+    log(tmp_path / "2.json", record(), origin="measured on host")
+    log(tmp_path / "3.json", record(), origin="measured on board")
+    logs, _ = find(resolve("znver4"), (), [tmp_path])
+    assert [each.name for each in logs] == ["3.json", "2.json", "1.json"]
+
+
+def test_records_of_every_target_whose_instructions_serve_are_found_nearest_first(
+    tmp_path: Path,
+) -> None:
+    for name in ("x86-64-v2", "x86-64-v4", "znver4", "arm-cortex-a72"):
+        log(
+            tmp_path / f"{name}.json",
+            record(),
+            preset=name,
+            target=resolve(name).tvm,
+        )
+
+    def names(target: str) -> list[str]:
+        return [each.preset for each in find(resolve(target), (), [tmp_path])[0]]
+
+    assert names("znver4") == ["znver4", "x86-64-v4", "x86-64-v2"]
+    assert names("x86-64-v3") == ["x86-64-v2"]
+    assert names("arm-cortex-a76") == ["arm-cortex-a72"]
+    assert names("llvm -mcpu=znver4")[0] == "znver4"
+    assert names("cortex-m7") == []
+
+
+def test_what_the_user_names_comes_first_and_what_cannot_be_read_is_named(
+    tmp_path: Path,
+) -> None:
+    log(tmp_path / "found" / "good.json", record(), origin="measured on board")
+    (tmp_path / "found" / "broken.json").write_text("no header\n")
+    own = log(tmp_path / "own.json", record(), origin="estimated")
+    logs, notes = find(resolve("znver4"), [own], [tmp_path / "found"])
+    assert [each.name for each in logs] == ["own.json", "good.json"]
+    assert len(notes) == 1 and "broken.json: line 1" in notes[0]
+    with pytest.raises(UserError, match="absent.json"):
+        find(resolve("znver4"), [tmp_path / "absent.json"], [])
+
+
+def test_a_failed_trial_is_no_record_of_its_task(tmp_path: Path) -> None:
+    path = log(tmp_path / "x.json", record("a", error=2), record("b"))
+    assert records.read(path).workloads == {key("b")}
+
+
+def test_distilling_keeps_the_quickest_each_schedule_once(tmp_path: Path) -> None:
+    lines = [record("a", micros, step=step) for step, micros in enumerate([3, 1, 2])]
+    again = record("a", 1.5, step=1)
+    failed = record("a", 0.1, error=4, step=9)
+    whole = records.read(log(tmp_path / "x.json", *lines, again, failed))
+    kept = distil(whole, 2)
+    assert kept.lines == (lines[1], lines[2])
+    assert kept.header["trials"] == 5
+
+
+def test_logs_of_different_worth_are_not_merged(tmp_path: Path) -> None:
+    host = records.read(log(tmp_path / "h.json", record("a")))
+    more = records.read(
+        log(tmp_path / "m.json", record("a"), record("b"), target="llvm -mcpu=znver4")
+    )
+    assert len(merge([host, more]).lines) == 2
+    for change in (
+        {"origin": "estimated"},
+        {"target": "llvm -mcpu=x86-64-v4"},
+        {"tvm": "0.20.0"},
+        {"threads": 2},
+    ):
+        other = records.read(log(tmp_path / "o.json", record("c"), **change))
+        with pytest.raises(UserError, match=f"its {next(iter(change))} is"):
+            merge([host, other])
+
+
+def test_check_names_each_line_and_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = log(
+        tmp_path / "x.json",
+        record(),
+        record()[:40],
+        '{"some": "thing"}',
+        record().replace("v0.6", "v0.5"),
+        record().replace("znver4", "skylake"),
+    )
+    assert main(["check", str(path)]) == 1
+    said = capsys.readouterr().out
+    assert f"{path}:3: torn" in said
+    assert f"{path}:4: not a tuning record" in said
+    assert f"{path}:5: a record of version v0.5" in said
+    assert "1 records are of target 'llvm -keys=cpu -mcpu=skylake" in said
+    assert main(["check", str(log(path, record()))]) == 0
+
+
+def test_shipped_records_are_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", *map(str, sorted(SHIPPED.glob("*.json")))]) == 0
+
+
+def test_the_command_line_distils_and_refuses_in_one_line(tmp_path: Path) -> None:
+    source, output = log(tmp_path / "x.json", record()), tmp_path / "y.json"
+    assert "1 records of 1 tasks" in succeed(
+        "tuning.records", "best", source, "--output", output
+    )
+    assert records.read(output).header["kept"] == "the best 2 records a task"
+    refused = run("tuning.records", "best", tmp_path / "z.json", "--output", output)
+    assert refused.returncode == 2
+    assert len(refused.stderr.strip().splitlines()) == 1

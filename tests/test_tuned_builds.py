@@ -1,0 +1,197 @@
+"""A build finds its records, says what they cover, and survives those that are wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import run
+from onnx import TensorProto, helper, numpy_helper
+from relay_worker import relay_worker
+
+from bundle.manifest import Manifest
+from bundle.store import open_bundle
+from compile import pipeline
+from compile.preprocessing import Stated
+from targets.errors import UserError
+from targets.presets import native
+from targets.progress import Progress
+
+pytestmark = pytest.mark.slow
+
+
+def network(path: Path) -> Path:
+    """Two convolutions that differ in nothing but their sizes, and a classifier."""
+    random = np.random.default_rng(0)
+
+    def weight(name: str, *shape: int) -> TensorProto:
+        values = random.uniform(-0.3, 0.3, shape).astype(np.float32)
+        return numpy_helper.from_array(values, name)
+
+    def conv(x: str, y: str, w: str) -> onnx.NodeProto:
+        return helper.make_node("Conv", [x, w], [y], pads=[1, 1, 1, 1], name=y)
+
+    nodes = [
+        conv("image", "c1", "w1"),
+        helper.make_node("Relu", ["c1"], ["r1"]),
+        conv("r1", "c2", "w2"),
+        helper.make_node("Relu", ["c2"], ["r2"]),
+        helper.make_node("GlobalAveragePool", ["r2"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("Gemm", ["f", "w3"], ["scores"], transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 16, 16])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, 5])],
+        [weight("w1", 8, 3, 3, 3), weight("w2", 16, 8, 3, 3), weight("w3", 5, 16)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
+    model.ir_version = 8
+    onnx.save(model, path)
+    return path
+
+
+def naive_records(model: str) -> list[str]:
+    """A record of each task: the schedule that AutoScheduler's search begins with."""
+    from targets.engine import compiler
+
+    compiler()
+    from tvm import auto_scheduler
+
+    from compile.importer import to_relay
+    from compile.lower import tuning_tasks
+
+    tasks, _ = tuning_tasks(to_relay(onnx.load(model)), native())
+    lines = []
+    for task in tasks:
+        state = task.compute_dag.get_init_state()
+        result = auto_scheduler.MeasureResult([1e-3], 0, "", 0.1, 1.7e9)
+        pair = auto_scheduler.MeasureInput(task, state), result
+        lines.append(str(auto_scheduler.measure_record.dump_record_to_string(*pair)))
+    return lines
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return network(tmp_path_factory.mktemp("tuned") / "small.onnx")
+
+
+@pytest.fixture(scope="module")
+def lines(model: Path) -> list[str]:
+    with relay_worker() as worker:
+        return worker.submit(naive_records, str(model)).result()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """The working folder: its tuned/ is where records are found."""
+    before = Path.cwd()
+    os.chdir(tmp_path)
+    yield tmp_path
+    os.chdir(before)
+
+
+def log(path: Path, lines: list[str]) -> Path:
+    target = native()
+    header = {
+        "target": target.tvm,
+        "preset": target.name,
+        "origin": "measured on host",
+        "measured": "measured on host: a test",
+    }
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join([f"# {json.dumps(header)}", *map(str.strip, lines), ""]))
+    return path
+
+
+def build(model: Path, output: Path, *records: Path, require: bool = False) -> Manifest:
+    order = pipeline.Order(
+        model=str(model),
+        target=native(),
+        output=output,
+        format="bundle",
+        name=None,
+        threads=1,
+        input_shapes={},
+        golden=(),
+        dump=None,
+        stated=Stated(),
+        records=records,
+        require_tuned=require,
+    )
+    with Progress() as progress:
+        pipeline.build(order, progress)
+    return open_bundle(output).manifest
+
+
+def test_a_users_records_are_found_and_each_kernel_says_its_task(
+    model: Path, lines: list[str], folder: Path
+) -> None:
+    log(folder / "tuned" / "mine.json", lines)
+    manifest = build(model, folder / "bundle", require=True)
+    lowering = manifest.lowering
+    assert lowering.layout == "NHWC" and lowering.records
+    assert (lowering.records.file, lowering.records.refused) == ("mine.json", ())
+    keys = {json.loads(line)["i"][0][0] for line in lines}
+    served = {group.task for group in lowering.groups if group.macs}
+    assert len(served) == 3 and served <= keys
+
+
+def test_a_schedule_that_does_not_fit_is_named_and_the_next_best_serves(
+    model: Path,
+    lines: list[str],
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    broken = json.loads(lines[0])
+    # Splits an axis that the task has not.
+    broken["i"][1][1] = [["SP", 2, 77, 1, [1], 1]]
+    broken["r"][0] = [1e-9]
+    log(folder / "tuned" / "mine.json", [json.dumps(broken), *lines])
+    manifest = build(model, folder / "bundle")
+    assert manifest.lowering.layout == "NHWC" and manifest.lowering.records
+    (refused,) = manifest.lowering.records.refused
+    assert refused.startswith("mine.json: record 1 of task ")
+    assert refused in capsys.readouterr().err
+
+
+def test_records_that_give_wrong_answers_are_named_and_left_out(
+    model: Path,
+    lines: list[str],
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    honest: Callable[..., object] = pipeline._verify
+
+    def doubting(path: Path, order: object, *rest: object) -> object:
+        if open_bundle(path).manifest.lowering.layout == "NHWC":
+            raise UserError("the compiled model is wrong")
+        return honest(path, order, *rest)
+
+    monkeypatch.setattr(pipeline, "_verify", doubting)
+    log(folder / "tuned" / "mine.json", lines)
+    assert build(model, folder / "bundle").lowering.layout == "NCHW"
+    said = capsys.readouterr().err
+    assert "with the records of mine.json: the compiled model is wrong" in said
+    with pytest.raises(UserError, match="is wrong"):
+        build(model, folder / "other", require=True)
+
+
+def test_require_tuned_refuses_and_says_how_many_are_covered(
+    model: Path, lines: list[str], tmp_path: Path
+) -> None:
+    some = log(tmp_path / "some.json", lines[:1])
+    output = tmp_path / "bundle"
+    options = ("--model", model, "--output", output, "--records", some)
+    result = run("compile.build", *options, "--require-tuned")
+    assert result.returncode == 2
+    assert f"tuning records cover 1 of {len(lines)} tasks" in result.stderr
+    assert not output.exists()

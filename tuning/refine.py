@@ -1,0 +1,312 @@
+"""``python -m tuning.refine``: of each task's best records, the one that is quickest inside the network.
+
+Tuning times each task alone, with warm caches; between operators of a network they are cold. So the whole network is
+built with the first, second, … best record of every task, timed operator by operator, and each task keeps the record
+that did best there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, NamedTuple
+
+from compile.child import run_in_child
+from targets.errors import UserError, run_command
+from targets.files import check_writable, write_whole
+from targets.presets import Target, missing_features, resolve, this_cpu
+from targets.progress import Progress
+from tuning import records
+from tuning.records import Record, RecordLog
+
+if TYPE_CHECKING:
+    from bundle.store import Bundle
+
+_EPILOG = """\
+On this machine where it can run the target's code: inferences of all builds in turn, each operator's median. For
+another Cortex-A target by the meter: estimated core and memory cycles. A build takes half a minute; those that are there
+already are not made again, so a run that was interrupted goes on where it ended.
+
+example:
+  python -m tuning.refine --model model.onnx --records tuned/znver4-host.json --output tuned/znver4-refined.json
+
+The output holds one record a task, and builds find it in tuned/ by themselves. Leave the machine alone meanwhile.
+Exit codes: 0 done, 2 refused (one line says why), 130 interrupted.
+"""
+# Inferences of one build before another's turn; the first one after a change fills the caches and does not count.
+_TURN = 5
+# Less than this share of a task's time is noise.
+_WORTH = 0.01
+
+
+class Choice(NamedTuple):
+    """What was chosen for a task.
+
+    Attributes:
+        build: which build's record.
+        costs: of all its runs in an inference in each build, in seconds or cycles.
+    """
+
+    workload: str
+    build: int
+    costs: tuple[float, ...]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    check_writable(arguments.output, "--output")
+    with Progress() as progress:
+        _refine(arguments, progress)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tuning.refine",
+        description="Choose among each task's best records by their time inside the network.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", required=True, help="as --model of compile.build")
+    add("--target", default="native", help="see python -m targets (default: native)")
+    add("--records", type=Path, required=True, metavar="FILE", help="a tuning log")
+    add("--output", type=Path, required=True, metavar="FILE", help="the chosen records")
+    add(
+        "--top",
+        type=_count,
+        default=6,
+        metavar="K",
+        help="records a task that are tried (default: 6)",
+    )
+    add(
+        "--rounds",
+        type=_count,
+        default=40,
+        metavar="N",
+        help=f"turns of each build, of {_TURN - 1} timed inferences (default: 40)",
+    )
+    add("--threads", type=_count, default=1, metavar="N", help="default: 1")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= 10_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def _refine(arguments: argparse.Namespace, progress: Progress) -> None:
+    target = resolve(arguments.target)
+    log = records.read(arguments.records, bare=True)
+    for line in log.skipped:
+        progress.note(line)
+    if not log.best:
+        raise UserError(f"{arguments.records}: no record without an error; tune first")
+    here = not missing_features(target, this_cpu())
+    if not here and arguments.threads > 1:
+        raise UserError("--threads: the meter counts one; leave it out")
+    work = _Work(arguments, target, log, here, progress)
+    builds = [work.build(0)]
+    for rank in range(1, arguments.top):
+        try:
+            builds.append(work.build(rank))
+        except UserError as error:
+            progress.finish()
+            progress.note(f"rank {rank + 1} left out: {error}")
+    choices = choose([_by_task(*pair) for pair in work.measure(builds)])
+    picked = {choice.workload: builds[choice.build].records for choice in choices}
+    kept = {key: picked.get(key, builds[0].records)[key] for key in log.best}
+    final = work.build_of(kept, "the network with what was chosen")
+    before, after = (sum(costs) for _, costs in work.measure([builds[0], final]))
+    progress.finish()
+    print(_table(choices, here))
+    verdict = "kept" if after < before else "no better: each task's best alone is kept"
+    print(
+        f"whole network, operator by operator: {_words(before, here)} with each task's best alone, "
+        f"{_words(after, here)} with the best in the network, {after / before:.3f} ×: {verdict}"
+    )
+    header = log.header | {
+        "preset": target.name,
+        "kept": f"of each task's {len(builds)} best the record that is quickest inside the network",
+    }
+    chosen = kept if after < before else builds[0].records
+    lines = [record.line for record in chosen.values()]
+    text = "\n".join([f"# {json.dumps(header, ensure_ascii=False)}", *lines, ""])
+    write_whole(arguments.output, text.encode(), "--output")
+    print(f"written: {arguments.output}, {len(lines)} records")
+
+
+class _Build(NamedTuple):
+    records: dict[str, Record]
+    bundle: Bundle
+
+
+class _Work:
+    """Builds and measures; what was built is kept beside the output."""
+
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        target: Target,
+        log: RecordLog,
+        here: bool,
+        progress: Progress,
+    ) -> None:
+        self._arguments, self._target, self._log = arguments, target, log
+        self._here, self._progress = here, progress
+        self._folder = arguments.output.with_suffix(".builds")
+
+    def build(self, rank: int) -> _Build:
+        """The network with each task's best record but ``rank``, or its last where it has fewer."""
+        chosen = {
+            key: own[min(rank, len(own) - 1)] for key, own in self._log.best.items()
+        }
+        return self.build_of(chosen, f"the network with each task's record {rank + 1}")
+
+    def build_of(self, chosen: dict[str, Record], what: str) -> _Build:
+        from bundle.store import open_bundle
+        from compile.pipeline import Order, build
+        from compile.preprocessing import Stated
+
+        header = self._log.header | {"preset": self._target.name}
+        lines = [record.line for record in chosen.values()]
+        text = "\n".join([f"# {json.dumps(header, ensure_ascii=False)}", *lines, ""])
+        key = f"{self._arguments.model} {self._target.tvm}\n{text}"
+        name = hashlib.sha256(key.encode()).hexdigest()[:16]
+        path, output = self._folder / f"{name}.json", self._folder / name
+        self._progress.finish()
+        self._progress.note(what)
+        if output.exists():
+            return _Build(chosen, open_bundle(output))
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        order = Order(
+            model=self._arguments.model,
+            target=self._target,
+            output=output,
+            format="bundle",
+            name=None,
+            threads=self._arguments.threads,
+            input_shapes={},
+            golden=(),
+            dump=None,
+            stated=Stated(),
+            records=(path,),
+            require_tuned=True,
+        )
+        return _Build(chosen, build(order, self._progress))
+
+    def measure(self, builds: Sequence[_Build]) -> list[tuple[Bundle, list[float]]]:
+        """Of each build, the cost of each kernel in order of execution."""
+        bundles = [each.bundle for each in builds]
+        if not self._here:
+            return [(bundle, self._count(bundle)) for bundle in bundles]
+        self._progress.stage(f"timing {len(bundles)} builds in turn")
+        costs = run_in_child(
+            time_in_turn,
+            [bundle.path for bundle in bundles],
+            self._arguments.rounds,
+            self._arguments.threads,
+            stage=self._progress.stage,
+            tick=self._progress.tick,
+        )
+        return list(zip(bundles, costs, strict=True))
+
+    def _count(self, bundle: Bundle) -> list[float]:
+        from meter.operators import measure_bundle
+
+        metered = measure_bundle(
+            bundle.path, self._target.qemu_cpu, self._progress.stage
+        )
+        each = {
+            operator.name: (operator.core_cycles + operator.memory_cycles)
+            / max(operator.calls, 1)
+            for operator in metered.operators
+        }
+        return [each[group.name] for group in bundle.manifest.lowering.groups]
+
+
+def time_in_turn(
+    paths: Sequence[Path], rounds: int, threads: int, stage: Callable[[str], None]
+) -> list[list[float]]:
+    """Median seconds of each kernel of each bundle inside whole inferences, the bundles taking turns.
+
+    Noise so hits all alike. Runs in a process of its own, on the last cores that it may use.
+    """
+    import numpy as np
+
+    from bundle.store import open_bundle
+    from targets import engine
+
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
+    tvm = engine.runtime(threads)
+    stage(f"timing {len(paths)} builds in turn, {rounds} rounds")
+    executors = []
+    for bundle in map(open_bundle, paths):
+        library = tvm.runtime.load_module(str(bundle.library))
+        executor = library["debug_create"]("default", tvm.cpu())
+        shape, name = bundle.manifest.input.shape, bundle.manifest.input.name
+        values = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+        executor["get_input"](name).copyfrom(values)
+        executors.append(executor["profile_rpc"])
+    runs: list[list[list[float]]] = [[] for _ in executors]
+    for _ in range(rounds):
+        for own, profile in zip(runs, executors, strict=True):
+            turn = [json.loads(profile())["calls"] for _ in range(_TURN)]
+            own += [
+                [call["Duration (us)"]["microseconds"] / 1e6 for call in calls]
+                for calls in turn[1:]
+            ]
+    return [[median(times) for times in zip(*own, strict=True)] for own in runs]
+
+
+def _by_task(bundle: Bundle, costs: Sequence[float]) -> dict[str, float]:
+    """What all runs of each task cost in an inference."""
+    found: defaultdict[str, float] = defaultdict(float)
+    for group, cost in zip(bundle.manifest.lowering.groups, costs, strict=True):
+        if group.task:
+            found[group.task] += cost
+    return dict(found)
+
+
+def choose(costs: Sequence[Mapping[str, float]]) -> list[Choice]:
+    """For each task the build in which it cost least; the first one's record stays where little is to gain."""
+    choices = []
+    for workload in costs[0]:
+        own = tuple(each.get(workload, math.inf) for each in costs)
+        least = min(range(len(own)), key=own.__getitem__)
+        worth = own[least] < own[0] * (1 - _WORTH)
+        choices.append(Choice(workload, least if worth else 0, own))
+    return sorted(choices, key=lambda choice: -choice.costs[0])
+
+
+def _table(choices: Sequence[Choice], here: bool) -> str:
+    from tuning.tasks import operator_of
+
+    rows = [
+        (operator_of(each.workload), each.build, each.costs[0], each.costs[each.build])
+        for each in choices
+    ]
+    width = max(len(operator) for operator, *_ in rows)
+    lines = [f"{'task':<{width}}  best alone  in the network  record"]
+    lines += [
+        f"{operator:<{width}} {_words(before, here):>11} {_words(after, here):>15} {build + 1:7d}"
+        for operator, build, before, after in rows
+    ]
+    return "\n".join(lines)
+
+
+def _words(cost: float, here: bool) -> str:
+    return f"{cost * 1e6:.1f} µs" if here else f"{cost / 1e6:.3f} Mcyc"
+
+
+if __name__ == "__main__":
+    run_command(main)
