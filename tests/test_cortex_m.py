@@ -11,6 +11,7 @@ import integers
 import numpy as np
 import onnx
 import pytest
+from conftest import run
 from integers import evaluate, oddities, patterns, project, quantised, residuals
 from onnx import TensorProto, helper, numpy_helper
 
@@ -382,3 +383,26 @@ def test_the_pattern_of_the_self_test_is_the_generated_one(
     stored = re.search(r"golden_output\[\d+\] = \{([^}]*)\}", text)
     assert stored is not None
     assert [int(v) for v in re.findall(r"-?\d+", stored[1])] == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--target", "cortex-m7"], "works on float32; .*--quantize int8"),
+        (["--target", "cortex-m7", "--format", "standalone"], "takes C source; leave"),
+        (["--target", "x86-64-v3", "--format", "c"], "such as --target cortex-m7"),
+        (
+            ["--target", "x86-64-v3", "--arena-limit", "72KB"],
+            "--arena-limit: is for micro",
+        ),
+        (["--target", "cortex-m7", "--dump", "d"], "--dump: a C project is its own"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused_in_one_line(
+    options: list[str], said: str, tmp_path: Path
+) -> None:
+    model = ["--model", "mobilenetv2-0.1-32", "--output", tmp_path / "out"]
+    result = run("compile.build", *model, *options)
+    assert result.returncode == 2
+    assert re.search(said, result.stderr.splitlines()[-1])
+    assert not (tmp_path / "out").exists()
