@@ -21,6 +21,7 @@ from devices.bare.boards import BOARDS
 from devices.bare.firmware import run_firmware
 from devices.bare.host import run_on_host
 from devices.bare.session import FirmwareSession, interface_of, open_firmware, quantise
+from devices.opening import check_served
 from targets.errors import UserError
 
 CPUS = sorted(BOARDS)
@@ -406,3 +407,10 @@ def test_options_that_do_not_go_together_are_refused_in_one_line(
     assert result.returncode == 2
     assert re.search(said, result.stderr.splitlines()[-1])
     assert not (tmp_path / "out").exists()
+
+
+def test_c_source_is_not_sent_to_a_server(
+    projects: dict[tuple[str, str], Bundle],
+) -> None:
+    with pytest.raises(UserError, match="call small_self_test there"):
+        check_served(projects["residuals", "cortex-m7"])
