@@ -82,11 +82,6 @@ def check_served(bundle: Bundle) -> None:
         raise UserError(
             f"{bundle.path}: is C source for a microcontroller; leave --ssh, --rpc and --tracker out"
         )
-    if bundle.manifest.format == "c":
-        raise UserError(
-            f"{bundle.path}: is C source for a microcontroller; compile it into your firmware and call "
-            f"{bundle.manifest.name}_self_test there, or leave --rpc and --tracker out for QEMU"
-        )
     if bundle.manifest.format == "standalone":
         raise UserError(
             f"{bundle.path}: a standalone library needs no RPC server; leave --ssh, --rpc and --tracker "

@@ -412,5 +412,5 @@ def test_options_that_do_not_go_together_are_refused_in_one_line(
 def test_c_source_is_not_sent_to_a_server(
     projects: dict[tuple[str, str], Bundle],
 ) -> None:
-    with pytest.raises(UserError, match="call small_self_test there"):
+    with pytest.raises(UserError, match="is C source for a microcontroller; leave"):
         check_served(projects["residuals", "cortex-m7"])
