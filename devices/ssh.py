@@ -94,17 +94,18 @@ def open_server(
     Raises:
         UserError: as `open_tunnel`; there is neither a server nor a kit, or the server does not start.
     """
-    # A port that is likely to be free there too; a taken one is an error, and the command can be run again.
-    running, own = _free_ports(2)
+    # One that is free here is likely to be free there; if not, the command can be run again.
+    running, own, there = _free_ports(3)
     new_key = secrets.token_hex(16)
-    forwards = [(running, port), (own, own)]
-    with _Ssh(destination, forwards, _SERVE.format(service=port, port=own)) as ssh:
+    forwards = [(running, port), (own, there)]
+    with _Ssh(destination, forwards, _SERVE.format(service=port, port=there)) as ssh:
         ssh.send(new_key)
-        word, _, rest = ssh.read_line(_CONNECT_SECONDS + _START_SECONDS).partition(" ")
+        answer = ssh.read_line(_CONNECT_SECONDS + _START_SECONDS) or ""
+        word, _, rest = answer.partition(" ")
         if word == "service":
             yield Served(running, key if key is not None else rest, False)
         elif word == "started":
-            if not ssh.read_line(_START_SECONDS).startswith("listening"):
+            if not (ssh.read_line(_START_SECONDS) or "").startswith("listening"):
                 ssh.explain("netship/serve did not start there: ")
             yield Served(own, new_key, True)
         elif word == "missing":
@@ -132,7 +133,7 @@ def run(destination: str, script: str, seconds: float = 20.0) -> str:
     with _Ssh(destination, [], f"{script}\necho; echo netship-end") as ssh:
         lines: list[str] = []
         while (line := ssh.read_line(seconds)) != "netship-end":
-            if line == "" and ssh.ended():
+            if line is None:
                 ssh.explain()
             lines.append(line)
         return "\n".join(lines).strip()
@@ -174,17 +175,17 @@ class _Ssh:
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(f"{line}\n".encode())
 
-    def read_line(self, seconds: float) -> str:
-        """The next line of the script's output; empty where ssh ended, or said nothing in time."""
+    def read_line(self, seconds: float) -> str | None:
+        """The next line of the script's output; None where ssh ended, or said nothing in time."""
         assert self._process.stdout
         deadline = time.monotonic() + seconds
         while b"\n" not in self._received:
             left = max(0.0, deadline - time.monotonic())
             if not select.select([self._process.stdout], [], [], left)[0]:
-                return ""
+                return None
             part = self._process.stdout.read(4096)
             if not part:
-                return ""
+                return None
             self._received += part
         line, _, self._received = self._received.partition(b"\n")
         return line.decode(errors="replace").strip()
