@@ -8,10 +8,12 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from devices.rpc import Link, RefusedError, request_board
 from devices.session import Origin
+from devices.ssh import open_server
 from targets.errors import UserError
 from targets.presets import Target
 from targets.toolchain import link_shared
@@ -32,9 +34,10 @@ _REPEAT_MILLISECONDS = 20
 
 
 class Board(NamedTuple):
-    """Attributes:
-    name: for messages.
-    find: its host, port and key, for one connection.
+    """A board, for a message and for a connection.
+
+    Attributes:
+        find: its host, port and key; asked anew for each connection.
     """
 
     name: str
@@ -67,6 +70,22 @@ def of_tracker(host: str, port: int, key: str) -> list[Board]:
     ]
 
 
+def over_ssh(destination: str, key: str | None, cleanup: ExitStack) -> Board:
+    """The board that ssh reaches, through a tunnel that is dug anew for each connection.
+
+    Args:
+        cleanup: closes the last one.
+    """
+    tunnel = cleanup.enter_context(ExitStack())
+
+    def find() -> tuple[str, int, str]:
+        tunnel.close()
+        served = tunnel.enter_context(open_server(destination, key))
+        return "127.0.0.1", served.port, served.key
+
+    return Board(destination, find)
+
+
 class BoardMeasurer:
     """On boards, linked on this machine, caches warm.
 
@@ -86,6 +105,8 @@ class BoardMeasurer:
         self._target, self._boards, self._threads = target, list(boards), threads
         self._absence = absence
         self._stopped = threading.Event()
+        for board in self._boards:
+            _hang_up(*_connect(board))
         names = ", ".join(board.name for board in boards)
         self.how = f"{self.origin}: {names} over RPC, {threads} thread(s), warm caches"
 

@@ -9,14 +9,13 @@ import contextlib
 import fcntl
 import json
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
 from targets.errors import UserError
-from tuning.records import RecordLog, read
+from tuning.records import RecordLog, canonical, read
 
 
 class TuningLog:
@@ -62,10 +61,10 @@ class TuningLog:
             self._write(f"# {json.dumps(header)}\n")
             return
         present = read(self.path).header
-        for key in ("target", "origin", "tvm"):
-            if present.get(key) != header[key]:
+        for key in ("target", "origin", "threads", "tvm"):
+            if _comparable(key, present) != _comparable(key, header):
                 raise UserError(
-                    f"{self.path}: its records are of {key} {present.get(key)!r}, not {header[key]!r}; "
+                    f"{self.path}: its records are of {key} {present.get(key)!r}, not {header.get(key)!r}; "
                     "choose another --output"
                 )
 
@@ -111,6 +110,7 @@ class TuningLog:
         self.close()
 
 
-def trials(log: RecordLog) -> Counter[str]:
-    """Trials of each workload, the failed ones too."""
-    return Counter(json.loads(line)["i"][0][0] for line in log.lines)
+def _comparable(key: str, header: Mapping[str, object]) -> object:
+    if key == "target":
+        return canonical(str(header.get(key)))
+    return header.get(key, 1 if key == "threads" else None)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from tuning import records
 
 if TYPE_CHECKING:
     from tuning.measure import Measurer
-    from tuning.search import State
+    from tuning.tasks import Task
 
 _TVM = "0.19.0"
 _EPILOG = """\
@@ -25,6 +24,7 @@ where candidates are measured (default: on this machine, on a core of its own):
   --measure meter           nowhere: exact counts under QEMU, estimated cycles; for the arm-cortex targets
   --rpc HOST:PORT           a TVM RPC server on a board; repeat it for several. It runs whatever it is sent: keep
                             it on 127.0.0.1 there and tunnel with ssh -L 9090:127.0.0.1:9090 pi@raspberrypi
+  --ssh USER@HOST           a board through ssh, its server started if need be (python -m runtime_demo.board)
   --tracker HOST:PORT --key KEY    all boards that a tracker has under KEY, at once
 
 examples:
@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--hours", type=_hours, metavar="H", help="stop after so many hours")
     add("--measure", choices=["here", "meter"], default="here", help="see below")
     add("--rpc", action="append", default=[], metavar="HOST:PORT", help="see below")
+    add("--ssh", action="append", default=[], metavar="USER@HOST", help="see below")
     add("--tracker", metavar="HOST:PORT", help="see below; needs --key")
     add("--key", help="the boards' key at the tracker, or the servers'")
     add(
@@ -127,12 +128,12 @@ def _hours(text: str) -> float:
 def _check(arguments: argparse.Namespace) -> None:
     if arguments.tracker and not arguments.key:
         raise UserError("--tracker needs --key KEY: which of its boards?")
-    if arguments.key and not (arguments.tracker or arguments.rpc):
-        raise UserError("--key goes with --tracker or --rpc; leave it out")
-    places = [arguments.tracker, arguments.rpc, arguments.measure == "meter"]
-    if sum(map(bool, places)) > 1:
+    boards = bool(arguments.rpc or arguments.ssh)
+    if arguments.key and not (arguments.tracker or boards):
+        raise UserError("--key goes with --tracker, --rpc or --ssh; leave it out")
+    if bool(arguments.tracker) + boards + (arguments.measure == "meter") > 1:
         raise UserError(
-            "--tracker, --rpc and --measure meter: records of each need a log of their own; take one"
+            "--tracker, --measure meter and --rpc or --ssh: take one; records of each have a log of their own"
         )
     if arguments.measure == "meter" and arguments.threads > 1:
         raise UserError("--measure meter: it counts one thread; leave --threads out")
@@ -144,27 +145,17 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
         raise UserError(
             f"target {target.name}: AutoScheduler has no part in C source; nothing to tune"
         )
-    from compile import sources
-
-    progress.stage("reading the model")
-    source = sources.find(arguments.model, {}, None, progress.stage)
-    progress.stage("finding the tasks")
-    from tuning.tasks import extract, peak
-
-    tasks = extract(source.model, target, arguments.threads)
-    if arguments.tasks:
-        chosen = [task for task in tasks if arguments.tasks in task.operator]
-        if not chosen:
-            found = ", ".join(sorted({task.operator for task in tasks}))
-            raise UserError(
-                f"--tasks {arguments.tasks!r}: no such task; there are {found}"
-            )
-        tasks = chosen
-    progress.stage("making ready to measure")
-    with closing(_measurer(target, arguments)) as measurer:
+    with ExitStack() as cleanup:
+        progress.stage("making ready to measure")
+        measurer = _measurer(target, arguments, cleanup)
+        cleanup.callback(measurer.close)
+        tasks, network = _tasks(target, arguments, progress)
         progress.finish()
         from tuning.log import TuningLog
+        from tuning.page import write_search
         from tuning.search import Limits, Search
+        from tuning.table import SearchTable
+        from tuning.tasks import peak
 
         header = {
             "target": target.tvm,
@@ -173,12 +164,12 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
             "measured": measurer.how,
             "threads": arguments.threads,
             "tvm": _TVM,
-            "network": source.name,
+            "network": network,
         }
         # A CPU that this machine can be: its own, or the target's where it has all that it needs.
         here = native() if missing_features(target, this_cpu()) else target
-        output = arguments.output or records.user_log(
-            target.name, measurer.origin.name.lower()
+        output = arguments.output or _default_output(
+            target, measurer, arguments.threads
         )
         with TuningLog(output, header) as log:
             progress.note(f"{len(tasks)} tasks; {measurer.how}; log {output}")
@@ -187,36 +178,68 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
             limits = Limits(
                 arguments.trials, arguments.hours, peak(target, arguments.threads)
             )
-            search = Search(
-                tasks,
-                measurer,
-                log,
-                limits,
-                prover=here.tvm,
-                jobs=arguments.jobs,
-                warm=_warm(arguments.warm, progress),
-                report=_reporter(),
-            )
-            with closing(search):
-                search.run()
+            with SearchTable(limits) as table:
+                search = Search(
+                    tasks,
+                    measurer,
+                    log,
+                    limits,
+                    prover=here.tvm,
+                    jobs=arguments.jobs,
+                    warm=_warm(arguments.warm, progress),
+                    report=table.update,
+                )
+                cleanup.callback(search.close)
+                try:
+                    search.run()
+                finally:
+                    page = output.with_suffix(".html")
+                    write_search(page, log.read(), search.states, limits.peak)
+            progress.note(f"log {output}; page {page}")
 
 
-def _measurer(target: Target, arguments: argparse.Namespace) -> Measurer:
-    if arguments.tracker or arguments.rpc:
-        from tuning import boards
+def _default_output(target: Target, measurer: Measurer, threads: int) -> Path:
+    several = f"-{threads}-threads" if threads > 1 else ""
+    return records.user_log(target.name, measurer.origin.name.lower() + several)
 
-        key = arguments.key or ""
-        found = (
-            boards.of_tracker(*_address(arguments.tracker), key)
-            if arguments.tracker
-            else [boards.at(*_address(each), key) for each in arguments.rpc]
-        )
-        return boards.BoardMeasurer(target, found, arguments.threads)
-    from tuning.measure import LocalMeasurer, MeterMeasurer
 
+def _tasks(
+    target: Target, arguments: argparse.Namespace, progress: Progress
+) -> tuple[list[Task], str]:
+    from compile import sources
+    from tuning.tasks import extract
+
+    progress.stage("reading the model")
+    source = sources.find(arguments.model, {}, None, progress.stage)
+    progress.stage("finding the tasks")
+    tasks = extract(source.model, target, arguments.threads)
+    chosen = [task for task in tasks if (arguments.tasks or "") in task.operator]
+    if not chosen:
+        found = ", ".join(sorted({task.operator for task in tasks}))
+        raise UserError(f"--tasks {arguments.tasks!r}: no such task; there are {found}")
+    return chosen, source.name
+
+
+def _measurer(
+    target: Target, arguments: argparse.Namespace, cleanup: ExitStack
+) -> Measurer:
+    threads, key = arguments.threads, arguments.key
     if arguments.measure == "meter":
+        from tuning.measure import MeterMeasurer
+
         return MeterMeasurer(target, arguments.jobs)
-    return LocalMeasurer(target, arguments.threads)
+    if not (arguments.tracker or arguments.rpc or arguments.ssh):
+        from tuning.measure import LocalMeasurer
+
+        return LocalMeasurer(target, threads)
+    from tuning import boards
+
+    if arguments.tracker:
+        found = boards.of_tracker(*_address(arguments.tracker), key)
+    else:
+        found = [boards.at(*_address(each), key or "") for each in arguments.rpc]
+        found += [boards.over_ssh(each, key, cleanup) for each in arguments.ssh]
+    return boards.BoardMeasurer(target, found, threads)
 
 
 def _address(text: str) -> tuple[str, int]:
@@ -232,29 +255,6 @@ def _warm(paths: Sequence[Path], progress: Progress) -> list[str]:
         progress.note(line)
     logs += [records.read(path) for path in sorted(records.SHIPPED.glob("*.json"))]
     return [line for log in logs for line in log.lines]
-
-
-def _reporter() -> Callable[[list[State], State], None]:
-    """A line a round."""
-    started = time.monotonic()
-    before: list[int] = []
-
-    def report(states: list[State], current: State) -> None:
-        seconds = time.monotonic() - started
-        trials, errors = (
-            sum(state.trials for state in states),
-            sum(state.errors for state in states),
-        )
-        before.append(trials)
-        total = sum(state.best * state.task.weight for state in states) * 1e3
-        rate = (trials - before[0]) / seconds * 60
-        print(
-            f"{seconds:7.0f} s  {trials:6d} trials, {errors} errors, {rate:4.0f}/min  "
-            f"total {total:.3f} ms  {current.task.operator}: {current.best * 1e6:.1f} µs",
-            flush=True,
-        )
-
-    return report
 
 
 if __name__ == "__main__":

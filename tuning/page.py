@@ -1,0 +1,108 @@
+"""A search as one self-contained HTML page: the tuning curve, and where an inference's time goes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+import meter
+from targets.files import write_whole
+from tuning.table import estimated_seconds
+
+if TYPE_CHECKING:
+    from tuning.records import RecordLog
+    from tuning.search import State
+
+_WIDTH, _HEIGHT, _MARGIN = 640.0, 220.0, 44.0
+
+
+class Curve(NamedTuple):
+    """The estimated total after each trial, from the first at which every task had a time.
+
+    Attributes:
+        points: (trial, seconds) wherever it changed, and at the end.
+    """
+
+    points: tuple[tuple[int, float], ...]
+
+    @property
+    def svg(self) -> str:
+        """The points of a polyline, in the page's drawing."""
+        last, (low, high) = self.points[-1][0], self.range
+        places = []
+        before = None
+        for trial, seconds in self.points:
+            x = _MARGIN + (_WIDTH - _MARGIN - 8) * trial / last
+            share = (seconds - low) / (high - low) if high > low else 0.5
+            y = 12 + (_HEIGHT - _MARGIN - 12) * (1 - share)
+            if before is not None:
+                places.append(f"{x:.1f},{before:.1f}")
+            places.append(f"{x:.1f},{y:.1f}")
+            before = y
+        return " ".join(places)
+
+    @property
+    def range(self) -> tuple[float, float]:
+        seconds = [each for _, each in self.points]
+        return min(seconds), max(seconds)
+
+
+def curve(log: RecordLog, weights: Mapping[str, int]) -> Curve | None:
+    """The tuning curve of the tasks in ``weights``, by workload key; None while one has no time."""
+    best: dict[str, float] = {}
+    points: list[tuple[int, float]] = []
+    trials = 0
+    for line in log.lines:
+        record = json.loads(line)
+        key, (costs, error, *_) = record["i"][0][0], record["r"]
+        if key not in weights:
+            continue
+        trials += 1
+        if error or fmean(costs) >= best.get(key, math.inf):
+            continue
+        best[key] = fmean(costs)
+        if len(best) == len(weights):
+            total = sum(weights[each] * seconds for each, seconds in best.items())
+            points.append((trials, total))
+    if not points:
+        return None
+    return Curve((*points, (trials, points[-1][1])))
+
+
+def write_search(
+    path: Path, log: RecordLog, states: Sequence[State], peak: float | None
+) -> None:
+    """Write the page whole or not at all; one that is there is replaced.
+
+    Args:
+        peak: operations a second; None where it is not known.
+
+    Raises:
+        UserError: ``path`` cannot be written.
+    """
+    known = [state for state in states if math.isfinite(state.best)]
+    environment = Environment(
+        loader=FileSystemLoader([Path(__file__).parent, *meter.__path__]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = environment.get_template("page.html.jinja").render(
+        header=log.header,
+        states=sorted(states, key=lambda each: -each.best * each.task.weight),
+        total=estimated_seconds(known),
+        whole=len(known) == len(states),
+        trials=sum(state.trials for state in states),
+        errors=sum(state.errors for state in states),
+        peak=peak,
+        curve=curve(log, {state.task.key: state.task.weight for state in states}),
+        isfinite=math.isfinite,
+    )
+    write_whole(path, text.encode("utf-8", errors="replace"), "--output")

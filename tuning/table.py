@@ -1,0 +1,134 @@
+"""What a person sees of a search: a live table in a terminal, a line a round in a log, the table at the end in both."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from tuning.search import Limits, State
+
+# Wide enough for the table where there is no terminal to ask.
+_WIDTH = 110
+
+
+class SearchTable:
+    """Shows a search; give `update` to it as its report, and use it in ``with``."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        live = sys.stdout.isatty()
+        self._console = Console(highlight=False, width=None if live else _WIDTH)
+        self._live = Live(console=self._console, auto_refresh=False) if live else None
+        self._started = time.monotonic()
+        self._before: int | None = None
+        self._states: Sequence[State] = ()
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def update(self, states: Sequence[State], current: State) -> None:
+        trials = sum(state.trials for state in states)
+        if self._before is None:
+            # What the log held, but for this one round.
+            self._before, self._started = trials, time.monotonic()
+        self._states = states
+        if self._live:
+            self._live.update(
+                tasks_table(states, self._limits.peak, self._title(trials), current),
+                refresh=True,
+            )
+        else:
+            where = f"{current.task.operator}: {_microseconds(current.best)} µs"
+            self._console.print(f"{self._title(trials)}  {where}", soft_wrap=True)
+
+    def _title(self, trials: int) -> str:
+        errors = sum(state.errors for state in self._states)
+        total = estimated_seconds(self._states)
+        shown = "—" if math.isinf(total) else f"{total * 1e3:.3f} ms"
+        words = [f"{trials} trials", f"{errors} errors", f"total {shown}"]
+        seconds = time.monotonic() - self._started
+        new = trials - (self._before or 0)
+        if new > 0 and seconds > 0:
+            words.append(f"{new / seconds * 60:.0f} trials/min")
+            left = max(0.0, (self._limits.trials - trials) * seconds / new)
+            if self._limits.hours is not None:
+                left = min(left, max(0.0, self._limits.hours * 3600 - seconds))
+            words.append(f"{_duration(left)} left")
+        return ", ".join([_duration(seconds), *words])
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live:
+            self._live.stop()
+        elif self._states:
+            self._console.print(tasks_table(self._states, self._limits.peak, ""))
+
+
+def estimated_seconds(states: Sequence[State]) -> float:
+    """Of an inference: the sum of its tasks; infinite before each has a right candidate."""
+    return sum(state.best * state.task.weight for state in states)
+
+
+def tasks_table(
+    states: Sequence[State],
+    peak: float | None,
+    title: str,
+    current: State | None = None,
+) -> Table:
+    """A row a task, the ones that take most of an inference first.
+
+    Args:
+        peak: operations a second; None leaves the column out.
+        current: is marked.
+    """
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    table.add_column("task")
+    headings = ["×", "best µs", "GFLOP/s", "of peak", "FLOP/B", "trials", "errors"]
+    for heading in [*headings, "share"]:
+        if heading != "of peak" or peak:
+            table.add_column(heading, justify="right", no_wrap=True)
+    known = [state for state in states if math.isfinite(state.best)]
+    total = estimated_seconds(known)
+    for state in sorted(states, key=lambda each: -each.best * each.task.weight):
+        task, measured = state.task, math.isfinite(state.best)
+        rate = task.flops / state.best
+        cells = [
+            str(task.weight),
+            _microseconds(state.best),
+            f"{rate / 1e9:.1f}" if measured else "",
+            *([f"{rate / peak:.0%}" if measured else ""] if peak else []),
+            f"{task.intensity:.1f}",
+            str(state.trials),
+            str(state.errors or ""),
+            f"{state.best * task.weight / total:.1%}" if measured else "",
+        ]
+        style = "bold" if state is current else None
+        table.add_row(task.operator, *cells, style=style)
+    return table
+
+
+def _microseconds(seconds: float) -> str:
+    return f"{seconds * 1e6:.1f}" if math.isfinite(seconds) else "—"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
