@@ -66,7 +66,7 @@ def extract(model: Model, target: Target, threads: int = 1) -> list[Task]:
     return [
         Task(
             key=str(task.workload_key),
-            operator=_operator(str(task.workload_key)),
+            operator=operator_of(str(task.workload_key)),
             weight=int(weight),
             flops=float(task.compute_dag.flop_ct),
             nbytes=4 * sum(prod(shape) for shape in shapes(str(task.workload_key))),
@@ -81,7 +81,7 @@ def shapes(key: str) -> list[tuple[int, ...]]:
     return [tuple(shape) for shape in json.loads(key)[1:] if isinstance(shape, list)]
 
 
-def _operator(key: str) -> str:
+def operator_of(key: str) -> str:
     """A task for a person: what it computes, from its tensors' shapes."""
     *inputs, output = shapes(key)
     where = "×".join(map(str, output[1:-1] if len(output) > 2 else output))
