@@ -19,7 +19,7 @@ from bundle.manifest import (
     Quantised,
 )
 from compile.c import emit, graph, plan
-from compile.c.emit import Project, Sizes
+from compile.c.emit import Constants, Project
 from compile.c.graph import Add, AveragePool, Convolution
 from devices.bare.host import run_on_host
 from targets.presets import Target
@@ -45,16 +45,19 @@ def build(
     project = emit.prepare(network, name, version, target.name)
     plan.check_limit(project.arena, project.steps, arena_limit)
     stage("writing C")
-    blank = np.zeros(network.output.nbytes, np.int8)
-    sizes = emit.emit(project, folder, blank)
-    interface = _interface(project, sizes)
+    constants = emit.emit(project, folder)
+    emit.emit_golden(
+        project, folder, constants, np.zeros(network.output.nbytes, np.int8)
+    )
+    interface = _interface(project, constants)
     stage("asking the same C on this machine for the self-test's answer")
     pattern = emit.test_pattern(network.input.nbytes)[np.newaxis]
-    emit.emit(project, folder, run_on_host(folder, name, interface, pattern)[0])
+    answer = run_on_host(folder, name, interface, pattern)[0]
+    emit.emit_golden(project, folder, constants, answer)
     return _lowering(project), interface
 
 
-def _interface(project: Project, sizes: Sizes) -> Firmware:
+def _interface(project: Project, constants: Constants) -> Firmware:
     source, output = project.network.input, project.network.output
     return Firmware(
         cpu=project.cpu,
@@ -66,7 +69,7 @@ def _interface(project: Project, sizes: Sizes) -> Firmware:
         input_offset=project.arena.offset(source.name),
         peak=project.steps[project.arena.peak].name,
         steps=len(project.steps),
-        weights_bytes=sizes.weights + sizes.requantisation,
+        weights_bytes=constants.nbytes,
     )
 
 

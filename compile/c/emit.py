@@ -54,27 +54,27 @@ def prepare(network: Network, name: str, version: str, cpu: str) -> Project:
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Bytes in flash besides code."""
+class Constants:
+    """What lies in flash besides code.
 
-    weights: int
-    requantisation: int
-
-
-def emit(project: Project, folder: Path, expected: NDArray[np.int8]) -> Sizes:
-    """Write the C project into ``folder``.
-
-    Args:
-        expected: int8, the output for `test_pattern`, that the self-test demands.
+    Attributes:
+        nbytes: weights, biases and multipliers.
+        crc: CRC-32 over them, which the self-test demands.
     """
+
+    nbytes: int
+    crc: int
+
+
+def emit(project: Project, folder: Path) -> Constants:
+    """Write the C project into ``folder``, all but the self-test's answer (see `emit_golden`)."""
     data = _Data(_MVE if project.cpu == "cortex-m55" else _SMLAD)
     layers = [_layers(project, step, data) for step in project.steps]
-    values = _values(project, layers, data, expected)
+    values = _values(project, layers, data)
     for template, file in (
         ("network.h", f"{project.name}.h"),
         ("network.c", f"{project.name}.c"),
         ("weights.c", f"{project.name}_weights.c"),
-        ("golden.h", "golden.h"),
         ("main.c", "example/main.c"),
         ("Makefile", "Makefile"),
         ("CMakeLists.txt", "CMakeLists.txt"),
@@ -85,7 +85,23 @@ def emit(project: Project, folder: Path, expected: NDArray[np.int8]) -> Sizes:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(_render(f"{template}.jinja", values), encoding="utf-8")
     shutil.copy(_HERE / "kernels.h", folder / f"{project.name}_kernels.h")
-    return Sizes(len(data.weights), 4 * len(data.constants))
+    constants = np.array(data.constants, "<i4").tobytes()
+    crc = zlib.crc32(constants, zlib.crc32(data.weights))
+    return Constants(len(data.weights) + len(constants), crc)
+
+
+def emit_golden(
+    project: Project, folder: Path, constants: Constants, expected: NDArray[np.int8]
+) -> None:
+    """Write what the self-test demands: ``expected``, int8, is the output for `test_pattern`."""
+    values = {
+        "name": project.name,
+        "crc": constants.crc,
+        "expected": expected.tolist(),
+    }
+    (folder / "golden.h").write_text(
+        _render("golden.h.jinja", values), encoding="utf-8"
+    )
 
 
 def test_pattern(size: int) -> NDArray[np.int8]:
@@ -258,10 +274,7 @@ def _values(
     project: Project,
     layers: Sequence[dict[str, Any]],
     data: _Data,
-    expected: NDArray[np.int8],
 ) -> dict[str, Any]:
-    constants = np.array(data.constants, "<i4")
-    weights = bytes(data.weights)
     network, arena = project.network, project.arena
     return {
         "name": project.name,
@@ -273,11 +286,9 @@ def _values(
         "steps": project.steps,
         "input_offset": arena.offset(network.input.name),
         "layers": layers,
-        "weights": np.frombuffer(weights, np.int8).tolist(),
-        "constants": constants.tolist(),
+        "weights": np.frombuffer(bytes(data.weights), np.int8).tolist(),
+        "constants": data.constants,
         "parts": data.parts,
-        "crc": zlib.crc32(constants.tobytes(), zlib.crc32(weights)),
-        "expected": expected.tolist(),
         "macs": sum(step.macs for step in project.steps),
         **drawing.geometry(arena, project.steps),
     }
