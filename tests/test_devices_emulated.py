@@ -14,10 +14,14 @@ import pytest
 from tiny import tiny_bundle
 
 from bundle.golden import read_golden
+from bundle.manifest import Manifest
 from bundle.store import Bundle
 from devices import sysroot
-from devices.emulated import find_qemu, open_emulated
-from devices.session import Origin
+from devices.emulated import board as make_ready
+from devices.emulated import find_qemu, open_emulated, start_board
+from devices.fleet import open_fleet
+from devices.session import Origin, Session
+from devices.tracker import open_tracker
 from targets.errors import UserError
 from targets.presets import resolve
 
@@ -63,7 +67,50 @@ def test_the_emulated_board_gives_the_reference(board: Path, bundle: Bundle) -> 
             np.testing.assert_allclose(actual, expected, atol=1e-4)
         assert len(session.time(image, 2)) == 2
         assert session.profile(image) == []
+        state = session.board()
+        assert state is not None and state.emulated
+        assert (state.machine, state.cpu_model) == ("aarch64", "Cortex-A72")
     assert stages == ["starting an emulated cortex-a72"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["arm-cortex-a7", "arm-cortex-a53-32bit"])
+def test_the_emulated_32_bit_board_gives_the_reference(
+    target: str, tmp_path: Path, board: Path
+) -> None:
+    bundle = tiny_bundle(tmp_path, resolve(target))
+    with open_emulated(bundle) as session:
+        state = session.board()
+        assert state is not None and (state.machine, state.emulated) == ("arm", True)
+        for image, [expected] in read_golden(bundle):
+            [actual] = session.run(image)
+            np.testing.assert_allclose(actual, expected, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_an_x86_bundle_on_an_emulated_board_is_refused_before_it_is_sent(
+    board: Path, bundle: Bundle
+) -> None:
+    emulated = make_ready("aarch64", "cortex-a53")
+    with open_tracker(0) as port:
+        server = start_board(emulated, "pi", port)
+        try:
+            here = replace(bundle, manifest=_for_x86(bundle))
+            with pytest.raises(UserError, match="the board is aarch64, not x86_64"):
+                request_and_open(here, port)
+            with request_and_open(bundle, port) as session:
+                assert session.origin is Origin.EMULATED, "though it came over RPC"
+        finally:
+            server.close()
+
+
+def request_and_open(bundle: Bundle, port: int) -> Session:
+    return open_fleet(bundle, "127.0.0.1", port, "pi", most=1, wait=20, on_note=print)
+
+
+def _for_x86(bundle: Bundle) -> Manifest:
+    target = bundle.manifest.target.model_copy(update={"machine": "x86_64"})
+    return bundle.manifest.model_copy(update={"target": target})
 
 
 @pytest.mark.slow
