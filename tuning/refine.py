@@ -262,7 +262,11 @@ def time_in_turn(
         for own, profile in zip(runs, executors, strict=True):
             turn = [json.loads(profile())["calls"] for _ in range(_TURN)]
             own += [
-                [call["Duration (us)"]["microseconds"] / 1e6 for call in calls]
+                [
+                    call["Duration (us)"]["microseconds"] / 1e6
+                    for call in calls
+                    if call["Name"]["string"] != "__nop"
+                ]
                 for calls in turn[1:]
             ]
     return [[median(times) for times in zip(*own, strict=True)] for own in runs]
