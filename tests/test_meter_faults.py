@@ -1,0 +1,103 @@
+"""The meter's counts are a program's own, and what goes wrong is one line that says what to do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from meter import counting
+from meter.counting import Block, Cache, count, read_blocks
+from targets.errors import UserError
+
+CACHES = (Cache(4 << 10, 2), Cache(64 << 10, 8))
+
+
+def program(folder: Path, body: str) -> list[str]:
+    source, made = folder / "program.c", folder / "program"
+    source.write_text(
+        f"#include <signal.h>\n#include <string.h>\nint main(void) {{ {body} return 0; }}\n"
+    )
+    target = ("-target", "aarch64-linux-musl", "-static", "-O1")
+    counting.compile_c([source], made, *target)
+    return [str(made)]
+
+
+def test_counts_and_misses_are_the_same_in_any_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The environment lies on the stack: by its size the array shares other sets of the caches.
+    command = program(
+        tmp_path,
+        "volatile char on_stack[9000];"
+        "for (int k = 0; k < 3; k++) for (int i = 0; i < 9000; i++) on_stack[i]++;",
+    )
+    seen: list[list[Block]] = []
+    for filler in ("", "x" * 777):
+        monkeypatch.setenv("FILLER", filler)
+        seen.append(count(command, cpu="cortex-a72", caches=CACHES)[0])
+    assert seen[0] == seen[1]
+    assert sum(block.misses[0] for block in seen[0]) > 3 * 9000 // 64
+
+
+def test_the_environment_that_is_given_is_the_programs(tmp_path: Path) -> None:
+    command = program(
+        tmp_path,
+        'extern char **environ; return environ[1] || strcmp(environ[0], "A=B");',
+    )
+    count(command, cpu="cortex-a72", environment={"A": "B"})
+
+
+def test_a_killed_run_is_one_line(tmp_path: Path) -> None:
+    command = program(tmp_path, "raise(SIGKILL);")
+    with pytest.raises(UserError, match="was killed under QEMU; end other programs"):
+        count(command, cpu="cortex-a72")
+
+
+@pytest.mark.parametrize("content", ["", "1000 1 5 1f2003d5\n"], ids=["none", "cut"])
+def test_counts_that_a_full_disk_cut_short_are_refused(
+    tmp_path: Path, content: str
+) -> None:
+    file = tmp_path / "blocks"
+    file.write_text(content)
+    with pytest.raises(UserError, match="not written whole; is the disk full"):
+        read_blocks(file)
+    file.write_text("1000 1 5 1f2003d5\nend\n")
+    assert read_blocks(file) == [Block(0x1000, bytes.fromhex("1f2003d5"), 5)]
+
+
+def test_a_cache_folder_without_room_is_one_line(tmp_path: Path) -> None:
+    script = (
+        "import resource\n"
+        "from meter.cycles import Costs\n"
+        "from targets.errors import run_command\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))\n"
+        "run_command(lambda words: Costs('cortex-a72') and 0)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={"XDG_CACHE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2, result.stderr
+    [line] = result.stderr.splitlines()
+    assert "meter-costs.sqlite" in line and "make room" in line
+
+
+def test_the_static_qemu_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    static = tmp_path / "qemu-aarch64-static"
+    static.write_text("#!/bin/sh\necho qemu-aarch64 version 7.2.0\n")
+    static.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        UserError, match="apt install qemu-user.*static QEMU takes no plugins"
+    ):
+        counting.find_qemu()
