@@ -21,6 +21,8 @@ from compile.preprocessing import Stated
 from targets.errors import UserError
 from targets.presets import native
 from targets.progress import Progress
+from tuning import refine
+from tuning.records import read
 
 pytestmark = pytest.mark.slow
 
@@ -162,6 +164,19 @@ def test_a_schedule_that_does_not_fit_is_named_and_the_next_best_serves(
     assert refused in capsys.readouterr().err
 
 
+def test_a_task_whose_records_all_misfit_counts_as_not_covered(
+    model: Path, lines: list[str], folder: Path
+) -> None:
+    broken = json.loads(lines[0])
+    broken["i"][1][1] = [["SP", 2, 77, 1, [1], 1]]
+    log(folder / "tuned" / "mine.json", [json.dumps(broken), *lines[1:]])
+    manifest = build(model, folder / "bundle")
+    assert manifest.lowering.layout == "NCHW" and manifest.lowering.records
+    covered = manifest.lowering.records.covered
+    assert covered == manifest.lowering.records.tasks - 1
+    assert manifest.lowering.reason == f"tuning records fit only {covered} of 4 tasks"
+
+
 def test_records_that_give_wrong_answers_are_named_and_left_out(
     model: Path,
     lines: list[str],
@@ -195,3 +210,21 @@ def test_require_tuned_refuses_and_says_how_many_are_covered(
     assert result.returncode == 2
     assert f"tuning records cover 1 of {len(lines)} tasks" in result.stderr
     assert not output.exists()
+
+
+def test_refining_keeps_records_that_fit_and_a_build_finds_them(
+    model: Path, lines: list[str], folder: Path
+) -> None:
+    broken = [json.loads(line) for line in lines]
+    for each in broken:
+        each["i"][1][1] = [["SP", 2, 77, 1, [1], 1]]
+        each["r"][0] = [2e-3]
+    source = log(folder / "log.json", [*lines, *map(json.dumps, broken)])
+    output = folder / "tuned" / "refined.json"
+    output.parent.mkdir()
+    options = ["--model", str(model), "--records", str(source), "--top", "2"]
+    assert refine.main([*options, "--output", str(output), "--rounds", "2"]) == 0
+    assert set(read(output).lines) == set(map(str.strip, lines))
+    manifest = build(model, folder / "bundle", require=True)
+    assert manifest.lowering.records
+    assert manifest.lowering.records.file == "refined.json"
