@@ -9,13 +9,15 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple, cast
 
 from bundle.store import Bundle
 from devices.native import Machine, native_server
-from devices.rpc import open_served
+from devices.rpc import boards_of, open_served
 from devices.server import Server, start_native
 from devices.session import Origin, Session
 from devices.sysroot import ARCHITECTURES, prepare
@@ -25,6 +27,7 @@ from targets.errors import UserError
 _THREADS = 1
 _START_SECONDS = 60.0
 _CALL_SECONDS = 600.0
+_KNOWN_EVERY_SECONDS = 0.1
 # Variables of this machine that the emulated dynamic linker would obey.
 _NOT_FOR_THE_BOARD = ("LD_PRELOAD", "LD_LIBRARY_PATH")
 
@@ -64,15 +67,37 @@ def _emulator(qemu: str, cpu: str, root: Path) -> list[str]:
     return [qemu, "-cpu", cpu, "-L", str(root), *unset]
 
 
-def start_board(emulated: Board, key: str, tracker_port: int) -> Server:
-    """Start an emulated board's server, which a tracker on 127.0.0.1 knows under ``key``.
+@contextmanager
+def serve_boards(
+    emulated: Board, count: int, key: str, tracker_port: int
+) -> Iterator[list[Server]]:
+    """Servers of ``count`` emulated boards, which a tracker on 127.0.0.1 knows under ``key``, for as long as the context.
 
     Raises:
-        UserError: it did not start.
+        UserError: one did not start, or the tracker does not get to know them.
     """
-    tracker = ["--tracker", f"127.0.0.1:{tracker_port}"]
-    options = ["--threads", str(_THREADS), *tracker]
-    return start_native(emulated.program, _START_SECONDS, options, key)
+    options = ["--threads", str(_THREADS), "--tracker", f"127.0.0.1:{tracker_port}"]
+    with ExitStack() as stack:
+        servers = []
+        for _ in range(count):
+            server = start_native(emulated.program, _START_SECONDS, options, key)
+            stack.callback(server.close)
+            servers.append(server)
+        end = time.monotonic() + _START_SECONDS
+        while not _all_known(tracker_port, key, count):
+            if time.monotonic() > end:
+                raise UserError(
+                    f"the emulated boards did not reach the tracker within {_START_SECONDS:g} s; try again"
+                )
+            time.sleep(_KNOWN_EVERY_SECONDS)
+        yield servers
+
+
+def _all_known(port: int, key: str, count: int) -> bool:
+    try:
+        return boards_of("127.0.0.1", port, key).boards >= count
+    except UserError:  # none yet
+        return False
 
 
 def open_emulated(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import socket
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ def open_tracker(port: int) -> Iterator[int]:
         UserError: the port is taken.
     """
     engine.runtime(1)
+    # It warns of every client that hangs up.
+    logging.getLogger("RPCTracker").setLevel(logging.CRITICAL)
     from tvm.rpc.tracker import TrackerServerHandler
 
     with socket.socket() as listener:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,7 +16,6 @@ from targets.errors import UserError, run_command
 from targets.progress import Progress
 
 if TYPE_CHECKING:
-    from devices.server import Server
     from runtime_demo.doctor import Check, Found
 
 _EPILOG = """\
@@ -33,6 +33,7 @@ QEMU, in a Debian system of the board's. The answers are the board's, and an ins
 times, caches, memory, the kernel, the clock and the temperature are not.
 """
 _MACHINES = ("aarch64", "arm", "x86_64")
+_CPUS_OF_32_BIT = ("cortex-a7",)
 _TRACKER_PORT = 9190
 
 
@@ -166,29 +167,26 @@ def _table(rows: list[Check], fit: bool) -> str:
 
 
 def _emulate(arguments: argparse.Namespace) -> int:
-    from devices.emulated import board, start_board
+    from devices.emulated import board, serve_boards
     from devices.tracker import open_tracker
 
-    machine = "arm" if arguments.cpu == "cortex-a7" else "aarch64"
+    cpu, key, number = arguments.cpu, arguments.key, arguments.count
+    machine = "arm" if cpu in _CPUS_OF_32_BIT else "aarch64"
     with ExitStack() as stack:
         with Progress() as progress:
-            emulated = board(machine, arguments.cpu, progress.stage)
+            emulated = board(machine, cpu, progress.stage)
             port = stack.enter_context(open_tracker(arguments.port))
-            servers: list[Server] = []
-            progress.stage(f"starting {arguments.count} emulated {arguments.cpu}")
-            for _ in range(arguments.count):
-                servers.append(start_board(emulated, arguments.key, port))
-                stack.callback(servers[-1].close)
+            progress.stage(f"starting {number} emulated {cpu}")
+            servers = stack.enter_context(serve_boards(emulated, number, key, port))
         for server in servers:
-            print(f"board    127.0.0.1:{server.port}, {arguments.cpu}, emulated")
-        print(f"tracker  127.0.0.1:{port}, key {arguments.key}")
-        print(
-            f"check    python -m runtime_demo.check BUNDLE --tracker 127.0.0.1:{port} --key {arguments.key}"
-        )
+            print(f"board    127.0.0.1:{server.port}, {cpu}, emulated")
+        where = f"--tracker 127.0.0.1:{port} --key {shlex.quote(key)}"
+        print(f"tracker  127.0.0.1:{port}, key {key}")
+        print(f"check    python -m runtime_demo.check BUNDLE {where}")
         print("end      Ctrl-C", flush=True)
-        while not all(server.ended for server in servers):
+        while not any(server.ended for server in servers):
             time.sleep(1)
-    raise UserError("the emulated boards ended; run the command again")
+    raise UserError("an emulated board ended; run the command again")
 
 
 if __name__ == "__main__":

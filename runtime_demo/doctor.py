@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from enum import StrEnum
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import NamedTuple
 
 from devices.board_state import BoardState
@@ -163,7 +164,7 @@ def _server(found: Found) -> Check:
     from devices.native import SERVER
 
     state, ours = found.state, _our_version()
-    if ours and state.server != ours:
+    if state.server != ours:
         advice = f"this project is {ours}: put a kit of it on the board"
         return Check("server", f"{SERVER} {state.server}", Grade.NOTE, advice)
     return Check("server", f"{SERVER} {state.server}")
@@ -180,10 +181,12 @@ def _tvm(found: Found) -> Check:
 
 
 def _our_version() -> str:
-    try:
-        return version("netship")
-    except PackageNotFoundError:
-        return ""
+    from devices.native import SOURCES
+
+    text = (SOURCES / "board_info.h").read_text()
+    found = re.search(r'kVersion = "([^"]+)"', text)
+    assert found
+    return found[1]
 
 
 def _engine() -> str:

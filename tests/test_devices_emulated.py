@@ -18,7 +18,7 @@ from bundle.manifest import Manifest
 from bundle.store import Bundle
 from devices import sysroot
 from devices.emulated import board as make_ready
-from devices.emulated import find_qemu, open_emulated, start_board
+from devices.emulated import find_qemu, open_emulated, serve_boards
 from devices.fleet import open_fleet
 from devices.session import Origin, Session
 from devices.tracker import open_tracker
@@ -92,16 +92,12 @@ def test_an_x86_bundle_on_an_emulated_board_is_refused_before_it_is_sent(
     board: Path, bundle: Bundle
 ) -> None:
     emulated = make_ready("aarch64", "cortex-a53")
-    with open_tracker(0) as port:
-        server = start_board(emulated, "pi", port)
-        try:
-            here = replace(bundle, manifest=_for_x86(bundle))
-            with pytest.raises(UserError, match="the board is aarch64, not x86_64"):
-                request_and_open(here, port)
-            with request_and_open(bundle, port) as session:
-                assert session.origin is Origin.EMULATED, "though it came over RPC"
-        finally:
-            server.close()
+    with open_tracker(0) as port, serve_boards(emulated, 1, "pi", port):
+        here = replace(bundle, manifest=_for_x86(bundle))
+        with pytest.raises(UserError, match="the board is aarch64, not x86_64"):
+            request_and_open(here, port)
+        with request_and_open(bundle, port) as session:
+            assert session.origin is Origin.EMULATED, "though it came over RPC"
 
 
 def request_and_open(bundle: Bundle, port: int) -> Session:
