@@ -34,11 +34,13 @@ class Curve(NamedTuple):
     @property
     def svg(self) -> str:
         """The points of a polyline, in the page's drawing."""
-        last, (low, high) = self.points[-1][0], self.range
+        first, last = self.points[0][0], self.points[-1][0]
+        low, high = self.range
         places = []
         before = None
         for trial, seconds in self.points:
-            x = _MARGIN + (_WIDTH - _MARGIN - 8) * trial / last
+            done = (trial - first) / max(last - first, 1)
+            x = _MARGIN + (_WIDTH - _MARGIN - 8) * done
             share = (seconds - low) / (high - low) if high > low else 0.5
             y = 12 + (_HEIGHT - _MARGIN - 12) * (1 - share)
             if before is not None:
@@ -98,6 +100,7 @@ def write_search(
         header=log.header,
         states=sorted(states, key=lambda each: -each.best * each.task.weight),
         total=estimated_seconds(known),
+        longest=max((each.best * each.task.weight for each in known), default=1.0),
         whole=len(known) == len(states),
         trials=sum(state.trials for state in states),
         errors=sum(state.errors for state in states),

@@ -220,15 +220,15 @@ class Search:
         )
 
     def _next(self) -> State | None:
-        """Every task once; then the one that can still give most, less for each round that gave nothing."""
-        fresh = [state for state in self.states if state.trials == 0]
-        if fresh:
-            return fresh[0]
-        chosen = max(self.states, key=self._gain)
+        """First those that have no time yet; then the one that can still give most."""
+        chosen = max(self.states, key=lambda each: (self._gain(each), -each.trials))
         return chosen if self._gain(chosen) > 0 else None
 
     def _gain(self, state: State) -> float:
-        """Seconds of an inference that the next round of a task may save, up to a common factor."""
+        """Seconds of an inference that the next round of a task may save, up to a common factor.
+
+        Less for each round that gave nothing.
+        """
         if state.exhausted:
             return 0.0
         if math.isinf(state.best):

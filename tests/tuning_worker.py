@@ -1,0 +1,330 @@
+"""The tuner in a process of its own, beside tests that load TVM's runtime alone: what goes wrong, and what is left then.
+
+Each function runs in that process and gives back plain data.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import onnx
+from networks import _Net
+
+from bundle.manifest import ModelIdentity
+from compile.gate import check
+from devices.native import native_server
+from devices.session import Origin
+from targets.errors import UserError
+from targets.presets import native
+from targets.toolchain import compile_object
+
+ROUND = 4
+HEADER = {"target": "here", "measured": "by a test", "origin": "estimated", "tvm": "0"}
+_KILLS = """
+const char __tvm_main__[] = "default_function";
+int default_function(void *a, int *b, int c, void *d, int *e, void *f) { *(volatile int *)0 = 1; return 0; }
+"""
+_HANGS = _KILLS.replace("*(volatile int *)0 = 1;", "for (volatile int i = 0;; i++);")
+
+
+def network() -> onnx.ModelProto:
+    """One convolution and a classifier: three tasks."""
+    net = _Net(16)
+    net.convolve(8, 3, normalise=False)
+    return net.finish(5)
+
+
+@cache
+def _tasks() -> list[Any]:
+    from tuning.tasks import extract
+
+    model = check(network(), ModelIdentity(name="tiny", sha256="0" * 64), {}, "NCHW")
+    return extract(model, native())
+
+
+class Outcome(NamedTuple):
+    error: str
+    trials: list[int]
+    errors: list[int]
+    best: list[float]
+    lines: int
+    skipped: int
+
+
+class _Scripted:
+    """A measurer that says what the test wants."""
+
+    origin, how = Origin.ESTIMATED, "by a test"
+
+    def __init__(self, answer: Callable[[Any, int], Any]) -> None:
+        self._answer, self.count = answer, 0
+
+    def measure(self, kernels: Sequence[Any]) -> list[Any]:
+        self.count += len(kernels)
+        return [
+            self._answer(kernel, self.count - i) for i, kernel in enumerate(kernels)
+        ]
+
+    def stop(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def _search(
+    folder: Path,
+    trials: int,
+    answer: Callable[[Any, int], Any],
+    change: Callable[[Any], None] = lambda search: None,
+    warm: Sequence[str] = (),
+) -> Outcome:
+    from tuning import search as module
+    from tuning.log import TuningLog
+    from tuning.records import read
+    from tuning.search import Limits, Search
+
+    module._ROUND = ROUND
+    module._SEARCH |= {
+        "evolutionary_search_population": 16,
+        "evolutionary_search_num_iters": 1,
+        "sample_init_min_population": 8,
+    }
+    error = ""
+    with TuningLog(folder / "log.json", HEADER) as log:
+        search = Search(
+            _tasks(),
+            _Scripted(answer),
+            log,
+            Limits(trials, None, None),
+            prover=native().tvm,
+            jobs=2,
+            warm=warm,
+        )
+        with closing(search):
+            change(search)
+            try:
+                search.run()
+            except (UserError, KeyboardInterrupt) as ended:
+                error = f"{type(ended).__name__}: {ended}"
+    kept = read(folder / "log.json")
+    states = search.states
+    return Outcome(
+        error,
+        [state.trials for state in states],
+        [state.errors for state in states],
+        [state.best for state in states],
+        len(kept.lines),
+        len(kept.skipped),
+    )
+
+
+def _figure(_kernel: Any, count: int) -> list[float]:
+    return [1e-3 / count]
+
+
+def operators() -> list[tuple[str, int, float, int]]:
+    return [(t.operator, t.weight, t.flops, t.nbytes) for t in _tasks()]
+
+
+def continued(folder: Path) -> list[Outcome]:
+    """Two runs of one log; between them its last line is torn and others are foreign."""
+    first = _search(folder, 3 * ROUND, _figure)
+    log = folder / "log.json"
+    text = log.read_text()
+    nonsense = '{"i": [["x"], [[], []]], "r": [[1], 0, 0, 0], "v": "v0.6"}\n'
+    log.write_text(text + nonsense + "no record\n" + text.splitlines()[-1][:-20])
+    return [first, _search(folder, 5 * ROUND, _figure)]
+
+
+def one_task_fails(folder: Path) -> Outcome:
+    from tuning.measure import RUNTIME_DEVICE
+    from tuning.workers import Failure
+
+    def answer(kernel: Any, count: int) -> Any:
+        if kernel.shapes[-1] == (1, 16, 16, 8):
+            return Failure(RUNTIME_DEVICE, "never")
+        return _figure(kernel, count)
+
+    return _search(folder, 9 * ROUND, answer)
+
+
+def measurer_gone(folder: Path) -> list[Outcome]:
+    """The boards vanish for good in the second round; then they are back."""
+
+    def answer(kernel: Any, count: int) -> Any:
+        if count > ROUND:
+            raise UserError("the board is gone")
+        return _figure(kernel, count)
+
+    return [_search(folder, 60, answer), _search(folder, 3 * ROUND, _figure)]
+
+
+def disk_full(folder: Path) -> list[Outcome]:
+    """The log can grow by no more than a few records; then there is room again."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    full = _search(
+        folder,
+        60,
+        _figure,
+        lambda search: resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, hard)),
+    )
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    return [full, _search(folder, full.lines + ROUND, _figure)]
+
+
+def wrong_answer(folder: Path) -> tuple[Outcome, list[float]]:
+    """The first that would be a best gives wrong answers; and what each check was of."""
+    from tuning.records import read
+
+    seen: list[bool] = []
+
+    def change(search: Any) -> None:
+        proved = search._provers.map
+
+        def prove(*arguments: Any) -> list[Any]:
+            (right,) = proved(*arguments)
+            seen.append(right)
+            return [right and len(seen) > 1]
+
+        search._provers.map = prove
+
+    outcome = _search(folder, ROUND, _figure, change)
+    assert all(seen)
+    import json
+
+    records = [json.loads(line)["r"] for line in read(folder / "log.json").lines]
+    return outcome, [costs[0] for costs, error, *_ in records if not error]
+
+
+def is_right_tells() -> list[bool]:
+    """The check of answers, as it is and with a tolerance that nothing meets."""
+    from tvm import auto_scheduler
+
+    from tuning import workers
+
+    task = _tasks()[0].search
+    state = auto_scheduler.SketchPolicy(task, verbose=0).sample_initial_population()[0]
+    text = auto_scheduler.MeasureInput(task, state).serialize()
+    kept = workers._TOLERANCE
+    workers._TOLERANCE = -1.0
+    never = workers.is_right(text, native().tvm)
+    workers._TOLERANCE = kept
+    return [workers.is_right(text, native().tvm), never]
+
+
+def interrupted(folder: Path) -> Outcome:
+    def answer(kernel: Any, count: int) -> Any:
+        if count == ROUND + 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return _figure(kernel, count)
+
+    return _search(folder, 200, answer)
+
+
+def warmed(folder: Path, records: Sequence[str]) -> Outcome:
+    return _search(folder, ROUND, _figure, warm=records)
+
+
+def workers_that_end() -> list[str]:
+    """A crash, a hang and a stopped process between works that succeed."""
+    from tuning import workers
+
+    pool = workers.Pool(1, 2.0)
+    works: list[tuple[Any, tuple[Any, ...]]] = [
+        (len, ([1],)),
+        (ctypes.string_at, (0,)),
+        (len, ([1, 2],)),
+        (time.sleep, (60,)),
+        (len, ([1, 2, 3],)),
+        (signal.raise_signal, (signal.SIGSTOP,)),
+        (len, ([1, 2, 3, 4],)),
+    ]
+    with closing(pool):
+        return [str(pool.map(work, [arguments], 6)[0]) for work, arguments in works]
+
+
+def boards(folder: Path) -> dict[str, Any]:
+    """Two boards, one of which goes away and comes back; a kernel that crashes and one that hangs; then all are gone."""
+    from tvm import auto_scheduler
+
+    from tuning import boards as over_rpc
+    from tuning import workers
+    from tuning.measure import Kernel
+
+    over_rpc._CALL_SECONDS = 15.0
+    task = _tasks()[0].search
+    states = auto_scheduler.SketchPolicy(task, verbose=0).sample_initial_population()
+    inputs = [auto_scheduler.MeasureInput(task, state) for state in list(states)[:12]]
+    kernels = [
+        Kernel.of(str(workers.build(each.serialize(), str(folder)))) for each in inputs
+    ]
+    for name, code in (("kills", _KILLS), ("hangs", _HANGS)):
+        source, compiled = folder / f"{name}.c", folder / f"{name}.o"
+        source.write_text(code)
+        compile_object(source, compiled, native())
+        kernels.insert(3, Kernel(compiled, [(1,)]))
+    one, other = _Server(folder / "one"), _Server(folder / "other")
+    found = [over_rpc.at("127.0.0.1", server.port, "pi") for server in (one, other)]
+    measurer = over_rpc.BoardMeasurer(native(), found, 1, absence=3.0)
+
+    def come_back() -> None:
+        one.kill()
+        time.sleep(2)
+        one.start()
+
+    away = threading.Timer(0.5, come_back)
+    away.start()
+    results = measurer.measure(kernels)
+    away.join()
+    one.kill()
+    other.kill()
+    try:
+        measurer.measure(kernels[:1])
+        error = ""
+    except UserError as gone:
+        error = str(gone)
+    return {
+        "good": [isinstance(each, list) for each in results],
+        "failed": [str(each) for each in results if not isinstance(each, list)],
+        "error": error,
+    }
+
+
+class _Server:
+    def __init__(self, folder: Path) -> None:
+        self._folder, self.port = folder, 0
+        folder.mkdir()
+        self.start()
+
+    def start(self) -> None:
+        machine = native().machine
+        options = [
+            "--port",
+            str(self.port),
+            "--key",
+            "pi",
+            "--work-dir",
+            str(self._folder),
+        ]
+        self._process = subprocess.Popen(
+            [str(native_server(machine)), *options],  # type: ignore[arg-type]
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert self._process.stdout
+        self.port = int(self._process.stdout.readline().rsplit(":", 1)[1])
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
