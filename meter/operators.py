@@ -29,6 +29,8 @@ PEAK_MACS = {"cortex-a53": 4, "cortex-a72": 4, "cortex-a76": 8}
 OUTSIDE = "outside the kernels"
 _KERNEL = re.compile(r"tvmgen_(?:default|\w+?)_(fused_\w+?)(?:_compute_)?$")
 _LINE_BYTES = 64
+# Blocks that say where the library was loaded.
+_VOTES = 64
 # The real network takes half a minute with the cache model.
 _SECONDS = 3600.0
 
@@ -213,10 +215,12 @@ def _bias(library: Path, blocks: list[Block]) -> int:
         file.seek(offset)
         code = file.read(size)
     votes: Counter[int] = Counter()
-    for block in sorted(blocks, key=lambda block: -len(block.code))[:64]:
+    for block in sorted(blocks, key=lambda block: -len(block.code)):
         at = code.find(block.code)
         if at >= 0 and code.find(block.code, at + 4) < 0:
             votes[block.address - (address + at)] += 1
+        if votes.total() == _VOTES:
+            break
     if not votes:
         raise UserError(f"{library}: nothing of it ran under QEMU; build it again")
     return votes.most_common(1)[0][0]
