@@ -21,6 +21,8 @@ from targets.errors import UserError
 
 T = TypeVar("T")
 _PROFILE_REPEATS = 5
+# A reshape, which moves nothing.
+_NO_OPERATION = "__nop"
 
 
 class Node(NamedTuple):
@@ -62,7 +64,7 @@ def parse_graph(text: str) -> Graph:
     return Graph(
         # Relay names the constants it lifts out of the network p0, p1, ….
         inputs=tuple(leaf for leaf in leaves if not re.fullmatch(r"p\d+", leaf.name)),
-        kernels=tuple(call for call in calls if call.kernel != "__nop"),
+        kernels=tuple(call for call in calls if call.kernel != _NO_OPERATION),
         outputs=tuple(node(head[0], head[1]) for head in graph["heads"]),
     )
 
@@ -212,6 +214,7 @@ class GraphSession:
             [
                 call["Duration (us)"]["microseconds"]
                 for call in json.loads(text)["calls"]
+                if call["Name"]["string"] != _NO_OPERATION
             ]
             for text in (self._call(report) for _ in range(_PROFILE_REPEATS))
         ]

@@ -18,6 +18,7 @@ from bundle.manifest import Manifest
 from bundle.store import open_bundle
 from compile import pipeline
 from compile.preprocessing import Stated
+from devices.opening import open_here
 from targets.errors import UserError
 from targets.presets import native
 from targets.progress import Progress
@@ -144,6 +145,9 @@ def test_a_users_records_are_found_and_each_kernel_says_its_task(
     keys = {json.loads(line)["i"][0][0] for line in lines}
     served = {group.task for group in lowering.groups if group.macs}
     assert len(served) == 3 and served <= keys
+    with open_here(open_bundle(folder / "bundle")) as session:
+        times = session.profile(np.zeros((1, 3, 16, 16), np.float32))
+    assert len(times) == len(lowering.groups)
 
 
 def test_a_schedule_that_does_not_fit_is_named_and_the_next_best_serves(
