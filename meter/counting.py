@@ -24,6 +24,8 @@ from targets.files import cache_folder
 PLUGIN = Path(__file__).with_name("plugin.c")
 # QEMU's plugin API 1: docs/devel/tcg-plugins.rst of each release.
 _OLDEST, _NEWEST = (4, 2), (8, 1)
+# Addresses decide which lines share a set of a cache; in a region of its own QEMU gives the same ones every time.
+_SAME_PLACE = ("-R", "64G")
 _INSTALL = "install it with `apt install qemu-user` (the static QEMU takes no plugins)"
 
 
@@ -152,7 +154,7 @@ def count(
         where = ["-L", str(root)] if root else []
         try:
             result = subprocess.run(
-                [qemu, "-cpu", cpu, *where, "-plugin", words, *command],
+                [qemu, *_SAME_PLACE, "-cpu", cpu, *where, "-plugin", words, *command],
                 env=dict(environment or {}),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
