@@ -58,6 +58,12 @@ def test_every_published_figure_has_a_source_a_board_and_a_network_that_can_be_r
     assert all(each.why and each.url for each in read.left_out)
 
 
+def test_every_published_figure_has_a_stored_estimate() -> None:
+    read = truth.read()
+    assert all(each.counts and each.counts.memory_cycles > 0 for each in read.pairs)
+    assert read.meter and set(read.versions) == {p.source.runtime for p in read.pairs}
+
+
 def test_no_figure_stands_twice() -> None:
     pairs = [(p.source, p.network) for p in truth.read().pairs]
     assert len(pairs) == len(set(pairs))
