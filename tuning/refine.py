@@ -19,6 +19,7 @@ from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 from compile.child import run_in_child
+from devices.session import Origin
 from targets.errors import UserError, run_command
 from targets.files import check_writable, write_whole
 from targets.presets import Target, missing_features, resolve, this_cpu
@@ -133,7 +134,12 @@ def _refine(arguments: argparse.Namespace, progress: Progress) -> None:
         f"whole network, operator by operator: {_words(before, here)} with each task's best alone, "
         f"{_words(after, here)} with the best in the network, {after / before:.3f} ×: {verdict}"
     )
-    header = log.header | {
+    origin = Origin.HOST if here else Origin.ESTIMATED
+    unsaid = {"origin": origin, "measured": f"{origin}: chosen inside the network"}
+    header = {
+        "target": target.tvm,
+        **log.header,
+        **({} if log.origin else unsaid),
         "preset": target.name,
         "kept": f"of each task's {len(builds)} best the record that is quickest inside the network",
     }
