@@ -190,6 +190,7 @@ class Lowering(_Model):
         groups: the fused groups, in the order they run.
         workspace_bytes: memory for activations, as planned.
         memory: the plan of a standalone library's arena.
+        float_operators: of an int8 network, how many stand between quantising and dequantising.
     """
 
     layout: Literal["NCHW", "NHWC"]
@@ -199,6 +200,34 @@ class Lowering(_Model):
     groups: tuple[Group, ...]
     workspace_bytes: int
     memory: MemoryPlan | None = None
+    float_operators: int | None = None
+
+
+class CalibrationImage(_Model):
+    """A photograph that the ranges of activations were found on."""
+
+    name: str
+    sha256: Sha256
+
+
+class Quantisation(_Model):
+    """How an int8 bundle's network came to its integers.
+
+    Attributes:
+        model: the QDQ graph beside the bundle's files, which stays on the host; "" where the model
+            that was given is the QDQ graph.
+        sha256: of that file.
+        method: how the ranges of activations were chosen; "given" of a model that came as QDQ.
+        images, skipped: what calibrated, and how many files could not be read.
+        output_step: what one step of the first output's int8 means.
+    """
+
+    model: Literal["reference/quantised.onnx", ""] = ""
+    sha256: Sha256 | None = None
+    method: Literal["min-max", "percentile", "entropy", "given"] = "given"
+    images: tuple[CalibrationImage, ...] = ()
+    skipped: int = 0
+    output_step: Annotated[FiniteFloat, Field(gt=0)]
 
 
 class Quantised(_Model):
@@ -248,6 +277,7 @@ class Manifest(_Model):
         name: the prefix of a standalone library's functions.
         library: the compiled model, or the C source of it.
         firmware: of C source, None otherwise.
+        quantisation: of an int8 network, None otherwise.
     """
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -267,6 +297,7 @@ class Manifest(_Model):
     labels: RelativePath | None = None
     lowering: Lowering
     firmware: Firmware | None = None
+    quantisation: Quantisation | None = None
     golden: Annotated[tuple[Golden, ...], Field(min_length=1)]
     files: dict[RelativePath, Sha256]
     measured: dict[str, Any] = {}

@@ -86,6 +86,19 @@ def _parser() -> argparse.ArgumentParser:
         help="the prefix of the C functions (default: from the model's name)",
     )
     option(
+        "--quantize",
+        choices=["int8"],
+        help="quantise the network to int8; needs --calibration",
+    )
+    option(
+        "--calibration",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="IMAGE",
+        help="photographs of the kind the network will see, 16 or more, or folders of them",
+    )
+    option(
         "--threads",
         type=_positive,
         default=1,
@@ -206,6 +219,8 @@ def _order(arguments: argparse.Namespace) -> Order:
         dump=arguments.dump,
         stated=Stated(**{name: getattr(arguments, name) for name in names}),
         arena_limit=arguments.arena_limit,
+        quantize=arguments.quantize is not None,
+        calibration=tuple(arguments.calibration),
         records=tuple(arguments.records),
         require_tuned=arguments.require_tuned,
     )
@@ -244,6 +259,7 @@ def _table(bundle: Bundle, model: str) -> str:
         ("layout", f"{lowering.layout}: {lowering.reason}"),
         ("size", _size(manifest)),
         ("memory", _memory(lowering)),
+        *_int8(manifest),
         ("checked", checked),
         (
             "took",
@@ -255,6 +271,23 @@ def _table(bundle: Bundle, model: str) -> str:
         ),
     ]
     return "\n".join(f"{name:<8} {value}" for name, value in rows)
+
+
+def _int8(manifest: Manifest) -> list[tuple[str, str]]:
+    facts = manifest.quantisation
+    if facts is None:
+        return []
+    measured = manifest.measured.get("int8") or {}
+    if facts.method == "given":
+        how = "as the model gives it"
+    else:
+        how = (
+            f"{facts.method} of {len(facts.images)} images, {facts.skipped} skipped; against float32 "
+            f"top-1 {measured['top1_agreement']:.0%}, cosine {measured['cosine']:.4f}"
+        )
+    inside = manifest.lowering.float_operators
+    counted = "" if inside is None else f"; {inside} float operators inside"
+    return [("int8", how + counted)]
 
 
 def _size(manifest: Manifest) -> str:

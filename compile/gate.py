@@ -342,13 +342,13 @@ def _check_nodes(proto: onnx.ModelProto) -> None:
         raise _Unfit("sparse initializers are not built; export dense weights")
     quantised: dict[str, int] = {}
     for node in graph.node:
-        if _is_quantised(node):
+        if _has_integer_operators(node):
             quantised[node.op_type] = quantised.get(node.op_type, 0) + 1
     if quantised:
         name, count = max(quantised.items(), key=lambda item: item[1])
         raise _Unfit(
-            f"is already quantised ({count} {shown(name)} nodes): int8 models are not built yet; "
-            "give the float32 model"
+            f"is quantised by {count} {shown(name)} nodes: int8 is built from QuantizeLinear and "
+            "DequantizeLinear (QDQ); export that, or give the float32 model with --quantize int8"
         )
     for node in graph.node:
         if node.op_type in _CONTROL_FLOW or any(
@@ -368,15 +368,13 @@ def _check_nodes(proto: onnx.ModelProto) -> None:
             )
 
 
-def _is_quantised(node: onnx.NodeProto) -> bool:
+def _has_integer_operators(node: onnx.NodeProto) -> bool:
     return node.op_type.startswith(
         ("QLinear", "QGemm", "QAttention")
     ) or node.op_type in (
         "ConvInteger",
-        "DequantizeLinear",
         "DynamicQuantizeLinear",
         "MatMulInteger",
-        "QuantizeLinear",
     )
 
 

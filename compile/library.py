@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bundle.manifest import Lowering, MemoryPlan
+from bundle.manifest import Lowering, MemoryPlan, Tensor
 from bundle.store import LIBRARY, elf_machine
 from compile.standalone.emit import Standalone
 from targets import engine
@@ -30,6 +30,7 @@ class Job:
         proto: a gated ONNX model, serialised.
         output: the folder that the library goes into.
         standalone: what the standalone library is called, for that format.
+        int8: the output, where ``proto`` is a QDQ graph whose integers are to be built.
     """
 
     model: str
@@ -39,6 +40,7 @@ class Job:
     output: Path
     dump: Path | None
     standalone: Standalone | None
+    int8: Tensor | None = None
 
 
 def build_library(job: Job, stage: Callable[[str], None]) -> Lowering:
@@ -52,10 +54,20 @@ def build_library(job: Job, stage: Callable[[str], None]) -> Lowering:
     stage("importing into Relay")
     import onnx
 
-    from compile.importer import to_relay
-
+    proto = onnx.load_model_from_string(job.proto)
+    inside: int | None = None
     try:
-        module = to_relay(onnx.load_model_from_string(job.proto))
+        if job.int8 is None:
+            from compile.importer import to_relay
+
+            module = to_relay(proto)
+        else:
+            from compile import integer
+            from compile.c import graph
+
+            module = integer.to_relay(graph.read(proto), job.int8)
+            inside = len(integer.float_operators(module))
+            assert inside == 0, integer.float_operators(module)
         stage(f"lowering and compiling for {job.target.name}")
         lowered = _lower(job, module)
     except UserError as error:
@@ -65,7 +77,9 @@ def build_library(job: Job, stage: Callable[[str], None]) -> Lowering:
     stage("linking")
     if job.standalone is None:
         library, memory = job.output / LIBRARY, None
-        _link(lowered.factory, job.target, library)
+        # TVM's debug information would be a fifth of an int8 library.
+        options = () if job.int8 is None else ("-Wl,--strip-debug",)
+        _link(lowered.factory, job.target, library, *options)
     else:
         library = job.output / f"lib{job.standalone.name}.so"
         memory = _emit(lowered, job.standalone, job)
@@ -74,7 +88,9 @@ def build_library(job: Job, stage: Callable[[str], None]) -> Lowering:
         raise UserError(
             f"target {job.target.name}: the code is for {machine}, not {job.target.machine}"
         )
-    return lowered.description.model_copy(update={"memory": memory})
+    return lowered.description.model_copy(
+        update={"memory": memory, "float_operators": inside}
+    )
 
 
 def _lower(job: Job, module: Any) -> Lowered:
@@ -130,7 +146,7 @@ def _check_target(target: Target) -> None:
         )
 
 
-def _link(factory: Any, target: Target, output: Path) -> None:
+def _link(factory: Any, target: Target, output: Path, *options: str) -> None:
     from targets.toolchain import is_hard_float, link_shared
 
     def compile_function(path: str, objects: list[str], **_: object) -> None:
@@ -140,7 +156,7 @@ def _link(factory: Any, target: Target, output: Path) -> None:
                 f"target {target.name}: the code passes floats as soft-float systems do, and its numbers "
                 "would be wrong on armhf; give the target -mfloat-abi=hard"
             )
-        link_shared(kernels, Path(path), target)
+        link_shared(kernels, Path(path), target, *options)
 
     # TVM asks a compile function for its output format through this attribute.
     compile_function.output_format = "so"  # type: ignore[attr-defined]

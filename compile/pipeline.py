@@ -7,6 +7,7 @@ import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +38,7 @@ from compile.child import run_in_child
 from compile.library import Job, build_library
 from compile.model import Model
 from compile.preprocessing import Stated, read_labels, settle
+from compile.quantise import is_quantised, prepare, write_reference
 from compile.reference import Reference
 from compile.sources import Source
 from compile.standalone.emit import SelfTest, Standalone, self_test_input
@@ -69,6 +71,8 @@ class Order:
     dump: Path | None
     stated: Stated
     arena_limit: int | None = None
+    quantize: bool = False
+    calibration: tuple[Path, ...] = ()
     records: tuple[Path, ...] = ()
     require_tuned: bool = False
 
@@ -106,12 +110,32 @@ def build(order: Order, progress: Progress) -> Bundle:
         progress.note(
             "preprocessing assumed: v / 127.5 − 1, as MobileNetV2's; see --scale, --mean, --std"
         )
+    if order.quantize or is_quantised(model.proto):
+        _check_int8(order)
+    int8 = prepare(
+        model,
+        order.quantize,
+        order.calibration,
+        preprocessing,
+        order.target.machine == "x86_64",
+        progress,
+    )
+    if int8 is not None:
+        model = int8.model
     progress.stage("asking ONNX Runtime for the golden outputs")
     reference = Reference(model)
     output = order.output or Path("out") / f"{source.name}-{order.target.name}"
     name = _c_name(order, source)
     with staging(output) as folder:
-        pairs = golden.write_golden(folder, inputs, reference.run)
+        integers = int8 if order.format == "bundle" else None
+        pairs = golden.write_golden(
+            folder,
+            inputs,
+            partial(integers.answer, reference=reference)
+            if integers
+            else reference.run,
+        )
+        quantisation = write_reference(int8, folder) if int8 else None
         if labels is not None:
             (folder / "labels.txt").write_text(
                 "\n".join(labels) + "\n", encoding="utf-8"
@@ -127,12 +151,14 @@ def build(order: Order, progress: Progress) -> Bundle:
                 lowering, firmware = _write_c(order, model, name, folder, progress)
             else:
                 lowering, firmware = (
-                    _compile(order, model, standalone, logs, folder, progress),
+                    _compile(
+                        order, model, standalone, logs, folder, progress, bool(int8)
+                    ),
                     None,
                 )
             manifest = _manifest(
                 order, model, preprocessing, lowering, name, firmware, pairs, folder
-            )
+            ).model_copy(update={"quantisation": quantisation})
             (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
             try:
                 checked = _verify(folder, order, reference.version, progress)
@@ -147,9 +173,10 @@ def build(order: Order, progress: Progress) -> Bundle:
                 return attempt(())
             return manifest, checked
 
-        manifest, verification = attempt(_find_records(order, progress))
+        manifest, verification = attempt(() if int8 else _find_records(order, progress))
         progress.finish()
         measured = verification | {
+            **({"int8": int8.measured} if int8 else {}),
             "seconds": round(time.monotonic() - started, 1),
             "peak_memory_bytes": _peak_memory(),
             "built_on": this_cpu().model,
@@ -184,6 +211,18 @@ def _check_format(order: Order) -> None:
         )
     if order.arena_limit is not None and order.format != "c":
         raise UserError("--arena-limit: is for microcontrollers; leave it out")
+
+
+def _check_int8(order: Order) -> None:
+    if order.format == "standalone":
+        raise UserError(
+            "--format standalone: int8 is built as a bundle or, for a microcontroller, as C; "
+            "take --format bundle, or the float32 model"
+        )
+    if order.records or order.require_tuned:
+        raise UserError(
+            "--records and --require-tuned: int8 is not tuned; leave them out"
+        )
 
 
 def _write_c(
@@ -258,6 +297,7 @@ def _compile(
     logs: Sequence[RecordLog],
     folder: Path,
     progress: Progress,
+    int8: bool,
 ) -> Lowering:
     job = Job(
         model=model.identity.name,
@@ -267,6 +307,7 @@ def _compile(
         output=folder.resolve(),
         dump=order.dump.resolve() if order.dump else None,
         standalone=standalone,
+        int8=model.outputs[0] if int8 else None,
     )
     lowering = run_in_child(
         build_library, job, stage=progress.stage, tick=progress.tick
@@ -307,7 +348,8 @@ def _manifest(
     files = {
         path.relative_to(folder).as_posix(): sha256_of(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        # The QDQ graph has its hash in its own section: no board needs it.
+        if path.is_file() and path.parent.name != "reference"
     }
     return Manifest(
         format=order.format,

@@ -20,6 +20,7 @@ from targets.files import check_writable
 from targets.progress import Progress
 
 if TYPE_CHECKING:
+    from bundle.manifest import Quantisation
     from runtime_demo.result import Answer, CheckResult, InputResult, Latency
 
 _EPILOG = (
@@ -112,18 +113,26 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
     progress.stage("verifying the bundle")
     bundle = open_bundle(arguments.bundle)
     found = photos.find(arguments.images)
-    reference = None
+    references = None
     if arguments.model:
         progress.stage("loading the reference, ONNX Runtime")
         threads = arguments.threads or bundle.manifest.threads
-        reference = comparison.reference_for(bundle, arguments.model, threads, progress)
+        references = comparison.reference_for(
+            bundle, arguments.model, threads, progress
+        )
+        facts = bundle.manifest.quantisation
+        if facts is not None and calibrated_on(facts, found):
+            progress.note(
+                "some of these images calibrated the network: it may do better on them than on others"
+            )
+    reference = references.exact if references else None
     with open_session(bundle, arguments, progress) as session:
         before = session.board()
         progress.stage("comparing")
-        if reference is not None and found:
+        if references is not None and found:
             inputs = comparison.read_images(bundle, found, progress)
             results = comparison.compare_images(
-                bundle, session, reference, inputs, progress
+                bundle, session, references, inputs, progress
             )
         else:
             results = comparison.compare_golden(bundle, session, progress)
@@ -159,6 +168,14 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
         )
 
 
+def calibrated_on(facts: Quantisation, found: Sequence[Path]) -> bool:
+    """Whether one of the images is one of those that the ranges of activations were found on."""
+    from bundle.store import sha256_of
+
+    calibrating = {image.sha256 for image in facts.images}
+    return any(sha256_of(path) in calibrating for path in found)
+
+
 def _table(result: CheckResult) -> str:
     lines = [_image_line(r) for r in result.inputs]
     lines += [
@@ -166,12 +183,14 @@ def _table(result: CheckResult) -> str:
         for r in result.inputs
         if result.classifies and not r.same_top1
     ]
-    from bundle.accuracy import INT8_COSINE, TOLERANCE
+    from bundle.accuracy import INT8_COSINE, INT8_STEPS, TOLERANCE
     from runtime_demo import microcontroller
 
     tolerance = f"tolerance {TOLERANCE:.0e}"
     if result.figures is not None:
         tolerance = f"cosine at least {INT8_COSINE}"
+    elif result.step is not None:
+        tolerance = f"{INT8_STEPS} steps of {result.step:.3g}"
     worst = f"{result.max_abs_error:.2e}, {result.relative_error:.1e} of the reference's range"
     rms = max(r.accuracy.rms_error for r in result.inputs)
     cosine = min(r.accuracy.cosine for r in result.inputs)
@@ -192,6 +211,12 @@ def _table(result: CheckResult) -> str:
     if judged:
         lines.append(
             f"labels     {right} of {judged} with a known class are right (labels.csv)"
+        )
+    if result.vs_float is not None:
+        loss = result.vs_float
+        lines.append(
+            f"float32    top-1 {loss['top1_agreement']:.1%}, cosine {loss['cosine']:.4f} against the network "
+            "that was quantised"
         )
     if result.figures is None:
         lines += _latency_lines(result)

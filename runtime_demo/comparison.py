@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +14,8 @@ from numpy.typing import NDArray
 
 from bundle import golden, photos
 from bundle.accuracy import compare
-from bundle.store import Bundle
-from compile import sources
+from bundle.store import Bundle, sha256_of
+from compile import gate, sources
 from compile.reference import Reference
 from devices.fleet import Fleet
 from devices.session import OperatorTime, Origin, Session
@@ -40,10 +41,17 @@ class Input(NamedTuple):
     expected: int | None = None
 
 
+class References(NamedTuple):
+    """What a bundle's answers are compared with, and for one that we quantised the float32 network too."""
+
+    exact: Reference
+    floating: Reference | None
+
+
 def reference_for(
     bundle: Bundle, model: str, threads: int, progress: Progress
-) -> Reference:
-    """ONNX Runtime over the very model that the bundle was built from.
+) -> References:
+    """ONNX Runtime over the very model that the bundle was built from, and over its QDQ graph.
 
     Raises:
         UserError: the gate refuses it, or its SHA-256 is not the manifest's.
@@ -57,7 +65,17 @@ def reference_for(
             f"{model}: its SHA-256 is {theirs.sha256[:12]}…, but {bundle.path} was built from "
             f"{ours.name} with {ours.sha256[:12]}…; give that model, or build again"
         )
-    return Reference(source.model, threads)
+    reference = Reference(source.model, threads)
+    facts = bundle.manifest.quantisation
+    if facts is None or not facts.model:
+        return References(reference, None)
+    quantised = bundle.path / facts.model
+    if not quantised.is_file() or sha256_of(quantised) != facts.sha256:
+        raise UserError(
+            f"{quantised}: missing or changed since the build; copy the whole bundle again"
+        )
+    exact = gate.load(quantised, shapes, tensor.layout or None)
+    return References(Reference(exact, threads), reference)
 
 
 def read_images(
@@ -80,7 +98,7 @@ def read_images(
 def compare_images(
     bundle: Bundle,
     session: Session,
-    reference: Reference,
+    references: References,
     inputs: Iterator[Input],
     progress: Progress,
 ) -> tuple[InputResult, ...]:
@@ -88,7 +106,15 @@ def compare_images(
     results = []
     for item, ours in _outputs(session, inputs):
         progress.tick()
-        results.append(_result(bundle, item, ours, reference.run(item.tensor)))
+        result = _result(bundle, item, ours, references.exact.run(item.tensor))
+        if references.floating is not None:
+            floating = references.floating.run(item.tensor)
+            result = replace(
+                result,
+                vs_float=compare(ours, floating),
+                float_top1=int(floating[0].argmax()),
+            )
+        results.append(result)
     return tuple(results)
 
 

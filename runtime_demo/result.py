@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.accuracy import INT8_COSINE, TOLERANCE, Accuracy
+from bundle.accuracy import INT8_COSINE, INT8_STEPS, TOLERANCE, Accuracy
 from bundle.store import Bundle
 from devices.bare.session import Figures
 from devices.board_state import BoardState
@@ -61,6 +61,8 @@ class InputResult:
         gap: the reference's best output minus its second best, in the output's own unit.
         expected: the class that labels.csv gives, if it does.
         errors: every |ours − reference| of the first output, flattened.
+        vs_float, float_top1: of an int8 network, against the float32 network it was made from, and
+            that network's best class.
     """
 
     name: str
@@ -71,6 +73,12 @@ class InputResult:
     gap: float
     expected: int | None
     errors: NDArray[np.float64]
+    vs_float: Accuracy | None = None
+    float_top1: int | None = None
+
+    @property
+    def same_top1_as_float(self) -> bool:
+        return bool(self.ours) and self.ours[0].class_index == self.float_top1
 
     @property
     def same_top1(self) -> bool:
@@ -155,7 +163,44 @@ class CheckResult:
         if self.figures is not None:
             cosine = min(result.accuracy.cosine for result in self.inputs)
             return self.figures.max_error_lsb == 0 and cosine >= INT8_COSINE
+        if self.step is not None:
+            most = INT8_STEPS * self.step * (1 + 1e-6)
+            return all(
+                result.accuracy.max_abs_error <= most
+                and (result.same_top1 or result.gap <= most)
+                for result in self.inputs
+            )
         return all(result.accuracy.passed for result in self.inputs)
+
+    @property
+    def step(self) -> float | None:
+        """Of an int8 network: what one step of its first output means."""
+        facts = self.bundle.manifest.quantisation
+        return facts.output_step if facts else None
+
+    @property
+    def vs_float(self) -> dict[str, float] | None:
+        """An int8 network against the float32 one, where the images went through both."""
+        found = [r.vs_float for r in self.inputs if r.vs_float is not None]
+        if not found:
+            return None
+        same = sum(r.same_top1_as_float for r in self.inputs)
+        return {
+            "max_abs_error": max(each.max_abs_error for each in found),
+            "cosine": min(each.cosine for each in found),
+            "top1_agreement": same / len(found),
+        }
+
+    @property
+    def vs_quantised(self) -> dict[str, float] | None:
+        """An int8 network against ONNX Runtime on the same QDQ graph."""
+        if self.step is None:
+            return None
+        return {
+            "max_abs_error": self.max_abs_error,
+            "steps": self.max_abs_error / self.step,
+            "tolerance_steps": INT8_STEPS,
+        }
 
     @property
     def max_abs_error(self) -> float:
@@ -209,6 +254,8 @@ class CheckResult:
             "board": self.board.to_json() if self.board else None,
             "boards": dict(self.boards),
             "passed": self.passed,
+            "vs_quantised": self.vs_quantised,
+            "vs_float": self.vs_float,
             **microcontroller.to_json(self.figures),
             "results": [
                 {

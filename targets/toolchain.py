@@ -20,7 +20,9 @@ from targets.presets import Target
 _ZIG = (sys.executable, "-m", "ziglang")
 
 
-def link_shared(objects: Sequence[Path], output: Path, target: Target) -> None:
+def link_shared(
+    objects: Sequence[Path], output: Path, target: Target, *more: str
+) -> None:
     """Link object files into a shared library, whose soname is its file's name; symbols stay, for profilers.
 
     Raises:
@@ -32,7 +34,7 @@ def link_shared(objects: Sequence[Path], output: Path, target: Target) -> None:
         "-Wl,--build-id=none",
         f"-Wl,-soname,{output.name}",
     ]
-    _cc(target, *options, "-o", output, *objects)
+    _cc(target, *options, *more, "-o", output, *objects)
 
 
 def compile_object(source: Path, output: Path, target: Target, *options: str) -> None:

@@ -130,10 +130,10 @@ def branching() -> onnx.ModelProto:
 
 def quantised() -> onnx.ModelProto:
     nodes = [
-        node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
         node("DequantizeLinear", ["q", "s", "z"], ["y"]),
     ]
-    return small(nodes, {"s": np.float32(1), "z": np.uint8(0)})
+    return small(nodes)
 
 
 def constant(value: Any) -> onnx.NodeProto:
@@ -330,7 +330,10 @@ MODELS: dict[str, tuple[onnx.ModelProto, str]] = {
         ),
         r"node 'twice26' \(Concat\).*1073741824 bytes",
     ),
-    "a quantised model": (quantised(), r"already quantised \(1 .*Linear nodes\): int8"),
+    "a quantised model": (
+        quantised(),
+        r"quantised by 1 DynamicQuantizeLinear nodes: int8 is built",
+    ),
     "a name of a terminal's commands": (
         small([node(ESCAPE, ["x"], ["y"], ESCAPE)]),
         "is not an operator",

@@ -1,0 +1,201 @@
+"""Integer operators (compile.c.graph) into Relay: no float operator between quantising and dequantising.
+
+Activations are uint8, 128 above the graph's int8: what ReLU6 leaves then has the zero point 0,
+and a convolution's padding costs nothing. Only the engine's process imports this.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle.manifest import Tensor as Output
+from compile import vnni
+from compile.c.graph import Add, AveragePool, Convolution, Network, Quantisation
+from compile.evaluate import fixed_point, ratios, terms
+from targets import engine
+from targets.errors import UserError
+
+tvm = engine.compiler()
+from tvm import relay
+
+_OFFSET = 128
+# x + this − this is x rounded half to even in float32 (|x| < 2²²), as ONNX Runtime rounds.
+_ROUNDING = np.float32(1.5 * 2**23)
+
+
+def to_relay(network: Network, output: Output) -> Any:
+    """The network as a Relay module from float32 NCHW to float32 of ``output.shape``.
+
+    Requantisation is that of compile.evaluate, bit by bit.
+
+    Raises:
+        UserError: a sum does not fit 32 bits.
+    """
+    vnni.mend()
+    height, width, channels = network.input.shape
+    image = relay.var(
+        network.input.name, shape=(1, channels, height, width), dtype="float32"
+    )
+    values = {network.input.name: _quantise(image, network.input.quantisation)}
+    for operator in network.operators:
+        source = values[operator.input.name]
+        if isinstance(operator, Convolution):
+            made = _convolution(operator, source)
+        elif isinstance(operator, Add):
+            made = _add(operator, source, values[operator.other.name])
+        else:
+            made = _average(operator, source)
+        values[operator.output.name] = made
+    last = values[network.output.name]
+    made = _dequantise(last, network.output.quantisation)
+    module = tvm.IRModule.from_expr(relay.reshape(made, output.shape))
+    return relay.transform.InferType()(module)
+
+
+def float_operators(module: Any) -> list[str]:
+    """The operators whose result is float, made from integers and turned into integers again."""
+    integral: dict[Any, bool] = {}
+    found: list[tuple[str, Any]] = []
+    feeding: set[Any] = set()
+    calls: list[Any] = []
+
+    def collect(node: Any) -> None:
+        if isinstance(node, relay.Call) and isinstance(node.op, tvm.ir.Op):
+            calls.append(node)
+
+    relay.analysis.post_order_visit(module["main"], collect)
+    for call in calls:
+        own = not _is_float(call)
+        integral[call] = own or any(integral.get(arg, False) for arg in call.args)
+    for call in reversed(calls):
+        if call in feeding or not _is_float(call):
+            feeding.update(call.args)
+        if call in feeding and _is_float(call) and integral[call]:
+            found.append((call.op.name, call))
+    return [name for name, _ in reversed(found)]
+
+
+def _is_float(call: Any) -> bool:
+    return str(getattr(call.checked_type, "dtype", "")).startswith("float")
+
+
+def _quantise(x: Any, to: Quantisation) -> Any:
+    low, high = -128 - to.zero, 127 - to.zero
+    steps = relay.divide(x, relay.const(np.float32(to.scale)))
+    steps = relay.clip(steps, float(low), float(high))
+    # Subtractions: a sum of constants would be simplified away.
+    rounded = relay.subtract(
+        relay.subtract(steps, relay.const(-_ROUNDING)), relay.const(_ROUNDING)
+    )
+    return relay.cast(relay.cast(rounded, "int32") + _int32(to.zero + _OFFSET), "uint8")
+
+
+def _dequantise(x: Any, of: Quantisation) -> Any:
+    steps = relay.cast(x, "int32") - _int32(of.zero + _OFFSET)
+    return relay.cast(steps, "float32") * relay.const(np.float32(of.scale))
+
+
+def _convolution(operator: Convolution, source: Any) -> Any:
+    channels = operator.output.shape[2]
+    zero = operator.input.quantisation.zero + _OFFSET
+    if not operator.depthwise and operator.input.shape != _image(source):
+        # The classifier takes its input as one row, channels last.
+        last = relay.transpose(source, (0, 2, 3, 1))
+        source = relay.reshape(last, (1, operator.input.shape[2], 1, 1))
+    top, left, bottom, right = operator.pads
+    padding = operator.pads
+    if any(padding) and zero:
+        widths = ((0, 0), (0, 0), (top, bottom), (left, right))
+        source = relay.nn.pad(source, widths, relay.const(np.uint8(zero)))
+        padding = (0, 0, 0, 0)
+    if operator.depthwise:
+        weights = operator.weights.transpose(2, 0, 1)[:, np.newaxis]
+    else:
+        weights = operator.weights.transpose(0, 3, 1, 2)
+    sums = relay.nn.conv2d(
+        source,
+        relay.const(np.ascontiguousarray(weights)),
+        strides=operator.strides,
+        padding=padding,
+        groups=channels if operator.depthwise else 1,
+        channels=channels,
+        kernel_size=operator.kernel,
+        out_dtype="int32",
+    )
+    span = relay.Span(relay.SourceName(operator.name), 0, 0, 0, 0)
+    sums = relay.Call(sums.op, sums.args, sums.attrs, sums.type_args, span)
+    weights = weights.astype(np.int64)
+    bias = operator.bias - zero * weights.sum(axis=(1, 2, 3))
+    largest = int((np.abs(bias) + 255 * np.abs(weights).sum(axis=(1, 2, 3))).max())
+    if largest >= 1 << 31:
+        raise UserError(
+            f"node {operator.name!r}: its sums reach {largest:,}, which 32 bits do not hold; calibrate again"
+        )
+    total = sums + relay.const(bias.astype(np.int32).reshape(-1, 1, 1))
+    return _requantised(
+        total,
+        ratios(operator),
+        operator.output.quantisation.zero,
+        operator.low,
+        operator.high,
+    )
+
+
+def _image(source: Any) -> tuple[int, ...]:
+    """[height, width, channels] of an NCHW expression."""
+    module = relay.transform.InferType()(tvm.IRModule.from_expr(source))
+    shape = module["main"].body.checked_type.shape
+    return tuple(int(shape[axis]) for axis in (2, 3, 1))
+
+
+def _average(operator: AveragePool, source: Any) -> Any:
+    pixels = operator.input.shape[0] * operator.input.shape[1]
+    sums = relay.sum(relay.cast(source, "int32"), axis=[2, 3], keepdims=True)
+    total = sums - _int32((operator.input.quantisation.zero + _OFFSET) * pixels)
+    return _requantised(total, ratios(operator), operator.output.quantisation.zero)
+
+
+def _requantised(
+    total: Any,
+    ratio: NDArray[np.float32],
+    zero: int,
+    low: int = -128,
+    high: int = 127,
+) -> Any:
+    multiplier, shift = fixed_point(ratio)
+    # As int64 constants the multipliers would hide from LLVM that 32 × 32 bits are multiplied; what
+    # depends on the data is not folded, and LLVM drops the zero.
+    nothing = relay.bitwise_and(total, _int32(0))
+    factor = relay.const(multiplier.reshape(-1, 1, 1)) + nothing
+    product = relay.cast(total, "int64") * relay.cast(factor, "int64")
+    return _uint8(_rounded(product, shift) + _int32(zero + _OFFSET), low, high)
+
+
+def _add(operator: Add, first: Any, second: Any) -> Any:
+    (ma, mb), constant, shift = terms(operator)
+    # To uint8: the constant takes what the offsets of both inputs add.
+    total = _int64(constant + (_OFFSET << shift) - _OFFSET * (ma + mb))
+    for x, multiplier in ((first, ma), (second, mb)):
+        total = total + relay.cast(x, "int64") * _int64(multiplier)
+    return _uint8(_rounded(total, shift), operator.low, operator.high)
+
+
+def _rounded(product: Any, shift: int) -> Any:
+    """product ÷ 2^shift → int32, halves upwards."""
+    raised = product + _int64(1 << (shift - 1))
+    return relay.cast(relay.right_shift(raised, _int64(shift)), "int32")
+
+
+def _uint8(steps: Any, low: int, high: int) -> Any:
+    return relay.cast(relay.clip(steps, low + _OFFSET, high + _OFFSET), "uint8")
+
+
+def _int32(value: int) -> Any:
+    return relay.const(value, "int32")
+
+
+def _int64(value: int) -> Any:
+    return relay.const(value, "int64")
