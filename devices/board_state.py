@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -97,6 +98,12 @@ def check_fits(state: BoardState, bundle: Bundle, where: str, engine: str) -> No
         raise UserError(
             f"{where}: the board's server is of TVM {state.tvm}, this is {engine}; put the kit of this "
             "version on the board (`python -m runtime_demo.board kit`)"
+        )
+    built = re.search(r"\d+\.\d+\.\d+", bundle.manifest.engine)
+    if built and built[0] != state.tvm:
+        raise UserError(
+            f"{where}: the board's server is of TVM {state.tvm}, {bundle.path} was built by {built[0]}; "
+            "build it again"
         )
     missing = sorted(set(target.features) - set(state.features))
     if missing and not state.emulated:

@@ -217,7 +217,7 @@ def _open(
         ) from None
     finally:
         with contextlib.suppress(UserError):
-            link(lambda: remote.remove(LIBRARY))
+            link(lambda: remote.remove(LIBRARY), f"the removal of {LIBRARY}")
     return GraphSession(
         bundle,
         library,
@@ -234,12 +234,15 @@ def _open(
 def _send(bundle: Bundle, link: Link, remote: Any, *, ours: bool) -> None:
     """Upload model.so, unless the board has kept those very bytes from before."""
     digest = bundle.manifest.files[LIBRARY]
-    if ours and link(lambda: remote.get_function("netship.have")(digest, LIBRARY)):
+    kept = "what it has kept"
+    if ours and link(
+        lambda: remote.get_function("netship.have")(digest, LIBRARY), kept
+    ):
         return
     try:
         link(lambda: remote.upload(str(bundle.library)), f"the upload of {LIBRARY}")
         if ours:
-            link(lambda: remote.get_function("netship.keep")(LIBRARY))
+            link(lambda: remote.get_function("netship.keep")(LIBRARY), kept)
     except RefusedError as error:
         raise UserError(
             f"{error}: {LIBRARY} could not be written there: {error.reason}; make room on the board's disk"
@@ -249,7 +252,9 @@ def _send(bundle: Bundle, link: Link, remote: Any, *, ours: bool) -> None:
 def _check_architecture(bundle: Bundle, link: Link, remote: Any) -> None:
     """Compare architectures by a program that every Linux board has; the runtime itself cannot tell."""
     try:
-        header = bytes(link(lambda: remote.download("/bin/true"))[:20])
+        header = bytes(
+            link(lambda: remote.download("/bin/true"), "what the board is")[:20]
+        )
     except UserError:  # a server that keeps to its own folder
         return
     with bundle.library.open("rb") as file:
@@ -271,7 +276,7 @@ def _set_threads(link: Link, remote: Any, wanted: int | None, usual: int) -> int
         remote.get_function("runtime.config_threadpool")(_BIG_CORES, wanted or usual)
         return int(remote.get_function("runtime.NumThreads")())
 
-    actual = link(configure)
+    actual = link(configure, "its number of threads")
     if wanted and actual != wanted:
         raise UserError(
             f"{link.where}: the board's server has {actual} thread(s), not {wanted}; start it "
@@ -349,7 +354,7 @@ class Link:
                 f"{self.where}: the server wants another key; give --key as it was started with"
             ) from None
 
-    def __call__(self, action: Callable[[], T], step: str = "a call") -> T:
+    def __call__(self, action: Callable[[], T], step: str = "an inference") -> T:
         return self._within(
             action,
             self._timeout,

@@ -293,6 +293,19 @@ def test_another_tvm_on_the_board(bundle: Bundle, board: Board) -> None:
     expect_next_run_works(bundle, board.port)
 
 
+def test_a_bundle_of_another_tvm(bundle: Bundle, board: Board) -> None:
+    path = bundle.path / "manifest.json"
+    whole = path.read_text()
+    assert '"0.19.0"' in whole
+    path.write_text(whole.replace('"0.19.0"', '"0.20.0"'))
+    try:
+        line = refused(check(bundle, *at(board.port)))
+    finally:
+        path.write_text(whole)
+    assert "server is of TVM 0.19.0" in line and "was built by 0.20.0; build" in line
+    expect_next_run_works(bundle, board.port)
+
+
 def test_another_architecture_is_refused_before_the_upload(
     foreign: Bundle, bundle: Bundle, board: Board
 ) -> None:

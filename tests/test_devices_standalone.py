@@ -54,7 +54,7 @@ Make = Callable[..., Bundle]
 def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     """``make(target=native(), MACRO=…)``: the library with a fault, in a folder of its own."""
 
-    def build(target: Target | None = None, **macros: object) -> Bundle:
+    def build(target: Target | None = None, **macros: str) -> Bundle:
         folder = tmp_path_factory.mktemp("fake")
         return fake_library(folder, target or native(), **macros)
 
@@ -484,13 +484,15 @@ def test_the_format_decides_what_opens_it(library: Bundle, a72: Bundle) -> None:
         {"rpc": "local"},
         {"rpc": "127.0.0.1:9"},
         {"tracker": "127.0.0.1:9", "key": "board"},
+        {"ssh": "pi@127.0.0.1"},
     ],
 )
 def test_a_server_is_refused_before_anybody_is_asked(
     library: Bundle, place: dict[str, str]
 ) -> None:
-    options = {"rpc": None, "tracker": None, "key": None, "board": None}
-    arguments = SimpleNamespace(**{**options, "threads": None, **place})
+    names = ("ssh", "rpc", "tracker", "key", "board", "cpu", "threads")
+    options = {**dict.fromkeys(names), "wait": 1, "priority": 1}
+    arguments = SimpleNamespace(**{**options, **place})
     with pytest.raises(UserError, match="needs no RPC server; .* fake_self_test there"):
         open_session(library, arguments, Progress(quiet=True))  # type: ignore[arg-type]
 
