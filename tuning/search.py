@@ -180,7 +180,7 @@ class Search:
 
     def _round(self, state: State, measurer: Any) -> None:
         self._current, best, trials = state, state.best, state.trials
-        state.policy.continue_search_one_round(_ROUND, measurer)
+        state.policy.continue_search_one_round(min(_ROUND, self._left()), measurer)
         # Nothing may be raised through AutoScheduler's C++.
         self._check()
         state.stale = 0 if state.best < best * _GAIN else state.stale + 1
@@ -213,11 +213,13 @@ class Search:
             raise self._ending
 
     def _is_over(self, started: float) -> bool:
-        done = sum(state.trials for state in self.states)
         hours = self._limits.hours
-        return done >= self._limits.trials or (
+        return self._left() <= 0 or (
             hours is not None and time.monotonic() - started > hours * 3600
         )
+
+    def _left(self) -> int:
+        return self._limits.trials - sum(state.trials for state in self.states)
 
     def _next(self) -> State | None:
         """First those that have no time yet; then the one that can still give most."""
@@ -267,7 +269,7 @@ class Search:
 
     def _again(self, state: State) -> None:
         """Measure schedules that were found elsewhere."""
-        pairs = [_load(line) for line in self._warm[state.task.key]]
+        pairs = [_load(line) for line in self._warm[state.task.key][: self._left()]]
         inputs = [
             auto_scheduler.MeasureInput(state.task.search, _state(pair[0]))
             for pair in pairs
