@@ -378,3 +378,33 @@ def test_images_are_spread_over_the_boards_of_a_key(
         assert [r["name"][-1] for r in json.loads(result.stdout)["results"]] == [
             str(index) for index in range(len(inputs(bundle)))
         ]
+
+
+def test_ctrl_c_with_several_boards_leaves_nothing_on_any(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    program = (
+        "import os, signal, sys; from itertools import count; from pathlib import Path\n"
+        "from bundle.golden import read_golden; from bundle.store import open_bundle\n"
+        "from devices.fleet import open_fleet; from targets.errors import run_command\n"
+        "def main(argv):\n"
+        "    bundle = open_bundle(Path(sys.argv[1]))\n"
+        "    image, _ = read_golden(bundle)[0]\n"
+        "    with open_fleet(bundle, '127.0.0.1', int(sys.argv[2]), 'pi', most=2, wait=5, on_note=print) as fleet:\n"
+        "        for done, _ in fleet.run_all(count(), lambda _: image):\n"
+        "            if done == 20:\n"
+        "                os.kill(os.getpid(), signal.SIGINT)\n"
+        "run_command(main)\n"
+    )
+    with tracked(tmp_path, 2) as (port, boards):
+        host = subprocess.run(
+            [sys.executable, "-c", program, str(bundle.path), str(port)],
+            cwd=ROOT,
+            timeout=60,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert host.returncode == 130, host.stderr
+        assert "Traceback" not in host.stderr
+        until(lambda: not any(board.sessions() for board in boards))
