@@ -161,7 +161,12 @@ def build(order: Order, progress: Progress) -> Bundle:
             ).model_copy(update={"quantisation": quantisation})
             (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
             try:
-                checked = _verify(folder, order, reference.version, progress)
+                checked = _verify(
+                    folder,
+                    order,
+                    "its integers in numpy" if integers else reference.version,
+                    progress,
+                )
             except UserError as error:
                 used = lowering.records
                 if lowering.layout != "NHWC" or not used or order.require_tuned:
