@@ -247,7 +247,7 @@ def test_the_report_is_one_page_with_every_label(
     path = tmp_path / "compare.html"
     compare.main(["--model", str(model), *OPTIONS, "--report", str(path), "--json"])
     page = path.read_text()
-    assert "estimated" in page and "no figure here is a time" in page
+    assert "estimated" in page and "no time here was measured" in page
     assert "its output has 2 values" in page
     assert page.count('class="bar"') == 3 and "<script" not in page
 
