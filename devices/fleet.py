@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from bundle.store import Bundle
 from devices.board_state import BoardState
 from devices.rpc import LostError, Note, boards_of, open_rpc, request_board
-from devices.session import OperatorTime, Session
+from devices.session import OperatorTime, Origin, Session
 from devices.ssh import open_server
 from targets.errors import UserError
 
@@ -163,7 +163,9 @@ class Fleet:
         while wanted() and not self._closing.wait(_RETRY_SECONDS):
             # It may still be away, or at its start.
             with suppress(UserError):
-                member.name, member.session = member.open_again()
+                opened = member.open_again()
+                _check_alike(opened, self.origin)
+                member.name, member.session = opened
                 self._on_note(f"{member.name} is back")
                 return True
             if time.monotonic() > end:
@@ -302,6 +304,15 @@ class _Work(Generic[T]):
             yield result
 
 
+def _check_alike(opened: Opened, origin: Origin) -> None:
+    """Keep emulated boards and real ones apart, whose times must not be taken for each other's."""
+    if opened.session.origin is not origin:
+        opened.session.close()
+        raise UserError(
+            f"{opened.name}: {opened.session.origin}, the others {origin}; give them a key of their own"
+        )
+
+
 def open_board(open_it: Open, patience: float, on_note: Note) -> Fleet:
     """A fleet of one.
 
@@ -400,6 +411,7 @@ def open_fleet(
         for _ in range(min(boards_of(host, port, key).free, most - 1)):
             try:
                 another = open_any(_FREE_SECONDS)
+                _check_alike(another, opened[0].session.origin)
             except UserError as error:
                 on_note(f"done without a board: {error}")
                 continue

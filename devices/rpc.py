@@ -199,6 +199,8 @@ def _open(
         said = link(lambda: board_state.ask(remote), "what the board is")
         return None if said is None else board_state.parse(said, link.where)
 
+    # One that was started for this session alone keeps nothing for a next one.
+    lasting = origin is Origin.BOARD
     found = state()
     if found is not None:
         check_fits(found, bundle, link.where, str(_tvm().__version__))
@@ -207,7 +209,7 @@ def _open(
     elif origin is Origin.BOARD:
         _check_architecture(bundle, link, remote)
     actual = _set_threads(link, remote, threads, bundle.manifest.threads)
-    _send(bundle, link, remote, ours=found is not None)
+    _send(bundle, link, remote, keeps=lasting and found is not None)
     try:
         library = link(lambda: remote.load_module(LIBRARY), f"loading {LIBRARY}")
     except RefusedError as error:
@@ -231,17 +233,17 @@ def _open(
     )
 
 
-def _send(bundle: Bundle, link: Link, remote: Any, *, ours: bool) -> None:
+def _send(bundle: Bundle, link: Link, remote: Any, *, keeps: bool) -> None:
     """Upload model.so, unless the board has kept those very bytes from before."""
     digest = bundle.manifest.files[LIBRARY]
     kept = "what it has kept"
-    if ours and link(
+    if keeps and link(
         lambda: remote.get_function("netship.have")(digest, LIBRARY), kept
     ):
         return
     try:
         link(lambda: remote.upload(str(bundle.library)), f"the upload of {LIBRARY}")
-        if ours:
+        if keeps:
             link(lambda: remote.get_function("netship.keep")(LIBRARY), kept)
     except RefusedError as error:
         raise UserError(

@@ -13,8 +13,9 @@ from tiny import tiny_bundle
 
 from bundle.golden import read_golden
 from bundle.store import Bundle
-from devices.fleet import Fleet, at, open_board, open_fleet
+from devices.fleet import Fleet, Opened, at, open_board, open_fleet
 from devices.rpc import LostError
+from devices.session import Origin
 from targets.errors import UserError
 from targets.presets import native
 
@@ -145,3 +146,24 @@ def test_a_board_that_does_not_come_back_is_one_line(
                 board.run(image)
             with pytest.raises(LostError, match="run the command again"):
                 board.run(image)
+
+
+def test_a_board_that_comes_back_as_an_emulated_one_is_not_taken(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    """Its times would be taken for the first one's."""
+    image, _ = read_golden(bundle)[0]
+    notes: list[str] = []
+    with Board(tmp_path / "board") as server:
+        open_it = at(bundle, HOST, server.port, KEY, wait=1, on_note=notes.append)
+
+        def open_again() -> Opened:
+            opened = open_it()
+            opened.session.origin = Origin.EMULATED
+            return opened
+
+        with Fleet([(open_again, open_it())], 1, notes.append) as board:
+            server.restart()
+            with pytest.raises(LostError, match="the connection was lost"):
+                board.run(image)
+    assert not any("is back" in note for note in notes)
