@@ -96,6 +96,7 @@ def to_json(metered: Metered) -> dict[str, object]:
         "core_cycles": metered.core_cycles,
         "memory_cycles": metered.memory_cycles,
         "macs": metered.macs,
+        "peak_macs_per_cycle": metered.peak,
         "operators": [
             {
                 **operator._asdict(),
@@ -110,16 +111,15 @@ def to_json(metered: Metered) -> dict[str, object]:
 def table(metered: Metered, calibration: Calibration | None) -> str:
     """The estimate for a terminal, operators in the order they run."""
     from meter import cycles, memory
-    from meter.operators import PEAK_MACS
 
-    hierarchy, peak = memory.hierarchy(metered.cpu), PEAK_MACS[metered.cpu]
+    hierarchy = memory.hierarchy(metered.cpu)
     lines = [
         f"{'core':>8} {'memory':>8} {'instr.':>8} {'MACs':>7} {'a cycle':>8} {'of peak':>8}  {'L1, L2 missed':>17}  operator",
         f"{'Mcycles':>8} {'Mcycles':>8} {'M':>8} {'M':>7} {'':>8} {'':>8}  {'MB':>17}",
     ]
     for each in metered.operators:
         missed = ", ".join(f"{count / 1e6:.2f}" for count in each.missed_bytes)
-        rate = f"{each.macs_per_cycle:8.2f} {each.macs_per_cycle / peak:8.0%}"
+        rate = f"{each.macs_per_cycle:8.2f} {each.macs_per_cycle / metered.peak:8.0%}"
         lines.append(
             f"{each.core_cycles / 1e6:8.3f} {each.memory_cycles / 1e6:8.3f} {each.instructions / 1e6:8.3f} "
             f"{each.macs / 1e6:7.2f} {rate if each.macs else '':>17}  {missed:>17}  {title(each)}"

@@ -26,6 +26,8 @@ from targets.errors import UserError
 # AArch64SchedA53.td); Cortex-A72 one (Arm, Cortex-A72 Software Optimization Guide, UAN 0016A, 3.15); Cortex-A76 two
 # (Arm, Cortex-A76 Software Optimization Guide, PJDOC-466751330-7215, 3.15).
 PEAK_MACS = {"cortex-a53": 4, "cortex-a72": 4, "cortex-a76": 8}
+# In int8: SMLAL, of eight products, once a cycle (the same; UAN 0016A, 3.14); Cortex-A76's SDOT, of sixteen, twice.
+PEAK_INT8_MACS = {"cortex-a53": 8, "cortex-a72": 8, "cortex-a76": 32}
 OUTSIDE = "outside the kernels"
 _KERNEL = re.compile(r"tvmgen_(?:default|\w+?)_(fused_\w+?)(?:_compute_)?$")
 _LINE_BYTES = 64
@@ -60,10 +62,15 @@ class Operator(NamedTuple):
 
 
 class Metered(NamedTuple):
-    """One inference on one core, estimated; the operators' figures sum to the whole."""
+    """One inference on one core, estimated; the operators' figures sum to the whole.
+
+    Attributes:
+        peak: multiply-adds a cycle that the core can do in the network's numbers, float32 or int8.
+    """
 
     cpu: str
     operators: tuple[Operator, ...]
+    peak: int
 
     @property
     def instructions(self) -> int:
@@ -106,7 +113,8 @@ def measure_bundle(
     counting.find_qemu()
     blocks = _count(bundle, cpu, hierarchy, on_progress)
     on_progress("estimating cycles")
-    return Metered(cpu, tuple(_operators(bundle, blocks, cpu, hierarchy)))
+    peak = PEAK_INT8_MACS if bundle.manifest.quantisation else PEAK_MACS
+    return Metered(cpu, tuple(_operators(bundle, blocks, cpu, hierarchy)), peak[cpu])
 
 
 def _count(
@@ -174,6 +182,10 @@ def _attribution(library: Path, blocks: list[Block]) -> Callable[[int], str]:
     What follows a kernel's symbol up to the next function's is its own: the bodies of its parallel loops have no names.
     """
     symbols = _functions(library)
+    if not any(_KERNEL.match(name) for _, name in symbols):
+        raise UserError(
+            f"{library}: its kernels have no symbols (stripped, or an old build); build it again"
+        )
     bias = _bias(library, blocks)
     starts = [address for address, _ in symbols]
 

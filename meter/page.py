@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from meter import cycles, memory
 from meter.compare_counts import meter_version
 from meter.compare_page import write_page as render
-from meter.operators import PEAK_MACS, Metered
+from meter.operators import Metered
 
 if TYPE_CHECKING:
     from meter.calibrate import Calibration
@@ -32,7 +32,7 @@ def write_page(
         calibration=calibration,
         core_model=cycles.model(metered.cpu),
         hierarchy=hierarchy,
-        peak=PEAK_MACS[metered.cpu],
+        peak=metered.peak,
         worst=max(each.core_cycles + each.memory_cycles for each in operators),
         low=max(metered.core_cycles, metered.memory_cycles) / hierarchy.clock / 1e6,
         high=(metered.core_cycles + metered.memory_cycles) / hierarchy.clock / 1e6,

@@ -240,6 +240,7 @@ def test_the_operators_sum_to_the_whole(
     assert outside["instructions"] < 0.05 * first["instructions"]
     heavy = [each for each in first["operators"] if each["macs"]]
     assert len(heavy) >= 20
+    assert first["peak_macs_per_cycle"] == 4
     assert all(0 < each["macs_per_cycle"] <= 4 for each in heavy)
     assert first["macs"] == sum(each["macs"] for each in heavy) > 10e6
 
