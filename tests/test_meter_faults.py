@@ -11,6 +11,7 @@ from conftest import ROOT
 
 from meter import counting
 from meter.counting import Block, Cache, count, read_blocks
+from meter.operators import _attribution as attribution
 from targets.errors import UserError
 
 CACHES = (Cache(4 << 10, 2), Cache(64 << 10, 8))
@@ -101,3 +102,16 @@ def test_the_static_qemu_does_not_count(
         UserError, match="apt install qemu-user.*static QEMU takes no plugins"
     ):
         counting.find_qemu()
+
+
+def test_a_library_without_symbols_is_refused(tmp_path: Path) -> None:
+    source, library = tmp_path / "model.c", tmp_path / "model.so"
+    source.write_text("int tvmgen_default_fused_add(void) { return 1; }\n")
+    options = ("-target", "aarch64-linux-gnu.2.28", "-shared", "-fPIC")
+    counting.compile_c([source], library, *options)
+    function = bytes.fromhex("20008052c0035fd6")  # mov w0, #1; ret
+    kernel_at = attribution(library, [Block(0, function, 1)])
+    assert kernel_at(0) == "fused_add"
+    counting.compile_c([source], library, *options, "-s")
+    with pytest.raises(UserError, match="no symbols.*build it again"):
+        attribution(library, [Block(0, function, 1)])
