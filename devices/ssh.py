@@ -40,8 +40,10 @@ _SERVE = """\
 read key
 if grep -Eq ' (0100007F|00000000):{service:04X} 00000000:0000 0A ' /proc/net/tcp 2>/dev/null; then
     file=/etc/netship/key
-    [ ! -e /etc/netship ] || found=$(cat $file 2>/dev/null || sudo -n cat $file 2>/dev/null) || {{ echo locked; exit; }}
-    echo "service $found"
+    if [ ! -e /etc/netship ]; then echo service
+    elif found=$(cat $file 2>/dev/null || sudo -n cat $file 2>/dev/null); then echo "service $found"
+    else echo locked
+    fi
     exec cat >/dev/null
 fi
 if [ ! -x netship/serve ]; then echo "missing $(uname -m)"; exit; fi
@@ -102,8 +104,8 @@ def open_server(
         ssh.send(new_key)
         answer = ssh.read_line(_CONNECT_SECONDS + _START_SECONDS) or ""
         word, _, rest = answer.partition(" ")
-        if word == "service":
-            yield Served(running, key if key is not None else rest, False)
+        if word == "service" or (word == "locked" and key is not None):
+            yield Served(running, rest if key is None else key, False)
         elif word == "started":
             if not (ssh.read_line(_START_SECONDS) or "").startswith("listening"):
                 ssh.explain("netship/serve did not start there: ")

@@ -21,6 +21,7 @@ from packaging.utils import canonicalize_name
 COMMANDS = [
     "compile.build",
     "compile.mobilenet",
+    "runtime_demo.board",
     "runtime_demo.check",
     "runtime_demo.demo",
     "runtime_demo.run",
