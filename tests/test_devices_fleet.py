@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,7 +119,9 @@ def test_images_are_read_as_boards_get_free(bundle: Bundle, tmp_path: Path) -> N
     with tracked(tmp_path, 2) as (port, _), fleet(bundle, port, []) as boards:
         outputs = boards.run_all(numbers(), lambda i: images[i % len(images)])
         next(outputs)
-        assert len(read) < 100
+        # Time for a hundred more, if they were read.
+        time.sleep(1)
+        assert len(read) < 30
 
 
 def test_a_restarted_board_serves_one_image_after_the_other(
