@@ -117,8 +117,9 @@ def build(order: Order, progress: Progress) -> Bundle:
         order.quantize,
         order.calibration,
         preprocessing,
-        order.target.machine == "x86_64",
-        progress,
+        unsigned=order.target.machine == "x86_64",
+        trained=source.trained,
+        progress=progress,
     )
     if int8 is not None:
         model = int8.model

@@ -238,7 +238,9 @@ def prepare(
     wanted: bool,
     calibration: Sequence[Path],
     preprocessing: Preprocessing,
+    *,
     unsigned: bool,
+    trained: bool,
     progress: Progress,
 ) -> Int8 | None:
     """The int8 network that a build asks for; None where float32 is wanted.
@@ -246,6 +248,8 @@ def prepare(
     Args:
         wanted: ``--quantize int8``.
         calibration: ``--calibration``.
+        unsigned: uint8 activations, as VNNI takes them.
+        trained: refuse int8 that loses too much; with weights that mean nothing the loss is only told.
 
     Raises:
         UserError: the options contradict the model or each other, no image can be read, the graph is not wholly
@@ -282,6 +286,12 @@ def prepare(
     progress.stage("comparing int8 with float32")
     measured = _compare(model, calibrated, tensors)
     progress.finish()
+    if loss := _loss(measured, calibrated, tensors):
+        if trained:
+            raise UserError(
+                f"{loss}: calibrate with more and fitting photographs, or build float32"
+            )
+        progress.note(f"{loss}; its weights mean nothing, so it is built")
     facts = Quantisation(
         model=_REFERENCE,
         sha256=hashlib.sha256(calibrated.model.proto.SerializeToString()).hexdigest(),
@@ -334,28 +344,34 @@ def _read(
 def _compare(
     model: Model, calibrated: Calibrated, images: Sequence[Array]
 ) -> dict[str, Any]:
-    """int8 against float32 on the calibration images.
-
-    Raises:
-        UserError: a cosine below ``INT8_COSINE``, or too few of the same best class; the layer that lost most is named.
-    """
+    """int8 against float32 on the calibration images."""
     floating, ours = Reference(model), Reference(calibrated.model)
     answers = [(ours.run(x)[0].ravel(), floating.run(x)[0].ravel()) for x in images]
     same = sum(int(a.argmax()) == int(b.argmax()) for a, b in answers)
     cosine = min(_cosine(a, b) for a, b in answers)
-    if cosine < INT8_COSINE or len(images) - same > max(1, len(images) // 16):
-        layer, decibels = worst_layer(calibrated, images[0])
-        raise UserError(
-            f"int8 loses too much: top-1 as float32's on {same} of {len(images)} images, cosine {cosine:.4f} (at "
-            f"least {INT8_COSINE}); most at {layer} (signal to noise {decibels:.1f} dB): calibrate with more "
-            "and fitting photographs, or build float32"
-        )
     return {
         "cosine": round(cosine, 6),
         "top1_agreement": same / len(images),
         "images": len(images),
         "cosine_by_method": calibrated.cosines,
     }
+
+
+def _loss(
+    measured: dict[str, Any], calibrated: Calibrated, images: Sequence[Array]
+) -> str:
+    """What int8 loses, and where most, if it is too much; else empty."""
+    same, cosine = (
+        round(measured["top1_agreement"] * len(images)),
+        measured["cosine"],
+    )
+    if cosine >= INT8_COSINE and len(images) - same <= max(1, len(images) // 16):
+        return ""
+    layer, decibels = worst_layer(calibrated, images[0])
+    return (
+        f"int8 loses too much: top-1 as float32's on {same} of {len(images)} images, cosine {cosine:.4f} (at "
+        f"least {INT8_COSINE}); most at {layer} (signal to noise {decibels:.1f} dB)"
+    )
 
 
 def worst_layer(calibrated: Calibrated, image: Array) -> tuple[str, float]:

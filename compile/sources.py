@@ -23,6 +23,7 @@ class Source:
         preprocessing: the built-in or Model Zoo network's own; None for a user's file.
         stated: what a TOML beside the file says.
         note: what a person must know of its weights; empty for a user's file.
+        trained: whether the weights mean something, so that int8's loss against float32 is worth judging.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Source:
     preprocessing: Preprocessing | None
     stated: Stated
     note: str
+    trained: bool = True
 
 
 def find(
@@ -71,4 +73,5 @@ def _built_in(name: str) -> Source:
     identity = ModelIdentity(name=name, sha256=digest)
     note = "built-in, seeded weights: a label that it gives means nothing"
     own = mobilenet.preprocessing(resolution)
-    return Source(name, gate.check(proto, identity, {}, "NCHW"), own, Stated(), note)
+    model = gate.check(proto, identity, {}, "NCHW")
+    return Source(name, model, own, Stated(), note, trained=False)
