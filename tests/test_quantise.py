@@ -173,13 +173,19 @@ def test_a_changed_reference_is_refused(
     assert "quantised.onnx: missing or changed" in result.stderr
 
 
-def given(proto: onnx.ModelProto, *options: Any) -> Any:
+def given(proto: onnx.ModelProto, *options: Any, trained: bool = True) -> Any:
     """What a build would make of a model in memory."""
     model = gate.check(proto, IDENTITY)
     _, preprocessing = tensors(proto)
     wanted, calibration = options or (False, ())
     return quantise.prepare(
-        model, wanted, calibration, preprocessing, True, Progress(quiet=True)
+        model,
+        wanted,
+        calibration,
+        preprocessing,
+        unsigned=True,
+        trained=trained,
+        progress=Progress(quiet=True),
     )
 
 
@@ -250,6 +256,16 @@ def test_unsigned_weights_around_128_are_symmetric(
     stem = network.operators[0]
     ours = evaluate.apply(stem, values)
     assert np.abs(ours - values[stem.output.name]).max() <= 1
+
+
+def test_what_int8_loses_is_refused_unless_the_weights_mean_nothing(
+    monkeypatch: pytest.MonkeyPatch, images: Path
+) -> None:
+    monkeypatch.setattr(quantise, "INT8_COSINE", 1.1)
+    proto = residuals()
+    with pytest.raises(UserError, match="int8 loses too much: .*most at .*dB.*: calib"):
+        given(proto, True, (images,))
+    assert given(proto, True, (images,), trained=False) is not None
 
 
 def test_options_that_do_not_fit_are_refused_in_one_line(
