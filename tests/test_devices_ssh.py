@@ -236,6 +236,23 @@ def test_what_ssh_refuses_is_one_line_with_what_to_do(
         pass
 
 
+def test_nobody_is_asked_anything(
+    pi: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = tmp_path / "asked"
+    ask = tmp_path / "ask"
+    ask.write_text(f"#!/bin/sh\ntouch {asked}\necho yes\n")
+    ask.chmod(0o755)
+    monkeypatch.setenv("SSH_ASKPASS", str(ask))
+    monkeypatch.setenv("SSH_ASKPASS_REQUIRE", "force")
+    write_config(
+        pi, tmp_path, UserKnownHostsFile="/dev/null", StrictHostKeyChecking="ask"
+    )
+    with pytest.raises(UserError, match="host key is not known"), open_tunnel("pi", 1):
+        pass
+    assert not asked.exists()
+
+
 def test_no_ssh_gives_the_line_that_installs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
