@@ -67,8 +67,9 @@ class Board:
         limit = self._largest_file
         end = ["--port", str(self.port), "--key", KEY, "--work-dir", str(self.folder)]
         self.process = subprocess.Popen(
-            [*self._program, *end, *self._options],
-            stdin=subprocess.DEVNULL,
+            [*self._program, *end, "--end-with-stdin", *self._options],
+            # However the tests end, it ends with them.
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -84,7 +85,8 @@ class Board:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        assert self.process.stdout
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.close()
         self.process.stdout.close()
 
     def restart(self) -> None:
