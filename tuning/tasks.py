@@ -68,7 +68,8 @@ def extract(model: Model, target: Target, threads: int = 1) -> list[Task]:
             key=str(task.workload_key),
             operator=operator_of(str(task.workload_key)),
             weight=int(weight),
-            flops=float(task.compute_dag.flop_ct),
+            # AutoScheduler says -1 where it cannot count.
+            flops=max(float(task.compute_dag.flop_ct), 0.0),
             nbytes=4 * sum(prod(shape) for shape in shapes(str(task.workload_key))),
             search=task,
         )
