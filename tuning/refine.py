@@ -215,16 +215,19 @@ class _Work:
         bundles = [each.bundle for each in builds]
         if not self._here:
             return [(bundle, self._count(bundle)) for bundle in bundles]
-        self._progress.stage(f"timing {len(bundles)} builds in turn")
+        # A library that a process loads twice is one to the system, and two to TVM: it crashed now and then.
+        paths = list(dict.fromkeys(bundle.path for bundle in bundles))
+        self._progress.stage(f"timing {len(paths)} builds in turn")
         costs = run_in_child(
             time_in_turn,
-            [bundle.path for bundle in bundles],
+            paths,
             self._arguments.rounds,
             self._arguments.threads,
             stage=self._progress.stage,
             tick=self._progress.tick,
         )
-        return list(zip(bundles, costs, strict=True))
+        timed = dict(zip(paths, costs, strict=True))
+        return [(bundle, timed[bundle.path]) for bundle in bundles]
 
     def _count(self, bundle: Bundle) -> list[float]:
         from meter.operators import measure_bundle
