@@ -215,10 +215,20 @@ class _Work:
         bundles = [each.bundle for each in builds]
         if not self._here:
             return [(bundle, self._count(bundle)) for bundle in bundles]
-        # A library that a process loads twice is one to the system, and two to TVM: it crashed now and then.
         paths = list(dict.fromkeys(bundle.path for bundle in bundles))
+        try:
+            costs = self._time(paths)
+        except UserError as error:
+            # The debug executor's process was seen to crash once in some hundred runs; hours of builds are at stake.
+            self._progress.finish()
+            self._progress.note(f"timing again: {error}")
+            costs = self._time(paths)
+        timed = dict(zip(paths, costs, strict=True))
+        return [(bundle, timed[bundle.path]) for bundle in bundles]
+
+    def _time(self, paths: Sequence[Path]) -> list[list[float]]:
         self._progress.stage(f"timing {len(paths)} builds in turn")
-        costs = run_in_child(
+        return run_in_child(
             time_in_turn,
             paths,
             self._arguments.rounds,
@@ -226,8 +236,6 @@ class _Work:
             stage=self._progress.stage,
             tick=self._progress.tick,
         )
-        timed = dict(zip(paths, costs, strict=True))
-        return [(bundle, timed[bundle.path]) for bundle in bundles]
 
     def _count(self, bundle: Bundle) -> list[float]:
         from meter.operators import measure_bundle
