@@ -77,9 +77,7 @@ def build_library(job: Job, stage: Callable[[str], None]) -> Lowering:
     stage("linking")
     if job.standalone is None:
         library, memory = job.output / LIBRARY, None
-        # TVM's debug information would be a fifth of an int8 library.
-        options = () if job.int8 is None else ("-Wl,--strip-debug",)
-        _link(lowered.factory, job.target, library, *options)
+        _link(lowered.factory, job.target, library)
     else:
         library = job.output / f"lib{job.standalone.name}.so"
         memory = _emit(lowered, job.standalone, job)
@@ -146,8 +144,8 @@ def _check_target(target: Target) -> None:
         )
 
 
-def _link(factory: Any, target: Target, output: Path, *options: str) -> None:
-    from targets.toolchain import is_hard_float, link_shared
+def _link(factory: Any, target: Target, output: Path) -> None:
+    from targets.toolchain import is_hard_float, link_shared, strip_debug
 
     def compile_function(path: str, objects: list[str], **_: object) -> None:
         kernels = [Path(item) for item in objects]
@@ -156,7 +154,9 @@ def _link(factory: Any, target: Target, output: Path, *options: str) -> None:
                 f"target {target.name}: the code passes floats as soft-float systems do, and its numbers "
                 "would be wrong on armhf; give the target -mfloat-abi=hard"
             )
-        link_shared(kernels, Path(path), target, *options)
+        link_shared(kernels, Path(path), target)
+        # TVM's would be a fifth of an int8 library.
+        strip_debug(Path(path))
 
     # TVM asks a compile function for its output format through this attribute.
     compile_function.output_format = "so"  # type: ignore[attr-defined]

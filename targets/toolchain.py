@@ -20,9 +20,7 @@ from targets.presets import Target
 _ZIG = (sys.executable, "-m", "ziglang")
 
 
-def link_shared(
-    objects: Sequence[Path], output: Path, target: Target, *more: str
-) -> None:
+def link_shared(objects: Sequence[Path], output: Path, target: Target) -> None:
     """Link object files into a shared library, whose soname is its file's name; symbols stay, for profilers.
 
     Raises:
@@ -34,7 +32,7 @@ def link_shared(
         "-Wl,--build-id=none",
         f"-Wl,-soname,{output.name}",
     ]
-    _cc(target, *options, *more, "-o", output, *objects)
+    _cc(target, *options, "-o", output, *objects)
 
 
 def compile_object(source: Path, output: Path, target: Target, *options: str) -> None:
@@ -74,6 +72,15 @@ def hide_symbols(
             [_llvm("llvm-objcopy"), "--strip-debug", keep, str(joined), str(output)],
             output,
         )
+
+
+def strip_debug(library: Path) -> None:
+    """Remove debug information and keep the symbols; zig's linker can only remove both.
+
+    Raises:
+        UserError: a tool failed; its last words are quoted.
+    """
+    _run([_llvm("llvm-objcopy"), "--strip-debug", str(library)], library)
 
 
 def is_hard_float(file: Path) -> bool:
