@@ -8,15 +8,12 @@ its C++ library) and is kept in the user's cache folder.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -25,6 +22,7 @@ from typing import Literal
 
 from bundle.accuracy import TOLERANCE
 from targets.errors import UserError
+from targets.files import alone, cache_folder
 
 Machine = Literal["aarch64", "arm", "x86_64"]
 Progress = Callable[[str], None]
@@ -90,8 +88,8 @@ def _built(machine: Machine, on_progress: Progress) -> Path:
     folder = _folder(machine)
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(folder.parent / f"board-{machine}.lock", machine, on_progress):
+    waiting = f"waiting for another process that builds for {machine}"
+    with alone(folder.parent / f"board-{machine}.lock", lambda: on_progress(waiting)):
         if folder.is_dir():
             return folder
         for old in folder.parent.glob(f".board-{machine}-*"):
@@ -107,7 +105,7 @@ def _built(machine: Machine, on_progress: Progress) -> Path:
 
 
 def _folder(machine: Machine) -> Path:
-    return _cache() / f"board-{machine}-{_key(machine)}"
+    return cache_folder() / f"board-{machine}-{_key(machine)}"
 
 
 def _key(machine: Machine) -> str:
@@ -177,19 +175,3 @@ def _run(command: Sequence[str]) -> None:
         said = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
         wrong = next((line for line in said if "error:" in line), said[-1])
         raise UserError(f"building for a board: {wrong.strip()}; run make setup again")
-
-
-@contextlib.contextmanager
-def _alone(lock: Path, machine: str, on_progress: Progress) -> Iterator[None]:
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_progress(f"waiting for another process that builds for {machine}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "netship"

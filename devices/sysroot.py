@@ -8,8 +8,6 @@ in the user's cache folder. Nothing on the machine is installed or changed.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -19,13 +17,14 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from bundle.store import sha256_of
 from targets.errors import UserError, run_command
+from targets.files import alone, cache_folder
 
 # Debian's names of the architectures, by the machine that Linux calls them.
 ARCHITECTURES = {"aarch64": "arm64", "arm": "armhf"}
@@ -99,7 +98,7 @@ def sysroot_path(machine: str = "aarch64") -> Path:
     wheels = _wheel_requirements() if machine == "aarch64" else ""
     for part in (lock_of(machine).read_text(), wheels, _LEFT_OUT.pattern):
         key.update(part.encode())
-    return _cache() / f"sysroot-{ARCHITECTURES[machine]}-{key.hexdigest()[:16]}"
+    return cache_folder() / f"sysroot-{ARCHITECTURES[machine]}-{key.hexdigest()[:16]}"
 
 
 def is_ready(machine: str = "aarch64") -> bool:
@@ -124,9 +123,9 @@ def prepare(on_progress: Progress, machine: str = "aarch64") -> Path:
     path = sysroot_path(machine)
     if path.is_dir():
         return path
-    cache = _cache()
-    cache.mkdir(parents=True, exist_ok=True)
-    with _alone(cache, on_progress):
+    cache = cache_folder()
+    waiting = "waiting for another process that fetches a system"
+    with alone(cache / "sysroot.lock", lambda: on_progress(waiting)):
         if path.is_dir():
             return path
         for abandoned in cache.glob(".sysroot-*"):
@@ -165,22 +164,6 @@ def relock(on_progress: Progress, machine: str = "aarch64") -> None:
 def read_lock(machine: str = "aarch64") -> list[Package]:
     lines = lock_of(machine).read_text().splitlines()
     return [Package(*line.split()) for line in lines if line and line[0] != "#"]
-
-
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "netship"
-
-
-@contextlib.contextmanager
-def _alone(cache: Path, on_progress: Progress) -> Iterator[None]:
-    with (cache / "sysroot.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_progress("waiting for another process that fetches a system")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _fetch_packages(work: Path, on_progress: Progress, machine: str) -> list[Path]:

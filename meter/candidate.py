@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -18,12 +16,12 @@ from meter.counting import (
     Block,
     CountingError,
     compile_c,
+    compiled_once,
     count,
     find_qemu,
 )
 from meter.cycles import Costs, traces
 from meter.memory import hierarchy
-from targets.files import cache_folder
 from targets.presets import resolve
 
 RUNNER = Path(__file__).with_name("runner.c")
@@ -140,11 +138,5 @@ def _words(shapes: Sequence[tuple[int, ...]]) -> list[str]:
 
 
 def _runner_object() -> Path:
-    key = hashlib.sha256(RUNNER.read_bytes() + version("ziglang").encode()).hexdigest()
-    made = cache_folder() / f"meter-runner-{key[:16]}.o"
-    if not made.exists():
-        with tempfile.TemporaryDirectory(dir=made.parent) as scratch:
-            fresh = Path(scratch, "runner.o")
-            compile_c([RUNNER], fresh, "-target", "aarch64-linux-musl", "-O2", "-c")
-            fresh.rename(made)
-    return made
+    target = ("-target", "aarch64-linux-musl")
+    return compiled_once(RUNNER, "meter-runner", ".o", *target, "-O2", "-c")

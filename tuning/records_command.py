@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from targets.arguments import count_up_to
 from targets.errors import UserError
 from targets.files import check_writable, write_whole
 from targets.presets import resolve
@@ -38,6 +39,9 @@ class Covered(NamedTuple):
     flops: float
     log: RecordLog | None
     record: Record | None
+
+
+_count = count_up_to(100_000)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,12 +97,6 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("logs", type=Path, nargs="+", metavar="FILE")
     verb.add_argument("--json", action="store_true", help="one JSON object")
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) <= 100_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
 
 
 def distil(log: RecordLog, keep: int) -> RecordLog:

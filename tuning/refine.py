@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from compile.child import run_in_child
 from devices.session import Origin
+from targets.arguments import count_up_to
 from targets.errors import UserError, run_command
 from targets.files import check_writable, write_whole
 from targets.presets import Target, missing_features, resolve, this_cpu
@@ -60,6 +61,9 @@ class Choice(NamedTuple):
     costs: tuple[float, ...]
 
 
+_count = count_up_to(10_000)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     check_writable(arguments.output, "--output")
@@ -96,12 +100,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--threads", type=_count, default=1, metavar="N", help="default: 1")
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) <= 10_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
 
 
 def _refine(arguments: argparse.Namespace, progress: Progress) -> None:

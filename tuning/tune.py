@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from targets.arguments import count_up_to
 from targets.errors import UserError, run_command
 from targets.presets import Target, missing_features, native, resolve, this_cpu
 from targets.progress import Progress
@@ -40,6 +41,7 @@ Each new best is measured again and must give the untuned kernel's answers befor
 Allow --trials 64 × the number of tasks (32 in MobileNetV2) for a start, three times that for the last per cents.
 Exit codes: 0 done, 2 refused (one line says why), 130 interrupted.
 """
+_count = count_up_to(10_000_000)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,12 +109,6 @@ def _parser() -> argparse.ArgumentParser:
         help="candidates compiled at a time (default: one less than the cores)",
     )
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) <= 10_000_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
 
 
 def _hours(text: str) -> float:
