@@ -210,7 +210,7 @@ def test_an_old_x86_is_told_apart(make: Make) -> None:
 
 
 def test_it_asks_for_libc_alone_and_runs_nothing_by_itself(tmp_path: Path) -> None:
-    from targets.toolchain import _llvm
+    from targets.toolchain import llvm_tool
 
     item = tmp_path / "runtime.o"
     command = [*ZIG, "-target", native().linker, *FLAGS, "-c", str(RUNTIME)]
@@ -218,7 +218,7 @@ def test_it_asks_for_libc_alone_and_runs_nothing_by_itself(tmp_path: Path) -> No
 
     def tool(name: str, *options: str) -> str:
         return subprocess.run(
-            [_llvm(name), *options, str(item)],
+            [llvm_tool(name), *options, str(item)],
             capture_output=True,
             text=True,
             check=True,
