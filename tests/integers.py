@@ -79,7 +79,7 @@ class Graph:
         if not clip:
             return made
         limits = [
-            self.constant(f"{name}.{end}", np.float32(value))
+            self.constant(f"{name}.{end}", np.array(value, np.float32))
             for end, value in (("min", 0), ("max", 6))
         ]
         return self.node("Clip", f"{name}.relu6", [made, *limits])

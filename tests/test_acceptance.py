@@ -23,7 +23,10 @@ pytestmark = pytest.mark.slow
 
 def check(bundle: Path, *options: object) -> dict[str, Any]:
     """The JSON of a check that passes."""
-    return json.loads(succeed("runtime_demo.check", bundle, "--json", *options))
+    result: dict[str, Any] = json.loads(
+        succeed("runtime_demo.check", bundle, "--json", *options)
+    )
+    return result
 
 
 def expect_agreement(result: dict[str, Any], images: int, tolerance: float) -> None:

@@ -197,8 +197,8 @@ def _with_scales(model: onnx.ModelProto) -> onnx.ModelProto:
     """A QDQ graph of the same shapes with scales that mean nothing, without a calibration."""
     weights = {w.name: w for w in model.graph.initializer}
     nodes: list[onnx.NodeProto] = []
-    scale = numpy_helper.from_array(np.float32(0.02), "unit")
-    zero = numpy_helper.from_array(np.int8(0), "none")
+    scale = numpy_helper.from_array(np.array(0.02, np.float32), "unit")
+    zero = numpy_helper.from_array(np.array(0, np.int8), "none")
     kept = [scale, zero]
 
     def pair(name: str) -> str:
@@ -293,7 +293,15 @@ def _compile_and_run(folder: Path, scratch: Path) -> str:
     sources = [scratch / "probe.c", folder / "small.c", folder / "small_weights.c"]
     options = ["-std=c99", "-O1", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    command = ["gcc", *options, *sanitizers, f"-I{folder}", "-o", program, *sources]
+    command: list[str | Path] = [
+        "gcc",
+        *options,
+        *sanitizers,
+        f"-I{folder}",
+        "-o",
+        program,
+        *sources,
+    ]
     subprocess.run(command, check=True)
     ran = subprocess.run([program], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr

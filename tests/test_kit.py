@@ -11,6 +11,7 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -291,8 +292,9 @@ def test_a_wrong_value_anywhere_is_one_line(copy: Path) -> None:
     original = json.loads((copy / MANIFEST).read_text())
     places = [p for p in _places(original) if _USED.match(".".join(map(str, p)))]
     assert len(places) > 20
+    wrongs: list[Any] = [None, -1, 1e300, "x", [], {"x": [[]]}]
     for path in places:
-        for wrong in (None, -1, 1e300, "x", [], {"x": [[]]}):
+        for wrong in wrongs:
             manifest = json.loads(json.dumps(original))
             inner = manifest
             for step in path[:-1]:

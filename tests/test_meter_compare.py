@@ -85,7 +85,8 @@ def runs(
     def count_program(command: peers.Command, cpu: str) -> list[Block]:
         name, _, output = command.arguments
         done.append((name, cpu))
-        np.save(output, answers.get(name, lambda y: y)(wanted))
+        change = answers.get(name)
+        np.save(output, change(wanted) if change else wanted)
         return [Block(4096, name.encode(), 1)]
 
     def cost(blocks: list[Block], _cpu: str) -> Counts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import graphs
@@ -16,16 +17,16 @@ from bundle.accuracy import TOLERANCE
 
 pytestmark = pytest.mark.slow
 
+
+def _light(name: str) -> onnx.ModelProto:
+    return networks.with_random_weights(networks.light_models()[name])
+
+
 NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
     "mobilenet_v1": networks.mobilenet_v1,
     "resnet18_like": networks.resnet18_like,
     "squeezenet_like": networks.squeezenet_like,
-    **{
-        f"light_{name}": lambda name=name: networks.with_random_weights(
-            networks.light_models()[name]
-        )
-        for name in ("squeezenet", "shufflenet")
-    },
+    **{f"light_{name}": partial(_light, name) for name in ("squeezenet", "shufflenet")},
 }
 
 

@@ -172,7 +172,7 @@ def test_of_an_animation_the_first_frame_is_taken_and_said(
     tmp_path: Path, name: str
 ) -> None:
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
-    options = {"lossless": True} if name.endswith("webp") else {}
+    options: dict[str, Any] = {"lossless": True} if name.endswith("webp") else {}
     frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
     photo = photos.read(tmp_path / name)
     assert (np.asarray(photo.image) == (255, 0, 0)).all()

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from conftest import run, succeed
+from integers import oddities, patterns, quantised, residuals, tensors
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -21,8 +23,6 @@ from compile.c import graph
 from compile.c.graph import Add, AveragePool, Convolution
 from targets.errors import UserError
 from targets.progress import Progress
-from tests.conftest import run, succeed
-from tests.integers import oddities, patterns, quantised, residuals, tensors
 
 IDENTITY = ModelIdentity(name="small.onnx", sha256="0" * 64)
 NETWORKS = {"residuals": residuals, "oddities": oddities}

@@ -134,7 +134,7 @@ def spoilt(change: Callable[[Any], object], **options: Any) -> bytes:
     """The bytes of the valid model after ``change(graph)``."""
     model = classifier(**options)
     change(model.graph)
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def weights_with(value: float) -> bytes:
