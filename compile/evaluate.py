@@ -1,11 +1,14 @@
 """Integer operators (compile.c.graph) in numpy: what every device must answer, bit by bit.
 
-A sum × ratio is a 64-bit product with a multiplier of up to 31 bits, shifted right, halves upwards. ONNX Runtime
-multiplies in float32 and rounds halves to even: where float32's 24 bits end on a half, about one value in
-a hundred thousand, the two differ by 1.
+They round as ONNX Runtime does on x86 (onnxruntime/core/mlas/lib: quantize.cpp, qlgavgpool.cpp, qladd_avx2.cpp), in float32 and
+halves to even. A sum is turned into float32, multiplied by the ratio of scales and rounded. An addition is two fused
+multiply-adds, the second input's first, on a constant that holds the zero points. The reference is ONNX Runtime as it runs by default:
+without its graph optimisations it adds and pools in float32, and differs from itself.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,18 +46,50 @@ def apply(operator: Operator, values: dict[str, Integers]) -> Integers:
     """The output of one operator."""
     x = values[operator.input.name]
     if isinstance(operator, Add):
-        (a, b), constant, shift = terms(operator)
-        total = x * a + values[operator.other.name] * b + constant
-        return np.clip(_rounded(total, shift), operator.low, operator.high)
-    zero = operator.output.quantisation.zero
-    multiplier, shift = fixed_point(ratios(operator))
+        return _add(operator, x, values[operator.other.name])
     if isinstance(operator, AveragePool):
-        source = operator.input.quantisation.zero
-        sums = (x - source).sum(axis=(0, 1), keepdims=True)
-        return np.clip(_rounded(sums * multiplier, shift) + zero, -128, 127)
+        zero = operator.input.quantisation.zero
+        sums = (x - zero).sum(axis=(0, 1), keepdims=True)
+        return _requantised(sums, operator, -128, 127)
     sums = _sums(operator, x.reshape(operator.input.shape)) + operator.bias
-    steps = _rounded(sums * multiplier, shift) + zero
+    return _requantised(sums, operator, operator.low, operator.high)
+
+
+def _requantised(
+    sums: Integers, operator: Convolution | AveragePool, low: int, high: int
+) -> Integers:
+    zero = operator.output.quantisation.zero
+    steps = np.rint(sums.astype(np.float32) * ratios(operator)).astype(np.int64)
+    clipped: Integers = np.clip(steps + zero, low, high)
+    return clipped
+
+
+def _add(operator: Add, first: Integers, second: Integers) -> Integers:
+    a, b, fixed = addition(operator)
+    sums = multiply_add(second + operator.other.quantisation.offset, b, fixed)
+    sums = multiply_add(first + operator.input.quantisation.offset, a, sums)
+    steps = np.rint(sums).astype(np.int64) - operator.output.quantisation.offset
     return np.clip(steps, operator.low, operator.high)
+
+
+def addition(operator: Add) -> tuple[np.float32, np.float32, np.float32]:
+    """a, b and c of output = rint(input × a + (other × b + c)), for the values as they are stored."""
+    first, second, output = (
+        tensor.quantisation
+        for tensor in (operator.input, operator.other, operator.output)
+    )
+    a = np.float32(first.scale) / np.float32(output.scale)
+    b = np.float32(second.scale) / np.float32(output.scale)
+    zeros = multiply_add(
+        first.zero + first.offset, a, b * np.float32(second.zero + second.offset)
+    )
+    return a, b, np.float32(output.zero + output.offset) - np.float32(zeros)
+
+
+def multiply_add(x: Any, factor: np.float32, summand: Any) -> NDArray[np.float32]:
+    """x × factor + summand, rounded once to float32; x an integer of 9 bits."""
+    exact = np.float64(x) * np.float64(factor) + np.float64(summand)
+    return np.asarray(exact, np.float32)
 
 
 def ratios(operator: Convolution | AveragePool) -> NDArray[np.float32]:
@@ -65,28 +100,6 @@ def ratios(operator: Convolution | AveragePool) -> NDArray[np.float32]:
         return np.array([np.float32(source.scale) / np.float32(output.scale * pixels)])
     scales = np.float32(source.scale) * operator.scales.astype(np.float32)
     return np.asarray(scales / np.float32(output.scale))
-
-
-def fixed_point(ratio: NDArray[np.float32]) -> tuple[NDArray[np.int32], int]:
-    """ratio = multiplier ÷ 2^shift, with the largest multiplier of 31 bits."""
-    shift = min(31 - int(np.frexp(ratio.max())[1]), 61)
-    return np.rint(ratio.astype(np.float64) * 2.0**shift).astype(np.int32), shift
-
-
-def terms(operator: Add) -> tuple[tuple[int, int], int, int]:
-    """output = round((input × a + other × b + constant) ÷ 2^shift): → (a, b), constant, shift."""
-    first, second, output = (
-        tensor.quantisation
-        for tensor in (operator.input, operator.other, operator.output)
-    )
-    ratio = np.array([first.scale, second.scale], np.float32) / np.float32(output.scale)
-    multipliers, shift = fixed_point(ratio)
-    a, b = (int(each) for each in multipliers)
-    return (a, b), (output.zero << shift) - first.zero * a - second.zero * b, shift
-
-
-def _rounded(product: Integers, shift: int) -> Integers:
-    return (product + (1 << (shift - 1))) >> shift
 
 
 def _sums(operator: Convolution, x: Integers) -> Integers:

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle.manifest import Tensor as Output
-from compile import vnni
+from compile import requantise, vnni
 from compile.c.graph import Add, AveragePool, Convolution, Network, Quantisation
-from compile.evaluate import fixed_point, ratios, terms
+from compile.evaluate import addition, ratios
 from targets import engine
 from targets.errors import UserError
 
@@ -134,14 +134,7 @@ def _convolution(operator: Convolution, source: Any) -> Any:
         raise UserError(
             f"node {operator.name!r}: its sums reach {largest:,}, which 32 bits do not hold; calibrate again"
         )
-    total = sums + relay.const(bias.astype(np.int32).reshape(-1, 1, 1))
-    return _requantised(
-        total,
-        ratios(operator),
-        operator.output.quantisation.zero,
-        operator.low,
-        operator.high,
-    )
+    return _requantised(sums, operator, bias, operator.low, operator.high)
 
 
 def _image(source: Any) -> tuple[int, ...]:
@@ -154,48 +147,34 @@ def _image(source: Any) -> tuple[int, ...]:
 def _average(operator: AveragePool, source: Any) -> Any:
     pixels = operator.input.shape[0] * operator.input.shape[1]
     sums = relay.sum(relay.cast(source, "int32"), axis=[2, 3], keepdims=True)
-    total = sums - _int32((operator.input.quantisation.zero + _OFFSET) * pixels)
-    return _requantised(total, ratios(operator), operator.output.quantisation.zero)
+    zero = operator.input.quantisation.zero + _OFFSET
+    bias = np.full(operator.input.shape[2], -zero * pixels)
+    return _requantised(sums, operator, bias, -128, 127)
 
 
 def _requantised(
-    total: Any,
-    ratio: NDArray[np.float32],
-    zero: int,
-    low: int = -128,
-    high: int = 127,
+    sums: Any,
+    operator: Convolution | AveragePool,
+    bias: NDArray[np.int64],
+    low: int,
+    high: int,
 ) -> Any:
-    multiplier, shift = fixed_point(ratio)
-    # As int64 constants the multipliers would hide from LLVM that 32 × 32 bits are multiplied; what
-    # depends on the data is not folded, and LLVM drops the zero.
-    nothing = relay.bitwise_and(total, _int32(0))
-    factor = relay.const(multiplier.reshape(-1, 1, 1)) + nothing
-    product = relay.cast(total, "int64") * relay.cast(factor, "int64")
-    return _uint8(_rounded(product, shift) + _int32(zero + _OFFSET), low, high)
+    return requantise.requantise(
+        sums,
+        bias.astype(np.int32),
+        np.broadcast_to(ratios(operator), bias.shape),
+        operator.output.quantisation.zero + _OFFSET,
+        low + _OFFSET,
+        high + _OFFSET,
+    )
 
 
 def _add(operator: Add, first: Any, second: Any) -> Any:
-    (ma, mb), constant, shift = terms(operator)
-    # To uint8: the constant takes what the offsets of both inputs add.
-    total = _int64(constant + (_OFFSET << shift) - _OFFSET * (ma + mb))
-    for x, multiplier in ((first, ma), (second, mb)):
-        total = total + relay.cast(x, "int64") * _int64(multiplier)
-    return _uint8(_rounded(total, shift), operator.low, operator.high)
-
-
-def _rounded(product: Any, shift: int) -> Any:
-    """product ÷ 2^shift → int32, halves upwards."""
-    raised = product + _int64(1 << (shift - 1))
-    return relay.cast(relay.right_shift(raised, _int64(shift)), "int32")
-
-
-def _uint8(steps: Any, low: int, high: int) -> Any:
-    return relay.cast(relay.clip(steps, low + _OFFSET, high + _OFFSET), "uint8")
+    a, b, fixed = addition(operator)
+    offset = _OFFSET - operator.input.quantisation.offset
+    low, high = operator.low + _OFFSET, operator.high + _OFFSET
+    return requantise.add(first, second, (a, b), fixed, offset, low, high)
 
 
 def _int32(value: int) -> Any:
     return relay.const(value, "int32")
-
-
-def _int64(value: int) -> Any:
-    return relay.const(value, "int64")

@@ -20,7 +20,7 @@ from bundle.manifest import (
 )
 from compile.c import emit, graph, plan
 from compile.c.emit import Constants, Project
-from compile.c.graph import Add, AveragePool, Convolution
+from compile.c.graph import Add, AveragePool, Convolution, Tensor
 from devices.bare.host import run_on_host
 from targets.presets import Target
 
@@ -61,8 +61,8 @@ def _interface(project: Project, constants: Constants) -> Firmware:
     source, output = project.network.input, project.network.output
     return Firmware(
         cpu=project.cpu,
-        input=Quantised(**vars(source.quantisation)),
-        output=Quantised(**vars(output.quantisation)),
+        input=_quantised(source),
+        output=_quantised(output),
         input_bytes=source.nbytes,
         output_bytes=output.nbytes,
         arena_bytes=project.arena.nbytes,
@@ -121,3 +121,7 @@ def _lowering(project: Project) -> Lowering:
             ),
         ),
     )
+
+
+def _quantised(tensor: Tensor) -> Quantised:
+    return Quantised(scale=tensor.quantisation.scale, zero=tensor.quantisation.zero)

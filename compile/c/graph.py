@@ -19,10 +19,15 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Quantisation:
-    """Real value = (q − zero) × scale, q of −128 to 127."""
+    """Real value = (q − zero) × scale, q of −128 to 127.
+
+    Attributes:
+        offset: what the stored value is above q: 128 of uint8, 0 of int8.
+    """
 
     scale: float
     zero: int
+    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -256,9 +261,9 @@ class _Reader:
                 "has scale 0: this activation is constant; calibrate with photographs",
             )
         # uint8 is int8 with everything 128 higher.
-        shift = 128 if kind == np.uint8 else 0
+        offset = 128 if kind == np.uint8 else 0
         return Quantisation(
-            float(scale.ravel()[0]), int(np.asarray(zero).ravel()[0]) - shift
+            float(scale.ravel()[0]), int(np.asarray(zero).ravel()[0]) - offset, offset
         )
 
     def _dequantise(self, node: onnx.NodeProto) -> None:
