@@ -25,15 +25,20 @@ from targets.errors import UserError
 from targets.progress import Progress
 
 IDENTITY = ModelIdentity(name="small.onnx", sha256="0" * 64)
-NETWORKS = {"residuals": residuals, "oddities": oddities}
+NETWORKS = {
+    "residuals": residuals,
+    "oddities": oddities,
+    "signed residuals": residuals,
+    "signed oddities": oddities,
+}
 
 
 @pytest.fixture(scope="module")
 def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, onnx.ModelProto]:
-    """QDQ graphs of small networks, activations uint8."""
+    """QDQ graphs of small networks, activations uint8 and (``signed``) int8."""
     folder = tmp_path_factory.mktemp("graphs")
     return {
-        name: quantised(network(), folder, unsigned=True)
+        name: quantised(network(), folder, unsigned=not name.startswith("signed"))
         for name, network in NETWORKS.items()
     }
 
@@ -67,7 +72,7 @@ def bundle(
 def onnx_runtime_tensors(
     proto: onnx.ModelProto, network: graph.Network, image: Any
 ) -> dict[str, evaluate.Integers]:
-    """Every integer tensor as ONNX Runtime has it, 128 lower than its uint8, [H, W, C]."""
+    """Every integer tensor as ONNX Runtime has it, [H, W, C], uint8 128 lower."""
     import onnxruntime
 
     copy = onnx.ModelProto()
@@ -77,16 +82,20 @@ def onnx_runtime_tensors(
     made = {n.name: clamped.get(n.output[0], n.output[0]) for n in proto.graph.node}
     wanted = [network.input.name, *(o.output.name for o in network.operators)]
     names = [readers[made.get(name, name)].output[0] for name in wanted]
+    offset = network.input.quantisation.offset
+    dtype = TensorProto.UINT8 if offset else TensorProto.INT8
     copy.graph.output.extend(
-        helper.make_tensor_value_info(n, TensorProto.UINT8, None) for n in names
+        helper.make_tensor_value_info(n, dtype, None) for n in names
     )
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.qdqisint8allowed", "1")
     session = onnxruntime.InferenceSession(
-        copy.SerializeToString(), providers=["CPUExecutionProvider"]
+        copy.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     found = session.run(names, {"image": image})
     return {
         name: (a[0].transpose(1, 2, 0) if a.ndim == 4 else a[np.newaxis]).astype(int)
-        - 128
+        - offset
         for name, a in zip(wanted, found, strict=True)
     }
 
@@ -109,7 +118,7 @@ def test_every_operator_alone_is_onnx_runtimes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["oddities", "signed residuals"])
 def test_a_qdq_model_is_built_as_it_is_and_gives_its_integers(
     graphs: dict[str, onnx.ModelProto], name: str, tmp_path: Path
 ) -> None:
@@ -215,10 +224,11 @@ def unsigned_weights(found: onnx.GraphProto, zero: int) -> None:
     set_constant(found, "stem.bias_quantized_scale", np.full(shape[0], unit))
 
 
-def float_island(found: onnx.GraphProto) -> None:
-    """The sum after b.add stays float32 on its way to c.expand."""
-    (node,) = (n for n in found.node if n.name == "c.expand")
-    node.input[0] = next(n.output[0] for n in found.node if n.name == "b.add")
+def float_islands(found: onnx.GraphProto) -> None:
+    """Two convolutions are given what the operator before makes, not quantised."""
+    for maker, reader in (("b.add", "c.expand"), ("c.project", "head")):
+        (node,) = (n for n in found.node if n.name == reader)
+        node.input[0] = next(n.output[0] for n in found.node if n.name == maker)
 
 
 def constant_activation(found: onnx.GraphProto) -> None:
@@ -235,11 +245,11 @@ def wide_activation(found: onnx.GraphProto) -> None:
     ("edit", "said"),
     [
         (lambda g: unsigned_weights(g, 100), "weights have a zero point"),
-        (float_island, "c.expand.*float32"),
+        (float_islands, "'c.expand' .*float32, and so do 'head';"),
         (constant_activation, "scale 0"),
         (wide_activation, "int16"),
     ],
-    ids=["asymmetric weights", "a float island", "a constant activation", "int16"],
+    ids=["asymmetric weights", "float islands", "a constant activation", "int16"],
 )
 def test_a_qdq_graph_that_is_not_built_is_refused_by_name(
     graphs: dict[str, onnx.ModelProto], edit: Any, said: str
@@ -275,11 +285,13 @@ def test_options_that_do_not_fit_are_refused_in_one_line(
     graphs: dict[str, onnx.ModelProto], tmp_path: Path
 ) -> None:
     (tmp_path / "broken.png").write_bytes(b"nothing")
+    (tmp_path / "empty").mkdir()
     for proto, options, said in (
         (graphs["residuals"], (True, (tmp_path,)), "already is quantised"),
         (residuals(), (True, ()), "needs --calibration PHOTOS"),
         (residuals(), (False, (tmp_path,)), "goes with --quantize"),
         (residuals(), (True, (tmp_path / "absent",)), "no such file or folder"),
+        (residuals(), (True, (tmp_path / "empty",)), "empty: no images in it"),
         (residuals(), (True, (tmp_path,)), "none of 1 files is an image"),
     ):
         with pytest.raises(UserError, match=said):

@@ -133,6 +133,18 @@ _LOWERED = (
     "Flatten, Reshape to one row, Squeeze"
 )
 
+_RESHAPING = ("Flatten", "Reshape", "Squeeze")
+# How many inputs of each must be quantised.
+_COMPUTING = {
+    "Conv": 2,
+    "Gemm": 2,
+    "MatMul": 2,
+    "Add": 2,
+    "GlobalAveragePool": 1,
+    "ReduceMean": 1,
+}
+_NAMED = 6
+
 
 def read(proto: onnx.ModelProto) -> Network:
     """The integer operators of a QDQ graph with one image input and one output.
@@ -209,12 +221,12 @@ class _Reader:
             self._dequantise(node)
         elif kind in ("Relu", "Clip"):
             self._clamp(node)
-        elif kind in ("Flatten", "Reshape", "Squeeze"):
+        elif kind in _RESHAPING:
             self._reshape(node)
-        elif kind in ("Conv", "Gemm", "MatMul", "Add", "GlobalAveragePool"):
-            self.pending[node.output[0]] = _Float(node)
         elif kind == "ReduceMean":
             self._reduce_mean(node)
+        elif kind in _COMPUTING:
+            self.pending[node.output[0]] = _Float(node)
         else:
             _refuse(node, f"{kind} has no C lowering; these have: {_LOWERED}")
 
@@ -467,12 +479,33 @@ class _Reader:
         return self.constants[name]
 
     def _in_float(self, node: onnx.NodeProto) -> NoReturn:
-        _refuse(node, "works on float32; quantise the whole network to int8")
+        others = [_name(n) for n in self._floating() if _name(n) != _name(node)]
+        named = ", ".join(map(repr, others[:_NAMED]))
+        more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+        too = f", and so do {named}{more}" if others else ""
+        _refuse(node, f"works on float32{too}; quantise the whole network to int8")
+
+    def _floating(self) -> list[onnx.NodeProto]:
+        """The operators with an input that is not quantised."""
+        nodes = self.proto.graph.node
+        quantised = {n.output[0] for n in nodes if n.op_type == "DequantizeLinear"}
+        for node in nodes:
+            if node.op_type in _RESHAPING and node.input[0] in quantised:
+                quantised.add(node.output[0])
+        return [
+            node
+            for node in nodes
+            if node.op_type in _COMPUTING
+            and not quantised.issuperset(node.input[: _COMPUTING[node.op_type]])
+        ]
+
+
+def _name(node: onnx.NodeProto) -> str:
+    return node.name or (node.output[0] if node.output else "")
 
 
 def _refuse(node: onnx.NodeProto, why: str) -> NoReturn:
-    name = node.name or (node.output[0] if node.output else "")
-    raise UserError(f"node {name!r} ({node.op_type}): {why}")
+    raise UserError(f"node {_name(node)!r} ({node.op_type}): {why}")
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
