@@ -133,11 +133,13 @@ class Group(_Model):
     Attributes:
         layer: its name in the ONNX graph.
         task: AutoScheduler's workload key, where a tuning record gave the schedule.
+        symbol: of the C function that the kernel calls, where it does.
     """
 
     name: str
     layer: str = ""
     task: str = ""
+    symbol: str = ""
     operators: tuple[str, ...]
     output_shape: tuple[int, ...]
     macs: int

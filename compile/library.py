@@ -19,7 +19,10 @@ from targets.presets import Target
 from tuning.records import RecordLog
 
 if TYPE_CHECKING:
+    import onnx
+
     from compile.lower import Lowered
+    from compile.neon.network import Native
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ def build_library(job: Job, stage: Callable[[str], None]) -> Lowering:
 
     proto = onnx.load_model_from_string(job.proto)
     inside: int | None = None
+    native: Native | None = None
     try:
         if job.int8 is None:
             from compile.importer import to_relay
@@ -63,21 +67,20 @@ def build_library(job: Job, stage: Callable[[str], None]) -> Lowering:
             module = to_relay(proto)
         else:
             from compile import integer
-            from compile.c import graph
 
-            module = integer.to_relay(graph.read(proto), job.int8)
+            module, native = _integers(proto, job.int8, job.target)
             inside = len(integer.float_operators(module))
             assert inside == 0, integer.float_operators(module)
         stage(f"lowering and compiling for {job.target.name}")
-        lowered = _lower(job, module)
+        lowered = _lower(job, module, native.instruction if native else "")
     except UserError as error:
         raise UserError(f"{job.model}: {error}") from None
     if job.dump is not None:
-        _dump(job.dump, module, lowered.factory)
+        _dump(job.dump, module, lowered.factory, native)
     stage("linking")
     if job.standalone is None:
         library, memory = job.output / LIBRARY, None
-        _link(lowered.factory, job.target, library)
+        _link(lowered.factory, job.target, library, native)
     else:
         library = job.output / f"lib{job.standalone.name}.so"
         memory = _emit(lowered, job.standalone, job)
@@ -91,12 +94,26 @@ def build_library(job: Job, stage: Callable[[str], None]) -> Lowering:
     )
 
 
-def _lower(job: Job, module: Any) -> Lowered:
+def _integers(
+    proto: onnx.ModelProto, output: Tensor, target: Target
+) -> tuple[Any, Native | None]:
+    from compile import integer
+    from compile.c import graph
+    from compile.neon import network
+
+    operators = graph.read(proto)
+    if network.serves(target):
+        native = network.lower(operators, output, target)
+        return native.module, native
+    return integer.to_relay(operators, output), None
+
+
+def _lower(job: Job, module: Any, native: str) -> Lowered:
     from compile.lower import lower
 
     name = job.standalone.name if job.standalone else None
     try:
-        return lower(module, job.target, job.records, name)
+        return lower(module, job.target, job.records, name, native)
     except Exception as error:
         # TVM has no class for "this network I cannot compile": it fails in whatever way.
         last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
@@ -144,7 +161,10 @@ def _check_target(target: Target) -> None:
         )
 
 
-def _link(factory: Any, target: Target, output: Path) -> None:
+def _link(
+    factory: Any, target: Target, output: Path, native: Native | None = None
+) -> None:
+    from compile.neon.network import compile_source
     from targets.toolchain import is_hard_float, link_shared, strip_debug
 
     def compile_function(path: str, objects: list[str], **_: object) -> None:
@@ -154,6 +174,9 @@ def _link(factory: Any, target: Target, output: Path) -> None:
                 f"target {target.name}: the code passes floats as soft-float systems do, and its numbers "
                 "would be wrong on armhf; give the target -mfloat-abi=hard"
             )
+        if native:
+            kernels.append(Path(path).with_name("native.o"))
+            compile_source(native.source, kernels[-1], target)
         link_shared(kernels, Path(path), target)
         # TVM's would be a fifth of an int8 library.
         strip_debug(Path(path))
@@ -167,8 +190,8 @@ def _link(factory: Any, target: Target, output: Path) -> None:
         shutil.copyfile(linked, output)
 
 
-def _dump(folder: Path, module: Any, factory: Any) -> None:
-    """For the engineer who wants to see: Relay before and after, the fused TIR, the assembly."""
+def _dump(folder: Path, module: Any, factory: Any, native: Native | None) -> None:
+    """For the engineer who wants to see: Relay before and after, the fused TIR, the assembly, C."""
     folder.mkdir(parents=True, exist_ok=True)
     metadata = factory.function_metadata
     (after,) = metadata["__tvm_main__"].relay_primfuncs.values()
@@ -181,3 +204,5 @@ def _dump(folder: Path, module: Any, factory: Any) -> None:
     ]
     (folder / "tir.txt").write_text("\n".join(kernels))
     (folder / "model.s").write_text(factory.get_lib().get_source("asm"))
+    if native:
+        (folder / "native.c").write_text(native.source)

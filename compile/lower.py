@@ -24,6 +24,7 @@ from tvm import auto_scheduler, relay
 from tvm.relay.backend import Executor, Runtime
 
 from compile import blocks
+from compile.neon import operators as neon
 
 # TVM's kernels take their workspace in multiples of a cache line.
 _WORKSPACE_ALIGNMENT = 64
@@ -55,6 +56,7 @@ def lower(
     target: Target,
     logs: Sequence[RecordLog],
     standalone: str | None = None,
+    native: str = "",
 ) -> Lowered:
     """Compile an imported Relay module for ``target``.
 
@@ -65,17 +67,20 @@ def lower(
         module: an IRModule with its parameters frozen, as compile.importer gives it.
         logs: tuning records that this target may use; each task takes the first one's that has it.
         standalone: compile kernels that need no TVM, with this in their symbols' names.
+        native: what the operators of compile.neon multiply by, where the module is made of them.
     """
     tvm_target = tvm.target.Target(target.tvm)
     folded = _fold(module)
     plan, schedules = _Plan(folded, "NCHW", "no tuning records for this target"), None
-    if logs:
+    if native:
+        plan = _Plan(folded, "NHWC", native)
+    elif logs:
         plan, schedules = _plan_with(logs, folded, tvm_target)
     with schedules or contextlib.nullcontext():
-        factory = _compile(plan, tvm_target, standalone)
+        factory = _compile(plan, tvm_target, standalone, bool(schedules))
     if schedules and schedules.unserved:
         plan = _without(plan, folded, schedules)
-        factory = _compile(plan, tvm_target, standalone)
+        factory = _compile(plan, tvm_target, standalone, False)
     served = schedules.tasks if schedules and plan.layout == "NHWC" else {}
     (workspace,) = factory.function_metadata["__tvm_main__"].workspace_sizes.values()
     description = Lowering(
@@ -291,9 +296,11 @@ class _DenseAsConvolution(relay.ExprMutator):  # type: ignore[misc]
         )
 
 
-def _compile(plan: _Plan, tvm_target: Any, standalone: str | None) -> Any:
+def _compile(
+    plan: _Plan, tvm_target: Any, standalone: str | None, scheduled: bool
+) -> Any:
     options: dict[str, Any] = {}
-    config: dict[str, Any] = {"relay.backend.use_auto_scheduler": plan.layout == "NHWC"}
+    config: dict[str, Any] = {"relay.backend.use_auto_scheduler": scheduled}
     if standalone is not None:
         # The system library of TVM's C runtime holds plain kernels; nothing else of it is used.
         crt = Runtime("crt", {"system-lib": True})
@@ -357,7 +364,9 @@ def _groups(
 def _heavy_operators(group: Group) -> int:
     """How many of the network's operators with multiply-adds are in a group."""
     return sum(
-        2 if name == blocks.OPERATOR else name in _MAC_OPERATORS
+        2
+        if name == blocks.OPERATOR
+        else name in _MAC_OPERATORS or name in neon.CONVOLUTIONS
         for name in group.operators
     )
 
@@ -371,6 +380,9 @@ def _group(name: str, metadata: Any, task: str) -> Group:
         output_shape=_shape(function.ret_type),
         macs=sum(_macs(call) for call in calls),
         task=task,
+        symbol=next(
+            (str(c.attrs["symbol"]) for c in calls if c.op.name in neon.OPERATORS), ""
+        ),
     )
 
 
@@ -436,6 +448,8 @@ def _macs(call: Any) -> int:
     """Multiply-adds of one operator: output elements × the inputs each one sums over."""
     if call.op.name == blocks.OPERATOR:
         return blocks.macs(call)
+    if call.op.name in neon.OPERATORS:
+        return int(call.attrs["macs"])
     if call.op.name not in _MAC_OPERATORS:
         return 0
     data = _shape(call.args[0].checked_type)

@@ -8,9 +8,10 @@ import subprocess
 import tempfile
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from bundle.manifest import Group
@@ -146,7 +147,12 @@ def _count(
 def _operators(
     bundle: Bundle, blocks: list[Block], cpu: str, hierarchy: memory.Hierarchy
 ) -> Iterable[Operator]:
-    kernel_at = _attribution(bundle.library, blocks)
+    called = {
+        group.symbol: group.name
+        for group in bundle.manifest.lowering.groups
+        if group.symbol
+    }
+    kernel_at = _attribution(bundle.library, blocks, called)
     core: dict[str, float] = {}
     found = cycles.traces(blocks)
     with closing(cycles.Costs(cpu)) as costs:
@@ -176,10 +182,15 @@ def _operators(
         )
 
 
-def _attribution(library: Path, blocks: list[Block]) -> Callable[[int], str]:
+def _attribution(
+    library: Path, blocks: list[Block], called: Mapping[str, str] = MappingProxyType({})
+) -> Callable[[int], str]:
     """A function from a block's address in the process to the kernel that it belongs to.
 
     What follows a kernel's symbol up to the next function's is its own: the bodies of its parallel loops have no names.
+
+    Args:
+        called: the kernel that calls a C function, by the function's symbol.
     """
     symbols = _functions(library)
     if not any(_KERNEL.match(name) for _, name in symbols):
@@ -193,8 +204,9 @@ def _attribution(library: Path, blocks: list[Block]) -> Callable[[int], str]:
         index = bisect_right(starts, address - bias) - 1
         if index < 0 or address - bias >= starts[-1]:
             return OUTSIDE
-        match = _KERNEL.match(symbols[index][1])
-        return match[1] if match else OUTSIDE
+        symbol = symbols[index][1]
+        match = _KERNEL.match(symbol)
+        return match[1] if match else called.get(symbol, OUTSIDE)
 
     return kernel_at
 
