@@ -123,8 +123,10 @@ class _Plan:
 def tuning_tasks(
     module: Any, target: Target, threads: int = 1
 ) -> tuple[list[Any], list[int]]:
-    """AutoScheduler's tasks of an imported Relay module, and how often each occurs."""
-    tuned = _for_auto_scheduler(_fold(module))
+    """AutoScheduler's tasks of an imported Relay module, and how often each occurs.
+
+    The operators that a build fuses in pairs (compile/blocks.py) are none of them.
+    """
     tvm_target = tvm.target.Target(target.tvm)
     # The default is the compiling machine's. NEON and the widest of x86; lines of 64 bytes on all.
     hardware = auto_scheduler.HardwareParams(
@@ -133,10 +135,21 @@ def tuning_tasks(
         cache_line_bytes=64,
         target=tvm_target,
     )
+    return _tasks(_for_auto_scheduler(_fold(module)), tvm_target, hardware)
+
+
+def _tasks(
+    module: Any, tvm_target: Any, hardware: Any = None
+) -> tuple[list[Any], list[int]]:
     tasks, weights = auto_scheduler.extract_tasks(
-        tuned["main"], {}, tvm_target, hardware_params=hardware
+        module["main"], {}, tvm_target, hardware_params=hardware
     )
-    return list(tasks), [int(weight) for weight in weights]
+    found = [
+        (task, int(weight))
+        for task, weight in zip(tasks, weights, strict=True)
+        if not any(each.tag == blocks.OPERATOR for each in task.compute_dag.ops)
+    ]
+    return [task for task, _ in found], [weight for _, weight in found]
 
 
 class _Schedules(auto_scheduler.DispatchContext):  # type: ignore[misc]
@@ -195,7 +208,7 @@ def _plan_with(
 ) -> tuple[_Plan, _Schedules | None]:
     """The plan, and the context that applies the records where they cover every task."""
     tuned = _for_auto_scheduler(folded)
-    tasks, _ = auto_scheduler.extract_tasks(tuned["main"], {}, tvm_target)
+    tasks, _ = _tasks(tuned, tvm_target)
     serving = [
         next((log for log in logs if task.workload_key in log.best), None)
         for task in tasks
@@ -212,8 +225,7 @@ def _plan_with(
         reason = f"tuning records cover {covered} of {len(tasks)} tasks"
         return _Plan(folded, "NCHW", reason, records), None
     reason = f"tuning records cover all {len(tasks)} tasks"
-    fused = _apply(blocks.fuse(tuned), relay.transform.InferType())
-    return _Plan(fused, "NHWC", reason, records), _Schedules(logs)
+    return _Plan(tuned, "NHWC", reason, records), _Schedules(logs)
 
 
 def _fold(module: Any) -> Any:
@@ -229,7 +241,7 @@ def _fold(module: Any) -> Any:
 
 
 def _for_auto_scheduler(module: Any) -> Any:
-    """NHWC, and the classifier as a 1×1 convolution: ``dense`` breaks AutoScheduler in TVM 0.19."""
+    """NHWC, large pairs fused, and the classifier as a 1×1 convolution: ``dense`` breaks AutoScheduler in TVM 0.19."""
     convolutions = _rewrite(_DenseAsConvolution(), module)
     laid_out = _apply(
         convolutions,
@@ -238,11 +250,12 @@ def _for_auto_scheduler(module: Any) -> Any:
         relay.transform.InferType(),
         relay.transform.ConvertLayout({"nn.conv2d": ["NHWC", "default"]}),
     )
-    return _apply(
+    constant = _apply(
         _rewrite(_ConstantsLaidOut(), laid_out),
         relay.transform.InferType(),
         relay.transform.FoldConstant(),
     )
+    return _apply(blocks.fuse(constant), relay.transform.InferType())
 
 
 def _rewrite(mutator: Any, module: Any) -> Any:

@@ -17,12 +17,15 @@ import onnx
 import pytest
 import tuning_worker
 from conftest import ROOT, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from relay_worker import relay_worker
 
 from targets.errors import UserError
 from tuning import records
 from tuning.log import TuningLog
 from tuning.tasks import operator_of
+from tuning.transfer import distance, refit
 
 HEADER, ROUND = tuning_worker.HEADER, tuning_worker.ROUND
 RECORD = '{"i": [["[\\"k\\", [1]]", "llvm", [], "", 2, []], [[], []]], "r": [[0.5], 0, 0, 1], "v": "v0.6"}'
@@ -48,6 +51,17 @@ def test_tasks_are_those_of_the_network_in_words(do: Callable[..., Any]) -> None
     assert multiplied <= flops <= multiplied * 1.1
     assert nbytes == 4 * (16 * 16 * 3 + 3 * 3 * 3 * 8 + 8 + 16 * 16 * 8)
     assert "conv 1×1, 8→5, 1×1" in found
+
+
+@pytest.mark.slow
+def test_what_a_build_fuses_in_pairs_is_not_tuned(do: Callable[..., Any]) -> None:
+    pair = {"conv 1×1, 3→96, {0}×{0}", "depthwise 3×3, 96, {0}×{0}"}
+    small, large = (
+        {text.format(size) for text in pair}
+        & {*do(tuning_worker.operators_of_a_pair, size)}
+        for size in (20, 60)
+    )
+    assert len(small) == 2 and not large
 
 
 @pytest.mark.slow
@@ -117,15 +131,63 @@ def test_records_of_other_logs_are_measured_first(
     for name in ("there", "here"):
         (tmp_path / name).mkdir()
     do(tuning_worker.continued, tmp_path / "there")
-    there = records.read(tmp_path / "there" / "log.json").lines
-    other = [line.replace("num-cores=1", "num-cores=2") for line in there]
-    outcome = do(tuning_worker.warmed, tmp_path / "here", other)
+    log = tmp_path / "there" / "log.json"
+    there = records.read(log).lines
+    log.write_text(log.read_text().replace("num-cores=1", "num-cores=2"))
+    outcome = do(tuning_worker.warmed, tmp_path / "here", log)
     assert outcome.error == ""
     here = records.read(tmp_path / "here" / "log.json").lines
     known = {json.dumps(json.loads(line)["i"][1]) for line in there}
     assert len(here) >= ROUND
     assert all(json.dumps(json.loads(line)["i"][1]) in known for line in here)
     assert all("num-cores=1" in line for line in here)
+
+
+@pytest.mark.slow
+def test_records_of_another_network_are_fitted_to_the_shapes_of_this_one(
+    do: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "here").mkdir()
+    fitted = do(tuning_worker.transferred, tmp_path, 24, 20)
+    assert len(fitted) >= 3
+    for line, right in fitted:
+        assert right
+        for kind, *rest in json.loads(line)["i"][1][1]:
+            if kind == "SP":
+                *_, extent, lengths, _ = rest
+                assert extent in (1, 3, 24, 20) and extent % math.prod(lengths) == 0
+    log = tmp_path / "log.json"
+    outcome = do(tuning_worker.warmed, tmp_path / "here", log, 24, 20)
+    assert outcome.error == "" and outcome.errors == [0, 0, 0]
+    known = [json.loads(line)["i"][1] for line, _ in fitted]
+    first = records.read(tmp_path / "here" / "log.json").lines[:ROUND]
+    assert all(json.loads(line)["i"][1] in known for line in first)
+
+
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 16), min_size=1, max_size=3),
+    extent=st.integers(1, 1000),
+    outer=st.integers(1, 8),
+)
+def test_split_lengths_are_fitted_from_the_innermost_on(
+    lengths: list[int], extent: int, outer: int
+) -> None:
+    fitted = refit(lengths, extent)
+    assert len(fitted) == len(lengths) and extent % math.prod(fitted) == 0
+    if extent % lengths[-1] == 0:
+        assert fitted[-1] == lengths[-1]
+    assert refit(lengths, outer * math.prod(lengths)) == lengths
+
+
+def test_neighbours_have_the_same_structure_and_the_nearest_shapes_come_first() -> None:
+    def key(structure: str, *shape: int) -> str:
+        return json.dumps([structure, list(shape)])
+
+    assert distance(key("a", 1, 8), key("a", 1, 8)) == 0
+    assert distance(key("a", 1, 8), key("a", 2, 4)) == pytest.approx(math.log(4))
+    assert distance(key("a", 1, 8), key("b", 1, 8)) == math.inf
+    assert distance(key("a", 1, 8), key("a", 8)) == math.inf
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ Each function runs in that process and gives back plain data.
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import resource
 import signal
@@ -18,8 +19,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import onnx
 from networks import _Net
+from onnx import numpy_helper
 
 from bundle.manifest import ModelIdentity
 from compile.gate import check
@@ -38,19 +41,34 @@ int default_function(void *a, int *b, int c, void *d, int *e, void *f) { *(volat
 _HANGS = _KILLS.replace("*(volatile int *)0 = 1;", "for (volatile int i = 0;; i++);")
 
 
-def network() -> onnx.ModelProto:
+def network(size: int = 16, channels: int = 8) -> onnx.ModelProto:
     """One convolution and a classifier: three tasks."""
-    net = _Net(16)
-    net.convolve(8, 3, normalise=False)
+    net = _Net(size)
+    net.convolve(channels, 3, normalise=False)
     return net.finish(5)
 
 
 @cache
-def _tasks() -> list[Any]:
+def _tasks(size: int = 16, channels: int = 8) -> list[Any]:
     from tuning.tasks import extract
 
-    model = check(network(), ModelIdentity(name="tiny", sha256="0" * 64), {}, "NCHW")
-    return extract(model, native())
+    identity = ModelIdentity(name="tiny", sha256="0" * 64)
+    return extract(check(network(size, channels), identity, {}, "NCHW"), native())
+
+
+def operators_of_a_pair(size: int) -> list[str]:
+    """The tasks of an expansion, clip and depthwise convolution on an image of ``size``²."""
+    from tuning.tasks import extract
+
+    net = _Net(size)
+    for name, value in (("low", 0), ("high", 6)):
+        net._weights.append(numpy_helper.from_array(np.float32(value), name))
+    net.convolve(96, 1, normalise=False, relu=False)
+    net.node("Clip", [net.at, "low", "high"])
+    net.convolve(96, 3, groups=96, normalise=False)
+    identity = ModelIdentity(name="pair", sha256="0" * 64)
+    model = check(net.finish(5), identity, {}, "NCHW")
+    return [task.operator for task in extract(model, native())]
 
 
 class Outcome(NamedTuple):
@@ -86,7 +104,8 @@ def _search(
     trials: int,
     answer: Callable[[Any, int], Any],
     change: Callable[[Any], None] = lambda search: None,
-    warm: Sequence[str] = (),
+    warm: Sequence[Any] = (),
+    tasks: Sequence[Any] = (),
 ) -> Outcome:
     from tuning import search as module
     from tuning.log import TuningLog
@@ -102,7 +121,7 @@ def _search(
     error = ""
     with TuningLog(folder / "log.json", HEADER) as log:
         search = Search(
-            _tasks(),
+            tasks or _tasks(),
             _Scripted(answer),
             log,
             Limits(trials, None, None),
@@ -200,8 +219,6 @@ def wrong_answer(folder: Path) -> tuple[Outcome, list[float]]:
 
     outcome = _search(folder, ROUND, _figure, change)
     assert all(seen)
-    import json
-
     records = [json.loads(line)["r"] for line in read(folder / "log.json").lines]
     return outcome, [costs[0] for costs, error, *_ in records if not error]
 
@@ -231,8 +248,40 @@ def interrupted(folder: Path) -> Outcome:
     return _search(folder, 200, answer)
 
 
-def warmed(folder: Path, records: Sequence[str]) -> Outcome:
-    return _search(folder, ROUND, _figure, warm=records)
+def warmed(folder: Path, log: Path, size: int = 16, channels: int = 8) -> Outcome:
+    from tuning.records import read
+
+    tasks = _tasks(size, channels)
+    return _search(folder, ROUND, _figure, warm=[read(log)], tasks=tasks)
+
+
+def transferred(folder: Path, size: int, channels: int) -> list[tuple[str, bool]]:
+    """Schedules of a convolution, one of them unusable, fitted to another: each one's steps, and if its answers are right."""
+    from tvm import auto_scheduler
+
+    from tuning import transfer, workers
+    from tuning.records import read
+
+    (task,) = (each for each in _tasks() if "conv 3×3" in each.operator)
+    (other,) = (t for t in _tasks(size, channels) if "conv 3×3" in t.operator)
+    policy = auto_scheduler.SketchPolicy(task.search, verbose=0)
+    result = auto_scheduler.MeasureResult([1e-3], 0, "", 0.1, 1.7e9)
+    dump = auto_scheduler.measure_record.dump_record_to_string
+    lines = [
+        str(dump(auto_scheduler.MeasureInput(task.search, state), result)).strip()
+        for state in list(policy.sample_initial_population())[:6]
+    ]
+    broken = json.loads(lines[0])
+    broken["i"][1][1] = [["SP", 2, 77, 1, [1], 1]]
+    log = folder / "log.json"
+    text = [f"# {json.dumps(HEADER)}", json.dumps(broken), *lines, ""]
+    log.write_text("\n".join(text))
+    found = []
+    for line in transfer.candidates(other, [read(log)], len(lines) + 1):
+        state = transfer.replayed(json.loads(line), other)
+        text = auto_scheduler.MeasureInput(other.search, state).serialize()
+        found.append((line, workers.is_right(text, native().tvm)))
+    return found
 
 
 def workers_that_end() -> list[str]:

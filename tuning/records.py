@@ -159,6 +159,18 @@ def find(
     return logs, notes + [line for log in logs for line in log.skipped]
 
 
+def shipped(target: Target) -> list[RecordLog]:
+    """All shipped logs, nearest target first: schedules of any are a first guess for another."""
+    logs = [read(path) for path in sorted(SHIPPED.glob("*.json"))]
+    return sorted(logs, key=lambda log: _strangeness(log, target))
+
+
+def _strangeness(log: RecordLog, target: Target) -> tuple[bool, int]:
+    distance = _distance(log, target)
+    other = next((each for each in PRESETS if each.name == log.preset), target)
+    return other.machine != target.machine, 1000 if distance is None else distance
+
+
 def _distance(log: RecordLog, target: Target) -> int | None:
     """How far the target that a log was made for is from another; None where its schedules cannot serve."""
     if log.preset == target.name or canonical(log.header.get("target", "")) == (

@@ -9,9 +9,10 @@ import signal
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +21,10 @@ from tvm import auto_scheduler
 
 from devices.session import Origin
 from targets.errors import Interrupted
-from tuning import workers
+from tuning import transfer, workers
 from tuning.log import TuningLog
 from tuning.measure import RUNTIME_DEVICE, Kernel, Measurer
+from tuning.records import RecordLog
 from tuning.tasks import Task
 from tuning.workers import Failure
 
@@ -34,6 +36,8 @@ _SEARCH = {
     "eps_greedy": 0.1,
 }
 _ROUND = 16
+# So many schedules found elsewhere are tried of a task, more only if they were found for that very task.
+_SUGGESTIONS = 8
 # A task this near its bound is left alone; one whose last rounds brought nothing is left for later; one of which
 # nothing has ever worked is given up after a few rounds.
 _NEAR = 0.97
@@ -88,7 +92,8 @@ class Search:
         log: what is measured goes there at once; what it holds already is where the search goes on.
         prover: the target string that candidates are proved right with, on this machine.
         jobs: candidates compiled at a time.
-        warm: records of other logs, as JSON lines: the best of each task are measured first.
+        warm: other logs, the one to prefer first: of each task their best, and those of its neighbours
+            (tuning/transfer.py), are measured first.
         report: called after each round, with every task's state and the one that was measured.
     """
 
@@ -101,7 +106,7 @@ class Search:
         *,
         prover: str,
         jobs: int,
-        warm: Iterable[str] = (),
+        warm: Sequence[RecordLog] = (),
         report: Callable[[list[State], State], None] = lambda states, current: None,
     ) -> None:
         self._measurer, self._log, self._limits = measurer, log, limits
@@ -119,7 +124,7 @@ class Search:
         self._lines: dict[str, list[str]] = {task.key: [] for task in tasks}
         for line in log.read().lines:
             self._remember(line)
-        self._warm = self._best_of(warm)
+        self._warm = warm
 
     def _remember(self, line: str) -> None:
         record = json.loads(line)
@@ -134,20 +139,12 @@ class Search:
             state.best = min(state.best, statistics.fmean(costs))
         self._lines[state.task.key].append(line)
 
-    def _best_of(self, lines: Iterable[str]) -> dict[str, list[str]]:
-        """The quickest records of each task that the log does not have yet."""
-        known = {_schedule(line) for lines in self._lines.values() for line in lines}
-        found: dict[str, list[tuple[float, str]]] = {key: [] for key in self._lines}
-        for line in lines:
-            record = json.loads(line)
-            key, (costs, error) = record["i"][0][0], record["r"][:2]
-            if key in found and not error and _schedule(line) not in known:
-                known.add(_schedule(line))
-                found[key].append((statistics.fmean(costs), line))
-        return {
-            key: [line for _, line in sorted(timed)[:_ROUND]]
-            for key, timed in found.items()
-        }
+    def _untried(self, state: State) -> list[str]:
+        """What other logs suggest for a task and this one does not have yet."""
+        known = {_schedule(line) for line in self._lines[state.task.key]}
+        suggested = transfer.candidates(state.task, self._warm, _SUGGESTIONS)
+        new = (line for line in suggested if _schedule(line) not in known)
+        return list(islice(new, min(_ROUND, self._left())))
 
     def run(self) -> None:
         """Search until a limit is reached, or every task is near its bound.
@@ -165,9 +162,9 @@ class Search:
             for state in self.states:
                 if self._is_over(started):
                     return
-                if self._warm[state.task.key]:
+                if suggested := self._untried(state):
                     self._current = state
-                    self._again(state)
+                    self._again(state, suggested)
                     self._report(self.states, state)
             for state in self.states:
                 state.policy = self._policy(state.task)
@@ -267,13 +264,13 @@ class Search:
             init_search_callbacks=callbacks,
         )
 
-    def _again(self, state: State) -> None:
+    def _again(self, state: State, lines: Sequence[str]) -> None:
         """Measure schedules that were found elsewhere."""
-        pairs = [_load(line) for line in self._warm[state.task.key][: self._left()]]
         inputs = [
-            auto_scheduler.MeasureInput(state.task.search, _state(pair[0]))
-            for pair in pairs
-            if pair
+            auto_scheduler.MeasureInput(
+                state.task.search, transfer.replayed(json.loads(line), state.task)
+            )
+            for line in lines
         ]
         results = self._run(inputs, self._build(inputs))
         self._record(inputs, results)
@@ -403,11 +400,6 @@ def _load(line: str) -> tuple[Any, Any] | None:
         return loaded[0], loaded[1]
     except Exception:  # noqa: BLE001 - a line of someone else's, whatever is wrong with it
         return None
-
-
-def _state(measured: Any) -> Any:
-    whole = auto_scheduler.measure.recover_measure_input(measured, rebuild_state=True)
-    return whole.state
 
 
 def _writer(record: Callable[[Any, Any], None]) -> Any:

@@ -1,0 +1,123 @@
+"""Schedules of neighbouring tasks: what served one convolution is a good first guess for one of other extents.
+
+AutoScheduler's workload key begins with a hash of what is computed, in which no extent counts. A schedule of a task
+with the same hash keeps its steps; only the lengths of its splits are fitted to the new extents.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+from tuning.records import Record, RecordLog
+from tuning.tasks import Task
+
+_SPLIT = "SP"
+
+
+def candidates(task: Task, logs: Sequence[RecordLog], count: int) -> Iterator[str]:
+    """Records of other logs, rewritten for a task, as JSON lines; those that do not fit it are left out.
+
+    First those of the task itself, log by log, the quickest first; then of the others with its structure the
+    quickest of each, the nearest shapes first, and so on with the second quickest.
+
+    Args:
+        logs: the one to prefer first.
+        count: as many of neighbours as are missing to it.
+    """
+    own = [record for log in logs for record in log.best.get(task.key, ())]
+    seen: set[str] = set()
+    for record in chain(own, _neighbours(task.key, logs)):
+        if record.workload != task.key and len(seen) >= count:
+            return
+        line = fitted(record, task)
+        if line and line not in seen:
+            seen.add(line)
+            yield line
+
+
+def _neighbours(key: str, logs: Sequence[RecordLog]) -> list[Record]:
+    found = [
+        (rank, away, order, record)
+        for order, log in enumerate(logs)
+        for workload, own in log.best.items()
+        if workload != key and (away := distance(workload, key)) < math.inf
+        for rank, record in enumerate(own)
+    ]
+    return [record for *_, record in sorted(found, key=lambda each: each[:3])]
+
+
+def distance(one: str, other: str) -> float:
+    """Between two workload keys: the sum of their extents' ratios, as logarithms; infinite for different structures."""
+    (structure, *shapes), (other_structure, *other_shapes) = map(
+        json.loads, (one, other)
+    )
+    if structure != other_structure or list(map(_rank, shapes)) != list(
+        map(_rank, other_shapes)
+    ):
+        return math.inf
+    return sum(
+        abs(math.log(a / b))
+        for shape, other_shape in zip(shapes, other_shapes, strict=True)
+        if isinstance(shape, list)
+        for a, b in zip(shape, other_shape, strict=True)
+    )
+
+
+def _rank(shape: object) -> int:
+    return len(shape) if isinstance(shape, list) else -1
+
+
+def fitted(record: Record, task: Task) -> str | None:
+    """A record's schedule for another task of its structure, as a JSON line; None where the steps do not fit."""
+    whole = json.loads(record.line)
+    whole["i"][0][0] = task.key
+    steps = whole["i"][1][1]
+    try:
+        for number, step in enumerate(steps):
+            if step[0] == _SPLIT and record.workload != task.key:
+                _, stage, axis, _, lengths, _ = step
+                before = replayed(_with(whole, steps[:number]), task)
+                extent = int(before.stages[stage].iters[axis].range.extent)
+                step[3:5] = extent, refit(lengths, extent)
+        replayed(whole, task)
+    except Exception:  # noqa: BLE001 - steps of someone else's, whatever is wrong with them
+        return None
+    return json.dumps(whole)
+
+
+def replayed(record: dict[str, Any], task: Task) -> Any:
+    """The state of a task after a record's steps, each axis with its extent; loads the engine's compiler."""
+    from tvm import auto_scheduler
+
+    line = json.dumps(record)
+    measured, _ = auto_scheduler.measure_record.load_record_from_string(line)
+    return task.search.compute_dag.infer_bound_from_state(measured.state)
+
+
+def _with(record: dict[str, Any], steps: list[Any]) -> dict[str, Any]:
+    task, (constants, _) = record["i"]
+    return {**record, "i": [task, [constants, steps]]}
+
+
+def refit(lengths: Sequence[int], extent: int) -> list[int]:
+    """The lengths of a split's inner axes for another extent, the innermost last.
+
+    Their product divides it. From the innermost on, whose length is the vector's, each keeps its length where that
+    divides what is left, or takes the divisor that is nearest in ratio.
+    """
+    found: list[int] = []
+    for length in reversed(lengths):
+        fitting = min(
+            _divisors(extent), key=lambda each: (abs(math.log(each / length)), -each)
+        )
+        found.insert(0, fitting)
+        extent //= fitting
+    return found
+
+
+def _divisors(number: int) -> list[int]:
+    return [each for each in range(1, number + 1) if number % each == 0]
