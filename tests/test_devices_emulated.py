@@ -10,8 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from conftest import succeed
 from tiny import tiny_bundle
+from tuning_worker import network
 
 from bundle.golden import read_golden
 from bundle.manifest import Manifest
@@ -24,6 +27,7 @@ from devices.session import Origin, Session
 from devices.tracker import open_tracker
 from targets.errors import UserError
 from targets.presets import resolve
+from tuning import records
 
 # A constructor, so it runs when model.so is loaded. SDOT v0.4s, v1.16b, v2.16b (FEAT_DotProd),
 # encoding: Arm Architecture Reference Manual, C7.2 "SDOT (vector)".
@@ -107,6 +111,22 @@ def request_and_open(bundle: Bundle, port: int) -> Session:
 def _for_x86(bundle: Bundle) -> Manifest:
     target = bundle.manifest.target.model_copy(update={"machine": "x86_64"})
     return bundle.manifest.model_copy(update={"target": target})
+
+
+@pytest.mark.slow
+def test_a_tuning_log_from_an_emulated_board_says_emulated(
+    board: Path, tmp_path: Path
+) -> None:
+    onnx.save(network(), tmp_path / "tiny.onnx")
+    emulated = make_ready("aarch64", "cortex-a72")
+    with open_tracker(0) as port, serve_boards(emulated, 1, "pi", port):
+        where = ["--tracker", f"127.0.0.1:{port}", "--key", "pi"]
+        options = ["--target", "arm-cortex-a72", "--model", tmp_path / "tiny.onnx"]
+        output = ["--output", tmp_path / "log.json", "--trials", 2]
+        succeed("tuning.tune", *options, *where, *output)
+    log = records.read(tmp_path / "log.json")
+    assert log.origin == "emulated" and log.measured.startswith("emulated: pi 1 of")
+    assert log.records and not any(record.error for record in log.records)
 
 
 @pytest.mark.slow

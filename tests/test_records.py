@@ -12,7 +12,7 @@ from targets.errors import UserError
 from targets.presets import resolve
 from tuning import records
 from tuning.records import SHIPPED, canonical, find
-from tuning.records_command import distil, main, merge
+from tuning.records_command import distil, main, manifest, merge
 
 ZNVER4 = "llvm -keys=cpu -mcpu=znver4 -num-cores=1"
 
@@ -91,6 +91,20 @@ def test_a_task_takes_the_board_then_this_machine_then_an_estimate(
     log(tmp_path / "3.json", record(), origin="measured on board")
     logs, _ = find(resolve("znver4"), (), [tmp_path])
     assert [each.name for each in logs] == ["3.json", "2.json", "1.json"]
+
+
+def test_the_records_of_an_emulated_board_serve_only_where_they_are_named(
+    tmp_path: Path,
+) -> None:
+    emulated = log(tmp_path / "1.json", record(), origin="emulated")
+    assert records.read(emulated).origin == "emulated"
+    assert main(["check", str(emulated)]) == 0
+    assert find(resolve("znver4"), (), [tmp_path]) == ([], [])
+    (named,), _ = find(resolve("znver4"), [emulated], [])
+    assert named.name == "1.json"
+    board = log(tmp_path / "2.json", record(), origin="measured on board")
+    with pytest.raises(UserError, match="its origin is"):
+        merge([records.read(emulated), records.read(board)])
 
 
 def test_records_of_every_target_whose_instructions_serve_are_found_nearest_first(
@@ -181,6 +195,13 @@ def test_check_names_each_line_and_says_why(
 
 def test_shipped_records_are_whole(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", *map(str, sorted(SHIPPED.glob("*.json")))]) == 0
+
+
+def test_the_manifest_of_shipped_records_is_theirs() -> None:
+    """After a change: python -m tuning.records manifest tuning/records/*.json > tuning/records/MANIFEST.md"""
+    written = (SHIPPED / "MANIFEST.md").read_text()
+    assert written == manifest(sorted(SHIPPED.glob("*.json")))
+    assert "not said" not in written
 
 
 def test_the_command_line_distils_and_refuses_in_one_line(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def operators_of_a_pair(size: int) -> list[str]:
 
     net = _Net(size)
     for name, value in (("low", 0), ("high", 6)):
-        net._weights.append(numpy_helper.from_array(np.float32(value), name))
+        net._weights.append(numpy_helper.from_array(np.array(value, np.float32), name))
     net.convolve(96, 1, normalise=False, relu=False)
     net.node("Clip", [net.at, "low", "high"])
     net.convolve(96, 3, groups=96, normalise=False)

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
+from devices import board_state
 from devices.rpc import Link, RefusedError, request_board
 from devices.session import Origin
 from devices.ssh import open_server
@@ -87,13 +88,11 @@ def over_ssh(destination: str, key: str | None, cleanup: ExitStack) -> Board:
 
 
 class BoardMeasurer:
-    """On boards, linked on this machine, caches warm.
+    """On boards, linked on this machine, caches warm. The times of emulated ones are not a board's, and say so.
 
     Raises:
-        UserError: a board does not answer, or is something else.
+        UserError: a board does not answer, or is something else; some boards are emulated and others not.
     """
-
-    origin = Origin.BOARD
 
     def __init__(
         self,
@@ -105,8 +104,7 @@ class BoardMeasurer:
         self._target, self._boards, self._threads = target, list(boards), threads
         self._absence = absence
         self._stopped = threading.Event()
-        for board in self._boards:
-            _hang_up(*_connect(board))
+        self.origin = _origin(self._boards)
         names = ", ".join(board.name for board in boards)
         self.how = f"{self.origin}: {names} over RPC, {threads} thread(s), warm caches"
 
@@ -230,6 +228,27 @@ class _Batch:
             self.results[index] = Failure(RUNTIME_DEVICE, reason)
         else:
             self._waiting.append(index)
+
+
+def _origin(boards: Sequence[Board]) -> Origin:
+    emulated = [_is_emulated(board) for board in boards]
+    if any(emulated) and not all(emulated):
+        names = ", ".join(
+            board.name for board, each in zip(boards, emulated, strict=True) if each
+        )
+        raise UserError(
+            f"{names}: emulated, other boards are not; their times are not comparable: tune on either"
+        )
+    return Origin.EMULATED if all(emulated) else Origin.BOARD
+
+
+def _is_emulated(board: Board) -> bool:
+    link, remote = _connect(board)
+    try:
+        said = link(lambda: board_state.ask(remote))
+    finally:
+        _hang_up(link, remote)
+    return said is not None and board_state.parse(said, board.name).emulated
 
 
 def _connect(board: Board) -> tuple[Link, Any]:

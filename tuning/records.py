@@ -21,6 +21,8 @@ SHIPPED = Path(__file__).parent / "records"
 USER = Path("tuned")
 # The texts of devices.session.Origin, the one that is trusted most first.
 ORIGINS = ("measured on board", "measured on host", "estimated")
+# An emulated board's times say nothing of a board: a build takes such records where they are named only.
+EMULATED = "emulated"
 _FORMAT = "v0.6"
 
 
@@ -65,9 +67,10 @@ class RecordLog:
 
     @property
     def origin(self) -> str:
-        """One of `ORIGINS`; empty where the header does not say."""
+        """One of `ORIGINS`, or `EMULATED`; empty where the header does not say."""
         stated = str(self.header.get("origin", self.measured))
-        return next((each for each in ORIGINS if stated.startswith(each)), "")
+        known = (*ORIGINS, EMULATED)
+        return next((each for each in known if stated.startswith(each)), "")
 
     @property
     def preset(self) -> str:
@@ -139,7 +142,8 @@ def find(
     """The logs that a build for ``target`` may use, the one to prefer first, and notes for a person.
 
     Those that the user names come first; then board before host before estimated, and the nearest target whose
-    instructions this one has. A log found by itself that cannot be read is named and left out.
+    instructions this one has; those of emulated boards not at all. A log found by itself that cannot be read is named
+    and left out.
 
     Raises:
         UserError: a log that the user names cannot be read.
@@ -153,7 +157,7 @@ def find(
             notes.append(f"{error}; left out")
             continue
         distance = _distance(log, target)
-        if distance is not None and log.origin:
+        if distance is not None and log.origin in ORIGINS:
             found.append((ORIGINS.index(log.origin), distance, log))
     logs += [log for *_, log in sorted(found, key=lambda each: each[:2])]
     return logs, notes + [line for log in logs for line in log.skipped]

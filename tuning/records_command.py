@@ -7,9 +7,11 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bundle.store import sha256_of
 from targets.arguments import count_up_to
 from targets.errors import UserError
 from targets.files import check_writable, write_whole
@@ -24,6 +26,7 @@ examples:
   python -m tuning.records coverage --model model.onnx --target znver4
   python -m tuning.records merge monday.json tuesday.json --output week.json
   python -m tuning.records check tuned/*.json
+  python -m tuning.records manifest tuning/records/*.json > tuning/records/MANIFEST.md
 
 Exit codes: 0 fine, 1 check or coverage found something wanting, 2 refused (one line says why).
 """
@@ -96,6 +99,11 @@ def _parser() -> argparse.ArgumentParser:
     verb.set_defaults(action=_check)
     verb.add_argument("logs", type=Path, nargs="+", metavar="FILE")
     verb.add_argument("--json", action="store_true", help="one JSON object")
+    verb = verbs.add_parser(
+        "manifest", help="a table of logs: for what, measured how, from when, SHA-256"
+    )
+    verb.set_defaults(action=_manifest)
+    verb.add_argument("logs", type=Path, nargs="+", metavar="FILE")
     return parser
 
 
@@ -189,7 +197,7 @@ def _check(arguments: argparse.Namespace) -> int:
         problems = list(log.skipped)
         if not log.origin:
             problems.append(
-                f"{path}:1: measured {log.measured!r}: begins with none of {', '.join(records.ORIGINS)}"
+                f"{path}:1: measured {log.measured!r}: begins with none of {', '.join((*records.ORIGINS, records.EMULATED))}"
             )
         ours = _target(log)
         for target, count in Counter(map(_line_target, log.lines)).items():
@@ -223,6 +231,39 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _line_target(line: str) -> str:
     return str(json.loads(line)["i"][0][1])
+
+
+def _manifest(arguments: argparse.Namespace) -> int:
+    print(manifest(arguments.logs), end="")
+    return 0
+
+
+def manifest(paths: Sequence[Path]) -> str:
+    """A table in Markdown, a row a log; the date is that of its newest record.
+
+    Raises:
+        UserError: one cannot be read.
+    """
+    lines = [
+        "| file | target | network | tasks | out of trials | measured | newest | TVM | SHA-256 |",
+        "|---|---|---|--:|--:|---|---|---|---|",
+    ]
+    for path in paths:
+        log = records.read(path)
+        newest = max((record.when for record in log.records), default=0.0)
+        cells = [
+            path.name,
+            log.preset,
+            log.header.get("network", "not said"),
+            len(log.best),
+            log.header.get("trials", len(log.lines)),
+            log.measured,
+            datetime.fromtimestamp(newest, UTC).date(),
+            log.header.get("tvm", "not said"),
+            f"`{sha256_of(path)}`",
+        ]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join([*lines, ""])
 
 
 def _coverage(arguments: argparse.Namespace) -> int:
