@@ -38,6 +38,10 @@ def real(*numbers: float) -> Array:
     return np.array(numbers, np.float32)
 
 
+def number(value: float) -> Array:
+    return np.array(value, np.float32)
+
+
 def single(
     operator: str,
     *constants: Array | None,
@@ -128,9 +132,9 @@ WRONG: dict[str, onnx.ModelProto] = {
     "pad-axes-negative": single(
         "Pad", whole(1, 2, 2, 1), real(3), whole(-2, -1), opset=18, mode="constant"
     ),
-    "clip-low": single("Clip", real(-0.3)),
-    "clip-high": single("Clip", None, real(0.3), opset=11),
-    "dropout-ratio": single("Dropout", real(0.5)),
+    "clip-low": single("Clip", number(-0.3)),
+    "clip-high": single("Clip", None, number(0.3), opset=11),
+    "dropout-ratio": single("Dropout", number(0.5)),
     "unsqueeze-negative": single("Unsqueeze", whole(-1, 0)),
     "unsqueeze-negative-11": single("Unsqueeze", opset=11, axes=[-1, 0]),
     "split-uneven": single(
@@ -188,7 +192,7 @@ RIGHT: dict[str, onnx.ModelProto] = {
     ),
     "matmul": single("MatMul", weights(5, 4)),
     "clip-6": single("Clip", opset=7, min=-0.3, max=0.5),
-    "clip-both": single("Clip", real(-0.3), real(0.5), opset=22),
+    "clip-both": single("Clip", number(-0.3), number(0.5), opset=22),
     "leaky-relu-default": single("LeakyRelu"),
     "prelu": single("PRelu", weights(3, 1, 1)),
     "hard-swish": single("HardSwish", opset=14),
@@ -278,7 +282,7 @@ RIGHT: dict[str, onnx.ModelProto] = {
     "mul": single("Mul", weights(3, 1, 1)),
     "sub": single("Sub", weights(5)),
     "div": single("Div", weights(3, 1, 1) + 3),
-    "pow": single("Pow", real(2)),
+    "pow": single("Pow", number(2)),
     "depth-to-space": single(
         "DepthToSpace", blocksize=2, mode="CRD", shape=(1, 12, 3, 5)
     ),
@@ -352,7 +356,7 @@ REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
         r"\(BatchNormalization\).*training mode",
     ),
     "dropout that trains": (
-        single("Dropout", real(0.5), np.array(True)),
+        single("Dropout", number(0.5), np.array(True)),
         r"\(Dropout\).*training mode",
     ),
     "pad that wraps": (
