@@ -244,7 +244,7 @@ class Firmware(_Model):
 
     Attributes:
         cpu: as ``-mcpu`` names it.
-        input, output: int8; the input is NHWC.
+        input, output: how int8 means real values, None of float32; the input is NHWC.
         arena_bytes: with the input in it, at ``input_offset``.
         peak: the step that needs the most.
         steps: how many the network runs in; the manifest's groups name them.
@@ -252,8 +252,8 @@ class Firmware(_Model):
     """
 
     cpu: str
-    input: Quantised
-    output: Quantised
+    input: Quantised | None = None
+    output: Quantised | None = None
     input_bytes: int
     output_bytes: int
     arena_bytes: int
@@ -261,6 +261,15 @@ class Firmware(_Model):
     peak: str
     steps: int
     weights_bytes: int
+
+    @property
+    def dtype(self) -> Literal["int8", "float32"]:
+        """Of input and output."""
+        return "int8" if self.input else "float32"
+
+    @property
+    def c_type(self) -> str:
+        return "int8_t" if self.input else "float"
 
 
 class Golden(_Model):

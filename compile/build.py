@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         "--format",
         choices=["bundle", "standalone", "c"],
         help="bundle: model.so for TVM's runtime; standalone: a C library with a header that "
-        "needs no TVM and nothing else; c: int8 C source for a microcontroller (default: by target)",
+        "needs no TVM and nothing else; c: C source for a microcontroller (default: by target)",
     )
     option(
         "--name",

@@ -6,7 +6,7 @@ import re
 import resource
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -38,7 +38,7 @@ from compile.child import run_in_child
 from compile.library import Job, build_library
 from compile.model import Model
 from compile.preprocessing import Stated, read_labels, settle
-from compile.quantise import is_quantised, prepare, write_reference
+from compile.quantise import fold_normalisation, is_quantised, prepare, write_reference
 from compile.reference import Reference
 from compile.sources import Source
 from compile.standalone.emit import SelfTest, Standalone, self_test_input
@@ -147,6 +147,9 @@ def build(order: Order, progress: Progress) -> Bundle:
             else None
         )
 
+        if order.format == "c" and int8 is None:
+            model = replace(model, proto=fold_normalisation(model))
+
         def attempt(logs: Sequence[RecordLog]) -> tuple[Manifest, dict[str, Any]]:
             if order.format == "c":
                 lowering, firmware = _write_c(order, model, name, folder, progress)
@@ -235,7 +238,8 @@ def _write_c(
     order: Order, model: Model, name: str, folder: Path, progress: Progress
 ) -> tuple[Lowering, Firmware]:
     identity = model.identity
-    version = f"{name}: {identity.name} (SHA-256 {identity.sha256[:16]}) for {order.target.name}, int8"
+    kind = "int8" if is_quantised(model.proto) else "float32"
+    version = f"{name}: {identity.name} (SHA-256 {identity.sha256[:16]}) for {order.target.name}, {kind}"
     return write_c(
         model.proto,
         name,
@@ -365,7 +369,7 @@ def _manifest(
         ],
         model=model.identity,
         target=TargetIdentity.of(target),
-        engine=_ENGINE if order.format != "c" else "int8 C kernels",
+        engine=_ENGINE if order.format != "c" else "C kernels",
         threads=order.threads,
         input=model.input,
         outputs=model.outputs,

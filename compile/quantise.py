@@ -84,7 +84,7 @@ def quantise(
     Raises:
         UserError: the quantiser refused the model.
     """
-    folded = _folded(model)
+    folded = fold_normalisation(model)
     expected = [Reference(model).run(image)[0] for image in images]
     best: tuple[float, _Method, Model] | None = None
     cosines: dict[str, float] = {}
@@ -110,7 +110,7 @@ def _cosine(ours: Array, theirs: Array) -> float:
     return float(a @ b) / norms if norms else 1.0
 
 
-def _folded(model: Model) -> onnx.ModelProto:
+def fold_normalisation(model: Model) -> onnx.ModelProto:
     """Batch normalisation in the convolutions' weights, in an opset that has scales per channel (13)."""
     import onnxruntime
 

@@ -12,7 +12,7 @@ from bundle import golden
 from bundle.accuracy import INT8_COSINE, TOLERANCE, compare
 from bundle.store import open_bundle
 from devices.bare.host import run_on_host
-from devices.bare.session import dequantise, interface_of, quantise
+from devices.bare.session import from_output, interface_of, to_input
 from devices.opening import open_here, open_on_emulated
 from devices.session import Origin
 from targets.errors import UserError
@@ -62,18 +62,24 @@ def verify_c(folder: Path) -> Verification:
     """Run the golden data of the C project in ``folder``, compiled for this machine.
 
     Raises:
-        UserError: an output points elsewhere than the reference's (see `INT8_COSINE`).
+        UserError: a float32 output is farther from the reference than `TOLERANCE`, or an int8 one points
+            elsewhere (see `INT8_COSINE`).
     """
     bundle = open_bundle(folder)
     interface = interface_of(bundle)
     pairs = golden.read_golden(bundle)
-    inputs = np.stack([quantise(x, bundle) for x, _ in pairs])
+    inputs = np.stack([to_input(x, bundle) for x, _ in pairs])
     outputs = run_on_host(folder, bundle.manifest.name, interface, inputs)
     results = [
-        compare([dequantise(output, bundle)], expected)
+        compare([from_output(output, bundle)], expected)
         for output, (_, expected) in zip(outputs, pairs, strict=True)
     ]
     worst = max(results, key=lambda result: result.relative_error)
+    if interface.dtype == "float32" and not worst.passed:
+        raise UserError(
+            f"the C gives other answers than ONNX Runtime: max-abs error {worst.max_abs_error:.1e}, "
+            f"{worst.relative_error:.1e} of its range (at most {TOLERANCE:.0e}); please report the model"
+        )
     lowest = min(result.cosine for result in results)
     if lowest < INT8_COSINE:
         raise UserError(

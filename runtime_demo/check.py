@@ -187,7 +187,7 @@ def _table(result: CheckResult) -> str:
     from runtime_demo import microcontroller
 
     tolerance = f"tolerance {TOLERANCE:.0e}"
-    if result.figures is not None:
+    if result.figures is not None and result.step is not None:
         tolerance = f"cosine at least {INT8_COSINE}"
     elif result.step is not None:
         tolerance = f"{INT8_STEPS} steps of {result.step:.3g}"

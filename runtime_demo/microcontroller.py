@@ -12,8 +12,12 @@ if TYPE_CHECKING:
 _CLOCKS = {"cortex-m4": 168, "cortex-m7": 480, "cortex-m33": 160, "cortex-m55": 400}
 
 
-def to_json(figures: Figures | None) -> dict[str, Any]:
-    """The keys that ``check --json`` adds; none but for a microcontroller."""
+def to_json(figures: Figures | None, quantised: bool) -> dict[str, Any]:
+    """The keys that ``check --json`` adds; none but for a microcontroller.
+
+    Args:
+        quantised: the output's errors are steps of int8, not real numbers.
+    """
     if figures is None:
         return {}
     return {
@@ -24,7 +28,8 @@ def to_json(figures: Figures | None) -> dict[str, Any]:
         "flash_bytes": figures.flash_bytes,
         "code_bytes": figures.code_bytes,
         "instructions": figures.instructions,
-        "max_error_lsb": figures.max_error_lsb,
+        "max_error_lsb": round(figures.max_error) if quantised else None,
+        "max_error_host": figures.max_error,
         "steps": [part._asdict() for part in figures.parts],
     }
 
@@ -47,13 +52,20 @@ def lines(figures: Figures, interface: Firmware) -> list[str]:
         f"static data {figures.static_bytes:,}, stack {figures.stack_bytes:,}"
     )
     work = f"{figures.instructions:,} instructions, {macs / figures.instructions:.2f} multiply-adds each"
-    estimate = f"{milliseconds:.1f} ms at {clock} MHz"
+    estimate = f"{milliseconds:.1f} ms at {clock} MHz if an instruction takes one cycle and memory never waits"
+    if interface.dtype == "float32":
+        estimate += "; those that load many registers at once take more"
+    error = (
+        f"{figures.max_error:.0f} steps of the output"
+        if interface.output
+        else f"{figures.max_error:.1e}"
+    )
     return [
         *rows,
         "",
         f"RAM        {figures.ram_bytes:,} bytes: {ram}",
         f"flash      {figures.flash_bytes:,} bytes: code and tables {figures.code_bytes:,}, the rest weights",
         f"work       {work}, counted by QEMU on {figures.board}",
-        f"estimate   {estimate} if an instruction takes one cycle and memory never waits",
-        f"host       the same C on this machine differs by at most {figures.max_error_lsb} steps of the output",
+        f"estimate   {estimate}",
+        f"host       the same C on this machine differs by at most {error}",
     ]

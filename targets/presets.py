@@ -77,7 +77,7 @@ def _arm64(cpu: str, summary: str, features: frozenset[str] = frozenset()) -> Ta
 def _cortex_m(cpu: str, summary: str) -> Target:
     """A microcontroller: C source, which whatever compiler the firmware has compiles."""
     tvm = f"c -keys=arm_cpu,cpu -mcpu={cpu}"
-    return Target(cpu, f"{summary}: int8 C source", tvm, "thumb-freestanding", "arm")
+    return Target(cpu, f"{summary}: C source", tvm, "thumb-freestanding", "arm")
 
 
 # Hard-float must be asked for: by the triple alone LLVM calls soft-float routines, the link succeeds

@@ -76,7 +76,8 @@ def convolution(
     spread = (sums or 150) / (127 * 128 * np.sqrt(depth))
     scales = random.uniform(0.5, 1, outputs or channels) * spread
     low, high = sorted(int(each) for each in random.integers(-128, 128, 2))
-    clamp = {"low": low, "high": high} if random.integers(2) else {}
+    if not random.integers(2):
+        low, high = -128, 127
     return Convolution(
         "convolution",
         Tensor("x", size, source),
@@ -87,7 +88,8 @@ def convolution(
         not outputs,
         strides,
         pads,
-        **clamp,
+        low,
+        high,
     )
 
 

@@ -1,4 +1,4 @@
-"""A quantised network into a C project whose answers were compared before it is called built."""
+"""A network into a C project whose answers were compared before it is called built."""
 
 from __future__ import annotations
 
@@ -34,24 +34,23 @@ def build(
     arena_limit: int | None,
     stage: Callable[[str], None],
 ) -> tuple[Lowering, Firmware]:
-    """Write the C project ``name`` of a QDQ graph into ``folder``, its self-test's answer from this machine.
+    """Write the C project ``name`` of a QDQ or float32 graph into ``folder``, its self-test's answer from this machine.
 
     Raises:
         UserError: an operator has no C lowering, a layer is too large, or the arena is larger than
             ``arena_limit`` bytes.
     """
-    stage("reading the integer operators")
+    stage("reading the operators")
     network = graph.read(proto)
     project = emit.prepare(network, name, version, target.name)
     plan.check_limit(project.arena, project.steps, arena_limit)
     stage("writing C")
     constants = emit.emit(project, folder)
-    emit.emit_golden(
-        project, folder, constants, np.zeros(network.output.nbytes, np.int8)
-    )
     interface = _interface(project, constants)
+    unknown = np.zeros(network.output.size, interface.dtype)
+    emit.emit_golden(project, folder, constants, unknown)
     stage("asking the same C on this machine for the self-test's answer")
-    pattern = emit.test_pattern(network.input.nbytes)[np.newaxis]
+    pattern = emit.test_pattern(network)[np.newaxis]
     answer = run_on_host(folder, name, interface, pattern)[0]
     emit.emit_golden(project, folder, constants, answer)
     return _lowering(project), interface
@@ -91,7 +90,8 @@ def _lowering(project: Project) -> Lowering:
     )
     return Lowering(
         layout="NHWC",
-        reason="int8 kernels for Cortex-M, inverted residuals row by row",
+        reason=f"{'float32' if project.network.floating else 'int8'} kernels for Cortex-M, inverted residuals "
+        "row by row",
         operators=dict(counted),
         groups=tuple(
             Group(
@@ -123,5 +123,7 @@ def _lowering(project: Project) -> Lowering:
     )
 
 
-def _quantised(tensor: Tensor) -> Quantised:
+def _quantised(tensor: Tensor) -> Quantised | None:
+    if tensor.itemsize != 1:
+        return None
     return Quantised(scale=tensor.quantisation.scale, zero=tensor.quantisation.zero)

@@ -14,6 +14,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 
+from bundle.accuracy import TOLERANCE
 from compile.c import drawing, requantise, steps
 from compile.c import plan as planning
 from compile.c.graph import Add, AveragePool, Convolution, Network, Tensor
@@ -25,8 +26,9 @@ _HERE = Path(__file__).parent
 # The kernels hold sizes in int16 and rows of a depthwise convolution in an array of 7.
 _LARGEST = 32767
 _LARGEST_KERNEL = 7
-# How kernels.h wants the weights (NN_LAYOUT there).
+# How int8.h wants the weights (NN_LAYOUT there).
 _SMLAD, _MVE = 1, 2
+_FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Constants:
     """What lies in flash besides code.
 
     Attributes:
-        nbytes: weights, biases and multipliers.
+        nbytes: weights, biases and, of int8, multipliers.
         crc: CRC-32 over them, which the self-test demands.
     """
 
@@ -68,7 +70,7 @@ class Constants:
 
 def emit(project: Project, folder: Path) -> Constants:
     """Write the C project into ``folder``, all but the self-test's answer (see `emit_golden`)."""
-    data = _Data(_MVE if project.cpu == "cortex-m55" else _SMLAD)
+    data = _Data(project)
     layers = [_layers(project, step, data) for step in project.steps]
     values = _values(project, layers, data)
     for template, file in (
@@ -78,6 +80,7 @@ def emit(project: Project, folder: Path) -> Constants:
         ("main.c", "example/main.c"),
         ("Makefile", "Makefile"),
         ("CMakeLists.txt", "CMakeLists.txt"),
+        ("toolchain.cmake", "toolchain.cmake"),
         ("README.md", "README.md"),
         ("memory.svg", "memory.svg"),
     ):
@@ -85,38 +88,50 @@ def emit(project: Project, folder: Path) -> Constants:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(_render(f"{template}.jinja", values), encoding="utf-8")
     shutil.copy(_HERE / "kernels.h", folder / f"{project.name}_kernels.h")
-    constants = np.array(data.constants, "<i4").tobytes()
-    crc = zlib.crc32(constants, zlib.crc32(data.weights))
-    return Constants(len(data.weights) + len(constants), crc)
+    kind = values["kind"]
+    shutil.copy(_HERE / f"{kind}.h", folder / f"{project.name}_{kind}.h")
+    weights, constants = (
+        np.concatenate(arrays).tobytes() for arrays in (data.weights, data.constants)
+    )
+    crc = zlib.crc32(constants, zlib.crc32(weights))
+    return Constants(len(weights) + len(constants), crc)
 
 
 def emit_golden(
-    project: Project, folder: Path, constants: Constants, expected: NDArray[np.int8]
+    project: Project, folder: Path, constants: Constants, expected: NDArray[Any]
 ) -> None:
-    """Write what the self-test demands: ``expected``, int8, is the output for `test_pattern`."""
+    """Write what the self-test demands: ``expected``, int8 or float32, is the output for `test_pattern`."""
     values = {
         "name": project.name,
         "crc": constants.crc,
-        "expected": expected.tolist(),
+        "floating": project.network.floating,
+        "expected": _texts(expected),
+        "tolerance": TOLERANCE * float(np.ptp(expected.astype(np.float64))),
     }
     (folder / "golden.h").write_text(
         _render("golden.h.jinja", values), encoding="utf-8"
     )
 
 
-def test_pattern(size: int) -> NDArray[np.int8]:
-    """The input of the generated self-test: the top byte of Knuth's multiplicative hash of the index."""
-    hashes = np.arange(size, dtype=np.uint32) * np.uint32(2654435761)
-    return (hashes >> np.uint32(24)).astype(np.uint8).view(np.int8)
+def test_pattern(network: Network) -> NDArray[Any]:
+    """The input of the generated self-test: the top byte of Knuth's multiplicative hash of the index.
+
+    As int8, or as float32 from −1 to 1.
+    """
+    hashes = np.arange(network.input.size, dtype=np.uint32) * np.uint32(2654435761)
+    pattern = (hashes >> np.uint32(24)).astype(np.uint8).view(np.int8)
+    return pattern.astype(np.float32) / 128 if network.floating else pattern
 
 
 class _Data:
-    """The two arrays in flash: weights, and biases with their multipliers; who begins where."""
+    """The two arrays in flash, weights and what belongs to the sums; who begins where."""
 
-    def __init__(self, layout: int) -> None:
-        self.layout = layout
-        self.weights = bytearray()
-        self.constants: list[int] = []
+    def __init__(self, project: Project) -> None:
+        self.floating = project.network.floating
+        self.layout = _MVE if project.cpu == "cortex-m55" else _SMLAD
+        kinds = (np.float32, np.float32) if self.floating else (np.int8, np.int32)
+        self.weights: list[NDArray[Any]] = [np.zeros(0, kinds[0])]
+        self.constants: list[NDArray[Any]] = [np.zeros(0, kinds[1])]
         self.parts: list[tuple[str, int, int]] = []
         self.names: set[str] = set()
 
@@ -132,13 +147,16 @@ class _Data:
         return unique
 
     def add(
-        self, name: str, weights: NDArray[np.int8], constants: NDArray[np.int32]
+        self, name: str, weights: NDArray[Any], constants: NDArray[Any]
     ) -> tuple[int, int]:
-        offsets = len(self.weights), len(self.constants)
+        """Where in the two arrays what is added begins."""
+        offsets = (
+            sum(part.size for part in self.weights),
+            sum(part.size for part in self.constants),
+        )
         self.parts.append((name, *offsets))
-        self.weights += weights.tobytes()
-        self.weights += bytes(-len(self.weights) % 4)
-        self.constants += constants.tolist()
+        self.weights.append(np.pad(weights, (0, -weights.size % 4)))
+        self.constants.append(constants)
         return offsets
 
 
@@ -157,6 +175,7 @@ def _layers(project: Project, step: Step, data: _Data) -> dict[str, Any]:
             for part in ("expand", "depthwise", "project", "residual")
         }
         need = steps.scratch(step)
+        size = step.output.itemsize
         fused |= {
             "kind": "block",
             "convolutions": [
@@ -165,11 +184,11 @@ def _layers(project: Project, step: Step, data: _Data) -> dict[str, Any]:
                 if named[part] is not None
             ],
             "residual": _addition(step.residual, step.inputs[0], data),
-            "scratch": project.arena.scratch[project.steps.index(step)],
+            "scratch": project.arena.scratch[project.steps.index(step)] // size,
             "scratch_bytes": need.nbytes,
-            "row": need.ring,
-            "sum": need.ring + need.row,
-            "patch": need.ring + need.row + need.sum,
+            "row": need.ring // size,
+            "sum": (need.ring + need.row) // size,
+            "patch": (need.ring + need.row + need.sum) // size,
         }
         by_part = iter(fused["convolutions"])
         fused["parts"] = {
@@ -181,7 +200,7 @@ def _layers(project: Project, step: Step, data: _Data) -> dict[str, Any]:
             "kind": "add",
             "addition": _addition(step.operator, step.operator.input, data),
             "other": _place(project, step.operator.other),
-            "count": step.output.nbytes,
+            "count": step.output.size,
         }
     else:
         fused |= {"kind": "average", "average": _average(step.operator, data)}
@@ -190,40 +209,45 @@ def _layers(project: Project, step: Step, data: _Data) -> dict[str, Any]:
 
 def _convolution(convolution: Convolution, data: _Data) -> dict[str, Any]:
     name = data.name(convolution.name)
-    constants = requantise.of_convolution(convolution)
-    weights = _packed(convolution, data.layout)
-    offsets = data.add(name, weights, constants.interleaved)
-    source, output = convolution.input, convolution.output
-    return {
+    kind: dict[str, Any] = {}
+    weights: NDArray[Any]
+    constants: NDArray[Any]
+    if data.floating:
+        weights, constants = _packed_floats(convolution), _padded(convolution.bias)
+    else:
+        requantisation = requantise.of_convolution(convolution)
+        kind = {"shift": requantisation.shift}
+        weights = _packed(convolution, data.layout)
+        constants = requantisation.interleaved
+    offsets = data.add(name, weights, constants)
+    return kind | {
         "name": name,
         "title": convolution.name,
         "weights": offsets[0],
         "constants": offsets[1],
-        "shift": constants.shift,
         "depth": convolution.depth
         if convolution.depthwise
         else steps.padded_depth(convolution),
-        "source": source,
-        "output": output,
+        "source": convolution.input,
+        "output": convolution.output,
         "kernel": convolution.kernel,
         "strides": convolution.strides,
         "pads": convolution.pads,
         "direct": int(steps.direct(convolution)),
         "low": convolution.low,
         "high": convolution.high,
+        "limits": convolution.limits,
+        "limited": int(np.isfinite(convolution.limits).any()),
         "macs": convolution.macs,
     }
 
 
 def _packed(convolution: Convolution, layout: int) -> NDArray[np.int8]:
-    """The weights in the order of kernels.h (see NN_LAYOUT there), flat."""
+    """The weights in the order of int8.h (see NN_LAYOUT there), flat."""
     weights = convolution.weights
     if convolution.depthwise:
-        flat = weights.reshape(-1, weights.shape[2])
         together = 4 if layout == _SMLAD else 8
-        flat = np.pad(flat, ((0, 0), (0, -flat.shape[1] % together)))
-        # [tap, channel] → [channels together, tap, channel].
-        grouped = flat.reshape(flat.shape[0], -1, together).transpose(1, 0, 2)
+        grouped = _by_tap(weights, together)
         if layout == _SMLAD:
             return grouped[:, :, [0, 2, 1, 3]].astype("<i2").ravel().view(np.int8)
         return grouped.ravel()
@@ -236,28 +260,50 @@ def _packed(convolution: Convolution, layout: int) -> NDArray[np.int8]:
     return tiled.transpose(0, 2, 1, 3).ravel()
 
 
+def _packed_floats(convolution: Convolution) -> NDArray[np.float32]:
+    """The weights in the order of float32.h, flat."""
+    weights = convolution.weights
+    if convolution.depthwise:
+        return _by_tap(weights, 4).ravel()
+    flat = weights.reshape(weights.shape[0], -1)
+    flat = np.pad(flat, ((0, -flat.shape[0] % 4), (0, -flat.shape[1] % 4)))
+    # [channel, depth] → [channels together, depth, channel].
+    return flat.reshape(-1, 4, flat.shape[1]).transpose(0, 2, 1).ravel()
+
+
+def _by_tap(weights: NDArray[Any], together: int) -> NDArray[Any]:
+    """Of a depthwise convolution: [channels together, tap, channel]."""
+    flat = weights.reshape(-1, weights.shape[2])
+    flat = np.pad(flat, ((0, 0), (0, -flat.shape[1] % together)))
+    return flat.reshape(flat.shape[0], -1, together).transpose(1, 0, 2)
+
+
+def _padded(bias: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.pad(bias.astype(np.float32), (0, -bias.size % 4))
+
+
 def _average(pool: AveragePool, data: _Data) -> dict[str, Any]:
     name = data.name(f"{pool.name}_mean")
-    constants = requantise.of_average(pool)
-    offsets = data.add(name, np.zeros(0, np.int8), constants.interleaved)
-    return {
-        "name": name,
-        "constants": offsets[1],
-        "shift": constants.shift,
-        "source": pool.input,
-        "output": pool.output,
-    }
+    kind: dict[str, Any] = {}
+    if not data.floating:
+        constants = requantise.of_average(pool)
+        _, offset = data.add(name, np.zeros(0, np.int8), constants.interleaved)
+        kind = {"constants": offset, "shift": constants.shift}
+    return kind | {"name": name, "source": pool.input, "output": pool.output}
 
 
 def _addition(add: Add | None, first: Tensor, data: _Data) -> dict[str, Any] | None:
     if add is None:
         return None
-    return {
+    kind = (
+        {} if data.floating else {"constants": requantise.of_addition(add, first.name)}
+    )
+    return kind | {
         "name": data.name(f"{add.name}_sum"),
         "title": add.name,
-        "constants": requantise.of_addition(add, first.name),
         "low": add.low,
         "high": add.high,
+        "limits": add.limits,
     }
 
 
@@ -267,7 +313,7 @@ def _place(project: Project, tensor: Tensor) -> str:
         return "output"
     if tensor.name == project.network.input.name:
         return "input"
-    return f"base + {project.arena.offset(tensor.name)}"
+    return f"base + {project.arena.offset(tensor.name) // tensor.itemsize}"
 
 
 def _values(
@@ -284,10 +330,15 @@ def _values(
         "network": network,
         "arena": arena,
         "steps": project.steps,
+        "floating": network.floating,
+        "kind": "float32" if network.floating else "int8",
+        "value": "float" if network.floating else "int8_t",
+        "constant": "float" if network.floating else "int32_t",
+        "constants_name": "bias" if network.floating else "requantise",
         "input_offset": arena.offset(network.input.name),
         "layers": layers,
-        "weights": np.frombuffer(bytes(data.weights), np.int8).tolist(),
-        "constants": data.constants,
+        "weights": _texts(np.concatenate(data.weights)),
+        "constants": _texts(np.concatenate(data.constants)),
         "parts": data.parts,
         "macs": sum(step.macs for step in project.steps),
         **drawing.geometry(arena, project.steps),
@@ -308,8 +359,25 @@ def _render(template: str, values: dict[str, Any]) -> str:
         "dims": lambda shape: "x".join(map(str, shape)),
         "number": "{:,}".format,
         "c_double": lambda value: repr(float(value)),
+        "c_float": _c_float,
+        "c_limit": lambda value: (
+            f"{np.float32(np.clip(value, -_FLOAT_MAX, _FLOAT_MAX))!s}f"
+        ),
     }
     return environment.get_template(template).render(values)
+
+
+def _texts(values: NDArray[Any]) -> list[str]:
+    """C constants, exact."""
+    if values.dtype == np.float32:
+        return [_c_float(value) for value in values.tolist()]
+    return list(map(str, values.tolist()))
+
+
+def _c_float(value: float) -> str:
+    """A C constant of type float, exact: hexadecimal, without zeros that say nothing."""
+    digits, exponent = max(min(value, _FLOAT_MAX), -_FLOAT_MAX).hex().split("p")
+    return f"{digits.rstrip('0').rstrip('.')}p{exponent}f"
 
 
 def _comment(text: str) -> str:

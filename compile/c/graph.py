@@ -1,4 +1,4 @@
-"""A QDQ graph as a list of integer operators, NHWC, or the name of the operator that is none."""
+"""A QDQ or float32 graph as a list of operators with a C lowering, NHWC, or the name of one that has none."""
 
 from __future__ import annotations
 
@@ -30,21 +30,30 @@ class Quantisation:
     offset: int = 0
 
 
+# A float32 tensor's.
+_REAL = Quantisation(1.0, 0)
+
+
 @dataclass(frozen=True)
 class Tensor:
-    """One image's activation: int8 [height, width, channels]."""
+    """One image's activation: [height, width, channels], int8 or float32 by ``itemsize``, its bytes a value."""
 
     name: str
     shape: tuple[int, int, int]
-    quantisation: Quantisation
+    quantisation: Quantisation = _REAL
+    itemsize: int = 1
 
     @property
-    def nbytes(self) -> int:
+    def size(self) -> int:
         return prod(self.shape)
 
     @property
+    def nbytes(self) -> int:
+        return self.size * self.itemsize
+
+    @property
     def row_bytes(self) -> int:
-        return self.shape[1] * self.shape[2]
+        return self.shape[1] * self.shape[2] * self.itemsize
 
 
 @dataclass(frozen=True)
@@ -52,25 +61,27 @@ class Convolution:
     """A convolution (group 1), a depthwise one, or a fully connected layer (kernel 1×1 on 1×1).
 
     Attributes:
-        weights: int8 [out, kernel height, kernel width, in]; [kernel height, kernel width,
+        weights: int8 or float32 [out, kernel height, kernel width, in]; [kernel height, kernel width,
             channels] where ``depthwise``.
-        bias: int32 [out], in units of input scale × weight scale.
-        scales: float64 [out], of the weights.
+        bias: int32 [out], in units of input scale × weight scale; float32 of a float32 network.
+        scales: float64 [out], of the weights; 1 in a float32 network.
         pads: rows above, columns left, rows below, columns right.
-        low, high: the clamp, −128 and 127 where the type is the only one.
+        low, high: the clamp of an int8 output, −128 and 127 where the type is the only one.
+        limits: the clamp of a float32 output.
     """
 
     name: str
     input: Tensor
     output: Tensor
-    weights: NDArray[np.int8]
-    bias: NDArray[np.int64]
+    weights: Array
+    bias: Array
     scales: NDArray[np.float64]
     depthwise: bool = False
     strides: tuple[int, int] = (1, 1)
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
     low: int = -128
     high: int = 127
+    limits: tuple[float, float] = (-np.inf, np.inf)
 
     @property
     def kernel(self) -> tuple[int, int]:
@@ -84,7 +95,7 @@ class Convolution:
 
     @property
     def macs(self) -> int:
-        return self.output.nbytes * self.depth
+        return self.output.size * self.depth
 
     @property
     def pointwise(self) -> bool:
@@ -97,7 +108,7 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Add:
-    """A residual: the sum of two tensors of one shape."""
+    """A residual: the sum of two tensors of one shape; its clamp is as a convolution's."""
 
     name: str
     input: Tensor
@@ -105,6 +116,7 @@ class Add:
     output: Tensor
     low: int = -128
     high: int = 127
+    limits: tuple[float, float] = (-np.inf, np.inf)
 
 
 @dataclass(frozen=True)
@@ -127,7 +139,13 @@ class Network:
     output: Tensor
     operators: tuple[Operator, ...]
 
+    @property
+    def floating(self) -> bool:
+        """Whether it works on float32, not on int8."""
+        return self.input.itemsize == 4
 
+
+_POOLS = ("GlobalAveragePool", "ReduceMean")
 _LOWERED = (
     "Conv, Gemm, MatMul, Add, Relu, Clip, GlobalAveragePool, ReduceMean over height and width, "
     "Flatten, Reshape to one row, Squeeze"
@@ -147,18 +165,19 @@ _NAMED = 6
 
 
 def read(proto: onnx.ModelProto) -> Network:
-    """The integer operators of a QDQ graph with one image input and one output.
+    """The operators of a graph with one image input and one output: integers if it is QDQ, else float32.
 
     Raises:
-        UserError: an operator has no C lowering (named, with what has one), stays in float32, has
-            weights with a zero point, or types other than int8 and uint8.
+        UserError: an operator has no C lowering (named, with what has one), stays in float32 in a QDQ
+            graph, has weights with a zero point, or types other than int8 and uint8.
     """
-    return _Reader(proto).read()
+    quantised = any(node.op_type == "QuantizeLinear" for node in proto.graph.node)
+    return _Reader(proto, floating=not quantised).read()
 
 
 @dataclass
 class _Float:
-    """What a float operator between DequantizeLinear and QuantizeLinear computes, its scale not yet known."""
+    """What a float operator computes whose clamp, and in a QDQ graph scale, are not yet known."""
 
     node: onnx.NodeProto
     low: float = -np.inf
@@ -168,6 +187,7 @@ class _Float:
 @dataclass
 class _Reader:
     proto: onnx.ModelProto
+    floating: bool
     constants: dict[str, Array] = field(default_factory=dict)
     # Quantised tensors and the float names that mean them, constants dequantised, pending operators.
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -177,11 +197,6 @@ class _Reader:
 
     def read(self) -> Network:
         graph = self.proto.graph
-        if not any(node.op_type == "QuantizeLinear" for node in graph.node):
-            raise UserError(
-                "the network works on float32; C for a microcontroller is int8: add --quantize int8 "
-                "--calibration PHOTOS"
-            )
         self.constants = {w.name: numpy_helper.to_array(w) for w in graph.initializer}
         inputs = [i for i in graph.input if i.name not in self.constants]
         if len(inputs) != 1 or len(graph.output) != 1:
@@ -197,17 +212,31 @@ class _Reader:
                 "export it as one image"
             )
         self.image_shape = (shape[2], shape[3], shape[1])
+        if self.floating:
+            self.tensors[self.image] = Tensor(self.image, self.image_shape, itemsize=4)
         for node in graph.node:
+            if self.floating and node.op_type not in ("Relu", "Clip"):
+                self._settle(*node.input)
             self._node(node)
         name = graph.output[0].name
-        if name in self.pending:
+        if self.floating:
+            self._settle(name)
+        elif name in self.pending:
             self._in_float(self.pending[name].node)
         if name not in self.tensors or not self.operators:
             raise UserError(
-                f"output {name!r}: is not quantised; build with --quantize int8"
+                f"output {name!r}: no operator with a C lowering makes it; these have: {_LOWERED}"
+                if self.floating
+                else f"output {name!r}: is not quantised; build with --quantize int8"
             )
         first = next(t for t in self.tensors.values() if t.name == self.image)
         return Network(first, self.tensors[name], tuple(self.operators))
+
+    def _settle(self, *names: str) -> None:
+        """A float32 operator whose output something other than a clamp reads has all its parts."""
+        for name in names:
+            if name in self.pending:
+                self.tensors[name] = self._finish(self.pending.pop(name), _REAL)
 
     def _node(self, node: onnx.NodeProto) -> None:
         kind = node.op_type
@@ -299,7 +328,7 @@ class _Reader:
 
     def _clamp(self, node: onnx.NodeProto) -> None:
         before = self.pending.pop(node.input[0], None)
-        if before is None:
+        if before is None or before.node.op_type in _POOLS:
             _refuse(
                 node,
                 "stands alone; C is made only for one that follows a Conv, Gemm or Add",
@@ -310,18 +339,15 @@ class _Reader:
             low = attributes.get("min", -np.inf)
             high = attributes.get("max", np.inf)
             if len(node.input) > 1 and node.input[1]:
-                low = float(self._constant(node, 1))
+                low = float(self._constant(node, 1).item())
             if len(node.input) > 2 and node.input[2]:
-                high = float(self._constant(node, 2))
+                high = float(self._constant(node, 2).item())
         self.pending[node.output[0]] = _Float(
             before.node, max(low, before.low), min(high, before.high)
         )
 
     def _reshape(self, node: onnx.NodeProto) -> None:
-        tensor = self.tensors.get(node.input[0])
-        if tensor is None:
-            _refuse(node, "works on float32; quantise what comes before it")
-        self.tensors[node.output[0]] = tensor
+        self.tensors[node.output[0]] = self._activation(node, 0)
 
     def _reduce_mean(self, node: onnx.NodeProto) -> None:
         axes = _attributes(node).get("axes")
@@ -336,17 +362,21 @@ class _Reader:
     def _finish(self, pending: _Float, to: Quantisation) -> Tensor:
         node = pending.node
         source = self._activation(node, 0)
-        limits = [
-            int(np.clip(to.zero + round(v / to.scale), -128, 127))
-            if np.isfinite(v)
-            else default
-            for v, default in ((pending.low, -128), (pending.high, 127))
-        ]
-        clamp = {"low": limits[0], "high": limits[1]}
+        limits = pending.low, pending.high
+        clamp: dict[str, Any] = {"limits": limits}
+        if not self.floating:
+            clamp = {
+                end: int(np.clip(to.zero + round(v / to.scale), -128, 127))
+                if np.isfinite(v)
+                else default
+                for end, v, default in zip(
+                    ("low", "high"), limits, (-128, 127), strict=True
+                )
+            }
         name = node.name or node.output[0]
         operator: Operator
-        if node.op_type in ("GlobalAveragePool", "ReduceMean"):
-            output = Tensor(name, (1, 1, source.shape[2]), to)
+        if node.op_type in _POOLS:
+            output = self._made(name, (1, 1, source.shape[2]), to)
             operator = AveragePool(name, source, output)
         elif node.op_type == "Add":
             other = self._activation(node, 1)
@@ -355,7 +385,8 @@ class _Reader:
                     node,
                     f"adds {other.shape} to {source.shape}; only equal shapes are lowered",
                 )
-            operator = Add(name, source, other, Tensor(name, source.shape, to), **clamp)
+            output = self._made(name, source.shape, to)
+            operator = Add(name, source, other, output, **clamp)
         elif node.op_type == "Conv":
             operator = self._convolution(node, source, to, clamp)
         else:
@@ -363,12 +394,15 @@ class _Reader:
         self.operators.append(operator)
         return operator.output
 
+    def _made(self, name: str, shape: tuple[int, int, int], to: Quantisation) -> Tensor:
+        return Tensor(name, shape, to, 4 if self.floating else 1)
+
     def _convolution(
         self,
         node: onnx.NodeProto,
         source: Tensor,
         to: Quantisation,
-        clamp: dict[str, int],
+        clamp: dict[str, Any],
     ) -> Convolution:
         stored, scale = self._weights(node, 1)
         attributes = _attributes(node)
@@ -399,15 +433,14 @@ class _Reader:
         return Convolution(
             name,
             source,
-            Tensor(name, (height, width, channels), to),
-            np.ascontiguousarray(weights.astype(np.int8)),
+            self._made(name, (height, width, channels), to),
+            self._stored(weights),
             self._bias(node, channels, source, scale),
             np.broadcast_to(scale, (channels,)),
             depthwise,
             (strides[0], strides[1]),
             pads,
-            clamp["low"],
-            clamp["high"],
+            **clamp,
         )
 
     def _fully_connected(
@@ -415,7 +448,7 @@ class _Reader:
         node: onnx.NodeProto,
         source: Tensor,
         to: Quantisation,
-        clamp: dict[str, int],
+        clamp: dict[str, Any],
     ) -> Convolution:
         stored, scale = self._weights(node, 1)
         attributes = _attributes(node)
@@ -428,40 +461,46 @@ class _Reader:
         if not attributes.get("transB", 0):
             stored = stored.T
         height, width, channels = source.shape
-        if stored.shape[1] != source.nbytes:
+        if stored.shape[1] != source.size:
             _refuse(
-                node, f"takes {stored.shape[1]} values, its input has {source.nbytes}"
+                node, f"takes {stored.shape[1]} values, its input has {source.size}"
             )
         # ONNX flattens channels first; here they are last.
         weights = stored.reshape(-1, channels, height, width).transpose(0, 2, 3, 1)
         count = stored.shape[0]
         name = node.name or node.output[0]
-        flat = Tensor(source.name, (1, 1, source.nbytes), source.quantisation)
+        flat = self._made(source.name, (1, 1, source.size), source.quantisation)
         return Convolution(
             name,
             flat,
-            Tensor(name, (1, 1, count), to),
-            np.ascontiguousarray(weights.reshape(count, 1, 1, -1).astype(np.int8)),
+            self._made(name, (1, 1, count), to),
+            self._stored(weights.reshape(count, 1, 1, -1)),
             self._bias(node, count, source, scale),
             np.broadcast_to(scale, (count,)),
-            low=clamp["low"],
-            high=clamp["high"],
+            **clamp,
         )
 
     def _bias(
         self, node: onnx.NodeProto, channels: int, source: Tensor, scale: Array
-    ) -> NDArray[np.int64]:
+    ) -> Array:
         if len(node.input) < 3 or not node.input[2]:
-            return np.zeros(channels, np.int64)
+            return np.zeros(channels, np.float32 if self.floating else np.int64)
         unit = source.quantisation.scale * scale
         if node.input[2] in self.weights:
             stored, own = self.weights[node.input[2]]
             values = stored * own
         else:
             values = self._constant(node, 2)
+        if self.floating:
+            return np.broadcast_to(values.ravel(), (channels,))
         return np.rint(np.broadcast_to(values / unit, (channels,))).astype(np.int64)
 
+    def _stored(self, weights: Array) -> Array:
+        return np.ascontiguousarray(weights, np.float32 if self.floating else np.int8)
+
     def _weights(self, node: onnx.NodeProto, index: int) -> tuple[Array, Array]:
+        if self.floating:
+            return self._constant(node, index), np.ones(1)
         if len(node.input) <= index or node.input[index] not in self.weights:
             self._in_float(node)
         return self.weights[node.input[index]]
@@ -469,23 +508,27 @@ class _Reader:
     def _activation(self, node: onnx.NodeProto, index: int) -> Tensor:
         name = node.input[index]
         if name not in self.tensors:
+            if self.floating:
+                _refuse(
+                    node, f"its input {name!r} is no activation that the C lowering has"
+                )
             self._in_float(node)
         return self.tensors[name]
 
     def _constant(self, node: onnx.NodeProto, index: int) -> Array:
-        name = node.input[index]
+        name = node.input[index] if len(node.input) > index else ""
         if name not in self.constants:
             _refuse(node, f"its input {name!r} is not a constant")
         return self.constants[name]
 
     def _in_float(self, node: onnx.NodeProto) -> NoReturn:
-        others = [_name(n) for n in self._floating() if _name(n) != _name(node)]
+        others = [_name(n) for n in self._unquantised() if _name(n) != _name(node)]
         named = ", ".join(map(repr, others[:_NAMED]))
         more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
         too = f", and so do {named}{more}" if others else ""
         _refuse(node, f"works on float32{too}; quantise the whole network to int8")
 
-    def _floating(self) -> list[onnx.NodeProto]:
+    def _unquantised(self) -> list[onnx.NodeProto]:
         """The operators with an input that is not quantised."""
         nodes = self.proto.graph.node
         quantised = {n.output[0] for n in nodes if n.op_type == "DequantizeLinear"}

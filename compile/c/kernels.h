@@ -1,35 +1,9 @@
-/* int8 kernels, NHWC. The same integers come out on every CPU: sums are exact, and
- *
- *   output = saturate(zero + round((sum << shift) * multiplier / 2^32)),  halves rounded up,
- *
- * is SMMLAR on cores with the DSP extension, VRMULH with MVE, and 64-bit arithmetic elsewhere.
- */
+/* Convolutions row by row, NHWC, int8 or float32: NN_OPERATORS names the header of what differs. */
 #ifndef NN_KERNELS_H
 #define NN_KERNELS_H
 
-/* How the generator laid out the weights, see nn_weight and nn_tap:
- * 1, for SMLAD: convolutions in words of four weights, two channels in turn; depthwise ones widened to
- *    int16, for every four channels and every tap those of channels 0, 2, 1, 3.
- * 2, for MVE: convolutions in vectors of sixteen weights, four channels in turn; depthwise ones for every
- *    eight channels and every tap. */
-#ifndef NN_LAYOUT
-#define NN_LAYOUT 1
-#endif
-
 #include <stdint.h>
 #include <string.h>
-
-#if defined(__ARM_FEATURE_MVE) && NN_LAYOUT == 2 && !defined(NN_PORTABLE)
-#define NN_MVE 1
-#include <arm_mve.h>
-#else
-#define NN_MVE 0
-#endif
-#if defined(__ARM_FEATURE_DSP) && defined(__ARM_ARCH_PROFILE) && __ARM_ARCH_PROFILE == 'M' && NN_LAYOUT == 1 && !defined(NN_PORTABLE)
-#define NN_DSP 1
-#else
-#define NN_DSP 0
-#endif
 
 #if defined(__GNUC__)
 #define NN_KERNEL static __attribute__((noinline, unused))
@@ -39,487 +13,89 @@
 #define NN_INLINE static inline
 #endif
 
-/* A convolution. `requantise` holds a bias and a multiplier for each output channel. */
-typedef struct {
-  const int8_t *weights;
-  const int32_t *requantise;
-  int16_t channels_in, channels_out; /* channels_in of the input tensor */
-  int16_t depth;                     /* products of one output, a multiple of 4 */
-  int16_t width_in, height_in, width_out, height_out;
-  int8_t kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left, pad_right;
-  int8_t direct; /* 1x1 over whole words: no patch is gathered */
-  int8_t shift;
-  int8_t zero_in, zero_out, low, high;
-} nn_conv;
+#ifndef NN_TRACE
+#define NN_TRACE(kind) ((void)0)
+#endif
+enum { NN_EXPAND, NN_DEPTHWISE, NN_PROJECT, NN_OTHER };
 
-/* output = saturate((a * multiplier_a + b * multiplier_b + offset) >> shift) */
-typedef struct {
-  int32_t multiplier_a, multiplier_b, offset;
-  int8_t shift, low, high;
-} nn_add;
+#include NN_OPERATORS
 
-/* An inverted residual or a part of one; NULL where there is no such part. Offsets into the scratch. */
+/* An inverted residual or a part of one; NULL where there is no such part. Offsets
+ * into the scratch, in values. */
 typedef struct {
   const nn_conv *expand, *depthwise, *project;
   const nn_add *residual;
   int32_t row, sum, patch;
 } nn_block;
 
-#ifndef NN_TRACE
-#define NN_TRACE(kind) ((void)0)
-#endif
-enum { NN_EXPAND, NN_DEPTHWISE, NN_PROJECT, NN_OTHER };
-
-NN_INLINE int32_t nn_word(const int8_t *p) {
-  int32_t word;
-  memcpy(&word, p, sizeof word);
-  return word;
-}
-
-NN_INLINE int8_t nn_saturate(int32_t value) {
-#if NN_DSP
-  int32_t saturated;
-  __asm__("ssat %0, #8, %1" : "=r"(saturated) : "r"(value));
-  return (int8_t)saturated;
-#else
-  return (int8_t)(value < -128 ? -128 : value > 127 ? 127 : value);
-#endif
-}
-
-/* sum * multiplier / 2^32, rounded, and zero */
-NN_INLINE int8_t nn_requantise(int32_t sum, int32_t multiplier, int32_t zero) {
-#if NN_DSP
-  int32_t value;
-  __asm__("smmlar %0, %1, %2, %3" : "=r"(value) : "r"(sum), "r"(multiplier), "r"(zero));
-  return nn_saturate(value);
-#else
-  const int64_t product = (int64_t)sum * multiplier + ((int64_t)1 << 31);
-  return nn_saturate(zero + (int32_t)(product >> 32));
-#endif
-}
-
-/* A left shift of a negative sum is not defined in C; the multiplication compiles to the same. */
-NN_INLINE int32_t nn_shifted(int32_t sum, int32_t shift) { return sum * (int32_t)(1u << shift); }
-
-#if NN_DSP
-/* Bytes 0 and 2 of a word as two int16; bytes 1 and 3. */
-NN_INLINE int32_t nn_even(int32_t word) {
-  int32_t pair;
-  __asm__("sxtb16 %0, %1" : "=r"(pair) : "r"(word));
-  return pair;
-}
-NN_INLINE int32_t nn_odd(int32_t word) {
-  int32_t pair;
-  __asm__("sxtb16 %0, %1, ror #8" : "=r"(pair) : "r"(word));
-  return pair;
-}
-NN_INLINE int32_t nn_smlad(int32_t a, int32_t b, int32_t sum) {
-  __asm__("smlad %0, %1, %2, %0" : "+r"(sum) : "r"(a), "r"(b));
-  return sum;
-}
-NN_INLINE int32_t nn_smlabb(int32_t a, int32_t b, int32_t sum) {
-  __asm__("smlabb %0, %1, %2, %0" : "+r"(sum) : "r"(a), "r"(b));
-  return sum;
-}
-NN_INLINE int32_t nn_smlatt(int32_t a, int32_t b, int32_t sum) {
-  __asm__("smlatt %0, %1, %2, %0" : "+r"(sum) : "r"(a), "r"(b));
-  return sum;
-}
-#endif
-
-NN_KERNEL void nn_clamp(int8_t *values, int32_t count, int32_t low, int32_t high) {
-  if (low == -128 && high == 127) return;
-  for (int32_t i = 0; i < count; i++) {
-    if (values[i] < low) values[i] = (int8_t)low;
-    if (values[i] > high) values[i] = (int8_t)high;
-  }
-}
-
-#if NN_MVE
-/* sums << shift, times the multiplier, and zero */
-NN_INLINE int32x4_t nn_scaled4(int32x4_t sums, int32x4_t multiplier, int32_t shift, int32_t zero) {
-  if (shift) sums = vshlq_r_s32(sums, shift);
-  return vaddq_n_s32(vrmulhq_s32(sums, multiplier), zero);
-}
-
-/* Four sums of one pixel to four bytes. */
-NN_INLINE void nn_store4(int32x4_t sums, const int32_t *requantise, int32_t shift, int32_t zero, int8_t *out) {
-  const int32x4x2_t constants = vld2q_s32(requantise);
-  sums = nn_scaled4(vaddq_s32(sums, constants.val[0]), constants.val[1], shift, zero);
-  /* Only the lowest byte of each lane is stored. */
-  const int16x8_t halves = vqmovnbq_s32(vreinterpretq_s16_s32(sums), sums);
-  const int8x16_t bytes = vqmovnbq_s16(vreinterpretq_s8_s16(halves), halves);
-  vstrbq_s32(out, vreinterpretq_s32_s8(bytes));
-}
-#endif
-
-/* Channel n's weight k of a convolution. */
-NN_INLINE int32_t nn_weight(const nn_conv *c, int32_t n, int32_t k) {
-#if NN_LAYOUT == 1
-  return c->weights[(n / 2 * c->depth + k / 4 * 4) * 2 + n % 2 * 4 + k % 4];
-#else
-  return c->weights[((n / 4 * ((c->depth + 15) / 16) + k / 16) * 4 + n % 4) * 16 + k % 16];
-#endif
-}
-
-/* Channel n's output for the pixel at x. */
-NN_INLINE int8_t nn_dot_one(const nn_conv *c, const int8_t *x, int32_t n) {
-  int32_t sum = c->requantise[2 * n];
-  for (int32_t k = 0; k < c->depth; k++) sum += x[k] * nn_weight(c, n, k);
-  return nn_requantise(nn_shifted(sum, c->shift), c->requantise[2 * n + 1], c->zero_out);
-}
-
-#if NN_DSP
-/* Four inputs of two pixels `next` + 4 bytes apart, with four weights of two channels: sums of
- * (pixel 0, channel 0), (0, 1), (1, 0), (1, 1). 19 instructions, 16 multiply-adds. */
-#define NN_DOT_2X2(x, w, next, s00, s01, s10, s11)                                                    \
-  do {                                                                                                \
-    int32_t a_, b_, u_, v_, c_;                                                                       \
-    __asm__("ldrd %[u], %[v], [%[wp]], #8\n\t"                                                        \
-            "ldr %[a], [%[xp]], #4\n\t"                                                               \
-            "sxtb16 %[b], %[u], ror #8\n\t"                                                           \
-            "sxtb16 %[u], %[u]\n\t"                                                                   \
-            "sxtb16 %[c], %[a], ror #8\n\t"                                                           \
-            "sxtb16 %[a], %[a]\n\t"                                                                   \
-            "smlad %[p], %[c], %[b], %[p]\n\t"                                                        \
-            "smlad %[p], %[a], %[u], %[p]\n\t"                                                        \
-            "sxtb16 %[t], %[v], ror #8\n\t"                                                           \
-            "sxtb16 %[v], %[v]\n\t"                                                                   \
-            "smlad %[q], %[c], %[t], %[q]\n\t"                                                        \
-            "smlad %[q], %[a], %[v], %[q]\n\t"                                                        \
-            "ldr %[a], [%[xp], %[n]]\n\t"                                                             \
-            "sxtb16 %[c], %[a], ror #8\n\t"                                                           \
-            "sxtb16 %[a], %[a]\n\t"                                                                   \
-            "smlad %[r], %[c], %[b], %[r]\n\t"                                                        \
-            "smlad %[r], %[a], %[u], %[r]\n\t"                                                        \
-            "smlad %[s], %[c], %[t], %[s]\n\t"                                                        \
-            "smlad %[s], %[a], %[v], %[s]"                                                            \
-            : [p] "+r"(s00), [q] "+r"(s01), [r] "+r"(s10), [s] "+r"(s11), [xp] "+r"(x), [wp] "+r"(w),  \
-              [a] "=&r"(a_), [b] "=&r"(b_), [u] "=&r"(u_), [v] "=&r"(v_), [c] "=&r"(c_), [t] "=&r"(t_) \
-            : [n] "r"(next)                                                                           \
-            : "memory");                                                                              \
-  } while (0)
-
-/* The same for one pixel. */
-#define NN_DOT_1X2(x, w, s0, s1)                                                         \
-  do {                                                                                   \
-    int32_t a_, b_, u_, v_;                                                              \
-    __asm__("ldrd %[u], %[v], [%[wp]], #8\n\t"                                           \
-            "ldr %[a], [%[xp]], #4\n\t"                                                  \
-            "sxtb16 %[b], %[a], ror #8\n\t"                                              \
-            "sxtb16 %[a], %[a]\n\t"                                                      \
-            "sxtb16 %[t], %[u], ror #8\n\t"                                              \
-            "sxtb16 %[u], %[u]\n\t"                                                      \
-            "smlad %[p], %[b], %[t], %[p]\n\t"                                           \
-            "smlad %[p], %[a], %[u], %[p]\n\t"                                           \
-            "sxtb16 %[t], %[v], ror #8\n\t"                                              \
-            "sxtb16 %[v], %[v]\n\t"                                                      \
-            "smlad %[q], %[b], %[t], %[q]\n\t"                                           \
-            "smlad %[q], %[a], %[v], %[q]"                                               \
-            : [p] "+r"(s0), [q] "+r"(s1), [xp] "+r"(x), [wp] "+r"(w), [a] "=&r"(a_),     \
-              [b] "=&r"(b_), [u] "=&r"(u_), [v] "=&r"(v_), [t] "=&r"(t_)                 \
-            :                                                                            \
-            : "memory");                                                                 \
-  } while (0)
-#endif
-
-/* Dot products: `pixels` vectors of `depth` bytes at x, each with every channel's weights; depth % 4 == 0. */
-NN_KERNEL void nn_dot(const nn_conv *c, const int8_t *x, int8_t *out, int32_t pixels) {
-  const int32_t depth = c->depth, channels = c->channels_out;
-#if NN_MVE
-  const int32_t shift = c->shift, zero = c->zero_out, whole = (depth - 1) / 16 * 16;
-  const mve_pred16_t rest = vctp8q((uint32_t)(depth - whole));
-  for (int32_t p = 0; p < pixels; p++, x += depth) {
-    const int8_t *w = c->weights;
-    const int32_t *r = c->requantise;
-    const int8x16_t tail = vldrbq_z_s8(x + whole, rest);
-    int32_t n = 0;
-    for (; n + 4 <= channels; n += 4, out += 4, r += 8, w += 64) {
-      int32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-      for (const int8_t *a = x; a != x + whole; a += 16, w += 64) {
-        const int8x16_t v = vldrbq_s8(a);
-        s0 = vmladavaq_s8(s0, v, vldrbq_s8(w));
-        s1 = vmladavaq_s8(s1, v, vldrbq_s8(w + 16));
-        s2 = vmladavaq_s8(s2, v, vldrbq_s8(w + 32));
-        s3 = vmladavaq_s8(s3, v, vldrbq_s8(w + 48));
-      }
-      s0 = vmladavaq_s8(s0, tail, vldrbq_s8(w));
-      s1 = vmladavaq_s8(s1, tail, vldrbq_s8(w + 16));
-      s2 = vmladavaq_s8(s2, tail, vldrbq_s8(w + 32));
-      s3 = vmladavaq_s8(s3, tail, vldrbq_s8(w + 48));
-      int32x4_t sums = vdupq_n_s32(s0);
-      sums = vsetq_lane_s32(s1, sums, 1);
-      sums = vsetq_lane_s32(s2, sums, 2);
-      sums = vsetq_lane_s32(s3, sums, 3);
-      nn_store4(sums, r, shift, zero, out);
-    }
-    for (; n < channels; n++) *out++ = nn_dot_one(c, x, n);
-  }
-#elif NN_DSP
-  const int32_t shift = c->shift, zero = c->zero_out, next = depth - 4;
-  int32_t p = 0;
-  for (; p + 2 <= pixels; p += 2, x += 2 * depth, out += channels) {
-    const int8_t *w = c->weights;
-    const int32_t *r = c->requantise;
-    int8_t *const end = out + (channels & ~1);
-    for (; out != end; out += 2, r += 4) {
-      int32_t s00 = r[0], s01 = r[2], s10 = s00, s11 = s01, t_;
-      const int8_t *a = x;
-      const int8_t *const last = x + depth;
-      if (depth & 4) NN_DOT_2X2(a, w, next, s00, s01, s10, s11);
-      while (a != last) {
-        NN_DOT_2X2(a, w, next, s00, s01, s10, s11);
-        NN_DOT_2X2(a, w, next, s00, s01, s10, s11);
-      }
-      if (shift) s00 <<= shift, s01 <<= shift, s10 <<= shift, s11 <<= shift;
-      const int32_t m0 = r[1], m1 = r[3];
-      out[0] = nn_requantise(s00, m0, zero);
-      out[1] = nn_requantise(s01, m1, zero);
-      out[channels] = nn_requantise(s10, m0, zero);
-      out[channels + 1] = nn_requantise(s11, m1, zero);
-    }
-    if (channels & 1) {
-      out[channels] = nn_dot_one(c, x + depth, channels - 1);
-      *out++ = nn_dot_one(c, x, channels - 1);
-    }
-  }
-  if (p < pixels) {
-    const int8_t *w = c->weights;
-    const int32_t *r = c->requantise;
-    int8_t *const end = out + (channels & ~1);
-    for (; out != end; out += 2, r += 4) {
-      int32_t s0 = r[0], s1 = r[2], t_;
-      const int8_t *a = x;
-      const int8_t *const last = x + depth;
-      if (depth & 4) NN_DOT_1X2(a, w, s0, s1);
-      while (a != last) {
-        NN_DOT_1X2(a, w, s0, s1);
-        NN_DOT_1X2(a, w, s0, s1);
-      }
-      if (shift) s0 <<= shift, s1 <<= shift;
-      const int32_t m0 = r[1], m1 = r[3];
-      out[0] = nn_requantise(s0, m0, zero);
-      out[1] = nn_requantise(s1, m1, zero);
-    }
-    if (channels & 1) *out = nn_dot_one(c, x, channels - 1);
-  }
-#else
-  for (int32_t p = 0; p < pixels; p++, x += depth)
-    for (int32_t n = 0; n < channels; n++) *out++ = nn_dot_one(c, x, n);
-#endif
-}
-
-/* memcpy for a few bytes: a call of it would take longer than the copy. */
-NN_INLINE void nn_copy(int8_t *to, const int8_t *from, int32_t bytes) {
-  for (; bytes >= 4; bytes -= 4, to += 4, from += 4) memcpy(to, from, 4);
-  for (; bytes > 0; bytes--) *to++ = *from++;
+/* memcpy for a few values: a call of it would take longer than the copy. */
+NN_INLINE void nn_copy(nn_value *to, const nn_value *from, int32_t count) {
+  enum { WORD = 4 / sizeof(nn_value) };
+  for (; count >= WORD; count -= WORD, to += WORD, from += WORD) memcpy(to, from, 4);
+  for (; count > 0; count--) *to++ = *from++;
 }
 
 /* What one output of a convolution looks at, side by side; the zero point outside the image. */
-NN_KERNEL void nn_gather(const nn_conv *c, const int8_t *image, int8_t *patch, int32_t y, int32_t x) {
+NN_KERNEL void nn_gather(const nn_conv *c, const nn_value *image, nn_value *patch, int32_t y, int32_t x) {
   const int32_t row = c->kernel_w * c->channels_in;
   int32_t before = -x, after = x + c->kernel_w - c->width_in;
   before = before < 0 ? 0 : before * c->channels_in;
   after = after < 0 ? 0 : after * c->channels_in;
   for (int32_t ky = 0; ky < c->kernel_h; ky++, patch += row) {
     if (y + ky < 0 || y + ky >= c->height_in) {
-      memset(patch, c->zero_in, (size_t)row);
+      nn_fill(c, patch, row);
       continue;
     }
     const int32_t from = ((y + ky) * c->width_in + x) * c->channels_in + before;
-    if (before) memset(patch, c->zero_in, (size_t)before);
+    if (before) nn_fill(c, patch, before);
     nn_copy(patch + before, image + from, row - before - after);
-    if (after) memset(patch + row - after, c->zero_in, (size_t)after);
+    if (after) nn_fill(c, patch + row - after, after);
   }
 }
 
 /* Row y of a convolution (group 1) of a whole image. */
-NN_KERNEL void nn_conv_row(const nn_conv *c, const int8_t *image, int8_t *out, int8_t *patch, int32_t y) {
+NN_KERNEL void nn_conv_row(const nn_conv *c, const nn_value *image, nn_value *out, nn_value *patch, int32_t y) {
   if (c->direct) {
     nn_dot(c, image + y * c->width_in * c->channels_in, out, c->width_out);
-  } else {
-    const int32_t top = y * c->stride_h - c->pad_top;
-    for (int32_t x = 0; x < c->width_out; x += 2) {
-      const int32_t pixels = c->width_out - x < 2 ? 1 : 2;
-      for (int32_t i = 0; i < pixels; i++)
-        nn_gather(c, image, patch + i * c->depth, top, (x + i) * c->stride_w - c->pad_left);
-      nn_dot(c, patch, out + x * c->channels_out, pixels);
-    }
+    return;
   }
-  nn_clamp(out, c->width_out * c->channels_out, c->low, c->high);
-}
-
-/* Channel n's weight at a tap of a depthwise convolution. */
-NN_INLINE int32_t nn_tap(const nn_conv *c, int32_t tap, int32_t n) {
-#if NN_LAYOUT == 1
-  static const int8_t place[4] = {0, 2, 1, 3};
-  int16_t weight;
-  memcpy(&weight, c->weights + ((n / 4 * c->depth + tap) * 4 + place[n % 4]) * 2, sizeof weight);
-  return weight;
-#else
-  return c->weights[(n / 8 * c->depth + tap) * 8 + n % 8];
-#endif
-}
-
-/* Channel n's output at column x of the padded rows. */
-NN_INLINE int8_t nn_depthwise_one(const nn_conv *c, const int8_t *const *rows, int32_t x, int32_t n) {
-  int32_t sum = c->requantise[2 * n];
-  for (int32_t ky = 0; ky < c->kernel_h; ky++)
-    for (int32_t kx = 0; kx < c->kernel_w; kx++)
-      sum += rows[ky][(x + kx) * c->channels_in + n] * nn_tap(c, ky * c->kernel_w + kx, n);
-  return nn_requantise(nn_shifted(sum, c->shift), c->requantise[2 * n + 1], c->zero_out);
-}
-
-#if NN_DSP
-/* Three taps side by side, `step` bytes apart, of four channels with widened weights at w: sums of channels
- * 0 to 3. 24 instructions, 12 multiply-adds. */
-#define NN_TAPS_TAP(load)                        \
-  load                                           \
-  "ldrd %[u], %[v], [%[wp]], #8\n\t"             \
-  "sxtb16 %[b], %[a], ror #8\n\t"                \
-  "sxtb16 %[a], %[a]\n\t"                        \
-  "smlabb %[p], %[a], %[u], %[p]\n\t"            \
-  "smlatt %[r], %[a], %[u], %[r]\n\t"            \
-  "smlabb %[q], %[b], %[v], %[q]\n\t"            \
-  "smlatt %[s], %[b], %[v], %[s]\n\t"
-#define NN_TAPS(row, step, w, s0, s1, s2, s3)                                                  \
-  do {                                                                                         \
-    int32_t a_, b_, u_, v_;                                                                    \
-    __asm__(NN_TAPS_TAP("ldr %[a], [%[x]]\n\t")                                                \
-            NN_TAPS_TAP("ldr %[a], [%[x], %[n]]\n\t")                                          \
-            NN_TAPS_TAP("ldr %[a], [%[x], %[n], lsl #1]\n\t")                                  \
-            : [p] "+r"(s0), [q] "+r"(s1), [r] "+r"(s2), [s] "+r"(s3), [wp] "+r"(w),            \
-              [a] "=&r"(a_), [b] "=&r"(b_), [u] "=&r"(u_), [v] "=&r"(v_)                       \
-            : [x] "r"(row), [n] "r"(step)                                                      \
-            : "memory");                                                                       \
-  } while (0)
-#endif
-
-/* One row of a depthwise convolution; `rows` begin at the left padding. */
-NN_KERNEL void nn_depthwise(const nn_conv *c, const int8_t *const *rows, int8_t *out) {
-  const int32_t channels = c->channels_in;
-  const int32_t step = c->stride_w;
-#if NN_MVE || NN_DSP
-  const int32_t shift = c->shift, zero = c->zero_out;
-  const int fast = c->kernel_h == 3 && c->kernel_w == 3;
-#endif
-#if NN_MVE
-  const uint32x4_t fours = vmulq_n_u32(vidupq_n_u32(0, 1), 4);
-#endif
-  for (int32_t x = 0; x < c->width_out; x++) {
-    int32_t n = 0;
-#if NN_MVE
-    if (fast) {
-      const int32_t at = x * step * channels;
-      const int8_t *r0 = rows[0] + at, *r1 = rows[1] + at, *r2 = rows[2] + at, *w = c->weights;
-      const int32_t *r = c->requantise;
-      for (; n + 8 <= channels; n += 8, r0 += 8, r1 += 8, r2 += 8, out += 8, r += 16, w += 72) {
-        int32x4_t even = vldrwq_gather_shifted_offset_s32(r, fours);
-        int32x4_t odd = vldrwq_gather_shifted_offset_s32(r + 2, fours);
-#define NN_TAP8(row, k, tap)                                                 \
-  do {                                                                       \
-    const int16x8_t a_ = vldrbq_s16((row) + (k) * channels);                 \
-    const int16x8_t w_ = vldrbq_s16(w + 8 * (tap));                          \
-    even = vaddq_s32(even, vmullbq_int_s16(a_, w_));                         \
-    odd = vaddq_s32(odd, vmulltq_int_s16(a_, w_));                           \
-    /* Or the compiler loads all taps first and runs out of registers. */    \
-    __asm__ volatile("" ::: "memory");                                       \
-  } while (0)
-        NN_TAP8(r0, 0, 0);
-        NN_TAP8(r0, 1, 1);
-        NN_TAP8(r0, 2, 2);
-        NN_TAP8(r1, 0, 3);
-        NN_TAP8(r1, 1, 4);
-        NN_TAP8(r1, 2, 5);
-        NN_TAP8(r2, 0, 6);
-        NN_TAP8(r2, 1, 7);
-        NN_TAP8(r2, 2, 8);
-        even = nn_scaled4(even, vldrwq_gather_shifted_offset_s32(r + 1, fours), shift, zero);
-        odd = nn_scaled4(odd, vldrwq_gather_shifted_offset_s32(r + 3, fours), shift, zero);
-        const int16x8_t halves = vqmovntq_s32(vqmovnbq_s32(vreinterpretq_s16_s32(even), even), odd);
-        vstrbq_s16(out, vreinterpretq_s16_s8(vqmovnbq_s16(vreinterpretq_s8_s16(halves), halves)));
-      }
-    }
-#elif NN_DSP
-    if (fast) {
-      const int32_t at = x * step * channels;
-      const int8_t *r0 = rows[0] + at, *r1 = rows[1] + at, *r2 = rows[2] + at;
-      const int8_t *w = c->weights;
-      const int32_t *r = c->requantise;
-      for (; n + 4 <= channels; n += 4, r0 += 4, r1 += 4, r2 += 4, out += 4, r += 8) {
-        int32_t s0 = r[0], s1 = r[2], s2 = r[4], s3 = r[6];
-        NN_TAPS(r0, channels, w, s0, s1, s2, s3);
-        NN_TAPS(r1, channels, w, s0, s1, s2, s3);
-        NN_TAPS(r2, channels, w, s0, s1, s2, s3);
-        if (shift) s0 <<= shift, s1 <<= shift, s2 <<= shift, s3 <<= shift;
-        const int32_t m0 = r[1], m1 = r[3], m2 = r[5], m3 = r[7];
-        out[0] = nn_requantise(s0, m0, zero);
-        out[1] = nn_requantise(s1, m1, zero);
-        out[2] = nn_requantise(s2, m2, zero);
-        out[3] = nn_requantise(s3, m3, zero);
-      }
-    }
-#endif
-    for (; n < channels; n++) *out++ = nn_depthwise_one(c, rows, x * step, n);
-  }
-}
-
-/* out may be a: element by element. */
-NN_KERNEL void nn_add_run(const nn_add *d, const int8_t *a, const int8_t *b, int8_t *out, int32_t count) {
-  const int32_t ma = d->multiplier_a, mb = d->multiplier_b, offset = d->offset, shift = d->shift;
-  int32_t i = 0;
-#if NN_MVE
-  for (; i < count; i += 4) {
-    const mve_pred16_t rest = vctp32q((uint32_t)(count - i));
-    int32x4_t sums = vmulq_n_s32(vldrbq_z_s32(a + i, rest), ma);
-    sums = vaddq_n_s32(vmlaq_n_s32(sums, vldrbq_z_s32(b + i, rest), mb), offset);
-    sums = vshlq_r_s32(sums, -shift);
-    const int16x8_t halves = vqmovnbq_s32(vdupq_n_s16(0), sums);
-    vstrbq_p_s32(out + i, vreinterpretq_s32_s8(vqmovnbq_s16(vdupq_n_s8(0), halves)), rest);
-  }
-#else
-  for (; i < count; i++) out[i] = nn_saturate((a[i] * ma + b[i] * mb + offset) >> shift);
-#endif
-  nn_clamp(out, count, d->low, d->high);
-}
-
-/* The mean over height and width; the requantisation divides. */
-NN_KERNEL void nn_average(const nn_conv *c, const int8_t *x, int8_t *out) {
-  const int32_t channels = c->channels_in, pixels = c->height_in * c->width_in;
-  for (int32_t n = 0; n < channels; n++) {
-    int32_t sum = c->requantise[0];
-    for (int32_t p = 0; p < pixels; p++) sum += x[p * channels + n];
-    out[n] = nn_requantise(nn_shifted(sum, c->shift), c->requantise[1], c->zero_out);
+  /* What rounds the depth up must be a number, though its weight is 0. */
+  memset(patch, 0, (size_t)(NN_TOGETHER * c->depth) * sizeof *patch);
+  const int32_t top = y * c->stride_h - c->pad_top;
+  for (int32_t x = 0; x < c->width_out; x += NN_TOGETHER) {
+    const int32_t pixels = c->width_out - x < NN_TOGETHER ? c->width_out - x : NN_TOGETHER;
+    for (int32_t i = 0; i < pixels; i++)
+      nn_gather(c, image, patch + i * c->depth, top, (x + i) * c->stride_w - c->pad_left);
+    nn_dot(c, patch, out + x * c->channels_out, pixels);
   }
 }
 
 #define NN_MAX_KERNEL 7
 
 /* Row y of what the depthwise convolution reads, into its padded place in the ring. */
-NN_INLINE void nn_ring_row(const nn_block *b, const int8_t *in, int8_t *slot, int8_t *patch, int32_t y) {
+NN_INLINE void nn_ring_row(const nn_block *b, const nn_value *in, nn_value *slot, nn_value *patch, int32_t y) {
   const nn_conv *const d = b->depthwise;
   const int32_t row = d->width_in * d->channels_in;
   const int32_t left = d->pad_left * d->channels_in, right = d->pad_right * d->channels_in;
   if (y < 0 || y >= d->height_in) {
-    memset(slot, d->zero_in, (size_t)(left + row + right));
+    nn_fill(d, slot, left + row + right);
     return;
   }
-  memset(slot, d->zero_in, (size_t)left);
-  memset(slot + left + row, d->zero_in, (size_t)right);
+  nn_fill(d, slot, left);
+  nn_fill(d, slot + left + row, right);
   if (b->expand)
     nn_conv_row(b->expand, in, slot + left, patch, y);
   else
-    memcpy(slot + left, in + y * row, (size_t)row);
+    memcpy(slot + left, in + y * row, (size_t)row * sizeof *slot);
 }
 
-NN_KERNEL void nn_block_run(const nn_block *b, const int8_t *in, int8_t *out, int8_t *scratch) {
+NN_KERNEL void nn_block_run(const nn_block *b, const nn_value *in, nn_value *out, nn_value *scratch) {
   const nn_conv *const d = b->depthwise;
-  int8_t *const patch = scratch + b->patch;
+  nn_value *const patch = scratch + b->patch;
   if (!d) {
     const nn_conv *const c = b->expand;
     if (c->direct) {
       nn_dot(c, in, out, c->height_out * c->width_out);
-      nn_clamp(out, c->height_out * c->width_out * c->channels_out, c->low, c->high);
       return;
     }
     for (int32_t y = 0; y < c->height_out; y++) nn_conv_row(c, in, out + y * c->width_out * c->channels_out, patch, y);
@@ -533,16 +109,14 @@ NN_KERNEL void nn_block_run(const nn_block *b, const int8_t *in, int8_t *out, in
     for (; ready < top + d->kernel_h; ready++)
       nn_ring_row(b, in, scratch + (ready + d->pad_top) % d->kernel_h * slot, patch, ready);
     NN_TRACE(NN_EXPAND);
-    const int8_t *rows[NN_MAX_KERNEL];
+    const nn_value *rows[NN_MAX_KERNEL];
     for (int32_t k = 0; k < d->kernel_h; k++) rows[k] = scratch + (top + d->pad_top + k) % d->kernel_h * slot;
-    int8_t *const filtered = b->project ? scratch + b->row : out;
+    nn_value *const filtered = b->project ? scratch + b->row : out;
     nn_depthwise(d, rows, filtered);
-    nn_clamp(filtered, d->width_out * d->channels_out, d->low, d->high);
     NN_TRACE(NN_DEPTHWISE);
     if (b->project) {
-      int8_t *const projected = b->residual ? scratch + b->sum : out;
+      nn_value *const projected = b->residual ? scratch + b->sum : out;
       nn_dot(b->project, filtered, projected, d->width_out);
-      nn_clamp(projected, row, b->project->low, b->project->high);
       NN_TRACE(NN_PROJECT);
       if (b->residual) nn_add_run(b->residual, in + y * row, projected, out, row);
     }

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from compile.c.graph import Add, AveragePool, Convolution, Network, Tensor
 
 _ALIGNMENT = 8
+# Outputs of a convolution that the kernels compute together, by the bytes of a value.
+_TOGETHER = {1: 2, 4: 4}
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ class Scratch:
         ring: the rows that the depthwise convolution looks at, padded left and right.
         row: one row of the depthwise convolution's output, for the projection.
         sum: one row of the projection's output, for the addition.
-        patch: what two outputs of a convolution larger than 1×1 look at.
+        patch: what the outputs of a convolution larger than 1×1 that are computed together look at.
     """
 
     ring: int = 0
@@ -170,23 +172,32 @@ def scratch(step: Step) -> Scratch:
     first, depthwise = step.expand, step.depthwise
     if depthwise is not None:
         width = depthwise.input.shape[1] + depthwise.pads[1] + depthwise.pads[3]
-        ring = aligned(depthwise.kernel[0] * width * depthwise.input.shape[2])
+        pixel = depthwise.input.shape[2] * depthwise.input.itemsize
+        ring = aligned(depthwise.kernel[0] * width * pixel)
         if step.project is not None:
             row = aligned(depthwise.output.row_bytes)
     if first is not None and not direct(first):
-        patch = aligned(2 * padded_depth(first))
+        source = first.input
+        patch = aligned(
+            together(source) * padded_depth(first) * source.itemsize,
+        )
     total = aligned(step.output.row_bytes) if step.residual is not None else 0
     return Scratch(ring, row, total, patch)
 
 
 def direct(convolution: Convolution) -> bool:
-    """Whether a kernel can read the input as it lies: a 1×1 over words of four channels."""
+    """Whether a kernel can read the input as it lies: a 1×1 over channels by the four."""
     return convolution.pointwise and convolution.input.shape[2] % 4 == 0
 
 
 def padded_depth(convolution: Convolution) -> int:
-    """``depth``, rounded up to the four bytes that the kernels take at a time."""
+    """``depth``, rounded up to the four values that the kernels take at a time."""
     return -(-convolution.depth // 4) * 4
+
+
+def together(source: Tensor) -> int:
+    """How many outputs a convolution computes together."""
+    return _TOGETHER[source.itemsize]
 
 
 def lag(step: Step) -> int | None:
@@ -199,9 +210,11 @@ def lag(step: Step) -> int | None:
         return 0 if isinstance(step.operator, Add) else None
     source, output = step.inputs[0], step.output
     if step.depthwise is None and step.expand is not None and direct(step.expand):
-        # Pixel by pixel, two at a time.
-        behind = max(0, source.nbytes - 2 * source.shape[2])
-        return aligned(max(2 * output.shape[2], output.nbytes - behind))
+        # Pixels one after the other, a few at a time.
+        few = together(source)
+        behind = max(0, source.nbytes - few * source.shape[2] * source.itemsize)
+        ahead = few * output.shape[2] * output.itemsize
+        return aligned(max(ahead, output.nbytes - behind))
     lag = 0
     for y in range(output.shape[0]):
         free = _first_needed(step, y) * source.row_bytes

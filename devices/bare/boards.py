@@ -11,16 +11,14 @@ class Board:
 
     Attributes:
         cpu: for ``-mcpu``.
-        options: further compiler options.
         code, code_bytes: address and size of the memory that holds code and tables.
-        weights, weights_bytes: likewise for the weights.
+        weights, weights_bytes: likewise for the weights, external memory.
         data, data_bytes: likewise for arena, output and stack.
         hertz: what SysTick counts at. With ``-icount shift=0`` an instruction takes 1 ns.
     """
 
     machine: str
     cpu: str
-    options: tuple[str, ...]
     code: int
     code_bytes: int
     weights: int
@@ -35,7 +33,7 @@ class Board:
 
 
 _MIB = 1 << 20
-_CODE = 128 << 10
+_CODE = 4 * _MIB
 
 # Addresses and sizes: Arm application notes AN386, AN500, AN505 and AN547, memory maps.
 BOARDS: dict[str, Board] = {
@@ -44,11 +42,10 @@ BOARDS: dict[str, Board] = {
         Board(
             "mps2-an386",
             "cortex-m4",
-            (),
             code=0,
             code_bytes=_CODE,
-            weights=_CODE,
-            weights_bytes=4 * _MIB - _CODE,
+            weights=0x2100_0000,
+            weights_bytes=16 * _MIB,
             data=0x2000_0000,
             data_bytes=4 * _MIB,
             hertz=25_000_000,
@@ -56,11 +53,10 @@ BOARDS: dict[str, Board] = {
         Board(
             "mps2-an500",
             "cortex-m7",
-            (),
             code=0,
             code_bytes=_CODE,
-            weights=_CODE,
-            weights_bytes=4 * _MIB - _CODE,
+            weights=0x6000_0000,
+            weights_bytes=16 * _MIB,
             data=0x2000_0000,
             data_bytes=4 * _MIB,
             hertz=25_000_000,
@@ -68,11 +64,10 @@ BOARDS: dict[str, Board] = {
         Board(
             "mps2-an505",
             "cortex-m33",
-            (),
             code=0x1000_0000,
             code_bytes=_CODE,
-            weights=0x1000_0000 + _CODE,
-            weights_bytes=4 * _MIB - _CODE,
+            weights=0x8000_0000,
+            weights_bytes=16 * _MIB,
             data=0x3800_0000,
             data_bytes=4 * _MIB,
             hertz=20_000_000,
@@ -80,10 +75,8 @@ BOARDS: dict[str, Board] = {
         Board(
             "mps3-an547",
             "cortex-m55",
-            ("-mfloat-abi=hard",),
             code=0,
-            code_bytes=_CODE,
-            # External DDR4.
+            code_bytes=_MIB // 2,
             weights=0x6000_0000,
             weights_bytes=256 * _MIB,
             data=0x2000_0000,

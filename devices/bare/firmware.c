@@ -2,7 +2,7 @@
  *
  * Reads inputs from "input.bin", does the self-test and measures the stack where "probe.bin" exists, writes outputs to "output.bin" and figures to "figures.bin" (int32,
  * little-endian: self-test's code, run's code, stack bytes, ticks of each inference; with TRACE also
- * four counts a step). Compiled with -DNAME, -DINPUT_BYTES, -DOUTPUT_BYTES, -DARENA_BYTES,
+ * four counts a step). Compiled with -DNAME, -DVALUE (int8_t or float), -DINPUT_BYTES, -DOUTPUT_BYTES, -DARENA_BYTES,
  * -DINPUT_OFFSET, -DSTEPS.
  */
 #include <stddef.h>
@@ -15,14 +15,14 @@
 #define JOIN(a, b) a##b
 #define FUNCTION(name, suffix) JOIN(name, suffix)
 
-int FUNCTION(NAME, _run)(const int8_t *input, int8_t *output, void *arena);
-int FUNCTION(NAME, _self_test)(int8_t *output, void *arena);
+int FUNCTION(NAME, _run)(const VALUE *input, VALUE *output, void *arena);
+int FUNCTION(NAME, _self_test)(VALUE *output, void *arena);
 
 static union {
-  int8_t bytes[ARENA_BYTES];
+  VALUE values[ARENA_BYTES / sizeof(VALUE)];
   uint64_t aligned;
 } arena;
-static int8_t output[OUTPUT_BYTES];
+static VALUE output[OUTPUT_BYTES / sizeof(VALUE)];
 
 extern uint32_t stack_bottom[], stack_top[], data_start[], data_end[], data_load[], bss_start[], bss_end[];
 
@@ -84,7 +84,7 @@ void trace_step(int32_t step) {
 #define PAINT 0xA5A5A5A5u
 
 /* The painted words below the caller's frame that a call wrote to, in bytes. */
-static __attribute__((noinline)) int32_t measure_stack(int8_t *image, int32_t *code) {
+static __attribute__((noinline)) int32_t measure_stack(VALUE *image, int32_t *code) {
   volatile uint32_t *const here = (volatile uint32_t *)__builtin_frame_address(0) - 64;
   for (volatile uint32_t *word = stack_bottom; word < here; word++) *word = PAINT;
   *code = FUNCTION(NAME, _run)(image, output, &arena);
@@ -96,7 +96,7 @@ static __attribute__((noinline)) int32_t measure_stack(int8_t *image, int32_t *c
 
 static void work(void) {
   int32_t figures[4] = {0};
-  int8_t *const image = arena.bytes + INPUT_OFFSET;
+  VALUE *const image = arena.values + INPUT_OFFSET / sizeof(VALUE);
   const int32_t in = open_file("input.bin", 1, 9), out = open_file("output.bin", 5, 10);
   const int32_t report = open_file("figures.bin", 5, 11);
   if (in < 0 || out < 0 || report < 0) leave(100);

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +47,7 @@ class Run:
     """What one start of the board gave.
 
     Attributes:
-        outputs: int8 [inputs, output bytes].
+        outputs: [inputs, values], int8 or float32.
         self_test: the code that NAME_self_test returned; 0 where it was not asked.
         stack: bytes of stack at most, NAME_run's own and its callees'; 0 where it was not asked.
         instructions: of each inference.
@@ -54,7 +55,7 @@ class Run:
             None but in a traced run.
     """
 
-    outputs: NDArray[np.int8]
+    outputs: NDArray[Any]
     self_test: int
     stack: int
     instructions: tuple[float, ...]
@@ -96,7 +97,7 @@ def compile_firmware(
     options = [
         f"-mcpu={board.cpu}",
         "-mthumb",
-        *board.options,
+        "-mfloat-abi=hard",
         "-O3",
         "-ffunction-sections",
         "-fdata-sections",
@@ -106,6 +107,7 @@ def compile_firmware(
         network += ["-include", str(_HERE / "trace.h")]
     values = {
         "NAME": name,
+        "VALUE": interface.c_type,
         "INPUT_BYTES": interface.input_bytes,
         "OUTPUT_BYTES": interface.output_bytes,
         "ARENA_BYTES": interface.arena_bytes,
@@ -156,13 +158,13 @@ def compile_firmware(
 def run_firmware(
     image: Image,
     interface: Firmware,
-    inputs: NDArray[np.int8],
+    inputs: NDArray[Any],
     folder: Path,
     timeout: float,
     *,
     probe: bool = True,
 ) -> Run:
-    """Start the board with ``inputs``, int8 [inputs, input bytes], and let it run to its end.
+    """Start the board with ``inputs``, [inputs, values] of int8 or float32, and let it run to its end.
 
     Args:
         probe: do the self-test first, and measure the stack: two more inferences.
@@ -170,7 +172,7 @@ def run_firmware(
     Raises:
         UserError: it took longer than ``timeout`` seconds, faulted, or an inference returned an error.
     """
-    (folder / "input.bin").write_bytes(inputs.astype(np.int8).tobytes())
+    (folder / "input.bin").write_bytes(inputs.astype(interface.dtype).tobytes())
     if probe:
         (folder / "probe.bin").touch()
     else:
@@ -206,14 +208,14 @@ def run_firmware(
         raise UserError(
             f"{where}: {reason}; build it again, and report it if it stays so"
         )
-    outputs = np.fromfile(folder / "output.bin", np.int8)
+    outputs = np.fromfile(folder / "output.bin", interface.dtype)
     figures = np.fromfile(folder / "figures.bin", "<i4")
     count = len(inputs)
     scale = image.board.instructions_per_tick
     each = figures[: 4 * count].reshape(count, 4)
     traced = figures.size > 4 * count
     return Run(
-        outputs.reshape(count, interface.output_bytes),
+        outputs.reshape(count, -1),
         int(each[0, 0]),
         int(each[0, 2]),
         tuple((each[:, 3] * scale).tolist()),

@@ -1,10 +1,11 @@
-"""The same C compiled for this machine: what a board's output must equal bit by bit."""
+"""The same C compiled for this machine: what a board's output must equal, bit by bit in int8."""
 
 from __future__ import annotations
 
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +20,17 @@ _SECONDS = 600.0
 
 
 def run_on_host(
-    project: Path, name: str, interface: Firmware, inputs: NDArray[np.int8]
-) -> NDArray[np.int8]:
-    """int8 [inputs, input bytes] through the C project ``name`` → int8 [inputs, output bytes].
+    project: Path, name: str, interface: Firmware, inputs: NDArray[Any]
+) -> NDArray[Any]:
+    """[inputs, values], int8 or float32, through the C project ``name`` → [inputs, values] of the output.
 
     Raises:
         UserError: the C does not compile, an inference returned an error, or it takes too long.
     """
+    target = native()
     values = {
         "NAME": name,
+        "VALUE": interface.c_type,
         "INPUT_BYTES": interface.input_bytes,
         "OUTPUT_BYTES": interface.output_bytes,
         "ARENA_BYTES": interface.arena_bytes,
@@ -38,14 +41,16 @@ def run_on_host(
         compile_program(
             [project / f"{name}.c", project / f"{name}_weights.c", _SOURCE],
             program,
-            native(),
+            target,
             *("-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Werror"),
+            # Cortex-M's FPU has it, so that the same sums are rounded alike.
+            *(["-mfma"] if "fma" in target.features else []),
             *(f"-D{key}={value}" for key, value in values.items()),
         )
         try:
             result = subprocess.run(
                 [str(program)],
-                input=inputs.astype(np.int8).tobytes(),
+                input=inputs.astype(interface.dtype).tobytes(),
                 capture_output=True,
                 timeout=_SECONDS,
                 check=False,
@@ -58,6 +63,4 @@ def run_on_host(
         raise UserError(
             f"{name}_run on this machine returned {result.returncode}; please report the model"
         )
-    return np.frombuffer(result.stdout, np.int8).reshape(
-        len(inputs), interface.output_bytes
-    )
+    return np.frombuffer(result.stdout, interface.dtype).reshape(len(inputs), -1)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,8 @@ class Figures:
     Attributes:
         ram_bytes: arena (with the input in it), output, static data and stack at its highest.
         flash_bytes: code, tables and weights of the network.
-        max_error_lsb: largest difference from the same C compiled for this machine, over every input run.
+        max_error: largest difference from the same C compiled for this machine, over every input run: in
+            steps of an int8 output, or as it is of a float32 one.
         parts: by step; counted in a run of its own, whose counting costs under 1 %.
     """
 
@@ -53,30 +54,30 @@ class Figures:
     flash_bytes: int
     code_bytes: int
     instructions: int
-    max_error_lsb: int
+    max_error: float
     parts: tuple[Part, ...]
 
 
-def quantise(tensor: NDArray[np.float32], bundle: Bundle) -> NDArray[np.int8]:
-    """The input tensor as the C takes it: int8, NHWC, flat."""
+def to_input(tensor: NDArray[np.float32], bundle: Bundle) -> NDArray[Any]:
+    """The input tensor as the C takes it: int8 or float32, NHWC, flat."""
     interface = interface_of(bundle)
     if tensor.shape != bundle.manifest.input.shape:
         raise ValueError(f"input is {tensor.shape}, not {bundle.manifest.input.shape}")
-    scaled = tensor / np.float32(interface.input.scale)
-    values: NDArray[np.int8] = np.clip(
-        np.rint(scaled) + interface.input.zero, -128, 127
-    ).astype(np.int8)
+    values: NDArray[Any] = tensor
+    if interface.input is not None:
+        steps = np.rint(tensor / np.float32(interface.input.scale))
+        values = np.clip(steps + interface.input.zero, -128, 127).astype(np.int8)
     if bundle.manifest.input.layout == "NCHW":
         values = values.transpose(0, 2, 3, 1)
     return values.ravel()
 
 
-def dequantise(output: NDArray[np.int8], bundle: Bundle) -> NDArray[np.float32]:
+def from_output(output: NDArray[Any], bundle: Bundle) -> NDArray[np.float32]:
     """The C's output in the manifest's shape."""
-    interface = interface_of(bundle)
-    real = (output.astype(np.float32) - interface.output.zero) * np.float32(
-        interface.output.scale
-    )
+    quantised = interface_of(bundle).output
+    real = output.astype(np.float32)
+    if quantised is not None:
+        real = (real - quantised.zero) * np.float32(quantised.scale)
     shape = bundle.manifest.outputs[0].shape
     if len(shape) == 4:
         real = real.reshape(shape[2], shape[3], shape[1]).transpose(2, 0, 1)
@@ -133,7 +134,7 @@ class FirmwareSession:
     ) -> None:
         self._bundle, self.image, self._folder = bundle, image, folder
         self._interface = interface_of(bundle)
-        self._runs: list[tuple[NDArray[np.int8], Run]] = []
+        self._runs: list[tuple[NDArray[Any], Run]] = []
 
     def run(self, tensor: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """One inference; the first one is preceded by the project's self-test.
@@ -142,7 +143,7 @@ class FirmwareSession:
             ValueError: another shape.
             UserError: the self-test failed, or the board did.
         """
-        inputs = quantise(tensor, self._bundle)[np.newaxis]
+        inputs = to_input(tensor, self._bundle)[np.newaxis]
         run = self._start(self.image, inputs, probe=not self._runs)
         if run.self_test:
             raise UserError(
@@ -150,7 +151,7 @@ class FirmwareSession:
                 f"{run.self_test}; build it again, and report the model if it stays so"
             )
         self._runs.append((inputs, run))
-        return [dequantise(run.outputs[0], self._bundle)]
+        return [from_output(run.outputs[0], self._bundle)]
 
     def time(self, tensor: NDArray[np.float32], repeat: int) -> list[float]:
         """Raises: UserError always: the emulator's times say nothing of the board."""
@@ -201,7 +202,7 @@ class FirmwareSession:
             flash_bytes=image.network_code + image.weights,
             code_bytes=image.network_code,
             instructions=round(plain.instructions[0]),
-            max_error_lsb=int(np.abs(board.astype(np.int16) - host).max()),
+            max_error=float(np.abs(board.astype(np.float64) - host).max()),
             parts=tuple(
                 Part(group.layer, group.macs, float(row.sum()), *map(float, row[:3]))
                 for group, row in zip(manifest.lowering.groups, parts, strict=True)
@@ -214,9 +215,7 @@ class FirmwareSession:
     def close(self) -> None:
         self._folder.cleanup()
 
-    def _start(
-        self, image: Image, inputs: NDArray[np.int8], *, probe: bool = False
-    ) -> Run:
+    def _start(self, image: Image, inputs: NDArray[Any], *, probe: bool = False) -> Run:
         folder = Path(self._folder.name)
         return run_firmware(
             image, self._interface, inputs, folder, _SECONDS, probe=probe

@@ -5,6 +5,7 @@
 #include "small.h"
 
 #define NN_LAYOUT # /* of the weights, see there */
+#define NN_OPERATORS "small_int8.h"
 #include "small_kernels.h"
 #include "golden.h"
 
@@ -208,13 +209,13 @@ int small_self_test(int8_t *output, void *arena) {
   crc = nn_crc32(crc, small_requantise, sizeof small_requantise);
   if (crc != GOLDEN_CRC) return SMALL_WEIGHTS;
   int8_t *const input = (int8_t *)arena + SMALL_INPUT_OFFSET;
-  for (uint32_t i = #; i < SMALL_INPUT_BYTES; i++) {
+  for (uint32_t i = #; i < SMALL_INPUT_SIZE; i++) {
     const uint8_t byte = (uint8_t)((i * #) >> #); /* Knuth's multiplicative hash */
     memcpy(input + i, &byte, #);
   }
   const int code = small_run(input, output, arena);
   if (code != SMALL_OK) return code;
-  for (uint32_t i = #; i < SMALL_OUTPUT_BYTES; i++)
+  for (uint32_t i = #; i < SMALL_OUTPUT_SIZE; i++)
     if (output[i] != golden_output[i]) return SMALL_WRONG;
   return SMALL_OK;
 }

@@ -14,6 +14,7 @@ extern "C" {
 
 /* One image, rows of pixels of channels (NHWC): #
  * quantised = round(real / SCALE) + ZERO_POINT, clamped to # ... # */
+#define SMALL_INPUT_SIZE #
 #define SMALL_INPUT_BYTES #
 #define SMALL_INPUT_HEIGHT #
 #define SMALL_INPUT_WIDTH #
@@ -21,7 +22,8 @@ extern "C" {
 #define SMALL_INPUT_SCALE #
 #define SMALL_INPUT_ZERO_POINT (#)
 
-/* # real = (quantised - ZERO_POINT) * SCALE */
+/* The output: # real = (quantised - ZERO_POINT) * SCALE */
+#define SMALL_OUTPUT_SIZE #
 #define SMALL_OUTPUT_BYTES #
 #define SMALL_OUTPUT_SCALE #
 #define SMALL_OUTPUT_ZERO_POINT (#)
@@ -29,7 +31,7 @@ extern "C" {
 /* All the memory that an inference needs besides its stack, input included if it lies inside. */
 #define SMALL_ARENA_BYTES #
 #define SMALL_ARENA_ALIGNMENT #
-/* An input inside the arena must begin here; it is overwritten. */
+/* An input inside the arena must begin this many bytes from its start; it is overwritten. */
 #define SMALL_INPUT_OFFSET #
 
 enum {
