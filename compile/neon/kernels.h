@@ -120,35 +120,41 @@ INLINE void tile(const int8_t *x, int stride, const int8_t *block, int8_t *y, in
 #undef FOUR
 #else
   int32x4_t sums[MOST_ROWS][LANES], low[MOST_ROWS], high[MOST_ROWS];
-  UNROLLED for (int r = 0; r < rows; r++) {
-    UNROLLED for (int n = 0; n < LANES; n++) sums[r][n] = vdupq_n_s32(0);
-  }
   int k = 0;
-  for (; k + 16 <= c.depth; k += 16) {
-    int8x16_t a[MOST_ROWS];
-    UNROLLED for (int r = 0; r < rows; r++) a[r] = vld1q_s8(x + r * stride + k);
-    UNROLLED for (int n = 0; n < LANES; n++) {
-      int8x16_t b = vld1q_s8(w + 16 * n);
-      UNROLLED for (int r = 0; r < rows; r++) {
-        int16x8_t products = vmull_s8(vget_low_s8(a[r]), vget_low_s8(b));
-        if (c.pairs) {
-          products = vmlal_high_s8(products, a[r], b);
-        } else {
-          sums[r][n] = vpadalq_s16(sums[r][n], products);
-          products = vmull_high_s8(a[r], b);
-        }
-        sums[r][n] = vpadalq_s16(sums[r][n], products);
-      }
-    }
-    w += 16 * LANES;
+#define SIXTEEN(START)                                                                 \
+  {                                                                                    \
+    int8x16_t a[MOST_ROWS];                                                            \
+    UNROLLED for (int r = 0; r < rows; r++) a[r] = vld1q_s8(x + r * stride + k);       \
+    UNROLLED for (int n = 0; n < LANES; n++) {                                         \
+      int8x16_t b = vld1q_s8(w + 16 * n);                                              \
+      UNROLLED for (int r = 0; r < rows; r++) {                                        \
+        int16x8_t products = vmull_s8(vget_low_s8(a[r]), vget_low_s8(b));              \
+        int16x8_t others = c.pairs ? products : vmull_high_s8(a[r], b);                \
+        if (c.pairs) products = vmlal_high_s8(products, a[r], b);                      \
+        sums[r][n] = START ? vpaddlq_s16(products) : vpadalq_s16(sums[r][n], products); \
+        if (!c.pairs) sums[r][n] = vpadalq_s16(sums[r][n], others);                    \
+      }                                                                                \
+    }                                                                                  \
+    w += 16 * LANES;                                                                   \
+    k += 16;                                                                           \
   }
-  if (k < c.depth) {
-    UNROLLED for (int n = 0; n < LANES; n++) {
-      int8x8_t b = vld1_s8(w + 8 * n);
-      UNROLLED for (int r = 0; r < rows; r++)
-        sums[r][n] = vpadalq_s16(sums[r][n], vmull_s8(vld1_s8(x + r * stride + k), b));
-    }
+#define EIGHT(START)                                                                   \
+  UNROLLED for (int n = 0; n < LANES; n++) {                                           \
+    int8x8_t b = vld1_s8(w + 8 * n);                                                   \
+    UNROLLED for (int r = 0; r < rows; r++) {                                          \
+      int16x8_t products = vmull_s8(vld1_s8(x + r * stride + k), b);                   \
+      sums[r][n] = START ? vpaddlq_s16(products) : vpadalq_s16(sums[r][n], products);  \
+    }                                                                                  \
   }
+  if (c.depth < 16) {
+    EIGHT(1)
+  } else {
+    SIXTEEN(1)
+    while (k + 16 <= c.depth) SIXTEEN(0)
+    if (k < c.depth) EIGHT(0)
+  }
+#undef SIXTEEN
+#undef EIGHT
   UNROLLED for (int r = 0; r < rows; r++) {
     const int32x4_t *s = sums[r];
     low[r] = vaddq_s32(vpaddq_s32(vpaddq_s32(s[0], s[1]), vpaddq_s32(s[2], s[3])), low_bias);
@@ -241,8 +247,12 @@ typedef struct {
   int output_height, output_width;
   int kernel_height, kernel_width, down, across, top, left;
   int slab, columns; /* channels and output columns whose rows are kept in the first-level cache */
+  int dots;          /* 3×3 by SDOT: the three pixels of a column are summed as one */
   int pairs, magic, clamped;
 } Depthwise;
+
+/* Of each channel: its bias, its ratio, its weights. */
+INLINE int channel_bytes(Depthwise c) { return 8 + (c.dots ? 12 : c.kernel_height * c.kernel_width); }
 
 /* `width` pixels of one row, 8 channels (or 16 where `wide`) from `rows`, which hold `slab` channels a pixel. */
 INLINE void filter(const int8_t *const *rows, int slab, int width, const int8_t *block, int8_t *y, int count, int wide,
@@ -250,21 +260,28 @@ INLINE void filter(const int8_t *const *rows, int slab, int width, const int8_t 
   const int lanes = wide ? 16 : 8, taps = c.kernel_height * c.kernel_width, quads = lanes / 4;
   const int32_t *biases = (const int32_t *)block;
   const float *ratios = (const float *)block + lanes;
-  const int8_t *w = block + 8 * lanes;
+  /* A 3×3 kernel stays in registers. */
+  const int kept = taps <= 9;
+  int8x16_t weights[9];
+  UNROLLED for (int t = 0; kept && t < taps; t++)
+    weights[t] = wide ? vld1q_s8(block + (8 + t) * lanes) : vcombine_s8(vld1_s8(block + (8 + t) * lanes), vdup_n_s8(0));
+  int32x4_t bias[4];
+  float32x4_t ratio[4];
+  UNROLLED for (int q = 0; q < quads; q++) bias[q] = vld1q_s32(biases + 4 * q), ratio[q] = vld1q_f32(ratios + 4 * q);
   for (int column = 0; column < width; column++) {
     int32x4_t sums[4];
-    UNROLLED for (int q = 0; q < quads; q++) sums[q] = vld1q_s32(biases + 4 * q);
+    UNROLLED for (int q = 0; q < quads; q++) sums[q] = bias[q];
     UNROLLED for (int t = 0; t < taps; t += 1 + c.pairs) {
       int16x8_t low, high;
       UNROLLED for (int s = t; s < taps && s <= t + c.pairs; s++) {
         const int8_t *from =
             rows[s / c.kernel_width] + (column * c.across + s % c.kernel_width) * slab;
         if (wide) {
-          int8x16_t a = vld1q_s8(from), b = vld1q_s8(w + 16 * s);
+          int8x16_t a = vld1q_s8(from), b = kept ? weights[s] : vld1q_s8(block + (8 + s) * 16);
           low = s == t ? vmull_s8(vget_low_s8(a), vget_low_s8(b)) : vmlal_s8(low, vget_low_s8(a), vget_low_s8(b));
           high = s == t ? vmull_high_s8(a, b) : vmlal_high_s8(high, a, b);
         } else {
-          int8x8_t a = vld1_s8(from), b = vld1_s8(w + 8 * s);
+          int8x8_t a = vld1_s8(from), b = kept ? vget_low_s8(weights[s]) : vld1_s8(block + (8 + s) * 8);
           low = s == t ? vmull_s8(a, b) : vmlal_s8(low, a, b);
         }
       }
@@ -277,8 +294,7 @@ INLINE void filter(const int8_t *const *rows, int slab, int width, const int8_t 
     }
     int8x8_t results[2];
     UNROLLED for (int h = 0; h < lanes / 8; h++) {
-      int16x8_t steps = scaled(sums[2 * h], sums[2 * h + 1], vld1q_f32(ratios + 8 * h), vld1q_f32(ratios + 8 * h + 4),
-                               c.magic);
+      int16x8_t steps = scaled(sums[2 * h], sums[2 * h + 1], ratio[2 * h], ratio[2 * h + 1], c.magic);
       results[h] = narrowed(steps, o, c.clamped);
     }
     if (wide)
@@ -287,6 +303,40 @@ INLINE void filter(const int8_t *const *rows, int slab, int width, const int8_t 
       store(y + (ptrdiff_t)column * c.channels, results[0], count);
   }
 }
+
+#if defined(__ARM_FEATURE_DOTPROD)
+/* One column of 8 channels from three rows: four bytes each, of which the last has weight 0. */
+INLINE int8x16x2_t column_of(const int8_t *const *rows, int at) {
+  int8x16_t a = vcombine_s8(vld1_s8(rows[0] + at), vdup_n_s8(0));
+  int8x16_t b = vcombine_s8(vld1_s8(rows[1] + at), vdup_n_s8(0));
+  int8x16_t d = vcombine_s8(vld1_s8(rows[2] + at), vdup_n_s8(0));
+  int16x8_t upper = vreinterpretq_s16_s8(vzip1q_s8(a, b)), lower = vreinterpretq_s16_s8(vzip1q_s8(d, d));
+  return (int8x16x2_t){{vreinterpretq_s8_s16(vzip1q_s16(upper, lower)), vreinterpretq_s8_s16(vzip2q_s16(upper, lower))}};
+}
+
+INLINE void filter_dots(const int8_t *const *rows, int slab, int width, const int8_t *block, int8_t *y, int count,
+                        Output o, Depthwise c) {
+  const int32_t *biases = (const int32_t *)block;
+  const float *ratios = (const float *)block + LANES;
+  const int32x4_t low_bias = vld1q_s32(biases), high_bias = vld1q_s32(biases + 4);
+  const float32x4_t low_ratio = vld1q_f32(ratios), high_ratio = vld1q_f32(ratios + 4);
+  int8x16_t w[6];
+  UNROLLED for (int i = 0; i < 6; i++) w[i] = vld1q_s8(block + SCALES + 16 * i);
+  int8x16x2_t first = column_of(rows, 0), second = column_of(rows, slab);
+  _Pragma("clang loop unroll_count(3)") for (int column = 0; column < width; column++) {
+    const int at = column * c.across * slab;
+    if (c.across == 2 && column) second = column_of(rows, at + slab);
+    const int8x16x2_t third = column_of(rows, at + 2 * slab);
+    int32x4_t low = vdotq_s32(vdotq_s32(vdotq_s32(low_bias, first.val[0], w[0]), second.val[0], w[2]), third.val[0], w[4]);
+    int32x4_t high =
+        vdotq_s32(vdotq_s32(vdotq_s32(high_bias, first.val[1], w[1]), second.val[1], w[3]), third.val[1], w[5]);
+    store(y + (ptrdiff_t)column * c.channels,
+          narrowed(scaled(low, high, low_ratio, high_ratio, c.magic), o, c.clamped), count);
+    first = c.across == 2 ? third : second;
+    second = third;
+  }
+}
+#endif
 
 /* Columns from `left` on, `slab` channels each, padded; `count` of the channels are the input's. */
 INLINE void copy_row(int8_t *to, const int8_t *x, int row, int left, int columns, int slab, int count, int8x16_t padding,
@@ -305,7 +355,6 @@ INLINE void copy_row(int8_t *to, const int8_t *x, int row, int left, int columns
 /* The channels of one slab: `slab`, a multiple of 8, of which `count` are the output's. */
 INLINE void filter_slab(int first, int last, const int8_t *x, const int8_t *blocks, int8_t *y, int left, int width,
                         int slab, int count, int8x16_t padding, Output o, Depthwise c) {
-  const int taps = c.kernel_height * c.kernel_width;
   const int room = (c.columns - 1) * c.across + c.kernel_width, columns = (width - 1) * c.across + c.kernel_width;
   int8_t ring[c.kernel_height * room * slab] __attribute__((aligned(64)));
   int next = first * c.down - c.top;
@@ -321,12 +370,25 @@ INLINE void filter_slab(int first, int last, const int8_t *x, const int8_t *bloc
       rows[i] = ring + (above + c.top + i) % c.kernel_height * room * slab;
     int8_t *out = y + ((ptrdiff_t)row * c.output_width + left) * c.channels;
     const int8_t *block = blocks;
-    for (int k = 0; k + 16 <= count; k += 16, block += 16 * (8 + taps)) {
+#if defined(__ARM_FEATURE_DOTPROD)
+    if (c.dots) {
+      for (int k = 0; k < count; k += LANES, block += LANES * channel_bytes(c)) {
+        const int8_t *shifted[MOST_KERNEL];
+        UNROLLED for (int i = 0; i < c.kernel_height; i++) shifted[i] = rows[i] + k;
+        if (count % LANES && k + LANES > count)
+          filter_dots(shifted, slab, width, block, out + k, count % LANES, o, c);
+        else
+          filter_dots(shifted, slab, width, block, out + k, LANES, o, c);
+      }
+      continue;
+    }
+#endif
+    for (int k = 0; k + 16 <= count; k += 16, block += 16 * channel_bytes(c)) {
       const int8_t *shifted[MOST_KERNEL];
       UNROLLED for (int i = 0; i < c.kernel_height; i++) shifted[i] = rows[i] + k;
       filter(shifted, slab, width, block, out + k, 16, 1, o, c);
     }
-    UNROLLED for (int k = count / 16 * 16; k < count; k += 8, block += 8 * (8 + taps)) {
+    UNROLLED for (int k = count / 16 * 16; k < count; k += 8, block += 8 * channel_bytes(c)) {
       const int8_t *shifted[MOST_KERNEL];
       UNROLLED for (int i = 0; i < c.kernel_height; i++) shifted[i] = rows[i] + k;
       filter(shifted, slab, width, block, out + k, count - k, 0, o, c);
@@ -338,15 +400,15 @@ INLINE void filter_slab(int first, int last, const int8_t *x, const int8_t *bloc
 INLINE void depthwise(int first, int last, const int8_t *x, const int8_t *parameters, int8_t *y, Depthwise c) {
   const Output o = output_of(parameters);
   const int8x16_t padding = vdupq_n_s8((int8_t)((const Head *)parameters)->input_zero);
-  const int taps = c.kernel_height * c.kernel_width, rest = c.channels % c.slab;
+  const int rest = c.channels % c.slab;
   for (int left = 0; left < c.output_width; left += c.columns) {
     const int width = left + c.columns < c.output_width ? c.columns : c.output_width - left;
     int k = 0;
     for (; k + c.slab <= c.channels; k += c.slab)
-      filter_slab(first, last, x + k, parameters + HEAD + k * (8 + taps), y + k, left, width, c.slab, c.slab, padding, o,
+      filter_slab(first, last, x + k, parameters + HEAD + k * channel_bytes(c), y + k, left, width, c.slab, c.slab, padding, o,
                   c);
     if (rest)
-      filter_slab(first, last, x + k, parameters + HEAD + k * (8 + taps), y + k, left, width, (rest + 7) / 8 * 8, rest,
+      filter_slab(first, last, x + k, parameters + HEAD + k * channel_bytes(c), y + k, left, width, (rest + 7) / 8 * 8, rest,
                   padding, o, c);
   }
 }
@@ -442,25 +504,38 @@ INLINE void average(int first, int last, const int8_t *x, const int8_t *paramete
 
 typedef struct {
   int height, width, channels;
+  int reciprocal; /* the division by the scale may be two multiplications */
 } Quantisation;
 
-INLINE int8x8_t quantised(const float *x, float32x4_t scale, Output o) {
-  int32x4_t low = vcvtnq_s32_f32(vdivq_f32(vld1q_f32(x), scale));
-  int32x4_t high = vcvtnq_s32_f32(vdivq_f32(vld1q_f32(x + 4), scale));
+/* x ÷ scale as a division rounds it: twice the quotient's own error, exact in fused arithmetic, is put right by the
+   rounded reciprocal (P. Markstein, Computation of elementary functions on the IBM RISC System/6000 processor, IBM
+   Journal of Research and Development 34 (1990), 111). */
+INLINE int32x4_t quotient(float32x4_t x, const float *head, Quantisation c) {
+  const float32x4_t scale = vdupq_n_f32(head[0]), reciprocal = vdupq_n_f32(head[1]), limit = vdupq_n_f32(head[2]);
+  if (!c.reciprocal) return vcvtnq_s32_f32(vdivq_f32(x, scale));
+  x = vmaxq_f32(vminq_f32(x, limit), vnegq_f32(limit));
+  float32x4_t q = vmulq_f32(x, reciprocal);
+  q = vfmaq_f32(q, vfmsq_f32(x, q, scale), reciprocal);
+  q = vfmaq_f32(q, vfmsq_f32(x, q, scale), reciprocal);
+  return vcvtnq_s32_f32(q);
+}
+
+INLINE int8x8_t quantised(const float *x, const float *head, Output o, Quantisation c) {
+  int32x4_t low = quotient(vld1q_f32(x), head, c), high = quotient(vld1q_f32(x + 4), head, c);
   return narrowed(vqmovn_high_s32(vqmovn_s32(low), high), o, 0);
 }
 
 /* Rows from `first` to before `last`, from float32 [channels, height, width]. */
 INLINE void quantise(int first, int last, const float *x, const int8_t *parameters, int8_t *y, Quantisation c) {
   const Output o = output_of(parameters);
-  const float32x4_t scale = vdupq_n_f32(((const Head *)parameters)->ratios[0]);
+  const float *head = ((const Head *)parameters)->ratios;
   const ptrdiff_t plane = (ptrdiff_t)c.height * c.width;
   const int end = last * c.width;
   for (int p = first * c.width; p < end; p += LANES) {
     const int count = end - p < LANES ? end - p : LANES;
     if (c.channels == 3 && count == LANES) {
       int8x8x3_t three;
-      UNROLLED for (int k = 0; k < 3; k++) three.val[k] = quantised(x + k * plane + p, scale, o);
+      UNROLLED for (int k = 0; k < 3; k++) three.val[k] = quantised(x + k * plane + p, head, o, c);
       vst3_s8(y + 3 * (ptrdiff_t)p, three);
       continue;
     }
@@ -468,7 +543,7 @@ INLINE void quantise(int first, int last, const float *x, const int8_t *paramete
       float values[LANES] = {0};
       int8_t results[LANES];
       for (int i = 0; i < count; i++) values[i] = x[k * plane + p + i];
-      vst1_s8(results, quantised(values, scale, o));
+      vst1_s8(results, quantised(values, head, o, c));
       for (int i = 0; i < count; i++) y[(ptrdiff_t)(p + i) * c.channels + k] = results[i];
     }
   }

@@ -22,6 +22,8 @@ _LANES = 8
 _HEAD = 64
 _MAGIC = int(np.float32(1.5 * 2**23).view(np.int32))
 _MAGIC_SUMS, _MAGIC_STEPS = 1 << 22, 1 << 15
+# Steps beyond which every quantised value is the largest.
+_MOST_STEPS = 512
 # What a kernel works on at a time stays well within the first-level cache: 32 KB and more on all of these CPUs.
 _BAND_BYTES = 12 << 10
 # Pixels in registers beside 8 channels: with SDOT a register sums four channels, without one channel.
@@ -73,8 +75,19 @@ def kernel(operator: Operator, dot: bool) -> Kernel:
 def quantise(image: Tensor) -> Kernel:
     """The network's input, from float32 [channels, height, width]."""
     height, width, channels = image.shape
-    sizes = {"height": height, "width": width, "channels": channels}
-    head = _head(image.quantisation.zero, ratios=[image.quantisation.scale])
+    scale = np.float32(image.quantisation.scale)
+    reciprocal = np.float32(1) / scale
+    # Of a mantissa of ones alone the rounded reciprocal may not do; of a scale that is next to nothing neither.
+    mantissa = int(scale.view(np.int32)) & 0x7FFFFF
+    safe = mantissa != 0x7FFFFF and 2**-64 < scale < 2**64
+    sizes = {
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "reciprocal": int(safe),
+    }
+    values = [float(scale), float(reciprocal), float(scale) * _MOST_STEPS]
+    head = _head(image.quantisation.zero, ratios=values)
     return Kernel("quantise", _call("quantise", "Quantisation", sizes), height, head)
 
 
@@ -129,7 +142,7 @@ def _convolution(operator: Convolution, dot: bool) -> Kernel:
         "direct": int(operator.pointwise and taps == depth),
         "depth": depth,
         "rows": rows,
-        "band": rows * max(1, min(_BAND_BYTES // (depth * rows), tiles)),
+        "band": rows * max(1, min(_BAND_BYTES // ((depth + outputs) * rows), tiles)),
         "by_channels": int(by_channels),
         "pairs": int(not _has_least(operator)),
         "magic": int(magic),
@@ -172,9 +185,11 @@ def _depthwise(operator: Convolution, dot: bool) -> Kernel:
     columns = operator.output.shape[1]
     if height * row * slab > 2 * _BAND_BYTES:
         columns = max(1, (_BAND_BYTES // (16 * height) - width) // across + 1)
+    dots = dot and operator.kernel == (3, 3) and across <= 2
     sizes = _geometry(operator) | {
         "slab": min(slab, _whole(channels)),
         "columns": columns,
+        "dots": int(dots),
         "pairs": int(not _has_least(operator)),
         "magic": int(magic),
         "clamped": int(_clamped(operator)),
@@ -184,9 +199,10 @@ def _depthwise(operator: Convolution, dot: bool) -> Kernel:
     packed = [_head_of(operator)]
     at = 0
     while at < channels:
-        lanes = 16 if channels - at >= 16 else 8
+        lanes = 16 if channels - at >= 16 and not dots else 8
         own = slice(at, at + lanes)
-        packed += [*_scales(operator, bias, own, lanes), weights[:, own].ravel()]
+        block = _columns(weights[:, own]) if dots else weights[:, own].ravel()
+        packed += [*_scales(operator, bias, own, lanes), block]
         at += lanes
     return Kernel(
         "depthwise",
@@ -195,6 +211,13 @@ def _depthwise(operator: Convolution, dot: bool) -> Kernel:
         np.concatenate(packed),
         operator.macs,
     )
+
+
+def _columns(weights: Bytes) -> Bytes:
+    """8 channels' 3×3 weights for SDOT: column by column, of each channel three and a zero."""
+    columns = np.zeros((3, 2, 4, 4), np.int8)
+    columns[..., :3] = weights.reshape(3, 3, 2, 4).transpose(1, 2, 3, 0)
+    return columns.ravel()
 
 
 def _geometry(operator: Convolution) -> dict[str, int]:
