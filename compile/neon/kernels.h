@@ -176,22 +176,26 @@ INLINE void copy(int8_t *to, const int8_t *from, int count) {
   UNROLLED for (; k < count; k++) to[k] = from[k];
 }
 
-/* The pixels that one output sums over, side by side. */
-INLINE void gather(const int8_t *x, int pixel, int8_t *to, int8_t padding, Convolution c) {
-  const int top = pixel / c.output_width * c.down - c.top, left = pixel % c.output_width * c.across - c.left;
+/* The rows of a matrix for the output pixels from `first` to before `last`: what each sums over, side by side. */
+INLINE void gather(const int8_t *x, int first, int last, int8_t *to, int8_t padding, Convolution c) {
   const int row = c.kernel_width * c.channels;
-  for (int i = 0; i < c.kernel_height; i++, to += row) {
-    const int y = top + i;
-    const int8_t *from = x + ((ptrdiff_t)y * c.width + left) * c.channels;
-    if (y >= 0 && y < c.height && left >= 0 && left + c.kernel_width <= c.width) {
-      copy(to, from, row);
-      continue;
+  int down = first / c.output_width, across = first % c.output_width;
+  for (int p = first; p < last; p++, to += c.depth) {
+    const int top = down * c.down - c.top, left = across * c.across - c.left;
+    const int8_t *from = x + ((ptrdiff_t)top * c.width + left) * c.channels;
+    if (top >= 0 && top + c.kernel_height <= c.height && left >= 0 && left + c.kernel_width <= c.width) {
+      for (int i = 0; i < c.kernel_height; i++) copy(to + i * row, from + (ptrdiff_t)i * c.width * c.channels, row);
+    } else {
+      for (int i = 0; i < c.kernel_height; i++) {
+        for (int j = 0; j < c.kernel_width; j++) {
+          const int inside = top + i >= 0 && top + i < c.height && left + j >= 0 && left + j < c.width;
+          for (int k = 0; k < c.channels; k++)
+            to[i * row + j * c.channels + k] =
+                inside ? from[((ptrdiff_t)i * c.width + j) * c.channels + k] : padding;
+        }
+      }
     }
-    for (int j = 0; j < c.kernel_width; j++) {
-      const int inside = y >= 0 && y < c.height && left + j >= 0 && left + j < c.width;
-      for (int k = 0; k < c.channels; k++)
-        to[j * c.channels + k] = inside ? from[j * c.channels + k] : padding;
-    }
+    if (++across == c.output_width) across = 0, down++;
   }
 }
 
@@ -215,7 +219,7 @@ INLINE void convolution(int first, int last, const int8_t *x, const int8_t *para
     const int stop = p + c.band < end ? p + c.band : end;
     const int8_t *matrix = x + (ptrdiff_t)p * c.depth;
     if (!c.direct) {
-      for (int i = p; i < stop; i++) gather(x, i, gathered + (i - p) * c.depth, padding, c);
+      gather(x, p, stop, gathered, padding, c);
       matrix = gathered;
     }
     for (int n = from; n < to; n++) {

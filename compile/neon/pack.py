@@ -25,9 +25,9 @@ _MAGIC_SUMS, _MAGIC_STEPS = 1 << 22, 1 << 15
 # Steps beyond which every quantised value is the largest.
 _MOST_STEPS = 512
 # What a kernel works on at a time stays well within the first-level cache: 32 KB and more on all of these CPUs.
-_BAND_BYTES = 12 << 10
+_BAND_BYTES = 16 << 10
 # Pixels in registers beside 8 channels: with SDOT a register sums four channels, without one channel.
-_ROWS_DOT, _ROWS = (8, 7, 6), (2,)
+_ROWS_DOT, _ROWS = (8, 7, 6), (3,)
 # A network's parallel loops: one part for each core.
 _CORES = 4
 
@@ -134,15 +134,20 @@ def _convolution(operator: Convolution, dot: bool) -> Kernel:
     rows = min(
         _ROWS_DOT if dot else _ROWS, key=lambda rows: (-(-pixels // rows)) * (rows + 1)
     )
+    direct = operator.pointwise and taps == depth
+    if not direct:
+        # The gathered rows are on the stack.
+        rows = max(1, min(rows, _BAND_BYTES // depth))
     rows = min(rows, pixels)
     tiles, blocks = -(-pixels // rows), -(-outputs // _LANES)
     by_channels = tiles < 4 * _CORES
     sizes = _geometry(operator) | {
         "outputs": outputs,
-        "direct": int(operator.pointwise and taps == depth),
+        "direct": int(direct),
         "depth": depth,
         "rows": rows,
-        "band": rows * max(1, min(_BAND_BYTES // ((depth + outputs) * rows), tiles)),
+        "band": rows
+        * max(1, min(_BAND_BYTES // ((depth + min(outputs, 64)) * rows), tiles)),
         "by_channels": int(by_channels),
         "pairs": int(not _has_least(operator)),
         "magic": int(magic),
