@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -128,21 +128,25 @@ def build(order: Order, progress: Progress) -> Bundle:
     output = order.output or Path("out") / f"{source.name}-{order.target.name}"
     name = _c_name(order, source)
     with staging(output) as folder:
-        integers = int8 if order.format == "bundle" else None
-        pairs = golden.write_golden(
-            folder,
-            inputs,
-            partial(integers.answer, reference=reference)
-            if integers
-            else reference.run,
+        integers = int8 if order.format != "c" else None
+        answer = (
+            partial(integers.answer, reference=reference) if integers else reference.run
         )
+        pairs = golden.write_golden(folder, inputs, answer)
         quantisation = write_reference(int8, folder) if int8 else None
         if labels is not None:
             (folder / "labels.txt").write_text(
                 "\n".join(labels) + "\n", encoding="utf-8"
             )
         standalone = (
-            _standalone(order, source, name, preprocessing, reference)
+            _standalone(
+                order,
+                source,
+                name,
+                preprocessing,
+                answer,
+                "int8" if int8 else "float32",
+            )
             if order.format == "standalone"
             else None
         )
@@ -223,11 +227,6 @@ def _check_format(order: Order) -> None:
 
 
 def _check_int8(order: Order) -> None:
-    if order.format == "standalone":
-        raise UserError(
-            "--format standalone: int8 is built as a bundle or, for a microcontroller, as C; "
-            "take --format bundle, or the float32 model"
-        )
     if order.records or order.require_tuned:
         raise UserError(
             "--records and --require-tuned: int8 is not tuned; leave them out"
@@ -262,7 +261,8 @@ def _standalone(
     source: Source,
     name: str,
     preprocessing: Preprocessing,
-    reference: Reference,
+    answer: Callable[[NDArray[np.float32]], Sequence[NDArray[np.float32]]],
+    numbers: str,
 ) -> Standalone:
     """What a standalone library says of itself, and the answer it must give to prove itself."""
     tensor = source.model.input
@@ -270,13 +270,13 @@ def _standalone(
         (value * preprocessing.scale - preprocessing.mean[0]) / preprocessing.std[0]
         for value in (0.0, 255.0)
     )
-    outputs = reference.run(self_test_input(low, high, tensor.shape))
+    outputs = answer(self_test_input(low, high, tensor.shape))
     identity = source.model.identity
     return Standalone(
         name=name,
         model=identity.name,
         version=f"{name}: {identity.name} (SHA-256 {identity.sha256[:16]}) for {order.target.name}, "
-        f"float32, by Apache TVM 0.19",
+        f"{numbers}, by Apache TVM 0.19",
         self_test=SelfTest(low, high, tuple(outputs[0].ravel().tolist())),
     )
 

@@ -14,6 +14,7 @@ import graphs
 import onnx
 import pytest
 from conftest import run, succeed
+from integers import quantised, residuals
 
 from bundle.store import open_bundle
 
@@ -328,3 +329,46 @@ def test_the_trained_network_is_right_as_a_library(
     assert result["max_abs_error"] <= 5e-5
     measured = open_bundle(bundle).manifest.measured
     assert measured["library_bytes"] <= 1.03 * measured["weight_bytes"]
+
+
+@pytest.fixture(scope="module")
+def int8(
+    tmp_path_factory: pytest.TempPathFactory, free_photos: list[Path]
+) -> tuple[Path, str]:
+    """``small`` in int8, calibrated on too few photographs, and what the build said."""
+    library = tmp_path_factory.mktemp("int8") / "library"
+    options = ("--model", SMALL, "--output", library, *STANDALONE)
+    calibration = ("--quantize", "int8", "--calibration", *free_photos)
+    result = run("compile.build", *options, *calibration)
+    assert result.returncode == 0, result.stderr
+    return library, result.stdout + result.stderr
+
+
+def test_int8_is_a_library_too(
+    int8: tuple[Path, str], small: Path, free_photos: list[Path]
+) -> None:
+    library, said = int8
+    assert f"only {len(free_photos)} images; with fewer than 8" in said
+    check = "runtime_demo.check", library, "--model", SMALL, "--repeat", 1
+    told = run(*check, "--images", free_photos[0])
+    assert "some of these images calibrated the network" in told.stderr
+    checked = json.loads(succeed(*check, "--images", *free_photos, "--json"))
+    assert checked["vs_quantised"]["steps"] == 0
+    ours, floating = (open_bundle(path).manifest.lowering for path in (library, small))
+    assert ours.float_operators == 0
+    assert ours.memory
+    assert floating.memory
+    assert ours.memory.arena_bytes <= floating.memory.arena_bytes / 3
+    wanted = must([tool("nm"), "-D", "--undefined-only", "libsmall.so"], library)
+    assert all("@GLIBC_" in line for line in wanted.splitlines())
+    must([sys.executable, "-c", "import small; small.self_test()"], library)
+
+
+def test_int8_is_right_on_an_emulated_board(tmp_path: Path) -> None:
+    model, library = tmp_path / "int8.onnx", tmp_path / "library"
+    onnx.save(quantised(residuals(), tmp_path), model)
+    target = ("--target", "arm-cortex-a7", "--output", library)
+    succeed("compile.build", "--model", model, *target, *STANDALONE)
+    options = ("--model", model, "--board", "emulated", "--json")
+    checked = json.loads(succeed("runtime_demo.check", library, *options))
+    assert checked["vs_quantised"]["steps"] == 0
