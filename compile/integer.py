@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle.manifest import Tensor as Output
-from compile import requantise, vnni
+from compile import dot_product, requantise
 from compile.c.graph import Add, AveragePool, Convolution, Network, Quantisation
 from compile.evaluate import addition, ratios
 from targets import engine
@@ -34,7 +34,7 @@ def to_relay(network: Network, output: Output) -> Any:
     Raises:
         UserError: a sum does not fit 32 bits.
     """
-    vnni.mend()
+    dot_product.mend()
     height, width, channels = network.input.shape
     image = relay.var(
         network.input.name, shape=(1, channels, height, width), dtype="float32"

@@ -1,0 +1,150 @@
+"""TOPI's int8 convolutions for x86 with dot products that are exact, with VNNI and without.
+
+Without VNNI TOPI multiplies by ``vpmaddubsw``, whose sums of two products saturate at 16 bits: 255 × 127 × 2 does not
+fit. Here a weight is twice its half plus its lowest bit, and the two are multiplied apart: 255 × 64 × 2 fits. And since
+LLVM 21 ``vpdpbusd`` takes bytes, where TOPI still passes it words and LLVM aborts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from targets import engine
+
+tvm = engine.compiler()
+from tvm import te, tir, topi
+from tvm.autotvm.task.space import OtherOptionEntity, SplitEntity
+from tvm.target.codegen import target_has_features
+from tvm.target.x86 import get_simd_32bit_lanes
+from tvm.topi.generic import conv2d as generic
+from tvm.topi.x86 import conv2d_alter_op, tensor_intrin
+
+_DEPTH = 4
+# By bytes of a register: (vpmaddubsw, vpmaddwd, vpdpbusd).
+_INSTRUCTIONS = {
+    32: ("avx2.pmadd.ub.sw", "avx2.pmadd.wd", "avx512.vpdpbusd.256"),
+    64: ("avx512.pmaddubs.w.512", "avx512.pmaddw.d.512", "avx512.vpdpbusd.512"),
+}
+# Pixels whose sums are kept in registers, by bytes of a register, without VNNI; AVX2 keeps two registers a pixel.
+_PIXELS = {32: 5, 64: 24}
+
+
+def mend() -> None:
+    """Make TOPI choose and write its int8 schedules so, from now on in this process."""
+    conv2d_alter_op.is_int8_hw_support = _is_exact
+    topi.x86.is_int8_hw_support = _is_exact
+    tensor_intrin.dot_16x1x16_uint8_int8_int32_cascadelake = _dot_product
+    tensor_intrin.dot_16x1x16_uint8_int8_int32_skylake = _dot_product
+    generic.fallback_schedule_cpu_1x1_int8 = _tile_pointwise
+    generic.fallback_schedule_cpu_common_int8 = _tile_common
+
+
+def _is_exact(data: str, kernel: str) -> bool:
+    return data == "uint8" and kernel == "int8" and target_has_features("avx2")
+
+
+def _has_vnni() -> bool:
+    return bool(target_has_features("avx512vnni") or target_has_features("avxvnni"))
+
+
+# TOPI's own choices, and what they are where VNNI is not: fewer pixels at a time.
+_topi_pointwise = generic.fallback_schedule_cpu_1x1_int8
+_topi_common = generic.fallback_schedule_cpu_common_int8
+
+
+def _tile_pointwise(cfg: Any, workload: Any, **sizes: int) -> None:
+    _topi_pointwise(cfg, workload, **sizes)
+    if not _has_vnni():
+        width = cfg["tile_ow"].size[0] * cfg["tile_ow"].size[1]
+        height = workload.height // workload.stride_h
+        _, rows, columns = max(
+            (h * w, h, w)
+            for h in (1, 2)
+            for w in range(1, width + 1)
+            if height % h == 0 and width % w == 0 and h * w <= _most_pixels(width)
+        )
+        cfg["tile_oh"] = OtherOptionEntity(rows)
+        cfg["tile_ow"] = SplitEntity([width // columns, columns])
+
+
+def _tile_common(cfg: Any, workload: Any, **sizes: int) -> None:
+    _topi_common(cfg, workload, **sizes)
+    if not _has_vnni():
+        width = cfg["tile_ow"].size[0] * cfg["tile_ow"].size[1]
+        columns = max(w for w in range(1, _most_pixels(width) + 1) if width % w == 0)
+        cfg["tile_ow"] = SplitEntity([width // columns, columns])
+
+
+def _most_pixels(width: int) -> int:
+    most = _PIXELS[get_simd_32bit_lanes() * 4]
+    # A row of seven is better kept whole than taken pixel by pixel.
+    return max(most, 7) if width == 7 else most
+
+
+def _dot_product() -> Any:
+    """int32[lanes] += uint8[4] · int8[lanes, 4]."""
+    lanes = get_simd_32bit_lanes()
+    data = te.placeholder((_DEPTH,), dtype="uint8", name="data")
+    kernel = te.placeholder((lanes, _DEPTH), dtype="int8", name="kernel")
+    k = te.reduce_axis((0, _DEPTH), name="k")
+    result = te.compute(
+        (lanes,),
+        lambda i: te.sum(data[k].astype("int32") * kernel[i, k].astype("int32"), k),
+        name="C",
+    )
+
+    def buffer(tensor: Any, name: str, strides: list[Any]) -> Any:
+        return tir.decl_buffer(
+            tensor.shape, tensor.dtype, name, strides=strides, offset_factor=1
+        )
+
+    buffers = {
+        data: buffer(data, "data", [1]),
+        kernel: buffer(kernel, "kernel", [te.var("row"), 1]),
+    }
+    return te.decl_tensor_intrin(
+        result.op,
+        _body,
+        binds=buffers,
+        default_buffer_params={"offset_factor": 1},
+    )
+
+
+def _body(inputs: Any, outputs: Any) -> tuple[Any, Any, Any]:
+    """What TOPI asks of a tensor intrinsic: the whole, setting to zero, adding."""
+    (output,) = outputs
+    lanes = get_simd_32bit_lanes()
+    sums, octets = f"int32x{lanes}", f"int8x{_DEPTH * lanes}"
+    add = _add_with_vnni if _has_vnni() else _add_by_halves
+
+    def added(before: Any) -> Any:
+        word = tir.call_intrin(
+            "int32", "tir.reinterpret", inputs[0].vload([0], "uint8x4")
+        )
+        data = tir.call_intrin(octets, "tir.reinterpret", word.astype(sums))
+        return output.vstore(0, add(before, data, inputs[1].vload([0, 0], octets)))
+
+    zero = tir.const(0, sums)
+    return added(zero), output.vstore(0, zero), added(output.vload([0], sums))
+
+
+def _add_with_vnni(before: Any, data: Any, weights: Any) -> Any:
+    lanes = get_simd_32bit_lanes()
+    *_, multiply_add = _INSTRUCTIONS[lanes * 4]
+    return _call(f"int32x{lanes}", multiply_add, before, data, weights)
+
+
+def _add_by_halves(before: Any, data: Any, weights: Any) -> Any:
+    lanes = get_simd_32bit_lanes()
+    multiply, add_pairs, _ = _INSTRUCTIONS[lanes * 4]
+    sums, words = f"int32x{lanes}", f"int16x{2 * lanes}"
+    one = tir.const(1, f"int8x{_DEPTH * lanes}")
+    for part, factor in ((weights >> one, 2), (weights & one, 1)):
+        products = _call(words, multiply, data, part)
+        before = before + _call(sums, add_pairs, products, tir.const(factor, words))
+    return before
+
+
+def _call(dtype: str, name: str, *arguments: Any) -> Any:
+    count = tir.const(len(arguments), "uint32")
+    return tir.call_llvm_pure_intrin(dtype, f"llvm.x86.{name}", count, *arguments)
