@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from targets import engine
+from targets.presets import Target
 
 tvm = engine.compiler()
 from tvm import te, tir, topi
@@ -37,6 +38,16 @@ def mend() -> None:
     tensor_intrin.dot_16x1x16_uint8_int8_int32_skylake = _dot_product
     generic.fallback_schedule_cpu_1x1_int8 = _tile_pointwise
     generic.fallback_schedule_cpu_common_int8 = _tile_common
+
+
+def instruction(target: Target) -> str:
+    """What int8 convolutions multiply by on ``target``, for a person."""
+    with tvm.target.Target(target.tvm):
+        if _has_vnni():
+            return "int8: VPDPBUSD"
+        if target_has_features("avx2"):
+            return "int8: VPMADDUBSW, weights by halves"
+    return "int8: no dot product of this CPU is used"
 
 
 def _is_exact(data: str, kernel: str) -> bool:

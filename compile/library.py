@@ -60,6 +60,7 @@ def build_library(job: Job, stage: Callable[[str], None]) -> Lowering:
     proto = onnx.load_model_from_string(job.proto)
     inside: int | None = None
     native: Native | None = None
+    told: dict[str, Any] = {}
     try:
         if job.int8 is None:
             from compile.importer import to_relay
@@ -68,7 +69,8 @@ def build_library(job: Job, stage: Callable[[str], None]) -> Lowering:
         else:
             from compile import integer
 
-            module, native = _integers(proto, job.int8, job.target)
+            module, native, instruction = _integers(proto, job.int8, job.target)
+            told["reason"] = instruction
             inside = len(integer.float_operators(module))
             assert inside == 0, integer.float_operators(module)
         stage(f"lowering and compiling for {job.target.name}")
@@ -83,29 +85,30 @@ def build_library(job: Job, stage: Callable[[str], None]) -> Lowering:
         _link(lowered.factory, job.target, library, native)
     else:
         library = job.output / f"lib{job.standalone.name}.so"
-        memory = _emit(lowered, job.standalone, job)
+        memory = _emit(lowered, job.standalone, job, native)
     machine = elf_machine(library)
     if machine != job.target.machine:
         raise UserError(
             f"target {job.target.name}: the code is for {machine}, not {job.target.machine}"
         )
     return lowered.description.model_copy(
-        update={"memory": memory, "float_operators": inside}
+        update={"memory": memory, "float_operators": inside, **told}
     )
 
 
 def _integers(
     proto: onnx.ModelProto, output: Tensor, target: Target
-) -> tuple[Any, Native | None]:
-    from compile import integer
+) -> tuple[Any, Native | None, str]:
+    """The integers of a QDQ graph in Relay, the C that they call, and what they multiply by."""
+    from compile import dot_product, integer
     from compile.c import graph
     from compile.neon import network
 
     operators = graph.read(proto)
     if network.serves(target):
         native = network.lower(operators, output, target)
-        return native.module, native
-    return integer.to_relay(operators, output), None
+        return native.module, native, native.instruction
+    return integer.to_relay(operators, output), None, dot_product.instruction(target)
 
 
 def _lower(job: Job, module: Any, native: str) -> Lowered:
@@ -123,8 +126,11 @@ def _lower(job: Job, module: Any, native: str) -> Lowered:
         ) from error
 
 
-def _emit(lowered: Lowered, wanted: Standalone, job: Job) -> MemoryPlan:
+def _emit(
+    lowered: Lowered, wanted: Standalone, job: Job, native: Native | None
+) -> MemoryPlan:
     from compile.lower import workspaces
+    from compile.neon.network import compile_source
     from compile.program import read_program
     from compile.standalone.emit import emit
 
@@ -141,6 +147,9 @@ def _emit(lowered: Lowered, wanted: Standalone, job: Job) -> MemoryPlan:
         for number, inner in enumerate(factory.get_lib().imported_modules):
             kernels.append(Path(scratch) / f"kernels{number}.o")
             inner.save(str(kernels[-1]))
+        if native:
+            kernels.append(Path(scratch) / "native.o")
+            compile_source(native.source, kernels[-1], job.target)
         return emit(job.output, wanted, program, kernels, job.target, job.dump)
 
 

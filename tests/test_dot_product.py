@@ -11,10 +11,11 @@ import pytest
 from numpy.typing import NDArray
 from relay_worker import relay_worker
 
-from targets.presets import resolve, this_cpu
+from targets.presets import Target, resolve, this_cpu
 
 # Instructions of each CPU that must be seen, and that must not.
 CPUS = {
+    "x86-64-v2": (["pmaddwd"], ["maddubs", "ymm"]),
     "x86-64-v3": (["vpmaddubsw", "vpmaddwd"], ["vpdpbusd", "zmm"]),
     "x86-64-v4": (["vpmaddubsw", "vpmaddwd", "zmm"], ["vpdpbusd"]),
     "znver4": (["vpdpbusd", "zmm"], ["vpmaddubsw"]),
@@ -28,9 +29,9 @@ def worker() -> Iterator[ProcessPoolExecutor]:
 
 
 def convolved(
-    target: str, data: NDArray[np.uint8], weights: NDArray[np.int8], run: bool
-) -> tuple[str, Any]:
-    """In the worker: the assembly of a 1×1 convolution for ``target`` and, if to be run, its sums."""
+    target: Target, data: NDArray[np.uint8], weights: NDArray[np.int8], run: bool
+) -> tuple[str, Any, str]:
+    """In the worker: a 1×1 convolution's assembly, its sums if to be run, and what a build says of it."""
     from targets.engine import compiler
 
     tvm = compiler()
@@ -50,13 +51,14 @@ def convolved(
     config = {"tir.disable_cse_tir": True}
     with tvm.transform.PassContext(opt_level=3, config=config):
         module = tvm.IRModule.from_expr(sums)
-        built = tvm.relay.build(module, tvm.target.Target(target))
+        built = tvm.relay.build(module, tvm.target.Target(target.tvm))
     assembly = built.lib.get_source("asm")
+    told = dot_product.instruction(target)
     if not run:
-        return assembly, None
+        return assembly, None, told
     executor = graph_executor.GraphModule(built["default"](tvm.cpu()))
     executor.run(image=data)
-    return assembly, executor.get_output(0).numpy()
+    return assembly, executor.get_output(0).numpy(), told
 
 
 @pytest.mark.parametrize("cpu", CPUS)
@@ -71,12 +73,14 @@ def test_no_sum_of_products_saturates(
     weights[0], weights[1] = 127, -128
     target = resolve(cpu)
     runs_here = target.features <= this_cpu().features
-    assembly, sums = worker.submit(
-        convolved, target.tvm, data, weights.astype(np.int8), runs_here
+    assembly, sums, told = worker.submit(
+        convolved, target, data, weights.astype(np.int8), runs_here
     ).result()
     seen, unseen = CPUS[cpu]
     assert all(word in assembly for word in seen)
     assert not any(word in assembly for word in unseen)
+    for word in ("vpdpbusd", "vpmaddubsw"):
+        assert (word in told.lower()) == (word in seen)
     if runs_here:
         expected = np.einsum("nihw,oi->nohw", data.astype(int), weights[:, :, 0, 0])
         assert (sums == expected).all()

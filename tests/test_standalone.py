@@ -364,11 +364,12 @@ def test_int8_is_a_library_too(
     must([sys.executable, "-c", "import small; small.self_test()"], library)
 
 
-def test_int8_is_right_on_an_emulated_board(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["arm-cortex-a72", "arm-cortex-a7"])
+def test_int8_is_right_on_an_emulated_board(target: str, tmp_path: Path) -> None:
     model, library = tmp_path / "int8.onnx", tmp_path / "library"
     onnx.save(quantised(residuals(), tmp_path), model)
-    target = ("--target", "arm-cortex-a7", "--output", library)
-    succeed("compile.build", "--model", model, *target, *STANDALONE)
-    options = ("--model", model, "--board", "emulated", "--json")
-    checked = json.loads(succeed("runtime_demo.check", library, *options))
+    options = ("--model", model, "--target", target, "--output", library)
+    succeed("compile.build", *options, *STANDALONE)
+    board = ("--model", model, "--board", "emulated", "--json")
+    checked = json.loads(succeed("runtime_demo.check", library, *board))
     assert checked["vs_quantised"]["steps"] == 0
