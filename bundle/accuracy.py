@@ -23,11 +23,7 @@ On x86 with VNNI the two are equal, bit by bit. ONNX Runtime's own kernels for o
 """
 
 INT8_COSINE = 0.99
-"""Smallest accepted cosine of int8 C against ONNX Runtime on the same QDQ graph.
-
-Each operator alone gives ONNX Runtime's value but for one in a hundred thousand, 1 step off; through
-fifty layers such a step grows to a few of the output's, and to cosines of 0.999.
-"""
+"""Smallest accepted cosine of an int8 network against the float32 one that it was made from."""
 
 Array = NDArray[np.float32]
 

@@ -128,10 +128,7 @@ def build(order: Order, progress: Progress) -> Bundle:
     output = order.output or Path("out") / f"{source.name}-{order.target.name}"
     name = _c_name(order, source)
     with staging(output) as folder:
-        integers = int8 if order.format != "c" else None
-        answer = (
-            partial(integers.answer, reference=reference) if integers else reference.run
-        )
+        answer = partial(int8.answer, reference=reference) if int8 else reference.run
         pairs = golden.write_golden(folder, inputs, answer)
         quantisation = write_reference(int8, folder) if int8 else None
         if labels is not None:
@@ -172,7 +169,7 @@ def build(order: Order, progress: Progress) -> Bundle:
                 checked = _verify(
                     folder,
                     order,
-                    "its integers in numpy" if integers else reference.version,
+                    "its integers in numpy" if int8 else reference.version,
                     progress,
                 )
             except UserError as error:

@@ -183,13 +183,11 @@ def _table(result: CheckResult) -> str:
         for r in result.inputs
         if result.classifies and not r.same_top1
     ]
-    from bundle.accuracy import INT8_COSINE, INT8_STEPS, TOLERANCE
+    from bundle.accuracy import INT8_STEPS, TOLERANCE
     from runtime_demo import microcontroller
 
     tolerance = f"tolerance {TOLERANCE:.0e}"
-    if result.figures is not None and result.step is not None:
-        tolerance = f"cosine at least {INT8_COSINE}"
-    elif result.step is not None:
+    if result.step is not None:
         tolerance = f"{INT8_STEPS} steps of {result.step:.3g}"
     worst = f"{result.max_abs_error:.2e}, {result.relative_error:.1e} of the reference's range"
     rms = max(r.accuracy.rms_error for r in result.inputs)

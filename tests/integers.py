@@ -20,8 +20,7 @@ from bundle.manifest import (
     Tensor,
 )
 from bundle.store import MANIFEST, Bundle, open_bundle, sha256_of
-from compile.c import build, requantise
-from compile.c.graph import Add, Convolution, Network, Operator
+from compile.c import build
 from targets.presets import resolve
 
 Floats = NDArray[np.float32]
@@ -238,61 +237,3 @@ def project(
     )
     (folder / MANIFEST).write_text(manifest.to_json())
     return open_bundle(folder)
-
-
-def evaluate(network: Network, image: Integers) -> dict[str, Integers]:
-    """Every tensor of ``network`` for one NHWC image, by the formulas of kernels.h in 64-bit integers."""
-    values = {network.input.name: image.reshape(network.input.shape)}
-    for operator in network.operators:
-        values[operator.output.name] = apply(operator, values)
-    return values
-
-
-def apply(operator: Operator, values: dict[str, Integers]) -> Integers:
-    x = values[operator.input.name].astype(np.int64)
-    if isinstance(operator, Add):
-        other = values[operator.other.name].astype(np.int64)
-        c = requantise.of_addition(operator, operator.input.name)
-        total = x * c.multiplier_a + other * c.multiplier_b + c.offset
-        return _int8(total >> c.shift, operator.low, operator.high)
-    zero = operator.output.quantisation.zero
-    if not isinstance(operator, Convolution):
-        pooled = requantise.of_average(operator)
-        return _requantised(x.sum(axis=(0, 1), keepdims=True), pooled, zero)
-    constants = requantise.of_convolution(operator)
-    sums = _sums(operator, x.reshape(operator.input.shape))
-    return _requantised(sums, constants, zero, operator.low, operator.high)
-
-
-def _sums(c: Convolution, x: NDArray[np.int64]) -> NDArray[np.int64]:
-    top, left, bottom, right = c.pads
-    x = np.pad(
-        x,
-        ((top, bottom), (left, right), (0, 0)),
-        constant_values=c.input.quantisation.zero,
-    )
-    height, width, _ = c.output.shape
-    sums = np.zeros(c.output.shape, np.int64)
-    for ky, kx in np.ndindex(c.kernel):
-        rows = slice(ky, ky + (height - 1) * c.strides[0] + 1, c.strides[0])
-        columns = slice(kx, kx + (width - 1) * c.strides[1] + 1, c.strides[1])
-        seen = x[rows, columns]
-        weights = c.weights[ky, kx] if c.depthwise else c.weights[:, ky, kx]
-        weights = weights.astype(np.int64)
-        sums += seen * weights if c.depthwise else seen @ weights.T
-    return sums
-
-
-def _requantised(
-    sums: NDArray[np.int64],
-    c: requantise.Requantisation,
-    zero: int,
-    low: int = -128,
-    high: int = 127,
-) -> Integers:
-    scaled = ((sums + c.bias) << c.shift) * c.multiplier.astype(np.int64) + (1 << 31)
-    return _int8((scaled >> 32) + zero, low, high)
-
-
-def _int8(values: NDArray[np.int64], low: int, high: int) -> Integers:
-    return np.clip(values, low, high).astype(np.int8)

@@ -60,7 +60,7 @@ class Constants:
     """What lies in flash besides code.
 
     Attributes:
-        nbytes: weights, biases and, of int8, multipliers.
+        nbytes: weights, biases and, of int8, ratios of scales.
         crc: CRC-32 over them, which the self-test demands.
     """
 
@@ -129,7 +129,9 @@ class _Data:
     def __init__(self, project: Project) -> None:
         self.floating = project.network.floating
         self.layout = _MVE if project.cpu == "cortex-m55" else _SMLAD
-        kinds = (np.float32, np.float32) if self.floating else (np.int8, np.int32)
+        kinds = (
+            (np.float32, np.float32) if self.floating else (np.int8, requantise.SCALE)
+        )
         self.weights: list[NDArray[Any]] = [np.zeros(0, kinds[0])]
         self.constants: list[NDArray[Any]] = [np.zeros(0, kinds[1])]
         self.parts: list[tuple[str, int, int]] = []
@@ -183,7 +185,10 @@ def _layers(project: Project, step: Step, data: _Data) -> dict[str, Any]:
                 for part in ("expand", "depthwise", "project")
                 if named[part] is not None
             ],
-            "residual": _addition(step.residual, step.inputs[0], data),
+            "residual": _addition(step.residual, data),
+            "input_second": int(
+                step.residual is not None and step.residual.input != step.inputs[0]
+            ),
             "scratch": project.arena.scratch[project.steps.index(step)] // size,
             "scratch_bytes": need.nbytes,
             "row": need.ring // size,
@@ -198,7 +203,7 @@ def _layers(project: Project, step: Step, data: _Data) -> dict[str, Any]:
     elif isinstance(step.operator, Add):
         fused |= {
             "kind": "add",
-            "addition": _addition(step.operator, step.operator.input, data),
+            "addition": _addition(step.operator, data),
             "other": _place(project, step.operator.other),
             "count": step.output.size,
         }
@@ -209,18 +214,15 @@ def _layers(project: Project, step: Step, data: _Data) -> dict[str, Any]:
 
 def _convolution(convolution: Convolution, data: _Data) -> dict[str, Any]:
     name = data.name(convolution.name)
-    kind: dict[str, Any] = {}
     weights: NDArray[Any]
     constants: NDArray[Any]
     if data.floating:
         weights, constants = _packed_floats(convolution), _padded(convolution.bias)
     else:
-        requantisation = requantise.of_convolution(convolution)
-        kind = {"shift": requantisation.shift}
         weights = _packed(convolution, data.layout)
-        constants = requantisation.interleaved
+        constants = requantise.of_convolution(convolution)
     offsets = data.add(name, weights, constants)
-    return kind | {
+    return {
         "name": name,
         "title": convolution.name,
         "weights": offsets[0],
@@ -287,17 +289,15 @@ def _average(pool: AveragePool, data: _Data) -> dict[str, Any]:
     kind: dict[str, Any] = {}
     if not data.floating:
         constants = requantise.of_average(pool)
-        _, offset = data.add(name, np.zeros(0, np.int8), constants.interleaved)
-        kind = {"constants": offset, "shift": constants.shift}
+        _, offset = data.add(name, np.zeros(0, np.int8), constants)
+        kind = {"constants": offset}
     return kind | {"name": name, "source": pool.input, "output": pool.output}
 
 
-def _addition(add: Add | None, first: Tensor, data: _Data) -> dict[str, Any] | None:
+def _addition(add: Add | None, data: _Data) -> dict[str, Any] | None:
     if add is None:
         return None
-    kind = (
-        {} if data.floating else {"constants": requantise.of_addition(add, first.name)}
-    )
+    kind = {} if data.floating else {"constants": requantise.of_addition(add)}
     return kind | {
         "name": data.name(f"{add.name}_sum"),
         "title": add.name,
@@ -333,10 +333,12 @@ def _values(
         "floating": network.floating,
         "kind": "float32" if network.floating else "int8",
         "value": "float" if network.floating else "int8_t",
-        "constant": "float" if network.floating else "int32_t",
-        "constants_name": "bias" if network.floating else "requantise",
+        "constant": "float" if network.floating else "nn_scale",
+        "constants_name": "bias" if network.floating else "scales",
         "input_offset": arena.offset(network.input.name),
         "layers": layers,
+        "weights_bytes": sum(part.nbytes for part in data.weights),
+        "constants_bytes": sum(part.nbytes for part in data.constants),
         "weights": _texts(np.concatenate(data.weights)),
         "constants": _texts(np.concatenate(data.constants)),
         "parts": data.parts,
@@ -371,6 +373,8 @@ def _texts(values: NDArray[Any]) -> list[str]:
     """C constants, exact."""
     if values.dtype == np.float32:
         return [_c_float(value) for value in values.tolist()]
+    if values.dtype == requantise.SCALE:
+        return [f"{{{bias}, {_c_float(ratio)}}}" for bias, ratio in values.tolist()]
     return list(map(str, values.tolist()))
 
 

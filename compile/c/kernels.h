@@ -26,6 +26,7 @@ typedef struct {
   const nn_conv *expand, *depthwise, *project;
   const nn_add *residual;
   int32_t row, sum, patch;
+  int8_t input_second; /* the model adds the block's input to what it made, not that to its input: int8 rounds otherwise */
 } nn_block;
 
 /* memcpy for a few values: a call of it would take longer than the copy. */
@@ -118,7 +119,10 @@ NN_KERNEL void nn_block_run(const nn_block *b, const nn_value *in, nn_value *out
       nn_value *const projected = b->residual ? scratch + b->sum : out;
       nn_dot(b->project, filtered, projected, d->width_out);
       NN_TRACE(NN_PROJECT);
-      if (b->residual) nn_add_run(b->residual, in + y * row, projected, out, row);
+      if (b->residual) {
+        const nn_value *const own = in + y * row;
+        nn_add_run(b->residual, b->input_second ? projected : own, b->input_second ? own : projected, out, row);
+      }
     }
     NN_TRACE(NN_OTHER);
   }

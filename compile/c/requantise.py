@@ -1,105 +1,78 @@
-"""Scales folded into integers: what the kernels multiply, add and shift by."""
+"""What the int8 kernels begin a sum with and multiply it by: ONNX Runtime's rounding, see `compile.evaluate`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import frexp
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compile import evaluate
 from compile.c.graph import Add, AveragePool, Convolution
 from targets.errors import UserError
 
+SCALE = np.dtype([("bias", "<i4"), ("ratio", "<f4")])
+"""nn_scale of int8.h. The bias holds what the input's zero point adds."""
 _INT32 = 2**31
 
 
-@dataclass(frozen=True)
-class Requantisation:
-    """output = saturate(zero + round((sum << shift) × multiplier / 2³²)), for each channel.
+def of_convolution(convolution: Convolution) -> NDArray[Any]:
+    """`SCALE` for each output channel.
 
-    Attributes:
-        bias: int32, what a sum begins with: the bias, less what the input's zero point adds.
-        multiplier: int32, below 2³¹.
+    Raises:
+        UserError: a sum does not fit 32 bits.
     """
-
-    bias: NDArray[np.int32]
-    multiplier: NDArray[np.int32]
-    shift: int
-
-    @property
-    def interleaved(self) -> NDArray[np.int32]:
-        return np.stack([self.bias, self.multiplier], axis=1).ravel()
-
-
-def of_convolution(convolution: Convolution) -> Requantisation:
-    """Raises: UserError when a sum does not fit 32 bits."""
     axes = (0, 1) if convolution.depthwise else (1, 2, 3)
     weights = convolution.weights.astype(np.int64)
-    source, output = convolution.input.quantisation, convolution.output.quantisation
-    bias = convolution.bias - source.zero * weights.sum(axis=axes)
-    largest = np.abs(bias) + 128 * np.abs(weights).sum(axis=axes)
-    # In float32, as ONNX Runtime computes it: both then round near a half to the same side.
-    scales = np.float32(source.scale) * convolution.scales.astype(np.float32)
-    ratio = (scales / np.float32(output.scale)).astype(np.float64)
-    return _fold(convolution.name, bias, ratio, largest)
-
-
-def of_average(pool: AveragePool) -> Requantisation:
-    """The division by the number of pixels is part of the multiplier."""
-    pixels = pool.input.shape[0] * pool.input.shape[1]
-    source, output = pool.input.quantisation, pool.output.quantisation
-    ratio = np.array([source.scale / (output.scale * pixels)])
-    bias = np.array([-source.zero * pixels])
-    return _fold(pool.name, bias, ratio, np.abs(bias) + 128 * pixels)
-
-
-def _fold(
-    name: str,
-    bias: NDArray[np.int64],
-    ratio: NDArray[np.float64],
-    largest: NDArray[np.int64],
-) -> Requantisation:
-    # A multiplier is below 2³¹ of 2³²: the ratio below a half.
-    shift = max(0, frexp(float(ratio.max()) * (1 + 2**-30))[1] + 1)
-    if shift > 30 or int(largest.max()) << shift >= _INT32:
-        raise UserError(
-            f"node {name!r}: its sums reach {int(largest.max()):,} and its output's scale is "
-            f"{float(ratio.max()):.3g} × finer; 32 bits do not hold that: calibrate again"
-        )
-    multiplier = np.rint(ratio * 2.0 ** (32 - shift))
-    return Requantisation(
-        bias.astype(np.int32), multiplier.astype(np.int64).astype(np.int32), shift
+    bias = convolution.bias - convolution.input.quantisation.zero * weights.sum(
+        axis=axes
     )
+    largest = np.abs(bias) + 128 * np.abs(weights).sum(axis=axes)
+    return _scales(convolution, bias, largest)
 
 
-@dataclass(frozen=True)
-class Addition:
-    """output = saturate((a × multiplier_a + b × multiplier_b + offset) >> shift)."""
+def of_average(pool: AveragePool) -> NDArray[Any]:
+    """One `SCALE` for all channels; the division by the number of pixels is part of the ratio.
 
-    multiplier_a: int
-    multiplier_b: int
+    Raises:
+        UserError: a sum does not fit 32 bits.
+    """
+    pixels = pool.input.shape[0] * pool.input.shape[1]
+    bias = np.array([-pool.input.quantisation.zero * pixels])
+    return _scales(pool, bias, np.abs(bias) + 128 * pixels)
+
+
+def _scales(
+    operator: Convolution | AveragePool,
+    bias: NDArray[np.int64],
+    largest: NDArray[np.int64],
+) -> NDArray[Any]:
+    if int(largest.max()) >= _INT32:
+        raise UserError(
+            f"node {operator.name!r}: its sums reach {int(largest.max()):,}, which 32 bits do not hold; "
+            "calibrate again"
+        )
+    scales = np.empty(bias.size, SCALE)
+    scales["bias"], scales["ratio"] = bias, evaluate.ratios(operator)
+    return scales
+
+
+class Addition(NamedTuple):
+    """output = rint(a × ratio_a + (b × ratio_b + fixed)), of values as they are stored: int8's and ``offset``."""
+
+    ratio_a: float
+    ratio_b: float
+    fixed: float
     offset: int
-    shift: int
 
 
-def of_addition(add: Add, first: str) -> Addition:
-    """Args: first: which of the two inputs, by name, is ``a``."""
-    a, b = add.input.quantisation, add.other.quantisation
-    if add.input.name != first:
-        a, b = b, a
-    output = add.output.quantisation
-    ratios = a.scale / output.scale, b.scale / output.scale
-    shift = 24
-    while True:
-        ma, mb = (round(ratio * 2**shift) for ratio in ratios)
-        real = output.zero - a.zero * ratios[0] - b.zero * ratios[1]
-        offset = round(real * 2**shift) + (1 << shift >> 1)
-        if 128 * (ma + mb) + abs(offset) < _INT32:
-            return Addition(ma, mb, offset, shift)
-        shift -= 1
-        if shift < 8:
-            raise UserError(
-                f"node {add.name!r}: its inputs' scales are {ratios[0]:.3g} and {ratios[1]:.3g} × its "
-                "output's; 32 bits do not hold that: calibrate again"
-            )
+def of_addition(add: Add) -> Addition:
+    """Raises: UserError when int8 and uint8 are added, which ONNX does not do."""
+    tensors = (add.input, add.other, add.output)
+    offsets = {tensor.quantisation.offset for tensor in tensors}
+    if len(offsets) != 1:
+        raise UserError(
+            f"node {add.name!r}: adds int8 and uint8; quantise both and the sum alike"
+        )
+    ratio_a, ratio_b, fixed = map(float, evaluate.addition(add))
+    return Addition(ratio_a, ratio_b, fixed, offsets.pop())

@@ -10,7 +10,7 @@
 #include "golden.h"
 
 extern const int8_t small_weights[#];
-extern const int32_t small_requantise[#];
+extern const nn_scale small_scales[#];
 
 /* A hook for profiling: called before each step with its number, and after the last. */
 #ifndef NN_STEP
@@ -20,156 +20,156 @@ extern const int32_t small_requantise[#];
 /* a.project: # -> # */
 static const nn_conv stem = {
     .weights = small_weights + #,
-    .requantise = small_requantise + #,
+    .scales = small_scales + #,
     .channels_in = #, .channels_out = #, .depth = #,
     .width_in = #, .height_in = #, .width_out = #, .height_out = #,
     .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
     .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
-    .shift = #, .zero_in = #, .zero_out = #, .low = #, .high = #,
+    .zero_in = #, .zero_out = #, .low = #, .high = #,
 };
 static const nn_conv a_depthwise = {
     .weights = small_weights + #,
-    .requantise = small_requantise + #,
+    .scales = small_scales + #,
     .channels_in = #, .channels_out = #, .depth = #,
     .width_in = #, .height_in = #, .width_out = #, .height_out = #,
     .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
     .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
-    .shift = #, .zero_in = #, .zero_out = #, .low = #, .high = #,
+    .zero_in = #, .zero_out = #, .low = #, .high = #,
 };
 static const nn_conv a_project = {
     .weights = small_weights + #,
-    .requantise = small_requantise + #,
+    .scales = small_scales + #,
     .channels_in = #, .channels_out = #, .depth = #,
     .width_in = #, .height_in = #, .width_out = #, .height_out = #,
     .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
     .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
-    .shift = #, .zero_in = #, .zero_out = #, .low = #, .high = #,
+    .zero_in = #, .zero_out = #, .low = #, .high = #,
 };
 static const nn_block a_project_step = {
     .expand = &stem,
     .depthwise = &a_depthwise,
     .project = &a_project,
     .residual = NULL,
-    .row = #, .sum = #, .patch = #,
+    .row = #, .sum = #, .patch = #, .input_second = #,
 };
 
 /* b.add: # -> # */
 static const nn_conv b_expand = {
     .weights = small_weights + #,
-    .requantise = small_requantise + #,
+    .scales = small_scales + #,
     .channels_in = #, .channels_out = #, .depth = #,
     .width_in = #, .height_in = #, .width_out = #, .height_out = #,
     .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
     .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
-    .shift = #, .zero_in = #, .zero_out = #, .low = #, .high = #,
+    .zero_in = #, .zero_out = #, .low = #, .high = #,
 };
 static const nn_conv b_depthwise = {
     .weights = small_weights + #,
-    .requantise = small_requantise + #,
+    .scales = small_scales + #,
     .channels_in = #, .channels_out = #, .depth = #,
     .width_in = #, .height_in = #, .width_out = #, .height_out = #,
     .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
     .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
-    .shift = #, .zero_in = #, .zero_out = #, .low = #, .high = #,
+    .zero_in = #, .zero_out = #, .low = #, .high = #,
 };
 static const nn_conv b_project = {
     .weights = small_weights + #,
-    .requantise = small_requantise + #,
+    .scales = small_scales + #,
     .channels_in = #, .channels_out = #, .depth = #,
     .width_in = #, .height_in = #, .width_out = #, .height_out = #,
     .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
     .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
-    .shift = #, .zero_in = #, .zero_out = #, .low = #, .high = #,
+    .zero_in = #, .zero_out = #, .low = #, .high = #,
 };
 static const nn_add b_add_sum = {
-    .multiplier_a = #, .multiplier_b = #, .offset = #,
-    .shift = #, .low = #, .high = #,
+    .ratio_a = #, .ratio_b = #, .fixed = #,
+    .offset = #, .low = #, .high = #,
 };
 static const nn_block b_add_step = {
     .expand = &b_expand,
     .depthwise = &b_depthwise,
     .project = &b_project,
     .residual = &b_add_sum,
-    .row = #, .sum = #, .patch = #,
+    .row = #, .sum = #, .patch = #, .input_second = #,
 };
 
 /* c.project: # -> # */
 static const nn_conv c_expand = {
     .weights = small_weights + #,
-    .requantise = small_requantise + #,
+    .scales = small_scales + #,
     .channels_in = #, .channels_out = #, .depth = #,
     .width_in = #, .height_in = #, .width_out = #, .height_out = #,
     .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
     .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
-    .shift = #, .zero_in = #, .zero_out = #, .low = #, .high = #,
+    .zero_in = #, .zero_out = #, .low = #, .high = #,
 };
 static const nn_conv c_depthwise = {
     .weights = small_weights + #,
-    .requantise = small_requantise + #,
+    .scales = small_scales + #,
     .channels_in = #, .channels_out = #, .depth = #,
     .width_in = #, .height_in = #, .width_out = #, .height_out = #,
     .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
     .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
-    .shift = #, .zero_in = #, .zero_out = #, .low = #, .high = #,
+    .zero_in = #, .zero_out = #, .low = #, .high = #,
 };
 static const nn_conv c_project = {
     .weights = small_weights + #,
-    .requantise = small_requantise + #,
+    .scales = small_scales + #,
     .channels_in = #, .channels_out = #, .depth = #,
     .width_in = #, .height_in = #, .width_out = #, .height_out = #,
     .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
     .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
-    .shift = #, .zero_in = #, .zero_out = #, .low = #, .high = #,
+    .zero_in = #, .zero_out = #, .low = #, .high = #,
 };
 static const nn_block c_project_step = {
     .expand = &c_expand,
     .depthwise = &c_depthwise,
     .project = &c_project,
     .residual = NULL,
-    .row = #, .sum = #, .patch = #,
+    .row = #, .sum = #, .patch = #, .input_second = #,
 };
 
 /* head: # -> # */
 static const nn_conv head = {
     .weights = small_weights + #,
-    .requantise = small_requantise + #,
+    .scales = small_scales + #,
     .channels_in = #, .channels_out = #, .depth = #,
     .width_in = #, .height_in = #, .width_out = #, .height_out = #,
     .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
     .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
-    .shift = #, .zero_in = #, .zero_out = #, .low = #, .high = #,
+    .zero_in = #, .zero_out = #, .low = #, .high = #,
 };
 static const nn_block head_step = {
     .expand = &head,
     .depthwise = NULL,
     .project = NULL,
     .residual = NULL,
-    .row = #, .sum = #, .patch = #,
+    .row = #, .sum = #, .patch = #, .input_second = #,
 };
 
 /* pool: # -> # */
 static const nn_conv pool_mean = {
-    .requantise = small_requantise + #,
+    .scales = small_scales + #,
     .channels_in = #, .width_in = #, .height_in = #,
-    .shift = #, .zero_out = #,
+    .zero_out = #,
 };
 
 /* scores: # -> # */
 static const nn_conv scores = {
     .weights = small_weights + #,
-    .requantise = small_requantise + #,
+    .scales = small_scales + #,
     .channels_in = #, .channels_out = #, .depth = #,
     .width_in = #, .height_in = #, .width_out = #, .height_out = #,
     .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
     .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
-    .shift = #, .zero_in = #, .zero_out = #, .low = #, .high = #,
+    .zero_in = #, .zero_out = #, .low = #, .high = #,
 };
 static const nn_block scores_step = {
     .expand = &scores,
     .depthwise = NULL,
     .project = NULL,
     .residual = NULL,
-    .row = #, .sum = #, .patch = #,
+    .row = #, .sum = #, .patch = #, .input_second = #,
 };
 
 static int overlap(const void *a, uintptr_t a_bytes, const void *b, uintptr_t b_bytes) {
@@ -206,7 +206,7 @@ int small_run(const int8_t *input, int8_t *output, void *arena) {
 int small_self_test(int8_t *output, void *arena) {
   if (arena == NULL || output == NULL) return SMALL_NULL;
   uint32_t crc = nn_crc32(#, small_weights, sizeof small_weights);
-  crc = nn_crc32(crc, small_requantise, sizeof small_requantise);
+  crc = nn_crc32(crc, small_scales, sizeof small_scales);
   if (crc != GOLDEN_CRC) return SMALL_WEIGHTS;
   int8_t *const input = (int8_t *)arena + SMALL_INPUT_OFFSET;
   for (uint32_t i = #; i < SMALL_INPUT_SIZE; i++) {
