@@ -229,8 +229,11 @@ def test_kill_at_any_moment_and_go_on(tmp_path: Path) -> None:
     process.stdout.close()
     before = len(records.read(log).lines)
     assert before >= 1
-    again = run("tuning.tune", *command[3:], "--trials", before + 5)
+    again = run("tuning.tune", *command[3:], "--trials", before + 5, "--json")
     assert again.returncode == 0, again.stderr
+    said = json.loads(again.stdout)
+    assert said["trials"] >= before + 5 and said["origin"] == "measured on host"
+    assert said["gain"]["untuned"] > 0 and said["gain"]["tuned"] > 0
     after = records.read(log)
     assert before + 5 <= len(after.lines) <= before + 5 + 32 and after.skipped == ()
     assert _children_named(str(tmp_path)) == []

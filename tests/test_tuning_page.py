@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from tuning import page, records
+from tuning.gain import Gain
 from tuning.page import curve, write_search
 from tuning.table import SearchTable, tasks_table
 
@@ -94,7 +95,9 @@ def test_the_page_is_whole_and_escapes_names(
     text = (tmp_path / "page.html").read_text()
     assert "<b>" not in text and "<i>" not in text and "&lt;i&gt;" in text
     assert "without the tasks that have no time yet" in text
-    write_search(tmp_path / "page.html", log, states[:2], None)
+    gain = Gain(12e-3, 6e-3, used=True)
+    write_search(tmp_path / "page.html", log, states[:2], None, gain)
     text = (tmp_path / "page.html").read_text()
+    assert "untuned 12.000 ms, tuned 6.000 ms, 2.00 × as quick" in text
     assert "<polyline" in text and "6.000 ms" in text and "://" not in text
     assert page.__file__ not in text

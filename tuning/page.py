@@ -16,6 +16,7 @@ from targets.files import write_whole
 from tuning.table import estimated_seconds
 
 if TYPE_CHECKING:
+    from tuning.gain import Gain
     from tuning.records import RecordLog
     from tuning.search import State
 
@@ -78,12 +79,17 @@ def curve(log: RecordLog, weights: Mapping[str, int]) -> Curve | None:
 
 
 def write_search(
-    path: Path, log: RecordLog, states: Sequence[State], peak: float | None
+    path: Path,
+    log: RecordLog,
+    states: Sequence[State],
+    peak: float | None,
+    gain: Gain | None = None,
 ) -> None:
     """Write the page whole or not at all; one that is there is replaced.
 
     Args:
         peak: operations a second; None where it is not known.
+        gain: None where it was not measured.
 
     Raises:
         UserError: ``path`` cannot be written.
@@ -105,6 +111,7 @@ def write_search(
         trials=sum(state.trials for state in states),
         errors=sum(state.errors for state in states),
         peak=peak,
+        gain=gain,
         curve=curve(log, {state.task.key: state.task.weight for state in states}),
         isfinite=math.isfinite,
     )

@@ -48,7 +48,6 @@ _GAIN = 0.999
 _CONFIRMATIONS = 3
 _FAILED_SECONDS = 1e10
 _BUILD_SECONDS = 60.0
-_BUILD_FAILED = 2
 
 
 @dataclass
@@ -290,7 +289,7 @@ class Search:
 
     def _build(self, inputs: Any, *_: Any) -> list[Any]:
         arguments = [(each.serialize(), str(self._folder)) for each in inputs]
-        made = self._builders.map(workers.build, arguments, _BUILD_FAILED)
+        made = self._builders.map(workers.build, arguments, workers.BUILD_FAILED)
         result = auto_scheduler.measure.BuildResult
         return [
             result("", [], each.number, each.message, 0.0)

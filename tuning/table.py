@@ -23,10 +23,12 @@ _WIDTH = 110
 class SearchTable:
     """Shows a search; give `update` to it as its report, and use it in ``with``."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, quiet: bool = False) -> None:
         self._limits = limits
-        live = sys.stdout.isatty()
-        self._console = Console(highlight=False, width=None if live else _WIDTH)
+        live = sys.stdout.isatty() and not quiet
+        self._console = Console(
+            highlight=False, width=None if live else _WIDTH, quiet=quiet
+        )
         self._live = Live(console=self._console, auto_refresh=False) if live else None
         self._started = time.monotonic()
         self._before: int | None = None

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +19,11 @@ from targets.progress import Progress
 from tuning import records
 
 if TYPE_CHECKING:
+    from compile.sources import Source
+    from tuning.gain import Gain
     from tuning.measure import Measurer
     from tuning.records import RecordLog
+    from tuning.search import State
     from tuning.tasks import Task
 
 _TVM = "0.19.0"
@@ -50,7 +56,7 @@ _count = count_up_to(10_000_000)
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     _check(arguments)
-    with Progress() as progress:
+    with Progress(quiet=arguments.json) as progress:
         _tune(arguments, progress)
     return 0
 
@@ -111,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="candidates compiled at a time (default: one less than the cores)",
     )
+    add("--json", action="store_true", help="nothing but one JSON object, at the end")
     return parser
 
 
@@ -148,7 +155,7 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
         progress.stage("making ready to measure")
         measurer = _measurer(target, arguments, cleanup)
         cleanup.callback(measurer.close)
-        tasks, network = _tasks(target, arguments, progress)
+        tasks, source = _tasks(target, arguments, progress)
         progress.finish()
         from tuning.log import TuningLog
         from tuning.page import write_search
@@ -163,7 +170,7 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
             "measured": measurer.how,
             "threads": arguments.threads,
             "tvm": _TVM,
-            "network": network,
+            "network": source.name,
         }
         # A CPU that this machine can be: its own, or the target's where it has all that it needs.
         here = native() if missing_features(target, this_cpu()) else target
@@ -177,7 +184,8 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
             limits = Limits(
                 arguments.trials, arguments.hours, peak(target, arguments.threads)
             )
-            with SearchTable(limits) as table:
+            started = time.monotonic()
+            with SearchTable(limits, quiet=arguments.json) as table:
                 search = Search(
                     tasks,
                     measurer,
@@ -189,12 +197,72 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
                     report=table.update,
                 )
                 cleanup.callback(search.close)
+                page = output.with_suffix(".html")
                 try:
                     search.run()
                 finally:
-                    page = output.with_suffix(".html")
                     write_search(page, log.read(), search.states, limits.peak)
+            seconds = time.monotonic() - started
+            gain = _gain(source, target, log.read(), measurer, progress)
+            write_search(page, log.read(), search.states, limits.peak, gain)
+            if arguments.json:
+                print(_json(header, search.states, gain, seconds, output, page))
             progress.note(f"log {output}; page {page}")
+
+
+def _gain(
+    source: Source,
+    target: Target,
+    log: RecordLog,
+    measurer: Measurer,
+    progress: Progress,
+) -> Gain | None:
+    from tuning.gain import compare
+
+    progress.stage("comparing with an untuned build")
+    others, _ = records.find(target)
+    model = source.model.proto.SerializeToString()
+    try:
+        gain = compare(model, target.tvm, [log, *others], measurer)
+    except UserError as error:
+        progress.finish()
+        progress.note(str(error))
+        return None
+    progress.finish()
+    progress.note(f"{measurer.origin}: {gain}")
+    return gain
+
+
+def _json(
+    header: Mapping[str, object],
+    states: Sequence[State],
+    gain: Gain | None,
+    seconds: float,
+    log: Path,
+    page: Path,
+) -> str:
+    tasks = [
+        {
+            "operator": state.task.operator,
+            "weight": state.task.weight,
+            "flops": state.task.flops,
+            "seconds": state.best if math.isfinite(state.best) else None,
+            "trials": state.trials,
+            "errors": state.errors,
+        }
+        for state in states
+    ]
+    whole = {
+        **header,
+        "log": str(log),
+        "page": str(page),
+        "took_seconds": seconds,
+        "trials": sum(state.trials for state in states),
+        "errors": sum(state.errors for state in states),
+        "gain": gain and gain._asdict(),
+        "tasks": tasks,
+    }
+    return json.dumps(whole, indent=2, ensure_ascii=False)
 
 
 def _default_output(target: Target, measurer: Measurer, threads: int) -> Path:
@@ -204,7 +272,7 @@ def _default_output(target: Target, measurer: Measurer, threads: int) -> Path:
 
 def _tasks(
     target: Target, arguments: argparse.Namespace, progress: Progress
-) -> tuple[list[Task], str]:
+) -> tuple[list[Task], Source]:
     from compile import sources
     from tuning.tasks import extract
 
@@ -216,7 +284,7 @@ def _tasks(
     if not chosen:
         found = ", ".join(sorted({task.operator for task in tasks}))
         raise UserError(f"--tasks {arguments.tasks!r}: no such task; there are {found}")
-    return chosen, source.name
+    return chosen, source
 
 
 def _measurer(

@@ -1,0 +1,110 @@
+"""What tuning brought: the network's kernels as a build makes them without records and with them, measured alike."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from statistics import fmean
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from targets.errors import UserError
+from targets.presets import resolve
+from tuning import workers
+from tuning.measure import Kernel, Measurer
+from tuning.records import RecordLog
+from tuning.workers import Failure
+
+_BUILD_SECONDS = 900.0
+
+
+class Gain(NamedTuple):
+    """Sums over the network's kernels, layout changes and fused pairs among them, each alone with warm caches.
+
+    Attributes:
+        untuned: seconds, as built without records.
+        tuned: seconds, as built with the log's records first.
+        used: whether the build takes the records at all: it does where they cover every task.
+    """
+
+    untuned: float
+    tuned: float
+    used: bool
+
+    def __str__(self) -> str:
+        if not self.used:
+            return f"untuned {self.untuned * 1e3:.3f} ms; not all tasks have records, so a build does not use them yet"
+        return (
+            f"untuned {self.untuned * 1e3:.3f} ms, tuned {self.tuned * 1e3:.3f} ms, "
+            f"{self.untuned / self.tuned:.2f} × as quick: sums of the kernels of a build, each alone with warm caches"
+        )
+
+
+def compare(
+    model: bytes, target: str, logs: Sequence[RecordLog], measurer: Measurer
+) -> Gain:
+    """Build the network twice, kernel by kernel, and measure them.
+
+    Args:
+        model: the gate's ONNX.
+        logs: as a build would find them, the new one first.
+
+    Raises:
+        UserError: a build fails, or a kernel does.
+    """
+    with (
+        TemporaryDirectory(prefix="netship-gain-") as folder,
+        closing(workers.Pool(1, _BUILD_SECONDS)) as pool,
+    ):
+        arguments: list[tuple[Any, ...]] = [
+            (model, target, each, folder) for each in ([], logs)
+        ]
+        built = pool.map(compile_kernels, arguments, workers.BUILD_FAILED)
+        for each in built:
+            if isinstance(each, Failure):
+                raise UserError(f"no comparison with an untuned build: {each.message}")
+        (_, untuned), (used, tuned) = built
+        return Gain(_sum(untuned, measurer), _sum(tuned, measurer), used)
+
+
+def _sum(kernels: Sequence[tuple[str, int]], measurer: Measurer) -> float:
+    measured = measurer.measure([Kernel.of(path) for path, _ in kernels])
+    total = 0.0
+    for (_, count), each in zip(kernels, measured, strict=True):
+        if isinstance(each, Failure):
+            raise UserError(f"no comparison with an untuned build: {each.message}")
+        total += count * fmean(each)
+    return total
+
+
+def compile_kernels(
+    model: bytes, target: str, logs: Sequence[RecordLog], folder: str
+) -> tuple[bool, list[tuple[str, int]]]:
+    """Of a worker: the object file of each kernel of a build, and how often an inference runs it.
+
+    Returns:
+        Whether records are used, and the kernels.
+
+    Raises:
+        UserError: a kernel takes something else than float32.
+    """
+    import onnx
+
+    from compile.importer import to_relay
+    from compile.lower import lower
+
+    preset = resolve(target)
+    lowered = lower(to_relay(onnx.load_model_from_string(model)), preset, logs)
+    nodes = json.loads(lowered.factory.get_graph_json())["nodes"]
+    names = [node["attrs"]["func_name"] for node in nodes if node["op"] == "tvm_op"]
+    kernels = []
+    for name, count in Counter(each for each in names if each != "__nop").items():
+        metadata = lowered.factory.function_metadata[name]
+        (function,) = metadata.tir_primfuncs.values()
+        path = Path(folder, f"{len(list(Path(folder).iterdir()))}.o")
+        workers.compile_function(function, preset.tvm, path)
+        kernels.append((str(path), count))
+    return lowered.description.layout == "NHWC", kernels
