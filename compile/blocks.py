@@ -28,8 +28,8 @@ CACHE_BYTES = 1 << 20
 # A band's rows of the expanded tensor leave room for the band's inputs and outputs.
 _BAND_BYTES = CACHE_BYTES * 3 // 4
 _CORES = 4
-_EXPANDED_TILE = 16
 _OUTPUT_TILE = 4
+_AVX512_LANES = 16
 
 
 def fuse(module: Any) -> Any:
@@ -275,20 +275,37 @@ def _schedule(_: Any, outputs: Any, target: Any) -> Any:
         schedule[depthwise].unroll(axis)
     schedule[depthwise].vectorize(c)
 
+    tile, together = _tile(target, lanes)
     schedule[padded].compute_at(schedule[output], bands)
     n, h, w, c = schedule[padded].op.axis
-    columns, column = schedule[padded].split(w, _EXPANDED_TILE)
-    vectors, lane = schedule[padded].split(c, lanes)
-    schedule[padded].reorder(n, h, columns, vectors, column, lane)
+    columns, column = schedule[padded].split(w, tile)
+    vectors, vector = schedule[padded].split(c, lanes * together)
+    vector, lane = schedule[padded].split(vector, lanes)
+    schedule[padded].reorder(n, h, columns, vectors, column, vector, lane)
     schedule[padded].unroll(column)
+    schedule[padded].unroll(vector)
     schedule[padded].vectorize(lane)
 
     schedule[expanded].compute_at(schedule[padded], vectors)
     n, h, w, c = schedule[expanded].op.axis
-    schedule[expanded].reorder(n, h, *schedule[expanded].op.reduce_axis, w, c)
+    vector, lane = schedule[expanded].split(c, lanes)
+    summed = schedule[expanded].op.reduce_axis
+    schedule[expanded].reorder(n, h, *summed, w, vector, lane)
     schedule[expanded].unroll(w)
-    schedule[expanded].vectorize(c)
+    schedule[expanded].unroll(vector)
+    schedule[expanded].vectorize(lane)
     return schedule
+
+
+def _tile(target: Any, lanes: int) -> tuple[int, int]:
+    """Columns, and vectors of channels, whose sums are kept in registers: of two vectors each input is used twice.
+
+    By trial over the four pairs of MobileNetV2 1.0/224, against 16 columns of one vector. Of 32 registers: core cycles
+    0.97 × on Cortex-A72 and 0.91 × on A76 (estimated), time 0.95 × with AVX-512. Of 16: 0.62 × with AVX2 (measured).
+    """
+    if target.attrs.get("mtriple", "").startswith("aarch64"):
+        return 12, 2
+    return (10, 2) if lanes == _AVX512_LANES else (5, 2)
 
 
 def _band_rows(padded: Any, depthwise: Any) -> int:
