@@ -126,17 +126,24 @@ def _body(inputs: Any, outputs: Any) -> tuple[Any, Any, Any]:
     (output,) = outputs
     lanes = get_simd_32bit_lanes()
     sums, octets = f"int32x{lanes}", f"int8x{_DEPTH * lanes}"
-    add = _add_with_vnni if _has_vnni() else _add_by_halves
 
     def added(before: Any) -> Any:
         word = tir.call_intrin(
             "int32", "tir.reinterpret", inputs[0].vload([0], "uint8x4")
         )
         data = tir.call_intrin(octets, "tir.reinterpret", word.astype(sums))
-        return output.vstore(0, add(before, data, inputs[1].vload([0, 0], octets)))
+        return output.vstore(
+            0, add_products(before, data, inputs[1].vload([0, 0], octets))
+        )
 
     zero = tir.const(0, sums)
     return added(zero), output.vstore(0, zero), added(output.vload([0], sums))
+
+
+def add_products(before: Any, data: Any, weights: Any) -> Any:
+    """``before`` (int32 of a register) + products of bytes, summed by fours: uint8 ``data``, int8 ``weights``."""
+    add = _add_with_vnni if _has_vnni() else _add_by_halves
+    return add(before, data, weights)
 
 
 def _add_with_vnni(before: Any, data: Any, weights: Any) -> Any:

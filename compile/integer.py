@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle.manifest import Tensor as Output
-from compile import dot_product, requantise
+from compile import depthwise, dot_product, requantise
 from compile.c.graph import Add, AveragePool, Convolution, Network, Quantisation
 from compile.evaluate import addition, ratios
 from targets import engine
 from targets.errors import UserError
+from targets.presets import Target
 
 tvm = engine.compiler()
 from tvm import relay
@@ -26,7 +27,7 @@ _OFFSET = 128
 _ROUNDING = np.float32(1.5 * 2**23)
 
 
-def to_relay(network: Network, output: Output) -> Any:
+def to_relay(network: Network, output: Output, target: Target) -> Any:
     """The network as a Relay module from float32 NCHW to float32 of ``output.shape``.
 
     Requantisation is that of compile.evaluate, bit by bit.
@@ -35,6 +36,7 @@ def to_relay(network: Network, output: Output) -> Any:
         UserError: a sum does not fit 32 bits.
     """
     dot_product.mend()
+    tvm_target = tvm.target.Target(target.tvm)
     height, width, channels = network.input.shape
     image = relay.var(
         network.input.name, shape=(1, channels, height, width), dtype="float32"
@@ -43,7 +45,7 @@ def to_relay(network: Network, output: Output) -> Any:
     for operator in network.operators:
         source = values[operator.input.name]
         if isinstance(operator, Convolution):
-            made = _convolution(operator, source)
+            made = _convolution(operator, source, tvm_target)
         elif isinstance(operator, Add):
             made = _add(operator, source, values[operator.other.name])
         else:
@@ -98,13 +100,32 @@ def _dequantise(x: Any, of: Quantisation) -> Any:
     return relay.cast(steps, "float32") * relay.const(np.float32(of.scale))
 
 
-def _convolution(operator: Convolution, source: Any) -> Any:
+def _convolution(operator: Convolution, source: Any, target: Any) -> Any:
     channels = operator.output.shape[2]
     zero = operator.input.quantisation.zero + _OFFSET
     if not operator.depthwise and operator.input.shape != _image(source):
         # The classifier takes its input as one row, channels last.
         last = relay.transpose(source, (0, 2, 3, 1))
         source = relay.reshape(last, (1, operator.input.shape[2], 1, 1))
+    if operator.depthwise and depthwise.serves(target, operator.kernel, channels):
+        sums = depthwise.depthwise(source, operator, zero)
+    else:
+        sums = _plain_convolution(source, operator, zero)
+    span = relay.Span(relay.SourceName(operator.name), 0, 0, 0, 0)
+    sums = relay.Call(sums.op, sums.args, sums.attrs, sums.type_args, span)
+    axes = (0, 1) if operator.depthwise else (1, 2, 3)
+    weights = operator.weights.astype(np.int64)
+    bias = operator.bias - zero * weights.sum(axis=axes)
+    largest = int((np.abs(bias) + 255 * np.abs(weights).sum(axis=axes)).max())
+    if largest >= 1 << 31:
+        raise UserError(
+            f"node {operator.name!r}: its sums reach {largest:,}, which 32 bits do not hold; calibrate again"
+        )
+    return _requantised(sums, operator, bias, operator.low, operator.high)
+
+
+def _plain_convolution(source: Any, operator: Convolution, zero: int) -> Any:
+    channels = operator.output.shape[2]
     top, left, bottom, right = operator.pads
     padding = operator.pads
     if any(padding) and zero:
@@ -115,7 +136,7 @@ def _convolution(operator: Convolution, source: Any) -> Any:
         weights = operator.weights.transpose(2, 0, 1)[:, np.newaxis]
     else:
         weights = operator.weights.transpose(0, 3, 1, 2)
-    sums = relay.nn.conv2d(
+    return relay.nn.conv2d(
         source,
         relay.const(np.ascontiguousarray(weights)),
         strides=operator.strides,
@@ -125,16 +146,6 @@ def _convolution(operator: Convolution, source: Any) -> Any:
         kernel_size=operator.kernel,
         out_dtype="int32",
     )
-    span = relay.Span(relay.SourceName(operator.name), 0, 0, 0, 0)
-    sums = relay.Call(sums.op, sums.args, sums.attrs, sums.type_args, span)
-    weights = weights.astype(np.int64)
-    bias = operator.bias - zero * weights.sum(axis=(1, 2, 3))
-    largest = int((np.abs(bias) + 255 * np.abs(weights).sum(axis=(1, 2, 3))).max())
-    if largest >= 1 << 31:
-        raise UserError(
-            f"node {operator.name!r}: its sums reach {largest:,}, which 32 bits do not hold; calibrate again"
-        )
-    return _requantised(sums, operator, bias, operator.low, operator.high)
 
 
 def _image(source: Any) -> tuple[int, ...]:

@@ -108,7 +108,11 @@ def _integers(
     if network.serves(target):
         native = network.lower(operators, output, target)
         return native.module, native, native.instruction
-    return integer.to_relay(operators, output), None, dot_product.instruction(target)
+    return (
+        integer.to_relay(operators, output, target),
+        None,
+        dot_product.instruction(target),
+    )
 
 
 def _lower(job: Job, module: Any, native: str) -> Lowered:

@@ -23,7 +23,7 @@ tvm = engine.compiler()
 from tvm import auto_scheduler, relay
 from tvm.relay.backend import Executor, Runtime
 
-from compile import blocks
+from compile import blocks, depthwise
 from compile.neon import operators as neon
 
 # TVM's kernels take their workspace in multiples of a cache line.
@@ -461,7 +461,7 @@ def _macs(call: Any) -> int:
     """Multiply-adds of one operator: output elements × the inputs each one sums over."""
     if call.op.name == blocks.OPERATOR:
         return blocks.macs(call)
-    if call.op.name in neon.OPERATORS:
+    if call.op.name in neon.OPERATORS or call.op.name == depthwise.OPERATOR:
         return int(call.attrs["macs"])
     if call.op.name not in _MAC_OPERATORS:
         return 0

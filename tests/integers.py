@@ -129,6 +129,24 @@ def residuals() -> onnx.ModelProto:
     return g.finish((1, 5))
 
 
+def blocks() -> onnx.ModelProto:
+    """Channels by sixteens and not, around depthwise convolutions that pad with zeros and with other values."""
+    g = Graph(3, 13)
+    same = (1, 1, 1, 1)
+    x = g.convolution("stem", "image", 3, 16, 3, 1, same)
+    x = g.convolution("a.depthwise", x, 16, 16, 3, 1, same, depthwise=True)
+    x = g.convolution("a.project", x, 16, 24, clip=False)
+    y = g.convolution("b.expand", x, 24, 48)
+    y = g.convolution("b.depthwise", y, 48, 48, 3, 1, same, depthwise=True)
+    y = g.convolution("b.project", y, 48, 24, clip=False)
+    x = g.node("Add", "b.add", [x, y])
+    x = g.convolution("c.expand", x, 24, 32, clip=False)
+    x = g.convolution("c.depthwise", x, 32, 32, 3, 2, (0, 1, 1, 1), depthwise=True)
+    x = g.convolution("c.wide", x, 32, 32, 5, 1, (2, 2, 2, 2), depthwise=True)
+    g.classifier(x, 32, 10)
+    return g.finish((1, 10))
+
+
 def oddities() -> onnx.ModelProto:
     """What fits no fast path: odd channels, a depthwise 5×5, a wide convolution, an addition of branches."""
     g = Graph(1, 14)

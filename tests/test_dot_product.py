@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from relay_worker import relay_worker
 
+from compile.c.graph import Convolution, Quantisation, Tensor
 from targets.presets import Target, resolve, this_cpu
 
 # Instructions of each CPU that must be seen, and that must not.
@@ -84,3 +85,77 @@ def test_no_sum_of_products_saturates(
     if runs_here:
         expected = np.einsum("nihw,oi->nohw", data.astype(int), weights[:, :, 0, 0])
         assert (sums == expected).all()
+
+
+def filtered(
+    target: Target, operator: Convolution, zero: int, data: NDArray[np.uint8], run: bool
+) -> tuple[str, Any]:
+    """In the worker: a depthwise convolution's assembly and, if to be run, its sums."""
+    from targets.engine import compiler
+
+    tvm = compiler()
+    from tvm.contrib import graph_executor
+
+    from compile import depthwise
+
+    image = tvm.relay.var("image", shape=data.shape, dtype="uint8")
+    module = tvm.IRModule.from_expr(depthwise.depthwise(image, operator, zero))
+    config = {"tir.disable_cse_tir": True}
+    with tvm.transform.PassContext(opt_level=3, config=config):
+        built = tvm.relay.build(module, tvm.target.Target(target.tvm))
+    assembly = built.lib.get_source("asm")
+    if not run:
+        return assembly, None
+    executor = graph_executor.GraphModule(built["default"](tvm.cpu()))
+    executor.run(image=data)
+    return assembly, executor.get_output(0).numpy()
+
+
+SHAPES = {
+    "3×3": ((16, 7, 7), (3, 3), (1, 1), (1, 1, 1, 1), 5),
+    "strides and uneven pads": ((32, 9, 11), (3, 3), (2, 2), (0, 1, 1, 0), 0),
+    "one pixel": ((48, 1, 1), (3, 3), (1, 1), (1, 1, 1, 1), 255),
+    "2×4": ((16, 8, 8), (2, 4), (1, 2), (1, 1, 1, 1), 128),
+    "5×1": ((16, 5, 5), (5, 1), (1, 1), (2, 0, 2, 0), 0),
+}
+
+
+@pytest.mark.parametrize("cpu", ["x86-64-v4", "znver4"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_depthwise_taps_are_one_dot_product(
+    worker: ProcessPoolExecutor, cpu: str, shape: str
+) -> None:
+    (channels, height, width), kernel, strides, pads, zero = SHAPES[shape]
+    random = np.random.default_rng(height)
+    rows, columns = (
+        (size + pads[axis] + pads[axis + 2] - kernel[axis]) // strides[axis] + 1
+        for axis, size in enumerate((height, width))
+    )
+    weights = random.choice([-128, -127, 0, 127], (*kernel, channels)).astype(np.int8)
+    data = random.choice([0, 1, 255], (1, channels, height, width)).astype(np.uint8)
+    units = Quantisation(1.0, 0)
+    operator = Convolution(
+        "depthwise",
+        Tensor("image", (height, width, channels), units),
+        Tensor("sums", (rows, columns, channels), units),
+        weights,
+        np.zeros(channels, np.int64),
+        np.ones(channels),
+        True,
+        strides,
+        pads,
+    )
+    target = resolve(cpu)
+    runs_here = target.features <= this_cpu().features
+    assembly, sums = worker.submit(
+        filtered, target, operator, zero, data, runs_here
+    ).result()
+    assert ("vpdpbusd" if cpu == "znver4" else "vpmaddubsw") in assembly
+    if runs_here:
+        padded = np.full(
+            (channels, height + pads[0] + pads[2], width + pads[1] + pads[3]), zero
+        )
+        padded[:, pads[0] : pads[0] + height, pads[1] : pads[1] + width] = data[0]
+        windows = np.lib.stride_tricks.sliding_window_view(padded, kernel, (1, 2))
+        taps = windows[:, :: strides[0], :: strides[1]].astype(int)
+        assert (sums[0] == np.einsum("chwyx,yxc->chw", taps, weights.astype(int))).all()

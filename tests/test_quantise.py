@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import run, succeed
-from integers import oddities, patterns, quantised, residuals, tensors
+from integers import blocks, oddities, patterns, quantised, residuals, tensors
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -28,6 +28,7 @@ IDENTITY = ModelIdentity(name="small.onnx", sha256="0" * 64)
 NETWORKS = {
     "residuals": residuals,
     "oddities": oddities,
+    "blocks": blocks,
     "signed residuals": residuals,
     "signed oddities": oddities,
 }
@@ -118,7 +119,7 @@ def test_every_operator_alone_is_onnx_runtimes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["oddities", "signed residuals"])
+@pytest.mark.parametrize("name", ["oddities", "blocks", "signed residuals"])
 def test_a_qdq_model_is_built_as_it_is_and_gives_its_integers(
     graphs: dict[str, onnx.ModelProto], name: str, tmp_path: Path
 ) -> None:
