@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import onnx
 import pytest
 from conftest import run
 from integers import oddities, quantised, residuals
+from numpy.typing import NDArray
 
 from bundle.manifest import Tensor as Output
 from bundle.store import open_bundle
@@ -32,15 +34,24 @@ from devices.emulated import find_qemu
 from targets.presets import resolve
 from targets.toolchain import compile_program, llvm_tool
 
+Integers = NDArray[np.int8]
+
 PADS = [(0, 0, 0, 0), (1, 1, 1, 1), (0, 0, 1, 1), (2, 1, 0, 3)]
 CPUS = ["cortex-a53", "cortex-a72", "cortex-a76"]
-# Beside the kernels: reads what a test gives each operator, and runs it in uneven parts, as threads would.
+# Beside the kernels: memory that ends where a page begins that nobody may touch, and what a test gives an operator in it.
 MAIN = """
 #include <stdio.h>
 #include <stdlib.h>
-static void *taken(long count) {
-  char *data = malloc((size_t)count);
-  if (fread(data, 1, (size_t)count, stdin) != (size_t)count) exit(3);
+#include <sys/mman.h>
+static void *room(size_t count) {
+  const size_t page = 4096, whole = (count + page - 1) / page * page;
+  char *data = mmap(0, whole + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (data == MAP_FAILED || mprotect(data + whole, page, PROT_NONE)) exit(3);
+  return data + whole - count;
+}
+static void *taken(size_t count) {
+  char *data = room(count);
+  if (fread(data, 1, count, stdin) != count) exit(3);
   return data;
 }
 """
@@ -140,13 +151,13 @@ def compiled(body: str, kernels: int, cpu: str, folder: Path) -> Path:
     return program
 
 
-@pytest.mark.parametrize("cpu", ["cortex-a72", "cortex-a76"])
-def test_every_operator_gives_its_integers_in_whatever_parts(
-    cpu: str, tmp_path: Path
-) -> None:
+def answers(
+    operators: list[Operator], cpu: str, folder: Path
+) -> Iterator[tuple[Integers, Integers]]:
+    """Of each operator: what the C answers, run in uneven parts as threads would, and what numpy does."""
     random = np.random.default_rng(3)
     functions, calls, given, expected = [], [], [], []
-    for number, operator in enumerate(operators()):
+    for number, operator in enumerate(operators):
         kernel = pack.kernel(operator, dot=cpu == "cortex-a76")
         names = ["input", "other"] if isinstance(operator, Add) else ["input"]
         tensors = [getattr(operator, name) for name in names]
@@ -170,14 +181,14 @@ def test_every_operator_gives_its_integers_in_whatever_parts(
             for index, each in enumerate((*inputs, kernel.parameters))
         )
         passed = "".join(f"i{index}, " for index in range(len(inputs) + 1))
-        part = kernel.units // 3
+        part, size = kernel.units // 3, operator.output.nbytes
         calls.append(
-            f"{{ {read} int8_t *y = malloc({operator.output.nbytes}); "
+            f"{{ {read} int8_t *y = room({size}); "
             f"f{number}({part}, {kernel.units}, {passed}y); f{number}(0, {part}, {passed}y); "
-            f"fwrite(y, 1, {operator.output.nbytes}, stdout); }}"
+            f"fwrite(y, 1, {size}, stdout); }}"
         )
     body = "\n".join([MAIN, *functions, "int main(void) {", *calls, "return 0; }"])
-    program = compiled(body, 5, cpu, tmp_path)
+    program = compiled(body, 5, cpu, folder)
     result = subprocess.run(
         [find_qemu(), "-cpu", cpu, program],
         input=b"".join(given),
@@ -185,11 +196,19 @@ def test_every_operator_gives_its_integers_in_whatever_parts(
         check=True,
     )
     got, at = np.frombuffer(result.stdout, np.int8), 0
-    for number, each in enumerate(expected):
-        own = got[at : at + each.size].reshape(each.shape)
-        assert (own == each).all(), f"operator {number}"
+    for each in expected:
+        yield got[at : at + each.size].reshape(each.shape), each
         at += each.size
     assert at == got.size
+
+
+@pytest.mark.parametrize("cpu", ["cortex-a72", "cortex-a76"])
+def test_every_operator_gives_its_integers_in_whatever_parts(
+    cpu: str, tmp_path: Path
+) -> None:
+    wanted = operators()
+    for number, (ours, numpy) in enumerate(answers(wanted, cpu, tmp_path)):
+        assert (ours == numpy).all(), (number, wanted[number])
 
 
 @pytest.mark.parametrize("channels, width", [(3, 21), (1, 8), (5, 3)])
@@ -206,7 +225,7 @@ def test_an_image_is_quantised_as_numpy_does(
 static void f(int first, int last, const float *a, const int8_t *parameters, int8_t *y) {{ {kernel.call} }}
 int main(void) {{
   void *x = taken({image.nbytes}), *p = taken({kernel.parameters.size});
-  int8_t *y = malloc({tensor.nbytes});
+  int8_t *y = room({tensor.nbytes});
   f(2, 6, x, p, y), f(0, 2, x, p, y);
   fwrite(y, 1, {tensor.nbytes}, stdout);
   return 0;
