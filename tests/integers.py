@@ -147,6 +147,20 @@ def blocks() -> onnx.ModelProto:
     return g.finish((1, 10))
 
 
+def chain() -> onnx.ModelProto:
+    """Two blocks with more between them than before and after."""
+    g = Graph(3, 19)
+    same = (1, 1, 1, 1)
+    x = g.convolution("stem", "image", 3, 8, 3, 1, same)
+    x = g.convolution("a.depthwise", x, 8, 8, 3, 1, same, depthwise=True)
+    x = g.convolution("a.project", x, 8, 16, clip=False)
+    x = g.convolution("b.expand", x, 16, 20)
+    x = g.convolution("b.depthwise", x, 20, 20, 3, 2, (0, 0, 1, 1), depthwise=True)
+    x = g.convolution("b.project", x, 20, 12, clip=False)
+    g.classifier(x, 12, 4)
+    return g.finish((1, 4))
+
+
 def oddities() -> onnx.ModelProto:
     """What fits no fast path: odd channels, a depthwise 5×5, a wide convolution, an addition of branches."""
     g = Graph(1, 14)

@@ -19,7 +19,7 @@ from compile.c import drawing, requantise, steps
 from compile.c import plan as planning
 from compile.c.graph import Add, AveragePool, Convolution, Network, Tensor
 from compile.c.plan import Arena
-from compile.c.steps import Block, Step
+from compile.c.steps import Block, Chain, Offsets, Step
 from targets.errors import UserError
 
 _HERE = Path(__file__).parent
@@ -49,10 +49,10 @@ def prepare(network: Network, name: str, version: str, cpu: str) -> Project:
     Raises:
         UserError: a layer is larger than the kernels take (named).
     """
-    fused = steps.fuse(network)
     for operator in network.operators:
         _check_size(operator)
-    return Project(name, version, cpu, network, fused, planning.plan(network, fused))
+    fused, arena = planning.arrange(network, steps.fuse(network))
+    return Project(name, version, cpu, network, fused, arena)
 
 
 @dataclass(frozen=True)
@@ -166,39 +166,21 @@ def _layers(project: Project, step: Step, data: _Data) -> dict[str, Any]:
     """A step as the template wants it."""
     fused: dict[str, Any] = {
         "title": step.name,
-        "name": data.name(f"{step.name}_step"),
         "step": step,
         "input": _place(project, step.inputs[0]),
         "output": _place(project, step.output),
     }
-    if isinstance(step, Block):
-        named = {
-            part: getattr(step, part)
-            for part in ("expand", "depthwise", "project", "residual")
-        }
-        need = steps.scratch(step)
-        size = step.output.itemsize
+    if isinstance(step, Block | Chain):
+        blocks = (step,) if isinstance(step, Block) else (step.first, step.second)
+        index = project.steps.index(step)
         fused |= {
-            "kind": "block",
-            "convolutions": [
-                _convolution(named[part], data)
-                for part in ("expand", "depthwise", "project")
-                if named[part] is not None
+            "kind": "blocks",
+            "blocks": [
+                _block(block, offsets, data)
+                for block, offsets in zip(blocks, steps.offsets(step), strict=True)
             ],
-            "residual": _addition(step.residual, data),
-            "input_second": int(
-                step.residual is not None and step.residual.input != step.inputs[0]
-            ),
-            "scratch": project.arena.scratch[project.steps.index(step)] // size,
-            "scratch_bytes": need.nbytes,
-            "row": need.ring // size,
-            "sum": (need.ring + need.row) // size,
-            "patch": (need.ring + need.row + need.sum) // size,
-        }
-        by_part = iter(fused["convolutions"])
-        fused["parts"] = {
-            part: next(by_part)["name"] if named[part] is not None else None
-            for part in ("expand", "depthwise", "project")
+            "scratch": project.arena.scratch[index] // step.output.itemsize,
+            "scratch_bytes": steps.scratch(step).nbytes,
         }
     elif isinstance(step.operator, Add):
         fused |= {
@@ -210,6 +192,27 @@ def _layers(project: Project, step: Step, data: _Data) -> dict[str, Any]:
     else:
         fused |= {"kind": "average", "average": _average(step.operator, data)}
     return fused
+
+
+def _block(block: Block, offsets: Offsets, data: _Data) -> dict[str, Any]:
+    name = data.name(f"{block.name}_step")
+    parts = ("expand", "depthwise", "project")
+    made = {
+        part: _convolution(getattr(block, part), data)
+        for part in parts
+        if getattr(block, part) is not None
+    }
+    size = block.output.itemsize
+    return {
+        "name": name,
+        "convolutions": list(made.values()),
+        "parts": {part: made[part]["name"] if part in made else None for part in parts},
+        "residual": _addition(block.residual, data),
+        "input_second": int(
+            block.residual is not None and block.residual.input != block.inputs[0]
+        ),
+        "offsets": {part: at // size for part, at in vars(offsets).items()},
+    }
 
 
 def _convolution(convolution: Convolution, data: _Data) -> dict[str, Any]:

@@ -25,7 +25,8 @@ enum { NN_EXPAND, NN_DEPTHWISE, NN_PROJECT, NN_OTHER };
 typedef struct {
   const nn_conv *expand, *depthwise, *project;
   const nn_add *residual;
-  int32_t row, sum, patch;
+  int32_t ring, row, sum, patch;
+  int32_t made; /* in a chain: the row that the block before this one makes */
   int8_t input_second; /* the model adds the block's input to what it made, not that to its input: int8 rounds otherwise */
 } nn_block;
 
@@ -73,58 +74,92 @@ NN_KERNEL void nn_conv_row(const nn_conv *c, const nn_value *image, nn_value *ou
 
 #define NN_MAX_KERNEL 7
 
-/* Row y of what the depthwise convolution reads, into its padded place in the ring. */
-NN_INLINE void nn_ring_row(const nn_block *b, const nn_value *in, nn_value *slot, nn_value *patch, int32_t y) {
+/* Row y of what the depthwise convolution reads has its padded place in the ring: the padding, and what comes between
+ * it; NULL where the row is nothing but padding. */
+NN_INLINE nn_value *nn_ring_row(const nn_block *b, nn_value *scratch, int32_t y) {
   const nn_conv *const d = b->depthwise;
   const int32_t row = d->width_in * d->channels_in;
   const int32_t left = d->pad_left * d->channels_in, right = d->pad_right * d->channels_in;
+  nn_value *const slot = scratch + b->ring + (y + d->pad_top) % d->kernel_h * (left + row + right);
   if (y < 0 || y >= d->height_in) {
     nn_fill(d, slot, left + row + right);
-    return;
+    return NULL;
   }
   nn_fill(d, slot, left);
   nn_fill(d, slot + left + row, right);
-  if (b->expand)
-    nn_conv_row(b->expand, in, slot + left, patch, y);
-  else
-    memcpy(slot + left, in + y * row, (size_t)row * sizeof *slot);
+  return slot + left;
+}
+
+/* Row y of the output, when the ring holds what it looks at; `own` is that row of the block's input. */
+NN_KERNEL void nn_filter_row(const nn_block *b, const nn_value *own, nn_value *out, nn_value *scratch, int32_t y) {
+  const nn_conv *const d = b->depthwise;
+  const int32_t slot = (d->pad_left + d->width_in + d->pad_right) * d->channels_in;
+  const nn_value *rows[NN_MAX_KERNEL];
+  for (int32_t k = 0; k < d->kernel_h; k++)
+    rows[k] = scratch + b->ring + (y * d->stride_h + k) % d->kernel_h * slot;
+  nn_value *const filtered = b->project ? scratch + b->row : out;
+  nn_depthwise(d, rows, filtered);
+  NN_TRACE(NN_DEPTHWISE);
+  if (b->project) {
+    nn_value *const projected = b->residual ? scratch + b->sum : out;
+    nn_dot(b->project, filtered, projected, d->width_out);
+    NN_TRACE(NN_PROJECT);
+    if (b->residual)
+      nn_add_run(b->residual, b->input_second ? projected : own, b->input_second ? own : projected, out,
+                 d->width_out * b->project->channels_out);
+  }
+  NN_TRACE(NN_OTHER);
+}
+
+/* Row y of the output of a block with a depthwise convolution; `ready` is the next row to go into its ring. */
+NN_INLINE void nn_block_row(const nn_block *b, const nn_value *in, nn_value *out, nn_value *scratch, int32_t *ready, int32_t y) {
+  const nn_conv *const d = b->depthwise;
+  const int32_t end = y * d->stride_h - d->pad_top + d->kernel_h;
+  for (; *ready < end; ++*ready) {
+    nn_value *const to = nn_ring_row(b, scratch, *ready);
+    if (!to) continue;
+    const int32_t row = d->width_in * d->channels_in;
+    if (b->expand)
+      nn_conv_row(b->expand, in, to, scratch + b->patch, *ready);
+    else
+      memcpy(to, in + *ready * row, (size_t)row * sizeof *to);
+  }
+  NN_TRACE(NN_EXPAND);
+  nn_filter_row(b, b->residual ? in + y * d->width_out * b->project->channels_out : NULL, out, scratch, y);
 }
 
 NN_KERNEL void nn_block_run(const nn_block *b, const nn_value *in, nn_value *out, nn_value *scratch) {
   const nn_conv *const d = b->depthwise;
-  nn_value *const patch = scratch + b->patch;
   if (!d) {
     const nn_conv *const c = b->expand;
     if (c->direct) {
       nn_dot(c, in, out, c->height_out * c->width_out);
       return;
     }
-    for (int32_t y = 0; y < c->height_out; y++) nn_conv_row(c, in, out + y * c->width_out * c->channels_out, patch, y);
+    const int32_t row = c->width_out * c->channels_out;
+    for (int32_t y = 0; y < c->height_out; y++) nn_conv_row(c, in, out + y * row, scratch + b->patch, y);
     return;
   }
-  const int32_t slot = (d->pad_left + d->width_in + d->pad_right) * d->channels_in;
   const int32_t row = (b->project ? b->project->channels_out : d->channels_out) * d->width_out;
-  int32_t ready = -d->pad_top; /* the next row to go into the ring */
-  for (int32_t y = 0; y < d->height_out; y++, out += row) {
-    const int32_t top = y * d->stride_h - d->pad_top;
-    for (; ready < top + d->kernel_h; ready++)
-      nn_ring_row(b, in, scratch + (ready + d->pad_top) % d->kernel_h * slot, patch, ready);
-    NN_TRACE(NN_EXPAND);
-    const nn_value *rows[NN_MAX_KERNEL];
-    for (int32_t k = 0; k < d->kernel_h; k++) rows[k] = scratch + (top + d->pad_top + k) % d->kernel_h * slot;
-    nn_value *const filtered = b->project ? scratch + b->row : out;
-    nn_depthwise(d, rows, filtered);
-    NN_TRACE(NN_DEPTHWISE);
-    if (b->project) {
-      nn_value *const projected = b->residual ? scratch + b->sum : out;
-      nn_dot(b->project, filtered, projected, d->width_out);
-      NN_TRACE(NN_PROJECT);
-      if (b->residual) {
-        const nn_value *const own = in + y * row;
-        nn_add_run(b->residual, b->input_second ? projected : own, b->input_second ? own : projected, out, row);
-      }
+  int32_t ready = -d->pad_top;
+  for (int32_t y = 0; y < d->height_out; y++) nn_block_row(b, in, out + y * row, scratch, &ready, y);
+}
+
+/* Two blocks, the second of which expands each row that the first makes, and only that row is kept. */
+NN_KERNEL void nn_chain_run(const nn_block *first, const nn_block *second, const nn_value *in, nn_value *out, nn_value *scratch) {
+  const nn_conv *const d = second->depthwise;
+  const int32_t row = (second->project ? second->project->channels_out : d->channels_out) * d->width_out;
+  nn_value *const made = scratch + second->made;
+  int32_t ready = -first->depthwise->pad_top, second_ready = -d->pad_top;
+  for (int32_t y = 0; y < d->height_out; y++) {
+    for (; second_ready < y * d->stride_h - d->pad_top + d->kernel_h; second_ready++) {
+      nn_value *const to = nn_ring_row(second, scratch, second_ready);
+      if (!to) continue;
+      nn_block_row(first, in, made, scratch, &ready, second_ready);
+      nn_dot(second->expand, made, to, d->width_in);
     }
-    NN_TRACE(NN_OTHER);
+    NN_TRACE(NN_EXPAND);
+    nn_filter_row(second, NULL, out + y * row, scratch, y);
   }
 }
 

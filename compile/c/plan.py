@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from compile.c.graph import Network
-from compile.c.steps import Step, aligned, lag, scratch
+from compile.c.steps import Step, aligned, chained, lag, scratch
 from targets.errors import UserError
 
 
@@ -82,6 +82,18 @@ def plan(network: Network, steps: Sequence[Step]) -> Arena:
         lower_bound=max(needs),
         peak=needs.index(max(needs)),
     )
+
+
+def arrange(network: Network, steps: Sequence[Step]) -> tuple[tuple[Step, ...], Arena]:
+    """Chain blocks around the peak as long as the arena gets smaller by it; → the steps and their plan."""
+    best, arena = tuple(steps), plan(network, steps)
+    while True:
+        tried = (chained(best, index) for index in (arena.peak - 1, arena.peak))
+        found = [(each, plan(network, each)) for each in tried if each is not None]
+        smaller = [pair for pair in found if pair[1].nbytes < arena.nbytes]
+        if not smaller:
+            return best, arena
+        best, arena = min(smaller, key=lambda pair: pair[1].nbytes)
 
 
 def _buffers(network: Network, steps: Sequence[Step]) -> list[Placed]:

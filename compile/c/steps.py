@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from compile.c.graph import Add, AveragePool, Convolution, Network, Tensor
 
@@ -76,7 +77,56 @@ class Single:
         return 0
 
 
-Step = Block | Single
+@dataclass(frozen=True)
+class Chain:
+    """Two blocks of which the second expands each row that the first makes: what lies between never lies whole."""
+
+    first: Block
+    second: Block
+
+    @property
+    def parts(self) -> tuple[Convolution | Add, ...]:
+        return self.first.parts + self.second.parts
+
+    @property
+    def name(self) -> str:
+        return self.second.name
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return self.first.inputs
+
+    @property
+    def output(self) -> Tensor:
+        return self.second.output
+
+    @property
+    def macs(self) -> int:
+        return self.first.macs + self.second.macs
+
+
+Step = Block | Chain | Single
+
+
+def chained(steps: Sequence[Step], index: int) -> tuple[Step, ...] | None:
+    """``steps`` with those at ``index`` and after it as one; None where they cannot be.
+
+    An addition of a block's own input wants it whole, so neither of the two has one.
+    """
+    pair = steps[index : index + 2] if index >= 0 else ()
+    if len(pair) != 2:
+        return None
+    first, second = pair
+    if not isinstance(first, Block) or not isinstance(second, Block):
+        return None
+    if first.depthwise is None or second.depthwise is None or second.expand is None:
+        return None
+    readers = [step for step in steps if first.output in step.inputs]
+    if first.residual or second.residual or readers != [second]:
+        return None
+    if not direct(second.expand):
+        return None
+    return (*steps[:index], Chain(first, second), *steps[index + 2 :])
 
 
 def fuse(network: Network) -> tuple[Step, ...]:
@@ -168,6 +218,9 @@ def scratch(step: Step) -> Scratch:
     """The scratch memory of a step."""
     if isinstance(step, Single):
         return Scratch()
+    if isinstance(step, Chain):
+        rings = scratch(step.first).ring + scratch(step.second).ring
+        return Scratch(ring=rings, row=max(_used_up(step), scratch(step.second).row))
     ring = row = patch = 0
     first, depthwise = step.expand, step.depthwise
     if depthwise is not None:
@@ -183,6 +236,40 @@ def scratch(step: Step) -> Scratch:
         )
     total = aligned(step.output.row_bytes) if step.residual is not None else 0
     return Scratch(ring, row, total, patch)
+
+
+def _used_up(chain: Chain) -> int:
+    """What a chain's first block needs but its ring, and its row: used up before the second block filters."""
+    need = scratch(chain.first)
+    return need.nbytes - need.ring + aligned(chain.first.output.row_bytes)
+
+
+@dataclass(frozen=True)
+class Offsets:
+    """Where each part of a block's scratch memory lies, and in a chain the row that the block before it made."""
+
+    ring: int
+    row: int
+    sum: int
+    patch: int
+    made: int
+
+
+def offsets(step: Block | Chain) -> tuple[Offsets, ...]:
+    """Of each block of a step, in bytes from the beginning of its scratch memory."""
+    if isinstance(step, Block):
+        need = scratch(step)
+        return (_offsets(need, 0, need.ring),)
+    first, second = scratch(step.first), scratch(step.second)
+    rings = first.ring + second.ring
+    before = _offsets(first, 0, rings)
+    return before, replace(_offsets(second, first.ring, rings), made=before.made)
+
+
+def _offsets(need: Scratch, ring: int, rest: int) -> Offsets:
+    after_row = rest + need.row
+    patch = after_row + need.sum
+    return Offsets(ring, rest, after_row, patch, patch + need.patch)
 
 
 def direct(convolution: Convolution) -> bool:
@@ -209,7 +296,12 @@ def lag(step: Step) -> int | None:
     if isinstance(step, Single):
         return 0 if isinstance(step.operator, Add) else None
     source, output = step.inputs[0], step.output
-    if step.depthwise is None and step.expand is not None and direct(step.expand):
+    if (
+        isinstance(step, Block)
+        and step.depthwise is None
+        and step.expand is not None
+        and direct(step.expand)
+    ):
         # Pixels one after the other, a few at a time.
         few = together(source)
         behind = max(0, source.nbytes - few * source.shape[2] * source.itemsize)
@@ -218,7 +310,7 @@ def lag(step: Step) -> int | None:
     lag = 0
     for y in range(output.shape[0]):
         free = _first_needed(step, y) * source.row_bytes
-        if step.residual is not None:
+        if isinstance(step, Block) and step.residual is not None:
             # Element by element in place.
             free = min(free, y * source.row_bytes) + source.row_bytes
         if free < source.nbytes:
@@ -226,20 +318,30 @@ def lag(step: Step) -> int | None:
     return aligned(lag)
 
 
-def _first_needed(block: Block, y: int) -> int:
+def _first_needed(step: Block | Chain, y: int) -> int:
     """The first row of the input that is read while or after row ``y`` of the output is written."""
-    depthwise, expand = block.depthwise, block.expand
+    if isinstance(step, Chain):
+        assert step.second.depthwise is not None
+        made = _ready(step.second.depthwise, y)
+        if made == step.first.output.shape[0]:
+            return step.inputs[0].shape[0]
+        return _first_needed(step.first, made - 1)
+    depthwise, expand = step.depthwise, step.expand
     if depthwise is None:
         assert expand is not None
         return max(0, y * expand.strides[0] - expand.pads[0])
-    # Rows up to this one are in the ring already.
-    ready = y * depthwise.strides[0] - depthwise.pads[0] + depthwise.kernel[0]
-    ready = min(ready, depthwise.input.shape[0])
+    ready = _ready(depthwise, y)
     if expand is None:
         return ready
     if ready == depthwise.input.shape[0]:
         return expand.input.shape[0]
     return max(0, ready * expand.strides[0] - expand.pads[0])
+
+
+def _ready(depthwise: Convolution, y: int) -> int:
+    """How many rows of what it reads are in the ring when row ``y`` of its output is written."""
+    ready = y * depthwise.strides[0] - depthwise.pads[0] + depthwise.kernel[0]
+    return min(ready, depthwise.input.shape[0])
 
 
 def aligned(nbytes: int) -> int:

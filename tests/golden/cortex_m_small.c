@@ -50,7 +50,8 @@ static const nn_block a_project_step = {
     .depthwise = &a_depthwise,
     .project = &a_project,
     .residual = NULL,
-    .row = #, .sum = #, .patch = #, .input_second = #,
+    .ring = #, .row = #, .sum = #, .patch = #, .made = #,
+    .input_second = #,
 };
 
 /* b.add: # -> # */
@@ -90,7 +91,8 @@ static const nn_block b_add_step = {
     .depthwise = &b_depthwise,
     .project = &b_project,
     .residual = &b_add_sum,
-    .row = #, .sum = #, .patch = #, .input_second = #,
+    .ring = #, .row = #, .sum = #, .patch = #, .made = #,
+    .input_second = #,
 };
 
 /* c.project: # -> # */
@@ -126,7 +128,8 @@ static const nn_block c_project_step = {
     .depthwise = &c_depthwise,
     .project = &c_project,
     .residual = NULL,
-    .row = #, .sum = #, .patch = #, .input_second = #,
+    .ring = #, .row = #, .sum = #, .patch = #, .made = #,
+    .input_second = #,
 };
 
 /* head: # -> # */
@@ -144,7 +147,8 @@ static const nn_block head_step = {
     .depthwise = NULL,
     .project = NULL,
     .residual = NULL,
-    .row = #, .sum = #, .patch = #, .input_second = #,
+    .ring = #, .row = #, .sum = #, .patch = #, .made = #,
+    .input_second = #,
 };
 
 /* pool: # -> # */
@@ -169,7 +173,8 @@ static const nn_block scores_step = {
     .depthwise = NULL,
     .project = NULL,
     .residual = NULL,
-    .row = #, .sum = #, .patch = #, .input_second = #,
+    .ring = #, .row = #, .sum = #, .patch = #, .made = #,
+    .input_second = #,
 };
 
 static int overlap(const void *a, uintptr_t a_bytes, const void *b, uintptr_t b_bytes) {
