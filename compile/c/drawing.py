@@ -10,7 +10,8 @@ from compile.c.steps import Step
 
 _COLUMN = 40
 _HEIGHT = 360
-_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 20, 130
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 50, 130
+_LETTER, _LINE = 6, 16
 _TENSOR, _SCRATCH = "#7aa6d6", "#e8c07d"
 _TICKS = 4
 
@@ -20,21 +21,23 @@ def geometry(arena: Arena, steps: Sequence[Step]) -> dict[str, Any]:
     scale = _HEIGHT / arena.nbytes
     floor = _TOP + _HEIGHT
 
-    def box(
-        name: str, offset: int, nbytes: int, first: int, last: int
-    ) -> dict[str, Any]:
-        width, height = (last - first + 1) * _COLUMN, nbytes * scale
-        roomy = height > 16 and width >= 6 * len(name)
-        return {
-            "x": _LEFT + first * _COLUMN,
-            "y": round(floor - (offset + nbytes) * scale, 1),
-            "width": width,
-            "height": round(height, 1),
-            "fill": _SCRATCH if name.startswith(SCRATCH) else _TENSOR,
-            "title": f"{name}: {nbytes:,} bytes at {offset:,}, steps {first} to {last}",
-            "label": name if roomy else "",
-        }
-
+    boxes = []
+    for b in arena.buffers:
+        height = b.nbytes * scale
+        boxes.append(
+            {
+                "x": _LEFT + b.first * _COLUMN,
+                "y": round(floor - b.offset * scale - height, 1),
+                "width": (b.last - b.first + 1) * _COLUMN,
+                "height": round(height, 1),
+                "fill": _SCRATCH if b.name.startswith(SCRATCH) else _TENSOR,
+                "title": f"{b.name}: {b.nbytes:,} bytes at {b.offset:,}, steps {b.first} to {b.last}",
+                "label": b.name,
+            }
+        )
+    for box in boxes:
+        if not _fits(box, boxes):
+            box["label"] = ""
     return {
         "left": _LEFT,
         "right": _RIGHT,
@@ -47,7 +50,25 @@ def geometry(arena: Arena, steps: Sequence[Step]) -> dict[str, Any]:
             {"bytes": arena.nbytes * i // _TICKS, "y": floor - _HEIGHT * i / _TICKS}
             for i in range(_TICKS + 1)
         ],
-        "boxes": [
-            box(b.name, b.offset, b.nbytes, b.first, b.last) for b in arena.buffers
+        "boxes": boxes,
+        "legend": [
+            (_LEFT, _TENSOR, 0.7, "tensor"),
+            (_LEFT + 80, _SCRATCH, 0.7, "scratch memory of a step"),
+            (_LEFT + 250, _TENSOR, 1, "output that takes its input's place"),
         ],
     }
+
+
+def _fits(box: dict[str, Any], boxes: Sequence[dict[str, Any]]) -> bool:
+    """Whether the label has room inside and lies under no edge of another box."""
+    width = _LETTER * len(box["label"]) + 8
+    if box["height"] < _LINE or box["width"] < width:
+        return False
+    return not any(
+        other is not box
+        and other["x"] < box["x"] + width
+        and box["x"] < other["x"] + other["width"]
+        and other["y"] < box["y"] + _LINE
+        and box["y"] < other["y"] + other["height"]
+        for other in boxes
+    )
