@@ -115,3 +115,20 @@ def test_a_library_without_symbols_is_refused(tmp_path: Path) -> None:
     counting.compile_c([source], library, *options, "-s")
     with pytest.raises(UserError, match="no symbols.*build it again"):
         attribution(library, [Block(0, function, 1)])
+
+
+def test_c_that_a_kernel_calls_is_the_kernels(tmp_path: Path) -> None:
+    source, library = tmp_path / "model.c", tmp_path / "model.so"
+    source.write_text(
+        "int tvmgen_default_fused_add(void) { return 1; }\n"
+        'int __attribute__((visibility("hidden"), used)) called(void) { return 2; }\n'
+        "int other(void) { return 3; }\n"
+    )
+    options = ("-target", "aarch64-linux-gnu.2.28", "-shared", "-fPIC", "-O1")
+    counting.compile_c([source], library, *options)
+    functions = [bytes.fromhex(f"{2 * n:x}0008052c0035fd6") for n in (1, 2, 3)]
+    # mov w0, #n; ret, one after the other.
+    blocks = [Block(8 * n, code, 1) for n, code in enumerate(functions)]
+    kernel_at = attribution(library, blocks, {"called": "fused_add"})
+    found = [kernel_at(block.address) for block in blocks]
+    assert found == ["fused_add", "fused_add", "outside the kernels"]
