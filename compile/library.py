@@ -78,7 +78,9 @@ def build_library(job: Job, stage: Callable[[str], None]) -> Lowering:
     except UserError as error:
         raise UserError(f"{job.model}: {error}") from None
     if job.dump is not None:
-        _dump(job.dump, module, lowered.factory, native)
+        _dump(job.dump, module, lowered.factory)
+        if native:
+            _dump_native(job.dump, native, job.target)
     stage("linking")
     if job.standalone is None:
         library, memory = job.output / LIBRARY, None
@@ -203,8 +205,8 @@ def _link(
         shutil.copyfile(linked, output)
 
 
-def _dump(folder: Path, module: Any, factory: Any, native: Native | None) -> None:
-    """For the engineer who wants to see: Relay before and after, the fused TIR, the assembly, C."""
+def _dump(folder: Path, module: Any, factory: Any) -> None:
+    """For the engineer who wants to see: Relay before and after, the fused TIR, the assembly."""
     folder.mkdir(parents=True, exist_ok=True)
     metadata = factory.function_metadata
     (after,) = metadata["__tvm_main__"].relay_primfuncs.values()
@@ -217,5 +219,14 @@ def _dump(folder: Path, module: Any, factory: Any, native: Native | None) -> Non
     ]
     (folder / "tir.txt").write_text("\n".join(kernels))
     (folder / "model.s").write_text(factory.get_lib().get_source("asm"))
-    if native:
-        (folder / "native.c").write_text(native.source)
+
+
+def _dump_native(folder: Path, native: Native, target: Target) -> None:
+    """The C beside TVM's kernels: source, what it includes, assembly."""
+    from compile.neon.network import HEADER, compile_source
+
+    (folder / "native.c").write_text(native.source)
+    shutil.copyfile(HEADER, folder / HEADER.name)
+    # In the place of -c, which zig then warns of.
+    options = ("-S", "-Wno-unused-command-line-argument")
+    compile_source(native.source, folder / "native.s", target, *options)

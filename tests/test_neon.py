@@ -280,7 +280,8 @@ def test_a_network_is_built_and_answers_with_its_integers(
     made = residuals() if signed else oddities()
     onnx.save(quantised(made, tmp_path, unsigned=not signed), tmp_path / "given.onnx")
     options = ("--model", tmp_path / "given.onnx", "--output", tmp_path / "bundle")
-    result = run("compile.build", "--target", f"arm-{cpu}", *options, "--json")
+    seen = ("--dump", tmp_path / "seen", "--json")
+    result = run("compile.build", "--target", f"arm-{cpu}", *options, *seen)
     assert result.returncode == 0, result.stderr
     built = json.loads(result.stdout)
     assert built["verification"]["max_abs_error"] == 0
@@ -289,6 +290,9 @@ def test_a_network_is_built_and_answers_with_its_integers(
     assert lowering.layout == "NHWC"
     assert lowering.reason.startswith("int8: SDOT" if signed else "int8: SMULL")
     assert any(g.symbol.startswith("netship_convolution") for g in lowering.groups)
+    assert (tmp_path / "seen" / "kernels.h").exists()
+    assembly = (tmp_path / "seen" / "native.s").read_text()
+    assert all(f"\n{g.symbol}:" in assembly for g in lowering.groups if g.symbol)
 
 
 def test_a_cpu_of_the_users_own_gets_the_instructions_it_has() -> None:

@@ -94,8 +94,8 @@ def lower(network: Network, output: Output, target: Target) -> Native:
     )
 
 
-def compile_source(source: str, output: Path, target: Target) -> None:
-    """The functions of ``lower`` as an object file.
+def compile_source(source: str, output: Path, target: Target, *extra: str) -> None:
+    """The functions of ``lower`` as an object file, or with ``-S`` as assembly.
 
     Raises:
         UserError: the compiler failed.
@@ -103,7 +103,7 @@ def compile_source(source: str, output: Path, target: Target) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, "int8.c")
         file.write_text(source)
-        compile_object(file, output, target, *options(target))
+        compile_object(file, output, target, *options(target), *extra)
 
 
 def options(target: Target) -> list[str]:
