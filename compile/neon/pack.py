@@ -26,7 +26,7 @@ _MAGIC_SUMS, _MAGIC_STEPS = 1 << 22, 1 << 15
 _MOST_STEPS = 512
 # What a kernel works on at a time stays well within the first-level cache: 32 KB and more on all of these CPUs.
 _BAND_BYTES = 16 << 10
-# Pixels in registers beside 8 channels: with SDOT a register sums four channels, without one channel.
+# Pixels in registers beside 8 channels, as the meter chose them: with SDOT a register sums four channels, without it one.
 _ROWS_DOT, _ROWS = (8, 7, 6), (3,)
 # A network's parallel loops: one part for each core.
 _CORES = 4
