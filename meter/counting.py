@@ -26,6 +26,8 @@ PLUGIN = Path(__file__).with_name("plugin.c")
 _OLDEST, _NEWEST = (4, 2), (8, 1)
 # Addresses decide which lines share a set of a cache; in a region of its own QEMU gives the same ones every time.
 _SAME_PLACE = ("-R", "64G")
+# How our own programs begin the one line of a refusal.
+_REFUSAL = "error: "
 _INSTALL = "install it with `apt install qemu-user` (the static QEMU takes no plugins)"
 
 
@@ -171,13 +173,10 @@ def count(
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise CountingError(
-                f"{command[0]}: no end within {seconds:g} s under QEMU"
-            ) from None
+            raise CountingError(f"no end within {seconds:g} s under QEMU") from None
         if result.returncode:
-            raise CountingError(
-                _failure(command[0], cpu, result.returncode, result.stderr)
-            )
+            said = result.stderr.strip() or result.stdout
+            raise CountingError(_failure(cpu, result.returncode, said))
         return read_blocks(output), result.stdout
 
 
@@ -185,14 +184,16 @@ class CountingError(UserError):
     """The program that was to be counted failed."""
 
 
-def _failure(program: str, cpu: str, code: int, stderr: str) -> str:
+def _failure(cpu: str, code: int, said: str) -> str:
     if code in (-signal.SIGKILL, -signal.SIGTERM):
-        return f"{program}: was killed under QEMU; end other programs if memory is short, then try again"
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    said = lines[-1] if lines else "it said nothing"
-    if code in (-4, 132) or "SIGILL" in stderr or "Illegal instruction" in stderr:
-        return f"{program}: an instruction that {cpu} does not have; build for that CPU"
-    return f"{program}: failed under QEMU with exit code {code}: {said}"
+        return "was killed under QEMU; end other programs if memory is short, then try again"
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    last = lines[-1] if lines else "it said nothing"
+    if code in (-4, 132) or "SIGILL" in said or "Illegal instruction" in said:
+        return f"needs an instruction that {cpu} does not have; build for that CPU"
+    if last.startswith(_REFUSAL):
+        return last.removeprefix(_REFUSAL)
+    return f"failed under QEMU with exit code {code}: {last}"
 
 
 def read_blocks(path: Path) -> list[Block]:

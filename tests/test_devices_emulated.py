@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import succeed
-from tiny import tiny_bundle
+from tiny import DOT_PRODUCT, tiny_bundle
 from tuning_worker import network
 
 from bundle.golden import read_golden
@@ -28,12 +28,6 @@ from devices.tracker import open_tracker
 from targets.errors import UserError
 from targets.presets import resolve
 from tuning import records
-
-# A constructor, so it runs when model.so is loaded. SDOT v0.4s, v1.16b, v2.16b (FEAT_DotProd),
-# encoding: Arm Architecture Reference Manual, C7.2 "SDOT (vector)".
-DOT_PRODUCT = """
-__attribute__((constructor)) static void dot(void) { __asm__ volatile(".inst 0x4e829420"); }
-"""
 
 
 @pytest.fixture(scope="module")

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run
+from tiny import DOT_PRODUCT, tiny_bundle
 
+from bundle.manifest import TargetIdentity
+from devices import sysroot
 from meter import counting
 from meter.counting import Block, Cache, count, read_blocks
 from meter.operators import _attribution as attribution
 from targets.errors import UserError
+from targets.presets import resolve
 
 CACHES = (Cache(4 << 10, 2), Cache(64 << 10, 8))
 
@@ -132,3 +140,57 @@ def test_c_that_a_kernel_calls_is_the_kernels(tmp_path: Path) -> None:
     kernel_at = attribution(library, blocks, {"called": "fused_add"})
     found = [kernel_at(block.address) for block in blocks]
     assert found == ["fused_add", "fused_add", "outside the kernels"]
+
+
+@pytest.fixture(scope="module")
+def dot_product(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle for Cortex-A72 whose code has an SDOT, which Cortex-A76 has first."""
+    try:
+        counting.find_qemu()
+        sysroot.prepare(lambda stage: print(stage, file=sys.stderr))
+    except UserError as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error))
+        pytest.skip(f"not run: {error}")
+    folder = tmp_path_factory.mktemp("dot")
+    return tiny_bundle(folder, resolve("arm-cortex-a72"), extra_c=DOT_PRODUCT).path
+
+
+def refusal(bundle: Path, **environment: str) -> str:
+    """The one line that the meter refuses a bundle with."""
+    result = run("meter", bundle, "--cpu", "cortex-a72", "--json", **environment)
+    assert (result.returncode, result.stdout) == (2, "")
+    [line] = result.stderr.splitlines()
+    return line
+
+
+@pytest.mark.slow
+def test_a_bundle_with_an_instruction_that_the_cpu_lacks_is_one_line(
+    dot_product: Path, tmp_path: Path
+) -> None:
+    assert "needs an instruction that this CPU does not have" in refusal(dot_product)
+    # The same library, and the manifest says whose it is.
+    other = tmp_path / "a76"
+    shutil.copytree(dot_product, other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    target = TargetIdentity.of(resolve("arm-cortex-a76"))
+    manifest["target"] = target.model_dump(mode="json")
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    assert re.search("arm-cortex-a76: this CPU .* has no asimddp", refusal(other))
+
+
+@pytest.mark.slow
+def test_a_bundle_that_nothing_can_count_is_one_line(
+    dot_product: Path, tmp_path: Path
+) -> None:
+    nothing = str(tmp_path)
+    assert "no qemu-aarch64 to count with" in refusal(dot_product, PATH=nothing)
+    killed = tmp_path / "qemu-aarch64"
+    killed.write_text(
+        "#!/bin/sh\n"
+        '[ "$1" = --version ] && echo qemu-aarch64 version 7.2.0 && exit\n'
+        "kill -9 $$\n"
+    )
+    killed.chmod(0o755)
+    line = refusal(dot_product, PATH=nothing)
+    assert f"{dot_product}: was killed under QEMU; end other programs" in line

@@ -34,6 +34,12 @@ PREPROCESSING = Preprocessing(
     resize=16, crop=(16, 16), scale=1 / 127.5, mean=(1,), std=(1,)
 )
 
+# A constructor, so it runs when model.so is loaded. SDOT v0.4s, v1.16b, v2.16b (FEAT_DotProd),
+# encoding: Arm Architecture Reference Manual, C7.2 "SDOT (vector)".
+DOT_PRODUCT = """
+__attribute__((constructor)) static void dot(void) { __asm__ volatile(".inst 0x4e829420"); }
+"""
+
 
 def tiny_bundle(
     folder: Path, target: Target, name: str = "tiny", extra_c: str = ""
