@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from bundle import accuracy
 from bundle.store import MANIFEST, open_bundle, sha256_of
 from devices.session import Origin
-from meter import peers
+from meter import peers, peers_qdq
 from meter.compare_counts import (
     Counts,
     cost,
@@ -207,7 +207,7 @@ def case_of(proto: onnx.ModelProto, name: str, file_sha256: str = "") -> Case:
     except Exception as error:  # noqa: BLE001  (its errors share no public base class)
         said = str(error).splitlines()[0][:200]
         raise UserError(f"{name}: ONNX Runtime refuses it: {said}") from None
-    quantised = any(node.op_type == "QuantizeLinear" for node in proto.graph.node)
+    quantised = peers_qdq.is_quantised(proto)
     return Case(name, sha256, file_sha256, proto, quantised, tensor, np.asarray(wanted))
 
 
@@ -237,7 +237,8 @@ def measure(
             is checked by the best class alone.
     """
     version = peers.version(runtime)
-    made_of = given.read_bytes() if given else case.sha256.encode()
+    converted = f"{case.sha256} {peers.CONVERSION}"
+    made_of = given.read_bytes() if given else converted.encode()
     path = _kept(runtime.name, version, hashlib.sha256(made_of).hexdigest(), cpu)
     try:
         counted = _read(path)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from devices import sysroot
 from devices.emulated import check_cpu, find_qemu
-from meter import peers_board, peers_tflite
+from meter import peers_board, peers_int8, peers_qdq, peers_tflite
 from meter.counting import compiled_once
 from targets.errors import UserError
 from targets.files import alone, cache_folder
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 LOCK = Path(__file__).with_name("peers-arm64.lock")
 _RUN = Path(__file__).with_name("peers_run.py")
 _MARK = Path(__file__).with_name("peers_mark.c")
-# Goes up when a conversion here changes, so that kept files are made anew.
-_CONVERSION = b"1"
+CONVERSION = "2"
+"""Goes up when a conversion changes, so that what is kept of the one before is not taken."""
 # The wheels' glibc, newest first; the arm64 system has Debian 12's 2.36.
 _PLATFORMS = tuple(f"manylinux_2_{n}_aarch64" for n in (36, 35, 31, 28, 27, 24, 17))
 # What a run takes at most: a large network's conversion, or its inferences under the counters.
@@ -250,7 +250,7 @@ def converted(
         UserError: the runtime's converter refuses it, in its own words.
     """
     data = model.SerializeToString(deterministic=True)
-    made_of = [data, runtime.package.encode(), LOCK.read_bytes(), _CONVERSION]
+    made_of = [data, runtime.package.encode(), LOCK.read_bytes(), CONVERSION.encode()]
     key = hashlib.sha256(b"".join(hashlib.sha256(p).digest() for p in made_of))
     name, convert = _CONVERTERS[runtime.package]
     path = cache_folder() / "peer-models" / f"{runtime.package}-{key.hexdigest()[:24]}"
@@ -260,7 +260,6 @@ def converted(
         with tempfile.TemporaryDirectory(prefix=".model-", dir=path.parent) as work:
             folder = Path(work, "made")
             folder.mkdir()
-            (folder / "model.onnx").write_bytes(data)
             convert(machine, folder, model)
             with contextlib.suppress(FileExistsError, OSError):
                 folder.rename(path)
@@ -270,27 +269,46 @@ def converted(
 Converter = Callable[[Emulated, Path, "onnx.ModelProto"], None]
 
 
-def _as_it_is(_machine: Emulated, _folder: Path, _model: onnx.ModelProto) -> None:
-    """ONNX is the runtime's own format."""
+def _to_onnxruntime(_machine: Emulated, folder: Path, model: onnx.ModelProto) -> None:
+    _write(model, folder)
 
 
-def _to_mnn(machine: Emulated, folder: Path, _model: onnx.ModelProto) -> None:
+def _to_openvino(_machine: Emulated, folder: Path, model: onnx.ModelProto) -> None:
+    quantised = peers_qdq.is_quantised(model)
+    _write(peers_int8.for_openvino(model) if quantised else model, folder)
+
+
+def _to_mnn(machine: Emulated, folder: Path, model: onnx.ModelProto) -> None:
     # Its command line installs packages behind one's back; the extension module does not.
     call = "import _tools, sys; _tools.mnnconvert(['mnnconvert', *sys.argv[1:]])"
     files = ["--modelFile", "model.onnx", "--MNNModel", "model.mnn"]
+    if peers_qdq.is_quantised(model):
+        model, parameters = peers_int8.for_mnn(peers_qdq.take_apart(model))
+        (folder / "int8.json").write_text(parameters)
+        files += ["--compressionParamsFile", "int8.json"]
+    _write(model, folder)
     words = ["-c", call, "-f", "ONNX", *files, "--bizCode", "netship"]
     said = machine.run(machine.command(words), folder)
     _must_exist(folder / "model.mnn", said)
 
 
 def _to_ncnn(machine: Emulated, folder: Path, model: onnx.ModelProto) -> None:
+    network = peers_qdq.take_apart(model) if peers_qdq.is_quantised(model) else None
+    _write(peers_qdq.with_relu(network, layers_too=True) if network else model, folder)
     dimensions = model.graph.input[0].type.tensor_type.shape.dim
     shape = ",".join(str(d.dim_value) for d in dimensions)
     program = str(_pnnx(machine.site))
     words = (program, "model.onnx", f"inputshape=[{shape}]", "fp16=0")
     said = machine.run(machine.command([])._replace(arguments=words), folder)
-    for suffix in ("param", "bin"):
-        _must_exist(folder / f"model.ncnn.{suffix}", said)
+    param, weights = folder / "model.ncnn.param", folder / "model.ncnn.bin"
+    for path in (param, weights):
+        _must_exist(path, said)
+    if network:
+        text, data = peers_int8.for_ncnn(
+            network, param.read_text(), weights.read_bytes()
+        )
+        param.write_text(text)
+        weights.write_bytes(data)
 
 
 def _to_tflite(machine: Emulated, folder: Path, model: onnx.ModelProto) -> None:
@@ -302,9 +320,13 @@ _CONVERTERS: dict[str, tuple[str, Converter]] = {
     "ai-edge-litert": ("model.tflite", _to_tflite),
     "mnn": ("model.mnn", _to_mnn),
     "ncnn": ("model.ncnn", _to_ncnn),
-    "onnxruntime": ("model.onnx", _as_it_is),
-    "openvino": ("model.onnx", _as_it_is),
+    "onnxruntime": ("model.onnx", _to_onnxruntime),
+    "openvino": ("model.onnx", _to_openvino),
 }
+
+
+def _write(model: onnx.ModelProto, folder: Path) -> None:
+    (folder / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
 
 
 def _must_exist(path: Path, said: str) -> None:

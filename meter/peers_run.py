@@ -104,7 +104,13 @@ def _mnn(model: str, tensor: Array) -> Infer:
     )
     net = nn.load_module_from_file(model, [], [], runtime_manager=manager)
     given = expr.const(tensor, tensor.shape, expr.NCHW)
-    return lambda _: np.array(expr.convert(net.forward([given])[0], expr.NCHW).read())
+
+    def infer(_: Array) -> Array:
+        # What it reads is a view of memory that goes with the variable.
+        output = expr.convert(net.forward([given])[0], expr.NCHW)
+        return np.array(output.read())
+
+    return infer
 
 
 def _openvino(model: str, _tensor: Array) -> Infer:

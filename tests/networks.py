@@ -74,6 +74,28 @@ def squeezenet_like(resolution: int = 64, classes: int = 10) -> onnx.ModelProto:
     return net.close(classes, softmax=True)
 
 
+def quantised(proto: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
+    """A network as a QDQ graph by ONNX Runtime's quantiser: uint8 activations, int8 weights per channel."""
+    from onnxruntime import quantization
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+        left = 4
+
+        def get_next(self) -> dict[str, Array] | None:
+            if not self.left:
+                return None
+            self.left -= 1
+            value = proto.graph.input[0]
+            shape = [d.dim_value for d in value.type.tensor_type.shape.dim]
+            random = np.random.default_rng(self.left)
+            return {value.name: random.uniform(-1, 1, shape).astype(np.float32)}
+
+    source, made = folder / "float.onnx", folder / "int8.onnx"
+    onnx.save(proto, source)
+    quantization.quantize_static(source, made, Reader(), per_channel=True)
+    return onnx.load(made)
+
+
 class _Net:
     """A chain of layers; ``at`` is the value it has come to, of ``channels`` channels."""
 
