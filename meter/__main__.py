@@ -96,6 +96,7 @@ def to_json(metered: Metered) -> dict[str, object]:
         "core_cycles": metered.core_cycles,
         "memory_cycles": metered.memory_cycles,
         "macs": metered.macs,
+        "numbers": metered.numbers,
         "peak_macs_per_cycle": metered.peak,
         "operators": [
             {
@@ -113,19 +114,20 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
     from meter import cycles, memory
 
     hierarchy = memory.hierarchy(metered.cpu)
+    low = max(metered.core_cycles, metered.memory_cycles)
+    high = metered.core_cycles + metered.memory_cycles
     lines = [
-        f"{'core':>8} {'memory':>8} {'instr.':>8} {'MACs':>7} {'a cycle':>8} {'of peak':>8}  {'L1, L2 missed':>17}  operator",
-        f"{'Mcycles':>8} {'Mcycles':>8} {'M':>8} {'M':>7} {'':>8} {'':>8}  {'MB':>17}",
+        f"{'core':>8} {'memory':>8} {'share':>6} {'instr.':>8} {'MACs':>7} {'a cycle':>8} {'of peak':>8}  {'L1, L2 missed':>17}  operator",
+        f"{'Mcycles':>8} {'Mcycles':>8} {'':>6} {'M':>8} {'M':>7} {'':>8} {'':>8}  {'MB':>17}",
     ]
     for each in metered.operators:
         missed = ", ".join(f"{count / 1e6:.2f}" for count in each.missed_bytes)
         rate = f"{each.macs_per_cycle:8.2f} {each.macs_per_cycle / metered.peak:8.0%}"
         lines.append(
-            f"{each.core_cycles / 1e6:8.3f} {each.memory_cycles / 1e6:8.3f} {each.instructions / 1e6:8.3f} "
+            f"{each.core_cycles / 1e6:8.3f} {each.memory_cycles / 1e6:8.3f} {each.cycles / high:6.1%} "
+            f"{each.instructions / 1e6:8.3f} "
             f"{each.macs / 1e6:7.2f} {rate if each.macs else '':>17}  {missed:>17}  {title(each)}"
         )
-    low = max(metered.core_cycles, metered.memory_cycles)
-    high = metered.core_cycles + metered.memory_cycles
     scale = hierarchy.clock * 1e6
     lines += [
         "",
@@ -143,8 +145,12 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
 
 
 def title(operator: Operator) -> str:
-    """An operator for a person: its layers' names, or the kernel's where the graph has none."""
-    return operator.layer or operator.name.removeprefix("fused_")
+    """An operator for a person: its layers' names, or the kernel's where the graph has none.
+
+    Layers of one shape share a kernel, and with that a row.
+    """
+    name = operator.layer or operator.name.removeprefix("fused_")
+    return f"{operator.calls} calls: {name}" if operator.calls > 1 else name
 
 
 if __name__ == "__main__":

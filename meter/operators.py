@@ -58,6 +58,10 @@ class Operator(NamedTuple):
     missed_bytes: tuple[int, ...]
 
     @property
+    def cycles(self) -> float:
+        return self.core_cycles + self.memory_cycles
+
+    @property
     def macs_per_cycle(self) -> float:
         return self.macs / self.core_cycles if self.core_cycles else 0.0
 
@@ -66,11 +70,13 @@ class Metered(NamedTuple):
     """One inference on one core, estimated; the operators' figures sum to the whole.
 
     Attributes:
-        peak: multiply-adds a cycle that the core can do in the network's numbers, float32 or int8.
+        numbers: the network's, "float32" or "int8".
+        peak: multiply-adds a cycle that the core can do in these numbers.
     """
 
     cpu: str
     operators: tuple[Operator, ...]
+    numbers: str
     peak: int
 
     @property
@@ -114,8 +120,11 @@ def measure_bundle(
     counting.find_qemu()
     blocks = _count(bundle, cpu, hierarchy, on_progress)
     on_progress("estimating cycles")
-    peak = PEAK_INT8_MACS if bundle.manifest.quantisation else PEAK_MACS
-    return Metered(cpu, tuple(_operators(bundle, blocks, cpu, hierarchy)), peak[cpu])
+    numbers, peak = "float32", PEAK_MACS
+    if bundle.manifest.quantisation:
+        numbers, peak = "int8", PEAK_INT8_MACS
+    operators = tuple(_operators(bundle, blocks, cpu, hierarchy))
+    return Metered(cpu, operators, numbers, peak[cpu])
 
 
 def _count(

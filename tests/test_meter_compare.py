@@ -314,7 +314,7 @@ def bundle(
     (folder / "manifest.json").write_text("{}")
     identity = SimpleNamespace(name="tiny.onnx", sha256=sha256_of(model))
     verification = {"verification": {"max_abs_error": 2e-6}}
-    manifest = SimpleNamespace(model=identity, measured=verification)
+    manifest = SimpleNamespace(model=identity, measured=verification, quantisation=None)
     found = SimpleNamespace(path=folder, manifest=manifest, counted=0)
 
     def count_bundle(*_: object) -> Counts:

@@ -12,9 +12,11 @@ import pytest
 from conftest import run, succeed
 
 from meter import counting, cycles
+from meter.__main__ import table
 from meter.candidate import CandidateMeter
 from meter.counting import Block, Cache, count, subtract
 from meter.cycles import Costs, Trace, traces
+from meter.operators import Metered, Operator
 from targets.errors import UserError
 from targets.presets import resolve
 from targets.toolchain import compile_object
@@ -240,7 +242,7 @@ def test_the_operators_sum_to_the_whole(
     assert outside["instructions"] < 0.05 * first["instructions"]
     heavy = [each for each in first["operators"] if each["macs"]]
     assert len(heavy) >= 20
-    assert first["peak_macs_per_cycle"] == 4
+    assert (first["numbers"], first["peak_macs_per_cycle"]) == ("float32", 4)
     assert all(0 < each["macs_per_cycle"] <= 4 for each in heavy)
     assert first["macs"] == sum(each["macs"] for each in heavy) > 10e6
 
@@ -255,6 +257,17 @@ def test_the_page_names_every_layer(built: Callable[..., Path], tmp_path: Path) 
     manifest = json.loads((path / "manifest.json").read_text())
     layers = {group["layer"] for group in manifest["lowering"]["groups"]} - {""}
     assert layers and all(layer in text for layer in list(layers)[:10])
+
+
+def test_layers_that_share_a_kernel_are_one_row_that_says_so() -> None:
+    def operator(layer: str, calls: int, cycles: float) -> Operator:
+        return Operator("fused_conv", layer, calls, 1000, cycles, 0.0, 100, (0, 0))
+
+    operators = (operator("a, b", 2, 30e6), operator("c", 1, 9e6), operator("", 1, 1e6))
+    rows = table(Metered("cortex-a72", operators, "int8", 8), None).splitlines()[2:5]
+    assert rows[0].endswith("  2 calls: a, b") and " 75.0% " in rows[0]
+    assert rows[1].endswith("  c") and " 22.5% " in rows[1]
+    assert rows[2].endswith("  conv") and " 2.5% " in rows[2]
 
 
 @pytest.mark.parametrize(
