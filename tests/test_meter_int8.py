@@ -228,5 +228,8 @@ def test_a_range_is_what_its_integers_stand_for(
 
 def test_uint8_is_int8_shifted() -> None:
     node = helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["y"])
-    arrays = {"scale": np.array(0.5, np.float32), "zero": np.array(3, np.uint8)}
+    arrays: dict[str, NDArray[Any]] = {
+        "scale": np.array(0.5, np.float32),
+        "zero": np.array(3, np.uint8),
+    }
     assert peers_qdq.activation_range(node, arrays) == Range(0.5, -125)
