@@ -18,8 +18,10 @@ from tvm.autotvm.task.space import OtherOptionEntity, SplitEntity
 from tvm.target.codegen import target_has_features
 from tvm.target.x86 import get_simd_32bit_lanes
 from tvm.topi.generic import conv2d as generic
-from tvm.topi.x86 import conv2d_alter_op, tensor_intrin
+from tvm.topi.x86 import conv2d_alter_op, depthwise_conv2d, tensor_intrin
 
+BLOCK = 16
+"""Channels that TOPI keeps together where it has a dot product; others it fills up and cuts off again."""
 _DEPTH = 4
 # By bytes of a register: (vpmaddubsw, vpmaddwd, vpdpbusd).
 _INSTRUCTIONS = {
@@ -38,6 +40,7 @@ def mend() -> None:
     tensor_intrin.dot_16x1x16_uint8_int8_int32_skylake = _dot_product
     generic.fallback_schedule_cpu_1x1_int8 = _tile_pointwise
     generic.fallback_schedule_cpu_common_int8 = _tile_common
+    depthwise_conv2d._fallback_schedule = _tile_depthwise
 
 
 def instruction(target: Target) -> str:
@@ -50,8 +53,13 @@ def instruction(target: Target) -> str:
     return "int8: no dot product of this CPU is used"
 
 
+def serves(target: Any = None) -> bool:
+    """Whether int8 convolutions for TVM's ``target``, the current one where None, have a dot product."""
+    return bool(target_has_features("avx2", target))
+
+
 def _is_exact(data: str, kernel: str) -> bool:
-    return data == "uint8" and kernel == "int8" and target_has_features("avx2")
+    return data == "uint8" and kernel == "int8" and serves()
 
 
 def _has_vnni() -> bool:
@@ -61,6 +69,7 @@ def _has_vnni() -> bool:
 # TOPI's own choices, and what they are where VNNI is not: fewer pixels at a time.
 _topi_pointwise = generic.fallback_schedule_cpu_1x1_int8
 _topi_common = generic.fallback_schedule_cpu_common_int8
+_topi_depthwise = depthwise_conv2d._fallback_schedule
 
 
 def _tile_pointwise(cfg: Any, workload: Any, **sizes: int) -> None:
@@ -81,6 +90,17 @@ def _tile_pointwise(cfg: Any, workload: Any, **sizes: int) -> None:
 def _tile_common(cfg: Any, workload: Any, **sizes: int) -> None:
     _topi_common(cfg, workload, **sizes)
     if not _has_vnni():
+        width = cfg["tile_ow"].size[0] * cfg["tile_ow"].size[1]
+        columns = max(w for w in range(1, _most_pixels(width) + 1) if width % w == 0)
+        cfg["tile_ow"] = SplitEntity([width // columns, columns])
+
+
+def _tile_depthwise(cfg: Any, workload: Any) -> None:
+    _topi_depthwise(cfg, workload)
+    channels = workload.in_filter
+    if workload.in_dtype == "uint8" and serves() and channels % BLOCK == 0:
+        # AVX2's own block, of 8, would change the layout before and after.
+        cfg["tile_ic"] = cfg["tile_oc"] = SplitEntity([channels // BLOCK, BLOCK])
         width = cfg["tile_ow"].size[0] * cfg["tile_ow"].size[1]
         columns = max(w for w in range(1, _most_pixels(width) + 1) if width % w == 0)
         cfg["tile_ow"] = SplitEntity([width // columns, columns])

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from bundle.manifest import Tensor as Output
 from compile import depthwise, dot_product, requantise
 from compile.c.graph import Add, AveragePool, Convolution, Network, Quantisation
+from compile.channels import fill_blocks
 from compile.evaluate import addition, ratios
 from targets import engine
 from targets.errors import UserError
@@ -37,6 +38,9 @@ def to_relay(network: Network, output: Output, target: Target) -> Any:
     """
     dot_product.mend()
     tvm_target = tvm.target.Target(target.tvm)
+    classes = network.output.shape[2]
+    if dot_product.serves(tvm_target):
+        network = fill_blocks(network, dot_product.BLOCK)
     height, width, channels = network.input.shape
     image = relay.var(
         network.input.name, shape=(1, channels, height, width), dtype="float32"
@@ -52,6 +56,8 @@ def to_relay(network: Network, output: Output, target: Target) -> Any:
             made = _average(operator, source)
         values[operator.output.name] = made
     last = values[network.output.name]
+    if network.output.shape[2] != classes:
+        last = relay.strided_slice(last, [0], [classes], axes=[1])
     made = _dequantise(last, network.output.quantisation)
     module = tvm.IRModule.from_expr(relay.reshape(made, output.shape))
     return relay.transform.InferType()(module)

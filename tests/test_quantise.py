@@ -18,7 +18,7 @@ from PIL import Image
 
 from bundle.manifest import ModelIdentity
 from bundle.store import open_bundle
-from compile import evaluate, gate, quantise
+from compile import channels, evaluate, gate, quantise
 from compile.c import graph
 from compile.c.graph import Add, AveragePool, Convolution
 from targets.errors import UserError
@@ -116,6 +116,50 @@ def test_every_operator_alone_is_onnx_runtimes(
             ours = evaluate.apply(operator, values)
             theirs = values[operator.output.name].reshape(ours.shape)
             assert (ours == theirs).all(), operator.name
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_filled_blocks_change_no_answer(
+    graphs: dict[str, onnx.ModelProto], name: str
+) -> None:
+    network = graph.read(graphs[name])
+    filled = channels.fill_blocks(network, 16)
+    convolutions = [o for o in filled.operators if isinstance(o, Convolution)]
+    assert all(o.output.shape[2] % 16 == 0 for o in convolutions if not o.depthwise)
+    (image,) = patterns(graphs[name], 1)
+    plain = evaluate.evaluate(network, evaluate.quantise(network, image))
+    values = evaluate.evaluate(filled, evaluate.quantise(filled, image))
+    for made in plain:
+        count = plain[made].shape[2]
+        assert (values[made][..., :count] == plain[made]).all(), made
+
+
+def test_a_classifier_that_reads_pixels_is_filled_pixel_by_pixel() -> None:
+    random = np.random.default_rng(0)
+    facts = graph.Quantisation(0.5, 3)
+    image = graph.Tensor("image", (2, 3, 4), facts)
+    made = graph.Tensor("made", (2, 3, 5), facts)
+    row = graph.Tensor("made", (1, 1, 30), facts)
+    scores = graph.Tensor("scores", (1, 1, 7), graph.Quantisation(9.0, -5))
+    first, last = (
+        Convolution(
+            output.name,
+            source,
+            output,
+            random.integers(-128, 128, (output.shape[2], 1, 1, source.shape[2])).astype(
+                np.int8
+            ),
+            random.integers(-99, 99, output.shape[2]),
+            np.full(output.shape[2], 0.1),
+        )
+        for source, output in ((image, made), (row, scores))
+    )
+    network = graph.Network(image, scores, (first, last))
+    values = random.integers(-128, 128, image.shape)
+    plain = evaluate.evaluate(network, values)
+    filled = evaluate.evaluate(channels.fill_blocks(network, 16), values)
+    assert len(np.unique(plain["scores"])) > 3
+    assert (filled["scores"][..., :7] == plain["scores"]).all()
 
 
 @pytest.mark.slow
