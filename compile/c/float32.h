@@ -18,13 +18,13 @@
 #error "float32 needs a core with an FPU: compile with -mfloat-abi=hard, or build the network with --quantize int8"
 #endif
 
-#if defined(__ARM_FEATURE_MVE) && (__ARM_FEATURE_MVE & 2) && !defined(NN_PORTABLE)
+/* Without optimisation a compiler runs out of registers. */
+#if defined(__ARM_FEATURE_MVE) && (__ARM_FEATURE_MVE & 2) && defined(__OPTIMIZE__) && !defined(NN_PORTABLE)
 #define NN_MVE 1
 #include <arm_mve.h>
 #else
 #define NN_MVE 0
 #endif
-/* Without optimisation a compiler runs out of registers. */
 #if NN_CORTEX_M && !NN_MVE && defined(__OPTIMIZE__) && !defined(NN_PORTABLE)
 #define NN_FPU 1
 #else
@@ -150,14 +150,31 @@ NN_INLINE void nn_dot_4x4(const nn_conv *c, const float *x, float *out, int32_t 
   out += n;
 #if NN_MVE
   const int32_t channels = c->channels_out;
-  float32x4_t s0 = vldrwq_f32(bias), s1 = s0, s2 = s0, s3 = s0;
-  for (int32_t k = 0; k < c->depth; k += 2, w += 8) {
-    const float32x4_t u = vldrwq_f32(w), v = vldrwq_f32(w + 4);
-    s0 = vfmaq_n_f32(vfmaq_n_f32(s0, u, x[k]), v, x[k + 1]);
-    s1 = vfmaq_n_f32(vfmaq_n_f32(s1, u, x1[k]), v, x1[k + 1]);
-    s2 = vfmaq_n_f32(vfmaq_n_f32(s2, u, x2[k]), v, x2[k + 1]);
-    s3 = vfmaq_n_f32(vfmaq_n_f32(s3, u, x3[k]), v, x3[k + 1]);
-  }
+  float32x4_t s0 = vldrwq_f32(bias), s1 = s0, s2 = s0, s3 = s0, u_, v_;
+  int32_t a_, b_, c_, d_;
+  /* Two inputs a turn: 15 instructions, 32 multiply-adds. */
+  __asm__("dls lr, %[turns]\n"
+          "1:\n\t"
+          "vldrw.u32 %q[u], [%[w]], #16\n\t"
+          "vldrw.u32 %q[v], [%[w]], #16\n\t"
+          "ldrd %[a], %[b], [%[x0]], #8\n\t"
+          "ldrd %[c], %[d], [%[x1]], #8\n\t"
+          "vfma.f32 %q[s0], %q[u], %[a]\n\t"
+          "vfma.f32 %q[s1], %q[u], %[c]\n\t"
+          "vfma.f32 %q[s0], %q[v], %[b]\n\t"
+          "vfma.f32 %q[s1], %q[v], %[d]\n\t"
+          "ldrd %[a], %[b], [%[x2]], #8\n\t"
+          "ldrd %[c], %[d], [%[x3]], #8\n\t"
+          "vfma.f32 %q[s2], %q[u], %[a]\n\t"
+          "vfma.f32 %q[s3], %q[u], %[c]\n\t"
+          "vfma.f32 %q[s2], %q[v], %[b]\n\t"
+          "vfma.f32 %q[s3], %q[v], %[d]\n\t"
+          "le lr, 1b"
+          : [x0] "+r"(x), [x1] "+r"(x1), [x2] "+r"(x2), [x3] "+r"(x3), [w] "+r"(w), [s0] "+w"(s0), [s1] "+w"(s1),
+            [s2] "+w"(s2), [s3] "+w"(s3), [a] "=&r"(a_), [b] "=&r"(b_), [c] "=&r"(c_), [d] "=&r"(d_), [u] "=&w"(u_),
+            [v] "=&w"(v_)
+          : [turns] "r"(c->depth / 2)
+          : "lr", "memory");
   vstrwq_f32(out, nn_limit4(s0, c->limits));
   vstrwq_f32(out + channels, nn_limit4(s1, c->limits));
   vstrwq_f32(out + 2 * channels, nn_limit4(s2, c->limits));
