@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from typing import Literal
 from bundle.accuracy import TOLERANCE
 from targets.errors import UserError
 from targets.files import alone, cache_folder
+from targets.toolchain import ZIG
 
 Machine = Literal["aarch64", "arm", "x86_64"]
 Progress = Callable[[str], None]
@@ -130,7 +130,7 @@ def _build(machine: Machine, work: Path, done: Path, on_progress: Progress) -> N
     includes = [f"-I{folder}" for folder in folders]
     # Messages name a source file; which folder it lay in must not matter.
     maps = [f"-ffile-prefix-map={engine}=tvm", f"-ffile-prefix-map={SOURCES}=board"]
-    zig = [sys.executable, "-m", "ziglang", "c++", "-target", _TRIPLES[machine]]
+    zig = [*ZIG, "c++", "-target", _TRIPLES[machine]]
 
     def compile_one(name: str) -> str:
         output = str(work / f"{name}.o")

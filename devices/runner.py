@@ -8,7 +8,6 @@ import select
 import signal
 import struct
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from typing import NoReturn
 
 from bundle.store import Bundle
 from targets.errors import UserError
+from targets.toolchain import ZIG
 
 SOURCE = Path(__file__).with_name("runner.c")
 _END_SECONDS = 10.0
@@ -207,7 +207,7 @@ def compile_runner(folder: Path, triple: str, options: Sequence[str]) -> Path:
         UserError: a library does not fit; the linker's last words are quoted.
     """
     output = folder / "runner"
-    zig = [sys.executable, "-m", "ziglang", "cc", "-target", triple]
+    zig = [*ZIG, "cc", "-target", triple]
     result = subprocess.run(
         [*zig, "-std=c99", "-O2", "-s", "-o", str(output), str(SOURCE), *options],
         capture_output=True,

@@ -11,7 +11,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
@@ -20,6 +19,7 @@ from typing import NamedTuple
 
 from targets.errors import UserError
 from targets.files import cache_folder
+from targets.toolchain import ZIG
 
 PLUGIN = Path(__file__).with_name("plugin.c")
 # QEMU's plugin API 1: docs/devel/tcg-plugins.rst of each release.
@@ -119,7 +119,7 @@ def compile_c(sources: Sequence[Path], output: Path, *options: str) -> None:
     Raises:
         UserError: with zig's first error.
     """
-    command = [sys.executable, "-m", "ziglang", "cc", *options, "-o", str(output)]
+    command = [*ZIG, "cc", *options, "-o", str(output)]
     result = subprocess.run(
         [*command, *map(str, sources)], capture_output=True, text=True, check=False
     )

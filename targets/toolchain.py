@@ -17,7 +17,8 @@ from pathlib import Path
 from targets.errors import UserError
 from targets.presets import Target
 
-_ZIG = (sys.executable, "-m", "ziglang")
+ZIG = (sys.executable, "-m", "ziglang")
+"""The zig compiler's command, before ``cc``, ``c++`` or ``ld.lld``."""
 
 
 def link_shared(objects: Sequence[Path], output: Path, target: Target) -> None:
@@ -66,7 +67,7 @@ def hide_symbols(
     with tempfile.TemporaryDirectory() as scratch:
         joined, names = Path(scratch) / "joined.o", Path(scratch) / "names"
         names.write_text("".join(f"{name}\n" for name in exported))
-        _run([*_ZIG, "ld.lld", "-r", "-o", str(joined), *map(str, objects)], output)
+        _run([*ZIG, "ld.lld", "-r", "-o", str(joined), *map(str, objects)], output)
         keep = f"--keep-global-symbols={names}"
         _run(
             [
@@ -116,7 +117,7 @@ def archive(objects: Sequence[Path], output: Path) -> None:
 
 def _cc(target: Target, *arguments: str | Path) -> None:
     output = Path(arguments[arguments.index("-o") + 1])
-    _run([*_ZIG, "cc", "-target", target.linker, *map(str, arguments)], output)
+    _run([*ZIG, "cc", "-target", target.linker, *map(str, arguments)], output)
 
 
 def llvm_tool(tool: str) -> str:

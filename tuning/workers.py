@@ -25,6 +25,7 @@ import numpy as np
 
 from targets import engine
 from targets.errors import UserError
+from targets.toolchain import ZIG
 
 tvm = engine.compiler()
 from tvm.auto_scheduler.measure import MeasureErrorNo, MeasureInput
@@ -239,7 +240,7 @@ def time_here(kernel: str, shapes: list[tuple[int, ...]]) -> list[float] | Failu
 def load(kernel: Path) -> Any:
     """Link an object file of this machine's and load it."""
     library = kernel.with_suffix(".so")
-    linker = [sys.executable, "-m", "ziglang", "ld.lld", "-shared"]
+    linker = [*ZIG, "ld.lld", "-shared"]
     subprocess.run(
         [*linker, "-o", str(library), str(kernel)], check=True, capture_output=True
     )
