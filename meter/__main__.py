@@ -126,7 +126,7 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
         lines.append(
             f"{each.core_cycles / 1e6:8.3f} {each.memory_cycles / 1e6:8.3f} {each.cycles / high:6.1%} "
             f"{each.instructions / 1e6:8.3f} "
-            f"{each.macs / 1e6:7.2f} {rate if each.macs else '':>17}  {missed:>17}  {title(each)}"
+            f"{each.macs / 1e6:7.2f} {rate if each.macs else '':>17}  {missed:>17}  {_row(each)}"
         )
     scale = hierarchy.clock * 1e6
     lines += [
@@ -144,13 +144,10 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
     return "\n".join(lines)
 
 
-def title(operator: Operator) -> str:
-    """An operator for a person: its layers' names, or the kernel's where the graph has none.
-
-    Layers of one shape share a kernel, and with that a row.
-    """
-    name = operator.layer or operator.name.removeprefix("fused_")
-    return f"{operator.calls} calls: {name}" if operator.calls > 1 else name
+def _row(operator: Operator) -> str:
+    # Layers of one shape share a kernel, and with that a row.
+    calls = f"{operator.calls} calls: " if operator.calls > 1 else ""
+    return calls + operator.title
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ PEAK_MACS = {"cortex-a53": 4, "cortex-a72": 4, "cortex-a76": 8}
 PEAK_INT8_MACS = {"cortex-a53": 8, "cortex-a72": 8, "cortex-a76": 32}
 OUTSIDE = "outside the kernels"
 _KERNEL = re.compile(r"tvmgen_(?:default|\w+?)_(fused_\w+?)(?:_compute_)?$")
+_PREFIX = re.compile(r"^(fused_)?(netship_int8_)?")
 _LINE_BYTES = 64
 # Blocks that say where the library was loaded.
 _VOTES = 64
@@ -56,6 +57,11 @@ class Operator(NamedTuple):
     memory_cycles: float
     macs: int
     missed_bytes: tuple[int, ...]
+
+    @property
+    def title(self) -> str:
+        """For a person: its layers, or what the kernel does where the graph has no layer for it."""
+        return self.layer or _PREFIX.sub("", self.name).replace("_", " ")
 
     @property
     def cycles(self) -> float:

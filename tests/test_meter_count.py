@@ -261,13 +261,13 @@ def test_the_page_names_every_layer(built: Callable[..., Path], tmp_path: Path) 
 
 def test_layers_that_share_a_kernel_are_one_row_that_says_so() -> None:
     def operator(layer: str, calls: int, cycles: float) -> Operator:
-        return Operator("fused_conv", layer, calls, 1000, cycles, 0.0, 100, (0, 0))
+        return Operator("fused_conv_add", layer, calls, 1000, cycles, 0.0, 100, (0, 0))
 
     operators = (operator("a, b", 2, 30e6), operator("c", 1, 9e6), operator("", 1, 1e6))
     rows = table(Metered("cortex-a72", operators, "int8", 8), None).splitlines()[2:5]
     assert rows[0].endswith("  2 calls: a, b") and " 75.0% " in rows[0]
     assert rows[1].endswith("  c") and " 22.5% " in rows[1]
-    assert rows[2].endswith("  conv") and " 2.5% " in rows[2]
+    assert rows[2].endswith("  conv add") and " 2.5% " in rows[2]
 
 
 @pytest.mark.parametrize(
