@@ -253,15 +253,16 @@ PROBE = """
 #include "small.h"
 #include <stdio.h>
 #include <string.h>
-static union { int8_t bytes[SMALL_ARENA_BYTES + 64]; uint64_t aligned; } arena;
-static int8_t output[SMALL_OUTPUT_BYTES], input[SMALL_INPUT_BYTES], copy[SMALL_INPUT_BYTES];
+static union { char bytes[SMALL_ARENA_BYTES + 64]; uint64_t aligned; } arena;
+static VALUE output[SMALL_OUTPUT_SIZE], input[SMALL_INPUT_SIZE], copy[SMALL_INPUT_SIZE];
 int main(void) {
   memset(input, 3, sizeof input);
   memcpy(copy, input, sizeof input);
-  int8_t *a = arena.bytes;
+  char *a = arena.bytes;
   printf("%d %d %d %d %d %d", small_run(NULL, output, a), small_run(input, NULL, a),
          small_run(input, output, NULL), small_run(input, output, a + 1),
-         small_run(input, a, a), small_run(a + SMALL_INPUT_OFFSET + 8, output, a));
+         small_run(input, (VALUE *)a, a),
+         small_run((VALUE *)(a + SMALL_INPUT_OFFSET + 8), output, a));
   printf(" %d %d %d", small_run(input, output, a), memcmp(input, copy, sizeof input),
          small_self_test(output, a));
   return 0;
@@ -269,13 +270,15 @@ int main(void) {
 """
 
 
+@pytest.mark.parametrize("name", NAMES)
 def test_wrong_pointers_get_codes_and_an_input_outside_is_only_read(
-    projects: dict[tuple[str, str], Bundle], tmp_path: Path
+    projects: dict[tuple[str, str], Bundle], name: str, tmp_path: Path
 ) -> None:
     """Codes of the header, under gcc's sanitizers, without a warning."""
-    folder = projects["residuals", "cortex-m7"].path
+    bundle = projects[name, "cortex-m7"]
+    value = f"-DVALUE={interface_of(bundle).c_type}"
     (tmp_path / "probe.c").write_text(PROBE)
-    assert _compile_and_run(folder, tmp_path) == "1 1 1 2 3 3 0 0 0"
+    assert _compile_and_run(bundle.path, tmp_path, value) == "1 1 1 2 3 3 0 0 0"
 
 
 def test_weights_damaged_in_flash_fail_the_self_test(
@@ -293,10 +296,10 @@ def test_weights_damaged_in_flash_fail_the_self_test(
     changed = str(int(first[0]) // 2 + 1)
     weights.write_text(text[: first.start()] + changed + text[first.end() :])
     (tmp_path / "probe.c").write_text(PROBE)
-    assert _compile_and_run(folder, tmp_path).endswith(" 4")
+    assert _compile_and_run(folder, tmp_path, "-DVALUE=int8_t").endswith(" 4")
 
 
-def _compile_and_run(folder: Path, scratch: Path) -> str:
+def _compile_and_run(folder: Path, scratch: Path, value: str) -> str:
     program = scratch / "probe"
     sources = [scratch / "probe.c", folder / "small.c", folder / "small_weights.c"]
     options = ["-std=c99", "-O1", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
@@ -305,6 +308,7 @@ def _compile_and_run(folder: Path, scratch: Path) -> str:
         "gcc",
         *options,
         *sanitizers,
+        value,
         f"-I{folder}",
         "-o",
         program,
