@@ -9,14 +9,14 @@ from contextlib import closing
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from targets.errors import UserError
 from targets.presets import resolve
-from tuning import workers
-from tuning.measure import Kernel, Measurer
 from tuning.records import RecordLog
-from tuning.workers import Failure
+
+if TYPE_CHECKING:
+    from tuning.measure import Measurer
 
 _BUILD_SECONDS = 900.0
 
@@ -55,6 +55,8 @@ def compare(
     Raises:
         UserError: a build fails, or a kernel does.
     """
+    from tuning import workers
+
     with (
         TemporaryDirectory(prefix="netship-gain-") as folder,
         closing(workers.Pool(1, _BUILD_SECONDS)) as pool,
@@ -64,13 +66,16 @@ def compare(
         ]
         built = pool.map(compile_kernels, arguments, workers.BUILD_FAILED)
         for each in built:
-            if isinstance(each, Failure):
+            if isinstance(each, workers.Failure):
                 raise UserError(f"no comparison with an untuned build: {each.message}")
         (_, untuned), (used, tuned) = built
         return Gain(_sum(untuned, measurer), _sum(tuned, measurer), used)
 
 
 def _sum(kernels: Sequence[tuple[str, int]], measurer: Measurer) -> float:
+    from tuning.measure import Kernel
+    from tuning.workers import Failure
+
     measured = measurer.measure([Kernel.of(path) for path, _ in kernels])
     total = 0.0
     for (_, count), each in zip(kernels, measured, strict=True):
@@ -95,6 +100,7 @@ def compile_kernels(
 
     from compile.importer import to_relay
     from compile.lower import lower
+    from tuning import workers
 
     preset = resolve(target)
     lowered = lower(to_relay(onnx.load_model_from_string(model)), preset, logs)
