@@ -24,6 +24,8 @@ tvm = engine.compiler()
 from tvm import relay
 
 _OFFSET = 128
+# An image's channels, fewer than these, are interleaved by a kernel of their own: LLVM would not vectorise one that quantises too.
+_FEW = 4
 # x + this − this is x rounded half to even in float32 (|x| < 2²²), as ONNX Runtime rounds.
 _ROUNDING = np.float32(1.5 * 2**23)
 
@@ -92,7 +94,9 @@ def _is_float(call: Any) -> bool:
 
 def _quantise(x: Any, to: Quantisation) -> Any:
     low, high = -128 - to.zero, 127 - to.zero
-    steps = relay.divide(x, relay.const(np.float32(to.scale)))
+    # Division by a scalar would become multiplication by its inverse, which rounds to other steps.
+    scale = relay.const(np.full((1, 1, 1, 1), to.scale, np.float32))
+    steps = relay.divide(x, scale)
     steps = relay.clip(steps, float(low), float(high))
     # Subtractions: a sum of constants would be simplified away.
     rounded = relay.subtract(
@@ -138,6 +142,8 @@ def _plain_convolution(source: Any, operator: Convolution, zero: int) -> Any:
         widths = ((0, 0), (0, 0), (top, bottom), (left, right))
         source = relay.nn.pad(source, widths, relay.const(np.uint8(zero)))
         padding = (0, 0, 0, 0)
+    if operator.input.shape[2] < _FEW:
+        source = relay.annotation.stop_fusion(source)
     if operator.depthwise:
         weights = operator.weights.transpose(2, 0, 1)[:, np.newaxis]
     else:

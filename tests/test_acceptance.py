@@ -47,6 +47,25 @@ def real_a72(built: Build, real_model: Path) -> Path:
     return built(real_model, "arm-cortex-a72")
 
 
+def test_the_trained_network_in_int8_is_onnx_runtimes_and_near_float32(
+    built: Build, real_model: Path, real_photos: Path
+) -> None:
+    half = sorted(real_photos.glob("*.jpg"))[::2]
+    bundle = built(
+        *(real_model, "native", "--quantize", "int8", "--calibration"), *half
+    )
+    result = check(bundle, "--model", real_model, "--images", real_photos)
+    assert result["passed"] is True
+    assert result["images"] == 16
+    assert result["vs_quantised"]["steps"] <= 2
+    assert result["top1_agreement"] == 1.0
+    assert result["vs_float"]["top1_agreement"] >= 15 / 16
+    assert result["vs_float"]["cosine"] >= 0.99
+    manifest = open_bundle(bundle).manifest
+    assert manifest.lowering.float_operators == 0
+    assert (bundle / "model.so").stat().st_size <= 4.6e6
+
+
 def test_the_trained_network_is_right_on_this_machine(
     real: Path, real_model: Path, real_photos: Path
 ) -> None:

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from relay_worker import relay_worker
 
 from compile import evaluate
-from compile.c.graph import Add, AveragePool, Quantisation, Tensor
+from compile.c.graph import Add, AveragePool, Network, Quantisation, Tensor
 
 CPUS = ["x86-64-v2", "x86-64-v3"]
 ONNX_TYPES = {np.uint8: TensorProto.UINT8, np.int8: TensorProto.INT8}
@@ -173,3 +173,41 @@ def test_compiled_additions_are_those_of_numpy(
         arguments = (a, b), fixed, 128 - stored_offset, 28, 255
         ours = worker.submit(compiled, "add", cpu, data, *arguments).result()[0]
         assert (ours.astype(int) - 128 == evaluate.apply(add, values)).all()
+
+
+def quantised_image(
+    scale: float, zero: int, cpu: str, image: NDArray[np.float32]
+) -> Any:
+    """In the worker: the network's input, 128 lower than its uint8, as compiled for ``cpu``."""
+    from targets.engine import compiler
+
+    tvm = compiler()
+    from tvm.contrib import graph_executor
+
+    from compile import integer
+
+    x = tvm.relay.var("x", shape=image.shape, dtype="float32")
+    made = integer._quantise(x, Quantisation(scale, zero, 128))
+    target = f"llvm -keys=cpu -mtriple=x86_64-linux-gnu -mcpu={cpu}"
+    with tvm.transform.PassContext(opt_level=3):
+        built = tvm.relay.build(tvm.IRModule.from_expr(made), tvm.target.Target(target))
+    executor = graph_executor.GraphModule(built["default"](tvm.cpu()))
+    executor.run(x=image)
+    return executor.get_output(0).numpy().astype(int) - 128
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize("scale", [2 / 255, 1 / 127.5, 0.1, 0.018658])
+def test_compiled_images_are_quantised_by_division(
+    worker: ProcessPoolExecutor, cpu: str, scale: float
+) -> None:
+    scale = float(np.float32(scale))
+    halves = (np.arange(-300, 300) + 0.5).astype(np.float32) * np.float32(scale)
+    near = [np.nextafter(halves, np.float32(side)) for side in (-np.inf, np.inf)]
+    image = np.concatenate([halves, *near]).reshape(1, 3, 20, 30)
+    ours = worker.submit(quantised_image, scale, 5, cpu, image).result()
+    source = Tensor("x", (20, 30, 3), Quantisation(scale, 5, 128))
+    expected = evaluate.quantise(Network(source, source, ()), image)
+    assert (ours[0].transpose(1, 2, 0) == expected).all()
+    inverse = np.rint(image * np.float32(1 / scale)) + 5
+    assert (np.clip(inverse, -128, 127)[0].transpose(1, 2, 0) != expected).any()
