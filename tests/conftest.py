@@ -104,6 +104,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 _skips: list[str] = []
 
 
+def pytest_collection_finish() -> None:
+    if "tvm" in sys.modules:
+        raise pytest.UsageError(
+            "importing a test loads TVM, whose threads are chosen by its first user: import it in a process of its own"
+        )
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.skipped and not hasattr(report, "wasxfail"):
         reason = (

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from conftest import run
 from integers import oddities, quantised, residuals
 from numpy.typing import NDArray
+from relay_worker import relay_worker
 
 from bundle.manifest import Tensor as Output
 from bundle.store import open_bundle
@@ -29,9 +31,9 @@ from compile.c.graph import (
     Quantisation,
     Tensor,
 )
-from compile.neon import network, pack
+from compile.neon import pack
 from devices.emulated import find_qemu
-from targets.presets import resolve
+from targets.presets import Target, resolve
 from targets.toolchain import compile_program, llvm_tool
 
 Integers = NDArray[np.int8]
@@ -141,18 +143,50 @@ def operators() -> list[Operator]:
     return made
 
 
-def compiled(body: str, kernels: int, cpu: str, folder: Path) -> Path:
+@pytest.fixture(scope="module")
+def worker() -> Iterator[ProcessPoolExecutor]:
+    with relay_worker() as pool:
+        yield pool
+
+
+def options_for(target: Target) -> list[str]:
+    """In the worker: what the compiler is told."""
+    from compile.neon import network
+
+    return network.options(target)
+
+
+def lowered(integers: Network, output: Output, target: Target, file: Path) -> str:
+    """In the worker: the network's functions as an object file; by which instructions they multiply."""
+    from compile.neon import network
+
+    native = network.lower(integers, output, target)
+    network.compile_source(native.source, file, target)
+    return native.instruction
+
+
+def dot_product(words: str) -> tuple[bool, bool]:
+    """In the worker: whether a target has these operators, and whether SDOT."""
+    from compile.neon import network
+
+    target = resolve(words)
+    return network.serves(target), network.has_dot_product(target)
+
+
+def compiled(
+    worker: ProcessPoolExecutor, body: str, kernels: int, cpu: str, folder: Path
+) -> Path:
     # Static: it needs nothing of a board's.
     target = replace(resolve(f"arm-{cpu}"), linker="aarch64-linux-musl")
     source, program = folder / "program.c", folder / "program"
     source.write_text(f'#define MOST_KERNEL {kernels}\n#include "kernels.h"\n{body}')
-    options = network.options(target)
+    options = worker.submit(options_for, target).result()
     compile_program([source], program, target, "-static", *options)
     return program
 
 
 def answers(
-    operators: list[Operator], cpu: str, folder: Path
+    worker: ProcessPoolExecutor, operators: list[Operator], cpu: str, folder: Path
 ) -> Iterator[tuple[Integers, Integers]]:
     """Of each operator: what the C answers, run in uneven parts as threads would, and what numpy does."""
     random = np.random.default_rng(3)
@@ -188,7 +222,7 @@ def answers(
             f"fwrite(y, 1, {size}, stdout); }}"
         )
     body = "\n".join([MAIN, *functions, "int main(void) {", *calls, "return 0; }"])
-    program = compiled(body, 5, cpu, folder)
+    program = compiled(worker, body, 5, cpu, folder)
     result = subprocess.run(
         [find_qemu(), "-cpu", cpu, program],
         input=b"".join(given),
@@ -204,16 +238,16 @@ def answers(
 
 @pytest.mark.parametrize("cpu", ["cortex-a72", "cortex-a76"])
 def test_every_operator_gives_its_integers_in_whatever_parts(
-    cpu: str, tmp_path: Path
+    worker: ProcessPoolExecutor, cpu: str, tmp_path: Path
 ) -> None:
     wanted = operators()
-    for number, (ours, numpy) in enumerate(answers(wanted, cpu, tmp_path)):
+    for number, (ours, numpy) in enumerate(answers(worker, wanted, cpu, tmp_path)):
         assert (ours == numpy).all(), (number, wanted[number])
 
 
 @pytest.mark.parametrize("channels, width", [(3, 21), (1, 8), (5, 3)])
 def test_an_image_is_quantised_as_numpy_does(
-    channels: int, width: int, tmp_path: Path
+    worker: ProcessPoolExecutor, channels: int, width: int, tmp_path: Path
 ) -> None:
     random = np.random.default_rng(2)
     tensor = Tensor("image", (6, width, channels), Quantisation(0.0187, -14))
@@ -230,7 +264,7 @@ int main(void) {{
   fwrite(y, 1, {tensor.nbytes}, stdout);
   return 0;
 }}"""
-    program = compiled(body, 1, "cortex-a72", tmp_path)
+    program = compiled(worker, body, 1, "cortex-a72", tmp_path)
     result = subprocess.run(
         [find_qemu(), "-cpu", "cortex-a72", program],
         input=image.tobytes() + kernel.parameters.tobytes(),
@@ -243,28 +277,28 @@ int main(void) {{
 
 
 @pytest.mark.parametrize("cpu", CPUS)
-def test_the_instructions_are_those_that_the_cpu_has(cpu: str, tmp_path: Path) -> None:
+def test_the_instructions_are_those_that_the_cpu_has(
+    worker: ProcessPoolExecutor, cpu: str, tmp_path: Path
+) -> None:
     target = resolve(f"arm-{cpu}")
     integers = graph.read(quantised(residuals(), tmp_path))
     output = Output(name="scores", shape=(1, 5))
-    native = network.lower(integers, output, target)
-    network.compile_source(native.source, tmp_path / "native.o", target)
+    file = tmp_path / "native.o"
+    instruction = worker.submit(lowered, integers, output, target, file).result()
     shown = subprocess.run(
-        [llvm_tool("llvm-objdump"), "-d", "--mattr=+dotprod", tmp_path / "native.o"],
+        [llvm_tool("llvm-objdump"), "-d", "--mattr=+dotprod", file],
         capture_output=True,
         text=True,
         check=True,
     ).stdout
     used = set(re.findall(r"\b(sdot|smull2?|smlal2?|sadalp)\b", shown))
     dot = cpu == "cortex-a76"
-    assert native.instruction == (
-        "int8: SDOT" if dot else "int8: SMULL, SMLAL and SADALP"
-    )
+    assert instruction == ("int8: SDOT" if dot else "int8: SMULL, SMLAL and SADALP")
     assert ("sdot" in used) == dot
     assert dot or {"smull", "smlal", "sadalp"} <= used
     # Nothing of C's library, which a kernel would share with others.
     undefined = subprocess.run(
-        [llvm_tool("llvm-nm"), "--undefined-only", tmp_path / "native.o"],
+        [llvm_tool("llvm-nm"), "--undefined-only", file],
         capture_output=True,
         text=True,
         check=True,
@@ -295,12 +329,14 @@ def test_a_network_is_built_and_answers_with_its_integers(
     assert all(f"\n{g.symbol}:" in assembly for g in lowering.groups if g.symbol)
 
 
-def test_a_cpu_of_the_users_own_gets_the_instructions_it_has() -> None:
+def test_a_cpu_of_the_users_own_gets_the_instructions_it_has(
+    worker: ProcessPoolExecutor,
+) -> None:
     for words, dot in (
         ("-mcpu=neoverse-n1", True),
         ("", False),
         ("-mattr=+dotprod", True),
     ):
-        target = resolve(f"llvm -mtriple=aarch64-linux-gnu {words}".strip())
-        assert network.has_dot_product(target) == dot
-    assert not network.serves(resolve("arm-cortex-a7"))
+        target = f"llvm -mtriple=aarch64-linux-gnu {words}".strip()
+        assert worker.submit(dot_product, target).result() == (True, dot)
+    assert not worker.submit(dot_product, "arm-cortex-a7").result()[0]
