@@ -24,8 +24,6 @@ class Reference:
         options.log_severity_level = 4
         # On x86 it would compute a QDQ graph's int8 activations, unlike uint8 ones, in float32.
         options.add_session_config_entry("session.qdqisint8allowed", "1")
-        # On x86 without VNNI its sums of products would saturate at 16 bits.
-        options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             self._session = onnxruntime.InferenceSession(
                 model.proto.SerializeToString(),
