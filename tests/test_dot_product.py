@@ -53,7 +53,7 @@ def convolved(
     with tvm.transform.PassContext(opt_level=3, config=config):
         module = tvm.IRModule.from_expr(sums)
         built = tvm.relay.build(module, tvm.target.Target(target.tvm))
-    assembly = built.lib.get_source("asm")
+    assembly = str(built.lib.get_source("asm"))
     told = dot_product.instruction(target)
     if not run:
         return assembly, None, told
@@ -103,7 +103,7 @@ def filtered(
     config = {"tir.disable_cse_tir": True}
     with tvm.transform.PassContext(opt_level=3, config=config):
         built = tvm.relay.build(module, tvm.target.Target(target.tvm))
-    assembly = built.lib.get_source("asm")
+    assembly = str(built.lib.get_source("asm"))
     if not run:
         return assembly, None
     executor = graph_executor.GraphModule(built["default"](tvm.cpu()))
