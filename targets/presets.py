@@ -60,6 +60,9 @@ _ZNVER4 = _V4 | frozenset(
     ]
 )
 
+# Likewise sapphirerapids over znver4.
+_SAPPHIRE_RAPIDS = _ZNVER4 | frozenset(["avx512_fp16", "avx_vnni"])
+
 _X86_LINKER = "x86_64-linux-gnu.2.28"
 _ARM64_LINKER = "aarch64-linux-gnu.2.28"
 
@@ -114,6 +117,11 @@ PRESETS: tuple[Target, ...] = (
         _V4,
     ),
     _x86("znver4", "AMD Zen 4: EPYC 9004, Ryzen 7000", _ZNVER4),
+    _x86(
+        "sapphirerapids",
+        "Intel Sapphire Rapids and later Xeons: 4th generation",
+        _SAPPHIRE_RAPIDS,
+    ),
     _arm64(
         "cortex-a53",
         "Cortex-A53, 64 bit: Raspberry Pi 3, Zero 2 W; any ARMv8.0-A runs it",

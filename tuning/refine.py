@@ -127,7 +127,15 @@ def _refine(arguments: argparse.Namespace, progress: Progress) -> None:
     before, after = (sum(costs) for _, costs in work.measure([builds[0], final]))
     progress.finish()
     print(_table(choices, here))
-    verdict = "kept" if after < before else "no better: each task's best alone is kept"
+    if after < before:
+        chosen, verdict = kept, "kept"
+        which = "the record that is quickest inside the network"
+    else:
+        chosen = builds[0].records
+        verdict = "no better: each task's best alone is kept"
+        which = (
+            "the one that is quickest alone; inside the network no other was quicker"
+        )
     print(
         f"whole network, operator by operator: {_words(before, here)} with each task's best alone, "
         f"{_words(after, here)} with the best in the network, {after / before:.3f} ×: {verdict}"
@@ -139,9 +147,8 @@ def _refine(arguments: argparse.Namespace, progress: Progress) -> None:
         **log.header,
         **({} if log.origin else unsaid),
         "preset": target.name,
-        "kept": f"of each task's {len(builds)} best the record that is quickest inside the network",
+        "kept": f"of each task's {len(builds)} best {which}",
     }
-    chosen = kept if after < before else builds[0].records
     lines = [record.line for record in chosen.values()]
     text = "\n".join([f"# {json.dumps(header, ensure_ascii=False)}", *lines, ""])
     write_whole(arguments.output, text.encode(), "--output")
