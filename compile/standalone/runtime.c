@@ -616,6 +616,7 @@ static const struct {
     {"avx512_vnni", LEAF_7_0, ECX, 11, ZMM},
     {"avx512_bitalg", LEAF_7_0, ECX, 12, ZMM},
     {"avx512_vpopcntdq", LEAF_7_0, ECX, 14, ZMM},
+    {"avx512_fp16", LEAF_7_0, EDX, 23, ZMM},
     {"avx_vnni", LEAF_7_1, EAX, 4, YMM},
     {"avx512_bf16", LEAF_7_1, EAX, 5, ZMM},
     {"lahf_lm", LEAF_AMD, ECX, 0, 0},
