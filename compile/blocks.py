@@ -15,6 +15,7 @@ from collections import Counter
 from math import prod
 from typing import Any
 
+from compile import custom
 from targets import engine
 
 tvm = engine.compiler()
@@ -321,26 +322,11 @@ def _band_rows(padded: Any, depthwise: Any) -> int:
     return max(even or fitting or [1])
 
 
-def _register() -> None:
-    relay.op.op.register(
-        OPERATOR, "A convolution, bias and clip, then a depthwise one."
-    )
-    operator = relay.op.get(OPERATOR)
-    operator.set_num_inputs(4)
-    for name in ("data", "weight", "bias", "filters"):
-        operator.add_argument(name, "Tensor", "")
-    operator.set_attrs_type_key("DictAttrs")
-    operator.add_type_rel("netship_conv2d_depthwise", _relation)
-    operator.set_support_level(1)
-    operator.set_attr("TOpPattern", relay.op.OpPattern.OUT_ELEMWISE_FUSABLE)
-    operator.set_attr("TOpIsStateful", False)
-
-    def strategy(_: Any, inputs: Any, output_type: Any, target: Any) -> Any:
-        chosen = relay.op.OpStrategy()
-        chosen.add_implementation(_compute, _schedule, name=OPERATOR)
-        return chosen
-
-    operator.set_attr("FTVMStrategy", tvm.target.generic_func(strategy))
-
-
-_register()
+_operator = custom.register(
+    OPERATOR,
+    "A convolution, bias and clip, then a depthwise one.",
+    ("data", "weight", "bias", "filters"),
+    _relation,
+    relay.op.OpPattern.OUT_ELEMWISE_FUSABLE,
+)
+custom.use(_operator, _compute, _schedule)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from compile import custom
 from compile.c.graph import Convolution
 from compile.dot_product import add_products
 from targets import engine
@@ -176,31 +177,16 @@ def _body(inputs: Any, outputs: Any) -> tuple[Any, Any, Any]:
     return added(zero), output.vstore(0, zero), added(output.vload([0], sums))
 
 
-def _register() -> None:
-    registry.register(OPERATOR, "A depthwise convolution, uint8 × int8 to int32.")
-    operator = relay.op.get(OPERATOR)
-    operator.set_num_inputs(2)
-    for name in ("data", "kernel"):
-        operator.add_argument(name, "Tensor", "")
-    operator.set_attrs_type_key("DictAttrs")
-    operator.add_type_rel("netship_depthwise", _relation)
-    operator.set_support_level(1)
-    operator.set_attr("TOpPattern", relay.op.OpPattern.OUT_ELEMWISE_FUSABLE)
-    operator.set_attr("TOpIsStateful", False)
-    operator.set_attr("FInferCorrectLayout", _layouts)
-
-    def strategy(_: Any, inputs: Any, output_type: Any, target: Any) -> Any:
-        chosen = relay.op.OpStrategy()
-        chosen.add_implementation(_compute, _schedule, name=OPERATOR)
-        return chosen
-
-    operator.set_attr("FTVMStrategy", tvm.target.generic_func(strategy))
-    registry.register_alter_op_layout(
-        OPERATOR,
-        lambda attrs, inputs, infos, out: relay.Call(
-            relay.op.get(OPERATOR), inputs, attrs
-        ),
-    )
-
-
-_register()
+_operator = custom.register(
+    OPERATOR,
+    "A depthwise convolution, uint8 × int8 to int32.",
+    ("data", "kernel"),
+    _relation,
+    relay.op.OpPattern.OUT_ELEMWISE_FUSABLE,
+)
+_operator.set_attr("FInferCorrectLayout", _layouts)
+custom.use(_operator, _compute, _schedule)
+registry.register_alter_op_layout(
+    OPERATOR,
+    lambda attrs, inputs, infos, out: relay.Call(relay.op.get(OPERATOR), inputs, attrs),
+)

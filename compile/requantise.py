@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compile import custom
 from targets import engine
 
 tvm = engine.compiler()
@@ -139,19 +140,13 @@ def _layouts(attrs: Any, new: Any, old: Any, _: Any) -> Any:
 
 
 def _register(name: str, compute: Any, *arguments: str) -> None:
-    registry.register(name, "Integers in, uint8 out, rounded as ONNX Runtime does.")
-    operator = relay.op.get(name)
-    operator.set_num_inputs(len(arguments))
-    for argument in arguments:
-        operator.add_argument(argument, "Tensor", "")
-    operator.set_attrs_type_key("DictAttrs")
-    operator.add_type_rel(
-        name.replace(".", "_"),
+    operator = custom.register(
+        name,
+        "Integers in, uint8 out, rounded as ONNX Runtime does.",
+        arguments,
         lambda types, attrs: relay.TensorType(types[0].shape, "uint8"),
+        relay.op.OpPattern.BROADCAST,
     )
-    operator.set_support_level(1)
-    operator.set_attr("TOpPattern", relay.op.OpPattern.BROADCAST)
-    operator.set_attr("TOpIsStateful", False)
     operator.set_attr("FInferCorrectLayout", _layouts)
     registry.register_compute(name, compute)
     registry.register_injective_schedule(name)

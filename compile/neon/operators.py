@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from compile import custom
 from compile.neon.pack import KINDS, Kernel
 from targets import engine
 
@@ -62,27 +63,12 @@ def _schedule(_: Any, outputs: Any, target: Any) -> Any:
     return te.create_schedule([output.op for output in outputs])
 
 
-def _register(kind: str) -> None:
-    name = _PREFIX + kind
-    inputs = ["a", "b"] if kind == "addition" else ["data"]
-    relay.op.op.register(name, "An integer operator in C for 64-bit ARM.")
-    operator = relay.op.get(name)
-    operator.set_num_inputs(len(inputs) + 1)
-    for argument in (*inputs, "parameters"):
-        operator.add_argument(argument, "Tensor", "")
-    operator.set_attrs_type_key("DictAttrs")
-    operator.add_type_rel(f"netship_int8_{kind}", _relation)
-    operator.set_support_level(1)
-    operator.set_attr("TOpPattern", relay.op.OpPattern.OPAQUE)
-    operator.set_attr("TOpIsStateful", False)
-
-    def strategy(_: Any, inputs: Any, output_type: Any, target: Any) -> Any:
-        chosen = relay.op.OpStrategy()
-        chosen.add_implementation(_compute, _schedule, name=name)
-        return chosen
-
-    operator.set_attr("FTVMStrategy", tvm.target.generic_func(strategy))
-
-
 for _kind in KINDS:
-    _register(_kind)
+    _operator = custom.register(
+        _PREFIX + _kind,
+        "An integer operator in C for 64-bit ARM.",
+        (*(("a", "b") if _kind == "addition" else ("data",)), "parameters"),
+        _relation,
+        relay.op.OpPattern.OPAQUE,
+    )
+    custom.use(_operator, _compute, _schedule)

@@ -1,0 +1,50 @@
+"""Relay operators of our own: how one is registered. Only the engine's process imports this."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from targets import engine
+
+tvm = engine.compiler()
+from tvm import relay
+
+
+def register(
+    name: str,
+    description: str,
+    arguments: Sequence[str],
+    relation: Callable[[Any, Any], Any],
+    pattern: int,
+) -> Any:
+    """An operator of tensors, without a schedule yet.
+
+    Args:
+        relation: the result's type, of the arguments' types and the attributes.
+        pattern: one of ``relay.op.OpPattern``: what it is fused with.
+    """
+    relay.op.op.register(name, description)
+    operator = relay.op.get(name)
+    operator.set_num_inputs(len(arguments))
+    for argument in arguments:
+        operator.add_argument(argument, "Tensor", "")
+    operator.set_attrs_type_key("DictAttrs")
+    operator.add_type_rel(name.replace(".", "_"), relation)
+    operator.set_support_level(1)
+    operator.set_attr("TOpPattern", pattern)
+    operator.set_attr("TOpIsStateful", False)
+    return operator
+
+
+def use(
+    operator: Any, compute: Callable[..., Any], schedule: Callable[..., Any]
+) -> None:
+    """On every target, ``compute`` and ``schedule``."""
+
+    def strategy(_: Any, inputs: Any, output_type: Any, target: Any) -> Any:
+        chosen = relay.op.OpStrategy()
+        chosen.add_implementation(compute, schedule, name=operator.name)
+        return chosen
+
+    operator.set_attr("FTVMStrategy", tvm.target.generic_func(strategy))
