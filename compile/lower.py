@@ -23,7 +23,7 @@ tvm = engine.compiler()
 from tvm import auto_scheduler, relay
 from tvm.relay.backend import Executor, Runtime
 
-from compile import blocks, depthwise
+from compile import blocks, depthwise, prefetch
 from compile.neon import operators as neon
 
 # TVM's kernels take their workspace in multiples of a cache line.
@@ -314,6 +314,8 @@ def _compile(
 ) -> Any:
     options: dict[str, Any] = {}
     config: dict[str, Any] = {"relay.backend.use_auto_scheduler": scheduled}
+    if scheduled:
+        config |= prefetch.passes(tvm_target)
     if standalone is not None:
         # The system library of TVM's C runtime holds plain kernels; nothing else of it is used.
         crt = Runtime("crt", {"system-lib": True})

@@ -22,7 +22,7 @@ _BUILD_SECONDS = 900.0
 
 
 class Gain(NamedTuple):
-    """Sums over the network's kernels, layout changes and fused pairs among them, each alone with warm caches.
+    """Sums over the network's kernels, layout changes and fused pairs among them, each alone.
 
     Attributes:
         untuned: seconds, as built without records.
@@ -39,7 +39,7 @@ class Gain(NamedTuple):
             return f"untuned {self.untuned * 1e3:.3f} ms; not all tasks have records, so a build does not use them yet"
         return (
             f"untuned {self.untuned * 1e3:.3f} ms, tuned {self.tuned * 1e3:.3f} ms, "
-            f"{self.untuned / self.tuned:.2f} × as quick: sums of the kernels of a build, each alone with warm caches"
+            f"{self.untuned / self.tuned:.2f} × as quick: sums of the kernels of a build, each alone"
         )
 
 

@@ -62,7 +62,9 @@ class Measurer(Protocol):
 
 
 class LocalMeasurer:
-    """On this machine: one worker that lives on, on cores of its own, caches warm.
+    """On this machine: one worker that lives on, on cores of its own.
+
+    Caches are as between two operators of a network: weights out of those of a core, inputs in them.
 
     Raises:
         UserError: this machine's CPU lacks what the target needs, or has fewer cores than ``threads``.
@@ -80,7 +82,7 @@ class LocalMeasurer:
         cores = sorted(os.sched_getaffinity(0))
         if threads > len(cores):
             raise UserError(f"--threads {threads}: this machine has {len(cores)} cores")
-        self.how = f"{self.origin}: {cpu.model}, {threads} thread(s), warm caches"
+        self.how = f"{self.origin}: {cpu.model}, {threads} thread(s), weights cold"
         self._workers = workers.Pool(1, _SECONDS, threads, cores[-threads:])
 
     def measure(self, kernels: Sequence[Kernel]) -> list[list[float] | Failure]:

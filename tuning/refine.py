@@ -1,6 +1,6 @@
 """``python -m tuning.refine``: of each task's best records, the one that is quickest inside the network.
 
-Tuning times each task alone, with warm caches; between operators of a network they are cold. So the whole network is
+Tuning times each task alone, its caches only about as they are between operators of a network. So the whole network is
 built with the first, second, … best record of every task, timed operator by operator, and each task keeps the record
 that did best there.
 """

@@ -113,9 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--jobs",
         type=_count,
-        default=max(1, (os.cpu_count() or 2) - 1),
+        default=os.cpu_count() or 1,
         metavar="N",
-        help="candidates compiled at a time (default: one less than the cores)",
+        help="candidates compiled at a time (default: as many as there are cores, as nothing is measured meanwhile)",
     )
     add("--json", action="store_true", help="nothing but one JSON object, at the end")
     return parser
