@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle.store import Bundle
+from devices import huge_pages
 from devices.board_state import BoardState
 from devices.session import OperatorTime, Origin
 from targets.errors import UserError
@@ -159,7 +160,7 @@ class GraphSession:
         self._on_close = on_close
         self._remote = remote
         self._state = state
-        self._executor = call(lambda: library["default"](device))
+        self._executor = self._create("default")
 
     def run(self, tensor: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """One inference: float32 of the manifest's input shape in, every output back.
@@ -203,9 +204,7 @@ class GraphSession:
         if self.origin is Origin.EMULATED:
             return []
         try:
-            executor = self._call(
-                lambda: self._library["debug_create"]("default", self._device)
-            )
+            executor = self._create("debug_create", "default")
             report = self._call(lambda: executor["profile_rpc"])
         except AttributeError:
             return []
@@ -237,6 +236,13 @@ class GraphSession:
         finally:
             self._drop()
             self._on_close()
+
+    def _create(self, function: str, *arguments: str) -> Any:
+        """An executor made by one of the library's functions."""
+        executor = self._call(lambda: self._library[function](*arguments, self._device))
+        if not self._remote:
+            huge_pages.use_for_parameters(executor)
+        return executor
 
     def _drop(self) -> None:
         self._executor = self._library = self._device = None

@@ -14,6 +14,7 @@ from tiny import tiny_bundle
 from bundle.golden import read_golden
 from bundle.manifest import Tensor
 from bundle.store import Bundle
+from devices import huge_pages
 from devices.local import open_local
 from devices.session import Origin
 from targets.errors import UserError
@@ -65,6 +66,18 @@ def test_time_and_profile_cover_what_ran(bundle: Bundle) -> None:
         assert operators[-1].output_shape == (1, 5)
         assert sum("conv2d" in operator.name for operator in operators) == 2
         assert all(operator.seconds > 0 for operator in operators)
+
+
+def test_all_parameters_are_put_into_huge_pages(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(
+        huge_pages, "use_for", lambda spans: asked.extend(size for _, size in spans)
+    )
+    with open_local(bundle):
+        # The image, and in some order of channels 8 filters 3×3 of 3 channels and 5 of 8.
+        assert {4 * 3 * 16 * 16, 4 * 8 * 3 * 3 * 3, 4 * 5 * 8} <= set(asked)
 
 
 def test_closing_twice_is_once(bundle: Bundle) -> None:
