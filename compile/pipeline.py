@@ -335,7 +335,7 @@ def _compile(
 def _find_records(order: Order, progress: Progress) -> list[RecordLog]:
     if order.format == "c":
         return []
-    logs, notes = records.find(order.target, order.records)
+    logs, notes = records.find(order.target, order.records, threads=order.threads)
     for line in notes:
         progress.note(line)
     return logs

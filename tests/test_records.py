@@ -128,6 +128,23 @@ def test_records_of_every_target_whose_instructions_serve_are_found_nearest_firs
     assert names("cortex-m7") == []
 
 
+def test_records_for_as_many_threads_come_first_but_after_the_targets_distance(
+    tmp_path: Path,
+) -> None:
+    for name, threads in (("znver4", 1), ("znver4", 2), ("x86-64-v4", 4)):
+        path = tmp_path / f"{name}-{threads}.json"
+        target = resolve(name).tvm
+        log(path, record(), preset=name, target=target, threads=threads)
+
+    def names(threads: int) -> list[str]:
+        logs, _ = find(resolve("znver4"), (), [tmp_path], threads)
+        return [each.name.removesuffix(".json") for each in logs]
+
+    assert names(1) == ["znver4-1", "znver4-2", "x86-64-v4-4"]
+    assert names(2) == ["znver4-2", "znver4-1", "x86-64-v4-4"]
+    assert names(4) == ["znver4-2", "znver4-1", "x86-64-v4-4"]
+
+
 def test_what_the_user_names_comes_first_and_what_cannot_be_read_is_named(
     tmp_path: Path,
 ) -> None:

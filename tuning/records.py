@@ -77,6 +77,12 @@ class RecordLog:
         """The target's name."""
         return str(self.header.get("preset", Path(self.name).stem))
 
+    @property
+    def threads(self) -> int:
+        """With how many the times were taken."""
+        threads = self.header.get("threads", 1)
+        return threads if isinstance(threads, int) else 1
+
     @cached_property
     def records(self) -> tuple[Record, ...]:
         return tuple(parse(line) for line in self.lines)
@@ -138,18 +144,20 @@ def find(
     target: Target,
     stated: Sequence[Path] = (),
     folders: Iterable[Path] = (USER, SHIPPED),
+    threads: int = 1,
 ) -> tuple[list[RecordLog], list[str]]:
     """The logs that a build for ``target`` may use, the one to prefer first, and notes for a person.
 
-    Those that the user names come first; then board before host before estimated, and the nearest target whose
-    instructions this one has; those of emulated boards not at all. A log found by itself that cannot be read is named
-    and left out.
+    Those that the user names come first; then board before host before estimated, the nearest target whose
+    instructions this one has, and the nearest number of ``threads``: what is quickest on one may have nothing to share
+    with a second. Those of emulated boards come not at all. A log found by itself that cannot be read is named and left
+    out.
 
     Raises:
         UserError: a log that the user names cannot be read.
     """
     logs, notes = [read(path, bare=True) for path in stated], []
-    found: list[tuple[int, int, RecordLog]] = []
+    found: list[tuple[int, int, int, RecordLog]] = []
     for path in (path for folder in folders for path in sorted(folder.glob("*.json"))):
         try:
             log = read(path)
@@ -158,8 +166,9 @@ def find(
             continue
         distance = _distance(log, target)
         if distance is not None and log.origin in ORIGINS:
-            found.append((ORIGINS.index(log.origin), distance, log))
-    logs += [log for *_, log in sorted(found, key=lambda each: each[:2])]
+            strange = abs(log.threads - threads)
+            found.append((ORIGINS.index(log.origin), distance, strange, log))
+    logs += [log for *_, log in sorted(found, key=lambda each: each[:3])]
     return logs, notes + [line for log in logs for line in log.skipped]
 
 

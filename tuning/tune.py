@@ -203,7 +203,9 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
                 finally:
                     write_search(page, log.read(), search.states, limits.peak)
             seconds = time.monotonic() - started
-            gain = _gain(source, target, log.read(), measurer, progress)
+            gain = _gain(
+                source, target, log.read(), measurer, arguments.threads, progress
+            )
             write_search(page, log.read(), search.states, limits.peak, gain)
             if arguments.json:
                 print(_json(header, search.states, gain, seconds, output, page))
@@ -215,12 +217,13 @@ def _gain(
     target: Target,
     log: RecordLog,
     measurer: Measurer,
+    threads: int,
     progress: Progress,
 ) -> Gain | None:
     from tuning.gain import compare
 
     progress.stage("comparing with an untuned build")
-    others, _ = records.find(target)
+    others, _ = records.find(target, threads=threads)
     model = source.model.proto.SerializeToString()
     try:
         gain = compare(model, target.tvm, [log, *others], measurer)
