@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compile.c.graph import Add, AveragePool, Convolution, Network, Operator
+from targets.errors import UserError
 
 Integers = NDArray[np.int64]
 
@@ -100,6 +101,33 @@ def ratios(operator: Convolution | AveragePool) -> NDArray[np.float32]:
         return np.array([np.float32(source.scale) / np.float32(output.scale * pixels)])
     scales = np.float32(source.scale) * operator.scales.astype(np.float32)
     return np.asarray(scales / np.float32(output.scale))
+
+
+def biases(operator: Convolution, offset: int = 0) -> tuple[Integers, Integers]:
+    """What each channel's sum begins with, the input's zero point in it, and how far from 0 the sum can get.
+
+    Args:
+        offset: what a stored input is above int8: 128 of uint8.
+
+    Raises:
+        UserError: a sum does not fit 32 bits.
+    """
+    axes = (0, 1) if operator.depthwise else (1, 2, 3)
+    weights = operator.weights.astype(np.int64)
+    zero = operator.input.quantisation.zero + offset
+    bias = operator.bias - zero * weights.sum(axis=axes)
+    most = max(128 - offset, 127 + offset)
+    largest = np.abs(bias) + most * np.abs(weights).sum(axis=axes)
+    check_sum(operator, int(largest.max()))
+    return bias, largest
+
+
+def check_sum(operator: Operator, largest: int) -> None:
+    """Raises: UserError where a sum that can get as far from 0 as ``largest`` does not fit 32 bits."""
+    if largest >= 1 << 31:
+        raise UserError(
+            f"node {operator.name!r}: its sums reach {largest:,}, which 32 bits do not hold; calibrate again"
+        )
 
 
 def _sums(operator: Convolution, x: Integers) -> Integers:

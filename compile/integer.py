@@ -15,9 +15,8 @@ from bundle.manifest import Tensor as Output
 from compile import depthwise, dot_product, requantise
 from compile.c.graph import Add, AveragePool, Convolution, Network, Quantisation
 from compile.channels import fill_blocks
-from compile.evaluate import addition, ratios
+from compile.evaluate import addition, biases, ratios
 from targets import engine
-from targets.errors import UserError
 from targets.presets import Target
 
 tvm = engine.compiler()
@@ -60,7 +59,13 @@ def to_relay(network: Network, output: Output, target: Target) -> Any:
     last = values[network.output.name]
     if network.output.shape[2] != classes:
         last = relay.strided_slice(last, [0], [classes], axes=[1])
-    made = _dequantise(last, network.output.quantisation)
+    return dequantised(last, network.output.quantisation, output, _OFFSET)
+
+
+def dequantised(x: Any, of: Quantisation, output: Output, offset: int = 0) -> Any:
+    """The module that ends in ``x`` [1, C, H, W] as float32 of ``output.shape``; ``offset``: what x is above int8."""
+    steps = relay.cast(x, "int32") - _int32(of.zero + offset)
+    made = relay.cast(steps, "float32") * relay.const(np.float32(of.scale))
     module = tvm.IRModule.from_expr(relay.reshape(made, output.shape))
     return relay.transform.InferType()(module)
 
@@ -105,11 +110,6 @@ def _quantise(x: Any, to: Quantisation) -> Any:
     return relay.cast(relay.cast(rounded, "int32") + _int32(to.zero + _OFFSET), "uint8")
 
 
-def _dequantise(x: Any, of: Quantisation) -> Any:
-    steps = relay.cast(x, "int32") - _int32(of.zero + _OFFSET)
-    return relay.cast(steps, "float32") * relay.const(np.float32(of.scale))
-
-
 def _convolution(operator: Convolution, source: Any, target: Any) -> Any:
     channels = operator.output.shape[2]
     zero = operator.input.quantisation.zero + _OFFSET
@@ -123,14 +123,7 @@ def _convolution(operator: Convolution, source: Any, target: Any) -> Any:
         sums = _plain_convolution(source, operator, zero)
     span = relay.Span(relay.SourceName(operator.name), 0, 0, 0, 0)
     sums = relay.Call(sums.op, sums.args, sums.attrs, sums.type_args, span)
-    axes = (0, 1) if operator.depthwise else (1, 2, 3)
-    weights = operator.weights.astype(np.int64)
-    bias = operator.bias - zero * weights.sum(axis=axes)
-    largest = int((np.abs(bias) + 255 * np.abs(weights).sum(axis=axes)).max())
-    if largest >= 1 << 31:
-        raise UserError(
-            f"node {operator.name!r}: its sums reach {largest:,}, which 32 bits do not hold; calibrate again"
-        )
+    bias, _ = biases(operator, _OFFSET)
     return _requantised(sums, operator, bias, operator.low, operator.high)
 
 

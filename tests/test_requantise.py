@@ -15,7 +15,15 @@ from onnx import TensorProto, helper
 from relay_worker import relay_worker
 
 from compile import evaluate
-from compile.c.graph import Add, AveragePool, Network, Quantisation, Tensor
+from compile.c.graph import (
+    Add,
+    AveragePool,
+    Convolution,
+    Network,
+    Quantisation,
+    Tensor,
+)
+from targets.errors import UserError
 
 CPUS = ["x86-64-v2", "x86-64-v3"]
 ONNX_TYPES = {np.uint8: TensorProto.UINT8, np.int8: TensorProto.INT8}
@@ -211,3 +219,20 @@ def test_compiled_images_are_quantised_by_division(
     assert (ours[0].transpose(1, 2, 0) == expected).all()
     inverse = np.rint(image * np.float32(1 / scale)) + 5
     assert (np.clip(inverse, -128, 127)[0].transpose(1, 2, 0) != expected).any()
+
+
+def test_a_sum_that_does_not_fit_32_bits_is_refused_by_name() -> None:
+    inputs = 100_000
+    convolution = Convolution(
+        "wide",
+        Tensor("a", (1, 1, inputs)),
+        Tensor("b", (1, 1, 1)),
+        np.full((1, 1, 1, inputs), 127, np.int8),
+        np.array([-5], np.int32),
+        np.ones(1),
+    )
+    bias, largest = evaluate.biases(convolution)
+    assert (*bias, *largest) == (-5, 5 + 128 * 127 * inputs)
+    # As uint8 the same input is up to 255, and the bias makes up for 128 of them.
+    with pytest.raises(UserError, match="'wide': its sums reach 4,864,100,005, which"):
+        evaluate.biases(convolution, 128)

@@ -13,7 +13,6 @@ from targets.errors import UserError
 
 SCALE = np.dtype([("bias", "<i4"), ("ratio", "<f4")])
 """nn_scale of int8.h. The bias holds what the input's zero point adds."""
-_INT32 = 2**31
 
 
 def of_convolution(convolution: Convolution) -> NDArray[Any]:
@@ -22,13 +21,8 @@ def of_convolution(convolution: Convolution) -> NDArray[Any]:
     Raises:
         UserError: a sum does not fit 32 bits.
     """
-    axes = (0, 1) if convolution.depthwise else (1, 2, 3)
-    weights = convolution.weights.astype(np.int64)
-    bias = convolution.bias - convolution.input.quantisation.zero * weights.sum(
-        axis=axes
-    )
-    largest = np.abs(bias) + 128 * np.abs(weights).sum(axis=axes)
-    return _scales(convolution, bias, largest)
+    bias, _ = evaluate.biases(convolution)
+    return _scales(convolution, bias)
 
 
 def of_average(pool: AveragePool) -> NDArray[Any]:
@@ -39,19 +33,13 @@ def of_average(pool: AveragePool) -> NDArray[Any]:
     """
     pixels = pool.input.shape[0] * pool.input.shape[1]
     bias = np.array([-pool.input.quantisation.zero * pixels])
-    return _scales(pool, bias, np.abs(bias) + 128 * pixels)
+    evaluate.check_sum(pool, int(np.abs(bias).max()) + 128 * pixels)
+    return _scales(pool, bias)
 
 
 def _scales(
-    operator: Convolution | AveragePool,
-    bias: NDArray[np.int64],
-    largest: NDArray[np.int64],
+    operator: Convolution | AveragePool, bias: NDArray[np.int64]
 ) -> NDArray[Any]:
-    if int(largest.max()) >= _INT32:
-        raise UserError(
-            f"node {operator.name!r}: its sums reach {int(largest.max()):,}, which 32 bits do not hold; "
-            "calibrate again"
-        )
     scales = np.empty(bias.size, SCALE)
     scales["bias"], scales["ratio"] = bias, evaluate.ratios(operator)
     return scales

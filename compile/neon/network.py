@@ -6,10 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from bundle.manifest import Tensor as Output
-from compile.c.graph import Add, Convolution, Network, Quantisation
+from compile.c.graph import Add, Convolution, Network
+from compile.integer import dequantised
 from compile.neon import pack
 from compile.neon.operators import call
 from compile.neon.pack import Kernel
@@ -82,13 +81,11 @@ def lower(network: Network, output: Output, target: Target) -> Native:
             pack.kernel(operator, dot), inputs, operator.output.shape, operator.name
         )
     last = relay.transpose(values[network.output.name], (0, 3, 1, 2))
-    made = _dequantise(last, network.output.quantisation)
-    module = tvm.IRModule.from_expr(relay.reshape(made, output.shape))
     kernels = [
         each.kernel[0] for each in network.operators if isinstance(each, Convolution)
     ]
     return Native(
-        relay.transform.InferType()(module),
+        dequantised(last, network.output.quantisation, output),
         functions.source(max(kernels, default=1)),
         f"int8: {'SDOT' if dot else 'SMULL, SMLAL and SADALP'}",
     )
@@ -146,8 +143,3 @@ class _Functions:
             )
             lines += [f"{declared};", f"void {symbol}({signature}) {{ {body} }}"]
         return "\n".join(lines) + "\n"
-
-
-def _dequantise(x: Any, of: Quantisation) -> Any:
-    steps = relay.cast(x, "int32") - relay.const(of.zero, "int32")
-    return relay.cast(steps, "float32") * relay.const(np.float32(of.scale))

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compile.c.graph import Add, AveragePool, Convolution, Operator, Tensor
-from compile.evaluate import addition, ratios
-from targets.errors import UserError
+from compile.evaluate import addition, biases, ratios
 
 Bytes = NDArray[np.int8]
 
@@ -298,15 +297,7 @@ def _scales(
 
 def _biases(operator: Convolution, dot: bool) -> tuple[NDArray[np.int64], bool]:
     """The biases with the input's zero point in them, and whether `scaled` may take its short way."""
-    weights = operator.weights.astype(np.int64)
-    axes = (0, 1) if operator.depthwise else (1, 2, 3)
-    zero = operator.input.quantisation.zero
-    bias = operator.bias - zero * weights.sum(axis=axes)
-    largest = np.abs(bias) + 128 * np.abs(weights).sum(axis=axes)
-    if int(largest.max()) >= 1 << 31:
-        raise UserError(
-            f"node {operator.name!r}: its sums reach {int(largest.max()):,}, which 32 bits do not hold; calibrate again"
-        )
+    bias, largest = biases(operator)
     steps = largest * ratios(operator).astype(np.float64)
     magic = dot and largest.max() < _MAGIC_SUMS and steps.max() + 1 < _MAGIC_STEPS
     return (bias + _MAGIC if magic else bias), bool(magic)
