@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Memory(NamedTuple):
+    """Where a memory begins, and its bytes."""
+
+    address: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -11,20 +19,17 @@ class Board:
 
     Attributes:
         cpu: for ``-mcpu``.
-        code, code_bytes: address and size of the memory that holds code and tables.
-        weights, weights_bytes: likewise for the weights, external memory.
-        data, data_bytes: likewise for arena, output and stack.
+        code: address of the memory that holds code and tables.
+        weights: external memory.
+        data: of arena, output and stack.
         hertz: what SysTick counts at. With ``-icount shift=0`` an instruction takes 1 ns.
     """
 
     machine: str
     cpu: str
     code: int
-    code_bytes: int
-    weights: int
-    weights_bytes: int
-    data: int
-    data_bytes: int
+    weights: Memory
+    data: Memory
     hertz: int
 
     @property
@@ -33,7 +38,6 @@ class Board:
 
 
 _MIB = 1 << 20
-_CODE = 4 * _MIB
 
 # Addresses and sizes: Arm application notes AN386, AN500, AN505 and AN547, memory maps.
 BOARDS: dict[str, Board] = {
@@ -43,44 +47,32 @@ BOARDS: dict[str, Board] = {
             "mps2-an386",
             "cortex-m4",
             code=0,
-            code_bytes=_CODE,
-            weights=0x2100_0000,
-            weights_bytes=16 * _MIB,
-            data=0x2000_0000,
-            data_bytes=4 * _MIB,
+            weights=Memory(0x2100_0000, 16 * _MIB),
+            data=Memory(0x2000_0000, 4 * _MIB),
             hertz=25_000_000,
         ),
         Board(
             "mps2-an500",
             "cortex-m7",
             code=0,
-            code_bytes=_CODE,
-            weights=0x6000_0000,
-            weights_bytes=16 * _MIB,
-            data=0x2000_0000,
-            data_bytes=4 * _MIB,
+            weights=Memory(0x6000_0000, 16 * _MIB),
+            data=Memory(0x2000_0000, 4 * _MIB),
             hertz=25_000_000,
         ),
         Board(
             "mps2-an505",
             "cortex-m33",
             code=0x1000_0000,
-            code_bytes=_CODE,
-            weights=0x8000_0000,
-            weights_bytes=16 * _MIB,
-            data=0x3800_0000,
-            data_bytes=4 * _MIB,
+            weights=Memory(0x8000_0000, 16 * _MIB),
+            data=Memory(0x3800_0000, 4 * _MIB),
             hertz=20_000_000,
         ),
         Board(
             "mps3-an547",
             "cortex-m55",
             code=0,
-            code_bytes=_MIB // 2,
-            weights=0x6000_0000,
-            weights_bytes=256 * _MIB,
-            data=0x2000_0000,
-            data_bytes=_MIB // 2,
+            weights=Memory(0x6000_0000, 256 * _MIB),
+            data=Memory(0x2000_0000, _MIB // 2),
             hertz=32_000_000,
         ),
     )

@@ -2,27 +2,16 @@
  *
  * Reads inputs from "input.bin", does the self-test and measures the stack where "probe.bin" exists, writes outputs to "output.bin" and figures to "figures.bin" (int32,
  * little-endian: self-test's code, run's code, stack bytes, ticks of each inference; with TRACE also
- * four counts a step). Compiled with -DNAME, -DVALUE (int8_t or float), -DINPUT_BYTES, -DOUTPUT_BYTES, -DARENA_BYTES,
- * -DINPUT_OFFSET, -DSTEPS.
+ * four counts a step). -DSTEPS: how many.
  */
 #include <stddef.h>
 #include <stdint.h>
 
+#include "harness.h"
+
 #ifdef TRACE
 #include "trace.h"
 #endif
-
-#define JOIN(a, b) a##b
-#define FUNCTION(name, suffix) JOIN(name, suffix)
-
-int FUNCTION(NAME, _run)(const VALUE *input, VALUE *output, void *arena);
-int FUNCTION(NAME, _self_test)(VALUE *output, void *arena);
-
-static union {
-  VALUE values[ARENA_BYTES / sizeof(VALUE)];
-  uint64_t aligned;
-} arena;
-static VALUE output[OUTPUT_BYTES / sizeof(VALUE)];
 
 extern uint32_t stack_bottom[], stack_top[], data_start[], data_end[], data_load[], bss_start[], bss_end[];
 

@@ -75,6 +75,20 @@ def find_tools() -> None:
             )
 
 
+def definitions(name: str, interface: Firmware) -> list[str]:
+    """What harness.h must know of the project ``name``, as options of the compiler."""
+    values = {
+        "NAME": name,
+        "VALUE": interface.c_type,
+        "INPUT_BYTES": interface.input_bytes,
+        "OUTPUT_BYTES": interface.output_bytes,
+        "ARENA_BYTES": interface.arena_bytes,
+        "INPUT_OFFSET": interface.input_offset,
+        "STEPS": interface.steps,
+    }
+    return [f"-D{macro}={value}" for macro, value in values.items()]
+
+
 def compile_firmware(
     project: Path,
     name: str,
@@ -105,16 +119,7 @@ def compile_firmware(
     network = [*options, "-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
     if traced:
         network += ["-include", str(_HERE / "trace.h")]
-    values = {
-        "NAME": name,
-        "VALUE": interface.c_type,
-        "INPUT_BYTES": interface.input_bytes,
-        "OUTPUT_BYTES": interface.output_bytes,
-        "ARENA_BYTES": interface.arena_bytes,
-        "INPUT_OFFSET": interface.input_offset,
-        "STEPS": interface.steps,
-    }
-    harness = [*options, "-std=gnu99", *(f"-D{k}={v}" for k, v in values.items())]
+    harness = [*options, "-std=gnu99", *definitions(name, interface)]
     sources = (
         (project / f"{name}.c", network),
         (project / f"{name}_weights.c", network),
@@ -124,7 +129,11 @@ def compile_firmware(
     for (source, arguments), output in zip(sources, objects, strict=True):
         _run([_GCC, *arguments, "-c", str(source), "-o", str(output)])
     program = folder / f"{name}.elf"
-    places = ("CODE", board.code), ("WEIGHTS", board.weights), ("DATA", board.data)
+    places = {
+        "CODE": board.code,
+        "WEIGHTS": board.weights.address,
+        "DATA": board.data.address,
+    }
     _run(
         [
             _GCC,
@@ -132,7 +141,7 @@ def compile_firmware(
             "-nostartfiles",
             "-specs=nosys.specs",
             "-Wl,--gc-sections",
-            *(f"-Wl,--defsym={symbol}={address}" for symbol, address in places),
+            *(f"-Wl,--defsym={symbol}={address}" for symbol, address in places.items()),
             "-T",
             str(_HERE / "board.ld"),
             *map(str, objects),
@@ -225,16 +234,16 @@ def run_firmware(
 
 def _check_fits(interface: Firmware, board: Board) -> None:
     needs = interface.arena_bytes + interface.output_bytes + _STACK
-    if needs > board.data_bytes:
+    if needs > board.data.size:
         raise UserError(
             f"{board.machine}: arena, output and stack take {needs:,} bytes, "
-            f"{needs - board.data_bytes:,} more than its RAM; the peak is {interface.peak!r}: choose a "
+            f"{needs - board.data.size:,} more than its RAM; the peak is {interface.peak!r}: choose a "
             "smaller width or resolution"
         )
-    if interface.weights_bytes > board.weights_bytes:
+    if interface.weights_bytes > board.weights.size:
         raise UserError(
             f"{board.machine}: the weights take {interface.weights_bytes:,} bytes, "
-            f"{interface.weights_bytes - board.weights_bytes:,} more than its flash; choose a smaller width"
+            f"{interface.weights_bytes - board.weights.size:,} more than its flash; choose a smaller width"
         )
 
 

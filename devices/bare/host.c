@@ -1,20 +1,8 @@
-/* The C project on this machine: inputs from standard input, one output each to standard output.
- * Compiled with -DNAME=…, -DVALUE=int8_t or float, -DINPUT_BYTES=…, -DOUTPUT_BYTES=…, -DARENA_BYTES=…, -DINPUT_OFFSET=….
- */
+/* The C project on this machine: inputs from standard input, one output each to standard output. */
 #include <stdint.h>
 #include <stdio.h>
 
-#define JOIN(a, b) a##b
-#define FUNCTION(name, suffix) JOIN(name, suffix)
-
-int FUNCTION(NAME, _run)(const VALUE *input, VALUE *output, void *arena);
-int FUNCTION(NAME, _self_test)(VALUE *output, void *arena);
-
-static union {
-  VALUE values[ARENA_BYTES / sizeof(VALUE)];
-  uint64_t aligned;
-} arena;
-static VALUE output[OUTPUT_BYTES / sizeof(VALUE)];
+#include "harness.h"
 
 int main(int count, char **arguments) {
   (void)arguments;

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle.manifest import Firmware
+from devices.bare.firmware import definitions
 from targets.errors import UserError
 from targets.presets import native
 from targets.toolchain import compile_program
@@ -28,14 +29,6 @@ def run_on_host(
         UserError: the C does not compile, an inference returned an error, or it takes too long.
     """
     target = native()
-    values = {
-        "NAME": name,
-        "VALUE": interface.c_type,
-        "INPUT_BYTES": interface.input_bytes,
-        "OUTPUT_BYTES": interface.output_bytes,
-        "ARENA_BYTES": interface.arena_bytes,
-        "INPUT_OFFSET": interface.input_offset,
-    }
     with tempfile.TemporaryDirectory(prefix="netship-") as scratch:
         program = Path(scratch) / "host"
         compile_program(
@@ -45,7 +38,7 @@ def run_on_host(
             *("-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Werror"),
             # Cortex-M's FPU has it, so that the same sums are rounded alike.
             *(["-mfma"] if "fma" in target.features else []),
-            *(f"-D{key}={value}" for key, value in values.items()),
+            *definitions(name, interface),
         )
         try:
             result = subprocess.run(
