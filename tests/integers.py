@@ -26,6 +26,9 @@ from targets.presets import resolve
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int8]
 
+# A 3×3 kernel's padding that keeps the size.
+SAME = (1, 1, 1, 1)
+
 
 class Graph:
     """A float32 network being written, with seeded weights."""
@@ -83,6 +86,25 @@ class Graph:
         ]
         return self.node("Clip", f"{name}.relu6", [made, *limits])
 
+    def residual(
+        self,
+        name: str,
+        source: str,
+        into: int,
+        middle: int,
+        out: int,
+        stride: int = 1,
+        pads: Sequence[int] = SAME,
+    ) -> str:
+        """An inverted residual without its addition; nothing is expanded where ``middle`` is ``into``."""
+        x = source
+        if middle != into:
+            x = self.convolution(f"{name}.expand", x, into, middle)
+        x = self.convolution(
+            f"{name}.depthwise", x, middle, middle, 3, stride, pads, depthwise=True
+        )
+        return self.convolution(f"{name}.project", x, middle, out, clip=False)
+
     def classifier(self, source: str, into: int, classes: int) -> str:
         weights = self.random.normal(0, 0.3, (classes, into)).astype(np.float32)
         pooled = self.node("GlobalAveragePool", "pool", [source])
@@ -113,17 +135,10 @@ class Graph:
 def residuals() -> onnx.ModelProto:
     """A stem, three inverted residuals (strides 1 and 2, with and without addition), a classifier."""
     g = Graph(3, 17)
-    same = (1, 1, 1, 1)
-    x = g.convolution("stem", "image", 3, 8, 3, 2, same)
-    x = g.convolution("a.depthwise", x, 8, 8, 3, 1, same, depthwise=True)
-    x = g.convolution("a.project", x, 8, 12, clip=False)
-    y = g.convolution("b.expand", x, 12, 24)
-    y = g.convolution("b.depthwise", y, 24, 24, 3, 1, same, depthwise=True)
-    y = g.convolution("b.project", y, 24, 12, clip=False)
-    x = g.node("Add", "b.add", [y, x])
-    x = g.convolution("c.expand", x, 12, 28)
-    x = g.convolution("c.depthwise", x, 28, 28, 3, 2, (0, 0, 1, 1), depthwise=True)
-    x = g.convolution("c.project", x, 28, 20, clip=False)
+    x = g.convolution("stem", "image", 3, 8, 3, 2, SAME)
+    x = g.residual("a", x, 8, 8, 12)
+    x = g.node("Add", "b.add", [g.residual("b", x, 12, 24, 12), x])
+    x = g.residual("c", x, 12, 28, 20, 2, (0, 0, 1, 1))
     x = g.convolution("head", x, 20, 33)
     g.classifier(x, 33, 5)
     return g.finish((1, 5))
@@ -132,14 +147,9 @@ def residuals() -> onnx.ModelProto:
 def blocks() -> onnx.ModelProto:
     """Channels by sixteens and not, around depthwise convolutions that pad with zeros and with other values."""
     g = Graph(3, 13)
-    same = (1, 1, 1, 1)
-    x = g.convolution("stem", "image", 3, 16, 3, 1, same)
-    x = g.convolution("a.depthwise", x, 16, 16, 3, 1, same, depthwise=True)
-    x = g.convolution("a.project", x, 16, 24, clip=False)
-    y = g.convolution("b.expand", x, 24, 48)
-    y = g.convolution("b.depthwise", y, 48, 48, 3, 1, same, depthwise=True)
-    y = g.convolution("b.project", y, 48, 24, clip=False)
-    x = g.node("Add", "b.add", [x, y])
+    x = g.convolution("stem", "image", 3, 16, 3, 1, SAME)
+    x = g.residual("a", x, 16, 16, 24)
+    x = g.node("Add", "b.add", [x, g.residual("b", x, 24, 48, 24)])
     x = g.convolution("c.expand", x, 24, 32, clip=False)
     x = g.convolution("c.depthwise", x, 32, 32, 3, 2, (0, 1, 1, 1), depthwise=True)
     x = g.convolution("c.wide", x, 32, 32, 5, 1, (2, 2, 2, 2), depthwise=True)
@@ -150,13 +160,9 @@ def blocks() -> onnx.ModelProto:
 def chain() -> onnx.ModelProto:
     """Two blocks with more between them than before and after."""
     g = Graph(3, 19)
-    same = (1, 1, 1, 1)
-    x = g.convolution("stem", "image", 3, 8, 3, 1, same)
-    x = g.convolution("a.depthwise", x, 8, 8, 3, 1, same, depthwise=True)
-    x = g.convolution("a.project", x, 8, 16, clip=False)
-    x = g.convolution("b.expand", x, 16, 20)
-    x = g.convolution("b.depthwise", x, 20, 20, 3, 2, (0, 0, 1, 1), depthwise=True)
-    x = g.convolution("b.project", x, 20, 12, clip=False)
+    x = g.convolution("stem", "image", 3, 8, 3, 1, SAME)
+    x = g.residual("a", x, 8, 8, 16)
+    x = g.residual("b", x, 16, 20, 12, 2, (0, 0, 1, 1))
     g.classifier(x, 12, 4)
     return g.finish((1, 4))
 
