@@ -18,6 +18,8 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +30,7 @@ from targets.errors import UserError
 from targets.toolchain import ZIG
 
 tvm = engine.compiler()
+from tvm import te
 from tvm.auto_scheduler.measure import MeasureErrorNo, MeasureInput
 from tvm.contrib.popen_pool import PopenWorker
 
@@ -42,8 +45,8 @@ _START_SECONDS = 60.0
 # What a worker gets over its own time limit before it is taken for dead.
 _GRACE_SECONDS = 5.0
 _REPEATS = 25
-# More than a core's second-level cache.
-_EVICTED_BYTES = 8 << 20
+# More than a core's second-level cache; written by each thread.
+_EVICTED_BYTES = 4 << 20
 _BETWEEN = "netship.between_runs"
 # Two right schedules of one float32 kernel differ by rounding, relative to the output's range.
 _TOLERANCE = 1e-3
@@ -221,8 +224,8 @@ def _compile(schedule: Any, arguments: Any, target: Any) -> Any:
 def time_here(kernel: str, shapes: list[tuple[int, ...]]) -> list[float] | Failure:
     """Seconds of one run on this machine as inside a network: the median of a few repeats.
 
-    Before each run the weights leave the first- and second-level caches, as they do between two inferences, and the
-    inputs come back, which the operator before has just written.
+    Before each run the weights leave the caches of the cores, as they do between two inferences, and what has just
+    been written is the input, each thread its part.
     """
     try:
         function = load(Path(kernel))
@@ -236,16 +239,17 @@ def time_here(kernel: str, shapes: list[tuple[int, ...]]) -> list[float] | Failu
     output = shapes[-1]
     # Activations have the output's rank and batch; so has a bias, which is small.
     activations = [
-        _view(array)
+        array
         for array, shape in zip(arrays, shapes, strict=True)
         if len(shape) == len(output) and shape[:1] == output[:1]
     ]
-    others = np.ones((2, _EVICTED_BYTES // 8), np.float32)
+    threads = int(os.environ.get("TVM_NUM_THREADS", "1"))
+    fill = _fill(threads)
+    others = tvm.nd.empty((threads * _EVICTED_BYTES // 4,))
 
     def between(*_: Any) -> None:
-        np.copyto(others[1], others[0])
-        for values in activations:
-            values.max()
+        for array in (others, *activations):
+            fill(array._create_view((prod(array.shape),)))
 
     tvm.register_func(_BETWEEN, between, override=True)
     try:
@@ -261,10 +265,15 @@ def time_here(kernel: str, shapes: list[tuple[int, ...]]) -> list[float] | Failu
         return _failed(MeasureErrorNo.RUNTIME_DEVICE, error)
 
 
-def _view(array: Any) -> Any:
-    """A TVM array's own memory."""
-    pointer = ctypes.cast(array.handle.contents.data, ctypes.POINTER(ctypes.c_float))
-    return np.ctypeslib.as_array(pointer, array.shape)
+@cache
+def _fill(threads: int) -> Any:
+    """Write all of a one-dimensional float32 array, each thread of TVM's pool its part."""
+    size = te.var("size")
+    ones = te.compute((size,), lambda _: tvm.tir.const(1.0, "float32"))
+    schedule = te.create_schedule(ones.op)
+    part, _ = schedule[ones].split(ones.op.axis[0], nparts=threads)
+    schedule[ones].parallel(part)
+    return tvm.build(schedule, [ones], target="llvm")
 
 
 def load(kernel: Path) -> Any:
