@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from meter.compare_counts import meter_version
+from targets import templates
 from targets.files import write_whole
 
 if TYPE_CHECKING:
@@ -31,12 +30,6 @@ def write_comparison(result: Comparison, path: Path) -> None:
 
 
 def write_page(path: Path, template: str, **values: object) -> None:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates.of_pages(Path(__file__).parent)
     text = environment.get_template(template).render(**values)
     write_whole(path, text.encode("utf-8", errors="replace"), "--report")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
@@ -20,6 +19,7 @@ from bundle.accuracy import TOLERANCE
 from devices.session import Origin
 from runtime_demo.options import threads_text
 from runtime_demo.result import CheckResult, InputResult
+from targets import templates
 from targets.errors import UserError
 from targets.files import write_whole
 from targets.presets import this_cpu
@@ -42,13 +42,7 @@ def write_report(result: CheckResult, path: Path) -> None:
 
 
 def _render(result: CheckResult) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates.of_pages(Path(__file__).parent)
     environment.filters |= {
         "scientific": _scientific,
         "megabytes": _megabytes,

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from bundle.accuracy import TOLERANCE
@@ -20,6 +19,7 @@ from compile.c import plan as planning
 from compile.c.graph import Add, AveragePool, Convolution, Network, Tensor
 from compile.c.plan import Arena
 from compile.c.steps import Block, Chain, Offsets, Step
+from targets import templates
 from targets.errors import UserError
 
 _HERE = Path(__file__).parent
@@ -351,14 +351,7 @@ def _values(
 
 
 def _render(template: str, values: dict[str, Any]) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=False,  # C, not HTML; names are C identifiers, other text goes through a filter
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = templates.of_code(_HERE)
     environment.filters |= {
         "comment": _comment,
         "dims": lambda shape: "x".join(map(str, shape)),

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from bundle.accuracy import TOLERANCE
 from bundle.manifest import MemoryPlan, PlannedBuffer
 from compile.memory import Buffer, Plan, plan
 from compile.program import Program
+from targets import templates
 from targets.errors import UserError
 from targets.presets import Target
 from targets.toolchain import archive, compile_object, hide_symbols, link_shared
@@ -281,14 +281,7 @@ def _described(planned: Plan, program: Program) -> MemoryPlan:
 
 
 def _render(template: str, values: dict[str, Any]) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=False,  # C, not HTML; every text in it is a C identifier or escaped by c_string
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = templates.of_code(_HERE)
     environment.filters |= {
         "c_string": _c_string,
         "c_float": lambda value: f"{float.hex(value)}f",
