@@ -266,6 +266,7 @@ def time_in_turn(
     import numpy as np
 
     from bundle.store import open_bundle
+    from devices import huge_pages
     from targets import engine
 
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
@@ -277,6 +278,7 @@ def time_in_turn(
         executor = library["debug_create"]("default", tvm.cpu())
         shape, name = bundle.manifest.input.shape, bundle.manifest.input.name
         values = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+        huge_pages.use_for_parameters(executor)
         executor["get_input"](name).copyfrom(values)
         executors.append(executor["profile_rpc"])
     runs: list[list[list[float]]] = [[] for _ in executors]
