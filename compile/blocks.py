@@ -1,9 +1,8 @@
 """A convolution and the depthwise convolution after it as one operator, so that what lies between stays in the cache.
 
 An inverted residual (arXiv 1801.04381, figure 3) expands its input six-fold only to filter it channel by channel. At
-112×112 and 56×56 the expanded tensor is larger than a second-level cache, and crosses it twice. Here the output is
-computed in bands of rows: the rows of the expanded tensor that a band needs, then the band. Rows at a band's
-edge are computed twice.
+112×112 and 56×56 the expanded tensor is larger than a second-level cache, and crosses it twice. Here its rows
+are computed as the output needs them (compile/rows.py).
 
 AutoScheduler cannot do this by itself: its sketches never compute one convolution inside another. Only the
 engine's process imports this.
@@ -12,25 +11,27 @@ engine's process imports this.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from compile import custom
+import numpy as np
+from numpy.typing import NDArray
+
+from compile import custom, rows
 from targets import engine
 
 tvm = engine.compiler()
-from tvm import relay, te, tir, topi
+from tvm import relay, te
 from tvm.target.x86 import get_simd_32bit_lanes
 
 OPERATOR = "netship.conv2d_depthwise"
 # The second-level cache of the CPUs that there are targets for: 1 MB on Zen 4 and on the Raspberry Pi 4 (AMD Software
 # Optimization Guide for Zen 4, 2.6; BCM2711 ARM peripherals, 1.1), 512 KB on the Raspberry Pi 3 and 5.
 CACHE_BYTES = 1 << 20
-# A band's rows of the expanded tensor leave room for the band's inputs and outputs.
-_BAND_BYTES = CACHE_BYTES * 3 // 4
-_CORES = 4
-_OUTPUT_TILE = 4
 _AVX512_LANES = 16
+# float32 numbers in a cache line.
+_LINE = 16
 
 
 def fuse(module: Any) -> Any:
@@ -44,8 +45,8 @@ def fuse(module: Any) -> Any:
 
 
 def macs(call: Any) -> int:
-    """Multiply-adds of one call of the operator, rows at the edges of bands counted once."""
-    data, weight, _, filters = (_shape(arg.checked_type) for arg in call.args)
+    """Multiply-adds of one call of the operator, rows that two threads compute counted once."""
+    data, weight, _, filters, _ = (_shape(arg.checked_type) for arg in call.args)
     kernel = prod(weight[:3])
     expanded = prod(_expanded(data, weight, call.attrs))
     return expanded * kernel + prod(_shape(call.checked_type)) * prod(filters[:2])
@@ -57,9 +58,20 @@ def _users(function: Any) -> Counter[Any]:
     def count(node: Any) -> None:
         if isinstance(node, relay.Call):
             counts.update(node.args)
+        if isinstance(node, relay.Tuple):
+            counts.update(node.fields)
 
     relay.analysis.post_order_visit(function, count)
     return counts
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A convolution, its bias, and what its sums are clipped to; empty where they are not."""
+
+    convolution: Any
+    bias: NDArray[np.float32]
+    limits: tuple[float, ...]
 
 
 class _Fuse(relay.ExprMutator):  # type: ignore[misc]
@@ -68,42 +80,65 @@ class _Fuse(relay.ExprMutator):  # type: ignore[misc]
         self._users = users
 
     def visit_call(self, call: Any) -> Any:
-        matched = self._match(call)
-        if matched is None:
+        second = self._layer(call)
+        if second is None or not _is_depthwise(second.convolution):
             return super().visit_call(call)
-        clip, bias, convolution = matched
-        first, second = convolution.attrs, call.attrs
+        between = second.convolution.args[0]
+        first = self._layer(between)
+        if (
+            first is None
+            or self._users[between] > 1
+            or not (first.limits and _is_plain(first.convolution))
+            or prod(_shape(between.checked_type)) * 4 <= CACHE_BYTES
+        ):
+            return super().visit_call(call)
         attributes = tvm.ir.make_node(
             "DictAttrs",
-            strides=first.strides,
-            padding=first.padding,
-            low=clip.attrs.a_min,
-            high=clip.attrs.a_max,
-            depthwise_strides=second.strides,
-            depthwise_padding=second.padding,
+            strides=first.convolution.attrs.strides,
+            padding=first.convolution.attrs.padding,
+            limits=first.limits,
+            depthwise_strides=second.convolution.attrs.strides,
+            depthwise_padding=second.convolution.attrs.padding,
+            depthwise_limits=second.limits,
         )
-        data = self.visit(convolution.args[0])
-        arguments = [data, convolution.args[1], bias, call.args[1]]
+        # HWOI of one input channel each.
+        filters = second.convolution.args[1].data.numpy()[..., 0]
+        arguments = [
+            self.visit(first.convolution.args[0]),
+            first.convolution.args[1],
+            relay.const(first.bias),
+            relay.const(filters),
+            relay.const(second.bias),
+        ]
         return relay.Call(relay.op.get(OPERATOR), arguments, attributes)
 
-    def _match(self, call: Any) -> tuple[Any, Any, Any] | None:
-        if not (_is(call, "nn.conv2d") and _is_depthwise(call)):
-            return None
-        clip = call.args[0]
-        if not (_is(clip, "clip") and self._users[clip] == 1):
-            return None
-        add = clip.args[0]
-        if not (_is(add, "add") and isinstance(add.args[1], relay.Constant)):
-            return None
-        convolution = add.args[0]
+    def _layer(self, node: Any) -> _Layer | None:
+        """The convolution that ``node`` is the end of, if nothing else uses what lies between."""
+        limits: tuple[float, ...] = ()
+        bias = None
+        between = []
+        if _is(node, "clip"):
+            limits = (float(node.attrs.a_min), float(node.attrs.a_max))
+            node = node.args[0]
+            between.append(node)
+        if _is(node, "add") and isinstance(node.args[1], relay.Constant):
+            bias, node = node.args[1].data.numpy(), node.args[0]
+            between.append(node)
         if not (
-            _is(convolution, "nn.conv2d")
-            and isinstance(convolution.args[1], relay.Constant)
-            and _is_plain(convolution)
-            and prod(_shape(clip.checked_type)) * 4 > CACHE_BYTES
+            _is(node, "nn.conv2d")
+            and isinstance(node.args[1], relay.Constant)
+            and node.checked_type.dtype == "float32"
+            and node.attrs.data_layout == "NHWC"
+            and all(int(dilation) == 1 for dilation in node.attrs.dilation)
+            and all(self._users[each] == 1 for each in between)
         ):
             return None
-        return clip, add.args[1], convolution
+        channels = _shape(node.checked_type)[3]
+        if bias is None:
+            bias = np.zeros(channels, np.float32)
+        if bias.shape[-1:] != (channels,) or bias.size != channels:
+            return None
+        return _Layer(node, bias.reshape(channels), limits)
 
 
 def _is(node: Any, name: str) -> bool:
@@ -115,27 +150,14 @@ def _is(node: Any, name: str) -> bool:
 
 
 def _is_plain(call: Any) -> bool:
-    attrs = call.attrs
-    return (
-        attrs.data_layout == "NHWC"
-        and attrs.kernel_layout == "HWIO"
-        and int(attrs.groups) == 1
-        and all(int(d) == 1 for d in attrs.dilation)
-    )
+    return call.attrs.kernel_layout == "HWIO" and int(call.attrs.groups) == 1
 
 
 def _is_depthwise(call: Any) -> bool:
-    attrs = call.attrs
-    channels = (
-        _shape(call.args[0].checked_type)[3] if attrs.data_layout == "NHWC" else 0
-    )
-    return (
-        attrs.data_layout == "NHWC"
-        and attrs.kernel_layout == "HWOI"
-        and int(attrs.groups) == channels == int(attrs.channels) > 1
-        and all(int(d) == 1 for d in attrs.dilation)
-        and isinstance(call.args[1], relay.Constant)
-    )
+    shapes = (call.args[0].checked_type, call.checked_type)
+    channels = {_shape(each)[3] for each in shapes}
+    groups = int(call.attrs.groups)
+    return call.attrs.kernel_layout == "HWOI" and channels == {groups} != {1}
 
 
 def _shape(tensor_type: Any) -> tuple[int, ...]:
@@ -174,159 +196,65 @@ def _output(
 
 
 def _relation(types: Any, attrs: Any) -> Any:
-    data, weight, _, filters = (_shape(each) for each in types[:4])
+    data, weight, _, filters, _ = (_shape(each) for each in types[:5])
     return relay.TensorType(_output(data, weight, filters, attrs), types[0].dtype)
 
 
 def _compute(attrs: Any, inputs: Any, output_type: Any) -> list[Any]:
-    data, weight, bias, filters = inputs
-    top, left = (int(pad) for pad in attrs["padding"][:2])
-    bottom, right = (int(pad) for pad in attrs["padding"][2:])
-    rows, columns = (int(stride) for stride in attrs["strides"])
-    shape = _expanded(_shape(data), _shape(weight), attrs)
-    if top or left or bottom or right:
-        data = topi.nn.pad(data, (0, top, left, 0), (0, bottom, right, 0))
-    i = te.reduce_axis((0, weight.shape[0]), "i")
-    j = te.reduce_axis((0, weight.shape[1]), "j")
-    k = te.reduce_axis((0, weight.shape[2]), "k")
-    expanded = te.compute(
-        shape,
-        lambda n, h, w, c: te.sum(
-            data[n, h * rows + i, w * columns + j, k] * weight[i, j, k, c],
-            axis=[i, j, k],
-        ),
-        name="expanded",
+    data, weight, _, filters, _ = (_shape(tensor) for tensor in inputs)
+    numbers = {
+        name: tuple(int(number) for number in attrs[name])
+        for name in ("strides", "padding", "depthwise_strides", "depthwise_padding")
+    }
+    pair = rows.Pair(
+        data=data,
+        weight=weight,
+        filters=filters,
+        expanded=_expanded(data, weight, attrs),
+        output=_shape(output_type),
+        limits=tuple(float(limit) for limit in attrs["limits"]),
+        depthwise_limits=tuple(float(limit) for limit in attrs["depthwise_limits"]),
+        **numbers,
     )
-    above, before, below, after = (int(pad) for pad in attrs["depthwise_padding"])
-    low, high = float(attrs["low"]), float(attrs["high"])
-    _, height, width, channels = shape
-    flat = topi.reshape(bias, (channels,))
+    tile = _tile(tvm.target.Target.current())
 
-    def bordered(n: Any, h: Any, w: Any, c: Any) -> Any:
-        value = expanded[n, h - above, w - before, c] + flat[c]
-        inside = tir.all(
-            h >= above, h < height + above, w >= before, w < width + before
-        )
-        clipped = te.max(te.min(value, tir.const(high)), tir.const(low))
-        return tir.if_then_else(inside, clipped, tir.const(0.0))
+    def body(buffers: Any, outputs: Any) -> Any:
+        return rows.kernel(pair, tile, buffers, outputs[0])
 
-    padded = te.compute(
-        (shape[0], height + above + below, width + before + after, channels),
-        bordered,
-        name="padded",
-    )
-    y = te.reduce_axis((0, filters.shape[0]), "y")
-    x = te.reduce_axis((0, filters.shape[1]), "x")
-    down, across = (int(stride) for stride in attrs["depthwise_strides"])
-    return [
-        te.compute(
-            output_type.shape,
-            lambda n, h, w, c: te.sum(
-                padded[n, h * down + y, w * across + x, c] * filters[y, x, c, 0],
-                axis=[y, x],
-            ),
-            name="depthwise",
-            tag=OPERATOR,
-        )
-    ]
+    return [te.extern(pair.output, inputs, body, name="pair", tag=OPERATOR)]
 
 
 def _schedule(_: Any, outputs: Any, target: Any) -> Any:
+    return te.create_schedule([output.op for output in outputs])
+
+
+def _tile(target: Any) -> rows.Tile:
+    """By trial over the four pairs of MobileNetV2 1.0/224: of two vectors each input is used twice, and 8 divides 112 and 56.
+
+    With AVX-512, 14 columns or three vectors fill the registers and are no quicker; on Cortex-A72 blocks of 48 channels
+    cost as many core cycles, and more of the memory's.
+    """
     with target:
         lanes = get_simd_32bit_lanes()
-    output = outputs[0]
-    schedule = te.create_schedule(output.op)
-    stages = {}
-
-    def visit(tensor: Any) -> None:
-        operation = tensor.op
-        if isinstance(operation, te.PlaceholderOp) or operation in seen:
-            return
-        seen.add(operation)
-        for source in operation.input_tensors:
-            visit(source)
-        if operation.name in ("expanded", "padded") or operation.tag == OPERATOR:
-            stages[operation.name] = tensor
-        elif operation != output.op:
-            schedule[tensor].compute_inline()
-
-    seen: set[Any] = set()
-    visit(output)
-    expanded, padded, depthwise = (
-        stages[name] for name in ("expanded", "padded", "depthwise")
+    aarch64 = target.attrs.get("mtriple", "").startswith("aarch64")
+    registers = 32 if aarch64 or lanes == _AVX512_LANES else 16
+    return rows.Tile(
+        lanes=lanes,
+        columns=registers // 4,
+        vectors=2,
+        outputs=8,
+        block=max(2 * lanes, _LINE),
+        # Of 128-bit vectors, two clips of integers are done in a cycle, and one of float32 (Arm, Cortex-A72 Software
+        # Optimization Guide, UAN 0016A, 3.14 and 3.15).
+        as_integers=aarch64,
     )
-    rows = _band_rows(padded, depthwise)
-    if depthwise.op == output.op:
-        depthwise = schedule.cache_write(output, "local")
-    n, h, w, c = schedule[output].op.axis
-    band, row = schedule[output].split(h, rows)
-    columns, column = schedule[output].split(w, _OUTPUT_TILE)
-    vectors, lane = schedule[output].split(c, lanes)
-    schedule[output].reorder(n, band, row, columns, vectors, column, lane)
-    schedule[output].unroll(column)
-    schedule[output].vectorize(lane)
-    schedule[output].parallel(schedule[output].fuse(n, band))
-    bands = schedule[output].leaf_iter_vars[0]
-
-    schedule[depthwise].compute_at(schedule[output], vectors)
-    n, h, w, c = schedule[depthwise].op.axis
-    y, x = schedule[depthwise].op.reduce_axis
-    schedule[depthwise].reorder(n, y, x, h, w, c)
-    for axis in (y, x, w):
-        schedule[depthwise].unroll(axis)
-    schedule[depthwise].vectorize(c)
-
-    tile, together = _tile(target, lanes)
-    schedule[padded].compute_at(schedule[output], bands)
-    n, h, w, c = schedule[padded].op.axis
-    columns, column = schedule[padded].split(w, tile)
-    vectors, vector = schedule[padded].split(c, lanes * together)
-    vector, lane = schedule[padded].split(vector, lanes)
-    schedule[padded].reorder(n, h, columns, vectors, column, vector, lane)
-    schedule[padded].unroll(column)
-    schedule[padded].unroll(vector)
-    schedule[padded].vectorize(lane)
-
-    schedule[expanded].compute_at(schedule[padded], vectors)
-    n, h, w, c = schedule[expanded].op.axis
-    vector, lane = schedule[expanded].split(c, lanes)
-    summed = schedule[expanded].op.reduce_axis
-    schedule[expanded].reorder(n, h, *summed, w, vector, lane)
-    schedule[expanded].unroll(w)
-    schedule[expanded].unroll(vector)
-    schedule[expanded].vectorize(lane)
-    return schedule
-
-
-def _tile(target: Any, lanes: int) -> tuple[int, int]:
-    """Columns, and vectors of channels, whose sums are kept in registers: of two vectors each input is used twice.
-
-    By trial over the four pairs of MobileNetV2 1.0/224, against 16 columns of one vector. Of 32 registers: core cycles
-    0.97 × on Cortex-A72 and 0.91 × on A76 (estimated), time 0.95 × with AVX-512. Of 16: 0.62 × with AVX2 (measured).
-    """
-    if target.attrs.get("mtriple", "").startswith("aarch64"):
-        return 12, 2
-    return (10, 2) if lanes == _AVX512_LANES else (5, 2)
-
-
-def _band_rows(padded: Any, depthwise: Any) -> int:
-    """Output rows of a band: as many as fit the cache, in a number of bands that four cores share evenly."""
-    _, expanded_height, width, channels = _shape(padded)
-    height = _shape(depthwise)[1]
-    fitting = [
-        rows
-        for rows in range(1, height + 1)
-        if -(-expanded_height * rows // height) * width * channels * 4 <= _BAND_BYTES
-    ]
-    even = [rows for rows in fitting if height % (rows * _CORES) == 0]
-    return max(even or fitting or [1])
 
 
 _operator = custom.register(
     OPERATOR,
-    "A convolution, bias and clip, then a depthwise one.",
-    ("data", "weight", "bias", "filters"),
+    "A convolution, bias and clip, then a depthwise one, likewise.",
+    ("data", "weight", "bias", "filters", "shift"),
     _relation,
-    relay.op.OpPattern.OUT_ELEMWISE_FUSABLE,
+    relay.op.OpPattern.OPAQUE,
 )
 custom.use(_operator, _compute, _schedule)

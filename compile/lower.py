@@ -144,12 +144,7 @@ def _tasks(
     tasks, weights = auto_scheduler.extract_tasks(
         module["main"], {}, tvm_target, hardware_params=hardware
     )
-    found = [
-        (task, int(weight))
-        for task, weight in zip(tasks, weights, strict=True)
-        if not any(each.tag == blocks.OPERATOR for each in task.compute_dag.ops)
-    ]
-    return [task for task, _ in found], [weight for _, weight in found]
+    return list(tasks), [int(weight) for weight in weights]
 
 
 class _Schedules(auto_scheduler.DispatchContext):  # type: ignore[misc]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -20,7 +23,8 @@ def worker() -> Iterator[ProcessPoolExecutor]:
 
 
 def compare(target: str = "llvm -keys=cpu", **variant: Any) -> tuple[int, int, float]:
-    """How many pairs were fused, their multiply-adds over the pair's, the largest difference of the answers."""
+    """How many pairs were fused, their multiply-adds, the largest difference of the answers."""
+    os.environ["TVM_NUM_THREADS"] = "3"
     from targets.engine import compiler
 
     tvm = compiler()
@@ -48,7 +52,7 @@ def compare(target: str = "llvm -keys=cpu", **variant: Any) -> tuple[int, int, f
     )
     middle = relay.add(first, weight(1, 1, 1, expanded))
     if variant.get("clip", True):
-        middle = relay.clip(middle, -0.5, 6.0)
+        middle = relay.clip(middle, *variant.get("limits", (-0.5, 6.0)))
     second = relay.nn.conv2d(
         middle,
         weight(3, 3, expanded, 1),
@@ -76,16 +80,28 @@ def compare(target: str = "llvm -keys=cpu", **variant: Any) -> tuple[int, int, f
             count, macs = count + 1, macs + blocks.macs(node)
 
     relay.analysis.post_order_visit(fused["main"], visit)
+    chosen = blocks._tile
+    integers = variant.get("as_integers", False)
+
+    def tile(target: Any) -> Any:
+        return dataclasses.replace(chosen(target), as_integers=integers)
+
     answers = []
     image = random.normal(size=shape).astype(np.float32)
     for module in (plain, fused):
-        with tvm.transform.PassContext(opt_level=3):
+        with (
+            mock.patch.object(blocks, "_tile", tile),
+            tvm.transform.PassContext(opt_level=3),
+        ):
             built = relay.build(module, tvm.target.Target(target))
         executor = graph_executor.GraphModule(built["default"](tvm.cpu()))
         executor.set_input(x.name_hint, image)
-        executor.run()
-        answers.append(executor.get_output(0).numpy())
-    return count, macs, float(np.abs(answers[0] - answers[1]).max())
+        for threads in (1, 2, 3):
+            tvm.get_global_func("runtime.config_threadpool")(0, threads)
+            executor.run()
+            answers.append(executor.get_output(0).numpy())
+    difference = max(np.abs(answers[0] - other).max() for other in answers[1:])
+    return count, macs, float(difference)
 
 
 @pytest.mark.parametrize(
@@ -102,8 +118,10 @@ def compare(target: str = "llvm -keys=cpu", **variant: Any) -> tuple[int, int, f
             "padding": (0, 1, 1, 0),
         },
         {"shape": (1, 37, 83, 5), "expanded": 90},
+        {"shape": (2, 52, 60, 8), "limits": (0.0, 6.0), "as_integers": True},
+        {"depthwise_strides": (4, 5), "depthwise_padding": (0, 3, 2, 4)},
     ],
-    ids=["plain", "alone", "stride", "uneven", "stem", "odd"],
+    ids=["plain", "alone", "stride", "uneven", "stem", "odd", "integers", "leaps"],
 )
 def test_a_fused_pair_answers_as_the_two_do(
     worker: ProcessPoolExecutor, variant: dict[str, Any]

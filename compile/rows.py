@@ -1,0 +1,405 @@
+"""The loops of a fused pair: rows of the expanded tensor in a ring that stays in the cache, and from them rows of the output.
+
+For a block of channels, a row of the expanded tensor is computed, clipped and put into a ring with as many rows as
+the depthwise kernel has; each row of the output is computed when the last row that it needs is there. Borders are
+zeros in the ring. Rows of all blocks are shared out to the threads in runs; only at a run's beginning are
+rows computed that another thread computes too. Only the engine's process imports this.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from targets import engine
+
+tvm = engine.compiler()
+from tvm import tir
+
+# Runs of rows, which cores share evenly.
+_RUNS = 4
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A convolution and a depthwise one: shapes, strides of rows and columns, padding at top, left, bottom and right.
+
+    Attributes:
+        limits: what the convolution's sums are clipped to.
+        depthwise_limits: the same of the depthwise ones; empty where they are not clipped.
+    """
+
+    data: tuple[int, ...]
+    weight: tuple[int, ...]
+    filters: tuple[int, ...]
+    output: tuple[int, ...]
+    expanded: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: tuple[int, ...]
+    limits: tuple[float, ...]
+    depthwise_strides: tuple[int, ...]
+    depthwise_padding: tuple[int, ...]
+    depthwise_limits: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How the work fits a target.
+
+    Attributes:
+        lanes: float32 numbers in a vector.
+        columns, vectors: of the expanded tensor, whose sums are kept in registers.
+        outputs: columns of the output, likewise.
+        block: channels whose rows share a ring; whole cache lines, or threads write to the same ones.
+        as_integers: clip the bits, where that is exact and integers are quicker than float32.
+    """
+
+    lanes: int
+    columns: int
+    vectors: int
+    outputs: int
+    block: int
+    as_integers: bool
+
+
+@dataclass(frozen=True)
+class _Vector:
+    """A vector of channels: its number in the block, its first channel in the tensor, its lanes."""
+
+    number: Any
+    channel: Any
+    lanes: int
+
+
+@dataclass(frozen=True)
+class _Register:
+    """A vector in a few bytes of the stack, which LLVM keeps in a register."""
+
+    _memory: Any
+    _index: Any
+
+    def get(self) -> Any:
+        return self._memory[self._index]
+
+    def set(self, value: Any) -> None:
+        self._memory[self._index] = value
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of the expanded tensor: image, row, and slot in the ring."""
+
+    image: Any
+    number: Any
+    slot: Any
+
+
+def kernel(pair: Pair, tile: Tile, inputs: Sequence[Any], output: Any) -> Any:
+    """The statement that computes a pair.
+
+    Args:
+        inputs: buffers of the data (NHWC), the convolution's weights (HWIO) and bias, the depthwise
+            filters (height, width, channel) and bias.
+    """
+    return _Kernel(pair, tile, inputs, output).statement()
+
+
+class _Kernel:
+    def __init__(
+        self, pair: Pair, tile: Tile, inputs: Sequence[Any], output: Any
+    ) -> None:
+        self._pair = pair
+        self._tile = tile
+        self._data, self._weight, self._bias, self._filters, self._shift = inputs
+        self._output = output
+        self._builder = tir.ir_builder.create()
+        self._slots = pair.filters[0]
+        _, before, _, after = pair.depthwise_padding
+        self._width = before + pair.expanded[2] + after
+        self._vectors = -(-min(tile.block, pair.expanded[3]) // tile.lanes)
+
+    def statement(self) -> Any:
+        builder, pair = self._builder, self._pair
+        batch, height, _, channels = pair.output
+        blocks = -(-channels // self._tile.block)
+        total = batch * blocks * height
+        with builder.for_range(0, _RUNS, name="run", kind="parallel") as run:
+            first = tir.floordiv(run * total, _RUNS)
+            end = tir.floordiv((run + 1) * total, _RUNS)
+            size = self._slots * self._vectors * self._width * self._tile.lanes
+            self._ring = builder.allocate("float32", size, "ring", scope="global")
+            self._zero_borders()
+            with builder.for_range(0, end - first, name="index") as index:
+                row = tir.floormod(first + index, height)
+                block = tir.floordiv(first + index, height)
+                image = tir.floordiv(block, blocks) if batch > 1 else 0
+                self._row(image, tir.floormod(block, blocks), row, index)
+        return builder.get()
+
+    def _row(self, image: Any, block: Any, row: Any, index: Any) -> None:
+        """A row of the output in a block of channels, the ``index``-th of a run, and the rows that it lacks in the ring."""
+        builder, down = self._builder, self._pair.depthwise_strides[0]
+        kept = max(self._slots - down, 0)
+        there = tir.Select(tir.any(index == 0, row == 0), 0, kept)
+        for condition, start, size in self._blocks(block):
+            with builder.if_scope(condition):
+                with builder.for_range(0, self._slots - there, name="lack") as lack:
+                    self._fill(image, row * down + there + lack, start, size)
+                self._filter(image, row, start, size)
+
+    def _blocks(self, block: Any) -> Iterator[tuple[Any, Any, int]]:
+        """Of whole blocks and of a smaller last one: the condition for it, its first channel, its channels."""
+        size, rest = self._tile.block, self._pair.output[3] % self._tile.block
+        whole = self._pair.output[3] // size
+        if whole:
+            yield block < whole if rest else True, block * size, size
+        if rest:
+            yield block == whole, whole * size, rest
+
+    def _at(self, slot: Any, vector: _Vector, column: Any) -> Any:
+        line = slot * self._vectors + vector.number
+        index = (line * self._width + column) * self._tile.lanes
+        return _ramp(index, vector.lanes)
+
+    def _zero_borders(self) -> None:
+        _, before, _, after = self._pair.depthwise_padding
+        columns = [*range(before), *range(self._width - after, self._width)]
+        if columns:
+            with self._builder.for_range(
+                0, self._slots * self._vectors, name="line"
+            ) as line:
+                self._zero(line, columns)
+
+    def _zero(self, line: Any, columns: Sequence[Any]) -> None:
+        lanes = self._tile.lanes
+        for column in columns:
+            index = _ramp((line * self._width + column) * lanes, lanes)
+            self._ring[index] = _splat(0.0, lanes)
+
+    def _fill(self, image: Any, h: Any, start: Any, size: int) -> None:
+        """Row ``h`` of the expanded tensor with its borders."""
+        above, before, below, _ = self._pair.depthwise_padding
+        _, height, width, _ = self._pair.expanded
+        row = _Row(image, h - above, tir.floormod(h, self._slots))
+        if not (above or below):
+            self._expand(row, start, size)
+            return
+        with self._builder.if_scope(tir.all(row.number >= 0, row.number < height)):
+            self._expand(row, start, size)
+        with self._builder.else_scope():
+
+            def zero(vector: Any) -> None:
+                line = row.slot * self._vectors + vector
+                self._loop("column", width, lambda c: self._zero(line, [before + c]))
+
+            self._loop("vector", self._vectors, zero)
+
+    def _expand(self, row: _Row, start: Any, size: int) -> None:
+        lanes, vectors = self._tile.lanes, self._tile.vectors
+        whole = size // lanes
+
+        def group(first: Any, count: int) -> list[_Vector]:
+            return [
+                _Vector(first + v, start + (first + v) * lanes, lanes)
+                for v in range(count)
+            ]
+
+        self._loop(
+            "group",
+            whole // vectors,
+            lambda g: self._expand_row(row, group(g * vectors, vectors)),
+        )
+        if whole % vectors:
+            rest = group(whole // vectors * vectors, whole % vectors)
+            self._expand_row(row, rest)
+        if size % lanes:
+            rest = [_Vector(whole, start + whole * lanes, size % lanes)]
+            self._expand_row(row, rest)
+
+    def _expand_row(self, row: _Row, vectors: list[_Vector]) -> None:
+        """Tiles that read the input's borders are written out, those between them are a loop."""
+        width = self._pair.expanded[2]
+        columns = fitting(width, self._tile.columns)
+        starts = range(0, width, columns)
+        inner = [
+            first
+            for first in starts
+            if first + columns <= width
+            and all(
+                self._inside(first + c, j)
+                for c in range(columns)
+                for j in range(self._pair.weight[1])
+            )
+        ]
+        for first in starts:
+            if first not in inner:
+                self._sum(row, vectors, first, min(columns, width - first))
+            elif first == inner[0]:
+                self._loop(
+                    "tile",
+                    len(inner),
+                    lambda t: self._sum(row, vectors, inner[0] + t * columns, columns),
+                )
+
+    def _inside(self, column: int, j: int) -> bool:
+        at = column * self._pair.strides[1] + j - self._pair.padding[1]
+        return 0 <= at < self._pair.data[2]
+
+    def _sum(self, row: _Row, vectors: list[_Vector], first: Any, columns: int) -> None:
+        """The convolution of a few columns, clipped, into the ring."""
+        builder, pair = self._builder, self._pair
+        height, width, depth, _ = pair.weight
+        sums = [
+            [self._register(vector.lanes) for vector in vectors] for _ in range(columns)
+        ]
+        for column in sums:
+            for total, vector in zip(column, vectors, strict=True):
+                total.set(_load(self._bias, [vector.channel], vector.lanes))
+        top = row.number * pair.strides[0] - pair.padding[0]
+
+        def add(i: Any, j: int, k: Any) -> None:
+            weights = [
+                _load(self._weight, [i, j, k, vector.channel], vector.lanes)
+                for vector in vectors
+            ]
+            for c, column in enumerate(sums):
+                if isinstance(first, int) and not self._inside(first + c, j):
+                    continue
+                at = (first + c) * pair.strides[1] + j - pair.padding[1]
+                value = _load(self._data, [row.image, top + i, at, k], 1)
+                for total, weight, vector in zip(column, weights, vectors, strict=True):
+                    total.set(total.get() + _splat(value, vector.lanes) * weight)
+
+        def taps(i: Any) -> None:
+            for j in range(width):
+
+                def several(k: Any, j: int = j) -> None:
+                    for more in range(_DEPTH):
+                        add(i, j, k * _DEPTH + more)
+
+                self._loop("depth", depth // _DEPTH, several)
+                for k in range(depth // _DEPTH * _DEPTH, depth):
+                    add(i, j, k)
+
+        before, after = pair.padding[0], pair.padding[2]
+        if before or after:
+            begin = tir.max(0, -top)
+            end = tir.min(height, pair.data[1] - top)
+            with builder.for_range(0, end - begin, name="tap") as tap:
+                taps(begin + tap)
+        else:
+            for i in range(height):
+                taps(i)
+        border = pair.depthwise_padding[1]
+        for c, column in enumerate(sums):
+            for total, vector in zip(column, vectors, strict=True):
+                index = self._at(row.slot, vector, first + c + border)
+                self._ring[index] = self._clip(total.get(), vector.lanes, pair.limits)
+
+    def _filter(self, image: Any, row: Any, start: Any, size: int) -> None:
+        """A row of the output."""
+        lanes = self._tile.lanes
+        whole = size // lanes
+        self._loop(
+            "vector",
+            whole,
+            lambda v: self._filter_row(
+                image, row, _Vector(v, start + v * lanes, lanes)
+            ),
+        )
+        if size % lanes:
+            rest = _Vector(whole, start + whole * lanes, size % lanes)
+            self._filter_row(image, row, rest)
+
+    def _filter_row(self, image: Any, row: Any, vector: _Vector) -> None:
+        width = self._pair.output[2]
+        columns = fitting(width, self._tile.outputs)
+        self._loop(
+            "tile",
+            width // columns,
+            lambda t: self._outputs(image, row, vector, t * columns, columns),
+        )
+        if width % columns:
+            first = width // columns * columns
+            self._outputs(image, row, vector, first, width % columns)
+
+    def _outputs(
+        self, image: Any, row: Any, vector: _Vector, first: Any, columns: int
+    ) -> None:
+        pair = self._pair
+        sums = [self._register(vector.lanes) for _ in range(columns)]
+        for total in sums:
+            total.set(_load(self._shift, [vector.channel], vector.lanes))
+        down, across = pair.depthwise_strides
+        for y in range(pair.filters[0]):
+            slot = tir.floormod(row * down + y, self._slots)
+            for x in range(pair.filters[1]):
+                tap = _load(self._filters, [y, x, vector.channel], vector.lanes)
+                for c, total in enumerate(sums):
+                    index = self._at(slot, vector, (first + c) * across + x)
+                    total.set(total.get() + self._ring[index] * tap)
+        for c, total in enumerate(sums):
+            value = total.get()
+            if pair.depthwise_limits:
+                value = self._clip(value, vector.lanes, pair.depthwise_limits)
+            at = [image, row, first + c, vector.channel]
+            self._builder.emit(self._output.vstore(at, value))
+
+    def _register(self, lanes: int) -> _Register:
+        memory = self._builder.allocate("float32", lanes, "sum", scope="global")
+        return _Register(memory, _ramp(0, lanes))
+
+    def _loop(self, name: str, count: int, body: Callable[[Any], None]) -> None:
+        if count == 1:
+            body(0)
+        elif count:
+            with self._builder.for_range(0, count, name=name) as index:
+                body(index)
+
+    def _clip(self, value: Any, lanes: int, limits: Sequence[float]) -> Any:
+        low, high = limits
+        if not (self._tile.as_integers and 0 <= low <= high):
+            return tir.Max(tir.Min(value, _splat(high, lanes)), _splat(low, lanes))
+        # Numbers from zero up are in the order of their bits, and all others are negative as integers too.
+        bits = tir.call_intrin(_kind("int32", lanes), "tir.reinterpret", value)
+        clipped = tir.Min(
+            tir.Max(bits, _splat(_bits(low), lanes)), _splat(_bits(high), lanes)
+        )
+        return tir.call_intrin(_kind("float32", lanes), "tir.reinterpret", clipped)
+
+
+# Rounds of the loop over input channels that are written out.
+_DEPTH = 4
+
+
+def fitting(width: int, most: int) -> int:
+    """Columns of a tile: a divisor of ``width`` where one is near ``most``."""
+    divisor = max(n for n in range(1, most + 1) if width % n == 0)
+    return divisor if divisor == width or 3 * divisor >= 2 * most else most
+
+
+def _kind(kind: str, lanes: int) -> str:
+    return kind if lanes == 1 else f"{kind}x{lanes}"
+
+
+def _ramp(index: Any, lanes: int) -> Any:
+    return index if lanes == 1 else tir.Ramp(index, 1, lanes)
+
+
+def _load(buffer: Any, at: list[Any], lanes: int) -> Any:
+    return buffer.vload(at, _kind("float32", lanes))
+
+
+def _splat(value: Any, lanes: int) -> Any:
+    if isinstance(value, float):
+        value = tir.const(value, "float32")
+    elif isinstance(value, int):
+        value = tir.const(value, "int32")
+    return value if lanes == 1 else tir.Broadcast(value, lanes)
+
+
+def _bits(value: float) -> int:
+    # Minus zero as zero.
+    return int.from_bytes(struct.pack("<f", value + 0.0), "little")
