@@ -45,7 +45,7 @@ examples:
 Every batch is on the disk before the next begins: a crash loses at most the one under way. Ctrl-C ends the
 search and keeps everything; the same command goes on where it ended, --trials counting what the log already holds.
 Each new best is measured again and must give the untuned kernel's answers before it counts.
-Allow --trials 64 × the number of tasks (25 in MobileNetV2) for a start, three times that for the last per cents.
+Allow --trials 64 × the number of tasks (22 in MobileNetV2) for a start, three times that for the last per cents.
 Records of tasks that differ in their shapes alone are fitted and tried first: for a network of a family of which
 another is tuned already, 16 × the number of tasks may do.
 Exit codes: 0 done, 2 refused (one line says why), 130 interrupted.
