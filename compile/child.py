@@ -46,9 +46,19 @@ def run_in_child(
         # something to end.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+        # Another thread, such as a library's, may take a signal all the same: it is heard once there is a child to end.
+        heard: list[int] = []
+        handlers = {
+            number: signal.signal(number, lambda now, _: heard.append(now))
+            for number in _ENDING
+        }
         process.start()
         try:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+            for each in heard:
+                signal.raise_signal(each)
             sender.close()
             result: T = _follow(receiver, noise, process, stage, tick)
             return result
