@@ -1,7 +1,7 @@
 """A convolution and the depthwise convolution after it as one operator, so that what lies between stays in the cache.
 
-An inverted residual (arXiv 1801.04381, figure 3) expands its input six-fold only to filter it channel by channel. At
-112×112 and 56×56 the expanded tensor is larger than a second-level cache, and crosses it twice. Here its rows
+An inverted residual (arXiv 1801.04381, figure 3) expands its input six-fold only to filter it channel by channel. From
+28×28 on the expanded tensor is larger than a small second-level cache, and crosses it twice. Here its rows
 are computed as the output needs them (compile/rows.py).
 
 AutoScheduler cannot do this by itself: its sketches never compute one convolution inside another. Only the

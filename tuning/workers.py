@@ -214,7 +214,7 @@ def _compile(schedule: Any, arguments: Any, target: Any) -> Any:
     """A candidate without TVM's own search for common subexpressions, four fifths of the time that compiling takes.
 
     LLVM finds them itself: with and without, tuned kernels of MobileNetV2 differ by 1.4 % of their cycles at most, but
-    for one that is 4 % better without (estimated, Cortex-A72). The network's build has it.
+    for one that is 4 % better without (estimated, Cortex-A72). The network's build has it, but for x86-64 (compile/prefetch.py).
     """
     config = {"tir.disable_cse_tir": True, **prefetch.passes(target)}
     with tvm.transform.PassContext(config=config):
