@@ -22,7 +22,7 @@ from typing import Literal
 from bundle.accuracy import TOLERANCE
 from targets.errors import UserError
 from targets.files import alone, cache_folder
-from targets.toolchain import ZIG
+from targets.toolchain import zig
 
 Machine = Literal["aarch64", "arm", "x86_64"]
 Progress = Callable[[str], None]
@@ -130,18 +130,18 @@ def _build(machine: Machine, work: Path, done: Path, on_progress: Progress) -> N
     includes = [f"-I{folder}" for folder in folders]
     # Messages name a source file; which folder it lay in must not matter.
     maps = [f"-ffile-prefix-map={engine}=tvm", f"-ffile-prefix-map={SOURCES}=board"]
-    zig = [*ZIG, "c++", "-target", _TRIPLES[machine]]
+    compiler = [zig(), "c++", "-target", _TRIPLES[machine]]
 
     def compile_one(name: str) -> str:
         output = str(work / f"{name}.o")
         source = str(SOURCES / f"{name}.cc")
-        _run([*zig, *_FLAGS, *includes, *maps, "-c", source, "-o", output])
+        _run([*compiler, *_FLAGS, *includes, *maps, "-c", source, "-o", output])
         return output
 
     def link_nothing() -> None:
         source = work / "nothing.cc"
         source.write_text("int main() { return 0; }")
-        _run([*zig, "-o", str(work / "nothing"), str(source), *_LINK])
+        _run([*compiler, "-o", str(work / "nothing"), str(source), *_LINK])
 
     on_progress(f"compiling the board's programs for {machine}")
     own = sorted({name for names in _PROGRAMS.values() for name in names})
@@ -154,7 +154,7 @@ def _build(machine: Machine, work: Path, done: Path, on_progress: Progress) -> N
     for program, parts in _PROGRAMS.items():
         on_progress(f"linking {program} for {machine}")
         linked = [objects[name] for name in (*parts, *_ENGINE)]
-        _run([*zig, "-o", str(done / program), *linked, *_LINK])
+        _run([*compiler, "-o", str(done / program), *linked, *_LINK])
 
 
 def engine_sources() -> Path:

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from bundle.store import Bundle
 from targets.errors import UserError
-from targets.toolchain import ZIG
+from targets.toolchain import zig
 
 SOURCE = Path(__file__).with_name("runner.c")
 _END_SECONDS = 10.0
@@ -207,9 +207,9 @@ def compile_runner(folder: Path, triple: str, options: Sequence[str]) -> Path:
         UserError: a library does not fit; the linker's last words are quoted.
     """
     output = folder / "runner"
-    zig = [*ZIG, "cc", "-target", triple]
+    compiler = [zig(), "cc", "-target", triple]
     result = subprocess.run(
-        [*zig, "-std=c99", "-O2", "-s", "-o", str(output), str(SOURCE), *options],
+        [*compiler, "-std=c99", "-O2", "-s", "-o", str(output), str(SOURCE), *options],
         capture_output=True,
         text=True,
         errors="replace",

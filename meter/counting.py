@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from targets.errors import UserError
 from targets.files import cache_folder
-from targets.toolchain import ZIG
+from targets.toolchain import zig
 
 PLUGIN = Path(__file__).with_name("plugin.c")
 # QEMU's plugin API 1: docs/devel/tcg-plugins.rst of each release.
@@ -119,7 +119,7 @@ def compile_c(sources: Sequence[Path], output: Path, *options: str) -> None:
     Raises:
         UserError: with zig's first error.
     """
-    command = [*ZIG, "cc", *options, "-o", str(output)]
+    command = [zig(), "cc", *options, "-o", str(output)]
     result = subprocess.run(
         [*command, *map(str, sources)], capture_output=True, text=True, check=False
     )

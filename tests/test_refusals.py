@@ -525,7 +525,9 @@ def test_an_interrupted_build_leaves_what_was_there(
     # In the linker's place, one that does not end by itself.
     (place.here / "ziglang").mkdir()
     (place.here / "ziglang/__init__.py").touch()
-    (place.here / "ziglang/__main__.py").write_text("import time\ntime.sleep(60)\n")
+    linker = place.here / "ziglang/zig"
+    linker.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(60)\n")
+    linker.chmod(0o755)
     before = contents(place.here)
     # Lowering takes long enough in a large network, the way to the linker not too long in a small one.
     model = "mobilenetv2-0.35-96" if after == LOWERING else "model.onnx"
