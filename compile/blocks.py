@@ -46,7 +46,8 @@ def fuse(module: Any) -> Any:
 
 def macs(call: Any) -> int:
     """Multiply-adds of one call of the operator, rows that two threads compute counted once."""
-    data, weight, _, filters, _ = (_shape(arg.checked_type) for arg in call.args)
+    types = [argument.checked_type for argument in call.args]
+    data, weight, _, filters, _ = _shapes(types, call.attrs)
     kernel = prod(weight[:3])
     expanded = prod(_expanded(data, weight, call.attrs))
     return expanded * kernel + prod(_shape(call.checked_type)) * prod(filters[:2])
@@ -92,8 +93,12 @@ class _Fuse(relay.ExprMutator):  # type: ignore[misc]
             or prod(_shape(between.checked_type)) * 4 <= CACHE_BYTES
         ):
             return super().visit_call(call)
+        data, layout = first.convolution.args[0], "NHWC"
+        if _is(data, "layout_transform") and data.attrs.src_layout == "NCHW":
+            data, layout = data.args[0], "NCHW"
         attributes = tvm.ir.make_node(
             "DictAttrs",
+            data_layout=layout,
             strides=first.convolution.attrs.strides,
             padding=first.convolution.attrs.padding,
             limits=first.limits,
@@ -104,7 +109,7 @@ class _Fuse(relay.ExprMutator):  # type: ignore[misc]
         # HWOI of one input channel each.
         filters = second.convolution.args[1].data.numpy()[..., 0]
         arguments = [
-            self.visit(first.convolution.args[0]),
+            self.visit(data),
             first.convolution.args[1],
             relay.const(first.bias),
             relay.const(filters),
@@ -164,6 +169,15 @@ def _shape(tensor_type: Any) -> tuple[int, ...]:
     return tuple(int(size) for size in tensor_type.shape)
 
 
+def _shapes(tensors: Any, attrs: Any) -> list[tuple[int, ...]]:
+    """Of the operator's arguments, that of the data as NHWC."""
+    data, *others = map(_shape, tensors)
+    if attrs["data_layout"] == "NCHW":
+        batch, channels, *size = data
+        data = (batch, *size, channels)
+    return [data, *others]
+
+
 def _convolved(size: int, kernel: int, stride: int, before: int, after: int) -> int:
     return (size + before + after - kernel) // stride + 1
 
@@ -196,18 +210,19 @@ def _output(
 
 
 def _relation(types: Any, attrs: Any) -> Any:
-    data, weight, _, filters, _ = (_shape(each) for each in types[:5])
+    data, weight, _, filters, _ = _shapes(types[:5], attrs)
     return relay.TensorType(_output(data, weight, filters, attrs), types[0].dtype)
 
 
 def _compute(attrs: Any, inputs: Any, output_type: Any) -> list[Any]:
-    data, weight, _, filters, _ = (_shape(tensor) for tensor in inputs)
+    data, weight, _, filters, _ = _shapes(inputs, attrs)
     numbers = {
         name: tuple(int(number) for number in attrs[name])
         for name in ("strides", "padding", "depthwise_strides", "depthwise_padding")
     }
     pair = rows.Pair(
         data=data,
+        data_layout=str(attrs["data_layout"]),
         weight=weight,
         filters=filters,
         expanded=_expanded(data, weight, attrs),

@@ -27,11 +27,13 @@ class Pair:
     """A convolution and a depthwise one: shapes, strides of rows and columns, padding at top, left, bottom and right.
 
     Attributes:
+        data: as NHWC; how it lies is ``data_layout``, NHWC or NCHW.
         limits: what the convolution's sums are clipped to.
         depthwise_limits: the same of the depthwise ones; empty where they are not clipped.
     """
 
     data: tuple[int, ...]
+    data_layout: str
     weight: tuple[int, ...]
     filters: tuple[int, ...]
     output: tuple[int, ...]
@@ -100,7 +102,7 @@ def kernel(pair: Pair, tile: Tile, inputs: Sequence[Any], output: Any) -> Any:
     """The statement that computes a pair.
 
     Args:
-        inputs: buffers of the data (NHWC), the convolution's weights (HWIO) and bias, the depthwise
+        inputs: buffers of the data, the convolution's weights (HWIO) and bias, the depthwise
             filters (height, width, channel) and bias.
     """
     return _Kernel(pair, tile, inputs, output).statement()
@@ -268,7 +270,10 @@ class _Kernel:
                 if isinstance(first, int) and not self._inside(first + c, j):
                     continue
                 at = (first + c) * pair.strides[1] + j - pair.padding[1]
-                value = _load(self._data, [row.image, top + i, at, k], 1)
+                place = [row.image, top + i, at, k]
+                if pair.data_layout == "NCHW":
+                    place = [row.image, k, top + i, at]
+                value = _load(self._data, place, 1)
                 for total, weight, vector in zip(column, weights, vectors, strict=True):
                     total.set(total.get() + _splat(value, vector.lanes) * weight)
 

@@ -40,8 +40,12 @@ def compare(target: str = "llvm -keys=cpu", **variant: Any) -> tuple[int, int, f
 
     shape = variant.get("shape", LARGE)
     kernel, expanded = variant.get("kernel", 1), variant.get("expanded", 96)
+    lies = tuple(shape[i] for i in (0, 3, 1, 2)) if variant.get("nchw") else shape
+    data = x = relay.var("x", shape=lies, dtype="float32")
+    if variant.get("nchw"):
+        data = relay.layout_transform(x, "NCHW", "NHWC")
     first = relay.nn.conv2d(
-        x := relay.var("x", shape=shape, dtype="float32"),
+        data,
         weight(kernel, kernel, shape[3], expanded),
         kernel_size=(kernel, kernel),
         channels=expanded,
@@ -76,7 +80,10 @@ def compare(target: str = "llvm -keys=cpu", **variant: Any) -> tuple[int, int, f
 
     def visit(node: Any) -> None:
         nonlocal count, macs
-        if isinstance(node, relay.Call) and node.op.name == blocks.OPERATOR:
+        if not isinstance(node, relay.Call):
+            return
+        assert node.op.name != "layout_transform"
+        if node.op.name == blocks.OPERATOR:
             count, macs = count + 1, macs + blocks.macs(node)
 
     relay.analysis.post_order_visit(fused["main"], visit)
@@ -87,7 +94,7 @@ def compare(target: str = "llvm -keys=cpu", **variant: Any) -> tuple[int, int, f
         return dataclasses.replace(chosen(target), as_integers=integers)
 
     answers = []
-    image = random.normal(size=shape).astype(np.float32)
+    image = random.normal(size=lies).astype(np.float32)
     for module in (plain, fused):
         with (
             mock.patch.object(blocks, "_tile", tile),
@@ -117,11 +124,28 @@ def compare(target: str = "llvm -keys=cpu", **variant: Any) -> tuple[int, int, f
             "strides": (2, 2),
             "padding": (0, 1, 1, 0),
         },
+        {
+            "shape": (1, 101, 119, 3),
+            "kernel": 3,
+            "strides": (2, 2),
+            "padding": (0, 1, 1, 0),
+            "nchw": True,
+        },
         {"shape": (1, 37, 83, 5), "expanded": 90},
         {"shape": (2, 52, 60, 8), "limits": (0.0, 6.0), "as_integers": True},
         {"depthwise_strides": (4, 5), "depthwise_padding": (0, 3, 2, 4)},
     ],
-    ids=["plain", "alone", "stride", "uneven", "stem", "odd", "integers", "leaps"],
+    ids=[
+        "plain",
+        "alone",
+        "stride",
+        "uneven",
+        "stem",
+        "image",
+        "odd",
+        "integers",
+        "leaps",
+    ],
 )
 def test_a_fused_pair_answers_as_the_two_do(
     worker: ProcessPoolExecutor, variant: dict[str, Any]
