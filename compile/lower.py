@@ -41,6 +41,14 @@ _MAC_OPERATORS = frozenset(
         "nn.contrib_dense_pack",
     ]
 )
+# Pooling would follow the convolutions unsaid, with a warning.
+_NHWC = {
+    "nn.conv2d": ["NHWC", "default"],
+    **{
+        f"nn.{kind}_pool2d": ["NHWC"]
+        for kind in ("max", "avg", "global_max", "global_avg")
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -243,7 +251,7 @@ def _for_auto_scheduler(module: Any) -> Any:
         # bias_add as a plain add: ConvertLayout would not move a layout across it.
         relay.transform.CanonicalizeOps(),
         relay.transform.InferType(),
-        relay.transform.ConvertLayout({"nn.conv2d": ["NHWC", "default"]}),
+        relay.transform.ConvertLayout(_NHWC),
     )
     constant = _apply(
         _rewrite(_ConstantsLaidOut(), laid_out),

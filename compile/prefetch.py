@@ -132,16 +132,20 @@ def _fetching(loops: list[Any], sizes: dict[Any, int]) -> Any | None:
 
 
 def _walk(loops: list[Any], loads: list[Any]) -> Walk | None:
-    """How ``loads`` move through the weights; None where no loop takes them from block to block."""
+    """How ``loads`` move through the weights; None where no loop takes them from block to block.
+
+    None too among loops whose extents are not fixed, as those of compile/rows.py.
+    """
     begin = dict.fromkeys((loop.loop_var for loop in loops), 0)
     bases = [load.indices[0].base for load in loads]
     try:
+        extents = [int(loop.extent) for loop in loops]
         used = {_value(base, begin) // LINE for base in bases}
         first = min(bases, key=lambda base: _value(base, begin))
         for depth, loop in enumerate(loops[:-1]):
-            extent = int(loop.extent)
             starts = [
-                _value(first, begin | {loop.loop_var: step}) for step in range(extent)
+                _value(first, begin | {loop.loop_var: step})
+                for step in range(extents[depth])
             ]
             if len(set(starts)) > 1:
                 break

@@ -31,7 +31,7 @@ def compare(target: str = "llvm -keys=cpu", **variant: Any) -> tuple[int, int, f
     from tvm import relay
     from tvm.contrib import graph_executor
 
-    from compile import blocks
+    from compile import blocks, prefetch
 
     random = np.random.default_rng(0)
 
@@ -95,10 +95,11 @@ def compare(target: str = "llvm -keys=cpu", **variant: Any) -> tuple[int, int, f
 
     answers = []
     image = random.normal(size=lies).astype(np.float32)
+    config = prefetch.passes(tvm.target.Target(target))
     for module in (plain, fused):
         with (
             mock.patch.object(blocks, "_tile", tile),
-            tvm.transform.PassContext(opt_level=3),
+            tvm.transform.PassContext(opt_level=3, config=config),
         ):
             built = relay.build(module, tvm.target.Target(target))
         executor = graph_executor.GraphModule(built["default"](tvm.cpu()))
@@ -133,6 +134,12 @@ def compare(target: str = "llvm -keys=cpu", **variant: Any) -> tuple[int, int, f
         },
         {"shape": (1, 37, 83, 5), "expanded": 90},
         {"shape": (2, 52, 60, 8), "limits": (0.0, 6.0), "as_integers": True},
+        # As wide as compile/prefetch.py looks at, on its target.
+        {
+            "shape": (1, 30, 30, 48),
+            "expanded": 288,
+            "target": "llvm -keys=cpu -mtriple=x86_64-linux-gnu -mcpu=x86-64-v3",
+        },
         {"depthwise_strides": (4, 5), "depthwise_padding": (0, 3, 2, 4)},
     ],
     ids=[
@@ -144,6 +151,7 @@ def compare(target: str = "llvm -keys=cpu", **variant: Any) -> tuple[int, int, f
         "image",
         "odd",
         "integers",
+        "wide",
         "leaps",
     ],
 )
