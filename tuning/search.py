@@ -33,7 +33,7 @@ _SEARCH = {
     "evolutionary_search_population": 256,
     "evolutionary_search_num_iters": 3,
     "sample_init_min_population": 32,
-    "eps_greedy": 0.1,
+    "eps_greedy": 0.02,
 }
 _ROUND = 16
 # So many schedules found elsewhere are tried of a task, more only if they were found for that very task.
