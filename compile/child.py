@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import shutil
 import signal
 import tempfile
 import traceback
@@ -103,6 +104,11 @@ def _end(process: multiprocessing.process.BaseProcess) -> None:
 
 
 def _last_words(exitcode: int | None, noise: Path) -> UserError:
+    # What it said found no room there either.
+    if exitcode == 1 and shutil.disk_usage(noise.parent).free == 0:
+        return UserError(
+            f"{noise.parent.parent}: No space left on device; make room there, or set TMPDIR"
+        )
     how = (
         signal.Signals(-exitcode).name
         if exitcode and exitcode < 0
