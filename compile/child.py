@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import shutil
 import signal
 import tempfile
 import traceback
@@ -104,11 +103,6 @@ def _end(process: multiprocessing.process.BaseProcess) -> None:
 
 
 def _last_words(exitcode: int | None, noise: Path) -> UserError:
-    # What it said found no room there either.
-    if exitcode == 1 and shutil.disk_usage(noise.parent).free == 0:
-        return UserError(
-            f"{noise.parent.parent}: No space left on device; make room there, or set TMPDIR"
-        )
     how = (
         signal.Signals(-exitcode).name
         if exitcode and exitcode < 0
@@ -142,6 +136,8 @@ def _child(
     # What LLVM and TVM print belongs into the error line, not between the user's own lines.
     # TVM's temporary files go where the parent cleans up, however the child ends.
     descriptor = os.open(noise, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    # A blank line keeps a block of the disk for the last words, also when the rest is full.
+    os.write(descriptor, b"\n")
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ["TMPDIR"] = tempfile.tempdir = scratch
