@@ -21,6 +21,7 @@ from targets.presets import Target
 
 FORMAT_VERSION: Final = 1
 MAX_MANIFEST_BYTES: Final = 4 << 20
+_FLOAT32_MAX: Final = (2 - 2**-23) * 2.0**127
 
 
 def _plain_relative(path: str) -> str:
@@ -91,6 +92,13 @@ class Preprocessing(_Model):
             )
         if any(value == 0 for value in self.std):
             raise ValueError("std must not be 0")
+        extremes = (
+            (value * self.scale - mean) / std
+            for value in (0, 255)
+            for mean, std in zip(self.mean, self.std, strict=True)
+        )
+        if not all(abs(extreme) <= _FLOAT32_MAX for extreme in extremes):
+            raise ValueError("scale, mean and std lead beyond float32")
         if self.resize < max(self.crop):
             raise ValueError(
                 f"resize {self.resize} is smaller than crop {max(self.crop)}"

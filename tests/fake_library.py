@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from bundle.manifest import (
 )
 from bundle.store import MANIFEST, Bundle, open_bundle, sha256_of
 from targets.presets import Target
+from targets.toolchain import zig
 
 Array = NDArray[np.float32]
 
@@ -148,4 +148,4 @@ def fake_network(image: Array) -> Array:
 
 
 def _zig(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "ziglang", *arguments], check=True)
+    subprocess.run([zig(), *arguments], check=True)

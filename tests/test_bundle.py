@@ -170,11 +170,11 @@ def test_a_changed_manifest_is_valid_or_refused(
     else:
         # What is accepted can be used: shapes have sizes, paths stay inside.
         assert accepted.input.nbytes > 0
-        assert normalise(
-            np.zeros((accepted.input.channels, *accepted.input.size)),
-            accepted.preprocessing,
-            accepted.input,
-        ).shape == (1, *accepted.input.shape[1:])
+        for value in (0.0, 255.0):
+            image = np.full((accepted.input.channels, *accepted.input.size), value)
+            tensor = normalise(image, accepted.preprocessing, accepted.input)
+            assert tensor.shape == (1, *accepted.input.shape[1:])
+            assert np.isfinite(tensor).all()
         for name in accepted.files:
             inside = os.path.normpath(os.path.join("/bundle", name))
             assert inside.startswith("/bundle/")
@@ -222,6 +222,8 @@ def test_no_manifest_at_all(text: bytes) -> None:
         (("input", "dtype"), "float16"),
         (("outputs",), []),
         (("preprocessing", "std"), [0]),
+        (("preprocessing", "std"), [1e-40]),
+        (("preprocessing", "scale"), 1e308),
         (("preprocessing", "scale"), float("inf")),
         (("preprocessing", "mean"), [1, 1]),
         (("preprocessing", "resize"), 5),

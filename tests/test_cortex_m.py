@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
-from importlib.util import find_spec
 from itertools import combinations, product
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from devices.bare.session import FirmwareSession, interface_of, open_firmware, t
 from devices.opening import check_served
 from targets.errors import UserError
 from targets.presets import this_cpu
+from targets.toolchain import zig
 
 CPUS = sorted(BOARDS)
 INT8 = ["residuals", "oddities", "chain"]
@@ -376,15 +375,13 @@ def test_clang_takes_it_without_a_warning_for_every_core(
     projects: dict[tuple[str, str], Bundle], cpu: str, tmp_path: Path
 ) -> None:
     """And leaves nothing to libc but what the page promises."""
-    ziglang = find_spec("ziglang")
-    assert ziglang is not None and ziglang.origin is not None
-    own = Path(ziglang.origin).parent / "lib" / "include"
+    own = Path(zig()).parent / "lib" / "include"
     options = [
         *("--target=arm-none-eabihf", f"-mcpu={cpu}", "-mfloat-abi=hard"),
         *("-isystem", str(own), "-isystem", "/usr/include/newlib", "-std=c99"),
         *("-Wall", "-Wextra", "-Wconversion", "-Werror", "-c"),
     ]
-    clang = (sys.executable, "-m", "ziglang", "clang")
+    clang = (zig(), "clang")
     made = tmp_path / "small.o"
     for name, level in product(("residuals", "float-residuals"), ("-O0", "-O3")):
         source = projects[name, cpu].path / "small.c"

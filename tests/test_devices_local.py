@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from devices.local import open_local
 from devices.session import Origin
 from targets.errors import UserError
 from targets.presets import native, resolve
+from targets.toolchain import zig
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +29,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def shared_library_without_a_network(path: Path) -> None:
     source = path.with_suffix(".c")
     source.write_text("int answer(void) { return 42; }")
-    zig = [sys.executable, "-m", "ziglang", "cc", "-target", native().linker]
-    command = [*zig, "-shared", "-o", str(path), str(source)]
-    subprocess.run(command, check=True)
+    command = [zig(), "cc", "-target", native().linker, "-shared"]
+    subprocess.run([*command, "-o", str(path), str(source)], check=True)
 
 
 def changed(bundle: Bundle, part: str, **update: object) -> Bundle:

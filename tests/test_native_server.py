@@ -32,6 +32,7 @@ from devices.native import native_server
 from devices.rpc import open_rpc, open_tracker, request_board
 from targets.errors import UserError
 from targets.presets import native, resolve, this_cpu
+from targets.toolchain import zig
 
 HOST = "127.0.0.1"
 MAGIC, MISMATCH, TRACKER_MAGIC = 0xFF271, 0xFF273, 0x2F271
@@ -148,8 +149,8 @@ def library(folder: Path, name: str, on_load: str) -> Path:
         "#include <signal.h>\n#include <stdio.h>\n#include <stdlib.h>\n#include <unistd.h>\n"
         f"__attribute__((constructor)) static void load(void) {{ {on_load} }}"
     )
-    zig = [sys.executable, "-m", "ziglang", "cc", "-target", native().linker]
-    subprocess.run([*zig, "-shared", "-o", str(path), str(source)], check=True)
+    command = [zig(), "cc", "-target", native().linker, "-shared"]
+    subprocess.run([*command, "-o", str(path), str(source)], check=True)
     return path
 
 
@@ -664,6 +665,7 @@ def test_what_is_no_tracker_is_said_once(
 RUNNER = """
 import os, subprocess, sys, tempfile
 from targets.engine import compiler
+from targets.toolchain import zig
 tvm = compiler()
 from tvm import auto_scheduler, te
 
@@ -674,8 +676,8 @@ def product(n):
     return [a, b, te.compute((n, n), lambda i, j: te.sum(a[i, k] * b[k, j], k))]
 
 def link(path, objects, **options):
-    zig = [sys.executable, "-m", "ziglang", "cc", "-target", os.environ["LINKER"], "-shared"]
-    subprocess.run([*zig, "-o", path, *objects], check=True)
+    command = [zig(), "cc", "-target", os.environ["LINKER"], "-shared"]
+    subprocess.run([*command, "-o", path, *objects], check=True)
 
 link.output_format = "so"
 

@@ -17,6 +17,7 @@ from conftest import run, succeed
 from integers import quantised, residuals
 
 from bundle.store import open_bundle
+from targets.toolchain import zig
 
 Build = Callable[..., Path]
 SMALL = "mobilenetv2-0.35-96"
@@ -24,7 +25,6 @@ STANDALONE = ("--format", "standalone", "--name", "small")
 
 pytestmark = pytest.mark.slow
 
-ZIG = (sys.executable, "-m", "ziglang")
 STRICT = ("-Wall", "-Wextra", "-Werror", "-O1", "-g")
 
 
@@ -119,7 +119,7 @@ def test_only_the_prefix_is_visible_and_only_libc_is_wanted(small: Path) -> None
 def test_the_example_builds_and_is_right(
     small: Path, tmp_path: Path, compiler: str, library: str
 ) -> None:
-    command = [tool("gcc")] if compiler == "gcc" else [*ZIG, compiler.split()[1]]
+    command = [tool("gcc")] if compiler == "gcc" else [zig(), compiler.split()[1]]
     if compiler == "zig c++":
         # The header must be C++; the example itself is C.
         (tmp_path / "use.cc").write_text(
@@ -202,7 +202,7 @@ def test_two_models_live_in_one_program(
     archives = [small / "libsmall.a", portable[0] / "libcnn.a"]
     both = tmp_path / "both"
     must(
-        [*ZIG, "cc", *STRICT, "both.c", *options, *archives, "-lm", "-o", both],
+        [zig(), "cc", *STRICT, "both.c", *options, *archives, "-lm", "-o", both],
         tmp_path,
     )
     must([both], tmp_path)
@@ -308,7 +308,7 @@ def test_the_generated_code_has_no_warning(
     portable: tuple[Path, Path], tmp_path: Path, compiler: str
 ) -> None:
     dump = portable[1]
-    command = [tool("gcc")] if compiler == "gcc" else [*ZIG, "cc"]
+    command = [tool("gcc")] if compiler == "gcc" else [zig(), "cc"]
     flags = [*STRICT, "-Wconversion", "-Wpedantic", "-std=gnu11", "-c"]
     for source in ("library.c", "runtime.c"):
         must(

@@ -7,7 +7,6 @@ import platform
 import random
 import shutil
 import subprocess
-import sys
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import pytest
 from devices.emulated import find_qemu
 from targets.errors import UserError
 from targets.presets import PRESETS, native, this_cpu
+from targets.toolchain import zig
 
 ROOT = Path(__file__).parent.parent
 RUNTIME = ROOT / "compile/standalone/runtime.c"
@@ -26,7 +26,7 @@ FLAGS = (
     *("-std=gnu11", "-O2", "-fPIC", "-Wall", "-Wextra", "-Wconversion", "-Werror"),
     f"-I{RUNTIME.parent}",
 )
-ZIG = (sys.executable, "-m", "ziglang", "cc")
+ZIG = (zig(), "cc")
 SANITIZERS = {
     "address": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
     "thread": ("-fsanitize=thread",),

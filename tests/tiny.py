@@ -25,6 +25,7 @@ from bundle.manifest import (
 )
 from bundle.store import LIBRARY, MANIFEST, Bundle, open_bundle, sha256_of
 from targets.presets import Target
+from targets.toolchain import zig
 
 Array = NDArray[np.float32]
 
@@ -123,9 +124,9 @@ def _compile(tvm_target: str, linker: str, extra_c: str, output: str) -> None:
         library = relay.build(module, tvm.target.Target(tvm_target))
 
     def link(path: str, objects: list[str], **_options: object) -> None:
-        zig = [sys.executable, "-m", "ziglang", "cc", "-target", linker]
-        command = [*zig, "-shared", "-fPIC", "-O2", "-s", "-o", path, *objects]
-        subprocess.run([*command, "-xc", "-"], input=extra_c, text=True, check=True)
+        command = [zig(), "cc", "-target", linker, "-shared", "-fPIC", "-O2", "-s"]
+        command += ["-o", path, *objects, "-xc", "-"]
+        subprocess.run(command, input=extra_c, text=True, check=True)
 
     link.output_format = "so"  # type: ignore[attr-defined]
     library.export_library(output, fcompile=link)
