@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compile import custom, rows
+from compile.prefetch import LINE
 from targets import engine
 
 tvm = engine.compiler()
@@ -30,8 +31,6 @@ OPERATOR = "netship.conv2d_depthwise"
 # MobileNetV2 1.0/224: of 256 KB, 512 KB and 1 MB it gives the fewest cycles, core and memory, on Cortex-A72 (estimated).
 CACHE_BYTES = 512 << 10
 _AVX512_LANES = 16
-# float32 numbers in a cache line.
-_LINE = 16
 
 
 def fuse(module: Any) -> Any:
@@ -258,7 +257,7 @@ def _tile(target: Any) -> rows.Tile:
         columns=registers // 4,
         vectors=2,
         outputs=8,
-        block=max(2 * lanes, _LINE),
+        block=max(2 * lanes, LINE),
         # Of 128-bit vectors, two clips of integers are done in a cycle, and one of float32 (Arm, Cortex-A72 Software
         # Optimization Guide, UAN 0016A, 3.14 and 3.15).
         as_integers=aarch64,

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 
-def of_pages(folder: Path) -> Environment:
-    """For the HTML templates in ``folder``: values are escaped, an unknown name is an error."""
-    return _environment(folder, escape=True)
+def of_pages(*folders: Path) -> Environment:
+    """For the HTML templates in ``folders``, the first that has a name counting: values are escaped, an unknown name is an error."""
+    return _environment(folders, escape=True)
 
 
 def of_code(folder: Path) -> Environment:
     """For templates of C: values go in as they are, so all that is no identifier must pass a filter that escapes."""
-    return _environment(folder, escape=False)
+    return _environment([folder], escape=False)
 
 
-def _environment(folder: Path, *, escape: bool) -> Environment:
+def _environment(folders: Sequence[Path], *, escape: bool) -> Environment:
     return Environment(
-        loader=FileSystemLoader(folder),
+        loader=FileSystemLoader(folders),
         autoescape=escape,
         undefined=StrictUndefined,
         trim_blocks=True,

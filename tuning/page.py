@@ -9,9 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 import meter
+from targets import templates
 from targets.files import write_whole
 from tuning.table import estimated_seconds
 
@@ -95,13 +94,7 @@ def write_search(
         UserError: ``path`` cannot be written.
     """
     known = [state for state in states if math.isfinite(state.best)]
-    environment = Environment(
-        loader=FileSystemLoader([Path(__file__).parent, *meter.__path__]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates.of_pages(Path(__file__).parent, *map(Path, meter.__path__))
     text = environment.get_template("page.html.jinja").render(
         header=log.header,
         states=sorted(states, key=lambda each: -each.best * each.task.weight),
