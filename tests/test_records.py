@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from changed_json import Change, changed, changes
 from conftest import run, succeed
+from hypothesis import given, settings
 
 from targets.errors import UserError
 from targets.presets import resolve
 from tuning import records
 from tuning.records import SHIPPED, canonical, find
 from tuning.records_command import distil, main, manifest, merge
+from tuning.transfer import distance
 
 ZNVER4 = "llvm -keys=cpu -mcpu=znver4 -num-cores=1"
 
@@ -205,9 +211,95 @@ def test_check_names_each_line_and_says_why(
     said = capsys.readouterr().out
     assert f"{path}:3: torn" in said
     assert f"{path}:4: not a tuning record" in said
-    assert f"{path}:5: a record of version v0.5" in said
+    assert f"{path}:5: a record of version 'v0.5'" in said
     assert "1 records are of target 'llvm -keys=cpu -mcpu=skylake" in said
     assert main(["check", str(log(path, record()))]) == 0
+
+
+WORKLOAD = json.dumps(["a", [1, 2], [3, 4]])
+LINE = json.dumps(json.loads(record()) | {"i": [[WORKLOAD, ZNVER4], [[], [["CI", 1]]]]})
+HEADER = json.dumps(
+    {
+        "target": ZNVER4,
+        "preset": "znver4",
+        "network": "a test's",
+        "origin": "measured on host",
+        "measured": "measured on host: a test",
+        "threads": 1,
+        "tvm": "0.19.0",
+        "trials": 7,
+    }
+)
+
+
+def _use_or_refuse(header: str, *lines: str) -> records.RecordLog | None:
+    """A log that every command took, or refused in a line; None where its header was refused."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, output = Path(folder) / "x.json", Path(folder) / "y.json"
+        path.write_text("\n".join([f"# {header}", *lines, ""]))
+        for words in (
+            ["check", path],
+            ["check", "--json", path],
+            ["best", path, "--output", output],
+            ["merge", path, path, "--output", output],
+            ["manifest", path],
+        ):
+            try:
+                assert main(list(map(str, words))) in (0, 1)
+            except UserError as error:
+                assert str(error).encode().count(b"\n") == 0
+        find(resolve("znver4"), (), [Path(folder)])
+        try:
+            return records.read(path)
+        except UserError as error:
+            assert "x.json: line 1 must be" in str(error)
+            return None
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(to=changes(LINE))
+def test_a_changed_record_is_used_or_named(to: Sequence[Change]) -> None:
+    log = _use_or_refuse(HEADER, changed(LINE, to))
+    assert log and len(log.lines) + len(log.skipped) == 1
+    for each in log.records:
+        assert 0 < each.seconds < math.inf
+        assert distance(each.workload, WORKLOAD) >= 0
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(to=changes(WORKLOAD))
+def test_a_changed_workload_is_of_the_same_structure_or_infinitely_far(
+    to: Sequence[Change],
+) -> None:
+    assert distance(changed(WORKLOAD, to), WORKLOAD) >= 0
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(to=changes(HEADER))
+def test_a_changed_header_is_used_or_refused(to: Sequence[Change]) -> None:
+    log = _use_or_refuse(changed(HEADER, to), LINE)
+    assert log is None or len(log.lines) == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000,
+        json.dumps("half a character \ud800"),
+        LINE.replace("1e-06", "0"),
+        LINE.replace("1e-06", "-1e-06"),
+        LINE.replace("1e-06", "NaN"),
+        LINE.replace("1e-06", "1e999"),
+        LINE.replace("1e-06", "1" * 400),
+        LINE.replace("1700000000", "1e300"),
+        LINE.replace('\\"a\\"', "\\ud800"),
+    ],
+    ids=lambda line: line[:20] + line[-20:],
+)
+def test_what_is_no_record_is_named(line: str) -> None:
+    assert line != LINE
+    log = _use_or_refuse(HEADER, line)
+    assert log and len(log.skipped) == 1 and "x.json:2: " in log.skipped[0]
 
 
 def test_shipped_records_are_whole(capsys: pytest.CaptureFixture[str]) -> None:

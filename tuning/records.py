@@ -6,6 +6,7 @@ A leaf: it imports nothing above targets/, so that the build can read records th
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,12 @@ USER = Path("tuned")
 ORIGINS = ("measured on board", "measured on host", "estimated")
 # An emulated board's times say nothing of a board: a build takes such records where they are named only.
 EMULATED = "emulated"
+# What of a header is text wherever it is there.
+_TEXTS = ("target", "preset", "network", "origin", "measured", "tvm")
 _FORMAT = "v0.6"
+_STRANGE = "not a tuning record"
+# Where calendars of programs end, in seconds since 1970.
+_YEAR_9999 = 253_370_764_800
 
 
 class Record(NamedTuple):
@@ -107,17 +113,36 @@ def parse(line: str) -> Record:
     """Read a line of AutoScheduler's format: {"i": [task, state], "r": [costs, error, …, when], "v": …}.
 
     Raises:
-        ValueError, KeyError, IndexError, TypeError: it is something else.
+        ValueError: it is something else; a person reads the message behind the line's number.
     """
-    whole = json.loads(line)
-    key, (costs, error, _, when) = whole["i"][0][0], whole["r"]
-    if not isinstance(key, str) or not isinstance(json.loads(key), list):
-        raise TypeError(f"{key!r} is no workload key")
-    if whole["v"] != _FORMAT:
-        raise ValueError(f"of version {whole['v']}, not {_FORMAT}")
-    if not isinstance(whole["i"][1], list):
-        raise TypeError("no schedule")
-    return Record(key, fmean(costs), int(error), float(when), line)
+    try:
+        whole = json.loads(line)
+    except ValueError:
+        raise ValueError("torn: not a whole line of JSON") from None
+    except RecursionError:
+        raise ValueError(_STRANGE) from None
+    version = whole.get("v") if isinstance(whole, dict) else None
+    if isinstance(version, str) and version != _FORMAT:
+        raise ValueError(f"a record of version {version!r}, not {_FORMAT}")
+    try:
+        (task, (_, steps)), (costs, error, _, when) = whole["i"], whole["r"]
+        key, target = task[:2]
+        seconds, when = fmean(costs), float(when)
+        usable = (
+            version == _FORMAT
+            and isinstance(error, int)
+            and isinstance(steps, list)
+            and isinstance(json.loads(key), list)
+            and 0 < seconds < math.inf
+            and 0 <= when < _YEAR_9999
+        )
+        # Half a character can be written in JSON, and neither printed nor given to the engine.
+        (key + target).encode()
+    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
+        usable = False
+    if not usable:
+        raise ValueError(_STRANGE)
+    return Record(key, seconds, error, when, line)
 
 
 def canonical(target: str) -> str:
@@ -126,7 +151,10 @@ def canonical(target: str) -> str:
     Of the keys the first, which schedules are chosen by, is written out: by default ``arm_cpu`` for Arm's triples,
     else ``cpu``; TVM itself adds others behind it.
     """
-    kind, *options = shlex.split(target) or [""]
+    try:
+        kind, *options = shlex.split(target) or [""]
+    except ValueError:  # a quotation that does not end
+        kind, *options = target.split()
     named = dict(option.lstrip("-").partition("=")[::2] for option in options)
     named.pop("num-cores", None)
     arm = named.get("mtriple", "").startswith(("aarch64", "arm", "thumb"))
@@ -230,9 +258,10 @@ def read(path: Path, bare: bool = False) -> RecordLog:
     header, _, body = text.partition("\n")
     try:
         fields = dict(json.loads(header.removeprefix("#")))
-        if not isinstance(fields["measured"], str):
-            raise KeyError("measured")
-    except (ValueError, KeyError, TypeError):
+        if not all(isinstance(fields.get(key, ""), str) for key in _TEXTS):
+            raise TypeError
+        (fields["measured"] + json.dumps(fields, ensure_ascii=False)).encode()
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path}: line 1 must be '# {{\"measured\": …}}'") from None
     lines, skipped = [], []
     for number, line in enumerate(body.splitlines(), start=2):
@@ -240,21 +269,11 @@ def read(path: Path, bare: bool = False) -> RecordLog:
             continue
         try:
             parse(line)
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            skipped.append(f"{path}:{number}: {_why(line, error)}; skipped")
+        except ValueError as error:
+            skipped.append(f"{path}:{number}: {error}; skipped")
         else:
             lines.append(line)
     return RecordLog(path.name, fields, tuple(lines), tuple(skipped))
-
-
-def _why(line: str, error: Exception) -> str:
-    try:
-        json.loads(line)
-    except ValueError:
-        return "torn: not a whole line of JSON"
-    if str(error).startswith("of version"):
-        return f"a record {error}"
-    return "not a tuning record"
 
 
 if __name__ == "__main__":

@@ -52,19 +52,21 @@ def _neighbours(key: str, logs: Sequence[RecordLog]) -> list[Record]:
 
 def distance(one: str, other: str) -> float:
     """Between two workload keys: the sum of their extents' ratios, as logarithms; infinite for different structures."""
-    (structure, *shapes), (other_structure, *other_shapes) = map(
-        json.loads, (one, other)
-    )
+    structure, *shapes = json.loads(one) or [None]
+    other_structure, *other_shapes = json.loads(other)
     if structure != other_structure or list(map(_rank, shapes)) != list(
         map(_rank, other_shapes)
     ):
         return math.inf
-    return sum(
-        abs(math.log(a / b))
+    pairs = [
+        pair
         for shape, other_shape in zip(shapes, other_shapes, strict=True)
         if isinstance(shape, list)
-        for a, b in zip(shape, other_shape, strict=True)
-    )
+        for pair in zip(shape, other_shape, strict=True)
+    ]
+    if not all(isinstance(each, int) and each > 0 for each in chain(*pairs)):
+        return math.inf
+    return sum(abs(math.log(a) - math.log(b)) for a, b in pairs)
 
 
 def _rank(shape: object) -> int:
