@@ -108,6 +108,18 @@ def test_a_full_disk_ends_the_search_and_nothing_is_lost(
 
 
 @pytest.mark.slow
+def test_a_clock_that_jumps_costs_no_record_and_no_time(
+    do: Callable[..., Any], tmp_path: Path
+) -> None:
+    first, second = do(tuning_worker.clock_jumps, tmp_path)
+    assert first.error == second.error == ""
+    assert sum(first.trials) == first.lines == 3 * ROUND
+    assert sum(second.trials) == second.lines == 5 * ROUND
+    assert first.skipped == second.skipped == 0
+    assert {record.when for record in records.read(tmp_path / "log.json").records} > {0}
+
+
+@pytest.mark.slow
 def test_a_wrong_schedule_is_an_error_and_never_the_best(
     do: Callable[..., Any], tmp_path: Path
 ) -> None:

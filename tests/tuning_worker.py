@@ -16,8 +16,10 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -106,6 +108,7 @@ def _search(
     change: Callable[[Any], None] = lambda search: None,
     warm: Sequence[Any] = (),
     tasks: Sequence[Any] = (),
+    hours: float | None = None,
 ) -> Outcome:
     from tuning import search as module
     from tuning.log import TuningLog
@@ -124,7 +127,7 @@ def _search(
             tasks or _tasks(),
             _Scripted(answer),
             log,
-            Limits(trials, None, None),
+            Limits(trials, hours, None),
             prover=native().tvm,
             jobs=2,
             warm=warm,
@@ -199,6 +202,15 @@ def disk_full(folder: Path) -> list[Outcome]:
     )
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     return [full, _search(folder, full.lines + ROUND, _figure)]
+
+
+def clock_jumps(folder: Path) -> list[Outcome]:
+    """The wall clock is set to 1970, to 2099 and back between any two looks at it, in a run of at most an hour and after."""
+    dates = cycle([0.0, 4_070_908_800.0, time.time()])
+    with patch.object(time, "time", lambda: next(dates)):
+        return [
+            _search(folder, rounds * ROUND, _figure, hours=1.0) for rounds in (3, 5)
+        ]
 
 
 def wrong_answer(folder: Path) -> tuple[Outcome, list[float]]:

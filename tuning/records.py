@@ -28,8 +28,8 @@ EMULATED = "emulated"
 _TEXTS = ("target", "preset", "network", "origin", "measured", "tvm")
 _FORMAT = "v0.6"
 _STRANGE = "not a tuning record"
-# Where calendars of programs end, in seconds since 1970.
-_YEAR_9999 = 253_370_764_800
+# A date has a year from 1 to 3939. TVM writes 32 bits: a clock that was set past 2038 gives one before 1970.
+_SECONDS_SINCE_YEAR_1 = 62_135_596_800
 
 
 class Record(NamedTuple):
@@ -134,7 +134,7 @@ def parse(line: str) -> Record:
             and isinstance(steps, list)
             and isinstance(json.loads(key), list)
             and 0 < seconds < math.inf
-            and 0 <= when < _YEAR_9999
+            and abs(when) < _SECONDS_SINCE_YEAR_1
         )
         # Half a character can be written in JSON, and neither printed nor given to the engine.
         (key + target).encode()
