@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import re
@@ -17,7 +16,7 @@ import numpy as np
 from bundle.manifest import Group, Lowering, Records
 from targets import engine
 from targets.presets import Target
-from tuning.records import RecordLog
+from tuning.records import Record, RecordLog
 
 tvm = engine.compiler()
 from tvm import auto_scheduler, relay
@@ -84,11 +83,10 @@ def lower(
         plan = _Plan(folded, "NHWC", native)
     elif logs:
         plan, schedules = _plan_with(logs, folded, tvm_target)
-    with schedules or contextlib.nullcontext():
-        factory = _compile(plan, tvm_target, standalone, bool(schedules))
+    factory = _compile_scheduled(plan, tvm_target, standalone, schedules)
     if schedules and schedules.unserved:
         plan = _without(plan, folded, schedules)
-        factory = _compile(plan, tvm_target, standalone, False)
+        factory = _compile(plan, tvm_target, standalone)
     served = schedules.tasks if schedules and plan.layout == "NHWC" else {}
     (workspace,) = factory.function_metadata["__tvm_main__"].workspace_sizes.values()
     description = Lowering(
@@ -175,6 +173,8 @@ class _Schedules(auto_scheduler.DispatchContext):  # type: ignore[misc]
         self.unserved: set[str] = set()
         self._rewritten: dict[str, tuple[str, Any]] = {}
         self._last = ""
+        self._applied: dict[str, tuple[Record, Any, Any]] = {}
+        self._struck: set[Record] = set()
 
     def query(
         self, target: Any, workload_key: str, _complex: bool, dag: Any, func_name: str
@@ -185,17 +185,14 @@ class _Schedules(auto_scheduler.DispatchContext):  # type: ignore[misc]
         for log in self._logs:
             for number, record in enumerate(log.best.get(workload_key, ()), start=1):
                 try:
-                    loaded = auto_scheduler.measure_record.load_record_from_string(
-                        record.line
-                    )
-                    state = loaded[0].state
-                    dag.apply_steps_from_state(state)
+                    state = self._apply(record, dag)
                 except (tvm.TVMError, ValueError, AttributeError, TypeError):
                     note = f"{log.name}: record {number} of task {workload_key[:60]}… does not fit it; left out"
                     if note not in self.refused:
                         self.refused.append(note)
                     continue
                 self.tasks[func_name] = self._last = workload_key
+                self._applied[workload_key] = record, dag, state
                 return state
         if any(workload_key in log.best for log in self._logs):
             self.unserved.add(workload_key)
@@ -204,6 +201,26 @@ class _Schedules(auto_scheduler.DispatchContext):  # type: ignore[misc]
     def update(self, _target: Any, workload_key: str, state: Any) -> None:
         """The task last asked for has another key once its weights are laid out as its schedule wants them."""
         self._rewritten[workload_key] = self._last, state
+
+    def strike(self) -> bool:
+        """Find the records whose schedules can be applied and not compiled; they are as those that do not fit."""
+        struck = set()
+        for record, dag, state in self._applied.values():
+            try:
+                tvm.lower(*dag.apply_steps_from_state(state))
+            except Exception:  # noqa: BLE001 - TVM has no class for it
+                struck.add(record)
+        self._struck |= struck
+        for told in (self.tasks, self._rewritten, self._applied):
+            told.clear()
+        return bool(struck)
+
+    def _apply(self, record: Record, dag: Any) -> Any:
+        if record in self._struck:
+            raise ValueError("it does not compile")
+        pair = auto_scheduler.measure_record.load_record_from_string(record.line)
+        dag.apply_steps_from_state(pair[0].state)
+        return pair[0].state
 
 
 def _plan_with(
@@ -312,8 +329,22 @@ class _DenseAsConvolution(relay.ExprMutator):  # type: ignore[misc]
         )
 
 
+def _compile_scheduled(
+    plan: _Plan, tvm_target: Any, standalone: str | None, schedules: _Schedules | None
+) -> Any:
+    if schedules is None:
+        return _compile(plan, tvm_target, standalone)
+    with schedules:
+        while True:
+            try:
+                return _compile(plan, tvm_target, standalone, scheduled=True)
+            except Exception:
+                if not schedules.strike():
+                    raise
+
+
 def _compile(
-    plan: _Plan, tvm_target: Any, standalone: str | None, scheduled: bool
+    plan: _Plan, tvm_target: Any, standalone: str | None, scheduled: bool = False
 ) -> Any:
     options: dict[str, Any] = {}
     config: dict[str, Any] = {"relay.backend.use_auto_scheduler": scheduled}

@@ -27,6 +27,11 @@ from tuning.records import read
 
 pytestmark = pytest.mark.slow
 
+# Splits an axis that the task has not.
+AXIS_77 = ["SP", 2, 77, 1, [1], 1]
+# Splits the convolution's first axis into parts of nothing.
+BY_ZERO = ["SP", 3, 0, 1, [0], 1]
+
 
 def network(path: Path) -> Path:
     """Two convolutions that differ in nothing but their sizes, and a classifier."""
@@ -150,15 +155,18 @@ def test_a_users_records_are_found_and_each_kernel_says_its_task(
     assert len(times) == len(lowering.groups)
 
 
+@pytest.mark.parametrize(
+    "step", [AXIS_77, BY_ZERO], ids=["cannot be applied", "cannot be compiled"]
+)
 def test_a_schedule_that_does_not_fit_is_named_and_the_next_best_serves(
+    step: list[object],
     model: Path,
     lines: list[str],
     folder: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     broken = json.loads(lines[0])
-    # Splits an axis that the task has not.
-    broken["i"][1][1] = [["SP", 2, 77, 1, [1], 1]]
+    broken["i"][1][1] = [step]
     broken["r"][0] = [1e-9]
     log(folder / "tuned" / "mine.json", [json.dumps(broken), *lines])
     manifest = build(model, folder / "bundle")
@@ -172,7 +180,7 @@ def test_a_task_whose_records_all_misfit_counts_as_not_covered(
     model: Path, lines: list[str], folder: Path
 ) -> None:
     broken = json.loads(lines[0])
-    broken["i"][1][1] = [["SP", 2, 77, 1, [1], 1]]
+    broken["i"][1][1] = [AXIS_77]
     log(folder / "tuned" / "mine.json", [json.dumps(broken), *lines[1:]])
     manifest = build(model, folder / "bundle")
     assert manifest.lowering.layout == "NCHW" and manifest.lowering.records
@@ -221,7 +229,7 @@ def test_refining_keeps_records_that_fit_and_a_build_finds_them(
 ) -> None:
     broken = [json.loads(line) for line in lines]
     for each in broken:
-        each["i"][1][1] = [["SP", 2, 77, 1, [1], 1]]
+        each["i"][1][1] = [AXIS_77]
         each["r"][0] = [2e-3]
     source = folder / "log.json"
     # As TVM's own tools write it, without a header.
