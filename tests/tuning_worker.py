@@ -80,6 +80,7 @@ class Outcome(NamedTuple):
     best: list[float]
     lines: int
     skipped: int
+    misfits: int
 
 
 class _Scripted:
@@ -147,6 +148,7 @@ def _search(
         [state.best for state in states],
         len(kept.lines),
         len(kept.skipped),
+        search.misfits,
     )
 
 
@@ -159,12 +161,15 @@ def operators() -> list[tuple[str, int, float, int]]:
 
 
 def continued(folder: Path) -> list[Outcome]:
-    """Two runs of one log; between them its last line is torn and others are foreign."""
+    """Two runs of one log; between them its last line is torn, others are foreign, and one's schedule does not fit."""
     first = _search(folder, 3 * ROUND, _figure)
     log = folder / "log.json"
     text = log.read_text()
+    misfit = json.loads(text.splitlines()[-2])
+    misfit["i"][1][1] = [["SP", 2, 77, 1, [1], 1]]
     nonsense = '{"i": [["x"], [[], []]], "r": [[1], 0, 0, 0], "v": "v0.6"}\n'
-    log.write_text(text + nonsense + "no record\n" + text.splitlines()[-1][:-20])
+    torn = text.splitlines()[-1][:-20]
+    log.write_text(f"{text}{nonsense}no record\n{json.dumps(misfit)}\n{torn}")
     return [first, _search(folder, 5 * ROUND, _figure)]
 
 

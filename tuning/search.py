@@ -24,7 +24,7 @@ from targets.errors import Interrupted
 from tuning import transfer, workers
 from tuning.log import TuningLog
 from tuning.measure import RUNTIME_DEVICE, Kernel, Measurer
-from tuning.records import RecordLog
+from tuning.records import Record, RecordLog, parse
 from tuning.tasks import Task
 from tuning.workers import Failure
 
@@ -94,6 +94,9 @@ class Search:
         warm: other logs, the one to prefer first: of each task their best, and those of its neighbours
             (tuning/transfer.py), are measured first.
         report: called after each round, with every task's state and the one that was measured.
+
+    Attributes:
+        misfits: how many of the log's records do not fit their task and are left out.
     """
 
     def __init__(
@@ -120,27 +123,31 @@ class Search:
         self._model = auto_scheduler.XGBModel(
             verbose_eval=0, num_warmup_sample=64, adaptive_training=True
         )
-        self._lines: dict[str, list[str]] = {task.key: [] for task in tasks}
-        for line in log.read().lines:
-            self._remember(line)
+        self._records: dict[str, list[Record]] = {task.key: [] for task in tasks}
+        self.misfits = 0
+        for record in log.read().records:
+            state = self._by_key.get(record.workload)
+            if state is None:
+                continue
+            # AutoScheduler would end of a schedule that does not fit, and with it the search.
+            if record.error or transfer.fitted(record, state.task):
+                self._remember(record)
+            else:
+                self.misfits += 1
         self._warm = warm
 
-    def _remember(self, line: str) -> None:
-        record = json.loads(line)
-        state = self._by_key.get(record["i"][0][0])
-        if state is None:
-            return
+    def _remember(self, record: Record) -> None:
+        state = self._by_key[record.workload]
         state.trials += 1
-        costs, error = record["r"][:2]
-        if error:
+        if record.error:
             state.errors += 1
         else:
-            state.best = min(state.best, statistics.fmean(costs))
-        self._lines[state.task.key].append(line)
+            state.best = min(state.best, record.seconds)
+        self._records[record.workload].append(record)
 
     def _untried(self, state: State) -> list[str]:
         """What other logs suggest for a task and this one does not have yet."""
-        known = {_schedule(line) for line in self._lines[state.task.key]}
+        known = {_schedule(each.line) for each in self._records[state.task.key]}
         suggested = transfer.candidates(state.task, self._warm, _SUGGESTIONS)
         new = (line for line in suggested if _schedule(line) not in known)
         return list(islice(new, min(_ROUND, self._left())))
@@ -239,17 +246,17 @@ class Search:
         return state.task.weight * state.best * slack * _PATIENCE**state.stale
 
     def _learn(self) -> None:
-        """The cost model, from what the log holds; lines that AutoScheduler cannot read are left out."""
-        loaded = []
-        for lines in self._lines.values():
-            whole = [(line, _load(line)) for line in lines]
-            lines[:] = [line for line, pair in whole if pair]
-            loaded += [pair for _, pair in whole if pair and pair[1].error_no == 0]
+        """The cost model, from what the log holds."""
+        load = auto_scheduler.measure_record.load_record_from_string
+        loaded = [load(line) for key in self._records for line in self._right(key)]
         if loaded:
             self._model.update(*map(list, zip(*loaded, strict=True)))
 
+    def _right(self, key: str) -> list[str]:
+        return [each.line for each in self._records[key] if not each.error]
+
     def _policy(self, task: Task) -> Any:
-        right = [line for line in self._lines[task.key] if not json.loads(line)["r"][1]]
+        right = self._right(task.key)
         callbacks = None
         if right:
             path = self._folder / "measured.json"
@@ -365,7 +372,7 @@ class Search:
             self._end(error)
             return
         for line in lines:
-            self._remember(line)
+            self._remember(parse(line))
 
     def close(self) -> None:
         self._builders.close()
@@ -391,14 +398,6 @@ def _schedule(line: str) -> str:
     """What tells one schedule from another: the workload and the transformation steps."""
     (task, *_), steps = json.loads(line)["i"]
     return json.dumps([task[0], steps])
-
-
-def _load(line: str) -> tuple[Any, Any] | None:
-    try:
-        loaded = auto_scheduler.measure_record.load_record_from_string(line)
-        return loaded[0], loaded[1]
-    except Exception:  # noqa: BLE001 - a line of someone else's, whatever is wrong with it
-        return None
 
 
 def _writer(record: Callable[[Any, Any], None]) -> Any:

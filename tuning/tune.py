@@ -179,25 +179,34 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
         )
         with TuningLog(output, header) as log:
             progress.note(f"{len(tasks)} tasks; {measurer.how}; log {output}")
-            for line in log.read().skipped:
+            held = log.read()
+            for line in held.skipped:
                 progress.note(line)
             limits = Limits(
                 arguments.trials, arguments.hours, peak(target, arguments.threads)
             )
             started = time.monotonic()
-            with SearchTable(limits, quiet=arguments.json) as table:
-                search = Search(
-                    tasks,
-                    measurer,
-                    log,
-                    limits,
-                    prover=here.tvm,
-                    jobs=arguments.jobs,
-                    warm=_warm(arguments.warm, target, progress),
-                    report=table.update,
+            warm = _warm(arguments.warm, target, progress)
+            table = SearchTable(limits, quiet=arguments.json)
+            progress.stage(f"taking up the log's {len(held.lines):,} records")
+            search = Search(
+                tasks,
+                measurer,
+                log,
+                limits,
+                prover=here.tvm,
+                jobs=arguments.jobs,
+                warm=warm,
+                report=table.update,
+            )
+            cleanup.callback(search.close)
+            progress.finish()
+            if search.misfits:
+                progress.note(
+                    f"{output}: {search.misfits} records do not fit their task; left out"
                 )
-                cleanup.callback(search.close)
-                page = output.with_suffix(".html")
+            page = output.with_suffix(".html")
+            with table:
                 try:
                     search.run()
                 finally:
