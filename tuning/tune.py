@@ -188,7 +188,8 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
             started = time.monotonic()
             warm = _warm(arguments.warm, target, progress)
             table = SearchTable(limits, quiet=arguments.json)
-            progress.stage(f"taking up the log's {len(held.lines):,} records")
+            if held.lines:
+                progress.stage(f"taking up {len(held.lines):,} trials of the log")
             search = Search(
                 tasks,
                 measurer,
@@ -203,7 +204,7 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
             progress.finish()
             if search.misfits:
                 progress.note(
-                    f"{output}: {search.misfits} records do not fit their task; left out"
+                    f"{output}: {search.misfits} record(s) do not fit their task; left out"
                 )
             page = output.with_suffix(".html")
             with table:
@@ -294,8 +295,8 @@ def _tasks(
     tasks = extract(source.model, target, arguments.threads)
     chosen = [task for task in tasks if (arguments.tasks or "") in task.operator]
     if not chosen:
-        found = ", ".join(sorted({task.operator for task in tasks}))
-        raise UserError(f"--tasks {arguments.tasks!r}: no such task; there are {found}")
+        found = " | ".join(sorted({task.operator for task in tasks}))
+        raise UserError(f"--tasks {arguments.tasks!r}: no such task of {found}")
     return chosen, source
 
 
