@@ -147,9 +147,10 @@ def tuning_tasks(
 def _tasks(
     module: Any, tvm_target: Any, hardware: Any = None
 ) -> tuple[list[Any], list[int]]:
-    tasks, weights = auto_scheduler.extract_tasks(
-        module["main"], {}, tvm_target, hardware_params=hardware
-    )
+    with blocks.unwritten():
+        tasks, weights = auto_scheduler.extract_tasks(
+            module["main"], {}, tvm_target, hardware_params=hardware
+        )
     return list(tasks), [int(weight) for weight in weights]
 
 

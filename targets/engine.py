@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import types
+from functools import cache
 from typing import Any
 
 
@@ -24,7 +25,11 @@ def compiler() -> Any:
     _onnx_shim()
     import tvm
     import tvm.relay
+    from tvm.relay.backend import te_compiler
 
+    # At each dimension of each shape TVM asks for all of its own build's flags, 4 ms a time.
+    if not hasattr(te_compiler.libinfo, "cache_info"):
+        te_compiler.libinfo = cache(te_compiler.libinfo)
     # "One or more operators have not been tuned": the build says so itself, with numbers.
     logging.getLogger("te_compiler").setLevel(logging.ERROR)
     logging.getLogger("autotvm").setLevel(logging.ERROR)

@@ -52,6 +52,19 @@ def test_the_thread_pool_cannot_be_resized() -> None:
     assert "already has 1 threads, not 2" in python(code).stderr
 
 
+def test_the_engines_flags_are_still_asked_for_at_each_dimension() -> None:
+    code = """
+from targets.engine import compiler
+compiler()
+from tvm import tir
+from tvm.relay.backend import te_compiler
+compiler()
+te_compiler.get_shape([tir.IntImm("int32", 1), tir.IntImm("int32", 2)])
+print(te_compiler.libinfo.cache_info())
+"""
+    assert "hits=1, misses=1," in python(code).stdout
+
+
 def test_dense_still_breaks_auto_scheduler() -> None:
     code = """
 from targets.engine import compiler
