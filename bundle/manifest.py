@@ -84,6 +84,13 @@ class Preprocessing(_Model):
     mean: tuple[FiniteFloat, ...]
     std: tuple[FiniteFloat, ...]
 
+    def normalised(self, value: float) -> tuple[float, ...]:
+        """What a channel value becomes: one number, or one a channel."""
+        return tuple(
+            (value * self.scale - mean) / std
+            for mean, std in zip(self.mean, self.std, strict=True)
+        )
+
     @model_validator(mode="after")
     def _sensible(self) -> Preprocessing:
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
@@ -92,11 +99,7 @@ class Preprocessing(_Model):
             )
         if any(value == 0 for value in self.std):
             raise ValueError("std must not be 0")
-        extremes = (
-            (value * self.scale - mean) / std
-            for value in (0, 255)
-            for mean, std in zip(self.mean, self.std, strict=True)
-        )
+        extremes = (*self.normalised(0.0), *self.normalised(255.0))
         if not all(abs(extreme) <= _FLOAT32_MAX for extreme in extremes):
             raise ValueError("scale, mean and std lead beyond float32")
         if self.resize < max(self.crop):

@@ -35,9 +35,6 @@ CACHE_BYTES = 512 << 10
 _AVX512_LANES = 16
 
 
-_written = True
-
-
 def fuse(module: Any) -> Any:
     """Fuse each pair whose intermediate tensor is larger than ``CACHE_BYTES``.
 
@@ -218,10 +215,13 @@ def _relation(types: Any, attrs: Any) -> Any:
     return relay.TensorType(_output(data, weight, filters, attrs), types[0].dtype)
 
 
+# AutoScheduler lowers in a thread of its own: a context variable would not reach it.
+_written = True
+
+
 @contextmanager
 def unwritten() -> Iterator[None]:
     """Within it pairs have no code: where a network is lowered for its tasks alone, theirs took most of the time."""
-    # AutoScheduler lowers in a thread of its own: a context variable would not reach it.
     global _written
     _written = False
     try:

@@ -263,10 +263,7 @@ def _standalone(
 ) -> Standalone:
     """What a standalone library says of itself, and the answer it must give to prove itself."""
     tensor = source.model.input
-    low, high = (
-        (value * preprocessing.scale - preprocessing.mean[0]) / preprocessing.std[0]
-        for value in (0.0, 255.0)
-    )
+    low, high = (preprocessing.normalised(value)[0] for value in (0.0, 255.0))
     outputs = answer(self_test_input(low, high, tensor.shape))
     identity = source.model.identity
     return Standalone(

@@ -13,6 +13,7 @@ import pytest
 from conftest import run
 from onnx import TensorProto, helper, numpy_helper
 from relay_worker import relay_worker
+from tuning_worker import AXIS_77
 
 from bundle.manifest import Manifest
 from bundle.store import open_bundle
@@ -27,8 +28,6 @@ from tuning.records import read
 
 pytestmark = pytest.mark.slow
 
-# Splits an axis that the task has not.
-AXIS_77 = ["SP", 2, 77, 1, [1], 1]
 # Splits the convolution's first axis into parts of nothing.
 BY_ZERO = ["SP", 3, 0, 1, [0], 1]
 

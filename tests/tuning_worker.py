@@ -35,6 +35,8 @@ from targets.presets import native
 from targets.toolchain import compile_object
 
 ROUND = 4
+# A step that splits an axis which no task has.
+AXIS_77 = ["SP", 2, 77, 1, [1], 1]
 HEADER = {"target": "here", "measured": "by a test", "origin": "estimated", "tvm": "0"}
 _KILLS = """
 const char __tvm_main__[] = "default_function";
@@ -166,7 +168,7 @@ def continued(folder: Path) -> list[Outcome]:
     log = folder / "log.json"
     text = log.read_text()
     misfit = json.loads(text.splitlines()[-2])
-    misfit["i"][1][1] = [["SP", 2, 77, 1, [1], 1]]
+    misfit["i"][1][1] = [AXIS_77]
     nonsense = '{"i": [["x"], [[], []]], "r": [[1], 0, 0, 0], "v": "v0.6"}\n'
     torn = text.splitlines()[-1][:-20]
     log.write_text(f"{text}{nonsense}no record\n{json.dumps(misfit)}\n{torn}")
@@ -289,7 +291,7 @@ def transferred(folder: Path, size: int, channels: int) -> list[tuple[str, bool]
         for state in list(policy.sample_initial_population())[:6]
     ]
     broken = json.loads(lines[0])
-    broken["i"][1][1] = [["SP", 2, 77, 1, [1], 1]]
+    broken["i"][1][1] = [AXIS_77]
     log = folder / "log.json"
     text = [f"# {json.dumps(HEADER)}", json.dumps(broken), *lines, ""]
     log.write_text("\n".join(text))

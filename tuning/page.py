@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 import meter
@@ -60,15 +58,14 @@ def curve(log: RecordLog, weights: Mapping[str, int]) -> Curve | None:
     best: dict[str, float] = {}
     points: list[tuple[int, float]] = []
     trials = 0
-    for line in log.lines:
-        record = json.loads(line)
-        key, (costs, error, *_) = record["i"][0][0], record["r"]
+    for record in log.records:
+        key = record.workload
         if key not in weights:
             continue
         trials += 1
-        if error or fmean(costs) >= best.get(key, math.inf):
+        if record.error or record.seconds >= best.get(key, math.inf):
             continue
-        best[key] = fmean(costs)
+        best[key] = record.seconds
         if len(best) == len(weights):
             total = sum(weights[each] * seconds for each, seconds in best.items())
             points.append((trials, total))

@@ -57,13 +57,13 @@ class RecordLog:
     Attributes:
         name: the file's name.
         header: what the first line says: target, measured (on what the times were taken), …
-        lines: the records that parse, as JSON text.
+        records: one for each line that parses.
         skipped: one message for each line that does not.
     """
 
     name: str
     header: dict[str, Any]
-    lines: tuple[str, ...]
+    records: tuple[Record, ...]
     skipped: tuple[str, ...]
 
     @property
@@ -89,9 +89,10 @@ class RecordLog:
         threads = self.header.get("threads", 1)
         return threads if isinstance(threads, int) else 1
 
-    @cached_property
-    def records(self) -> tuple[Record, ...]:
-        return tuple(parse(line) for line in self.lines)
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The records as JSON text."""
+        return tuple(record.line for record in self.records)
 
     @cached_property
     def best(self) -> dict[str, list[Record]]:
@@ -263,17 +264,15 @@ def read(path: Path, bare: bool = False) -> RecordLog:
         (fields["measured"] + json.dumps(fields, ensure_ascii=False)).encode()
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path}: line 1 must be '# {{\"measured\": …}}'") from None
-    lines, skipped = [], []
+    found, skipped = [], []
     for number, line in enumerate(body.splitlines(), start=2):
         if not line.strip() or line.startswith("#"):
             continue
         try:
-            parse(line)
+            found.append(parse(line))
         except ValueError as error:
             skipped.append(f"{path}:{number}: {error}; skipped")
-        else:
-            lines.append(line)
-    return RecordLog(path.name, fields, tuple(lines), tuple(skipped))
+    return RecordLog(path.name, fields, tuple(found), tuple(skipped))
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def distil(log: RecordLog, keep: int) -> RecordLog:
         "trials": log.header.get("trials", len(log.lines)),
         "kept": f"the best {keep} records a task",
     }
-    return RecordLog(log.name, header, tuple(each.line for each in best), ())
+    return RecordLog(log.name, header, tuple(best), ())
 
 
 def merge(logs: Sequence[RecordLog]) -> RecordLog:
@@ -135,8 +135,8 @@ def merge(logs: Sequence[RecordLog]) -> RecordLog:
     measured = dict.fromkeys(log.measured for log in logs)
     header = first.header | {"measured": "; ".join(measured)}
     header.pop("trials", None)
-    lines = dict.fromkeys(line for log in logs for line in log.lines)
-    return RecordLog(first.name, header, tuple(lines), ())
+    found = {record.line: record for log in logs for record in log.records}
+    return RecordLog(first.name, header, tuple(found.values()), ())
 
 
 def _target(log: RecordLog) -> str:
