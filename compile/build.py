@@ -15,7 +15,7 @@ from targets.progress import Progress
 if TYPE_CHECKING:
     from bundle.manifest import Lowering, Manifest
     from bundle.store import Bundle
-    from compile.pipeline import Order
+    from compile.driver import Order
 
 _EPILOG = """\
 examples:
@@ -34,7 +34,7 @@ Exit codes: 0 built and checked, 2 refused (one line says why), 130 interrupted.
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     with Progress(quiet=arguments.json) as progress:
-        from compile.pipeline import build
+        from compile.driver import build
 
         bundle = build(_order(arguments), progress)
     if arguments.json:
@@ -192,8 +192,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _order(arguments: argparse.Namespace) -> Order:
-    from compile.pipeline import Order
-    from compile.preprocessing import Stated
+    from compile.driver import Order
+    from compile.frontend.preprocessing import Stated
     from targets.presets import resolve
 
     names = (

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from targets.errors import run_command
+from targets.errors import UserError, run_command
 from targets.files import check_writable
 from targets.progress import Progress
 
@@ -20,9 +19,9 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 also:
-  python -m meter compare      the same network in other runtimes, under the same meter
   python -m meter calibrate    take a result from your own board as a factor
-  python -m meter truth        the estimates against published measurements on real boards
+  python -m bench compare      the same network in other runtimes, under the same meter
+  python -m bench validate     the estimates against published measurements on real boards
 
 What is exact: instructions, counted by QEMU, the same on every run. What is estimated: core cycles, from LLVM's
 scheduling model of the core, without branch prediction; memory cycles, from a cache model without prefetching, with
@@ -33,13 +32,18 @@ example:
   python -m meter out/model-arm-cortex-a72 --cpu cortex-a72 --report meter.html
 Exit codes: 0 estimated, 2 refused (one line says why), 130 interrupted.
 """
-_COMMANDS = ("compare", "calibrate", "truth")
+# Forms of before, and what they are called now.
+_MOVED = {"compare": "python -m bench compare", "truth": "python -m bench validate"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] and words[0] in _COMMANDS:
-        return _command(words[0])(words[1:])
+    if words[:1] == ["calibrate"]:
+        from meter.calibrate import main as calibrate
+
+        return calibrate(words[1:])
+    if words[:1] and words[0] in _MOVED:
+        raise UserError(f"python -m meter {words[0]}: is now {_MOVED[words[0]]}")
     arguments = _parser().parse_args(words)
     if arguments.report is not None:
         check_writable(arguments.report, "--report")
@@ -62,11 +66,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _command(name: str) -> Callable[[Sequence[str]], int]:
-    command: Callable[[Sequence[str]], int] = import_module(f"meter.{name}").main
-    return command
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m meter",
@@ -83,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def to_json(metered: Metered) -> dict[str, object]:
-    from devices.session import Origin
+    from devices.sessions.session import Origin
     from meter import cycles, memory
 
     hierarchy = memory.hierarchy(metered.cpu)

@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from devices.session import Origin
-from meter import peers_board
-from meter.compare_counts import Counts, count_bundle, meter_version, milliseconds
+from devices.sessions.session import Origin
+from meter import board_files
+from meter.counts import Counts, count_bundle, meter_version, milliseconds
 from meter.memory import hierarchy
 from targets.errors import UserError, run_command
 from targets.files import write_whole
@@ -149,10 +149,10 @@ def read_result(path: Path) -> Measured:
     if not (math.isfinite(median) and median > 0):
         raise UserError(f"{path}: has no times; check with --repeat 50")
     cpu = target.removeprefix("arm-").removeprefix("custom-")
-    if cpu not in peers_board.BOARDS:
+    if cpu not in board_files.BOARDS:
         raise UserError(
             f"{path}: is of target {target}, of which the meter has no model; "
-            f"known: {', '.join(peers_board.BOARDS)}"
+            f"known: {', '.join(board_files.BOARDS)}"
         )
     return Measured(bundle, model, cpu, median)
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from bundle.manifest import Group
 from bundle.store import Bundle, open_bundle
-from devices.native import native_verifier
+from devices.board.programs import native_verifier
 from devices.sysroot import prepare
 from meter import counting, cycles, memory
 from meter.counting import Block

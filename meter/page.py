@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meter import cycles, memory
-from meter.compare_counts import meter_version
-from meter.compare_page import write_page as render
+from meter.counts import meter_version
 from meter.operators import Metered
+from targets import templates
 
 if TYPE_CHECKING:
     from meter.calibrate import Calibration
@@ -24,9 +24,10 @@ def write_page(
     """
     hierarchy = memory.hierarchy(metered.cpu)
     operators = metered.operators
-    render(
+    templates.write_page(
         path,
-        "operators.html.jinja",
+        "--report",
+        Path(__file__).with_name("operators.html.jinja"),
         metered=metered,
         bundle=bundle.name,
         calibration=calibration,

@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _kit(arguments: argparse.Namespace) -> int:
     from bundle.store import open_bundle
-    from devices.kit import write_kit
+    from devices.board.kit import write_kit
     from targets.presets import resolve
 
     machine = arguments.machine
@@ -167,8 +167,8 @@ def _table(rows: list[Check], fit: bool) -> str:
 
 
 def _emulate(arguments: argparse.Namespace) -> int:
-    from devices.emulated import board, serve_boards
-    from devices.tracker import open_tracker
+    from devices.sessions.emulated import board, serve_boards
+    from devices.transport.tracker import open_tracker
 
     cpu, key, number = arguments.cpu, arguments.key, arguments.count
     machine = "arm" if cpu in _CPUS_OF_32_BIT else "aarch64"

@@ -100,9 +100,9 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
     """
     from bundle import photos
     from bundle.store import open_bundle
-    from devices.bare.session import FirmwareSession
-    from devices.fleet import Fleet
-    from devices.session import Origin
+    from devices.microcontroller.session import FirmwareSession
+    from devices.sessions.fleet import Fleet
+    from devices.sessions.session import Origin
     from runtime_demo import comparison
     from runtime_demo.result import Board, CheckResult
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from bundle import golden, photos
 from bundle.accuracy import compare
 from bundle.store import Bundle, sha256_of
-from compile import gate, sources
-from compile.reference import Reference
-from devices.fleet import Fleet
-from devices.session import OperatorTime, Origin, Session
+from compile.frontend import gate, sources
+from compile.frontend.reference import Reference
+from devices.sessions.fleet import Fleet
+from devices.sessions.session import OperatorTime, Origin, Session
 from runtime_demo.result import InputResult, Latency, answers
 from targets.errors import UserError
 from targets.progress import Progress

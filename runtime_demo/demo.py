@@ -55,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _default_model() -> str:
     """The trained network where it can be had, and a word on which it is."""
-    from compile import mobilenet, zoo
+    from compile import mobilenet
+    from compile.frontend import zoo
 
     try:
         zoo.fetch(_TRAINED, lambda done, size: None)

@@ -8,7 +8,7 @@ from enum import StrEnum
 from importlib.metadata import version
 from typing import NamedTuple
 
-from devices.board_state import BoardState
+from devices.board.board_state import BoardState
 from targets.errors import UserError
 from targets.presets import PRESETS
 
@@ -161,7 +161,7 @@ def _server(found: Found) -> Check:
     if found.no_server:
         what, _, advice = found.no_server.partition("; ")
         return Check("server", what, Grade.MISSING, advice)
-    from devices.native import SERVER
+    from devices.board.programs import SERVER
 
     state, ours = found.state, _our_version()
     if state.server != ours:
@@ -181,7 +181,7 @@ def _tvm(found: Found) -> Check:
 
 
 def _our_version() -> str:
-    from devices.native import SOURCES
+    from devices.board.programs import SOURCES
 
     text = (SOURCES / "board_info.h").read_text()
     found = re.search(r'kVersion = "([^"]+)"', text)
@@ -216,9 +216,9 @@ def ask_system(destination: str) -> tuple[BoardState, str]:
     """What the system of a board tells without a server of ours, and the system's name.
 
     Raises:
-        UserError: as `devices.ssh.run`.
+        UserError: as `devices.transport.ssh.run`.
     """
-    from devices.ssh import run
+    from devices.transport.ssh import run
 
     said = dict(
         line.split(" ", 1)
@@ -258,8 +258,8 @@ def examine_ssh(destination: str, key: str | None) -> Found:
     Raises:
         UserError: it cannot be reached.
     """
-    from devices.rpc import describe
-    from devices.ssh import open_server
+    from devices.sessions.rpc import describe
+    from devices.transport.ssh import open_server
 
     state, system = ask_system(destination)
     try:
@@ -279,7 +279,7 @@ def examine_rpc(host: str, port: int, key: str) -> Found:
     Raises:
         UserError: nobody or something else is there, or it says nothing of its board.
     """
-    from devices.rpc import describe
+    from devices.sessions.rpc import describe
 
     state = describe(host, port, key)
     if state is None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bundle.manifest import Firmware
-    from devices.bare.session import Figures
+    from devices.microcontroller.session import Figures
 
 # MHz that boards with these cores commonly run at.
 _CLOCKS = {"cortex-m4": 168, "cortex-m7": 480, "cortex-m33": 160, "cortex-m55": 400}

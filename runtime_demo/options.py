@@ -11,7 +11,7 @@ from targets.errors import UserError
 
 if TYPE_CHECKING:
     from bundle.store import Bundle
-    from devices.session import Session
+    from devices.sessions.session import Session
     from targets.progress import Progress
 
 DEVICES_HELP = """\
@@ -92,13 +92,13 @@ def open_session(
         raise UserError("--key goes with --tracker, --rpc or --ssh; leave it out")
     if arguments.cpu and not arguments.board:
         raise UserError("--cpu goes with --board emulated; leave it out")
-    from devices.opening import check_served, open_here, open_on_emulated
+    from devices.sessions.opening import check_served, open_here, open_on_emulated
 
     threads, wait, note = arguments.threads, arguments.wait, progress.note
     if arguments.board == "emulated":
         return open_on_emulated(bundle, threads, progress.stage, arguments.cpu)
     if arguments.rpc == "local":
-        from devices.rpc import open_rpc_local
+        from devices.sessions.rpc import open_rpc_local
 
         check_served(bundle)
         progress.stage("starting an RPC server on 127.0.0.1")
@@ -106,7 +106,7 @@ def open_session(
     if not (arguments.ssh or arguments.tracker or arguments.rpc):
         progress.stage("loading the bundle")
         return open_here(bundle, threads)
-    from devices import fleet
+    from devices.sessions import fleet
 
     check_served(bundle)
     if arguments.tracker:

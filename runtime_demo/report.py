@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from bundle import photos
 from bundle.accuracy import TOLERANCE
-from devices.session import Origin
+from devices.sessions.session import Origin
 from runtime_demo.options import threads_text
 from runtime_demo.result import CheckResult, InputResult
 from targets import templates

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from bundle.accuracy import INT8_STEPS, TOLERANCE, Accuracy
 from bundle.store import Bundle
-from devices.bare.session import Figures
-from devices.board_state import BoardState
-from devices.session import OperatorTime, Origin
+from devices.board.board_state import BoardState
+from devices.microcontroller.session import Figures
+from devices.sessions.session import OperatorTime, Origin
 from runtime_demo import microcontroller
 
 

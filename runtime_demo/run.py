@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     from bundle import photos
     from bundle.store import open_bundle
-    from devices.session import Origin
+    from devices.sessions.session import Origin
     from runtime_demo.comparison import read_images, time_both
     from runtime_demo.result import Latency, answers
 

@@ -7,10 +7,27 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from targets.files import write_whole
 
-def of_pages(*folders: Path) -> Environment:
-    """For the HTML templates in ``folders``, the first that has a name counting: values are escaped, an unknown name is an error."""
-    return _environment(folders, escape=True)
+_HERE = Path(__file__).parent
+
+
+def of_pages(folder: Path) -> Environment:
+    """For the HTML templates in ``folder``, which may extend base.html.jinja: values are escaped, an unknown name is an error."""
+    return _environment([folder, _HERE], escape=True)
+
+
+def write_page(path: Path, option: str, template: Path, **values: object) -> None:
+    """Fill in a page's template and write it whole or not at all; a page that is there is replaced.
+
+    Args:
+        option: the command-line option that names ``path``, for the message.
+
+    Raises:
+        UserError: ``path`` cannot be written.
+    """
+    text = of_pages(template.parent).get_template(template.name).render(**values)
+    write_whole(path, text.encode("utf-8", errors="replace"), option)
 
 
 def of_code(folder: Path) -> Environment:

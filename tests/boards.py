@@ -16,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from devices.native import native_server
-from devices.tracker import open_tracker
+from devices.board.programs import native_server
+from devices.transport.tracker import open_tracker
 from targets.presets import native
 
 HOST = "127.0.0.1"
@@ -185,7 +185,7 @@ class Wire:
 @contextmanager
 def tracked(folder: Path, count: int) -> Iterator[tuple[int, list[Board]]]:
     """A tracker's port and boards that it knows under KEY."""
-    from devices.rpc import boards_of
+    from devices.sessions.rpc import boards_of
     from targets.errors import UserError
 
     with ExitStack() as stack:

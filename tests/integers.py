@@ -20,7 +20,7 @@ from bundle.manifest import (
     Tensor,
 )
 from bundle.store import MANIFEST, Bundle, open_bundle, sha256_of
-from compile.c import build
+from compile.backends.c import build
 from targets.presets import resolve
 
 Floats = NDArray[np.float32]

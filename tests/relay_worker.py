@@ -44,8 +44,8 @@ def through_relay(
     tvm = compiler()
     from tvm.contrib import graph_executor
 
-    from compile.fold import opset
-    from compile.importer import to_relay
+    from compile.frontend.fold import opset
+    from compile.relay.importer import to_relay
 
     proto = onnx.load_model_from_string(model)
     name = proto.graph.input[0].name

@@ -17,7 +17,7 @@ SCRIPT = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from compile.library import _link
+from compile.backends.library import _link
 from targets.engine import compiler
 from targets.errors import UserError
 from targets.presets import resolve

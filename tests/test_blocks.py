@@ -31,7 +31,8 @@ def compare(target: str = "llvm -keys=cpu", **variant: Any) -> tuple[int, int, f
     from tvm import relay
     from tvm.contrib import graph_executor
 
-    from compile import blocks, prefetch
+    from compile.relay import prefetch
+    from compile.relay.ops import conv2d_depthwise
 
     random = np.random.default_rng(0)
 
@@ -74,7 +75,7 @@ def compare(target: str = "llvm -keys=cpu", **variant: Any) -> tuple[int, int, f
     if variant.get("twice"):
         second = relay.Tuple([second, relay.exp(middle)])
     plain = relay.transform.InferType()(tvm.IRModule.from_expr(second))
-    fused = relay.transform.InferType()(blocks.fuse(plain))
+    fused = relay.transform.InferType()(conv2d_depthwise.fuse(plain))
 
     count = macs = 0
 
@@ -83,11 +84,11 @@ def compare(target: str = "llvm -keys=cpu", **variant: Any) -> tuple[int, int, f
         if not isinstance(node, relay.Call):
             return
         assert node.op.name != "layout_transform"
-        if node.op.name == blocks.OPERATOR:
-            count, macs = count + 1, macs + blocks.macs(node)
+        if node.op.name == conv2d_depthwise.OPERATOR:
+            count, macs = count + 1, macs + conv2d_depthwise.macs(node)
 
     relay.analysis.post_order_visit(fused["main"], visit)
-    chosen = blocks._tile
+    chosen = conv2d_depthwise._tile
     integers = variant.get("as_integers", False)
 
     def tile(target: Any) -> Any:
@@ -98,7 +99,7 @@ def compare(target: str = "llvm -keys=cpu", **variant: Any) -> tuple[int, int, f
     config = prefetch.passes(tvm.target.Target(target))
     for module in (plain, fused):
         with (
-            mock.patch.object(blocks, "_tile", tile),
+            mock.patch.object(conv2d_depthwise, "_tile", tile),
             tvm.transform.PassContext(opt_level=3, config=config),
         ):
             built = relay.build(module, tvm.target.Target(target))
@@ -134,7 +135,7 @@ def compare(target: str = "llvm -keys=cpu", **variant: Any) -> tuple[int, int, f
         },
         {"shape": (1, 37, 83, 5), "expanded": 90},
         {"shape": (2, 52, 60, 8), "limits": (0.0, 6.0), "as_integers": True},
-        # As wide as compile/prefetch.py looks at, on its target.
+        # As wide as compile/relay/prefetch.py looks at, on its target.
         {
             "shape": (1, 30, 30, 48),
             "expanded": 288,

@@ -16,7 +16,7 @@ from conftest import ROOT, run
 from test_devices_rpc import children, ended
 from tiny import tiny_bundle
 
-from devices.board_state import BoardState
+from devices.board.board_state import BoardState
 from runtime_demo.doctor import Check, Found, Grade, checks, fit
 from targets.presets import native, resolve
 

@@ -16,13 +16,20 @@ from integers import chain, oddities, patterns, project, quantised, residuals
 from onnx import TensorProto, helper, numpy_helper
 
 from bundle.store import Bundle, open_bundle
-from compile import evaluate
-from compile.c import emit, graph, plan, steps
-from devices.bare.boards import BOARDS
-from devices.bare.firmware import run_firmware
-from devices.bare.host import run_on_host
-from devices.bare.session import FirmwareSession, interface_of, open_firmware, to_input
-from devices.opening import check_served
+from compile.backends.c import emit
+from compile.ir import evaluate, graph
+from compile.passes import steps
+from compile.program import plan
+from devices.microcontroller.boards import BOARDS
+from devices.microcontroller.firmware import run_firmware
+from devices.microcontroller.host import run_on_host
+from devices.microcontroller.session import (
+    FirmwareSession,
+    interface_of,
+    open_firmware,
+    to_input,
+)
+from devices.sessions.opening import check_served
 from targets.errors import UserError
 from targets.presets import this_cpu
 from targets.toolchain import zig
@@ -85,7 +92,7 @@ def test_the_c_on_this_machine_gives_the_integers_of_the_formulas(
 
 
 def _expected(network: graph.Network, image: np.ndarray) -> np.ndarray:
-    """The output's integers by compile.evaluate, of which other tests show that they are ONNX Runtime's."""
+    """The output's integers by compile.ir.evaluate, of which other tests show that they are ONNX Runtime's."""
     values = image.reshape(network.input.shape).astype(np.int64)
     return evaluate.evaluate(network, values)[network.output.name].ravel()
 

@@ -20,14 +20,14 @@ from bundle.golden import read_golden
 from bundle.manifest import Manifest
 from bundle.store import Bundle
 from devices import sysroot
-from devices.emulated import board as make_ready
-from devices.emulated import find_qemu, open_emulated, serve_boards
-from devices.fleet import open_fleet
-from devices.session import Origin, Session
-from devices.tracker import open_tracker
+from devices.sessions.emulated import board as make_ready
+from devices.sessions.emulated import find_qemu, open_emulated, serve_boards
+from devices.sessions.fleet import open_fleet
+from devices.sessions.session import Origin, Session
+from devices.transport.tracker import open_tracker
+from records import lookup
 from targets.errors import UserError
 from targets.presets import resolve
-from tuning import records
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_a_tuning_log_from_an_emulated_board_says_emulated(
         options = ["--target", "arm-cortex-a72", "--model", tmp_path / "tiny.onnx"]
         output = ["--output", tmp_path / "log.json", "--trials", 2]
         succeed("tuning.tune", *options, *where, *output)
-    log = records.read(tmp_path / "log.json")
+    log = lookup.read(tmp_path / "log.json")
     assert log.origin == "emulated" and log.measured.startswith("emulated: pi 1 of")
     assert log.records and not any(record.error for record in log.records)
 

@@ -268,7 +268,7 @@ def test_something_else_listens(
 
 def test_a_board_that_falls_silent_in_a_session(bundle: Bundle, board: Board) -> None:
     """The library's upload goes nowhere: a network that swallows everything."""
-    from devices.rpc import LostError, open_rpc
+    from devices.sessions.rpc import LostError, open_rpc
 
     def stop() -> None:
         os.killpg(board.process.pid, signal.SIGSTOP)
@@ -386,7 +386,7 @@ def test_ctrl_c_with_several_boards_leaves_nothing_on_any(
     program = (
         "import os, signal, sys; from itertools import count; from pathlib import Path\n"
         "from bundle.golden import read_golden; from bundle.store import open_bundle\n"
-        "from devices.fleet import open_fleet; from targets.errors import run_command\n"
+        "from devices.sessions.fleet import open_fleet; from targets.errors import run_command\n"
         "def main(argv):\n"
         "    bundle = open_bundle(Path(sys.argv[1]))\n"
         "    image, _ = read_golden(bundle)[0]\n"

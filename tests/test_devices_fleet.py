@@ -14,9 +14,9 @@ from tiny import tiny_bundle
 
 from bundle.golden import read_golden
 from bundle.store import Bundle
-from devices.fleet import Fleet, Opened, at, open_board, open_fleet
-from devices.rpc import LostError
-from devices.session import Origin
+from devices.sessions.fleet import Fleet, Opened, at, open_board, open_fleet
+from devices.sessions.rpc import LostError
+from devices.sessions.session import Origin
 from targets.errors import UserError
 from targets.presets import native
 

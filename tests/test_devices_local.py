@@ -13,9 +13,9 @@ from tiny import tiny_bundle
 from bundle.golden import read_golden
 from bundle.manifest import Tensor
 from bundle.store import Bundle
-from devices import huge_pages
-from devices.local import open_local
-from devices.session import Origin
+from devices.sessions import huge_pages
+from devices.sessions.local import open_local
+from devices.sessions.session import Origin
 from targets.errors import UserError
 from targets.presets import native, resolve
 from targets.toolchain import zig

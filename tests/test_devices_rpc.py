@@ -20,9 +20,9 @@ from tiny import tiny_bundle
 
 from bundle.golden import read_golden
 from bundle.store import Bundle
-from devices.rpc import open_rpc, open_rpc_local, open_tracker
-from devices.server import start_server, this_python
-from devices.session import Origin, Session
+from devices.sessions.rpc import open_rpc, open_rpc_local, open_tracker
+from devices.sessions.session import Origin, Session
+from devices.transport.server import start_server, this_python
 from targets.errors import UserError
 from targets.presets import native, resolve
 
@@ -139,7 +139,7 @@ def test_a_board_of_another_architecture_is_refused(
 def test_where_the_board_cannot_tell_a_foreign_library_is_one_line(
     foreign: Bundle, board: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("devices.rpc._check_architecture", lambda *_: None)
+    monkeypatch.setattr("devices.sessions.rpc._check_architecture", lambda *_: None)
     with pytest.raises(UserError, match="model.so could not be loaded there: it wants"):
         open_rpc(foreign, "127.0.0.1", board, key="pi")
 
@@ -344,7 +344,7 @@ def test_the_server_ends_however_its_parent_does(
 ) -> None:
     program = (
         "import sys, time; from pathlib import Path; from bundle.store import open_bundle\n"
-        "from devices.rpc import open_rpc_local\n"
+        "from devices.sessions.rpc import open_rpc_local\n"
         "with open_rpc_local(open_bundle(Path(sys.argv[1]))):\n"
         "    print('ready', flush=True); time.sleep(60)\n"
     )
@@ -370,7 +370,7 @@ def test_a_server_that_is_starting_ends_when_its_parent_is_killed(
     tmp_path: Path,
 ) -> None:
     program = (
-        "import sys; from devices.server import start_server, this_python\n"
+        "import sys; from devices.transport.server import start_server, this_python\n"
         "print('starting', flush=True); start_server(this_python(), {}, 20)\n"
     )
     parent = subprocess.Popen(

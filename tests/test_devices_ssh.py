@@ -19,10 +19,10 @@ from tiny import tiny_bundle
 
 from bundle.golden import read_golden
 from bundle.store import Bundle
-from devices.fleet import open_board, through_ssh
-from devices.kit import write_kit
-from devices.rpc import describe
-from devices.ssh import open_server, open_tunnel
+from devices.board.kit import write_kit
+from devices.sessions.fleet import open_board, through_ssh
+from devices.sessions.rpc import describe
+from devices.transport.ssh import open_server, open_tunnel
 from targets.errors import UserError
 from targets.presets import native
 
@@ -187,7 +187,7 @@ def test_a_host_that_is_killed_leaves_no_server_there(
     kit: Daemon, bundle: Bundle
 ) -> None:
     program = (
-        "import sys, time; from devices.ssh import open_server\n"
+        "import sys, time; from devices.transport.ssh import open_server\n"
         "with open_server('pi') as served: print(served.port, flush=True); time.sleep(60)\n"
     )
     host = subprocess.Popen(

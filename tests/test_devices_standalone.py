@@ -23,10 +23,10 @@ from fake_library import INPUT, OUTPUT, VERSION, fake_library, fake_network
 
 from bundle.golden import read_golden
 from bundle.store import Bundle
-from devices.opening import check_served, open_here, open_on_emulated
-from devices.runner import SOURCE, Command, Runner, compile_runner
-from devices.session import Origin
-from devices.standalone import (
+from devices.sessions.opening import check_served, open_here, open_on_emulated
+from devices.sessions.runner import SOURCE, Command, Runner, compile_runner
+from devices.sessions.session import Origin
+from devices.sessions.standalone import (
     StandaloneSession,
     open_standalone,
     open_standalone_emulated,
@@ -337,7 +337,7 @@ def test_the_runner_ends_with_a_parent_that_is_killed_in_an_inference(
     bundle = make(ON_RUN="kill(getppid(), SIGKILL); pause()")
     program = (
         "import sys, numpy; from pathlib import Path; from bundle.store import open_bundle\n"
-        "from devices.standalone import open_standalone\n"
+        "from devices.sessions.standalone import open_standalone\n"
         "session = open_standalone(open_bundle(Path(sys.argv[1])))\n"
         "print(session._runner._process.pid, flush=True)\n"
         "session.run(numpy.zeros((1, 3, 2, 2), numpy.float32))"

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from relay_worker import relay_worker
 
-from compile.c.graph import Convolution, Quantisation, Tensor
+from compile.ir.graph import Convolution, Quantisation, Tensor
 from targets.presets import Target, resolve, this_cpu
 
 # Instructions of each CPU that must be seen, and that must not.
@@ -38,7 +38,7 @@ def convolved(
     tvm = compiler()
     from tvm.contrib import graph_executor
 
-    from compile import dot_product
+    from compile.relay.ops import dot_product
 
     dot_product.mend()
     image = tvm.relay.var("image", shape=data.shape, dtype="uint8")
@@ -96,7 +96,7 @@ def filtered(
     tvm = compiler()
     from tvm.contrib import graph_executor
 
-    from compile import depthwise
+    from compile.relay.ops import depthwise
 
     image = tvm.relay.var("image", shape=data.shape, dtype="uint8")
     module = tvm.IRModule.from_expr(depthwise.depthwise(image, operator, zero))

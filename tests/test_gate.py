@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from bundle.manifest import ModelIdentity
-from compile.gate import MAX_MODEL_BYTES, check, load
+from compile.frontend.gate import MAX_MODEL_BYTES, check, load
 from targets.errors import UserError
 
 ESCAPE = "\x1b[31mred\nline\x00" + "n" * 1_000_000
@@ -392,7 +392,7 @@ def test_a_file_of_3_gb_is_refused_unread(tmp_path: Path) -> None:
         file.truncate(3 << 30)
     script = (
         "import resource, sys; from pathlib import Path\n"
-        "from compile.gate import load; from targets.errors import UserError\n"
+        "from compile.frontend.gate import load; from targets.errors import UserError\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try: load(Path(sys.argv[1]))\n"
         "except UserError as error: print(error)\n"

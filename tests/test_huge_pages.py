@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from devices import huge_pages
-from devices.huge_pages import HUGE_PAGE_BYTES
+from devices.sessions import huge_pages
+from devices.sessions.huge_pages import HUGE_PAGE_BYTES
 from targets import engine
 
 ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")

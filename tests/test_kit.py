@@ -20,9 +20,9 @@ from tiny import tiny_bundle
 
 from bundle.store import LIBRARY, MANIFEST, Bundle, open_bundle, sha256_of
 from devices import sysroot
-from devices.emulated import find_qemu
-from devices.kit import write_kit
-from devices.native import Machine, native_verifier
+from devices.board.kit import write_kit
+from devices.board.programs import Machine, native_verifier
+from devices.sessions.emulated import find_qemu
 from targets.errors import UserError
 from targets.presets import native, resolve
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compile.memory import Buffer, plan
+from compile.program.memory import Buffer, plan
 
 
 @st.composite

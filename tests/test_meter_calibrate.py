@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from meter import calibrate
-from meter.compare_counts import Counts
+from meter.counts import Counts
 from targets.errors import UserError
 
 CHECKED = {

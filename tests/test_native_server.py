@@ -27,9 +27,9 @@ from tiny import INPUT, tiny_bundle
 from bundle.golden import read_golden
 from bundle.store import Bundle
 from devices import sysroot
-from devices.emulated import find_qemu
-from devices.native import native_server
-from devices.rpc import open_rpc, open_tracker, request_board
+from devices.board.programs import native_server
+from devices.sessions.emulated import find_qemu
+from devices.sessions.rpc import open_rpc, open_tracker, request_board
 from targets.errors import UserError
 from targets.presets import native, resolve, this_cpu
 from targets.toolchain import zig

@@ -1,4 +1,4 @@
-"""int8 operators for 64-bit ARM under QEMU: what compile.evaluate answers, bit by bit, by the instructions that are said."""
+"""int8 operators for 64-bit ARM under QEMU: what compile.ir.evaluate answers, bit by bit, by the instructions that are said."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ from relay_worker import relay_worker
 
 from bundle.manifest import Tensor as Output
 from bundle.store import open_bundle
-from compile import evaluate
-from compile.c import graph
-from compile.c.graph import (
+from compile.ir import evaluate, graph
+from compile.ir.graph import (
     Add,
     AveragePool,
     Convolution,
@@ -31,8 +30,8 @@ from compile.c.graph import (
     Quantisation,
     Tensor,
 )
-from compile.neon import pack
-from devices.emulated import find_qemu
+from compile.kernels.neon import pack
+from devices.sessions.emulated import find_qemu
 from targets.presets import Target, resolve
 from targets.toolchain import compile_program, llvm_tool
 
@@ -151,26 +150,26 @@ def worker() -> Iterator[ProcessPoolExecutor]:
 
 def options_for(target: Target) -> list[str]:
     """In the worker: what the compiler is told."""
-    from compile.neon import network
+    from compile.relay import neon
 
-    return network.options(target)
+    return neon.options(target)
 
 
 def lowered(integers: Network, output: Output, target: Target, file: Path) -> str:
     """In the worker: the network's functions as an object file; by which instructions they multiply."""
-    from compile.neon import network
+    from compile.relay import neon
 
-    native = network.lower(integers, output, target)
-    network.compile_source(native.source, file, target)
+    native = neon.lower(integers, output, target)
+    neon.compile_source(native.source, file, target)
     return native.instruction
 
 
 def dot_product(words: str) -> tuple[bool, bool]:
     """In the worker: whether a target has these operators, and whether SDOT."""
-    from compile.neon import network
+    from compile.relay import neon
 
     target = resolve(words)
-    return network.serves(target), network.has_dot_product(target)
+    return neon.serves(target), neon.has_dot_product(target)
 
 
 def compiled(

@@ -50,7 +50,7 @@ def fetched(
     tvm = compiler()
     from tvm import te, tir
 
-    from compile import prefetch
+    from compile.relay import prefetch
 
     pixels = rows * 7
     data = te.placeholder((pixels, SUMMED), name="data")

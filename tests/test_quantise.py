@@ -18,9 +18,11 @@ from PIL import Image
 
 from bundle.manifest import ModelIdentity
 from bundle.store import open_bundle
-from compile import channels, evaluate, gate, quantise
-from compile.c import graph
-from compile.c.graph import Add, AveragePool, Convolution
+from compile.frontend import gate
+from compile.ir import evaluate, graph
+from compile.ir.graph import Add, AveragePool, Convolution
+from compile.passes import channels
+from compile.quantize import quantise
 from targets.errors import UserError
 from targets.progress import Progress
 

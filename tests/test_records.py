@@ -13,11 +13,11 @@ from changed_json import Change, changed, changes
 from conftest import run, succeed
 from hypothesis import given, settings
 
+from records import lookup
+from records.lookup import SHIPPED, canonical, find
 from targets.errors import UserError
 from targets.presets import resolve
-from tuning import records
-from tuning.records import SHIPPED, canonical, find
-from tuning.records_command import distil, main, manifest, merge
+from tuning.records import distil, main, manifest, merge
 from tuning.transfer import distance
 
 ZNVER4 = "llvm -keys=cpu -mcpu=znver4 -num-cores=1"
@@ -103,14 +103,14 @@ def test_the_records_of_an_emulated_board_serve_only_where_they_are_named(
     tmp_path: Path,
 ) -> None:
     emulated = log(tmp_path / "1.json", record(), origin="emulated")
-    assert records.read(emulated).origin == "emulated"
+    assert lookup.read(emulated).origin == "emulated"
     assert main(["check", str(emulated)]) == 0
     assert find(resolve("znver4"), (), [tmp_path]) == ([], [])
     (named,), _ = find(resolve("znver4"), [emulated], [])
     assert named.name == "1.json"
     board = log(tmp_path / "2.json", record(), origin="measured on board")
     with pytest.raises(UserError, match="its origin is"):
-        merge([records.read(emulated), records.read(board)])
+        merge([lookup.read(emulated), lookup.read(board)])
 
 
 def test_records_of_every_target_whose_instructions_serve_are_found_nearest_first(
@@ -166,22 +166,22 @@ def test_what_the_user_names_comes_first_and_what_cannot_be_read_is_named(
 
 def test_a_failed_trial_is_no_record_of_its_task(tmp_path: Path) -> None:
     path = log(tmp_path / "x.json", record("a", error=2), record("b"))
-    assert records.read(path).workloads == {key("b")}
+    assert lookup.read(path).workloads == {key("b")}
 
 
 def test_distilling_keeps_the_quickest_each_schedule_once(tmp_path: Path) -> None:
     lines = [record("a", micros, step=step) for step, micros in enumerate([3, 1, 2])]
     again = record("a", 1.5, step=1)
     failed = record("a", 0.1, error=4, step=9)
-    whole = records.read(log(tmp_path / "x.json", *lines, again, failed))
+    whole = lookup.read(log(tmp_path / "x.json", *lines, again, failed))
     kept = distil(whole, 2)
     assert kept.lines == (lines[1], lines[2])
     assert kept.header["trials"] == 5
 
 
 def test_logs_of_different_worth_are_not_merged(tmp_path: Path) -> None:
-    host = records.read(log(tmp_path / "h.json", record("a")))
-    more = records.read(
+    host = lookup.read(log(tmp_path / "h.json", record("a")))
+    more = lookup.read(
         log(tmp_path / "m.json", record("a"), record("b"), target="llvm -mcpu=znver4")
     )
     assert len(merge([host, more]).lines) == 2
@@ -191,7 +191,7 @@ def test_logs_of_different_worth_are_not_merged(tmp_path: Path) -> None:
         {"tvm": "0.20.0"},
         {"threads": 2},
     ):
-        other = records.read(log(tmp_path / "o.json", record("c"), **change))
+        other = lookup.read(log(tmp_path / "o.json", record("c"), **change))
         with pytest.raises(UserError, match=f"its {next(iter(change))} is"):
             merge([host, other])
 
@@ -232,7 +232,7 @@ HEADER = json.dumps(
 )
 
 
-def _use_or_refuse(header: str, *lines: str) -> records.RecordLog | None:
+def _use_or_refuse(header: str, *lines: str) -> lookup.RecordLog | None:
     """A log that every command took, or refused in a line; None where its header was refused."""
     with tempfile.TemporaryDirectory() as folder:
         path, output = Path(folder) / "x.json", Path(folder) / "y.json"
@@ -250,7 +250,7 @@ def _use_or_refuse(header: str, *lines: str) -> records.RecordLog | None:
                 assert str(error).encode().count(b"\n") == 0
         find(resolve("znver4"), (), [Path(folder)])
         try:
-            return records.read(path)
+            return lookup.read(path)
         except UserError as error:
             assert "x.json: line 1 must be" in str(error)
             return None
@@ -307,7 +307,7 @@ def test_shipped_records_are_whole(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_manifest_of_shipped_records_is_theirs() -> None:
-    """After a change: python -m tuning.records manifest tuning/records/*.json > tuning/records/MANIFEST.md"""
+    """After a change: python -m tuning.records manifest records/shipped/*.json > records/shipped/MANIFEST.md"""
     written = (SHIPPED / "MANIFEST.md").read_text()
     assert written == manifest(sorted(SHIPPED.glob("*.json")))
     assert "not said" not in written
@@ -318,7 +318,7 @@ def test_the_command_line_distils_and_refuses_in_one_line(tmp_path: Path) -> Non
     assert "1 records of 1 tasks" in succeed(
         "tuning.records", "best", source, "--output", output
     )
-    assert records.read(output).header["kept"] == "the best 2 records a task"
+    assert lookup.read(output).header["kept"] == "the best 2 records a task"
     refused = run("tuning.records", "best", tmp_path / "z.json", "--output", output)
     assert refused.returncode == 2
     assert len(refused.stderr.strip().splitlines()) == 1

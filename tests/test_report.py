@@ -30,7 +30,7 @@ from bundle.manifest import (
     Tensor,
 )
 from bundle.store import Bundle
-from devices.session import OperatorTime, Origin
+from devices.sessions.session import OperatorTime, Origin
 from runtime_demo.report import (
     GALLERY_LIMIT,
     Series,

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from relay_worker import relay_worker
 
-from compile import evaluate
-from compile.c.graph import (
+from compile.ir import evaluate
+from compile.ir.graph import (
     Add,
     AveragePool,
     Convolution,
@@ -132,13 +132,13 @@ def sums_and_ratios() -> tuple[NDArray[np.int32], NDArray[np.float32]]:
 
 
 def compiled(call: str, cpu: str, data: list[Any], *arguments: Any) -> Any:
-    """In the worker: ``compile.requantise.CALL`` of tensors ``data``, compiled for ``cpu`` and run."""
+    """In the worker: ``compile.relay.ops.requantise.CALL`` of tensors ``data``, compiled for ``cpu`` and run."""
     from targets.engine import compiler
 
     tvm = compiler()
     from tvm.contrib import graph_executor
 
-    from compile import requantise
+    from compile.relay.ops import requantise
 
     tensors = [
         tvm.relay.var(f"x{i}", shape=each.shape, dtype=str(each.dtype))
@@ -192,7 +192,7 @@ def quantised_image(
     tvm = compiler()
     from tvm.contrib import graph_executor
 
-    from compile import integer
+    from compile.relay import integer
 
     x = tvm.relay.var("x", shape=image.shape, dtype="float32")
     made = integer._quantise(x, Quantisation(scale, zero, 128))

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from devices.emulated import find_qemu
+from devices.sessions.emulated import find_qemu
 from targets.errors import UserError
 from targets.presets import PRESETS, native, this_cpu
 from targets.toolchain import zig
 
 ROOT = Path(__file__).parent.parent
-RUNTIME = ROOT / "compile/standalone/runtime.c"
+RUNTIME = ROOT / "compile/backends/standalone/runtime.c"
 SOURCES = (ROOT / "tests/c/runtime_check.c", RUNTIME)
 FLAGS = (
     *("-std=gnu11", "-O2", "-fPIC", "-Wall", "-Wextra", "-Wconversion", "-Werror"),

@@ -17,14 +17,14 @@ from tuning_worker import AXIS_77
 
 from bundle.manifest import Manifest
 from bundle.store import open_bundle
-from compile import pipeline
-from compile.preprocessing import Stated
-from devices.opening import open_here
+from compile import driver
+from compile.frontend.preprocessing import Stated
+from devices.sessions.opening import open_here
+from records.lookup import read
 from targets.errors import UserError
 from targets.presets import native
 from targets.progress import Progress
 from tuning import refine
-from tuning.records import read
 
 pytestmark = pytest.mark.slow
 
@@ -72,8 +72,8 @@ def naive_records(model: str) -> list[str]:
     compiler()
     from tvm import auto_scheduler
 
-    from compile.importer import to_relay
-    from compile.lower import tuning_tasks
+    from compile.relay.importer import to_relay
+    from compile.relay.lower import tuning_tasks
 
     tasks, _ = tuning_tasks(to_relay(onnx.load(model)), native())
     lines = []
@@ -119,7 +119,7 @@ def log(path: Path, lines: list[str]) -> Path:
 
 
 def build(model: Path, output: Path, *records: Path, require: bool = False) -> Manifest:
-    order = pipeline.Order(
+    order = driver.Order(
         model=str(model),
         target=native(),
         output=output,
@@ -134,7 +134,7 @@ def build(model: Path, output: Path, *records: Path, require: bool = False) -> M
         require_tuned=require,
     )
     with Progress() as progress:
-        pipeline.build(order, progress)
+        driver.build(order, progress)
     return open_bundle(output).manifest
 
 
@@ -195,14 +195,14 @@ def test_records_that_give_wrong_answers_are_named_and_left_out(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    honest: Callable[..., object] = pipeline._verify
+    honest: Callable[..., object] = driver._verify
 
     def doubting(path: Path, order: object, *rest: object) -> object:
         if open_bundle(path).manifest.lowering.layout == "NHWC":
             raise UserError("the compiled model is wrong")
         return honest(path, order, *rest)
 
-    monkeypatch.setattr(pipeline, "_verify", doubting)
+    monkeypatch.setattr(driver, "_verify", doubting)
     log(folder / "tuned" / "mine.json", lines)
     assert build(model, folder / "bundle").lowering.layout == "NCHW"
     said = capsys.readouterr().err

@@ -21,9 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from relay_worker import relay_worker
 
+from records import lookup
+from records.log import TuningLog
 from targets.errors import UserError
-from tuning import records
-from tuning.log import TuningLog
 from tuning.tasks import operator_of
 from tuning.transfer import distance, refit
 
@@ -116,7 +116,7 @@ def test_a_clock_that_jumps_costs_no_record_and_no_time(
     assert sum(first.trials) == first.lines == 3 * ROUND
     assert sum(second.trials) == second.lines == 5 * ROUND
     assert first.skipped == second.skipped == 0
-    assert {record.when for record in records.read(tmp_path / "log.json").records} > {0}
+    assert {record.when for record in lookup.read(tmp_path / "log.json").records} > {0}
 
 
 @pytest.mark.slow
@@ -144,11 +144,11 @@ def test_records_of_other_logs_are_measured_first(
         (tmp_path / name).mkdir()
     do(tuning_worker.continued, tmp_path / "there")
     log = tmp_path / "there" / "log.json"
-    there = records.read(log).lines
+    there = lookup.read(log).lines
     log.write_text(log.read_text().replace("num-cores=1", "num-cores=2"))
     outcome = do(tuning_worker.warmed, tmp_path / "here", log)
     assert outcome.error == ""
-    here = records.read(tmp_path / "here" / "log.json").lines
+    here = lookup.read(tmp_path / "here" / "log.json").lines
     known = {json.dumps(json.loads(line)["i"][1]) for line in there}
     assert len(here) >= ROUND
     assert all(json.dumps(json.loads(line)["i"][1]) in known for line in here)
@@ -172,7 +172,7 @@ def test_records_of_another_network_are_fitted_to_the_shapes_of_this_one(
     outcome = do(tuning_worker.warmed, tmp_path / "here", log, 24, 20)
     assert outcome.error == "" and outcome.errors == [0, 0, 0]
     known = [json.loads(line)["i"][1] for line, _ in fitted]
-    first = records.read(tmp_path / "here" / "log.json").lines[:ROUND]
+    first = lookup.read(tmp_path / "here" / "log.json").lines[:ROUND]
     assert all(json.loads(line)["i"][1] in known for line in first)
 
 
@@ -239,14 +239,14 @@ def test_kill_at_any_moment_and_go_on(tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    before = len(records.read(log).lines)
+    before = len(lookup.read(log).lines)
     assert before >= 1
     again = run("tuning.tune", *command[3:], "--trials", before + 5, "--json")
     assert again.returncode == 0, again.stderr
     said = json.loads(again.stdout)
     assert said["trials"] >= before + 5 and said["origin"] == "measured on host"
     assert said["gain"]["untuned"] > 0 and said["gain"]["tuned"] > 0
-    after = records.read(log)
+    after = lookup.read(log)
     assert before + 5 <= len(after.lines) <= before + 5 + 32 and after.skipped == ()
     assert _children_named(str(tmp_path)) == []
 

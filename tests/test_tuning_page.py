@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tuning import page, records
+from records import lookup
+from tuning import page
 from tuning.gain import Gain
 from tuning.page import curve, write_search
 from tuning.table import SearchTable, tasks_table
@@ -37,7 +38,7 @@ def _state(operator: str, best: float, weight: int = 1) -> Any:
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> records.RecordLog:
+def log(tmp_path: Path) -> lookup.RecordLog:
     path = tmp_path / "log.json"
     path.write_text(
         '# {"target": "llvm", "preset": "<b>", "measured": "by a test", "tvm": "0", "network": "n"}\n'
@@ -49,10 +50,10 @@ def log(tmp_path: Path) -> records.RecordLog:
         + _record("a", 1e-3)
         + _record("b", 9e-3)
     )
-    return records.read(path)
+    return lookup.read(path)
 
 
-def test_the_curve_begins_where_every_task_has_a_time(log: records.RecordLog) -> None:
+def test_the_curve_begins_where_every_task_has_a_time(log: lookup.RecordLog) -> None:
     found = curve(log, {'["a", [1]]': 2, '["b", [1]]': 1})
     assert found is not None
     trials, seconds = zip(*found.points, strict=True)
@@ -88,7 +89,7 @@ def test_a_log_has_a_line_a_round_and_no_escape_codes(
 
 
 def test_the_page_is_whole_and_escapes_names(
-    log: records.RecordLog, tmp_path: Path
+    log: lookup.RecordLog, tmp_path: Path
 ) -> None:
     states = [_state("a", 1e-3), _state("b", 5e-3), _state("<i>", math.inf)]
     write_search(tmp_path / "page.html", log, states, 1e9)

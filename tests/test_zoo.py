@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from compile import zoo
+from compile.frontend import zoo
 from targets.errors import UserError
 
 CONTENT = bytes(range(256)) * 2000

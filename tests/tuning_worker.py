@@ -27,9 +27,9 @@ from networks import _Net
 from onnx import numpy_helper
 
 from bundle.manifest import ModelIdentity
-from compile.gate import check
-from devices.native import native_server
-from devices.session import Origin
+from compile.frontend.gate import check
+from devices.board.programs import native_server
+from devices.sessions.session import Origin
 from targets.errors import UserError
 from targets.presets import native
 from targets.toolchain import compile_object
@@ -113,9 +113,9 @@ def _search(
     tasks: Sequence[Any] = (),
     hours: float | None = None,
 ) -> Outcome:
+    from records.log import TuningLog
+    from records.lookup import read
     from tuning import search as module
-    from tuning.log import TuningLog
-    from tuning.records import read
     from tuning.search import Limits, Search
 
     module._ROUND = ROUND
@@ -222,7 +222,7 @@ def clock_jumps(folder: Path) -> list[Outcome]:
 
 def wrong_answer(folder: Path) -> tuple[Outcome, list[float]]:
     """The first that would be a best gives wrong answers; and what each check was of."""
-    from tuning.records import read
+    from records.lookup import read
 
     seen: list[bool] = []
 
@@ -268,7 +268,7 @@ def interrupted(folder: Path) -> Outcome:
 
 
 def warmed(folder: Path, log: Path, size: int = 16, channels: int = 8) -> Outcome:
-    from tuning.records import read
+    from records.lookup import read
 
     tasks = _tasks(size, channels)
     return _search(folder, ROUND, _figure, warm=[read(log)], tasks=tasks)
@@ -278,8 +278,8 @@ def transferred(folder: Path, size: int, channels: int) -> list[tuple[str, bool]
     """Schedules of a convolution, one of them unusable, fitted to another: each one's steps, and if its answers are right."""
     from tvm import auto_scheduler
 
+    from records.lookup import read
     from tuning import transfer, workers
-    from tuning.records import read
 
     (task,) = (each for each in _tasks() if "conv 3×3" in each.operator)
     (other,) = (t for t in _tasks(size, channels) if "conv 3×3" in t.operator)

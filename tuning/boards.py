@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
-from devices import board_state
-from devices.rpc import Link, RefusedError, request_board
-from devices.session import Origin
-from devices.ssh import open_server
+from devices.board import board_state
+from devices.sessions.rpc import Link, RefusedError, request_board
+from devices.sessions.session import Origin
+from devices.transport.ssh import open_server
 from targets.errors import UserError
 from targets.presets import Target
 from targets.toolchain import link_shared

@@ -11,9 +11,9 @@ from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from records.lookup import RecordLog
 from targets.errors import UserError
 from targets.presets import resolve
-from tuning.records import RecordLog
 
 if TYPE_CHECKING:
     from tuning.measure import Measurer
@@ -98,8 +98,8 @@ def compile_kernels(
     """
     import onnx
 
-    from compile.importer import to_relay
-    from compile.lower import lower
+    from compile.relay.importer import to_relay
+    from compile.relay.lower import lower
     from tuning import workers
 
     preset = resolve(target)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from devices.session import Origin
+from devices.sessions.session import Origin
 from meter.candidate import CandidateMeter
 from meter.counting import Block, CountingError
 from meter.memory import hierarchy

@@ -7,14 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import meter
 from targets import templates
-from targets.files import write_whole
 from tuning.table import estimated_seconds
 
 if TYPE_CHECKING:
+    from records.lookup import RecordLog
     from tuning.gain import Gain
-    from tuning.records import RecordLog
     from tuning.search import State
 
 _WIDTH, _HEIGHT, _MARGIN = 640.0, 220.0, 44.0
@@ -91,8 +89,10 @@ def write_search(
         UserError: ``path`` cannot be written.
     """
     known = [state for state in states if math.isfinite(state.best)]
-    environment = templates.of_pages(Path(__file__).parent, *map(Path, meter.__path__))
-    text = environment.get_template("page.html.jinja").render(
+    templates.write_page(
+        path,
+        "--output",
+        Path(__file__).with_name("page.html.jinja"),
         header=log.header,
         states=sorted(states, key=lambda each: -each.best * each.task.weight),
         total=estimated_seconds(known),
@@ -105,4 +105,3 @@ def write_search(
         curve=curve(log, {state.task.key: state.task.weight for state in states}),
         isfinite=math.isfinite,
     )
-    write_whole(path, text.encode("utf-8", errors="replace"), "--output")

@@ -1,281 +1,343 @@
-"""Tuning records on disk: AutoScheduler's own JSON lines, one origin a file, with a header.
-
-A leaf: it imports nothing above targets/, so that the build can read records through it.
-"""
+"""``python -m tuning.records``: distil, merge and check logs, and see what of a network they cover."""
 
 from __future__ import annotations
 
+import argparse
 import json
-import math
-import shlex
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import time
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple
 
+from bundle.store import sha256_of
+from records import lookup
+from records.lookup import Record, RecordLog
+from targets.arguments import count_up_to
 from targets.errors import UserError, run_command
-from targets.presets import PRESETS, Target
+from targets.files import check_writable, write_whole
+from targets.presets import resolve
+from targets.progress import Progress
 
-SHIPPED = Path(__file__).parent / "records"
-USER = Path("tuned")
-# The texts of devices.session.Origin, the one that is trusted most first.
-ORIGINS = ("measured on board", "measured on host", "estimated")
-# An emulated board's times say nothing of a board: a build takes such records where they are named only.
-EMULATED = "emulated"
-# What of a header is text wherever it is there.
-_TEXTS = ("target", "preset", "network", "origin", "measured", "tvm")
-_FORMAT = "v0.6"
-_STRANGE = "not a tuning record"
-# A date has a year from 1 to 3939. TVM writes 32 bits: a clock that was set past 2038 gives one before 1970.
-_SECONDS_SINCE_YEAR_1 = 62_135_596_800
+_EPILOG = """\
+examples:
+  python -m tuning.records best tuned/znver4-host.json --keep 2 --output znver4.json
+  python -m tuning.records coverage --model model.onnx --target znver4
+  python -m tuning.records merge monday.json tuesday.json --output week.json
+  python -m tuning.records check tuned/*.json
+  python -m tuning.records manifest records/shipped/*.json > records/shipped/MANIFEST.md
 
-
-class Record(NamedTuple):
-    """One trial.
-
-    Attributes:
-        workload: AutoScheduler's key of the task.
-        seconds: of one run; meaningless where there is an error.
-        error: AutoScheduler's MeasureErrorNo, 0 for none.
-        when: seconds since 1970.
-        line: its JSON text.
-    """
-
-    workload: str
-    seconds: float
-    error: int
-    when: float
-    line: str
+Exit codes: 0 fine, 1 check or coverage found something wanting, 2 refused (one line says why).
+"""
+# What logs must agree in to be one.
+_SAME = ("origin", "tvm", "threads")
 
 
-@dataclass(frozen=True)
-class RecordLog:
-    """The records of one target, all measured in one way.
+class Covered(NamedTuple):
+    """A task of a network, and the record that a build would take; None where there is none."""
 
-    Attributes:
-        name: the file's name.
-        header: what the first line says: target, measured (on what the times were taken), …
-        records: one for each line that parses.
-        skipped: one message for each line that does not.
-    """
-
-    name: str
-    header: dict[str, Any]
-    records: tuple[Record, ...]
-    skipped: tuple[str, ...]
-
-    @property
-    def measured(self) -> str:
-        """On what the times were taken."""
-        return str(self.header["measured"])
-
-    @property
-    def origin(self) -> str:
-        """One of `ORIGINS`, or `EMULATED`; empty where the header does not say."""
-        stated = str(self.header.get("origin", self.measured))
-        known = (*ORIGINS, EMULATED)
-        return next((each for each in known if stated.startswith(each)), "")
-
-    @property
-    def preset(self) -> str:
-        """The target's name."""
-        return str(self.header.get("preset", Path(self.name).stem))
-
-    @property
-    def threads(self) -> int:
-        """With how many the times were taken."""
-        threads = self.header.get("threads", 1)
-        return threads if isinstance(threads, int) else 1
-
-    @property
-    def lines(self) -> tuple[str, ...]:
-        """The records as JSON text."""
-        return tuple(record.line for record in self.records)
-
-    @cached_property
-    def best(self) -> dict[str, list[Record]]:
-        """Of each task the records without an error, each schedule once, the quickest first."""
-        found: dict[str, dict[str, Record]] = {}
-        for record in sorted(self.records, key=lambda record: record.seconds):
-            if not record.error:
-                steps = json.dumps(json.loads(record.line)["i"][1])
-                found.setdefault(record.workload, {}).setdefault(steps, record)
-        return {key: list(each.values()) for key, each in found.items()}
-
-    @property
-    def workloads(self) -> frozenset[str]:
-        """AutoScheduler's workload keys that have a record without an error."""
-        return frozenset(self.best)
+    operator: str
+    weight: int
+    flops: float
+    log: RecordLog | None
+    record: Record | None
 
 
-def parse(line: str) -> Record:
-    """Read a line of AutoScheduler's format: {"i": [task, state], "r": [costs, error, …, when], "v": …}.
+_count = count_up_to(100_000)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    code: int = arguments.action(arguments)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tuning.records",
+        description="Tuning records: AutoScheduler's JSON lines below a header, one origin and target a file.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    verb = verbs.add_parser("best", help="keep the best few records of each task")
+    verb.set_defaults(action=_best)
+    verb.add_argument("log", type=Path, metavar="FILE")
+    verb.add_argument(
+        "--keep",
+        type=_count,
+        default=2,
+        metavar="K",
+        help="records a task (default: 2)",
+    )
+    verb.add_argument("--output", type=Path, required=True, metavar="FILE")
+    verb = verbs.add_parser("coverage", help="which tasks of a network have records")
+    verb.set_defaults(action=_coverage)
+    verb.add_argument("--model", required=True, help="as --model of compile.build")
+    verb.add_argument(
+        "--target", default="native", help="see python -m targets (default: native)"
+    )
+    verb.add_argument(
+        "--records",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="to be preferred to those found in tuned/ and the shipped ones",
+    )
+    verb.add_argument("--json", action="store_true", help="one JSON object")
+    verb = verbs.add_parser(
+        "merge", help="one log of several of one target and origin; repeats are dropped"
+    )
+    verb.set_defaults(action=_merge)
+    verb.add_argument("logs", type=Path, nargs="+", metavar="FILE")
+    verb.add_argument("--output", type=Path, required=True, metavar="FILE")
+    verb = verbs.add_parser(
+        "check", help="name every line that is torn, foreign or of another version"
+    )
+    verb.set_defaults(action=_check)
+    verb.add_argument("logs", type=Path, nargs="+", metavar="FILE")
+    verb.add_argument("--json", action="store_true", help="one JSON object")
+    verb = verbs.add_parser(
+        "manifest", help="a table of logs: for what, measured how, from when, SHA-256"
+    )
+    verb.set_defaults(action=_manifest)
+    verb.add_argument("logs", type=Path, nargs="+", metavar="FILE")
+    return parser
+
+
+def distil(log: RecordLog, keep: int) -> RecordLog:
+    """The best ``keep`` records of each task, errors dropped; the header says so."""
+    best = [record for own in log.best.values() for record in own[:keep]]
+    header = log.header | {
+        "trials": log.header.get("trials", len(log.lines)),
+        "kept": f"the best {keep} records a task",
+    }
+    return RecordLog(log.name, header, tuple(best), ())
+
+
+def merge(logs: Sequence[RecordLog]) -> RecordLog:
+    """One log of several, each record once.
 
     Raises:
-        ValueError: it is something else; a person reads the message behind the line's number.
+        UserError: they are of different targets, origins, TVM versions or thread counts.
     """
-    try:
-        whole = json.loads(line)
-    except ValueError:
-        raise ValueError("torn: not a whole line of JSON") from None
-    except RecursionError:
-        raise ValueError(_STRANGE) from None
-    version = whole.get("v") if isinstance(whole, dict) else None
-    if isinstance(version, str) and version != _FORMAT:
-        raise ValueError(f"a record of version {version!r}, not {_FORMAT}")
-    try:
-        (task, (_, steps)), (costs, error, _, when) = whole["i"], whole["r"]
-        key, target = task[:2]
-        seconds, when = fmean(costs), float(when)
-        usable = (
-            version == _FORMAT
-            and isinstance(error, int)
-            and isinstance(steps, list)
-            and isinstance(json.loads(key), list)
-            and 0 < seconds < math.inf
-            and abs(when) < _SECONDS_SINCE_YEAR_1
+    first = logs[0]
+    for other in logs[1:]:
+        _expect(first, other, "target", _target(first), _target(other))
+        for key in _SAME:
+            ours, theirs = (
+                log.origin if key == "origin" else log.header.get(key)
+                for log in (first, other)
+            )
+            _expect(first, other, key, ours, theirs)
+    measured = dict.fromkeys(log.measured for log in logs)
+    header = first.header | {"measured": "; ".join(measured)}
+    header.pop("trials", None)
+    found = {record.line: record for log in logs for record in log.records}
+    return RecordLog(first.name, header, tuple(found.values()), ())
+
+
+def _target(log: RecordLog) -> str:
+    return lookup.canonical(str(log.header.get("target", "")))
+
+
+def _expect(
+    one: RecordLog, other: RecordLog, what: str, ours: object, theirs: object
+) -> None:
+    if ours != theirs:
+        raise UserError(
+            f"{other.name}: its {what} is {theirs!r}, that of {one.name} {ours!r}; such records are not "
+            "comparable: keep them in files of their own"
         )
-        # Half a character can be written in JSON, and neither printed nor given to the engine.
-        (key + target).encode()
-    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
-        usable = False
-    if not usable:
-        raise ValueError(_STRANGE)
-    return Record(key, seconds, error, when, line)
 
 
-def canonical(target: str) -> str:
-    """A TVM target string in one wording; the number of cores is no part of it: a schedule serves any.
-
-    Of the keys the first, which schedules are chosen by, is written out: by default ``arm_cpu`` for Arm's triples,
-    else ``cpu``; TVM itself adds others behind it.
-    """
-    try:
-        kind, *options = shlex.split(target) or [""]
-    except ValueError:  # a quotation that does not end
-        kind, *options = target.split()
-    named = dict(option.lstrip("-").partition("=")[::2] for option in options)
-    named.pop("num-cores", None)
-    arm = named.get("mtriple", "").startswith(("aarch64", "arm", "thumb"))
-    keys = named.get("keys", "arm_cpu" if arm else "cpu")
-    named["keys"] = keys.partition(",")[0]
-    # A triple of x86-64 is the compiling machine's own wherever the string leaves it out.
-    if named.get("mtriple", "").startswith("x86_64"):
-        del named["mtriple"]
-    if "mattr" in named:
-        named["mattr"] = ",".join(sorted(named["mattr"].split(",")))
-    return " ".join([kind, *(f"-{key}={named[key]}" for key in sorted(named))])
+def _write(log: RecordLog, output: Path) -> None:
+    text = "\n".join([f"# {json.dumps(log.header, ensure_ascii=False)}", *log.lines])
+    write_whole(output, f"{text}\n".encode(), "--output")
 
 
-def find(
-    target: Target,
-    stated: Sequence[Path] = (),
-    folders: Iterable[Path] = (USER, SHIPPED),
-    threads: int = 1,
-) -> tuple[list[RecordLog], list[str]]:
-    """The logs that a build for ``target`` may use, the one to prefer first, and notes for a person.
+def _best(arguments: argparse.Namespace) -> int:
+    check_writable(arguments.output, "--output")
+    log = lookup.read(arguments.log)
+    kept = distil(log, arguments.keep)
+    _write(kept, arguments.output)
+    for line in log.skipped:
+        print(line)
+    print(
+        f"{arguments.output}: {len(kept.lines)} records of {len(log.best)} tasks, out of {len(log.lines)} trials"
+    )
+    return 0
 
-    Those that the user names come first; then board before host before estimated, the nearest target whose
-    instructions this one has, and the nearest number of ``threads``: what is quickest on one may have nothing to share
-    with a second. Those of emulated boards come not at all. A log found by itself that cannot be read is named and left
-    out.
 
-    Raises:
-        UserError: a log that the user names cannot be read.
-    """
-    logs, notes = [read(path, bare=True) for path in stated], []
-    found: list[tuple[int, int, int, RecordLog]] = []
-    for path in (path for folder in folders for path in sorted(folder.glob("*.json"))):
+def _merge(arguments: argparse.Namespace) -> int:
+    check_writable(arguments.output, "--output")
+    logs = [lookup.read(path) for path in arguments.logs]
+    whole = merge(logs)
+    _write(whole, arguments.output)
+    for line in (line for log in logs for line in log.skipped):
+        print(line)
+    total = sum(len(log.lines) for log in logs)
+    print(
+        f"{arguments.output}: {len(whole.lines)} records of {len(whole.best)} tasks, "
+        f"{total - len(whole.lines)} repeats dropped"
+    )
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    found: list[dict[str, Any]] = []
+    for path in arguments.logs:
         try:
-            log = read(path)
+            log = lookup.read(path)
         except UserError as error:
-            notes.append(f"{error}; left out")
+            found.append({"file": str(path), "problems": [str(error)]})
             continue
-        distance = _distance(log, target)
-        if distance is not None and log.origin in ORIGINS:
-            strange = abs(log.threads - threads)
-            found.append((ORIGINS.index(log.origin), distance, strange, log))
-    logs += [log for *_, log in sorted(found, key=lambda each: each[:3])]
-    return logs, notes + [line for log in logs for line in log.skipped]
+        problems = list(log.skipped)
+        if not log.origin:
+            problems.append(
+                f"{path}:1: measured {log.measured!r}: begins with none of {', '.join((*lookup.ORIGINS, lookup.EMULATED))}"
+            )
+        ours = _target(log)
+        for target, count in Counter(map(_line_target, log.lines)).items():
+            if ours and lookup.canonical(target) != ours:
+                problems.append(
+                    f"{path}: {count} records are of target {target!r}, the header says {ours!r}"
+                )
+        found.append(
+            {
+                "file": str(path),
+                "records": len(log.lines),
+                "tasks": len(log.best),
+                "errors": sum(record.error != 0 for record in log.records),
+                "origin": log.origin,
+                "problems": problems,
+            }
+        )
+    if arguments.json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+        return int(any(each["problems"] for each in found))
+    for each in found:
+        for line in each["problems"]:
+            print(line)
+        if "records" in each:
+            print(
+                f"{each['file']}: {each['records']} records of {each['tasks']} tasks, "
+                f"{each['errors']} of them errors, {each['origin'] or 'origin not said'}"
+            )
+    return int(any(each["problems"] for each in found))
 
 
-def shipped(target: Target) -> list[RecordLog]:
-    """All shipped logs, nearest target first: schedules of any are a first guess for another."""
-    logs = [read(path) for path in sorted(SHIPPED.glob("*.json"))]
-    return sorted(logs, key=lambda log: _strangeness(log, target))
+def _line_target(line: str) -> str:
+    return str(json.loads(line)["i"][0][1])
 
 
-def _strangeness(log: RecordLog, target: Target) -> tuple[bool, int]:
-    distance = _distance(log, target)
-    other = next((each for each in PRESETS if each.name == log.preset), target)
-    return other.machine != target.machine, 1000 if distance is None else distance
+def _manifest(arguments: argparse.Namespace) -> int:
+    print(manifest(arguments.logs), end="")
+    return 0
 
 
-def _distance(log: RecordLog, target: Target) -> int | None:
-    """How far the target that a log was made for is from another; None where its schedules cannot serve."""
-    if log.preset == target.name or canonical(log.header.get("target", "")) == (
-        canonical(target.tvm)
-    ):
-        return 0
-    other = next((each for each in PRESETS if each.name == log.preset), None)
-    if (
-        other is None
-        or other.format != target.format
-        or other.machine != target.machine
-        or not other.features <= target.features
-        or _keys(other) != _keys(target)
-    ):
-        return None
-    return 1 + len(target.features - other.features)
-
-
-def _keys(target: Target) -> str:
-    words = canonical(target.tvm).split()
-    return next(word for word in words if word.startswith("-keys="))
-
-
-def user_log(target_name: str, origin: str) -> Path:
-    """Where a user's own records of a preset lie, in the working folder: one log for each origin."""
-    return USER / f"{target_name}-{origin}.json"
-
-
-def read(path: Path, bare: bool = False) -> RecordLog:
-    """Read a record log; a torn or foreign line is skipped and named, not fatal.
-
-    Args:
-        bare: take a file without a header too, as TVM's own tools write it.
+def manifest(paths: Sequence[Path]) -> str:
+    """A table in Markdown, a row a log; the date is that of its newest record.
 
     Raises:
-        UserError: the file cannot be read, or does not begin with its header line.
+        UserError: one cannot be read.
     """
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    if bare and not text.startswith("#"):
-        text = '# {"measured": "not said"}\n' + text
-    header, _, body = text.partition("\n")
-    try:
-        fields = dict(json.loads(header.removeprefix("#")))
-        if not all(isinstance(fields.get(key, ""), str) for key in _TEXTS):
-            raise TypeError
-        (fields["measured"] + json.dumps(fields, ensure_ascii=False)).encode()
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f"{path}: line 1 must be '# {{\"measured\": …}}'") from None
-    found, skipped = [], []
-    for number, line in enumerate(body.splitlines(), start=2):
-        if not line.strip() or line.startswith("#"):
-            continue
-        try:
-            found.append(parse(line))
-        except ValueError as error:
-            skipped.append(f"{path}:{number}: {error}; skipped")
-    return RecordLog(path.name, fields, tuple(found), tuple(skipped))
+    lines = [
+        "| file | target | network | tasks | out of trials | measured | newest | TVM | SHA-256 |",
+        "|---|---|---|--:|--:|---|---|---|---|",
+    ]
+    for path in paths:
+        log = lookup.read(path)
+        newest = max((record.when for record in log.records), default=0.0)
+        cells = [
+            path.name,
+            log.preset,
+            log.header.get("network", "not said"),
+            len(log.best),
+            log.header.get("trials", len(log.lines)),
+            log.measured,
+            datetime.fromtimestamp(newest, UTC).date(),
+            log.header.get("tvm", "not said"),
+            f"`{sha256_of(path)}`",
+        ]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join([*lines, ""])
+
+
+def _coverage(arguments: argparse.Namespace) -> int:
+    target = resolve(arguments.target)
+    if target.format == "c":
+        raise UserError(f"target {target.name}: takes C source, which is not tuned")
+    with Progress(quiet=arguments.json) as progress:
+        logs, notes = lookup.find(target, arguments.records)
+        progress.stage("finding the network's tasks")
+        from compile.frontend import sources
+        from tuning.tasks import extract
+
+        model = sources.find(arguments.model, {}, None, progress.stage).model
+        rows = []
+        for task in extract(model, target):
+            log = next((log for log in logs if task.key in log.best), None)
+            record = log.best[task.key][0] if log else None
+            rows.append(Covered(task.operator, task.weight, task.flops, log, record))
+    covered = sum(row.record is not None for row in rows)
+    if arguments.json:
+        tasks = [_fields(row) for row in rows]
+        print(
+            json.dumps(
+                {
+                    "target": target.name,
+                    "tasks": len(rows),
+                    "covered": covered,
+                    "rows": tasks,
+                },
+                indent=2,
+                ensure_ascii=False,
+            )
+        )
+    else:
+        print("\n".join([*notes, *_table(rows)]))
+        print(f"{covered} of {len(rows)} tasks have records for {target.name}")
+    return int(covered < len(rows))
+
+
+def _fields(row: Covered) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "operator": row.operator,
+        "weight": row.weight,
+        "flops": row.flops,
+    }
+    if row.log and row.record:
+        fields |= {
+            "microseconds": row.record.seconds * 1e6,
+            "gflops": row.flops / row.record.seconds / 1e9,
+            "origin": row.log.origin,
+            "file": row.log.name,
+            "days": _days(row.record),
+        }
+    return fields
+
+
+def _table(rows: Sequence[Covered]) -> list[str]:
+    width = max(len(row.operator) for row in rows)
+    lines = [f"{'task':<{width}}  ×  best µs  GFLOP/s  days  measured"]
+    for row in rows:
+        start = f"{row.operator:<{width}} {row.weight:2d}"
+        if row.log and row.record:
+            lines.append(
+                f"{start} {row.record.seconds * 1e6:8.1f} {row.flops / row.record.seconds / 1e9:8.1f} "
+                f"{_days(row.record):5.0f}  {row.log.origin} ({row.log.name})"
+            )
+        else:
+            lines.append(f"{start}        —        —     —  no record")
+    return lines
+
+
+def _days(record: Record) -> float:
+    return max(0.0, (time.time() - record.when) / 86400)
 
 
 if __name__ == "__main__":
-    from tuning.records_command import main
-
     run_command(main)

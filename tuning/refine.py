@@ -18,15 +18,15 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
-from compile.child import run_in_child
-from devices.session import Origin
+from devices.sessions.session import Origin
+from records import lookup
+from records.lookup import Record, RecordLog
 from targets.arguments import count_up_to
+from targets.child import run_in_child
 from targets.errors import UserError, run_command
 from targets.files import check_writable, write_whole
 from targets.presets import Target, missing_features, resolve, this_cpu
 from targets.progress import Progress
-from tuning import records
-from tuning.records import Record, RecordLog
 
 if TYPE_CHECKING:
     from bundle.store import Bundle
@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _refine(arguments: argparse.Namespace, progress: Progress) -> None:
     target = resolve(arguments.target)
-    log = records.read(arguments.records, bare=True)
+    log = lookup.read(arguments.records, bare=True)
     for line in log.skipped:
         progress.note(line)
     if not log.best:
@@ -184,8 +184,8 @@ class _Work:
 
     def build_of(self, chosen: dict[str, Record], what: str) -> _Build:
         from bundle.store import open_bundle
-        from compile.pipeline import Order, build
-        from compile.preprocessing import Stated
+        from compile.driver import Order, build
+        from compile.frontend.preprocessing import Stated
 
         header = self._log.header | {"preset": self._target.name}
         lines = [record.line for record in chosen.values()]
@@ -266,7 +266,7 @@ def time_in_turn(
     import numpy as np
 
     from bundle.store import open_bundle
-    from devices import huge_pages
+    from devices.sessions import huge_pages
     from targets import engine
 
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])

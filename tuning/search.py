@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import tvm
 from tvm import auto_scheduler
 
-from devices.session import Origin
+from devices.sessions.session import Origin
+from records.log import TuningLog
+from records.lookup import Record, RecordLog, parse
 from targets.errors import Interrupted
 from tuning import transfer, workers
-from tuning.log import TuningLog
 from tuning.measure import RUNTIME_DEVICE, Kernel, Measurer
-from tuning.records import Record, RecordLog, parse
 from tuning.tasks import Task
 from tuning.workers import Failure
 

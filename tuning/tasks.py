@@ -7,7 +7,7 @@ from itertools import pairwise
 from math import prod
 from typing import Any, NamedTuple
 
-from compile.model import Model
+from compile.frontend.model import Model
 from meter.memory import hierarchy
 from meter.operators import PEAK_MACS
 from targets.errors import UserError
@@ -52,13 +52,13 @@ def peak(target: Target, threads: int) -> float | None:
 
 
 def extract(model: Model, target: Target, threads: int = 1) -> list[Task]:
-    """The tasks of a network, as compile.lower looks for them; loads the engine's compiler.
+    """The tasks of a network, as compile.relay.lower looks for them; loads the engine's compiler.
 
     Raises:
         UserError: the network has no task, or cannot be imported.
     """
-    from compile.importer import to_relay
-    from compile.lower import tuning_tasks
+    from compile.relay.importer import to_relay
+    from compile.relay.lower import tuning_tasks
 
     found, weights = tuning_tasks(to_relay(model.proto), target, threads)
     if not found:

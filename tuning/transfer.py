@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
-from tuning.records import Record, RecordLog
+from records.lookup import Record, RecordLog
 from tuning.tasks import Task
 
 _SPLIT = "SP"

@@ -12,17 +12,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from records import lookup
 from targets.arguments import count_up_to
 from targets.errors import UserError, run_command
 from targets.presets import Target, missing_features, native, resolve, this_cpu
 from targets.progress import Progress
-from tuning import records
 
 if TYPE_CHECKING:
-    from compile.sources import Source
+    from compile.frontend.sources import Source
+    from records.lookup import RecordLog
     from tuning.gain import Gain
     from tuning.measure import Measurer
-    from tuning.records import RecordLog
     from tuning.search import State
     from tuning.tasks import Task
 
@@ -157,7 +157,7 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
         cleanup.callback(measurer.close)
         tasks, source = _tasks(target, arguments, progress)
         progress.finish()
-        from tuning.log import TuningLog
+        from records.log import TuningLog
         from tuning.page import write_search
         from tuning.search import Limits, Search
         from tuning.table import SearchTable
@@ -233,7 +233,7 @@ def _gain(
     from tuning.gain import compare
 
     progress.stage("comparing with an untuned build")
-    others, _ = records.find(target, threads=threads)
+    others, _ = lookup.find(target, threads=threads)
     model = source.model.proto.SerializeToString()
     try:
         gain = compare(model, target.tvm, [log, *others], measurer)
@@ -280,13 +280,13 @@ def _json(
 
 def _default_output(target: Target, measurer: Measurer, threads: int) -> Path:
     several = f"-{threads}-threads" if threads > 1 else ""
-    return records.user_log(target.name, measurer.origin.name.lower() + several)
+    return lookup.user_log(target.name, measurer.origin.name.lower() + several)
 
 
 def _tasks(
     target: Target, arguments: argparse.Namespace, progress: Progress
 ) -> tuple[list[Task], Source]:
-    from compile import sources
+    from compile.frontend import sources
     from tuning.tasks import extract
 
     progress.stage("reading the model")
@@ -330,10 +330,10 @@ def _address(text: str) -> tuple[str, int]:
 
 
 def _warm(paths: Sequence[Path], target: Target, progress: Progress) -> list[RecordLog]:
-    stated = [records.read(path, bare=True) for path in paths]
+    stated = [lookup.read(path, bare=True) for path in paths]
     for line in (line for log in stated for line in log.skipped):
         progress.note(line)
-    return [*stated, *records.shipped(target)]
+    return [*stated, *lookup.shipped(target)]
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from tvm import te
 from tvm.auto_scheduler.measure import MeasureErrorNo, MeasureInput
 from tvm.contrib.popen_pool import PopenWorker
 
-from compile import prefetch
+from compile.relay import prefetch
 
 # MeasureErrorNo of tvm/auto_scheduler/measure.py.
 BUILD_FAILED = 2
@@ -218,7 +218,7 @@ def _compile(schedule: Any, arguments: Any, target: Any) -> Any:
 
     The search for common subexpressions: LLVM finds them itself; with and without, tuned kernels of MobileNetV2 differ
     by 1.4 % of their cycles at most, but for one that is 4 % better without (estimated, Cortex-A72). The network's
-    build has it, but for x86-64 (compile/prefetch.py). And the checks of the arguments, outside the kernel proper.
+    build has it, but for x86-64 (compile/relay/prefetch.py). And the checks of the arguments, outside the kernel proper.
     """
     host = tvm.target.Target(target, host=target)
     config = {"tir.disable_cse_tir": True, **prefetch.passes(host)}

@@ -1,0 +1,1 @@
+"""Other runtimes beside us under the same meter, and the meter against published times."""

@@ -1,0 +1,37 @@
+"""``python -m bench``: other runtimes beside us, and the meter against published times."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from targets.errors import UserError, run_command
+
+_COMMANDS = {
+    "compare": "the same network in other runtimes, under the same meter",
+    "validate": "the meter's estimates against published measurements on real boards",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    name, *words = [*(sys.argv[1:] if argv is None else argv), ""]
+    words = [word for word in words if word]
+    if name in ("-h", "--help"):
+        print(_help())
+        return 0
+    if name not in _COMMANDS:
+        raise UserError(
+            f"python -m bench {name}".rstrip()
+            + f": needs one of {', '.join(_COMMANDS)}; see python -m bench --help"
+        )
+    return int(import_module(f"bench.{name}").main(words))
+
+
+def _help() -> str:
+    lines = [f"  python -m bench {name:9} {what}" for name, what in _COMMANDS.items()]
+    return "\n".join(["usage: python -m bench COMMAND …, each with --help", "", *lines])
+
+
+if __name__ == "__main__":
+    run_command(main)

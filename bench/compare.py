@@ -1,0 +1,148 @@
+"""``python -m bench compare``: our bundle beside other runtimes, on one core, by the same meter."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench import baselines
+from targets.files import check_writable
+from targets.progress import Progress
+
+if TYPE_CHECKING:
+    from bench.comparison import Comparison, Row
+
+_EPILOG = """\
+examples:
+  python -m bench compare --model model.onnx --cpu cortex-a72
+  python -m bench compare --model out/model-int8/reference/quantised.onnx --cpu cortex-a76
+      a QDQ graph: int8 in all, from its scales
+
+All run under QEMU on one thread; every figure is estimated, none is a time. Core cycles are LLVM's
+scheduling model over the instructions counted, memory cycles a cache model's: see `python -m meter
+--help`. A runtime's figures count only when its answer is ONNX Runtime's, in int8 when its cosine
+with that is 0.95 or more. Results are kept: a second run is quick.
+Exit codes: 0 compared, 1 a runtime could not be, 2 refused (one line says why), 130 interrupted.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    if arguments.report is not None:
+        check_writable(arguments.report, "--report")
+    runtimes = [baselines.peer(name) for name in arguments.runtimes]
+    with Progress(quiet=arguments.json) as progress:
+        from bench.comparison import compare
+
+        result = compare(
+            arguments.model,
+            arguments.cpu,
+            runtimes,
+            progress,
+            bundle=arguments.bundle,
+            tflite=arguments.tflite,
+        )
+    if arguments.report is not None:
+        from bench.comparison_page import write_comparison
+
+        write_comparison(result, arguments.report)
+    if arguments.json:
+        print(json.dumps(result.to_json(), indent=2))
+    else:
+        print(table(result))
+        if arguments.report is not None:
+            print(f"report  {arguments.report}")
+    return 0 if all(row.counts for row in result.rows) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench compare",
+        description="Estimate a network's cycles on a Cortex-A core in our bundle and in other runtimes.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    option = parser.add_argument
+    option("--model", type=Path, required=True, metavar="FILE", help="an .onnx file")
+    option(
+        "--cpu",
+        required=True,
+        metavar="CPU",
+        help="cortex-a53, cortex-a72 or cortex-a76",
+    )
+    option(
+        "--runtimes",
+        nargs="*",
+        default=list(baselines.COMPARED),
+        metavar="NAME",
+        help=f"of {', '.join(baselines.PEERS)} (default: all but ncnn-default)",
+    )
+    option(
+        "--bundle",
+        type=Path,
+        metavar="DIR",
+        help="our bundle of this model for this CPU (default: one is built)",
+    )
+    option(
+        "--tflite",
+        type=Path,
+        metavar="FILE",
+        help="what LiteRT runs instead of its conversion of the model",
+    )
+    option("--report", type=Path, metavar="FILE", help="write one HTML page")
+    option("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def table(result: Comparison) -> str:
+    """The comparison for a terminal: millions of instructions and cycles, best first."""
+    best = result.best
+    header = (
+        "runtime",
+        "version",
+        "instructions",
+        "core cycles",
+        "memory cycles",
+        "sum",
+        "× best",
+        "max-abs",
+    )
+    lines = [header]
+    refused = []
+    for row in result.sorted_rows():
+        if row.counts is None:
+            refused.append(f"{row.title} {row.version}".rstrip() + f": {row.refused}")
+            continue
+        lines.append(
+            (
+                row.title,
+                row.version,
+                _millions(row.counts.instructions),
+                _millions(row.counts.core_cycles),
+                _millions(row.counts.memory_cycles),
+                _millions(row.counts.cycles),
+                f"{row.counts.cycles / best:.2f}" if best else "",
+                _error(row),
+            )
+        )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    shown = [
+        "  ".join(
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    title = f"{result.model} on {result.cpu}, one thread, an inference: estimated, in millions"
+    return "\n".join([title, *shown, *refused, *result.notes])
+
+
+def _millions(count: float) -> str:
+    return f"{count / 1e6:.1f}"
+
+
+def _error(row: Row) -> str:
+    return "" if row.max_abs_error is None else f"{row.max_abs_error:.1e}"

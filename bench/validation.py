@@ -1,0 +1,284 @@
+"""The meter's estimates against published measurements on real boards.
+
+``published.json`` holds what others measured, each with its source; ``validation_results.json`` what the meter
+estimates for the same runtime, network and core, written by ``python -m bench validate --measure`` and never by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bench import baselines, published_networks
+from devices.sessions.session import Origin
+from meter.counts import (
+    Counts,
+    meter_version,
+    milliseconds,
+    overlapped_milliseconds,
+)
+from targets.errors import UserError
+from targets.files import write_whole
+from targets.progress import Progress
+
+PUBLISHED = Path(__file__).with_name("published.json")
+RESULTS = Path(__file__).with_name("validation_results.json")
+CLOSE = 1.25
+"""An estimate more than this factor away from the published time is called wrong."""
+
+
+class Source(NamedTuple):
+    """Who measured, on what, how; ``runtime`` is the meter's name of what they ran, ``clock`` in GHz."""
+
+    title: str
+    url: str
+    date: str
+    board: str
+    cpu: str
+    clock: float
+    os: str
+    runtime: str
+    version: str
+    threads: int
+    method: str
+
+
+class LeftOut(NamedTuple):
+    """A published figure that nothing here can be compared with."""
+
+    title: str
+    url: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One published time in milliseconds, and the estimate; ``counts`` is None where there is none yet."""
+
+    source: Source
+    network: str
+    published: float
+    counts: Counts | None
+
+    @property
+    def estimate(self) -> float | None:
+        """Milliseconds at the source's clock."""
+        if self.counts is None:
+            return None
+        return milliseconds(self.counts, self.source.cpu, self.source.clock)
+
+    @property
+    def least(self) -> float | None:
+        """Milliseconds if the memory's share and the core's overlapped wholly."""
+        if self.counts is None:
+            return None
+        return overlapped_milliseconds(self.counts, self.source.cpu, self.source.clock)
+
+    @property
+    def ratio(self) -> float | None:
+        """Estimated over published."""
+        return None if self.estimate is None else self.estimate / self.published
+
+    @property
+    def verdict(self) -> str:
+        """What is wrong with the estimate, in words; empty where it is close."""
+        if self.ratio is None:
+            return "not estimated"
+        if 1 / CLOSE <= self.ratio <= CLOSE:
+            return ""
+        if self.ratio < 1:
+            return f"wrong: {1 / self.ratio:.1f} × too fast"
+        return f"wrong: {self.ratio:.1f} × too slow"
+
+
+@dataclass(frozen=True)
+class Validation:
+    """All pairs; ``meter`` is the version that the estimates are of, ``versions`` the runtimes'."""
+
+    pairs: tuple[Pair, ...]
+    left_out: tuple[LeftOut, ...]
+    meter: str
+    versions: dict[str, str]
+
+    @property
+    def stale(self) -> bool:
+        return bool(self.meter != meter_version())
+
+    def groups(self) -> list[tuple[str, list[Pair]]]:
+        """The pairs by board, and all together where there are several boards."""
+        boards: dict[str, list[Pair]] = {}
+        for pair in self.pairs:
+            boards.setdefault(pair.source.board, []).append(pair)
+        found = list(boards.items())
+        return [*found, ("all", list(self.pairs))] if len(found) > 1 else found
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "meter": self.meter,
+            "versions": self.versions,
+            "pairs": [
+                {
+                    "board": pair.source.board,
+                    "cpu": pair.source.cpu,
+                    "clock_ghz": pair.source.clock,
+                    "runtime": pair.source.runtime,
+                    "network": pair.network,
+                    "published_ms": pair.published,
+                    "published_origin": str(Origin.BOARD),
+                    "source": pair.source.url,
+                    "estimated_ms": pair.estimate,
+                    "estimated_overlapped_ms": pair.least,
+                    "estimated_origin": str(Origin.ESTIMATED),
+                    "ratio": pair.ratio,
+                    "verdict": pair.verdict,
+                }
+                for pair in self.pairs
+            ],
+            "summary": [
+                summary(name, pairs)._asdict() for name, pairs in self.groups()
+            ],
+        }
+
+
+class Summary(NamedTuple):
+    """How estimates and published times agree over some pairs.
+
+    Attributes:
+        ratio: the geometric mean of estimated over published; low, high: the extremes.
+        spearman: rank correlation; None under three pairs.
+        wrong: how many are further away than ``CLOSE``.
+    """
+
+    name: str
+    pairs: int
+    ratio: float | None
+    low: float | None
+    high: float | None
+    spearman: float | None
+    wrong: int
+
+
+def summary(name: str, pairs: Sequence[Pair]) -> Summary:
+    known = [
+        (p.published, p.estimate, p.ratio) for p in pairs if p.estimate and p.ratio
+    ]
+    if not known:
+        return Summary(name, 0, None, None, None, None, 0)
+    published, estimates, ratios = (
+        np.array(column) for column in zip(*known, strict=True)
+    )
+    return Summary(
+        name,
+        len(known),
+        float(np.exp(np.log(ratios).mean())),
+        float(ratios.min()),
+        float(ratios.max()),
+        spearman(published.tolist(), estimates.tolist()),
+        sum(1 for p in pairs if p.ratio and p.verdict),
+    )
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Spearman's rank correlation, equal values sharing their mean rank; None under three values."""
+    if len(x) < 3:
+        return None
+    ranks = np.array([_ranks(x), _ranks(y)])
+    if not ranks.std(axis=1).all():
+        return None
+    return float(np.corrcoef(ranks)[0, 1])
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    ordered = sorted(values)
+    return [ordered.index(value) + (ordered.count(value) - 1) / 2 for value in values]
+
+
+def read() -> Validation:
+    """The published measurements, with the stored estimates.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    try:
+        published = json.loads(PUBLISHED.read_text(encoding="utf-8"))
+        sources = {key: Source(**each) for key, each in published["sources"].items()}
+        left_out = tuple(LeftOut(**each) for each in published["left_out"])
+        results = _results()
+        pairs = tuple(
+            Pair(
+                sources[each["source"]],
+                each["network"],
+                each["ms"],
+                results.counts.get(
+                    _key(
+                        sources[each["source"]].runtime,
+                        each["network"],
+                        sources[each["source"]].cpu,
+                    )
+                ),
+            )
+            for each in published["measurements"]
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{PUBLISHED.parent}: validation.json or validation_results.json is damaged ({error}); "
+            "take them from the repository again"
+        ) from None
+    return Validation(pairs, left_out, results.meter, results.versions)
+
+
+class _Results(NamedTuple):
+    meter: str
+    versions: dict[str, str]
+    counts: dict[str, Counts]
+
+
+def _results() -> _Results:
+    if not RESULTS.exists():
+        return _Results("", {}, {})
+    found = json.loads(RESULTS.read_text(encoding="utf-8"))
+    counts = {key: Counts(**each) for key, each in found["estimates"].items()}
+    return _Results(found["meter"], found["versions"], counts)
+
+
+def _key(runtime: str, network: str, cpu: str) -> str:
+    return f"{runtime} {network} {cpu}"
+
+
+def measure(validation: Validation, progress: Progress) -> None:
+    """Estimate every pair's runtime and network on its core, and write the results.
+
+    Raises:
+        UserError: a network cannot be converted, run or counted.
+    """
+    from bench.comparison import case_of
+    from bench.comparison import measure as measure_row
+
+    wanted = sorted(
+        {
+            (pair.network, pair.source.runtime, pair.source.cpu)
+            for pair in validation.pairs
+        }
+    )
+    counts: dict[str, Counts] = {}
+    cases = {}
+    for network, runtime, cpu in wanted:
+        progress.note(f"{network}, {runtime}, {cpu}")
+        if network not in cases:
+            cases[network] = case_of(published_networks.build(network), network)
+        row = measure_row(cases[network], baselines.peer(runtime), cpu, progress)
+        if row.counts is None:
+            raise UserError(f"{network} in {row.title} on {cpu}: {row.refused}")
+        counts[_key(runtime, network, cpu)] = row.counts
+    versions = {name: baselines.version(baselines.peer(name)) for _, name, _ in wanted}
+    found = {
+        "meter": meter_version(),
+        "versions": versions,
+        "estimates": {key: each._asdict() for key, each in sorted(counts.items())},
+    }
+    write_whole(RESULTS, (json.dumps(found, indent=2) + "\n").encode(), "--measure")

@@ -1,0 +1,1 @@
+"""What a build can make: a bundle, a standalone library, a C project."""

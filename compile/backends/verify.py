@@ -1,0 +1,84 @@
+"""Run what was built and compare it with the reference, before it is called built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from bundle import golden
+from bundle.accuracy import TOLERANCE, compare
+from bundle.store import open_bundle
+from devices.microcontroller.host import run_on_host
+from devices.microcontroller.session import from_output, interface_of, to_input
+from devices.sessions.opening import open_here, open_on_emulated
+from devices.sessions.session import Origin
+from targets.errors import UserError
+
+
+class Verification(NamedTuple):
+    """The worst of the golden inputs, and where it ran."""
+
+    origin: Origin
+    inputs: int
+    max_abs_error: float
+    relative_error: float
+
+
+def verify(folder: Path, emulated: bool, stage: Callable[[str], None]) -> Verification:
+    """Run the golden data of the bundle in ``folder``, here or on an emulated board.
+
+    Runs in a process of its own: a wrong kernel may crash it.
+
+    Raises:
+        UserError: an output is farther from the reference than ``accuracy.TOLERANCE``.
+    """
+    bundle = open_bundle(folder)
+    where = "an emulated board" if emulated else "this machine"
+    session = (
+        open_on_emulated(bundle, on_progress=stage) if emulated else open_here(bundle)
+    )
+    stage(f"comparing with ONNX Runtime on {where}")
+    with session:
+        results = [
+            compare(session.run(x), outputs)
+            for x, outputs in golden.read_golden(bundle)
+        ]
+    worst = max(results, key=lambda result: result.relative_error)
+    if not worst.passed:
+        raise UserError(
+            f"the compiled model is wrong on {where}: max-abs error {worst.max_abs_error:.1e} against "
+            f"ONNX Runtime, {worst.relative_error:.1e} of its range (at most {TOLERANCE:.0e}); "
+            "please report the model, and try another --target"
+        )
+    return Verification(
+        session.origin, len(results), worst.max_abs_error, worst.relative_error
+    )
+
+
+def verify_c(folder: Path) -> Verification:
+    """Run the golden data of the C project in ``folder``, compiled for this machine.
+
+    Raises:
+        UserError: an output is farther from the reference than `TOLERANCE`: of int8, another integer.
+    """
+    bundle = open_bundle(folder)
+    interface = interface_of(bundle)
+    pairs = golden.read_golden(bundle)
+    inputs = np.stack([to_input(x, bundle) for x, _ in pairs])
+    outputs = run_on_host(folder, bundle.manifest.name, interface, inputs)
+    results = [
+        compare([from_output(output, bundle)], expected)
+        for output, (_, expected) in zip(outputs, pairs, strict=True)
+    ]
+    worst = max(results, key=lambda result: result.relative_error)
+    if not worst.passed:
+        raise UserError(
+            f"the C gives other answers than the reference: max-abs error {worst.max_abs_error:.1e}, "
+            f"{worst.relative_error:.1e} of its range (at most {TOLERANCE:.0e}); please report the model"
+        )
+    return Verification(
+        Origin.HOST, len(results), worst.max_abs_error, worst.relative_error
+    )

@@ -1,0 +1,78 @@
+"""What ``--model`` means: a file, a member of the built-in family, or a Model Zoo network."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bundle.manifest import ModelIdentity, Preprocessing
+from compile import mobilenet
+from compile.frontend import gate, zoo
+from compile.frontend.model import Model
+from compile.frontend.preprocessing import Layout, Stated, beside
+
+
+@dataclass(frozen=True)
+class Source:
+    """A gated model with what its origin says of it.
+
+    Attributes:
+        name: for people and for the output folder.
+        preprocessing: the built-in or Model Zoo network's own; None for a user's file.
+        stated: what a TOML beside the file says.
+        note: what a person must know of its weights; empty for a user's file.
+        trained: whether the weights mean something, so that int8's loss against float32 is worth judging.
+    """
+
+    name: str
+    model: Model
+    preprocessing: Preprocessing | None
+    stated: Stated
+    note: str
+    trained: bool = True
+
+
+def find(
+    text: str,
+    input_shapes: Mapping[str, tuple[int, ...]],
+    layout: Layout | None,
+    on_progress: Callable[[str], None],
+) -> Source:
+    """Find, fetch or build the model that ``--model TEXT`` names, and pass it through the gate.
+
+    Raises:
+        UserError: no such model, or the gate refused it.
+    """
+    path = Path(text)
+    if text in zoo.MODELS and not path.exists():
+        path = zoo.fetch(
+            text,
+            lambda done, size: on_progress(
+                f"downloading {text}, {done * 100 // size} %"
+            ),
+        )
+        own, note = (
+            zoo.MODELS[text].preprocessing,
+            "the ONNX Model Zoo's trained network",
+        )
+        return Source(text, gate.load(path, input_shapes, "NCHW"), own, Stated(), note)
+    if re.fullmatch(r"mobilenetv2-[^/.]+\.?[^/]*-[^/.]+", text) and not path.exists():
+        return _built_in(text)
+    stated = beside(path)
+    model = gate.load(path, input_shapes, layout or stated.layout)
+    name = re.sub(r"[^\w.-]+", "-", path.stem).strip("-.") or "model"
+    return Source(name, model, None, stated, "")
+
+
+def _built_in(name: str) -> Source:
+    width, resolution = mobilenet.parse_name(name)
+    proto = mobilenet.build(width, resolution)
+    digest = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
+    identity = ModelIdentity(name=name, sha256=digest)
+    note = "built-in, seeded weights: a label that it gives means nothing"
+    own = mobilenet.preprocessing(resolution)
+    model = gate.check(proto, identity, {}, "NCHW")
+    return Source(name, model, own, Stated(), note, trained=False)

@@ -1,0 +1,1 @@
+"""Kernels in C, and how what they read is packed."""

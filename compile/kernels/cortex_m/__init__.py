@@ -1,0 +1,1 @@
+"""Kernels for Cortex-M: int8 (portable, DSP, MVE) and float32."""

@@ -1,0 +1,303 @@
+"""Integer operators (compile.ir.graph) as calls of kernels.h: sizes as constants, parameters as the kernels read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compile.ir.evaluate import addition, biases, ratios
+from compile.ir.graph import Add, AveragePool, Convolution, Operator, Tensor
+
+Bytes = NDArray[np.int8]
+
+KINDS = ("quantise", "convolution", "depthwise", "addition", "average")
+
+# kernels.h
+_LANES = 8
+_HEAD = 64
+_MAGIC = int(np.float32(1.5 * 2**23).view(np.int32))
+_MAGIC_SUMS, _MAGIC_STEPS = 1 << 22, 1 << 15
+# Steps beyond which every quantised value is the largest.
+_MOST_STEPS = 512
+# What a kernel works on at a time stays well within the first-level cache: 32 KB and more on all of these CPUs.
+_BAND_BYTES = 16 << 10
+# Pixels in registers beside 8 channels, as the meter chose them: with SDOT a register sums four channels, without it one.
+_ROWS_DOT, _ROWS = (8, 7, 6), (3,)
+# A network's parallel loops: one part for each core.
+_CORES = 4
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A call of a C function ``void symbol(int first, int last, const int8_t *x, …, const int8_t *parameters, int8_t *y)``.
+
+    Attributes:
+        kind: what it is, as Relay's operator is called.
+        call: its body, in C.
+        units: what ``first`` and ``last`` count; every split of them gives the same numbers.
+        parameters: what the function reads beside its inputs.
+    """
+
+    kind: str
+    call: str
+    units: int
+    parameters: Bytes
+    macs: int = 0
+
+    @property
+    def tasks(self) -> int:
+        return min(self.units, _CORES)
+
+
+def kernel(operator: Operator, dot: bool) -> Kernel:
+    """One operator.
+
+    Args:
+        dot: for a CPU with SDOT.
+
+    Raises:
+        UserError: a sum does not fit 32 bits.
+    """
+    if isinstance(operator, Add):
+        return _addition(operator, dot)
+    if isinstance(operator, AveragePool):
+        return _average(operator)
+    if operator.depthwise:
+        return _depthwise(operator, dot)
+    return _convolution(operator, dot)
+
+
+def quantise(image: Tensor) -> Kernel:
+    """The network's input, from float32 [channels, height, width]."""
+    height, width, channels = image.shape
+    scale = np.float32(image.quantisation.scale)
+    reciprocal = np.float32(1) / scale
+    # Of a mantissa of ones alone the rounded reciprocal may not do; of a scale that is next to nothing neither.
+    mantissa = int(scale.view(np.int32)) & 0x7FFFFF
+    safe = mantissa != 0x7FFFFF and 2**-64 < scale < 2**64
+    sizes = {
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "reciprocal": int(safe),
+    }
+    values = [float(scale), float(reciprocal), float(scale) * _MOST_STEPS]
+    head = _head(image.quantisation.zero, ratios=values)
+    return Kernel("quantise", _call("quantise", "Quantisation", sizes), height, head)
+
+
+def _addition(operator: Add, dot: bool) -> Kernel:
+    a, b, fixed = addition(operator)
+    size = operator.output.nbytes
+    largest = 255 * (abs(float(a)) + abs(float(b))) + abs(float(fixed))
+    sizes = {
+        "size": size,
+        "a_offset": operator.input.quantisation.offset,
+        "b_offset": operator.other.quantisation.offset,
+        "output_offset": operator.output.quantisation.offset,
+        "magic": int(dot and largest + 1 < _MAGIC_STEPS),
+        "clamped": int(_clamped(operator)),
+    }
+    zero = operator.output.quantisation.zero
+    head = _head(
+        zero, operator.low, operator.high, ratios=[float(a), float(b), float(fixed)]
+    )
+    call = _call("addition", "Addition", sizes, "a, b")
+    return Kernel("addition", call, -(-size // 16), head)
+
+
+def _average(operator: AveragePool) -> Kernel:
+    height, width, channels = operator.input.shape
+    sizes = {"pixels": height * width, "channels": channels}
+    head = _head(
+        operator.output.quantisation.zero,
+        input_zero=operator.input.quantisation.zero,
+        ratios=[float(ratios(operator)[0])],
+    )
+    call = _call("average", "Average", sizes)
+    return Kernel("average", call, -(-channels // _LANES), head)
+
+
+def _convolution(operator: Convolution, dot: bool) -> Kernel:
+    bias, magic = _biases(operator, dot)
+    outputs = operator.output.shape[2]
+    taps = operator.depth
+    depth = _whole(taps)
+    matrix = np.zeros((_whole(outputs), depth), np.int8)
+    matrix[:outputs, :taps] = operator.weights.reshape(outputs, taps)
+    pixels = prod(operator.output.shape[:2])
+    rows = min(
+        _ROWS_DOT if dot else _ROWS, key=lambda rows: (-(-pixels // rows)) * (rows + 1)
+    )
+    direct = operator.pointwise and taps == depth
+    if not direct:
+        # The gathered rows are on the stack.
+        rows = max(1, min(rows, _BAND_BYTES // depth))
+    rows = min(rows, pixels)
+    tiles, blocks = -(-pixels // rows), -(-outputs // _LANES)
+    by_channels = tiles < 4 * _CORES
+    sizes = _geometry(operator) | {
+        "outputs": outputs,
+        "direct": int(direct),
+        "depth": depth,
+        "rows": rows,
+        "band": rows
+        * max(1, min(_BAND_BYTES // ((depth + min(outputs, 64)) * rows), tiles)),
+        "by_channels": int(by_channels),
+        "pairs": int(not _has_least(operator)),
+        "magic": int(magic),
+        "clamped": int(_clamped(operator)),
+    }
+    packed = [_head_of(operator)]
+    for block in range(blocks):
+        own = slice(_LANES * block, _LANES * (block + 1))
+        packed += [
+            *_scales(operator, bias, own, _LANES),
+            _interleaved(matrix[own], dot),
+        ]
+    return Kernel(
+        "convolution",
+        _call("convolution", "Convolution", sizes),
+        blocks if by_channels else tiles,
+        np.concatenate(packed),
+        operator.macs,
+    )
+
+
+def _interleaved(block: Bytes, dot: bool) -> Bytes:
+    """8 channels' weights as `tile` reads them: with SDOT in fours, without in sixteens and a last eight."""
+    depth = block.shape[1]
+    if dot:
+        return block.reshape(_LANES, depth // 4, 4).transpose(1, 0, 2).ravel()
+    whole = depth // 16 * 16
+    sixteens = block[:, :whole].reshape(_LANES, -1, 16).transpose(1, 0, 2)
+    return np.concatenate([sixteens.ravel(), block[:, whole:].ravel()])
+
+
+def _depthwise(operator: Convolution, dot: bool) -> Kernel:
+    bias, magic = _biases(operator, dot)
+    channels = operator.output.shape[2]
+    taps = prod(operator.kernel)
+    (height, width), (_, across) = operator.kernel, operator.strides
+    # Two steps: whole rows of few channels, or parts of rows where even 16 channels are too many.
+    row = (operator.output.shape[1] - 1) * across + width
+    slab = max(16, _BAND_BYTES // (height * row) // 16 * 16)
+    columns = operator.output.shape[1]
+    if height * row * slab > 2 * _BAND_BYTES:
+        columns = max(1, (_BAND_BYTES // (16 * height) - width) // across + 1)
+    dots = dot and operator.kernel == (3, 3) and across <= 2
+    sizes = _geometry(operator) | {
+        "slab": min(slab, _whole(channels)),
+        "columns": columns,
+        "dots": int(dots),
+        "pairs": int(not _has_least(operator)),
+        "magic": int(magic),
+        "clamped": int(_clamped(operator)),
+    }
+    weights = np.zeros((taps, _whole(channels)), np.int8)
+    weights[:, :channels] = operator.weights.reshape(taps, channels)
+    packed = [_head_of(operator)]
+    at = 0
+    while at < channels:
+        lanes = 16 if channels - at >= 16 and not dots else 8
+        own = slice(at, at + lanes)
+        block = _columns(weights[:, own]) if dots else weights[:, own].ravel()
+        packed += [*_scales(operator, bias, own, lanes), block]
+        at += lanes
+    return Kernel(
+        "depthwise",
+        _call("depthwise", "Depthwise", sizes),
+        operator.output.shape[0],
+        np.concatenate(packed),
+        operator.macs,
+    )
+
+
+def _columns(weights: Bytes) -> Bytes:
+    """8 channels' 3×3 weights for SDOT: column by column, of each channel three and a zero."""
+    columns = np.zeros((3, 2, 4, 4), np.int8)
+    columns[..., :3] = weights.reshape(3, 3, 2, 4).transpose(1, 2, 3, 0)
+    return columns.ravel()
+
+
+def _geometry(operator: Convolution) -> dict[str, int]:
+    height, width, channels = operator.input.shape
+    output_height, output_width, _ = operator.output.shape
+    return {
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "output_height": output_height,
+        "output_width": output_width,
+        "kernel_height": operator.kernel[0],
+        "kernel_width": operator.kernel[1],
+        "down": operator.strides[0],
+        "across": operator.strides[1],
+        "top": operator.pads[0],
+        "left": operator.pads[1],
+    }
+
+
+def _call(
+    function: str, structure: str, sizes: dict[str, int], inputs: str = "a"
+) -> str:
+    fields = ", ".join(f".{name} = {value}" for name, value in sizes.items())
+    constants = f"({structure}){{{fields}}}"
+    return f"{function}(first, last, {inputs}, parameters, y, {constants});"
+
+
+def _whole(count: int) -> int:
+    return -(-count // _LANES) * _LANES
+
+
+def _has_least(operator: Convolution) -> bool:
+    """Whether two products may leave 16 bits: 2 × 128 × 128 does."""
+    return bool((operator.weights == -128).any())
+
+
+def _clamped(operator: Convolution | Add) -> bool:
+    return (operator.low, operator.high) != (-128, 127)
+
+
+def _head(
+    zero: int,
+    low: int = -128,
+    high: int = 127,
+    input_zero: int = 0,
+    ratios: Sequence[float] = (),
+) -> Bytes:
+    head = np.zeros(_HEAD // 4, np.int32)
+    head[:4] = zero, low, high, input_zero
+    head[4 : 4 + len(ratios)] = np.asarray(ratios, np.float32).view(np.int32)
+    return head.view(np.int8)
+
+
+def _head_of(operator: Convolution) -> Bytes:
+    return _head(
+        operator.output.quantisation.zero,
+        operator.low,
+        operator.high,
+        operator.input.quantisation.zero,
+    )
+
+
+def _scales(
+    operator: Convolution, bias: NDArray[np.int64], own: slice, lanes: int
+) -> list[Bytes]:
+    packed = np.zeros(lanes, np.int32)
+    ratio = np.zeros(lanes, np.float32)
+    packed[: bias[own].size] = bias[own]
+    ratio[: bias[own].size] = ratios(operator)[own]
+    return [packed.view(np.int8), ratio.view(np.int8)]
+
+
+def _biases(operator: Convolution, dot: bool) -> tuple[NDArray[np.int64], bool]:
+    """The biases with the input's zero point in them, and whether `scaled` may take its short way."""
+    bias, largest = biases(operator)
+    steps = largest * ratios(operator).astype(np.float64)
+    magic = dot and largest.max() < _MAGIC_SUMS and steps.max() + 1 < _MAGIC_STEPS
+    return (bias + _MAGIC if magic else bias), bool(magic)

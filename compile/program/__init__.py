@@ -1,0 +1,1 @@
+"""A compiled network as kernel calls and tensors with lifetimes; where each tensor lies."""

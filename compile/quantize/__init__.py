@@ -1,0 +1,1 @@
+"""Float32 into int8: calibration, and what it costs in accuracy."""

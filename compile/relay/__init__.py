@@ -1,0 +1,1 @@
+"""The operator graph through TVM: import, our own operators, layout, schedules, LLVM."""

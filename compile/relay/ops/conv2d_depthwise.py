@@ -1,0 +1,293 @@
+"""A convolution and the depthwise convolution after it as one operator, so that what lies between stays in the cache.
+
+An inverted residual (arXiv 1801.04381, figure 3) expands its input six-fold only to filter it channel by channel. From
+28×28 on the expanded tensor is larger than a small second-level cache, and crosses it twice. Here its rows
+are computed as the output needs them (compile/relay/ops/rows.py).
+
+AutoScheduler cannot do this by itself: its sketches never compute one convolution inside another. Only the
+engine's process imports this.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compile.relay.ops import registration, rows
+from compile.relay.prefetch import LINE
+from targets import engine
+
+tvm = engine.compiler()
+from tvm import relay, te, tir
+from tvm.target.x86 import get_simd_32bit_lanes
+
+OPERATOR = "netship.conv2d_depthwise"
+# The smallest second-level cache of the CPUs that there are targets for, the Raspberry Pi 3's and 5's; also by trial on
+# MobileNetV2 1.0/224: of 256 KB, 512 KB and 1 MB it gives the fewest cycles, core and memory, on Cortex-A72 (estimated).
+CACHE_BYTES = 512 << 10
+_AVX512_LANES = 16
+
+
+def fuse(module: Any) -> Any:
+    """Fuse each pair whose intermediate tensor is larger than ``CACHE_BYTES``.
+
+    Args:
+        module: NHWC, with constant weights.
+    """
+    users = _users(module["main"])
+    return tvm.IRModule.from_expr(_Fuse(users).visit(module["main"]))
+
+
+def macs(call: Any) -> int:
+    """Multiply-adds of one call of the operator, rows that two threads compute counted once."""
+    types = [argument.checked_type for argument in call.args]
+    data, weight, _, filters, _ = _shapes(types, call.attrs)
+    kernel = prod(weight[:3])
+    expanded = prod(_expanded(data, weight, call.attrs))
+    return expanded * kernel + prod(_shape(call.checked_type)) * prod(filters[:2])
+
+
+def _users(function: Any) -> Counter[Any]:
+    counts: Counter[Any] = Counter()
+
+    def count(node: Any) -> None:
+        if isinstance(node, relay.Call):
+            counts.update(node.args)
+        if isinstance(node, relay.Tuple):
+            counts.update(node.fields)
+
+    relay.analysis.post_order_visit(function, count)
+    return counts
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A convolution, its bias, and what its sums are clipped to; empty where they are not."""
+
+    convolution: Any
+    bias: NDArray[np.float32]
+    limits: tuple[float, ...]
+
+
+class _Fuse(relay.ExprMutator):  # type: ignore[misc]
+    def __init__(self, users: Counter[Any]) -> None:
+        super().__init__()
+        self._users = users
+
+    def visit_call(self, call: Any) -> Any:
+        second = self._layer(call)
+        if second is None or not _is_depthwise(second.convolution):
+            return super().visit_call(call)
+        between = second.convolution.args[0]
+        first = self._layer(between)
+        if (
+            first is None
+            or self._users[between] > 1
+            or not (first.limits and _is_plain(first.convolution))
+            or prod(_shape(between.checked_type)) * 4 <= CACHE_BYTES
+        ):
+            return super().visit_call(call)
+        data, layout = first.convolution.args[0], "NHWC"
+        if _is(data, "layout_transform") and data.attrs.src_layout == "NCHW":
+            data, layout = data.args[0], "NCHW"
+        attributes = tvm.ir.make_node(
+            "DictAttrs",
+            data_layout=layout,
+            strides=first.convolution.attrs.strides,
+            padding=first.convolution.attrs.padding,
+            limits=first.limits,
+            depthwise_strides=second.convolution.attrs.strides,
+            depthwise_padding=second.convolution.attrs.padding,
+            depthwise_limits=second.limits,
+        )
+        # HWOI of one input channel each.
+        filters = second.convolution.args[1].data.numpy()[..., 0]
+        arguments = [
+            self.visit(data),
+            first.convolution.args[1],
+            relay.const(first.bias),
+            relay.const(filters),
+            relay.const(second.bias),
+        ]
+        return relay.Call(relay.op.get(OPERATOR), arguments, attributes)
+
+    def _layer(self, node: Any) -> _Layer | None:
+        """The convolution that ``node`` is the end of, if nothing else uses what lies between."""
+        limits: tuple[float, ...] = ()
+        bias = None
+        between = []
+        if _is(node, "clip"):
+            limits = (float(node.attrs.a_min), float(node.attrs.a_max))
+            node = node.args[0]
+            between.append(node)
+        if _is(node, "add") and isinstance(node.args[1], relay.Constant):
+            bias, node = node.args[1].data.numpy(), node.args[0]
+            between.append(node)
+        if not (
+            _is(node, "nn.conv2d")
+            and isinstance(node.args[1], relay.Constant)
+            and node.checked_type.dtype == "float32"
+            and node.attrs.data_layout == "NHWC"
+            and all(int(dilation) == 1 for dilation in node.attrs.dilation)
+            and all(self._users[each] == 1 for each in between)
+        ):
+            return None
+        channels = _shape(node.checked_type)[3]
+        if bias is None:
+            bias = np.zeros(channels, np.float32)
+        if bias.shape[-1:] != (channels,) or bias.size != channels:
+            return None
+        return _Layer(node, bias.reshape(channels), limits)
+
+
+def _is(node: Any, name: str) -> bool:
+    return (
+        isinstance(node, relay.Call)
+        and isinstance(node.op, tvm.ir.Op)
+        and node.op.name == name
+    )
+
+
+def _is_plain(call: Any) -> bool:
+    return call.attrs.kernel_layout == "HWIO" and int(call.attrs.groups) == 1
+
+
+def _is_depthwise(call: Any) -> bool:
+    shapes = (call.args[0].checked_type, call.checked_type)
+    channels = {_shape(each)[3] for each in shapes}
+    groups = int(call.attrs.groups)
+    return call.attrs.kernel_layout == "HWOI" and channels == {groups} != {1}
+
+
+def _shape(tensor_type: Any) -> tuple[int, ...]:
+    return tuple(int(size) for size in tensor_type.shape)
+
+
+def _shapes(tensors: Any, attrs: Any) -> list[tuple[int, ...]]:
+    """Of the operator's arguments, that of the data as NHWC."""
+    data, *others = map(_shape, tensors)
+    if attrs["data_layout"] == "NCHW":
+        batch, channels, *size = data
+        data = (batch, *size, channels)
+    return [data, *others]
+
+
+def _convolved(size: int, kernel: int, stride: int, before: int, after: int) -> int:
+    return (size + before + after - kernel) // stride + 1
+
+
+def _expanded(
+    data: tuple[int, ...], weight: tuple[int, ...], attrs: Any
+) -> tuple[int, int, int, int]:
+    top, left, bottom, right = (int(pad) for pad in attrs["padding"])
+    rows, columns = (int(stride) for stride in attrs["strides"])
+    return (
+        data[0],
+        _convolved(data[1], weight[0], rows, top, bottom),
+        _convolved(data[2], weight[1], columns, left, right),
+        weight[3],
+    )
+
+
+def _output(
+    data: tuple[int, ...], weight: tuple[int, ...], filters: tuple[int, ...], attrs: Any
+) -> tuple[int, int, int, int]:
+    batch, height, width, channels = _expanded(data, weight, attrs)
+    top, left, bottom, right = (int(pad) for pad in attrs["depthwise_padding"])
+    rows, columns = (int(stride) for stride in attrs["depthwise_strides"])
+    return (
+        batch,
+        _convolved(height, filters[0], rows, top, bottom),
+        _convolved(width, filters[1], columns, left, right),
+        channels,
+    )
+
+
+def _relation(types: Any, attrs: Any) -> Any:
+    data, weight, _, filters, _ = _shapes(types[:5], attrs)
+    return relay.TensorType(_output(data, weight, filters, attrs), types[0].dtype)
+
+
+# AutoScheduler lowers in a thread of its own: a context variable would not reach it.
+_written = True
+
+
+@contextmanager
+def unwritten() -> Iterator[None]:
+    """Within it pairs have no code: where a network is lowered for its tasks alone, theirs took most of the time."""
+    global _written
+    _written = False
+    try:
+        yield
+    finally:
+        _written = True
+
+
+def _compute(attrs: Any, inputs: Any, output_type: Any) -> list[Any]:
+    data, weight, _, filters, _ = _shapes(inputs, attrs)
+    numbers = {
+        name: tuple(int(number) for number in attrs[name])
+        for name in ("strides", "padding", "depthwise_strides", "depthwise_padding")
+    }
+    pair = rows.Pair(
+        data=data,
+        data_layout=str(attrs["data_layout"]),
+        weight=weight,
+        filters=filters,
+        expanded=_expanded(data, weight, attrs),
+        output=_shape(output_type),
+        limits=tuple(float(limit) for limit in attrs["limits"]),
+        depthwise_limits=tuple(float(limit) for limit in attrs["depthwise_limits"]),
+        **numbers,
+    )
+    tile = _tile(tvm.target.Target.current())
+
+    def body(buffers: Any, outputs: Any) -> Any:
+        if not _written:
+            return tir.Evaluate(0)
+        return rows.kernel(pair, tile, buffers, outputs[0])
+
+    return [te.extern(pair.output, inputs, body, name="pair", tag=OPERATOR)]
+
+
+def _schedule(_: Any, outputs: Any, target: Any) -> Any:
+    return te.create_schedule([output.op for output in outputs])
+
+
+def _tile(target: Any) -> rows.Tile:
+    """By trial over the four pairs of MobileNetV2 1.0/224: of two vectors each input is used twice, and 8 divides 112 and 56.
+
+    With AVX-512, 14 columns or three vectors fill the registers and are no quicker; on Cortex-A72 blocks of 48 channels
+    cost as many core cycles, and more of the memory's.
+    """
+    with target:
+        lanes = get_simd_32bit_lanes()
+    aarch64 = target.attrs.get("mtriple", "").startswith("aarch64")
+    registers = 32 if aarch64 or lanes == _AVX512_LANES else 16
+    return rows.Tile(
+        lanes=lanes,
+        columns=registers // 4,
+        vectors=2,
+        outputs=8,
+        block=max(2 * lanes, LINE),
+        # Of 128-bit vectors, two clips of integers are done in a cycle, and one of float32 (Arm, Cortex-A72 Software
+        # Optimization Guide, UAN 0016A, 3.14 and 3.15).
+        as_integers=aarch64,
+    )
+
+
+_operator = registration.register(
+    OPERATOR,
+    "A convolution, bias and clip, then a depthwise one, likewise.",
+    ("data", "weight", "bias", "filters", "shift"),
+    _relation,
+    relay.op.OpPattern.OPAQUE,
+)
+registration.use(_operator, _compute, _schedule)

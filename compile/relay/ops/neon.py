@@ -1,0 +1,74 @@
+"""Relay's side of compile.kernels.neon: an operator is a call of a C function. Only the engine's process imports this."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from compile.kernels.neon.pack import KINDS, Kernel
+from compile.relay.ops import registration
+from targets import engine
+
+tvm = engine.compiler()
+from tvm import relay, te, tir
+
+_PREFIX = "netship.int8_"
+OPERATORS = frozenset(_PREFIX + kind for kind in KINDS)
+CONVOLUTIONS = frozenset(_PREFIX + kind for kind in ("convolution", "depthwise"))
+
+
+def call(
+    kernel: Kernel, symbol: str, inputs: Sequence[Any], shape: Sequence[int], name: str
+) -> Any:
+    """An operator in Relay, from ``inputs`` to int8 of ``shape``.
+
+    Args:
+        symbol: the C function's.
+        name: its node's in the ONNX graph.
+    """
+    attributes = tvm.ir.make_node(
+        "DictAttrs",
+        symbol=symbol,
+        units=kernel.units,
+        tasks=kernel.tasks,
+        macs=kernel.macs,
+        shape=list(shape),
+    )
+    span = relay.Span(relay.SourceName(name), 0, 0, 0, 0)
+    arguments = [*inputs, relay.const(kernel.parameters)]
+    operator = relay.op.get(_PREFIX + kernel.kind)
+    return relay.Call(operator, arguments, attributes, span=span)
+
+
+def _relation(_: Any, attrs: Any) -> Any:
+    return relay.TensorType([int(size) for size in attrs["shape"]], "int8")
+
+
+def _compute(attrs: Any, inputs: Any, output_type: Any) -> list[Any]:
+    units, tasks = int(attrs["units"]), int(attrs["tasks"])
+
+    def body(sources: Any, outputs: Any) -> Any:
+        builder = tir.ir_builder.create()
+        pointers = [source.access_ptr("r") for source in sources]
+        pointers.append(outputs[0].access_ptr("w"))
+        with builder.for_range(0, tasks, kind="parallel") as task:
+            part = [tir.floordiv(each * units, tasks) for each in (task, task + 1)]
+            builder.emit(tir.call_extern("int32", attrs["symbol"], *part, *pointers))
+        return builder.get()
+
+    return [te.extern(output_type.shape, inputs, body, dtype="int8", name="int8")]
+
+
+def _schedule(_: Any, outputs: Any, target: Any) -> Any:
+    return te.create_schedule([output.op for output in outputs])
+
+
+for _kind in KINDS:
+    _operator = registration.register(
+        _PREFIX + _kind,
+        "An integer operator in C for 64-bit ARM.",
+        (*(("a", "b") if _kind == "addition" else ("data",)), "parameters"),
+        _relation,
+        relay.op.OpPattern.OPAQUE,
+    )
+    registration.use(_operator, _compute, _schedule)

@@ -1,0 +1,115 @@
+"""What goes to a board: one archive with the RPC server, ``verify``, a service and a page that says how."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+from bundle.store import MANIFEST, Bundle
+from devices.board.programs import (
+    SOURCES,
+    Machine,
+    engine_sources,
+    native_server,
+    native_verifier,
+)
+from targets.errors import UserError
+from targets.files import check_writable, write_whole
+
+TEMPLATES = SOURCES / "kit"
+_SYSTEMS: dict[Machine, str] = {
+    "aarch64": "64-bit ARM (arm64)",
+    "arm": "32-bit ARM with hard-float and NEON (armhf)",
+    "x86_64": "x86-64 (amd64)",
+}
+_EXECUTABLE, _PLAIN = 0o755, 0o644
+_TEMPLATES = (
+    ("LICENSES", _PLAIN),
+    ("README.md", _PLAIN),
+    ("install", _EXECUTABLE),
+    ("netship-serve.service", _PLAIN),
+)
+
+
+def write_kit(
+    machine: Machine,
+    output: Path,
+    bundle: Bundle | None = None,
+    on_progress: Callable[[str], None] = lambda stage: None,
+) -> None:
+    """Write the kit for boards of ``machine``, a .tar.gz whose bytes depend on its content alone.
+
+    Args:
+        output: the archive; one that is there is replaced.
+        bundle: goes in as the folder ``bundle``, which ``./verify`` checks unasked.
+        on_progress: called with each stage.
+
+    Raises:
+        UserError: the bundle is for another machine, ``output`` cannot be written, the
+            programs cannot be built.
+    """
+    check_writable(output, "--output")
+    if bundle and bundle.manifest.format == "c":
+        raise UserError(
+            f"{bundle.path}: is C source for a microcontroller, a kit is for Linux boards; "
+            "leave it out, or build it for one"
+        )
+    if bundle and bundle.manifest.target.machine != machine:
+        raise UserError(
+            f"{bundle.path}: is for {bundle.manifest.target.machine}, the kit for {machine}; "
+            "give a kit and a bundle for the same board"
+        )
+    server = native_server(machine, on_progress).read_bytes()
+    verifier = native_verifier(machine, on_progress).read_bytes()
+    on_progress(f"packing {output.name}")
+    files = [(name, mode, _filled(name, machine)) for name, mode in _TEMPLATES]
+    files += [("serve", _EXECUTABLE, server), ("verify", _EXECUTABLE, verifier)]
+    if bundle:
+        for name in sorted([MANIFEST, *bundle.manifest.files]):
+            files.append((f"bundle/{name}", _PLAIN, bundle.read(name)))
+    write_whole(output, _archive(files), "--output")
+
+
+def _filled(template: str, machine: Machine) -> bytes:
+    """A template with what is between at signs replaced."""
+    third = engine_sources() / "3rdparty"
+    words = {
+        "MACHINE": machine,
+        "SYSTEM": _SYSTEMS[machine],
+        "TVM": _tvm_version(),
+        # What the licences of the parts that are compiled in want to go with them.
+        "APACHE": (third / "dmlc-core/LICENSE").read_text(),
+        "HALF": _first_comment(third / "compiler-rt/builtin_fp16.h"),
+        "PICOJSON": _first_comment(third / "picojson/picojson.h"),
+    }
+    text = (TEMPLATES / template).read_text()
+    return re.sub(r"@([A-Z]+)@", lambda found: words[found[1]], text).encode()
+
+
+def _tvm_version() -> str:
+    header = engine_sources() / "include/tvm/runtime/c_runtime_api.h"
+    found = re.search(r'#define TVM_VERSION "([\d.]+)"', header.read_text())
+    assert found
+    return found[1]
+
+
+def _first_comment(source: Path) -> str:
+    inside = source.read_text().split("/*", 1)[1].split("*/", 1)[0]
+    return re.sub(r"(?m)^ \* ?", "", inside).strip() + "\n"
+
+
+def _archive(files: list[tuple[str, int, bytes]]) -> bytes:
+    packed = io.BytesIO()
+    with (
+        gzip.GzipFile(filename="", fileobj=packed, mode="wb", mtime=0) as stream,
+        tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
+        for name, mode, content in files:
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(content), mode
+            tar.addfile(entry, io.BytesIO(content))
+    return packed.getvalue()

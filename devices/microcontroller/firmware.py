@@ -1,0 +1,271 @@
+"""A generated C project compiled into a bare program, run under QEMU, its instructions counted."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle.manifest import Firmware
+from devices.microcontroller.boards import Board
+from targets.errors import UserError
+
+_HERE = Path(__file__).parent
+_GCC = "arm-none-eabi-gcc"
+_QEMU = "qemu-system-arm"
+_STACK = 16 << 10
+_PARTS = 4
+
+
+@dataclass(frozen=True)
+class Image:
+    """A linked program.
+
+    Attributes:
+        code: bytes of code and tables of the network and its harness.
+        network_code: bytes of code and tables of the network alone.
+        weights: bytes of weights, biases and multipliers.
+        static: bytes of data and zeroed memory that the network itself declares.
+    """
+
+    path: Path
+    board: Board
+    code: int
+    network_code: int
+    weights: int
+    static: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one start of the board gave.
+
+    Attributes:
+        outputs: [inputs, values], int8 or float32.
+        self_test: the code that NAME_self_test returned; 0 where it was not asked.
+        stack: bytes of stack at most, NAME_run's own and its callees'; 0 where it was not asked.
+        instructions: of each inference.
+        parts: instructions of one inference, [steps, 4]: expand, depthwise, project, everything else;
+            None but in a traced run.
+    """
+
+    outputs: NDArray[Any]
+    self_test: int
+    stack: int
+    instructions: tuple[float, ...]
+    parts: NDArray[np.float64] | None
+
+
+def find_tools() -> None:
+    """Raises: UserError when the cross compiler or the emulator is not installed."""
+    for tool, package in (
+        (_GCC, "gcc-arm-none-eabi libnewlib-arm-none-eabi"),
+        (_QEMU, "qemu-system-arm"),
+    ):
+        if shutil.which(tool) is None:
+            raise UserError(
+                f"no {tool}; install it with `apt install {package}`, or compile the C project with "
+                "your own tools and call its self-test"
+            )
+
+
+def definitions(name: str, interface: Firmware) -> list[str]:
+    """What harness.h must know of the project ``name``, as options of the compiler."""
+    values = {
+        "NAME": name,
+        "VALUE": interface.c_type,
+        "INPUT_BYTES": interface.input_bytes,
+        "OUTPUT_BYTES": interface.output_bytes,
+        "ARENA_BYTES": interface.arena_bytes,
+        "INPUT_OFFSET": interface.input_offset,
+        "STEPS": interface.steps,
+    }
+    return [f"-D{macro}={value}" for macro, value in values.items()]
+
+
+def compile_firmware(
+    project: Path,
+    name: str,
+    interface: Firmware,
+    board: Board,
+    folder: Path,
+    *,
+    traced: bool = False,
+) -> Image:
+    """Compile the C project ``name`` in ``project`` with its harness into ``folder``.
+
+    Args:
+        traced: count instructions by step and part; the counting itself costs some.
+
+    Raises:
+        UserError: a tool is missing or failed; the program does not fit the board (by how much).
+    """
+    find_tools()
+    _check_fits(interface, board)
+    options = [
+        f"-mcpu={board.cpu}",
+        "-mthumb",
+        "-mfloat-abi=hard",
+        "-O3",
+        "-ffunction-sections",
+        "-fdata-sections",
+    ]
+    network = [*options, "-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
+    if traced:
+        network += ["-include", str(_HERE / "trace.h")]
+    harness = [*options, "-std=gnu99", *definitions(name, interface)]
+    sources = (
+        (project / f"{name}.c", network),
+        (project / f"{name}_weights.c", network),
+        (_HERE / "firmware.c", [*harness, *(["-DTRACE"] if traced else [])]),
+    )
+    objects = [folder / source.with_suffix(".o").name for source, _ in sources]
+    for (source, arguments), output in zip(sources, objects, strict=True):
+        _run([_GCC, *arguments, "-c", str(source), "-o", str(output)])
+    program = folder / f"{name}.elf"
+    places = {
+        "CODE": board.code,
+        "WEIGHTS": board.weights.address,
+        "DATA": board.data.address,
+    }
+    _run(
+        [
+            _GCC,
+            *options,
+            "-nostartfiles",
+            "-specs=nosys.specs",
+            "-Wl,--gc-sections",
+            *(f"-Wl,--defsym={symbol}={address}" for symbol, address in places.items()),
+            "-T",
+            str(_HERE / "board.ld"),
+            *map(str, objects),
+            "-o",
+            str(program),
+        ]
+    )
+    whole, alone = _sections(program), _sections(objects[0])
+    return Image(
+        program,
+        board,
+        code=whole[".text"] + whole[".fixed"],
+        network_code=sum(
+            size for s, size in alone.items() if s.startswith((".text", ".rodata"))
+        ),
+        weights=whole[".weights"],
+        static=sum(
+            size for s, size in alone.items() if s.startswith((".data", ".bss"))
+        ),
+    )
+
+
+def run_firmware(
+    image: Image,
+    interface: Firmware,
+    inputs: NDArray[Any],
+    folder: Path,
+    timeout: float,
+    *,
+    probe: bool = True,
+) -> Run:
+    """Start the board with ``inputs``, [inputs, values] of int8 or float32, and let it run to its end.
+
+    Args:
+        probe: do the self-test first, and measure the stack: two more inferences.
+
+    Raises:
+        UserError: it took longer than ``timeout`` seconds, faulted, or an inference returned an error.
+    """
+    (folder / "input.bin").write_bytes(inputs.astype(interface.dtype).tobytes())
+    if probe:
+        (folder / "probe.bin").touch()
+    else:
+        (folder / "probe.bin").unlink(missing_ok=True)
+    command = [
+        *(_QEMU, "-M", image.board.machine, "-nographic", "-monitor", "none"),
+        *("-serial", "none", "-icount", "shift=0"),
+        *("-semihosting-config", "enable=on,target=native"),
+        *("-kernel", str(image.path)),
+    ]
+    where = f"the emulated {image.board.machine}"
+    try:
+        result = subprocess.run(
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"{where}: no answer in {timeout:.0f} s; the firmware hangs, or the machine is slow"
+        ) from None
+    if result.returncode:
+        said = (result.stderr.strip().splitlines() or [""])[-1]
+        reasons = {101: "NAME_run returned an error", 103: "the firmware faulted"}
+        reason = reasons.get(
+            result.returncode, said or f"exit code {result.returncode}"
+        )
+        raise UserError(
+            f"{where}: {reason}; build it again, and report it if it stays so"
+        )
+    outputs = np.fromfile(folder / "output.bin", interface.dtype)
+    figures = np.fromfile(folder / "figures.bin", "<i4")
+    count = len(inputs)
+    scale = image.board.instructions_per_tick
+    each = figures[: 4 * count].reshape(count, 4)
+    traced = figures.size > 4 * count
+    return Run(
+        outputs.reshape(count, -1),
+        int(each[0, 0]),
+        int(each[0, 2]),
+        tuple((each[:, 3] * scale).tolist()),
+        figures[4 * count :].reshape(-1, _PARTS)[:-1] * scale if traced else None,
+    )
+
+
+def _check_fits(interface: Firmware, board: Board) -> None:
+    needs = interface.arena_bytes + interface.output_bytes + _STACK
+    if needs > board.data.size:
+        raise UserError(
+            f"{board.machine}: arena, output and stack take {needs:,} bytes, "
+            f"{needs - board.data.size:,} more than its RAM; the peak is {interface.peak!r}: choose a "
+            "smaller width or resolution"
+        )
+    if interface.weights_bytes > board.weights.size:
+        raise UserError(
+            f"{board.machine}: the weights take {interface.weights_bytes:,} bytes, "
+            f"{interface.weights_bytes - board.weights.size:,} more than its flash; choose a smaller width"
+        )
+
+
+def _sections(file: Path) -> dict[str, int]:
+    """Sizes of an object's sections, those of one name added."""
+    sizes: dict[str, int] = {}
+    for line in _run(["arm-none-eabi-size", "-A", str(file)]).splitlines():
+        words = line.split()
+        if len(words) == 3 and words[1].isdecimal():
+            sizes[words[0]] = sizes.get(words[0], 0) + int(words[1])
+    return sizes
+
+
+def _run(command: Sequence[str]) -> str:
+    result = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", check=False
+    )
+    if result.returncode:
+        errors = [line for line in result.stderr.splitlines() if "error" in line]
+        said = (errors or result.stderr.splitlines() or ["no message"])[0]
+        raise UserError(
+            f"{command[0]} failed: {said}; `apt install gcc-arm-none-eabi libnewlib-arm-none-eabi`, "
+            "or report it"
+        )
+    return result.stdout

@@ -1,0 +1,59 @@
+"""The same C compiled for this machine: what a board's output must equal, bit by bit in int8."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle.manifest import Firmware
+from devices.microcontroller.firmware import definitions
+from targets.errors import UserError
+from targets.presets import native
+from targets.toolchain import compile_program
+
+_SOURCE = Path(__file__).with_name("host.c")
+_SECONDS = 600.0
+
+
+def run_on_host(
+    project: Path, name: str, interface: Firmware, inputs: NDArray[Any]
+) -> NDArray[Any]:
+    """[inputs, values], int8 or float32, through the C project ``name`` → [inputs, values] of the output.
+
+    Raises:
+        UserError: the C does not compile, an inference returned an error, or it takes too long.
+    """
+    target = native()
+    with tempfile.TemporaryDirectory(prefix="netship-") as scratch:
+        program = Path(scratch) / "host"
+        compile_program(
+            [project / f"{name}.c", project / f"{name}_weights.c", _SOURCE],
+            program,
+            target,
+            *("-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Werror"),
+            # Cortex-M's FPU has it, so that the same sums are rounded alike.
+            *(["-mfma"] if "fma" in target.features else []),
+            *definitions(name, interface),
+        )
+        try:
+            result = subprocess.run(
+                [str(program)],
+                input=inputs.astype(interface.dtype).tobytes(),
+                capture_output=True,
+                timeout=_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise UserError(
+                f"{name}: the C project gave no answer on this machine in {_SECONDS:.0f} s"
+            ) from None
+    if result.returncode:
+        raise UserError(
+            f"{name}_run on this machine returned {result.returncode}; please report the model"
+        )
+    return np.frombuffer(result.stdout, interface.dtype).reshape(len(inputs), -1)

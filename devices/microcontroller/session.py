@@ -1,0 +1,227 @@
+"""A C project on the microcontroller board that it was built for, under QEMU."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle.manifest import Firmware
+from bundle.store import Bundle
+from devices.microcontroller.boards import BOARDS
+from devices.microcontroller.firmware import Image, Run, compile_firmware, run_firmware
+from devices.microcontroller.host import run_on_host
+from devices.sessions.session import OperatorTime, Origin
+from targets.errors import UserError
+
+_SECONDS = 600.0
+
+
+class Part(NamedTuple):
+    """A step's multiply-adds, its instructions, and those of its parts."""
+
+    name: str
+    macs: int
+    instructions: float
+    expand: float
+    depthwise: float
+    project: float
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What an inference takes of the board: bytes, and instructions as counted by QEMU.
+
+    Attributes:
+        ram_bytes: arena (with the input in it), output, static data and stack at its highest.
+        flash_bytes: code, tables and weights of the network.
+        max_error: largest difference from the same C compiled for this machine, over every input run: in
+            steps of an int8 output, or as it is of a float32 one.
+        parts: by step; counted in a run of its own, whose counting costs under 1 %.
+    """
+
+    board: str
+    ram_bytes: int
+    arena_bytes: int
+    stack_bytes: int
+    static_bytes: int
+    flash_bytes: int
+    code_bytes: int
+    instructions: int
+    max_error: float
+    parts: tuple[Part, ...]
+
+
+def to_input(tensor: NDArray[np.float32], bundle: Bundle) -> NDArray[Any]:
+    """The input tensor as the C takes it: int8 or float32, NHWC, flat."""
+    interface = interface_of(bundle)
+    if tensor.shape != bundle.manifest.input.shape:
+        raise ValueError(f"input is {tensor.shape}, not {bundle.manifest.input.shape}")
+    values: NDArray[Any] = tensor
+    if interface.input is not None:
+        steps = np.rint(tensor / np.float32(interface.input.scale))
+        values = np.clip(steps + interface.input.zero, -128, 127).astype(np.int8)
+    if bundle.manifest.input.layout == "NCHW":
+        values = values.transpose(0, 2, 3, 1)
+    return values.ravel()
+
+
+def from_output(output: NDArray[Any], bundle: Bundle) -> NDArray[np.float32]:
+    """The C's output in the manifest's shape."""
+    quantised = interface_of(bundle).output
+    real = output.astype(np.float32)
+    if quantised is not None:
+        real = (real - quantised.zero) * np.float32(quantised.scale)
+    shape = bundle.manifest.outputs[0].shape
+    if len(shape) == 4:
+        real = real.reshape(shape[2], shape[3], shape[1]).transpose(2, 0, 1)
+    return np.ascontiguousarray(real.reshape(shape))
+
+
+def interface_of(bundle: Bundle) -> Firmware:
+    """Raises: UserError when the bundle is no C project."""
+    if bundle.manifest.firmware is None:
+        raise UserError(
+            f"{bundle.path}: is no C project for a microcontroller; build with --target cortex-m7"
+        )
+    return bundle.manifest.firmware
+
+
+def open_firmware(
+    bundle: Bundle, on_progress: Callable[[str], None] = lambda stage: None
+) -> FirmwareSession:
+    """Compile the project for its board; each run starts the board anew.
+
+    Raises:
+        UserError: no cross compiler, no QEMU, no board for the target, or it does not fit.
+    """
+    interface = interface_of(bundle)
+    board = BOARDS.get(interface.cpu)
+    if board is None:
+        raise UserError(
+            f"{bundle.path}: no board with a {interface.cpu}; there are {', '.join(BOARDS)}"
+        )
+    on_progress(f"compiling for {board.machine} ({board.cpu})")
+    folder = tempfile.TemporaryDirectory(prefix="netship-")
+    try:
+        image = compile_firmware(
+            bundle.path, bundle.manifest.name, interface, board, Path(folder.name)
+        )
+        return FirmwareSession(bundle, image, folder)
+    except BaseException:
+        folder.cleanup()
+        raise
+
+
+class FirmwareSession:
+    """A `Session` whose board is a program of QEMU's that starts, answers and ends.
+
+    Attributes:
+        image: the linked program.
+    """
+
+    origin = Origin.EMULATED
+    threads = 1
+
+    def __init__(
+        self, bundle: Bundle, image: Image, folder: tempfile.TemporaryDirectory[str]
+    ) -> None:
+        self._bundle, self.image, self._folder = bundle, image, folder
+        self._interface = interface_of(bundle)
+        self._runs: list[tuple[NDArray[Any], Run]] = []
+
+    def run(self, tensor: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """One inference; the first one is preceded by the project's self-test.
+
+        Raises:
+            ValueError: another shape.
+            UserError: the self-test failed, or the board did.
+        """
+        inputs = to_input(tensor, self._bundle)[np.newaxis]
+        run = self._start(self.image, inputs, probe=not self._runs)
+        if run.self_test:
+            raise UserError(
+                f"{self._bundle.path}: {self._bundle.manifest.name}_self_test returned "
+                f"{run.self_test}; build it again, and report the model if it stays so"
+            )
+        self._runs.append((inputs, run))
+        return [from_output(run.outputs[0], self._bundle)]
+
+    def time(self, tensor: NDArray[np.float32], repeat: int) -> list[float]:
+        """Raises: UserError always: the emulator's times say nothing of the board."""
+        raise UserError(
+            "--repeat: an emulated microcontroller has no times; leave it out, instructions are counted"
+        )
+
+    def profile(self, tensor: NDArray[np.float32]) -> list[OperatorTime]:
+        """Empty: instructions are counted, see `figures`."""
+        return []
+
+    def figures(self) -> Figures:
+        """Memory and instructions of the first input that was run, by step and part; and how far all that
+        was run is from the same C on this machine.
+
+        Raises:
+            ValueError: nothing was run.
+            UserError: a tool failed.
+        """
+        if not self._runs:
+            raise ValueError("figures of what was not run")
+        manifest, interface = self._bundle.manifest, self._interface
+        inputs, plain = self._runs[0]
+        everything = np.concatenate([each for each, _ in self._runs])
+        board = np.concatenate([run.outputs for _, run in self._runs])
+        host = run_on_host(self._bundle.path, manifest.name, interface, everything)
+        with tempfile.TemporaryDirectory(prefix="netship-") as folder:
+            traced = compile_firmware(
+                self._bundle.path,
+                manifest.name,
+                interface,
+                self.image.board,
+                Path(folder),
+                traced=True,
+            )
+            parts = self._start(traced, inputs).parts
+        assert parts is not None
+        image = self.image
+        return Figures(
+            board=f"{image.board.machine} ({image.board.cpu})",
+            ram_bytes=interface.arena_bytes
+            + interface.output_bytes
+            + image.static
+            + plain.stack,
+            arena_bytes=interface.arena_bytes,
+            stack_bytes=plain.stack,
+            static_bytes=image.static,
+            flash_bytes=image.network_code + image.weights,
+            code_bytes=image.network_code,
+            instructions=round(plain.instructions[0]),
+            max_error=float(np.abs(board.astype(np.float64) - host).max()),
+            parts=tuple(
+                Part(group.layer, group.macs, float(row.sum()), *map(float, row[:3]))
+                for group, row in zip(manifest.lowering.groups, parts, strict=True)
+            ),
+        )
+
+    def board(self) -> None:
+        """Nothing: an emulated microcontroller has no governor."""
+
+    def close(self) -> None:
+        self._folder.cleanup()
+
+    def _start(self, image: Image, inputs: NDArray[Any], *, probe: bool = False) -> Run:
+        folder = Path(self._folder.name)
+        return run_firmware(
+            image, self._interface, inputs, folder, _SECONDS, probe=probe
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

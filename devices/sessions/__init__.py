@@ -1,0 +1,1 @@
+"""A bundle loaded on one device or several, and run."""

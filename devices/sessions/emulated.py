@@ -1,0 +1,167 @@
+"""A bundle on an emulated board: the boards' own server under QEMU's user mode, in a Debian system of theirs.
+
+Numbers are those of the board; times are the emulator's and say nothing of it. The kernel, the caches, the clock and
+the sizes of memory are this machine's.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple, cast
+
+from bundle.store import Bundle
+from devices.board.programs import Machine, native_server
+from devices.sessions.rpc import boards_of, open_served
+from devices.sessions.session import Origin, Session
+from devices.sysroot import ARCHITECTURES, prepare
+from devices.transport.server import Server, start_native
+from targets.errors import UserError
+
+# More make the emulated process hang at its exit.
+_THREADS = 1
+_START_SECONDS = 60.0
+_CALL_SECONDS = 600.0
+_KNOWN_EVERY_SECONDS = 0.1
+# Variables of this machine that the emulated dynamic linker would obey.
+_NOT_FOR_THE_BOARD = ("LD_PRELOAD", "LD_LIBRARY_PATH")
+
+
+class Board(NamedTuple):
+    """An emulated board: ``program`` is the command that starts its server.
+
+    Attributes:
+        cpu: QEMU's name of it.
+    """
+
+    cpu: str
+    program: tuple[str, ...]
+
+
+def board(
+    machine: str, cpu: str, on_progress: Callable[[str], None] = lambda stage: None
+) -> Board:
+    """Make an emulated board ready; the first time its system is fetched and its server built.
+
+    Args:
+        machine: aarch64 or arm.
+        cpu: a name of QEMU's (``qemu-aarch64 -cpu help``).
+
+    Raises:
+        UserError: no QEMU, QEMU does not know the CPU, the system cannot be fetched, the server not built.
+    """
+    qemu = find_qemu(machine)
+    check_cpu(qemu, cpu)
+    root = prepare(on_progress, machine)
+    server = native_server(cast(Machine, machine), on_progress)
+    return Board(cpu, (*_emulator(qemu, cpu, root), str(server)))
+
+
+def _emulator(qemu: str, cpu: str, root: Path) -> list[str]:
+    unset = [word for name in _NOT_FOR_THE_BOARD for word in ("-U", name)]
+    return [qemu, "-cpu", cpu, "-L", str(root), *unset]
+
+
+@contextmanager
+def serve_boards(
+    emulated: Board, count: int, key: str, tracker_port: int
+) -> Iterator[list[Server]]:
+    """Servers of ``count`` emulated boards, which a tracker on 127.0.0.1 knows under ``key``, for as long as the context.
+
+    Raises:
+        UserError: one did not start, or the tracker does not get to know them.
+    """
+    options = ["--threads", str(_THREADS), "--tracker", f"127.0.0.1:{tracker_port}"]
+    with ExitStack() as stack:
+        servers = []
+        for _ in range(count):
+            server = start_native(emulated.program, _START_SECONDS, options, key)
+            stack.callback(server.close)
+            servers.append(server)
+        end = time.monotonic() + _START_SECONDS
+        while not _all_known(tracker_port, key, count):
+            if time.monotonic() > end:
+                raise UserError(
+                    f"the emulated boards did not reach the tracker within {_START_SECONDS:g} s; try again"
+                )
+            time.sleep(_KNOWN_EVERY_SECONDS)
+        yield servers
+
+
+def _all_known(port: int, key: str, count: int) -> bool:
+    try:
+        return boards_of("127.0.0.1", port, key).boards >= count
+    except UserError:  # none yet
+        return False
+
+
+def open_emulated(
+    bundle: Bundle,
+    cpu: str | None = None,
+    on_progress: Callable[[str], None] = lambda stage: None,
+) -> Session:
+    """Load a bundle on an emulated board, on one thread.
+
+    Args:
+        cpu: a name of QEMU's (``qemu-aarch64 -cpu help``); the target's where None.
+        on_progress: called with each stage.
+
+    Raises:
+        UserError: as `board`; a bundle for another machine, or model.so needs an instruction
+            the CPU lacks.
+    """
+    target = bundle.manifest.target
+    if target.machine not in ARCHITECTURES:
+        raise UserError(
+            f"{bundle.path}: model.so is for {target.machine}, emulated boards are aarch64 or arm; "
+            "build with --target arm-cortex-a72 or leave --board out"
+        )
+    emulated = board(target.machine, cpu or target.qemu_cpu or "max", on_progress)
+    on_progress(f"starting an emulated {emulated.cpu}")
+    return open_served(
+        bundle,
+        lambda: start_native(
+            emulated.program, _START_SECONDS, ["--threads", str(_THREADS)]
+        ),
+        cpu=f"the emulated {emulated.cpu}",
+        threads=_THREADS,
+        origin=Origin.EMULATED,
+        call_timeout=_CALL_SECONDS,
+    )
+
+
+def find_qemu(machine: str = "aarch64") -> str:
+    """QEMU's user-mode emulator of ``machine``, aarch64 or arm.
+
+    Raises:
+        UserError: not installed.
+    """
+    for name in (f"qemu-{machine}-static", f"qemu-{machine}"):
+        if found := shutil.which(name):
+            return found
+    raise UserError(
+        f"no QEMU for {machine}; install it with `apt install qemu-user-static`, "
+        "or use a board"
+    )
+
+
+def check_cpu(qemu: str, cpu: str) -> None:
+    """Refuse a CPU that QEMU does not know.
+
+    Raises:
+        UserError: with the ones that it knows.
+    """
+    shown = subprocess.run(
+        [qemu, "-cpu", "help"], capture_output=True, text=True, check=False
+    )
+    known = re.findall(r"^\s+([\w-]+)\s*$", shown.stdout, re.MULTILINE)
+    if cpu not in known:
+        raise UserError(
+            f"{qemu}: knows no CPU {cpu!r}, only {', '.join(known)}; "
+            "install QEMU 7.1 or newer, or choose one of these"
+        )

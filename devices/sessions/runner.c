@@ -1,0 +1,380 @@
+/* A standalone library behind two pipes; devices/sessions/runner.py is at their other end.
+
+   Two ways to build it:
+     with -DSTATIC_NAME=NAME it includes NAME.h, is linked to libNAME.a and takes no arguments;
+     without, `runner /path/to/libNAME.so NAME` loads that library.
+
+   It speaks first, one answer, and then gives one answer to each request:
+     request   u32 command, u32 bytes, that many bytes
+     answer    u32 status, u32 bytes, that many bytes (status 1: words that say what failed)
+   Numbers are little-endian. It ends when its standard input does, even in mid-inference. */
+
+#define _DEFAULT_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+/* As class Command of devices/sessions/runner.py. */
+enum { CREATE = 1, INPUT, RUN, TIME, SELF_TEST, MEMORY, QUIT };
+enum { ANSWERED, FAILED };
+enum { LONGEST_TEXT = 512, LONGEST_BATCH = 64, ALIGNMENT = 64, MARGIN = 4096, BAD_REQUEST = 2 };
+static const uint64_t LARGEST_TENSOR = UINT64_C(1) << 29;
+/* A signalling NaN: no arithmetic gives one. */
+static const uint32_t UNWRITTEN = 0x7fa0beef;
+
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+#define QUOTE_(a) #a
+#define QUOTE(a) QUOTE_(a)
+
+#ifdef STATIC_NAME
+#include QUOTE(STATIC_NAME.h)
+#define instance_t JOIN(STATIC_NAME, _t)
+#else
+#include <dlfcn.h>
+typedef struct instance instance_t;
+#endif
+
+#define FUNCTIONS(FUNCTION)                                          \
+    FUNCTION(const char *, version, (void))                          \
+    FUNCTION(size_t, workspace_bytes, (void))                        \
+    FUNCTION(instance_t *, create, (int threads))                    \
+    FUNCTION(int, last_error, (void))                                \
+    FUNCTION(const char *, error_text, (int code))                   \
+    FUNCTION(int, run, (instance_t *, const float *input, float *output)) \
+    FUNCTION(void, destroy, (instance_t *))                          \
+    FUNCTION(int, self_test, (void))
+
+#define MEMBER(type, function, arguments) type(*function) arguments;
+struct functions {
+    FUNCTIONS(MEMBER)
+};
+
+static struct functions model;
+static const char *model_name;
+static instance_t *instance;
+static float *input, *output;
+static size_t input_bytes, output_bytes;
+static int answers;
+
+static int read_all(void *data, size_t bytes)
+{
+    for (char *next = data; bytes > 0;) {
+        ssize_t got = read(STDIN_FILENO, next, bytes);
+        if (got > 0) {
+            next += got;
+            bytes -= (size_t)got;
+        } else if (got == 0 || errno != EINTR) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+static void write_all(const void *data, size_t bytes)
+{
+    for (const char *next = data; bytes > 0;) {
+        ssize_t put = write(answers, next, bytes);
+        if (put > 0) {
+            next += put;
+            bytes -= (size_t)put;
+        } else if (errno != EINTR) {
+            _exit(0);
+        }
+    }
+}
+
+static void send_answer(uint32_t status, const void *data, size_t bytes)
+{
+    uint32_t header[] = {status, (uint32_t)bytes};
+    write_all(header, sizeof header);
+    write_all(data, bytes);
+}
+
+static void answer(const void *data, size_t bytes) { send_answer(ANSWERED, data, bytes); }
+
+static void fail(const char *format, ...)
+{
+    char text[LONGEST_TEXT];
+    va_list values;
+    va_start(values, format);
+    vsnprintf(text, sizeof text, format, values);
+    va_end(values);
+    send_answer(FAILED, text, strlen(text));
+}
+
+static void fail_with(const char *function, int code)
+{
+    const char *text = model.error_text(code);
+    fail("%s_%s gave error %d (%s)", model_name, function, code, text ? text : "it has no text");
+}
+
+/* What devices/sessions/runner.py never sends. */
+static void bad_request(const char *what)
+{
+    fprintf(stderr, "runner: %s\n", what);
+    exit(BAD_REQUEST);
+}
+
+static void *end_with_parent(void *unused)
+{
+    struct pollfd parent = {.fd = STDIN_FILENO};
+    (void)unused;
+    while (poll(&parent, 1, -1) < 1)
+        continue;
+    _exit(0);
+}
+
+/* Memory for a tensor and `margin` bytes after it, then a page that must not be touched. */
+static float *room(size_t bytes, size_t margin)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    size_t whole = (bytes + margin + ALIGNMENT + page - 1) / page * page;
+    char *start = mmap(NULL, whole + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (start == MAP_FAILED || mprotect(start + whole, page, PROT_NONE))
+        return NULL;
+    size_t offset = whole - margin - bytes;
+    return (float *)(void *)(start + offset - offset % ALIGNMENT);
+}
+
+static double now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+#ifdef STATIC_NAME
+#define ASSIGN(type, function, arguments) model.function = JOIN(STATIC_NAME, _##function);
+static int load(char **arguments)
+{
+    (void)arguments;
+    model_name = QUOTE(STATIC_NAME);
+    FUNCTIONS(ASSIGN)
+    return 1;
+}
+#else
+static int look_up(void *library, const char *function, void *pointer)
+{
+    char symbol[LONGEST_TEXT];
+    snprintf(symbol, sizeof symbol, "%s_%s", model_name, function);
+    void *found = dlsym(library, symbol);
+    if (found == NULL)
+        fail("it has no function %s", symbol);
+    memcpy(pointer, &found, sizeof found);
+    return found != NULL;
+}
+
+#define LOOK_UP(type, function, arguments) &&look_up(library, #function, &model.function)
+static int load(char **arguments)
+{
+    if (arguments[0] == NULL || arguments[1] == NULL || arguments[2] == NULL)
+        bad_request("needs a library and its name");
+    model_name = arguments[2];
+    void *library = dlopen(arguments[1], RTLD_NOW | RTLD_LOCAL);
+    if (library == NULL)
+        fail("cannot be loaded: %s", dlerror());
+    return library != NULL FUNCTIONS(LOOK_UP);
+}
+#endif
+
+/* u64 bytes of workspace, then the version. */
+static void greet(void)
+{
+    char hello[sizeof(uint64_t) + LONGEST_TEXT];
+    uint64_t workspace = model.workspace_bytes();
+    memcpy(hello, &workspace, sizeof workspace);
+    snprintf(hello + sizeof workspace, LONGEST_TEXT, "%s", model.version());
+    answer(hello, sizeof workspace + strlen(hello + sizeof workspace));
+}
+
+/* u64 bytes of the input, u64 of the output, u32 threads. */
+static void create(const unsigned char *payload)
+{
+    uint64_t sizes[2];
+    uint32_t threads;
+    memcpy(sizes, payload, sizeof sizes);
+    memcpy(&threads, payload + sizeof sizes, sizeof threads);
+    if (instance)
+        bad_request("created twice");
+    if (sizes[0] > LARGEST_TENSOR || sizes[1] > LARGEST_TENSOR) {
+        fail("a tensor has more than %llu bytes", (unsigned long long)LARGEST_TENSOR);
+        return;
+    }
+    input_bytes = (size_t)sizes[0];
+    output_bytes = (size_t)sizes[1];
+    input = room(input_bytes, 0);
+    output = room(output_bytes, MARGIN);
+    if (input == NULL || output == NULL) {
+        fail("no memory for its input and output");
+        return;
+    }
+    instance = model.create((int)threads);
+    if (instance)
+        answer(NULL, 0);
+    else
+        fail_with("create", model.last_error());
+}
+
+/* The words in [first, end) of the output and its margin that still are as `run` filled them. */
+static size_t count_unwritten(size_t first, size_t end)
+{
+    size_t unwritten = 0;
+    for (size_t i = first; i < end; i++)
+        unwritten += memcmp(output + i, &UNWRITTEN, sizeof UNWRITTEN) == 0;
+    return unwritten;
+}
+
+static void run(void)
+{
+    size_t floats = output_bytes / sizeof *output, end = (output_bytes + MARGIN) / sizeof *output;
+    for (size_t i = 0; i < end; i++)
+        memcpy(output + i, &UNWRITTEN, sizeof UNWRITTEN);
+    int code = model.run(instance, input, output);
+    size_t unwritten = count_unwritten(0, floats);
+    if (code)
+        fail_with("run", code);
+    else if (unwritten)
+        fail("%s_run leaves %zu of %zu outputs unwritten", model_name, unwritten, floats);
+    else if (count_unwritten(floats, end) < end - floats)
+        fail("%s_run writes behind its %zu outputs", model_name, floats);
+    else
+        answer(output, output_bytes);
+}
+
+static void time_runs(uint32_t repeat)
+{
+    static double seconds[LONGEST_BATCH];
+    if (repeat > LONGEST_BATCH)
+        bad_request("too many inferences at once");
+    for (uint32_t i = 0; i < repeat; i++) {
+        double start = now();
+        int code = model.run(instance, input, output);
+        seconds[i] = now() - start;
+        if (code) {
+            fail_with("run", code);
+            return;
+        }
+    }
+    answer(seconds, repeat * sizeof *seconds);
+}
+
+static uint64_t status_bytes(const char *status, const char *field)
+{
+    const char *found = strstr(status, field);
+    return found ? 1024 * (uint64_t)strtoul(found + strlen(field), NULL, 10) : 0;
+}
+
+/* u64 bytes of resident memory now, u64 at the highest: proc(5), /proc/pid/status. */
+static void memory(void)
+{
+    char status[8192];
+    int file = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
+    ssize_t got = file < 0 ? -1 : read(file, status, sizeof status - 1);
+    if (file >= 0)
+        close(file);
+    if (got < 0) {
+        fail("/proc/self/status: %s", strerror(errno));
+        return;
+    }
+    status[got] = '\0';
+    uint64_t bytes[] = {status_bytes(status, "VmRSS:"), status_bytes(status, "VmHWM:")};
+    answer(bytes, sizeof bytes);
+}
+
+static void self_test(void)
+{
+    int code = model.self_test();
+    if (code)
+        fail_with("self_test", code);
+    else
+        answer(NULL, 0);
+}
+
+static size_t payload_bytes(uint32_t command)
+{
+    switch (command) {
+    case CREATE:
+        return 2 * sizeof(uint64_t) + sizeof(uint32_t);
+    case INPUT:
+        return input_bytes;
+    case TIME:
+        return sizeof(uint32_t);
+    default:
+        return 0;
+    }
+}
+
+static void serve(uint32_t command, const unsigned char *payload)
+{
+    uint32_t repeat;
+    switch (command) {
+    case CREATE:
+        create(payload);
+        break;
+    case INPUT:
+        answer(NULL, 0);
+        break;
+    case RUN:
+        run();
+        break;
+    case TIME:
+        memcpy(&repeat, payload, sizeof repeat);
+        time_runs(repeat);
+        break;
+    case SELF_TEST:
+        self_test();
+        break;
+    case MEMORY:
+        memory();
+        break;
+    case QUIT:
+        if (instance)
+            model.destroy(instance);
+        answer(NULL, 0);
+        exit(0);
+    default:
+        bad_request("unknown command");
+    }
+}
+
+int main(int count, char **arguments)
+{
+    (void)count;
+    struct rlimit none = {0, 0};
+    setrlimit(RLIMIT_CORE, &none);
+    /* Whatever a library prints must not come between the answers. */
+    answers = dup(STDOUT_FILENO);
+    pthread_t watcher;
+    if (answers < 0 || dup2(STDERR_FILENO, STDOUT_FILENO) < 0 ||
+        pthread_create(&watcher, NULL, end_with_parent, NULL)) {
+        perror("runner");
+        return 1;
+    }
+    if (!load(arguments))
+        return 1;
+    greet();
+    uint32_t header[2];
+    while (read_all(header, sizeof header)) {
+        unsigned char small[2 * sizeof(uint64_t) + sizeof(uint32_t)];
+        uint32_t command = header[0], bytes = header[1];
+        if (bytes != payload_bytes(command))
+            bad_request("a request of a wrong size");
+        if (instance == NULL && (command == INPUT || command == RUN || command == TIME))
+            bad_request("not created yet");
+        if (!read_all(command == INPUT ? (void *)input : small, bytes))
+            break;
+        serve(command, small);
+    }
+    return 0;
+}

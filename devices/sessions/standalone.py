@@ -1,0 +1,207 @@
+"""A standalone library on this machine, or on an emulated board; neither needs TVM."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle.store import Bundle
+from devices.sessions.emulated import check_cpu, find_qemu
+from devices.sessions.local import check_runs_here
+from devices.sessions.runner import Command, Runner, compile_runner
+from devices.sessions.session import OperatorTime, Origin
+from targets.errors import UserError
+from targets.presets import native, this_cpu
+
+_CALL_SECONDS = 60.0
+_EMULATED_CALL_SECONDS = 600.0
+# LONGEST_BATCH of runner.c
+_BATCH = 64
+# Static, so that an emulated board needs no system.
+_STATIC = {"aarch64": "aarch64-linux-musl", "arm": "arm-linux-musleabihf"}
+
+
+class Memory(NamedTuple):
+    """Bytes resident in the library's process (an emulated one's: with the emulator's)."""
+
+    now: int
+    peak: int
+
+
+def open_standalone(
+    bundle: Bundle, threads: int | None = None, *, call_timeout: float = _CALL_SECONDS
+) -> StandaloneSession:
+    """Load the shared library here, in a process of its own, on ``threads`` threads (the manifest's where None).
+
+    Args:
+        call_timeout: seconds for one call; up to 64 inferences when timing.
+
+    Raises:
+        UserError: built for another architecture or CPU, it cannot be loaded, or it gives no model.
+    """
+    check_runs_here(bundle)
+    _check_one_output(bundle)
+    with tempfile.TemporaryDirectory(prefix="netship-") as scratch:
+        program = compile_runner(Path(scratch), native().linker, ["-ldl", "-lpthread"])
+        command = [str(program), str(bundle.library), bundle.manifest.name]
+        runner = Runner(command, bundle, this_cpu().model, call_timeout)
+    return StandaloneSession(bundle, runner, Origin.HOST, threads)
+
+
+def open_standalone_emulated(
+    bundle: Bundle,
+    cpu: str | None = None,
+    on_progress: Callable[[str], None] = lambda stage: None,
+    *,
+    threads: int | None = None,
+    call_timeout: float = _EMULATED_CALL_SECONDS,
+) -> StandaloneSession:
+    """Link the static library into a program and run that on an emulated aarch64 or armv7 board.
+
+    The first time zig builds a C library for that architecture, which takes about a minute.
+
+    Args:
+        cpu: a name of QEMU's (``qemu-aarch64 -cpu help``); the target's where None.
+        on_progress: called with each stage.
+
+    Raises:
+        UserError: for another architecture, no QEMU, QEMU does not know the CPU, the library cannot
+            be linked, needs an instruction the CPU lacks, or gives no model.
+    """
+    manifest, library = bundle.manifest, f"lib{bundle.manifest.name}.a"
+    target, header = manifest.target, f"{manifest.name}.h"
+    if target.machine not in _STATIC:
+        raise UserError(
+            f"{bundle.path}: {library} is for {target.machine}, emulated boards are aarch64 or arm; "
+            "build with --target arm-cortex-a72 or leave --board out"
+        )
+    _check_one_output(bundle)
+    for file in (library, header):
+        if file not in manifest.files:
+            raise UserError(f"{bundle.path}: it has no {file}; build it again")
+    qemu = find_qemu(target.machine)
+    cpu = cpu or target.qemu_cpu or "max"
+    check_cpu(qemu, cpu)
+    on_progress(f"linking {library} for {target.machine}")
+    options = [
+        f"-DSTATIC_NAME={manifest.name}",
+        "-iquote",
+        str(bundle.path.resolve()),
+        str((bundle.path / library).resolve()),
+        "-static",
+    ]
+    with tempfile.TemporaryDirectory(prefix="netship-") as scratch:
+        program = compile_runner(Path(scratch), _STATIC[target.machine], options)
+        on_progress(f"starting an emulated {cpu}")
+        command = [qemu, "-cpu", cpu, str(program)]
+        runner = Runner(command, bundle, f"the emulated {cpu}", call_timeout)
+    return StandaloneSession(bundle, runner, Origin.EMULATED, threads)
+
+
+def _check_one_output(bundle: Bundle) -> None:
+    outputs = len(bundle.manifest.outputs)
+    if outputs != 1:
+        raise UserError(
+            f"{bundle.path}: a standalone library has one output, the manifest says {outputs}; "
+            "build it again"
+        )
+
+
+class StandaloneSession:
+    """A `Session` over a library in a runner; `open_standalone` and `open_standalone_emulated` make one.
+
+    Attributes:
+        version: the library's own words: model, target, build.
+        workspace_bytes: memory that one model takes for activations.
+
+    Raises:
+        UserError: the library gives no model.
+    """
+
+    def __init__(
+        self, bundle: Bundle, runner: Runner, origin: Origin, threads: int | None
+    ) -> None:
+        self.origin = origin
+        self.threads = threads or bundle.manifest.threads
+        (self.workspace_bytes,) = struct.unpack_from("<Q", runner.greeting)
+        self.version = runner.greeting[8:].decode(errors="replace")
+        self._input, (self._output,) = bundle.manifest.input, bundle.manifest.outputs
+        self._runner = runner
+        sizes = self._input.nbytes, self._output.nbytes
+        runner.ask(Command.CREATE, struct.pack("<QQI", *sizes, self.threads))
+
+    def run(self, tensor: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """One inference: float32 of the manifest's input shape in, the output back.
+
+        Raises:
+            ValueError: another shape.
+            UserError: the library gives an error, does not write its output or writes more than
+                that, crashes, or takes too long.
+        """
+        self._set_input(tensor)
+        answer = np.frombuffer(self._runner.ask(Command.RUN), "<f4")
+        return [answer.reshape(self._output.shape).copy()]
+
+    def time(self, tensor: NDArray[np.float32], repeat: int) -> list[float]:
+        """Seconds of each of ``repeat`` inferences on ``tensor``, by CLOCK_MONOTONIC around NAME_run."""
+        self._set_input(tensor)
+        seconds: list[float] = []
+        while len(seconds) < repeat:
+            batch = struct.pack("<I", min(_BATCH, repeat - len(seconds)))
+            answer = self._runner.ask(Command.TIME, batch)
+            seconds += np.frombuffer(answer, "<f8").tolist()
+        return seconds
+
+    def profile(self, tensor: NDArray[np.float32]) -> list[OperatorTime]:
+        """Empty: the library does not time its operators."""
+        return []
+
+    def board(self) -> None:
+        """Nothing: the library runs on this machine, or in an emulator here."""
+
+    def self_test(self) -> None:
+        """Have the library check its weights and its golden data.
+
+        Raises:
+            UserError: one is wrong, in the library's words.
+        """
+        self._runner.ask(Command.SELF_TEST)
+
+    def memory(self) -> Memory:
+        """Of the process that holds the library and nothing else of size."""
+        return Memory(*struct.unpack("<QQ", self._runner.ask(Command.MEMORY)))
+
+    def close(self) -> None:
+        """Destroy the model and end its process; the second time does nothing.
+
+        Raises:
+            UserError: the library crashed in that, or took too long.
+        """
+        self._runner.close()
+
+    def _set_input(self, tensor: NDArray[np.float32]) -> None:
+        if tensor.shape != self._input.shape:
+            raise ValueError(f"input is {tensor.shape}, not {self._input.shape}")
+        data = np.ascontiguousarray(tensor, "<f4").tobytes()
+        self._runner.ask(Command.INPUT, data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # What went wrong first is what the user must see.
+        with contextlib.suppress(*([UserError] if error else [])):
+            self.close()

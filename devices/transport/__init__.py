@@ -1,0 +1,1 @@
+"""How a board is reached: ssh, TVM RPC servers and trackers."""

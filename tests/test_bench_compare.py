@@ -1,0 +1,354 @@
+"""Our bundle beside other runtimes: what counts, what does not, and how it is shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from bench import baselines, compare, comparison
+from bundle.store import sha256_of
+from meter.counting import Block
+from meter.counts import Command, Counts
+from targets.errors import UserError
+from targets.progress import Progress
+
+MILLIONS = {
+    "netship": (90, 60, 10),
+    "litert": (120, 70, 20),
+    "ncnn": (100, 60, 40),
+    "onnxruntime": (180, 140, 10),
+}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A 1×1 convolution and a pooling: [1, 3, 4, 4] → [1, 3]."""
+    weight = np.arange(9, dtype=np.float32).reshape(3, 3, 1, 1) - 4
+    nodes = [
+        helper.make_node("Conv", ["image", "weight"], ["y"]),
+        helper.make_node("GlobalAveragePool", ["y"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [value("image", TensorProto.FLOAT, [1, 3, 4, 4])],
+        [value("flat", TensorProto.FLOAT, [1, 3])],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    path = tmp_path / "tiny.onnx"
+    opset = [helper.make_opsetid("", 13)]
+    onnx.save(helper.make_model(graph, ir_version=8, opset_imports=opset), path)
+    return path
+
+
+Runs = list[tuple[str, str]]
+Answer = Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
+
+
+@pytest.fixture
+def answers() -> dict[str, Answer]:
+    """What a runtime makes of the right answer; a test changes it to be wrong."""
+    return {}
+
+
+@pytest.fixture
+def runs(
+    monkeypatch: pytest.MonkeyPatch, answers: dict[str, Answer], model: Path
+) -> Runs:
+    """Runtimes that are none: right answers, made-up counts. The runs that were asked for."""
+    done: Runs = []
+    wanted = comparison.read_case(model).wanted
+
+    def emulated(cpu: str, _on_progress: object) -> SimpleNamespace:
+        return SimpleNamespace(cpu=cpu)
+
+    def inference(
+        _machine: object,
+        runtime: baselines.Peer,
+        file: Path,
+        _tensor: Path,
+        output: Path,
+    ) -> Command:
+        return Command(Path("/"), (runtime.name, str(file), str(output)), {})
+
+    def count_program(command: Command, cpu: str) -> list[Block]:
+        name, _, output = command.arguments
+        done.append((name, cpu))
+        change = answers.get(name)
+        np.save(output, change(wanted) if change else wanted)
+        return [Block(4096, name.encode(), 1)]
+
+    def cost(blocks: list[Block], _cpu: str) -> Counts:
+        instructions, core, memory = MILLIONS[blocks[0].code.decode()]
+        return Counts(instructions * 1_000_000, core * 1e6, memory * 1e6)
+
+    def ours(*_: object) -> comparison.Row:
+        counts = cost([Block(0, b"netship", 1)], "")
+        return comparison.Row("netship", "this project", "", counts, 1e-6, True)
+
+    monkeypatch.setattr(baselines, "emulated", emulated)
+    monkeypatch.setattr(baselines, "converted", lambda *_: Path("model"))
+    monkeypatch.setattr(baselines, "inference", inference)
+    monkeypatch.setattr(comparison, "count_program", count_program)
+    monkeypatch.setattr(comparison, "cost", cost)
+    monkeypatch.setattr(comparison, "_ours", ours)
+    return done
+
+
+OPTIONS = ["--cpu", "cortex-a72", "--runtimes", "ncnn", "onnxruntime", "litert"]
+
+
+def test_the_table_has_the_best_first_and_the_ratio_to_it(
+    model: Path, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare.main(["--model", str(model), *OPTIONS]) == 0
+    title, _, *lines = capsys.readouterr().out.splitlines()
+    assert "tiny.onnx on cortex-a72, one thread" in title and "estimated" in title
+    assert [line.split("  ")[0] for line in lines] == [
+        "this project",
+        "LiteRT (XNNPACK)",
+        "ncnn",
+        "ONNX Runtime",
+    ]
+    assert lines[0].split()[-6:] == ["90.0", "60.0", "10.0", "70.0", "1.00", "1.0e-06"]
+    assert lines[3].split()[-6:-1] == ["180.0", "140.0", "10.0", "150.0", "2.14"]
+    assert runs == [(name, "cortex-a72") for name in OPTIONS[3:]]
+
+
+def test_the_json_labels_every_figure_estimated(
+    model: Path, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare.main(["--model", str(model), *OPTIONS, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["cpu"], shown["threads"]) == ("cortex-a72", 1)
+    assert shown["origin"] == "estimated" and shown["meter"]
+    for row in shown["runtimes"]:
+        assert row["origin"] == "estimated"
+        instructions, core, memory = MILLIONS[row["runtime"]]
+        assert row["instructions"] == instructions * 1_000_000
+        assert (row["core_cycles"], row["memory_cycles"]) == (core * 1e6, memory * 1e6)
+        assert row["ratio"] == pytest.approx((core + memory) / 70, abs=1e-4)
+
+
+def test_a_second_run_counts_nothing_again(model: Path, runs: Runs) -> None:
+    words = ["--model", str(model), *OPTIONS, "--json"]
+    compare.main(words)
+    compare.main(words)
+    assert len(runs) == 3
+    compare.main([*words, "--cpu", "cortex-a76"])
+    assert len(runs) == 6
+
+
+@pytest.mark.parametrize("change", ["counter_version", "baselines.version"])
+def test_another_counter_or_runtime_counts_anew(
+    model: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    words = ["--model", str(model), *OPTIONS, "--json"]
+    compare.main(words)
+    monkeypatch.setattr(f"bench.comparison.{change}", lambda *_: "another")
+    compare.main(words)
+    assert len(runs) == 6
+
+
+def test_a_damaged_result_is_counted_anew(
+    model: Path, runs: Runs, tmp_path: Path
+) -> None:
+    words = ["--model", str(model), *OPTIONS, "--json"]
+    compare.main(words)
+    kept = sorted((tmp_path / "cache" / "netship" / "compare").glob("*.gz"))
+    assert len(kept) == 3
+    kept[0].write_bytes(b"")
+    kept[1].write_bytes(kept[1].read_bytes()[:40])
+    assert compare.main(words) == 0
+    assert len(runs) == 5
+
+
+def _other_class(y: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return y[:, ::-1]
+
+
+def test_figures_of_a_wrong_answer_do_not_count(
+    model: Path,
+    runs: Runs,
+    answers: dict[str, Answer],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    answers["litert"] = lambda y: y * np.float32(1.01)
+    answers["ncnn"] = lambda y: y[:, :2]
+    answers["onnxruntime"] = lambda y: y * np.float32(np.nan)
+    assert compare.main(["--model", str(model), *OPTIONS]) == 1
+    shown = capsys.readouterr().out
+    assert "LiteRT (XNNPACK) 2.3.0: its answer is" in shown
+    assert "of the range: not counted" in shown
+    assert "its output has 2 values, not 3 finite" in shown
+    assert "ONNX Runtime 1.32.0: its output has 3 values, not 3 finite ones" in shown
+    # Nor is a wrong answer kept.
+    answers.clear()
+    assert compare.main(["--model", str(model), *OPTIONS]) == 0
+
+
+def test_a_runtime_that_cannot_be_converted_is_a_line_and_the_rest_goes_on(
+    model: Path,
+    runs: Runs,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def converted(_machine: object, runtime: baselines.Peer, *_: object) -> Path:
+        if runtime.name == "ncnn":
+            raise UserError("its converter made no model.ncnn.param: unknown operator")
+        return Path("model")
+
+    monkeypatch.setattr(baselines, "converted", converted)
+    assert compare.main(["--model", str(model), *OPTIONS]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("ncnn 1.0.20261020: its converter made no")
+    assert len(runs) == 2
+
+
+def test_a_file_of_ones_own_for_litert_is_judged_by_its_best_class(
+    model: Path,
+    tmp_path: Path,
+    runs: Runs,
+    answers: dict[str, Answer],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "own.tflite"
+    file.write_bytes(b"one")
+    words = ["--model", str(model), *OPTIONS, "--tflite", str(file), "--json"]
+
+    def with_background(y: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return np.concatenate([np.full((1, 1), 99, np.float32), y * 3], axis=1)
+
+    answers["litert"] = with_background
+    assert compare.main(words) == 0
+    rows = json.loads(capsys.readouterr().out)["runtimes"]
+    [litert] = [row for row in rows if row["runtime"] == "litert"]
+    assert litert["same_top1"] and litert["max_abs_error"] is None
+    file.write_bytes(b"another")
+    answers["litert"] = _other_class
+    assert compare.main(words) == 1
+    assert "another best class" in capsys.readouterr().out
+
+
+def test_the_report_is_one_page_with_every_label(
+    model: Path, runs: Runs, tmp_path: Path, answers: dict[str, Answer]
+) -> None:
+    answers["ncnn"] = lambda y: y[:, :2]
+    path = tmp_path / "compare.html"
+    compare.main(["--model", str(model), *OPTIONS, "--report", str(path), "--json"])
+    page = path.read_text()
+    assert "estimated" in page and "no time here was measured" in page
+    assert "its output has 2 values" in page
+    assert page.count('class="bar"') == 3 and "<script" not in page
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--cpu", "cortex-a9"], "cortex-a9"),
+        (
+            ["--cpu", "cortex-a72", "--runtimes", "tflite"],
+            "tflite: unknown; known: litert",
+        ),
+        (["--cpu", "cortex-a72", "--model", "none.onnx"], r"none\.onnx: no such file"),
+        (["--cpu", "cortex-a72", "--report", "/none/page.html"], "no such folder"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_one_line(
+    model: Path, options: list[str], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        compare.main(["--model", str(model), *options])
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(b"\xff" * 100)
+    with pytest.raises(UserError, match=r"bad\.onnx: not an ONNX model"):
+        comparison.read_case(path)
+
+
+@pytest.mark.parametrize("shape", [[2, 3, 4, 4], [1, 3], ["n", 3, 4, 4]])
+def test_an_input_that_is_no_single_image_is_refused(
+    model: Path, shape: list[Any]
+) -> None:
+    proto = onnx.load(model)
+    value = helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)
+    proto.graph.input[0].CopyFrom(value)
+    with pytest.raises(UserError, match="one static input"):
+        comparison.case_of(proto, "tiny.onnx")
+
+
+def test_without_qemu_every_runtime_says_so(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object) -> None:
+        raise UserError("no QEMU for aarch64; install it")
+
+    monkeypatch.setattr(baselines, "emulated", missing)
+    case = comparison.read_case(model)
+    row = comparison.measure(
+        case, baselines.peer("ncnn"), "cortex-a72", Progress(quiet=True)
+    )
+    assert row.counts is None and row.refused.startswith("no QEMU")
+
+
+@pytest.fixture
+def bundle(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> SimpleNamespace:
+    """A bundle of the model that is none, and how often it was counted."""
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    (folder / "manifest.json").write_text("{}")
+    identity = SimpleNamespace(name="tiny.onnx", sha256=sha256_of(model))
+    verification = {"verification": {"max_abs_error": 2e-6}}
+    manifest = SimpleNamespace(model=identity, measured=verification, quantisation=None)
+    found = SimpleNamespace(path=folder, manifest=manifest, counted=0)
+
+    def count_bundle(*_: object) -> Counts:
+        found.counted += 1
+        return Counts(90_000_000, 60_000_000, 10_000_000)
+
+    monkeypatch.setattr(comparison, "open_bundle", lambda path: found)
+    monkeypatch.setattr(comparison, "count_bundle", count_bundle)
+    return found
+
+
+def test_our_bundle_is_counted_once(
+    model: Path, bundle: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", str(model), "--bundle", str(bundle.path), "--json"]
+    for _ in range(2):
+        compare.main([*words, "--cpu", "cortex-a72", "--runtimes"])
+        [row] = json.loads(capsys.readouterr().out)["runtimes"]
+        assert (row["runtime"], row["core_cycles"]) == ("netship", 60_000_000)
+        assert row["max_abs_error"] == 2e-6
+    assert bundle.counted == 1
+    (bundle.path / "manifest.json").write_text("{ }")
+    compare.main([*words, "--cpu", "cortex-a72", "--runtimes"])
+    assert bundle.counted == 2
+
+
+def test_a_bundle_of_another_model_is_refused(
+    model: Path, bundle: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle.manifest.model.sha256 = "00"
+    words = ["--model", str(model), "--bundle", str(bundle.path)]
+    assert compare.main([*words, "--cpu", "cortex-a72", "--runtimes"]) == 1
+    assert "is of another model, tiny.onnx" in capsys.readouterr().out
