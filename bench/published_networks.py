@@ -38,9 +38,9 @@ def _mobilenet_v1() -> onnx.ModelProto:
 
 
 def _mobilenet_v2() -> onnx.ModelProto:
-    from compile import mobilenet
+    from compile.frontend import family
 
-    return mobilenet.build(1.0, 224)
+    return family.build(1.0, 224)
 
 
 def _resnet18() -> onnx.ModelProto:

@@ -55,18 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _default_model() -> str:
     """The trained network where it can be had, and a word on which it is."""
-    from compile import mobilenet
-    from compile.frontend import zoo
+    from compile.frontend import family, zoo
 
     try:
         zoo.fetch(_TRAINED, lambda done, size: None)
     except UserError as error:
         print(f"The Model Zoo's trained network cannot be fetched: {error}")
         print(
-            f"Using the built-in {mobilenet.DEFAULT} instead. Its weights are seeded, not trained: the\n"
+            f"Using the built-in {family.DEFAULT} instead. Its weights are seeded, not trained: the\n"
             "classes it answers with mean nothing; that both runtimes agree on them does."
         )
-        return mobilenet.DEFAULT
+        return family.DEFAULT
     print(f"Using the ONNX Model Zoo's trained network, {_TRAINED}.")
     return _TRAINED
 

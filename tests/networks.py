@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bundle.golden import seeded_inputs
 from bundle.manifest import Preprocessing, Tensor
-from compile.mobilenet import divisible
+from compile.frontend.family import divisible
 
 Array = NDArray[np.float32]
 

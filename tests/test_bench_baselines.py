@@ -14,6 +14,7 @@ from onnx import helper
 
 from bench import baselines, comparison, tflite
 from compile import mobilenet
+from compile.frontend import family
 from meter import board_files
 from meter.counting import Block, find_qemu
 from meter.counts import Counts
@@ -89,7 +90,9 @@ def test_a_failed_download_is_one_line_and_leaves_nothing(
     monkeypatch.setattr(subprocess, "run", fail)
     with pytest.raises(UserError, match="No matching distribution") as refusal:
         baselines.prepare(lambda stage: None)
-    assert "baselines-arm64.lock" in str(refusal.value) and "\n" not in str(refusal.value)
+    assert "baselines-arm64.lock" in str(refusal.value) and "\n" not in str(
+        refusal.value
+    )
     assert [p.name for p in (tmp_path / "netship").iterdir()] == ["baselines.lock"]
 
 
@@ -142,7 +145,7 @@ def test_runtimes_convert_a_network_answer_right_and_are_counted(
         pytest.skip(f"not run: {error}")
     # LLVM's models, which take the longest of it, are tested elsewhere.
     monkeypatch.setattr(comparison, "cost", _only_instructions)
-    small = mobilenet.build(0.35, 96)
+    small = family.build(0.35, 96)
     residual = networks.resnet18_like(64)
     int8 = networks.quantised(small, tmp_path)
     for proto, runtime, cpu in (

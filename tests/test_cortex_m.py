@@ -191,9 +191,9 @@ def test_nothing_live_is_overwritten_and_the_expanded_tensor_never_lies_whole(
     ],
 )
 def test_the_family_fits_the_paper_s_memory(width: float, size: int, most: int) -> None:
-    from compile import mobilenet
+    from compile.frontend import family
 
-    network = graph.read(_with_scales(mobilenet.build(width, size)))
+    network = graph.read(_with_scales(family.build(width, size)))
     _, arena = plan.arrange(network, steps.fuse(network))
     assert arena.nbytes == arena.lower_bound < most
 

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from bundle.manifest import ModelIdentity
-from compile.frontend.gate import MAX_MODEL_BYTES, check, load
+from compile.frontend.gate import check, load
+from compile.frontend.model_file import MAX_MODEL_BYTES
 from targets.errors import UserError
 
 ESCAPE = "\x1b[31mred\nline\x00" + "n" * 1_000_000

@@ -20,17 +20,16 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from compile import mobilenet
-from compile.mobilenet import (
+from compile.frontend import family
+from compile.frontend.family import (
     DEFAULT,
-    PAPER,
-    RELEASED,
     build,
-    count,
     divisible,
     parse_name,
     preprocessing,
     same_padding,
 )
+from compile.mobilenet import PAPER, RELEASED, count
 from targets.errors import UserError
 
 Array = NDArray[np.float32]
@@ -229,17 +228,17 @@ def test_the_constants_of_relu6_are_those_of_the_normal_distribution() -> None:
     x = np.linspace(-8, 8, 100_001)
     density = np.exp(-(x**2) / 2)
     density /= density.sum()
-    y = np.clip(mobilenet._MEAN + mobilenet._SPREAD * x, 0, 6)
+    y = np.clip(family._MEAN + family._SPREAD * x, 0, 6)
     mean = float((y * density).sum())
-    assert mean == pytest.approx(mobilenet._RELU6_MEAN, abs=1e-4)
+    assert mean == pytest.approx(family._RELU6_MEAN, abs=1e-4)
     variance = float((y * y * density).sum()) - mean**2
-    assert variance == pytest.approx(mobilenet._RELU6_VARIANCE, abs=1e-4)
+    assert variance == pytest.approx(family._RELU6_VARIANCE, abs=1e-4)
 
 
 def test_a_name_means_a_width_and_a_resolution() -> None:
     assert parse_name(DEFAULT) == (1.0, 224)
     assert parse_name("mobilenetv2-0.35-96") == (0.35, 96)
-    assert parse_name(mobilenet.network_name(1.4, 160)) == (1.4, 160)
+    assert parse_name(family.network_name(1.4, 160)) == (1.4, 160)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from relay_worker import (
     worst_difference,
 )
 
-from compile.frontend.rewrite import for_relay
+from compile.frontend.canonical.rules import for_relay
 from targets.errors import UserError
 
 Array = NDArray[Any]
@@ -112,7 +112,7 @@ UP = weights(3, 4, 2, 3)
 CHANNEL = [weights(3), weights(3), weights(3), np.abs(weights(3)) + np.float32(0.5)]
 NONE = np.zeros(0, np.float32)
 
-# What TVM's importer gets wrong as it is: each rule of compile/frontend/rewrite.py at least once.
+# What TVM's importer gets wrong as it is: each rule of compile/frontend/canonical at least once.
 WRONG: dict[str, onnx.ModelProto] = {
     "reduce-axes-input": single("ReduceMean", whole(2, 3), opset=18, keepdims=0),
     "reduce-axes-negative": single("ReduceMax", whole(-1, 1), opset=18),
@@ -332,7 +332,7 @@ def test_an_operator_answers_as_in_onnxruntime(
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_rule_is_still_needed(name: str, relay: ProcessPoolExecutor) -> None:
-    """When this fails, TVM got better: take the rule out of compile/frontend/rewrite.py."""
+    """When this fails, TVM got better: take the rule out of compile/frontend/canonical."""
     x = an_image(name, WRONG[name])
     proto = WRONG[name].SerializeToString()
     (expected,) = through_onnxruntime(proto, [x])

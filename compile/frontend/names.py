@@ -1,4 +1,4 @@
-"""Names out of an untrusted model, made fit to print."""
+"""How errors about an untrusted model name its parts."""
 
 from __future__ import annotations
 
@@ -24,3 +24,7 @@ def node_label(node: onnx.NodeProto) -> str:
     made = next((name for name in node.output if name), "")
     called = f"{shown(node.name)!r}" if node.name else f"that makes {shown(made)!r}"
     return f"node {called} ({shown(node.op_type)})"
+
+
+class Unfit(Exception):
+    """What is wrong with the model and what to do, before the file is named."""

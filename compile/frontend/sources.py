@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundle.manifest import ModelIdentity, Preprocessing
-from compile import mobilenet
-from compile.frontend import gate, zoo
+from compile.frontend import family, gate, zoo
 from compile.frontend.model import Model
 from compile.frontend.preprocessing import Layout, Stated, beside
 
@@ -68,11 +67,11 @@ def find(
 
 
 def _built_in(name: str) -> Source:
-    width, resolution = mobilenet.parse_name(name)
-    proto = mobilenet.build(width, resolution)
+    width, resolution = family.parse_name(name)
+    proto = family.build(width, resolution)
     digest = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
     identity = ModelIdentity(name=name, sha256=digest)
     note = "built-in, seeded weights: a label that it gives means nothing"
-    own = mobilenet.preprocessing(resolution)
+    own = family.preprocessing(resolution)
     model = gate.check(proto, identity, {}, "NCHW")
     return Source(name, model, own, Stated(), note, trained=False)

@@ -8,9 +8,9 @@ from typing import Any
 
 import onnx
 
+from compile.frontend.canonical.rules import for_relay
 from compile.frontend.fold import opset, values
 from compile.frontend.names import node_label, shown
-from compile.frontend.rewrite import for_relay
 from targets.engine import compiler
 from targets.errors import UserError
 

@@ -1,0 +1,51 @@
+"""Rules of operators whose form the importer misreads or whose training mode it ignores."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from compile.frontend.canonical.graph import Graph, attributes_of, make_node, refusal
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+def clip(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
+    """From opset 11 on a Clip with one bound is imported as no Clip at all."""
+    if graph.opset < 11:
+        return [node]
+    low, high = (graph.constant(node, index) for index in (1, 2))
+    if (low is None) == (high is None):
+        return [node]
+    bounds = [
+        graph.add_constant(
+            f"{node.output[0]}/bound",
+            default if bound is None else bound.item(),
+            np.float32,
+        )
+        for bound, default in ((low, -_FLOAT32_MAX), (high, _FLOAT32_MAX))
+    ]
+    return [make_node(node, "Clip", [node.input[0], *bounds], node.output)]
+
+
+def dropout(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
+    """The ratio as an input (opset 12) is a type error; in inference it is the identity."""
+    training = graph.constant(node, 2)
+    if training is not None and training.item():
+        raise refusal(node, "is in training mode; export with model.eval()")
+    if any(name in graph.read for name in node.output[1:]):
+        raise refusal(
+            node,
+            "its mask output is used, which only training does; export for inference",
+        )
+    return [make_node(node, "Identity", node.input[:1], node.output[:1])]
+
+
+def batch_normalisation(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
+    """Training mode is ignored by the importer; the running statistics are no outputs in inference."""
+    attributes = attributes_of(node)
+    if attributes.pop("training_mode", 0) or any(
+        name in graph.read for name in node.output[1:]
+    ):
+        raise refusal(node, "is in training mode; export with model.eval()")
+    return [make_node(node, node.op_type, node.input, node.output[:1], **attributes)]

@@ -1,0 +1,177 @@
+"""What the gate checks of a graph: opset, functions, operators, order of nodes, weights."""
+
+from __future__ import annotations
+
+from graphlib import CycleError, TopologicalSorter
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+from onnx.inliner import inline_local_functions
+
+from compile.frontend.fold import constant_value, is_onnx, opset
+from compile.frontend.model_file import tensors
+from compile.frontend.names import Unfit, node_label, shown
+
+MAX_NODES = 20_000
+# 7: the oldest that ONNX Runtime supports and the first with NumPy's broadcasting, as Relay has it.
+# 22: the newest whose operators were compared with ONNX Runtime (tests/test_rewrite.py).
+OPSETS = range(7, 23)
+
+_CONTROL_FLOW = frozenset(["If", "Loop", "Scan", "SequenceMap"])
+
+
+def check_opsets(proto: onnx.ModelProto) -> None:
+    if not proto.opset_import or not proto.HasField("graph"):
+        raise Unfit("not an ONNX model (no graph or no opset); export it again")
+    version = opset(proto)
+    if version not in OPSETS:
+        raise Unfit(
+            f"opset {version} of ai.onnx, this takes {OPSETS[0]} to {OPSETS[-1]}; export with "
+            "opset_version=17, or use onnx.version_converter"
+        )
+    if not proto.graph.node:
+        raise Unfit("the graph has no nodes; export a network")
+
+
+def inlined_functions(proto: onnx.ModelProto) -> onnx.ModelProto:
+    if not proto.functions:
+        return proto
+    _check_expansion(proto)
+    inlined: onnx.ModelProto = inline_local_functions(proto)
+    return inlined
+
+
+def _check_expansion(proto: onnx.ModelProto) -> None:
+    """Functions that call each other must end, in at most MAX_NODES nodes."""
+    bodies = {(f.domain, f.name): f.node for f in proto.functions}
+    calls = {
+        key: {(n.domain, n.op_type) for n in nodes} & bodies.keys()
+        for key, nodes in bodies.items()
+    }
+    try:
+        order = list(TopologicalSorter(calls).static_order())
+    except CycleError as error:
+        raise Unfit(
+            f"function {shown(error.args[1][0][1])!r} calls itself; export again"
+        ) from None
+    sizes: dict[tuple[str, str], int] = {}
+    for key in order:
+        sizes[key] = sum(sizes.get((n.domain, n.op_type), 1) for n in bodies[key])
+    total = sum(sizes.get((n.domain, n.op_type), 1) for n in proto.graph.node)
+    if total > MAX_NODES:
+        raise Unfit(
+            f"its functions expand to {total} nodes, more than the {MAX_NODES} allowed"
+        )
+
+
+def check_nodes(proto: onnx.ModelProto) -> None:
+    graph, version = proto.graph, opset(proto)
+    if not graph.node:
+        raise Unfit("the graph has no nodes; export a network")
+    if len(graph.node) > MAX_NODES:
+        raise Unfit(f"{len(graph.node)} nodes, more than the {MAX_NODES} allowed")
+    if graph.sparse_initializer:
+        raise Unfit("sparse initializers are not built; export dense weights")
+    quantised: dict[str, int] = {}
+    for node in graph.node:
+        if _has_integer_operators(node):
+            quantised[node.op_type] = quantised.get(node.op_type, 0) + 1
+    if quantised:
+        name, count = max(quantised.items(), key=lambda item: item[1])
+        raise Unfit(
+            f"is quantised by {count} {shown(name)} nodes: int8 is built from QuantizeLinear and "
+            "DequantizeLinear (QDQ); export that, or give the float32 model with --quantize int8"
+        )
+    for node in graph.node:
+        if node.op_type in _CONTROL_FLOW or any(
+            each.HasField("g") or each.graphs for each in node.attribute
+        ):
+            raise Unfit(
+                f"{node_label(node)}: control flow is not built; export the network without branches or loops"
+            )
+        if not is_onnx(node.domain):
+            raise Unfit(
+                f"{node_label(node)}: is of the domain {shown(node.domain)!r}, only ai.onnx is built; "
+                "export without custom or fused operators"
+            )
+        if not onnx.defs.has(node.op_type, max_inclusive_version=version):
+            raise Unfit(
+                f"{node_label(node)}: is not an operator of ONNX opset {version}; export without it"
+            )
+
+
+def _has_integer_operators(node: onnx.NodeProto) -> bool:
+    return node.op_type.startswith(
+        ("QLinear", "QGemm", "QAttention")
+    ) or node.op_type in (
+        "ConvInteger",
+        "DynamicQuantizeLinear",
+        "MatMulInteger",
+    )
+
+
+def check_order(graph: onnx.GraphProto) -> None:
+    """Every input must be made before it is read: what is wrong otherwise, as a person would say it."""
+    made = {each.name for each in (*graph.input, *graph.initializer)}
+    maker = {
+        name: index
+        for index, node in enumerate(graph.node)
+        for name in node.output
+        if name
+    }
+    early = None
+    for node in graph.node:
+        for name in node.input:
+            if name and name not in made and early is None:
+                early = node, name
+        made.update(node.output)
+    if early is None:
+        return
+    node, name = early
+    if name not in maker:
+        raise Unfit(
+            f"{node_label(node)}: reads {shown(name)!r}, which nothing makes; export it again"
+        )
+    edges = {
+        index: {maker[each] for each in node.input if each in maker}
+        for index, node in enumerate(graph.node)
+    }
+    try:
+        TopologicalSorter(edges).prepare()
+    except CycleError as error:
+        labels = " → ".join(
+            node_label(graph.node[index]) for index in error.args[1][:4]
+        )
+        raise Unfit(
+            f"its nodes form a cycle ({labels}); export a feed-forward network"
+        ) from None
+    raise Unfit(
+        f"{node_label(node)}: reads {shown(name)!r} before it is made; sort the nodes or export it again"
+    )
+
+
+def check_all_inlined(proto: onnx.ModelProto) -> None:
+    """onnx.checker would look for external data in the working directory."""
+    for tensor in tensors(proto):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            raise Unfit(
+                f"tensor {shown(tensor.name)!r}: has external data; give the model as a file"
+            )
+
+
+def check_weights(proto: onnx.ModelProto) -> None:
+    constants = [node for node in proto.graph.node if node.op_type == "Constant"]
+    made = (constant_value(node) for node in constants)
+    for tensor in (
+        *proto.graph.initializer,
+        *(each for each in made if each is not None),
+    ):
+        if tensor.data_type != TensorProto.FLOAT:
+            continue
+        array = numpy_helper.to_array(tensor)
+        if not np.isfinite(array).all():
+            kind = "NaN" if np.isnan(array).any() else "infinite values"
+            raise Unfit(
+                f"weights {shown(tensor.name)!r} hold {kind}; train or export it again"
+            )

@@ -1,0 +1,301 @@
+"""The MobileNetV2 family (arXiv 1801.04381) as ONNX graphs with seeded weights."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle.manifest import Preprocessing
+from targets.errors import UserError
+
+if TYPE_CHECKING:
+    import onnx
+
+DEFAULT = "mobilenetv2-1.0-224"
+WIDTHS = (0.1, 4.0)
+RESOLUTIONS = (32, 1024)
+
+
+class Stage(NamedTuple):
+    """``repeats`` bottlenecks that end in ``channels``; the first of them strides."""
+
+    expansion: int
+    channels: int
+    repeats: int
+    stride: int
+
+
+# Paper, Table 2: columns t, c, n, s, between the stem (32, stride 2) and the head (1280).
+STEM_CHANNELS = 32
+STAGES = (
+    Stage(1, 16, 1, 1),
+    Stage(6, 24, 2, 2),
+    Stage(6, 32, 3, 2),
+    Stage(6, 64, 4, 2),
+    Stage(6, 96, 3, 1),
+    Stage(6, 160, 3, 2),
+    Stage(6, 320, 1, 1),
+)
+HEAD_CHANNELS = 1280
+
+# What every ReLU6 gets: mean and standard deviation of the pre-activations. A third of
+# them is cut at 0 and 0.6 % at 6. A lower mean tells photographs apart better, but each
+# cut also magnifies rounding errors, by 1.47 in variance at mean 0 and 1.26 here: over
+# 35 layers that is what decides whether two runtimes agree.
+_MEAN, _SPREAD = 1.0, 2.0
+# Mean and variance of min(max(x, 0), 6) for normally distributed x of those.
+_RELU6_MEAN, _RELU6_VARIANCE = 1.39158, 2.17204
+# A photograph's x/127.5 - 1 has mean 0 and deviation 0.5, roughly.
+_IMAGE_VARIANCE = 0.25
+# Gives logits a standard deviation of 0.5 to 1 over the classes.
+_CLASSIFIER_SPREAD = 2.0
+
+
+def network_name(width: float, resolution: int) -> str:
+    return f"mobilenetv2-{width}-{resolution}"
+
+
+def parse_name(name: str) -> tuple[float, int]:
+    """``mobilenetv2-WIDTH-RESOLUTION`` → (width, resolution).
+
+    Raises:
+        UserError: not of that form, or out of range.
+    """
+    match = re.fullmatch(r"mobilenetv2-([0-9]+(?:\.[0-9]+)?)-([0-9]{1,6})", name[:80])
+    if not match:
+        raise UserError(
+            f"network {name[:80]!r}: is not mobilenetv2-WIDTH-RESOLUTION; "
+            f"write for example {DEFAULT}"
+        )
+    width, resolution = float(match[1]), int(match[2])
+    _check_range(width, resolution)
+    return width, resolution
+
+
+def _check_range(width: float, resolution: int) -> None:
+    for what, value, (low, high) in (
+        ("width", width, WIDTHS),
+        ("resolution", resolution, RESOLUTIONS),
+    ):
+        if not low <= value <= high:
+            raise UserError(f"{what} {value}: choose {low} to {high}")
+
+
+def preprocessing(resolution: int) -> Preprocessing:
+    """The family's: short side to 256/224 of the resolution, centre crop, v / 127.5 - 1."""
+    return Preprocessing(
+        resize=round(resolution * 256 / 224),
+        crop=(resolution, resolution),
+        scale=1 / 127.5,
+        mean=(1.0,),
+        std=(1.0,),
+    )
+
+
+def divisible(channels: float, by: int = 8) -> int:
+    """Round to a multiple of ``by``, losing at most a tenth, as the released networks do."""
+    rounded = max(by, int(channels + by / 2) // by * by)
+    return rounded + by if rounded < 0.9 * channels else rounded
+
+
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """TensorFlow's SAME padding of one axis, (before, after): the odd pixel goes after."""
+    total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+def build(width: float, resolution: int, classes: int = 1000) -> onnx.ModelProto:
+    """The network as an ONNX graph: the same bytes for the same arguments.
+
+    ``input`` is float32 [1, 3, resolution, resolution], RGB, v / 127.5 - 1; ``logits`` is
+    float32 [1, classes]. Batch normalisation is folded into the convolutions. The weights
+    are random: labels mean nothing, but activations keep their spread to the last layer,
+    and different photographs get different answers.
+
+    Raises:
+        UserError: width or resolution out of range.
+    """
+    _check_range(width, resolution)
+    graph = _Graph()
+    x = graph.convolution(
+        "stem",
+        _Signal("input", 3, resolution, mean=0.0, variance=_IMAGE_VARIANCE),
+        divisible(STEM_CHANNELS * width),
+        kernel=3,
+        stride=2,
+    )
+    block = 0
+    for stage in STAGES:
+        channels = divisible(stage.channels * width)
+        for repeat in range(stage.repeats):
+            block += 1
+            stride = stage.stride if repeat == 0 else 1
+            x = _bottleneck(
+                graph, f"block{block}", x, stage.expansion, channels, stride
+            )
+    head = divisible(HEAD_CHANNELS * max(1.0, width))
+    return graph.finish(graph.convolution("head", x, head), resolution, classes)
+
+
+@dataclass(frozen=True)
+class _Signal:
+    """A square feature map, and what its values are like (mean and variance of each)."""
+
+    name: str
+    channels: int
+    size: int
+    mean: float
+    variance: float
+
+
+def _bottleneck(
+    graph: _Graph, name: str, x: _Signal, expansion: int, channels: int, stride: int
+) -> _Signal:
+    """Paper, Table 1: expand, depthwise, project; the projection is linear."""
+    y = x
+    if expansion != 1:
+        y = graph.convolution(f"{name}.expand", y, x.channels * expansion)
+    y = graph.convolution(
+        f"{name}.depthwise", y, y.channels, kernel=3, stride=stride, depthwise=True
+    )
+    y = graph.convolution(f"{name}.project", y, channels, linear=True)
+    return graph.add(name, x, y) if stride == 1 and x.channels == channels else y
+
+
+class _Graph:
+    """Collects nodes and weights.
+
+    Each convolution is made so that its result has a known mean and variance: its
+    filters are normalised and its bias takes off what the input's mean contributes, as
+    batch normalisation would. Without the bias all photographs end up alike: the mean
+    that ReLU6 leaves grows from layer to layer until nothing else is seen.
+    """
+
+    def __init__(self) -> None:
+        from onnx import numpy_helper
+
+        self._to_tensor = numpy_helper.from_array
+        self._random = np.random.PCG64(1801_04381)
+        self._nodes: list[onnx.NodeProto] = []
+        self._weights: list[onnx.TensorProto] = []
+        self._constant("zero", np.float32(0))
+        self._constant("six", np.float32(6))
+
+    def convolution(
+        self,
+        name: str,
+        x: _Signal,
+        channels: int,
+        kernel: int = 1,
+        stride: int = 1,
+        depthwise: bool = False,
+        linear: bool = False,
+    ) -> _Signal:
+        """A convolution with SAME padding, followed by ReLU6 unless ``linear``."""
+        filters = self._integers(channels, (1 if depthwise else x.channels) * kernel**2)
+        mean, spread = (0.0, 1.0) if linear else (_MEAN, _SPREAD)
+        weights, bias = _normalised(filters, x, mean, spread, smooth=depthwise)
+        per_filter = (1 if depthwise else x.channels, kernel, kernel)
+        before, after = same_padding(x.size, kernel, stride)
+        output = self._node(
+            "Conv",
+            name,
+            [
+                x.name,
+                self._constant(f"{name}.weight", weights.reshape(-1, *per_filter)),
+                self._constant(f"{name}.bias", bias),
+            ],
+            kernel_shape=[kernel, kernel],
+            strides=[stride, stride],
+            pads=[before, before, after, after],
+            group=channels if depthwise else 1,
+        )
+        size = math.ceil(x.size / stride)
+        if linear:
+            return _Signal(output, channels, size, mean=0.0, variance=1.0)
+        output = self._node("Clip", f"{name}.relu6", [output, "zero", "six"])
+        return _Signal(output, channels, size, _RELU6_MEAN, _RELU6_VARIANCE)
+
+    def add(self, name: str, x: _Signal, y: _Signal) -> _Signal:
+        output = self._node("Add", f"{name}.add", [x.name, y.name])
+        return _Signal(output, x.channels, x.size, 0.0, x.variance + y.variance)
+
+    def finish(self, x: _Signal, resolution: int, classes: int) -> onnx.ModelProto:
+        """Pool, classify, and close the graph."""
+        from onnx import TensorProto, helper
+
+        pooled = self._node("GlobalAveragePool", "pool", [x.name])
+        flat = self._node("Flatten", "flatten", [pooled])
+        filters = self._integers(classes, x.channels)
+        weights, bias = _normalised(filters, x, 0.0, _CLASSIFIER_SPREAD)
+        inputs = [
+            flat,
+            self._constant("classifier.weight", weights),
+            self._constant("classifier.bias", bias),
+        ]
+        self._nodes.append(
+            helper.make_node("Gemm", inputs, ["logits"], "classifier", transB=1)
+        )
+        shape = [1, 3, resolution, resolution]
+        graph = helper.make_graph(
+            self._nodes,
+            "mobilenetv2",
+            [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, classes])],
+            self._weights,
+        )
+        return helper.make_model(
+            graph,
+            producer_name="netship",
+            ir_version=8,
+            opset_imports=[helper.make_opsetid("", 13)],
+        )
+
+    def _node(
+        self, operator: str, name: str, inputs: list[str], **attributes: Any
+    ) -> str:
+        from onnx import helper
+
+        self._nodes.append(
+            helper.make_node(operator, inputs, [f"{name}.out"], name, **attributes)
+        )
+        return f"{name}.out"
+
+    def _constant(self, name: str, value: NDArray[np.float32] | np.float32) -> str:
+        self._weights.append(self._to_tensor(np.asarray(value), name))
+        return name
+
+    def _integers(self, rows: int, columns: int) -> NDArray[np.int64]:
+        """Uniform in ±32768, from the generator's raw stream: the same on every machine."""
+        raw = self._random.random_raw(math.ceil(rows * columns / 4))
+        words = raw.astype("<u8", copy=False).view("<u2")[: rows * columns]
+        return words.astype(np.int64).reshape(rows, columns) - (1 << 15)
+
+
+def _normalised(
+    filters: NDArray[np.int64],
+    x: _Signal,
+    mean: float,
+    spread: float,
+    smooth: bool = False,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Weights and biases for an output of that mean and standard deviation.
+
+    Args:
+        filters: [outputs, inputs of each].
+        smooth: the inputs of one filter are neighbours in one map, which are half alike:
+            what is alike adds up by amplitude, the rest by energy.
+    """
+    # Sums of integers are exact in any order, so the bytes do not depend on the machine.
+    total = filters.sum(axis=1).astype(np.float32)
+    energy = (filters * filters).sum(axis=1).astype(np.float32)
+    if smooth:
+        energy = (energy + total * total) / np.float32(2)
+    scale = np.float32(spread / math.sqrt(x.variance)) / np.sqrt(energy)
+    weights = filters.astype(np.float32) * scale[:, np.newaxis]
+    return weights, np.float32(mean) - total * scale * np.float32(x.mean)

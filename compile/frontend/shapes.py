@@ -1,0 +1,244 @@
+"""What the gate makes of shapes: one static image input, sizes within limits, the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Literal
+
+import onnx
+from onnx import TensorProto
+
+from bundle.manifest import Tensor
+from compile.frontend.fold import Value, is_onnx, opset, value_of, values
+from compile.frontend.names import Unfit, node_label, shown
+from compile.frontend.preprocessing import Layout
+
+MAX_TENSOR_BYTES = 1 << 29
+MAX_ALL_TENSORS_BYTES = 1 << 32
+
+_DTYPES = frozenset(
+    [
+        TensorProto.FLOAT,
+        TensorProto.INT64,
+        TensorProto.INT32,
+        TensorProto.BOOL,
+        TensorProto.UINT8,
+        TensorProto.INT8,
+    ]
+)
+# What exporters put between a softmax and the output.
+_SHAPE_ONLY = frozenset(
+    ["Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"]
+)
+
+
+def only_input(graph: onnx.GraphProto) -> onnx.ValueInfoProto:
+    """The one input that is no initializer (IR 3 lists those as inputs too)."""
+    weights = {tensor.name for tensor in graph.initializer}
+    real = [each for each in graph.input if each.name not in weights]
+    if len(real) != 1:
+        names = ", ".join(repr(shown(each.name)) for each in real[:5])
+        raise Unfit(
+            f"{len(real)} inputs ({names or 'none'}), need one image; export one input"
+        )
+    source = onnx.ValueInfoProto()
+    source.CopyFrom(real[0])
+    return source
+
+
+def make_static(
+    source: onnx.ValueInfoProto, given: Mapping[str, tuple[int, ...]]
+) -> tuple[str, ...]:
+    """Fill the input's symbolic dimensions, in place: the batch with 1, others from ``given``.
+
+    Returns:
+        a note for each thing filled that the user did not name.
+    """
+    name = shown(source.name)
+    for other in given.keys() - {source.name}:
+        raise Unfit(f"--input-shape names {shown(other)!r}, but the input is {name!r}")
+    dtype, shape = value_of(source)
+    if dtype != TensorProto.FLOAT:
+        raise Unfit(_wrong_dtype(f"input {name!r}", dtype))
+    if shape is None or len(shape) != 4:
+        told = (
+            "has no rank"
+            if shape is None
+            else f"has rank {len(shape)} {_shown_shape(source)}"
+        )
+        raise Unfit(f"input {name!r} {told}, need rank 4: an image with its batch")
+    wanted = given.get(source.name)
+    if wanted is not None:
+        fits = len(wanted) == 4 and all(
+            new > 0 and old in (None, new)
+            for old, new in zip(shape, wanted, strict=True)
+        )
+        if not fits:
+            raise Unfit(
+                f"--input-shape {name}:{','.join(map(str, wanted))} contradicts the input's "
+                f"{_shown_shape(source)}; it fills symbolic dimensions alone"
+            )
+    notes: tuple[str, ...] = ()
+    final = list(wanted or shape)
+    if final[0] is None:
+        symbol = source.type.tensor_type.shape.dim[0].dim_param
+        final[0] = 1
+        notes = (f"input {name!r}: symbolic batch {shown(symbol) or '?'} made 1",)
+    if None in final:
+        raise Unfit(
+            f"input {name!r} has symbolic dimensions {_shown_shape(source)}; "
+            f"give --input-shape {name}:1,3,224,224 with its sizes"
+        )
+    if final[0] != 1:
+        raise Unfit(
+            f"input {name!r} has batch {final[0]}, need 1; export with batch 1 or a dynamic batch"
+        )
+    if any(size is None or size < 1 for size in final):
+        raise Unfit(
+            f"input {name!r} has an empty dimension {_shown_shape(source)}; export again"
+        )
+    for dim, size in zip(source.type.tensor_type.shape.dim, final, strict=True):
+        dim.dim_value = int(size or 0)
+    return notes
+
+
+def _shown_shape(source: onnx.ValueInfoProto) -> str:
+    dims = source.type.tensor_type.shape.dim
+    words = [
+        str(d.dim_value) if d.HasField("dim_value") else shown(d.dim_param, 20) or "?"
+        for d in dims
+    ]
+    return f"[{', '.join(words[:8])}{', …' if len(words) > 8 else ''}]"
+
+
+def static_model(
+    proto: onnx.ModelProto, source: onnx.ValueInfoProto
+) -> onnx.ModelProto:
+    """The model with one input, valid, without shapes inferred from another input."""
+    # IR 4 is the first whose initializers need not be inputs; 10 is as new as opset 22.
+    static = onnx.ModelProto(ir_version=min(max(proto.ir_version, 4), 10))
+    static.opset_import.extend(
+        each for each in proto.opset_import if is_onnx(each.domain)
+    )
+    graph = static.graph
+    graph.name = proto.graph.name or "graph"
+    graph.input.append(source)
+    graph.node.extend(proto.graph.node)
+    graph.initializer.extend(proto.graph.initializer)
+    graph.output.extend(proto.graph.output)
+    shapes = [output.type.tensor_type for output in graph.output]
+    for tensor in shapes:
+        for dim in tensor.shape.dim:
+            if not dim.HasField("dim_value"):
+                dim.Clear()
+    # onnx.checker wants a shape of every output; strict inference would take it at its word.
+    shapeless = [tensor for tensor in shapes if not tensor.HasField("shape")]
+    for tensor in shapeless:
+        tensor.shape.SetInParent()
+    onnx.checker.check_model(static)
+    for tensor in shapeless:
+        tensor.ClearField("shape")
+    return static
+
+
+def check_values(proto: onnx.ModelProto) -> None:
+    """Every tensor static, of a type that is built, and small enough."""
+    known = values(proto.graph)
+    read = {name for node in proto.graph.node for name in node.input if name}
+    read.update(output.name for output in proto.graph.output)
+    total = 0
+    for node in proto.graph.node:
+        # An output nobody reads (a Dropout's mask) often has no inferred shape.
+        for name in read.intersection(node.output):
+            label = f"{node_label(node)}: its output {shown(name)!r}"
+            dtype, shape = known.get(name, Value(0, None))
+            if shape is None or None in shape:
+                raise Unfit(f"{label} has no static shape; export with fixed sizes")
+            if dtype not in _DTYPES:
+                raise Unfit(_wrong_dtype(label, dtype))
+            size = prod(dim or 0 for dim in shape) * _itemsize(dtype)
+            total += size
+            if size > MAX_TENSOR_BYTES:
+                raise Unfit(
+                    f"{label} takes {size} bytes, more than the {MAX_TENSOR_BYTES} allowed"
+                )
+            if size <= 0:
+                raise Unfit(f"{label} is empty {list(shape)}; export with larger sizes")
+    if total > MAX_ALL_TENSORS_BYTES:
+        raise Unfit(
+            f"its tensors take {total} bytes, more than the {MAX_ALL_TENSORS_BYTES} allowed"
+        )
+    for tensor in proto.graph.initializer:
+        if tensor.data_type not in _DTYPES:
+            raise Unfit(
+                _wrong_dtype(f"weights {shown(tensor.name)!r}", tensor.data_type)
+            )
+
+
+def _itemsize(dtype: int) -> int:
+    return onnx.helper.tensor_dtype_to_np_dtype(dtype).itemsize
+
+
+def _wrong_dtype(label: str, dtype: int) -> str:
+    known = dtype in TensorProto.DataType.values()
+    name = TensorProto.DataType.Name(dtype).lower() if known and dtype else "no tensor"
+    if name in ("float16", "bfloat16", "double"):
+        return f"{label} is {name}; convert to float32 and export again (PyTorch: model.float())"
+    return f"{label} is {name}, need float32; export a float32 model"
+
+
+def outputs_of(proto: onnx.ModelProto) -> tuple[Tensor, ...]:
+    reached = {each.name for each in proto.graph.input}
+    for node in proto.graph.node:
+        if reached.intersection(node.input):
+            reached.update(node.output)
+    found = []
+    for output in proto.graph.output:
+        label = f"output {shown(output.name)!r}"
+        value = value_of(output)
+        if output.name not in reached:
+            raise Unfit(
+                f"{label} does not depend on the input; export the whole network"
+            )
+        if value.dtype != TensorProto.FLOAT:
+            raise Unfit(_wrong_dtype(label, value.dtype))
+        if not value.shape or value.shape[0] != 1 and len(value.shape) > 1:
+            raise Unfit(
+                f"{label} has shape {value.shape}, need a batch of 1; export with batch 1"
+            )
+        found.append(tensor_of(output.name, value, ""))
+    if not found:
+        raise Unfit("the graph has no outputs; export it again")
+    return tuple(found)
+
+
+def tensor_of(name: str, value: Value, layout: Layout | Literal[""]) -> Tensor:
+    return Tensor(
+        name=name, shape=tuple(dim or 0 for dim in value.shape or ()), layout=layout
+    )
+
+
+def layout_of(source: onnx.ValueInfoProto, given: Layout | None) -> Layout:
+    """Channels are 1 or 3: where they stand says the layout, and NCHW wins a tie."""
+    _, second, _, fourth = (dim.dim_value for dim in source.type.tensor_type.shape.dim)
+    return given or ("NHWC" if fourth in (1, 3) and second not in (1, 3) else "NCHW")
+
+
+def is_softmax(proto: onnx.ModelProto) -> bool:
+    """The first output is a softmax over all its elements, at most reshaped since."""
+    maker = {name: node for node in proto.graph.node for name in node.output}
+    known = values(proto.graph)
+    node = maker.get(proto.graph.output[0].name)
+    while node is not None and node.op_type in _SHAPE_ONLY:
+        node = maker.get(node.input[0])
+    if node is None or node.op_type != "Softmax":
+        return False
+    shape = [dim or 0 for dim in known[node.input[0]].shape or ()]
+    one_axis = opset(proto) >= 13
+    axis = next(
+        (a.i for a in node.attribute if a.name == "axis"), -1 if one_axis else 1
+    )
+    axis %= len(shape)
+    summed = shape[axis : axis + 1] if one_axis else shape[axis:]
+    return prod(summed) == prod(shape)
