@@ -336,8 +336,8 @@ def _ours(
 
 def _built(case: Case, model: Path, cpu: str, progress: Progress) -> Path:
     """Our bundle of the model for the CPU; one that this very compiler built before is taken."""
-    from compile.driver import Order, build
-    from compile.frontend.preprocessing import Stated
+    from compile.driver import BuildRequest, build
+    from compile.frontend.preprocessing import Overrides
     from targets.presets import resolve
 
     name = f"{case.sha256[:16]}-{cpu}-{_compiler()}"
@@ -347,7 +347,7 @@ def _built(case: Case, model: Path, cpu: str, progress: Progress) -> Path:
     output.parent.mkdir(parents=True, exist_ok=True)
     for old in output.parent.glob(f"{case.sha256[:16]}-{cpu}-*"):
         shutil.rmtree(old) if old.is_dir() else old.unlink()
-    order = Order(
+    request = BuildRequest(
         model=str(model),
         target=resolve(f"arm-{cpu}"),
         output=output,
@@ -357,9 +357,9 @@ def _built(case: Case, model: Path, cpu: str, progress: Progress) -> Path:
         input_shapes={},
         golden=(),
         dump=None,
-        stated=Stated(),
+        overrides=Overrides(),
     )
-    return build(order, progress).path
+    return build(request, progress).path
 
 
 def _compiler() -> str:

@@ -15,7 +15,7 @@ from targets.progress import Progress
 if TYPE_CHECKING:
     from bundle.manifest import Lowering, Manifest
     from bundle.store import Bundle
-    from compile.driver import Order
+    from compile.driver import BuildRequest
 
 _EPILOG = """\
 examples:
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with Progress(quiet=arguments.json) as progress:
         from compile.driver import build
 
-        bundle = build(_order(arguments), progress)
+        bundle = build(_request(arguments), progress)
     if arguments.json:
         print(json.dumps(_summary(bundle), indent=2))
     else:
@@ -191,9 +191,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _order(arguments: argparse.Namespace) -> Order:
-    from compile.driver import Order
-    from compile.frontend.preprocessing import Stated
+def _request(arguments: argparse.Namespace) -> BuildRequest:
+    from compile.driver import BuildRequest
+    from compile.frontend.preprocessing import Overrides
     from targets.presets import resolve
 
     names = (
@@ -207,7 +207,7 @@ def _order(arguments: argparse.Namespace) -> Order:
         "labels",
     )
     target = resolve(arguments.target)
-    return Order(
+    return BuildRequest(
         model=arguments.model,
         target=target,
         output=arguments.output,
@@ -217,7 +217,7 @@ def _order(arguments: argparse.Namespace) -> Order:
         input_shapes=dict(arguments.input_shape),
         golden=tuple(arguments.golden),
         dump=arguments.dump,
-        stated=Stated(**{name: getattr(arguments, name) for name in names}),
+        overrides=Overrides(**{name: getattr(arguments, name) for name in names}),
         arena_limit=arguments.arena_limit,
         quantize=arguments.quantize is not None,
         calibration=tuple(arguments.calibration),

@@ -38,7 +38,7 @@ from compile.backends.standalone.emit import SelfTest, Standalone, self_test_inp
 from compile.backends.verify import verify, verify_c
 from compile.frontend import sources
 from compile.frontend.model import Model
-from compile.frontend.preprocessing import Stated, read_labels, settle
+from compile.frontend.preprocessing import Overrides, read_labels, resolve_preprocessing
 from compile.frontend.reference import Reference
 from compile.frontend.sources import Source
 from compile.quantize.quantise import (
@@ -62,7 +62,7 @@ _ENGINE = (
 
 
 @dataclass(frozen=True)
-class Order:
+class BuildRequest:
     """What the user asked for, parsed."""
 
     model: str
@@ -74,7 +74,7 @@ class Order:
     input_shapes: dict[str, tuple[int, ...]]
     golden: tuple[Path, ...]
     dump: Path | None
-    stated: Stated
+    overrides: Overrides
     arena_limit: int | None = None
     quantize: bool = False
     calibration: tuple[Path, ...] = ()
@@ -82,32 +82,34 @@ class Order:
     require_tuned: bool = False
 
 
-def build(order: Order, progress: Progress) -> Bundle:
+def build(request: BuildRequest, progress: Progress) -> Bundle:
     """Build, verify and write one bundle.
 
     Returns:
         The bundle at its final place.
 
     Raises:
-        UserError: anything that the user can mend; nothing half-made is left behind.
+        UserError: anything that the user can correct; nothing half-made is left behind.
     """
     started = time.monotonic()
-    _check_format(order)
-    if order.output is not None:
-        check_replaceable(order.output)
+    _check_format(request)
+    if request.output is not None:
+        check_replaceable(request.output)
     progress.stage("reading the model")
     source = sources.find(
-        order.model, order.input_shapes, order.stated.layout, progress.stage
+        request.model, request.input_shapes, request.overrides.layout, progress.stage
     )
     model = source.model
-    stated = order.stated.over(source.stated)
-    preprocessing, assumed = settle(stated, source.preprocessing, model.input)
+    overrides = request.overrides.with_defaults(source.overrides)
+    preprocessing, assumed = resolve_preprocessing(
+        overrides, source.preprocessing, model.input
+    )
     labels = (
-        read_labels(stated.labels, model.outputs[0].shape[-1])
-        if stated.labels
+        read_labels(overrides.labels, model.outputs[0].shape[-1])
+        if overrides.labels
         else None
     )
-    inputs = _golden_inputs(order.golden, model, preprocessing, progress)
+    inputs = _golden_inputs(request.golden, model, preprocessing, progress)
     progress.finish()
     for note in filter(None, (source.note, *model.notes)):
         progress.note(note)
@@ -115,14 +117,14 @@ def build(order: Order, progress: Progress) -> Bundle:
         progress.note(
             "preprocessing assumed: v / 127.5 − 1, as MobileNetV2's; see --scale, --mean, --std"
         )
-    if order.quantize or is_quantised(model.proto):
-        _check_int8(order)
+    if request.quantize or is_quantised(model.proto):
+        _check_int8(request)
     int8 = prepare(
         model,
-        order.quantize,
-        order.calibration,
+        request.quantize,
+        request.calibration,
         preprocessing,
-        unsigned=order.target.machine == "x86_64",
+        unsigned=request.target.machine == "x86_64",
         trained=source.trained,
         progress=progress,
     )
@@ -130,8 +132,8 @@ def build(order: Order, progress: Progress) -> Bundle:
         model = int8.model
     progress.stage("asking ONNX Runtime for the golden outputs")
     reference = Reference(model)
-    output = order.output or Path("out") / f"{source.name}-{order.target.name}"
-    name = _c_name(order, source)
+    output = request.output or Path("out") / f"{source.name}-{request.target.name}"
+    name = _c_name(request, source)
     with staging(output) as folder:
         answer = partial(int8.answer, reference=reference) if int8 else reference.run
         pairs = golden.write_golden(folder, inputs, answer)
@@ -142,44 +144,44 @@ def build(order: Order, progress: Progress) -> Bundle:
             )
         standalone = (
             _standalone(
-                order,
+                request,
                 source,
                 name,
                 preprocessing,
                 answer,
                 "int8" if int8 else "float32",
             )
-            if order.format == "standalone"
+            if request.format == "standalone"
             else None
         )
 
-        if order.format == "c" and int8 is None:
+        if request.format == "c" and int8 is None:
             model = replace(model, proto=fold_normalisation(model))
 
         def attempt(logs: Sequence[RecordLog]) -> tuple[Manifest, dict[str, Any]]:
-            if order.format == "c":
-                lowering, firmware = _write_c(order, model, name, folder, progress)
+            if request.format == "c":
+                lowering, firmware = _write_c(request, model, name, folder, progress)
             else:
                 lowering, firmware = (
                     _compile(
-                        order, model, standalone, logs, folder, progress, bool(int8)
+                        request, model, standalone, logs, folder, progress, bool(int8)
                     ),
                     None,
                 )
             manifest = _manifest(
-                order, model, preprocessing, lowering, name, firmware, pairs, folder
+                request, model, preprocessing, lowering, name, firmware, pairs, folder
             ).model_copy(update={"quantisation": quantisation})
             (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
             try:
                 checked = _verify(
                     folder,
-                    order,
+                    request,
                     "its integers in numpy" if int8 else reference.version,
                     progress,
                 )
             except UserError as error:
                 used = lowering.records
-                if lowering.layout != "NHWC" or not used or order.require_tuned:
+                if lowering.layout != "NHWC" or not used or request.require_tuned:
                     raise
                 progress.finish()
                 progress.note(f"with the records of {used.file}: {error}")
@@ -188,7 +190,9 @@ def build(order: Order, progress: Progress) -> Bundle:
                 return attempt(())
             return manifest, checked
 
-        manifest, verification = attempt(() if int8 else _find_records(order, progress))
+        manifest, verification = attempt(
+            () if int8 else _find_records(request, progress)
+        )
         progress.finish()
         measured = verification | {
             **({"int8": int8.measured} if int8 else {}),
@@ -206,60 +210,60 @@ def build(order: Order, progress: Progress) -> Bundle:
     return Bundle(output, manifest)
 
 
-def _check_format(order: Order) -> None:
-    of_target = order.target.format
-    if order.format == "c" and of_target != "c":
+def _check_format(request: BuildRequest) -> None:
+    of_target = request.target.format
+    if request.format == "c" and of_target != "c":
         raise UserError(
-            f"--format c: is for microcontrollers, such as --target cortex-m7; not for {order.target.name}"
+            f"--format c: is for microcontrollers, such as --target cortex-m7; not for {request.target.name}"
         )
-    if order.format != "c" and of_target == "c":
+    if request.format != "c" and of_target == "c":
         raise UserError(
-            f"--format {order.format}: {order.target.name} takes C source; leave --format out"
+            f"--format {request.format}: {request.target.name} takes C source; leave --format out"
         )
-    if order.format == "c" and (order.records or order.require_tuned):
+    if request.format == "c" and (request.records or request.require_tuned):
         raise UserError(
-            f"--records and --require-tuned: {order.target.name} takes C source, which is not tuned; leave them out"
+            f"--records and --require-tuned: {request.target.name} takes C source, which is not tuned; leave them out"
         )
-    if order.dump is not None and order.format == "c":
+    if request.dump is not None and request.format == "c":
         raise UserError(
             "--dump: a C project is its own source, nothing else is made; leave it out"
         )
-    if order.arena_limit is not None and order.format != "c":
+    if request.arena_limit is not None and request.format != "c":
         raise UserError("--arena-limit: is for microcontrollers; leave it out")
 
 
-def _check_int8(order: Order) -> None:
-    if order.records or order.require_tuned:
+def _check_int8(request: BuildRequest) -> None:
+    if request.records or request.require_tuned:
         raise UserError(
             "--records and --require-tuned: int8 is not tuned; leave them out"
         )
 
 
 def _write_c(
-    order: Order, model: Model, name: str, folder: Path, progress: Progress
+    request: BuildRequest, model: Model, name: str, folder: Path, progress: Progress
 ) -> tuple[Lowering, Firmware]:
     identity = model.identity
     kind = "int8" if is_quantised(model.proto) else "float32"
-    version = f"{name}: {identity.name} (SHA-256 {identity.sha256[:16]}) for {order.target.name}, {kind}"
+    version = f"{name}: {identity.name} (SHA-256 {identity.sha256[:16]}) for {request.target.name}, {kind}"
     return write_c(
         model.proto,
         name,
         version,
-        order.target,
+        request.target,
         folder,
-        order.arena_limit,
+        request.arena_limit,
         progress.stage,
     )
 
 
-def _c_name(order: Order, source: Source) -> str:
+def _c_name(request: BuildRequest, source: Source) -> str:
     """The prefix of what is generated: ``--name``, or the model's name as a C identifier."""
-    name = order.name or re.sub(r"\W", "_", source.name, flags=re.ASCII).lower()
+    name = request.name or re.sub(r"\W", "_", source.name, flags=re.ASCII).lower()
     return f"model_{name}" if name[0].isdigit() else name
 
 
 def _standalone(
-    order: Order,
+    request: BuildRequest,
     source: Source,
     name: str,
     preprocessing: Preprocessing,
@@ -274,7 +278,7 @@ def _standalone(
     return Standalone(
         name=name,
         model=identity.name,
-        version=f"{name}: {identity.name} (SHA-256 {identity.sha256[:16]}) for {order.target.name}, "
+        version=f"{name}: {identity.name} (SHA-256 {identity.sha256[:16]}) for {request.target.name}, "
         f"{numbers}, by Apache TVM 0.19",
         self_test=SelfTest(low, high, tuple(outputs[0].ravel().tolist())),
     )
@@ -300,7 +304,7 @@ def _golden_inputs(
 
 
 def _compile(
-    order: Order,
+    request: BuildRequest,
     model: Model,
     standalone: Standalone | None,
     logs: Sequence[RecordLog],
@@ -311,10 +315,10 @@ def _compile(
     job = Job(
         model=model.identity.name,
         proto=model.proto.SerializeToString(),
-        target=order.target,
+        target=request.target,
         records=tuple(logs),
         output=folder.resolve(),
-        dump=order.dump.resolve() if order.dump else None,
+        dump=request.dump.resolve() if request.dump else None,
         standalone=standalone,
         int8=model.outputs[0] if int8 else None,
     )
@@ -326,25 +330,25 @@ def _compile(
     found = lowering.records
     for line in found.refused if found else ():
         progress.note(line)
-    if order.require_tuned and lowering.layout != "NHWC":
+    if request.require_tuned and lowering.layout != "NHWC":
         raise UserError(
-            f"--require-tuned: {lowering.reason} (target {order.target.name}); run python -m tuning.tune, "
+            f"--require-tuned: {lowering.reason} (target {request.target.name}); run python -m tuning.tune, "
             "give --records FILE, or leave --require-tuned out"
         )
     return lowering
 
 
-def _find_records(order: Order, progress: Progress) -> list[RecordLog]:
-    if order.format == "c":
+def _find_records(request: BuildRequest, progress: Progress) -> list[RecordLog]:
+    if request.format == "c":
         return []
-    logs, notes = lookup.find(order.target, order.records, threads=order.threads)
+    logs, notes = lookup.find(request.target, request.records, threads=request.threads)
     for line in notes:
         progress.note(line)
     return logs
 
 
 def _manifest(
-    order: Order,
+    request: BuildRequest,
     model: Model,
     preprocessing: Preprocessing,
     lowering: Lowering,
@@ -353,7 +357,7 @@ def _manifest(
     pairs: list[Golden],
     folder: Path,
 ) -> Manifest:
-    target = order.target
+    target = request.target
     files = {
         path.relative_to(folder).as_posix(): sha256_of(path)
         for path in sorted(folder.rglob("*"))
@@ -361,15 +365,15 @@ def _manifest(
         if path.is_file() and path.parent.name != "reference"
     }
     return Manifest(
-        format=order.format,
-        name=name if order.format != "bundle" else "model",
+        format=request.format,
+        name=name if request.format != "bundle" else "model",
         library={"bundle": LIBRARY, "standalone": f"lib{name}.so", "c": f"{name}.c"}[
-            order.format
+            request.format
         ],
         model=model.identity,
         target=TargetIdentity.of(target),
-        engine=_ENGINE if order.format != "c" else "C kernels",
-        threads=order.threads,
+        engine=_ENGINE if request.format != "c" else "C kernels",
+        threads=request.threads,
         input=model.input,
         outputs=model.outputs,
         probabilities=model.probabilities,
@@ -383,16 +387,16 @@ def _manifest(
 
 
 def _verify(
-    folder: Path, order: Order, reference: str, progress: Progress
+    folder: Path, request: BuildRequest, reference: str, progress: Progress
 ) -> dict[str, Any]:
     """The manifest's ``verification``: figures, or null with the reason why there are none."""
-    if order.format == "c":
+    if request.format == "c":
         result = verify_c(folder)
         return {"verification": {**result._asdict(), "reference": reference}}
-    emulated = bool(missing_features(order.target, this_cpu()))
+    emulated = bool(missing_features(request.target, this_cpu()))
     if emulated:
         try:
-            _prepare_emulator(order, progress)
+            _prepare_emulator(request, progress)
         except UserError as error:
             return {"verification": None, "not_verified_because": str(error)}
     result = run_in_child(
@@ -401,18 +405,18 @@ def _verify(
     return {"verification": {**result._asdict(), "reference": reference}}
 
 
-def _prepare_emulator(order: Order, progress: Progress) -> None:
+def _prepare_emulator(request: BuildRequest, progress: Progress) -> None:
     from devices.sessions.emulated import find_qemu
     from devices.sysroot import prepare
 
-    target = order.target
+    target = request.target
     if not target.qemu_cpu:
         missing = ", ".join(missing_features(target, this_cpu()))
         raise UserError(
             f"this machine lacks {missing}, and {target.name} has no emulated board"
         )
     find_qemu(target.machine)
-    if order.format == "bundle":
+    if request.format == "bundle":
         prepare(progress.stage)
 
 

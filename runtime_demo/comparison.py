@@ -27,7 +27,7 @@ Array = NDArray[np.float32]
 
 _ROUND = 5
 # ONNX Runtime's threads were seen to spin for 40 ms after an inference, on a core that ours need.
-_SETTLE_SECONDS = 0.1
+_PAUSE_SECONDS = 0.1
 # A board is warm when the median of a round is this near the one before, or after so many rounds.
 _STEADY, _MOST_WARMING_ROUNDS = 0.03, 10
 
@@ -182,10 +182,10 @@ def time_both(
     while len(ours) < repeat:
         progress.tick()
         size = min(_ROUND, repeat - len(ours))
-        time.sleep(_SETTLE_SECONDS)
+        time.sleep(_PAUSE_SECONDS)
         ours += session.time(tensor, size + 1)[1:]
         if reference is not None:
-            time.sleep(_SETTLE_SECONDS)
+            time.sleep(_PAUSE_SECONDS)
             theirs += reference.time(tensor, size + 1)[1:]
     return ours, theirs
 

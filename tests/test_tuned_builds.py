@@ -18,7 +18,7 @@ from tuning_worker import AXIS_77
 from bundle.manifest import Manifest
 from bundle.store import open_bundle
 from compile import driver
-from compile.frontend.preprocessing import Stated
+from compile.frontend.preprocessing import Overrides
 from devices.sessions.opening import open_here
 from records.lookup import read
 from targets.errors import UserError
@@ -119,7 +119,7 @@ def log(path: Path, lines: list[str]) -> Path:
 
 
 def build(model: Path, output: Path, *records: Path, require: bool = False) -> Manifest:
-    order = driver.Order(
+    request = driver.BuildRequest(
         model=str(model),
         target=native(),
         output=output,
@@ -129,12 +129,12 @@ def build(model: Path, output: Path, *records: Path, require: bool = False) -> M
         input_shapes={},
         golden=(),
         dump=None,
-        stated=Stated(),
+        overrides=Overrides(),
         records=records,
         require_tuned=require,
     )
     with Progress() as progress:
-        driver.build(order, progress)
+        driver.build(request, progress)
     return open_bundle(output).manifest
 
 
@@ -197,10 +197,10 @@ def test_records_that_give_wrong_answers_are_named_and_left_out(
 ) -> None:
     honest: Callable[..., object] = driver._verify
 
-    def doubting(path: Path, order: object, *rest: object) -> object:
+    def doubting(path: Path, request: object, *rest: object) -> object:
         if open_bundle(path).manifest.lowering.layout == "NHWC":
             raise UserError("the compiled model is wrong")
-        return honest(path, order, *rest)
+        return honest(path, request, *rest)
 
     monkeypatch.setattr(driver, "_verify", doubting)
     log(folder / "tuned" / "mine.json", lines)

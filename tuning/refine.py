@@ -184,8 +184,8 @@ class _Work:
 
     def build_of(self, chosen: dict[str, Record], what: str) -> _Build:
         from bundle.store import open_bundle
-        from compile.driver import Order, build
-        from compile.frontend.preprocessing import Stated
+        from compile.driver import BuildRequest, build
+        from compile.frontend.preprocessing import Overrides
 
         header = self._log.header | {"preset": self._target.name}
         lines = [record.line for record in chosen.values()]
@@ -199,7 +199,7 @@ class _Work:
             return _Build(chosen, open_bundle(output))
         self._folder.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-        order = Order(
+        request = BuildRequest(
             model=self._arguments.model,
             target=self._target,
             output=output,
@@ -209,11 +209,11 @@ class _Work:
             input_shapes={},
             golden=(),
             dump=None,
-            stated=Stated(),
+            overrides=Overrides(),
             records=(path,),
             require_tuned=True,
         )
-        return _Build(chosen, build(order, self._progress))
+        return _Build(chosen, build(request, self._progress))
 
     def measure(self, builds: Sequence[_Build]) -> list[tuple[Bundle, list[float]]]:
         """Of each build, the cost of each kernel in order of execution."""

@@ -1,4 +1,4 @@
-"""How photographs become a model's input: the user's word, a TOML beside the model, or the model's own."""
+"""How photographs become the input: from the options, a TOML file next to the model, or the model's own."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, int | float) else value
 
 
-class Stated(BaseModel):
-    """What was stated of a model's preprocessing; None where nothing was.
+class Overrides(BaseModel):
+    """What the user states of a model's preprocessing; None for what is left out.
 
     The names are those of the command line's options and of the TOML's keys.
     """
@@ -35,45 +35,47 @@ class Stated(BaseModel):
     std: Annotated[tuple[float, ...], BeforeValidator(_as_tuple)] | None = None
     labels: Path | None = None
 
-    def over(self, other: Stated) -> Stated:
+    def with_defaults(self, other: Overrides) -> Overrides:
         """This, with what it leaves out taken from ``other``."""
         return other.model_copy(update=self.model_dump(exclude_none=True))
 
 
-def beside(model: Path) -> Stated:
-    """What ``model.toml`` beside ``model.onnx`` says; nothing where there is none.
+def load_sidecar(model: Path) -> Overrides:
+    """What ``model.toml`` next to ``model.onnx`` states; nothing where there is none.
 
     Raises:
         UserError: not TOML, an unknown key, a value of the wrong kind.
     """
     if not model.name:
-        return Stated()
+        return Overrides()
     path = model.with_suffix(".toml")
     if not path.is_file():
-        return Stated()
+        return Overrides()
     try:
-        stated = Stated.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        overrides = Overrides.model_validate(
+            tomllib.loads(path.read_text(encoding="utf-8"))
+        )
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not TOML ({error})") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
-        known = ", ".join(Stated.model_fields)
+        known = ", ".join(Overrides.model_fields)
         raise UserError(
             f"{path}: {place}: {first['msg']}; known keys: {known}"
         ) from None
-    if stated.labels is not None:
-        return stated.model_copy(update={"labels": path.parent / stated.labels})
-    return stated
+    if overrides.labels is not None:
+        return overrides.model_copy(update={"labels": path.parent / overrides.labels})
+    return overrides
 
 
-def settle(
-    stated: Stated, own: Preprocessing | None, tensor: Tensor
+def resolve_preprocessing(
+    overrides: Overrides, own: Preprocessing | None, tensor: Tensor
 ) -> tuple[Preprocessing, bool]:
     """The preprocessing of a model with this input tensor, and whether the values were assumed.
 
     Args:
-        stated: the user's word.
+        overrides: what the user states.
         own: what the built-in or Model Zoo network says of itself; None for a user's model, which
             is then assumed to take MobileNetV2's: ``v / 127.5 − 1``, short side 8/7 of the crop.
 
@@ -88,20 +90,22 @@ def settle(
         mean=(1.0,),
         std=(1.0,),
     )
-    crop = stated.crop or (height, width)
+    crop = overrides.crop or (height, width)
     if (crop[0], crop[-1]) != (height, width):
         shape = "×".join(map(str, crop))
         raise UserError(
             f"crop {shape}: the model's input is {height}×{width}; leave --crop out"
         )
     values = base.model_dump()
-    values |= stated.model_dump(exclude_none=True, exclude={"layout", "crop", "labels"})
-    if stated.mean is not None and stated.std is None:
-        values["std"] = (1.0,) * len(stated.mean)
-    if stated.std is not None and stated.mean is None:
-        values["mean"] = (0.0,) * len(stated.std)
+    values |= overrides.model_dump(
+        exclude_none=True, exclude={"layout", "crop", "labels"}
+    )
+    if overrides.mean is not None and overrides.std is None:
+        values["std"] = (1.0,) * len(overrides.mean)
+    if overrides.std is not None and overrides.mean is None:
+        values["mean"] = (0.0,) * len(overrides.std)
     try:
-        settled = Preprocessing.model_validate(values | {"crop": (height, width)})
+        resolved = Preprocessing.model_validate(values | {"crop": (height, width)})
     except ValidationError as error:
         message = error.errors(include_url=False)[0]["msg"].removeprefix(
             "Value error, "
@@ -109,17 +113,17 @@ def settle(
         raise UserError(
             f"preprocessing: {message}; see --mean, --std, --scale and --resize"
         ) from None
-    if len(settled.mean) not in (1, tensor.channels):
+    if len(resolved.mean) not in (1, tensor.channels):
         raise UserError(
-            f"preprocessing: {len(settled.mean)} means, but the model's input has {tensor.channels} "
+            f"preprocessing: {len(resolved.mean)} means, but the model's input has {tensor.channels} "
             "channel(s); give --mean and --std one value each"
         )
-    assumed = own is None and (stated.scale, stated.mean, stated.std) == (
+    assumed = own is None and (overrides.scale, overrides.mean, overrides.std) == (
         None,
         None,
         None,
     )
-    return settled, assumed
+    return resolved, assumed
 
 
 def read_labels(path: Path, classes: int) -> list[str]:

@@ -62,12 +62,12 @@ def make_static(
     if dtype != TensorProto.FLOAT:
         raise Unfit(_wrong_dtype(f"input {name!r}", dtype))
     if shape is None or len(shape) != 4:
-        told = (
+        found = (
             "has no rank"
             if shape is None
             else f"has rank {len(shape)} {_shown_shape(source)}"
         )
-        raise Unfit(f"input {name!r} {told}, need rank 4: an image with its batch")
+        raise Unfit(f"input {name!r} {found}, need rank 4: an image with its batch")
     wanted = given.get(source.name)
     if wanted is not None:
         fits = len(wanted) == 4 and all(

@@ -11,7 +11,7 @@ from pathlib import Path
 from bundle.manifest import ModelIdentity, Preprocessing
 from compile.frontend import family, gate, zoo
 from compile.frontend.model import Model
-from compile.frontend.preprocessing import Layout, Stated, beside
+from compile.frontend.preprocessing import Layout, Overrides, load_sidecar
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Source:
     Attributes:
         name: for people and for the output folder.
         preprocessing: the built-in or Model Zoo network's own; None for a user's file.
-        stated: what a TOML beside the file says.
+        overrides: what a TOML file next to the model says.
         note: what a person must know of its weights; empty for a user's file.
         trained: whether the weights mean something, so that int8's loss against float32 is worth judging.
     """
@@ -29,7 +29,7 @@ class Source:
     name: str
     model: Model
     preprocessing: Preprocessing | None
-    stated: Stated
+    overrides: Overrides
     note: str
     trained: bool = True
 
@@ -57,13 +57,15 @@ def find(
             zoo.MODELS[text].preprocessing,
             "the ONNX Model Zoo's trained network",
         )
-        return Source(text, gate.load(path, input_shapes, "NCHW"), own, Stated(), note)
+        return Source(
+            text, gate.load(path, input_shapes, "NCHW"), own, Overrides(), note
+        )
     if re.fullmatch(r"mobilenetv2-[^/.]+\.?[^/]*-[^/.]+", text) and not path.exists():
         return _built_in(text)
-    stated = beside(path)
-    model = gate.load(path, input_shapes, layout or stated.layout)
+    overrides = load_sidecar(path)
+    model = gate.load(path, input_shapes, layout or overrides.layout)
     name = re.sub(r"[^\w.-]+", "-", path.stem).strip("-.") or "model"
-    return Source(name, model, None, stated, "")
+    return Source(name, model, None, overrides, "")
 
 
 def _built_in(name: str) -> Source:
@@ -74,4 +76,4 @@ def _built_in(name: str) -> Source:
     note = "built-in, seeded weights: a label that it gives means nothing"
     own = family.preprocessing(resolution)
     model = gate.check(proto, identity, {}, "NCHW")
-    return Source(name, model, own, Stated(), note, trained=False)
+    return Source(name, model, own, Overrides(), note, trained=False)

@@ -94,7 +94,7 @@ def fetch(name: str, on_progress: Progress) -> Path:
         url = f"{_address()}/{model.path}"
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / f"{name}.part"
-        with _alone(folder / f"{name}.lock", part, model, on_progress):
+        with _file_lock(folder / f"{name}.lock", part, model, on_progress):
             if not _is_whole(path, model):
                 _download(url, part, model, on_progress)
                 part.replace(path)
@@ -107,10 +107,10 @@ def fetch(name: str, on_progress: Progress) -> Path:
 
 
 def _cache() -> Path:
-    stated = os.environ.get("XDG_CACHE_HOME", "")
+    configured = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG base directory specification: a relative path is to be ignored.
-    if os.path.isabs(stated):
-        return Path(stated) / "netship" / "models"
+    if os.path.isabs(configured):
+        return Path(configured) / "netship" / "models"
     try:
         return Path.home() / ".cache" / "netship" / "models"
     except RuntimeError:
@@ -152,7 +152,7 @@ def _is_whole(path: Path, model: ZooModel) -> bool:
 
 
 @contextmanager
-def _alone(
+def _file_lock(
     lock: Path, part: Path, model: ZooModel, on_progress: Progress
 ) -> Iterator[None]:
     """Hold ``lock``; while another process has it, show how far that one's ``part`` is."""
