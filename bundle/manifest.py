@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import prod
+from math import isclose, prod
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Final, Literal
 
@@ -91,6 +91,25 @@ class Preprocessing(_Model):
             for mean, std in zip(self.mean, self.std, strict=True)
         )
 
+    def formula(self) -> str:
+        """What a channel value v becomes, in numbers, such as ``(v / 255 − 0.5) / 0.25``."""
+        inverse = 1 / self.scale if self.scale else 0.0
+        rounded = float(f"{inverse:.6g}")
+        text = f"v × {self.scale:.6g}"
+        if isclose(rounded, inverse, rel_tol=1e-9) and inverse:
+            text = f"v / {rounded:g}" if rounded != 1 else "v"
+        if any(self.mean):
+            text += f" − {_per_channel(self.mean)}"
+        if any(value != 1 for value in self.std):
+            text = f"({text})" if any(self.mean) else text
+            text += f" / {_per_channel(self.std)}"
+        return text
+
+    def geometry(self) -> str:
+        """What is resized to what, such as ``resize 256, crop 224×224, bilinear``."""
+        height, width = self.crop
+        return f"resize {self.resize}, crop {height}×{width}, {self.interpolation}"
+
     @model_validator(mode="after")
     def _sensible(self) -> Preprocessing:
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
@@ -107,6 +126,14 @@ class Preprocessing(_Model):
                 f"resize {self.resize} is smaller than crop {max(self.crop)}"
             )
         return self
+
+
+def _per_channel(values: tuple[float, ...]) -> str:
+    """One number where all are the same, else all of them in brackets."""
+    texts = [f"{value:.6g}" for value in dict.fromkeys(values)]
+    if len(texts) == 1 and not texts[0].startswith("-"):
+        return texts[0]
+    return f"({', '.join(f'{value:.6g}' for value in values)})"
 
 
 class ModelIdentity(_Model):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ examples:
   python -m compile.build --model model.onnx --scale 1/255 --mean 0.485,0.456,0.406 \\
       --std 0.229,0.224,0.225 --labels labels.txt --golden photos/
 
-Preprocessing may also stand in a model.toml beside model.onnx, with the options' names as keys.
+Preprocessing may also stand in a model.toml next to model.onnx, with the options' names as keys.
 Exit codes: 0 built and checked, 2 refused (one line says why), 130 interrupted.
 """
 
@@ -155,39 +155,17 @@ def _parser() -> argparse.ArgumentParser:
         "preprocessing", "pixel v (0 to 255) becomes (v × scale − mean) / std"
     )
     option = group.add_argument
-    option(
-        "--scale", type=_fraction, metavar="S", help="such as 1/255 (default: 1/127.5)"
-    )
-    option(
-        "--mean",
-        type=_numbers,
-        metavar="M[,M,M]",
-        help="one number, or one a channel (default: 1)",
-    )
-    option("--std", type=_numbers, metavar="S[,S,S]", help="likewise (default: 1)")
-    option(
-        "--resize",
-        type=_positive,
-        metavar="PIXELS",
-        help="the short side before cropping (default: 8/7 of the input)",
-    )
-    option(
-        "--crop",
-        type=_sizes,
-        metavar="H[,W]",
-        help="the centre crop; must be the input's size",
-    )
-    option(
-        "--interpolation",
-        choices=["bilinear", "bicubic", "nearest"],
-        help="default: bilinear",
-    )
-    option(
-        "--layout",
-        choices=["NCHW", "NHWC"],
-        help="of the input (default: seen from its shape)",
-    )
-    option("--labels", type=Path, metavar="FILE", help="class names, one a line")
+    for name, metavar, text in (
+        ("scale", "S", "such as 1/255 (with none of scale, mean, std: v / 127.5 − 1)"),
+        ("mean", "M[,M,M]", "one number, or one a channel (default with --scale: 0)"),
+        ("std", "S[,S,S]", "likewise (default with --scale: 1)"),
+        ("resize", "PIXELS", "short side before cropping (default: 8/7 of the input)"),
+        ("crop", "H[,W]", "the centre crop; must be the input's size"),
+        ("interpolation", "NAME", "bilinear (default), bicubic or nearest"),
+        ("layout", "NCHW|NHWC", "of the input (default: seen from its shape)"),
+        ("labels", "FILE", "class names, one a line"),
+    ):
+        option(f"--{name}", type=_override(name), metavar=metavar, help=text)
     return parser
 
 
@@ -196,16 +174,6 @@ def _request(arguments: argparse.Namespace) -> BuildRequest:
     from compile.frontend.preprocessing import Overrides
     from targets.presets import resolve
 
-    names = (
-        "layout",
-        "resize",
-        "crop",
-        "interpolation",
-        "scale",
-        "mean",
-        "std",
-        "labels",
-    )
     target = resolve(arguments.target)
     return BuildRequest(
         model=arguments.model,
@@ -217,7 +185,9 @@ def _request(arguments: argparse.Namespace) -> BuildRequest:
         input_shapes=dict(arguments.input_shape),
         golden=tuple(arguments.golden),
         dump=arguments.dump,
-        overrides=Overrides(**{name: getattr(arguments, name) for name in names}),
+        overrides=Overrides(
+            **{name: getattr(arguments, name) for name in Overrides.model_fields}
+        ),
         arena_limit=arguments.arena_limit,
         quantize=arguments.quantize is not None,
         calibration=tuple(arguments.calibration),
@@ -349,27 +319,18 @@ def _bytes(text: str) -> int:
     return int(match[1]) * units.get(match[2], 1)
 
 
-def _fraction(text: str) -> float:
-    try:
-        above, _, below = text.partition("/")
-        return float(above) / (float(below) if below else 1.0)
-    except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a number such as 0.0078 or 1/127.5"
-        ) from None
+def _override(name: str) -> Callable[[str], Any]:
+    """For argparse's ``type``: an option of the preprocessing, as model.toml takes it too."""
 
+    def parse(text: str) -> Any:
+        from compile.frontend.preprocessing import parse_option
 
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not numbers with commas between"
-        ) from None
+        try:
+            return parse_option(name, text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
 
-
-def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(_positive(part) for part in text.replace("x", ",").split(","))
+    return parse
 
 
 def _input_shape(text: str) -> tuple[str, tuple[int, ...]]:

@@ -101,7 +101,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     )
     model = source.model
     overrides = request.overrides.with_defaults(source.overrides)
-    preprocessing, assumed = resolve_preprocessing(
+    preprocessing, note = resolve_preprocessing(
         overrides, source.preprocessing, model.input
     )
     labels = (
@@ -111,12 +111,8 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     )
     inputs = _golden_inputs(request.golden, model, preprocessing, progress)
     progress.finish()
-    for note in filter(None, (source.note, *model.notes)):
-        progress.note(note)
-    if assumed:
-        progress.note(
-            "preprocessing assumed: v / 127.5 − 1, as MobileNetV2's; see --scale, --mean, --std"
-        )
+    for line in filter(None, (source.note, *model.notes, note)):
+        progress.note(line)
     if request.quantize or is_quantised(model.proto):
         _check_int8(request)
     int8 = prepare(

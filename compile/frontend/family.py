@@ -86,11 +86,15 @@ def _check_range(width: float, resolution: int) -> None:
             raise UserError(f"{what} {value}: choose {low} to {high}")
 
 
-def preprocessing(resolution: int) -> Preprocessing:
-    """The family's: short side to 256/224 of the resolution, centre crop, v / 127.5 - 1."""
+def preprocessing(height: int, width: int = 0) -> Preprocessing:
+    """The family's: short side to 256/224 of the longer one of the crop, centre crop, v / 127.5 - 1.
+
+    Args:
+        width: of the crop; 0 for a square.
+    """
     return Preprocessing(
-        resize=round(resolution * 256 / 224),
-        crop=(resolution, resolution),
+        resize=round(max(height, width) * 256 / 224),
+        crop=(height, width or height),
         scale=1 / 127.5,
         mean=(1.0,),
         std=(1.0,),

@@ -9,35 +9,72 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from bundle.manifest import Dimension, Preprocessing, Tensor
+from compile.frontend import family
 from targets.errors import UserError
 
 Layout = Literal["NCHW", "NHWC"]
 
 
-def _as_tuple(value: Any) -> Any:
-    return (value,) if isinstance(value, int | float) else value
+def _number(value: Any) -> Any:
+    """A number, or text of one such as 0.0078 or 1/127.5."""
+    if not isinstance(value, bool | str):
+        return value
+    try:
+        above, slash, below = str(value).partition("/")
+        return float(above) / (float(below) if slash else 1.0)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(
+            f"{value!r} is not a number such as 0.0078 or 1/127.5"
+        ) from None
+
+
+def _numbers(value: Any) -> Any:
+    parts = value.split(",") if isinstance(value, str) else value
+    return tuple(map(_number, parts if isinstance(parts, list | tuple) else [parts]))
+
+
+def _sizes(value: Any) -> Any:
+    if isinstance(value, str):
+        return tuple(value.replace("x", ",").split(","))
+    return (value,) if isinstance(value, int) else value
 
 
 class Overrides(BaseModel):
     """What the user states of a model's preprocessing; None for what is left out.
 
-    The names are those of the command line's options and of the TOML's keys.
+    The names are those of the command line's options and of the TOML's keys, and both take the same text.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     layout: Layout | None = None
     resize: Dimension | None = None
-    crop: Annotated[tuple[Dimension, ...], BeforeValidator(_as_tuple)] | None = None
+    crop: Annotated[tuple[Dimension, ...], BeforeValidator(_sizes)] | None = None
     interpolation: Literal["bilinear", "bicubic", "nearest"] | None = None
-    scale: float | None = None
-    mean: Annotated[tuple[float, ...], BeforeValidator(_as_tuple)] | None = None
-    std: Annotated[tuple[float, ...], BeforeValidator(_as_tuple)] | None = None
+    scale: Annotated[float, BeforeValidator(_number)] | None = None
+    mean: Annotated[tuple[float, ...], BeforeValidator(_numbers)] | None = None
+    std: Annotated[tuple[float, ...], BeforeValidator(_numbers)] | None = None
     labels: Path | None = None
 
     def with_defaults(self, other: Overrides) -> Overrides:
         """This, with what it leaves out taken from ``other``."""
         return other.model_copy(update=self.model_dump(exclude_none=True))
+
+
+def parse_option(name: str, text: str) -> Any:
+    """The value of the command line's option ``--name``.
+
+    Raises:
+        ValueError: the text is not one of its values.
+    """
+    try:
+        return getattr(Overrides.model_validate({name: text}), name)
+    except ValidationError as error:
+        raise ValueError(f"{text!r}: {_message(error)}") from None
+
+
+def _message(error: ValidationError) -> str:
+    return error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
 
 
 def load_sidecar(model: Path) -> Overrides:
@@ -58,11 +95,10 @@ def load_sidecar(model: Path) -> Overrides:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not TOML ({error})") from None
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
+        place = ".".join(map(str, error.errors()[0]["loc"]))
         known = ", ".join(Overrides.model_fields)
         raise UserError(
-            f"{path}: {place}: {first['msg']}; known keys: {known}"
+            f"{path}: {place}: {_message(error)}; known keys: {known}"
         ) from None
     if overrides.labels is not None:
         return overrides.model_copy(update={"labels": path.parent / overrides.labels})
@@ -71,59 +107,77 @@ def load_sidecar(model: Path) -> Overrides:
 
 def resolve_preprocessing(
     overrides: Overrides, own: Preprocessing | None, tensor: Tensor
-) -> tuple[Preprocessing, bool]:
-    """The preprocessing of a model with this input tensor, and whether the values were assumed.
+) -> tuple[Preprocessing, str]:
+    """The preprocessing of a model with this input tensor, and a note that says what it became.
 
     Args:
         overrides: what the user states.
-        own: what the built-in or Model Zoo network says of itself; None for a user's model, which
-            is then assumed to take MobileNetV2's: ``v / 127.5 − 1``, short side 8/7 of the crop.
+        own: what the built-in or Model Zoo network says of itself, of which the overrides replace a part.
+            None for a user's model: with none of scale, mean and std it is assumed to take MobileNetV2's
+            ``v / 127.5 − 1``; with a scale, mean is 0 and std is 1 where they are left out.
+
+    Returns:
+        The note is empty where the network has its own preprocessing and nothing is overridden.
 
     Raises:
-        UserError: the statement contradicts itself or the input tensor.
+        UserError: the overrides contradict each other or the input tensor, or mean or std is given
+            without the scale that says what they are relative to.
     """
     height, width = tensor.size
-    base = own or Preprocessing(
-        resize=round(max(height, width) * 256 / 224),
-        crop=(height, width),
-        scale=1 / 127.5,
-        mean=(1.0,),
-        std=(1.0,),
-    )
-    crop = overrides.crop or (height, width)
+    given = overrides.model_dump(exclude_none=True, exclude={"layout", "labels"})
+    crop = given.get("crop", (height, width))
     if (crop[0], crop[-1]) != (height, width):
         shape = "×".join(map(str, crop))
         raise UserError(
             f"crop {shape}: the model's input is {height}×{width}; leave --crop out"
         )
-    values = base.model_dump()
-    values |= overrides.model_dump(
-        exclude_none=True, exclude={"layout", "crop", "labels"}
-    )
-    if overrides.mean is not None and overrides.std is None:
-        values["std"] = (1.0,) * len(overrides.mean)
-    if overrides.std is not None and overrides.mean is None:
-        values["mean"] = (0.0,) * len(overrides.std)
+    missing = [name for name in ("scale", "mean", "std") if name not in given]
+    values = (own or family.preprocessing(height, width)).model_dump()
+    if own is None and 0 < len(missing) < 3:
+        if "scale" in missing:
+            names = " and ".join(
+                f"--{name}" for name in ("mean", "std") if name in given
+            )
+            raise UserError(
+                f"preprocessing: {names} without --scale; add --scale 1/255 where pixels are 0 to 1 in "
+                "training, or --scale 1 where they are 0 to 255"
+            )
+        values |= {"mean": (0.0,), "std": (1.0,)}
+    values |= given | {"crop": (height, width)}
+    channels = max(len(values["mean"]), len(values["std"]))
+    for name in ("mean", "std"):
+        if len(values[name]) == 1:
+            values[name] *= channels
     try:
-        resolved = Preprocessing.model_validate(values | {"crop": (height, width)})
+        resolved = Preprocessing.model_validate(values)
     except ValidationError as error:
-        message = error.errors(include_url=False)[0]["msg"].removeprefix(
-            "Value error, "
-        )
         raise UserError(
-            f"preprocessing: {message}; see --mean, --std, --scale and --resize"
+            f"preprocessing: {_message(error)}; see --mean, --std, --scale and --resize"
         ) from None
     if len(resolved.mean) not in (1, tensor.channels):
         raise UserError(
             f"preprocessing: {len(resolved.mean)} means, but the model's input has {tensor.channels} "
             "channel(s); give --mean and --std one value each"
         )
-    assumed = own is None and (overrides.scale, overrides.mean, overrides.std) == (
-        None,
-        None,
-        None,
-    )
-    return resolved, assumed
+    return resolved, _note(resolved, list(given), missing, own is not None)
+
+
+def _note(
+    resolved: Preprocessing, given: list[str], missing: list[str], has_own: bool
+) -> str:
+    formula, geometry = resolved.formula(), resolved.geometry()
+    if has_own:
+        rest = f"{', '.join(given)} as given, the rest is the network's own"
+        return f"preprocessing: {formula}; {geometry}; {rest}" if given else ""
+    if len(missing) == 3:
+        return (
+            f"preprocessing assumed, as MobileNetV2's: {formula}; {geometry}; "
+            "see --scale, --mean, --std"
+        )
+    if missing:
+        neutral = " and ".join({"mean": "0", "std": "1"}[name] for name in missing)
+        formula += f", {' and '.join(missing)} not given: {neutral}"
+    return f"preprocessing: {formula}; {geometry}"
 
 
 def read_labels(path: Path, classes: int) -> list[str]:
