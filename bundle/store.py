@@ -6,6 +6,7 @@ import contextlib
 import errno
 import gzip
 import hashlib
+import json
 import os
 import shutil
 import struct
@@ -132,8 +133,8 @@ def check_replaceable(output: Path) -> None:
     """Refuse an output path that holds anything but a bundle.
 
     Raises:
-        UserError: ``output`` is a file, a link, or a folder of something else, or the place of
-            its archive is taken by what came from no build.
+        UserError: ``output`` is a file, a link, or a folder of something else, or its archive's
+            place is taken by anything but a bundle's archive.
     """
     if output.name in ("", ".."):
         raise UserError(f"{output}: has no name of its own; choose another --output")
@@ -149,10 +150,33 @@ def check_replaceable(output: Path) -> None:
             f"{output}: holds something that is not a bundle; choose another --output"
         )
     archive = archive_of(output)
-    if os.path.lexists(archive) and not (is_bundle and archive.is_file()):
+    if not os.path.lexists(archive) or (is_bundle and archive.is_file()):
+        return
+    if archive.is_symlink() or not _holds_bundle(archive, output.name):
         raise UserError(
-            f"{archive}: exists without a bundle beside it; remove it or choose another --output"
+            f"{archive}: is not the archive of a bundle; remove it or choose another --output"
         )
+
+
+def _holds_bundle(archive: Path, name: str) -> bool:
+    """Whether this is an archive as :func:`staging` writes it, of the folder ``name``: its members up to the manifest."""
+    found: set[str] = set()
+    try:
+        with tarfile.open(archive, "r|gz") as tar:
+            for member in tar:
+                path = member.name.removeprefix(f"{name}/")
+                if not member.isreg() or path == member.name:
+                    return False
+                file = tar.extractfile(member)
+                if path == MANIFEST and file and member.size <= MAX_MANIFEST_BYTES:
+                    # Of any version: what is checked is only that a build wrote it.
+                    manifest = json.loads(file.read())
+                    files = {*manifest["files"], manifest["library"]}
+                    return bool(manifest["golden"]) and found <= files
+                found.add(path)
+    except Exception:  # noqa: BLE001  (tarfile, zlib and json raise whatever they like on a foreign file)
+        return False
+    return False
 
 
 @contextlib.contextmanager

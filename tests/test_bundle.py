@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
+import shutil
 import struct
 import tarfile
 from collections.abc import Callable
@@ -364,6 +366,62 @@ def test_what_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
     for output in (photos, tmp_path / "other", tmp_path / "link", Path(), Path("..")):
         with pytest.raises(UserError, match="choose another --output"):
             check_replaceable(output)
+
+
+def test_an_archive_whose_folder_was_deleted_is_replaced(tmp_path: Path) -> None:
+    output = tmp_path / "bundle"
+    for library in (elf(), elf() + b"newer"):
+        with staging(output) as folder:
+            fill(folder, library)
+        with tarfile.open(archive_of(output)) as archive:
+            stored = archive.extractfile("bundle/model.so")
+            assert stored and stored.read() == library
+        shutil.rmtree(output)
+
+
+def other_archive(path: Path, *members: tuple[str, bytes], mode: str = "w:gz") -> None:
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        for name, content in members:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+
+
+def test_an_archive_of_anything_else_is_never_replaced(
+    tmp_path: Path, whole: Path
+) -> None:
+    output = tmp_path / "bundle"
+    with staging(output) as folder:
+        fill(folder)
+    ours, place = archive_of(output).read_bytes(), archive_of(output)
+    shutil.rmtree(output)
+    manifest = (whole / MANIFEST).read_bytes()
+    mine = ("bundle/diary.txt", b"mine")
+    cases: list[Callable[[], object]] = [
+        lambda: place.write_bytes(b""),
+        lambda: place.write_bytes(ours[: len(ours) // 2]),
+        lambda: place.write_bytes(b"\x1f\x8b" + bytes(100)),
+        lambda: other_archive(place, mine),
+        lambda: other_archive(place, mine, (f"bundle/{MANIFEST}", manifest)),
+        lambda: other_archive(place, (f"bundle/{MANIFEST}", b"{}")),
+        lambda: other_archive(place, (f"bundle/{MANIFEST}", b"[]")),
+        lambda: other_archive(place, (f"bundle/{MANIFEST}", b"[" * 100_000)),
+        lambda: other_archive(place, (f"another/{MANIFEST}", manifest)),
+        lambda: other_archive(place, (f"bundle/{MANIFEST}", manifest), mode="w"),
+        lambda: place.mkdir(),
+        lambda: place.symlink_to(tmp_path / "ours.tar.gz"),
+    ]
+    (tmp_path / "ours.tar.gz").write_bytes(ours)
+    for write in cases:
+        if place.is_dir():
+            place.rmdir()
+        place.unlink(missing_ok=True)
+        write()
+        with pytest.raises(UserError, match="remove it or choose another --output"):
+            check_replaceable(output)
+    place.unlink()
+    place.write_bytes(ours)
+    check_replaceable(output)
 
 
 def test_the_archive_depends_on_names_and_contents_alone(
