@@ -32,6 +32,7 @@ from meter.counts import (
 from meter.memory import hierarchy
 from targets.errors import UserError
 from targets.files import cache_folder, write_whole
+from targets.onnx_runtime import Session
 from targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -183,8 +184,6 @@ def read_case(path: Path) -> Case:
 
 def case_of(proto: onnx.ModelProto, name: str, file_sha256: str = "") -> Case:
     """As ``read_case``, of a graph in memory."""
-    import onnxruntime
-
     sha256 = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
     constants = {each.name for each in proto.graph.initializer}
     inputs = [each for each in proto.graph.input if each.name not in constants]
@@ -197,16 +196,8 @@ def case_of(proto: onnx.ModelProto, name: str, file_sha256: str = "") -> Case:
             "export the model so"
         )
     tensor = _pattern(tuple(shape))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        session = onnxruntime.InferenceSession(
-            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        wanted = session.run(None, {inputs[0].name: tensor})[0]
-    except Exception as error:  # noqa: BLE001  (its errors share no public base class)
-        said = str(error).splitlines()[0][:200]
-        raise UserError(f"{name}: ONNX Runtime refuses it: {said}") from None
+    session = Session(proto.SerializeToString(), name)
+    wanted = session.run([proto.graph.output[0].name], {inputs[0].name: tensor})[0]
     quantised = qdq.is_quantised(proto)
     return Case(name, sha256, file_sha256, proto, quantised, tensor, np.asarray(wanted))
 

@@ -89,7 +89,9 @@ def test_a_failed_download_is_one_line_and_leaves_nothing(
     monkeypatch.setattr(subprocess, "run", fail)
     with pytest.raises(UserError, match="No matching distribution") as refusal:
         baselines.prepare(lambda stage: None)
-    assert "baselines-arm64.lock" in str(refusal.value) and "\n" not in str(refusal.value)
+    assert "baselines-arm64.lock" in str(refusal.value) and "\n" not in str(
+        refusal.value
+    )
     assert [p.name for p in (tmp_path / "netship").iterdir()] == ["baselines.lock"]
 
 

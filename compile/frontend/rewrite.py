@@ -17,6 +17,7 @@ from onnx import helper, numpy_helper
 from compile.frontend.fold import Value, fold, opset, values, with_nodes
 from compile.frontend.names import node_label
 from targets.errors import UserError
+from targets.onnx_runtime import Session
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -578,8 +579,6 @@ def _resize(node: onnx.NodeProto, graph: _Graph) -> list[onnx.NodeProto]:
 
 def _axis_matrix(node: onnx.NodeProto, graph: _Graph, axis: int) -> NDArray[np.float32]:
     """[size before, size after]: ``x @ matrix`` resizes the last axis as ``node`` does ``axis``."""
-    import onnxruntime
-
     before = graph.shape(node.input[0])[axis]
     after = graph.shape(node.output[0])[axis]
     attributes = _attributes(node)
@@ -628,11 +627,9 @@ def _axis_matrix(node: onnx.NodeProto, graph: _Graph, axis: int) -> NDArray[np.f
         opset_imports=[helper.make_opsetid("", graph.opset)],
         ir_version=8,
     )
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    session = Session(model.SerializeToString(), node_label(node))
     identity = np.eye(before, dtype=np.float32)[np.newaxis, np.newaxis]
-    return np.asarray(session.run(None, {"x": identity})[0][0, 0])
+    return np.asarray(session.run(["y"], {"x": identity})[0][0, 0])
 
 
 _RULES: dict[str, _Rule] = {
