@@ -66,7 +66,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     option = parser.add_argument
-    option("--model", type=Path, required=True, metavar="FILE", help="an .onnx file")
+    option(
+        "--model",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="as --model of compile.build",
+    )
     option(
         "--cpu",
         required=True,

@@ -8,7 +8,7 @@ import json
 import shutil
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +18,12 @@ from numpy.typing import NDArray
 
 from bench import baselines, qdq
 from bundle import accuracy
-from bundle.store import MANIFEST, open_bundle, sha256_of
+from bundle.golden import seeded_inputs
+from bundle.manifest import ModelIdentity, Preprocessing
+from bundle.store import MANIFEST, open_bundle
+from compile.frontend import gate, sources
+from compile.frontend.model import Model
+from compile.frontend.reference import Reference
 from devices.sessions.session import Origin
 from meter.counting import Block
 from meter.counts import (
@@ -32,7 +37,6 @@ from meter.counts import (
 from meter.memory import hierarchy
 from targets.errors import UserError
 from targets.files import cache_folder, write_whole
-from targets.onnx_runtime import Session
 from targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -121,19 +125,21 @@ class Comparison:
 
 
 class Case(NamedTuple):
-    """What every runtime gets: the graph, one input [1, channels, height, width], the answer wanted.
+    """What every runtime gets, and the answer that it must give.
 
     Attributes:
-        sha256: of the graph; file_sha256: of the file that it was read from, empty without one.
+        model: as the gate passes it: its graph is static and has one input.
+        sha256: of that graph.
+        quantised: whether it is a QDQ graph.
+        tensor: float32, of the input's shape.
+        expected: the first output, by ONNX Runtime on this machine.
     """
 
-    name: str
+    model: Model
     sha256: str
-    file_sha256: str
-    proto: onnx.ModelProto
     quantised: bool
     tensor: Array
-    wanted: Array
+    expected: Array
 
 
 def compare(
@@ -152,66 +158,47 @@ def compare(
     """
     where = hierarchy(cpu)
     progress.stage("reading the model")
-    case = read_case(model)
+    case = read_case(model, progress.stage)
     rows = [_ours(case, model, cpu, bundle, progress)]
     for runtime in runtimes:
         given = tflite if runtime.name == "litert" else None
         rows.append(measure(case, runtime, cpu, progress, given))
+    identity = case.model.identity
     return Comparison(
-        case.name, case.file_sha256, cpu, where.board, where.clock, tuple(rows)
+        identity.name, identity.sha256, cpu, where.board, where.clock, tuple(rows)
     )
 
 
-def read_case(path: Path) -> Case:
-    """Read a model, and ask ONNX Runtime here for its answer to a seeded smooth pattern.
+def read_case(
+    model: Path, on_progress: Callable[[str], None] = lambda stage: None
+) -> Case:
+    """Read a model as a build does, and ask ONNX Runtime for its answer to a seeded smooth pattern.
 
     Raises:
-        UserError: not a model with one static image input, or ONNX Runtime refuses it.
+        UserError: the gate or ONNX Runtime refuses the model.
     """
-    import onnx
-
-    try:
-        proto = onnx.load(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give an .onnx file") from None
-    except Exception as error:  # noqa: BLE001  (protobuf's errors have no public base class)
-        said = str(error).splitlines() or ["damaged"]
-        raise UserError(
-            f"{path}: not an ONNX model ({said[0][:200]}); export it again"
-        ) from None
-    return case_of(proto, path.name, sha256_of(path))
+    return _case(sources.find(str(model), {}, None, on_progress).model)
 
 
-def case_of(proto: onnx.ModelProto, name: str, file_sha256: str = "") -> Case:
-    """As ``read_case``, of a graph in memory."""
-    sha256 = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
-    constants = {each.name for each in proto.graph.initializer}
-    inputs = [each for each in proto.graph.input if each.name not in constants]
-    shape = (
-        [d.dim_value for d in inputs[0].type.tensor_type.shape.dim] if inputs else []
-    )
-    if len(inputs) != 1 or len(shape) != 4 or shape[0] != 1 or min(shape) < 1:
-        raise UserError(
-            f"{name}: a comparison needs one static input [1, channels, height, width]; "
-            "export the model so"
-        )
-    tensor = _pattern(tuple(shape))
-    session = Session(proto.SerializeToString(), name)
-    wanted = session.run([proto.graph.output[0].name], {inputs[0].name: tensor})[0]
-    quantised = qdq.is_quantised(proto)
-    return Case(name, sha256, file_sha256, proto, quantised, tensor, np.asarray(wanted))
+def case_of(proto: onnx.ModelProto, name: str) -> Case:
+    """As ``read_case``, for a graph in memory."""
+    identity = ModelIdentity(name=name, sha256=_sha256(proto))
+    return _case(gate.check(proto, identity))
 
 
-def _pattern(shape: tuple[int, ...]) -> Array:
-    from bundle.golden import seeded_inputs
-    from bundle.manifest import Preprocessing, Tensor
-
-    side = shape[2:]
+def _case(model: Model) -> Case:
+    size = model.input.size
     preprocessing = Preprocessing(
-        scale=1 / 127.5, mean=(1,), std=(1,), resize=max(side), crop=(side[0], side[1])
+        scale=1 / 127.5, mean=(1,), std=(1,), resize=max(size), crop=size
     )
-    tensor = Tensor(name="input", shape=shape, dtype="float32", layout="NCHW")
-    return seeded_inputs(tensor, preprocessing, 1)[0]
+    (tensor,) = seeded_inputs(model.input, preprocessing, 1)
+    expected = Reference(model).run(tensor)[0]
+    quantised = qdq.is_quantised(model.proto)
+    return Case(model, _sha256(model.proto), quantised, tensor, expected)
+
+
+def _sha256(proto: onnx.ModelProto) -> str:
+    return hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
 
 
 def measure(
@@ -265,7 +252,9 @@ def _count(
 ) -> _Counted:
     progress.stage(f"{runtime.title}: preparing")
     machine = baselines.emulated(cpu, progress.stage)
-    model = given or baselines.converted(machine, runtime, case.proto, progress.stage)
+    model = given or baselines.converted(
+        machine, runtime, case.model.proto, progress.stage
+    )
     progress.stage(f"{runtime.title}: counting")
     with tempfile.TemporaryDirectory() as work:
         tensor, output = Path(work, "input.npy"), Path(work, "output.npy")
@@ -285,7 +274,7 @@ def _judge(
     Raises:
         UserError: the answer is not the reference's, so that its figures mean nothing.
     """
-    wanted = case.wanted.ravel().astype(np.float64)
+    wanted = case.expected.ravel().astype(np.float64)
     found = np.asarray(answer, np.float64).ravel()
     if other_file:
         # A background class before the others, as TensorFlow's networks have.
@@ -365,9 +354,10 @@ def _compiler() -> str:
 
 def _counted_bundle(case: Case, cpu: str, path: Path, progress: Progress) -> Row:
     bundle = open_bundle(path)
-    if bundle.manifest.model.sha256 != case.file_sha256:
+    theirs, ours = bundle.manifest.model, case.model.identity
+    if (theirs.sha256, theirs.external_data) != (ours.sha256, ours.external_data):
         raise UserError(
-            f"{path}: is of another model, {bundle.manifest.model.name}; "
+            f"{path}: is of another model, {theirs.name}; "
             "give the bundle of this one, or leave --bundle out"
         )
     made_of = (path / MANIFEST).read_bytes() + meter_version().encode()

@@ -8,13 +8,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import networks
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bench import baselines, compare, comparison
+from bundle.manifest import ModelIdentity
 from bundle.store import sha256_of
+from compile.frontend import gate
+from compile.frontend.reference import Reference
 from meter.counting import Block
 from meter.counts import Command, Counts
 from targets.errors import UserError
@@ -72,7 +77,7 @@ def runs(
 ) -> Runs:
     """Runtimes that are none: right answers, made-up counts. The runs that were asked for."""
     done: Runs = []
-    wanted = comparison.read_case(model).wanted
+    wanted = comparison.read_case(model).expected
 
     def emulated(cpu: str, _on_progress: object) -> SimpleNamespace:
         return SimpleNamespace(cpu=cpu)
@@ -265,7 +270,10 @@ def test_the_report_is_one_page_with_every_label(
             ["--cpu", "cortex-a72", "--runtimes", "tflite"],
             "tflite: unknown; known: litert",
         ),
-        (["--cpu", "cortex-a72", "--model", "none.onnx"], r"none\.onnx: no such file"),
+        (
+            ["--cpu", "cortex-a72", "--model", "none.onnx"],
+            r"none\.onnx: cannot be read",
+        ),
         (["--cpu", "cortex-a72", "--report", "/none/page.html"], "no such folder"),
     ],
 )
@@ -283,15 +291,83 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
         comparison.read_case(path)
 
 
-@pytest.mark.parametrize("shape", [[2, 3, 4, 4], [1, 3], ["n", 3, 4, 4]])
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ([2, 3, 4, 4], "has batch 2, need 1"),
+        ([1, 3], "has rank 2"),
+        ([1, 3, "h", 4], "has symbolic dimensions"),
+    ],
+)
 def test_an_input_that_is_no_single_image_is_refused(
-    model: Path, shape: list[Any]
+    model: Path, shape: list[Any], said: str
 ) -> None:
     proto = onnx.load(model)
     value = helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)
     proto.graph.input[0].CopyFrom(value)
-    with pytest.raises(UserError, match="one static input"):
+    with pytest.raises(UserError, match=said):
         comparison.case_of(proto, "tiny.onnx")
+
+
+def _damage(proto: onnx.ModelProto, how: str) -> None:
+    if how == "old":
+        proto.opset_import[0].version = 6
+    elif how == "new":
+        proto.opset_import[0].version = 23
+    elif how == "infinite":
+        weight = np.full((3, 3, 1, 1), np.inf, np.float32)
+        proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "weight"))
+    elif how == "domain":
+        proto.graph.node[0].domain = "com.example"
+    else:
+        outside = proto.graph.initializer[0]
+        outside.ClearField("raw_data")
+        outside.data_location = TensorProto.EXTERNAL
+        entry = outside.external_data.add()
+        entry.key, entry.value = "location", "../weights.bin"
+
+
+@pytest.mark.parametrize(
+    "how", ["old", "new", "infinite", "domain", "outside its folder"]
+)
+def test_a_model_is_refused_as_in_a_build(
+    model: Path, runs: Runs, tmp_path: Path, how: str
+) -> None:
+    proto = onnx.load(model)
+    _damage(proto, how)
+    path = tmp_path / "hostile" / "tiny.onnx"
+    path.parent.mkdir()
+    (tmp_path / "weights.bin").write_bytes(bytes(36))
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(UserError) as built:
+        gate.load(path)
+    with pytest.raises(UserError) as compared:
+        compare.main(["--model", str(path), *OPTIONS])
+    assert str(compared.value) == str(built.value)
+    assert runs == []
+
+
+def test_the_reference_has_a_builds_settings(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a QDQ graph they are not ONNX Runtime's own: see targets/onnx_runtime.py."""
+    made: list[tuple[int, str]] = []
+    session = onnxruntime.InferenceSession
+
+    def spy(data: bytes, options: Any = None, **words: Any) -> Any:
+        key = "session.qdqisint8allowed"
+        made.append(
+            (options.intra_op_num_threads, options.get_session_config_entry(key))
+        )
+        return session(data, options, **words)
+
+    path = tmp_path / "int8.onnx"
+    onnx.save(networks.quantised(onnx.load(model), tmp_path), path)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
+    case = comparison.read_case(path)
+    (built,) = Reference(gate.load(path)).run(case.tensor)
+    assert case.quantised and made == [(1, "1")] * 2
+    np.testing.assert_array_equal(case.expected, built)
 
 
 def test_without_qemu_every_runtime_says_so(
@@ -316,7 +392,7 @@ def bundle(
     folder = tmp_path / "bundle"
     folder.mkdir()
     (folder / "manifest.json").write_text("{}")
-    identity = SimpleNamespace(name="tiny.onnx", sha256=sha256_of(model))
+    identity = ModelIdentity(name="tiny.onnx", sha256=sha256_of(model))
     verification = {"verification": {"max_abs_error": 2e-6}}
     manifest = SimpleNamespace(model=identity, measured=verification, quantisation=None)
     found = SimpleNamespace(path=folder, manifest=manifest, counted=0)
@@ -348,7 +424,7 @@ def test_our_bundle_is_counted_once(
 def test_a_bundle_of_another_model_is_refused(
     model: Path, bundle: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bundle.manifest.model.sha256 = "00"
+    bundle.manifest.model = ModelIdentity(name="tiny.onnx", sha256="0" * 64)
     words = ["--model", str(model), "--bundle", str(bundle.path)]
     assert compare.main([*words, "--cpu", "cortex-a72", "--runtimes"]) == 1
     assert "is of another model, tiny.onnx" in capsys.readouterr().out
