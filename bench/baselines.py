@@ -28,7 +28,7 @@ from meter import board_files
 from meter.counting import compiled_once
 from meter.counts import Command
 from targets.errors import UserError
-from targets.files import alone, cache_folder
+from targets.files import alone, cache_folder, cache_key
 
 if TYPE_CHECKING:
     import onnx
@@ -36,8 +36,11 @@ if TYPE_CHECKING:
 LOCK = Path(__file__).with_name("baselines-arm64.lock")
 _RUN = Path(__file__).with_name("run_baseline.py")
 _MARK = Path(__file__).with_name("mark.c")
-CONVERSION = "2"
-"""Goes up when a conversion changes, so that what is kept of the one before is not taken."""
+SOURCES = (
+    *(LOCK, _RUN, _MARK, Path(__file__)),
+    *(Path(str(module.__file__)) for module in (int8_forms, qdq, tflite, board_files)),
+)
+"""The files that a runtime's model and its run depend on: what is kept of either goes with them."""
 # The wheels' glibc, newest first; the arm64 system has Debian 12's 2.36.
 _PLATFORMS = tuple(f"manylinux_2_{n}_aarch64" for n in (36, 35, 31, 28, 27, 24, 17))
 # What a run takes at most: a large network's conversion, or its inferences under the counters.
@@ -237,11 +240,14 @@ def converted(
     Raises:
         UserError: the runtime's converter refuses it, in its own words.
     """
-    data = model.SerializeToString(deterministic=True)
-    made_of = [data, runtime.package.encode(), LOCK.read_bytes(), CONVERSION.encode()]
-    key = hashlib.sha256(b"".join(hashlib.sha256(p).digest() for p in made_of))
+    key = cache_key(
+        hashlib.sha256(model.SerializeToString(deterministic=True)).digest(),
+        (machine.cpu, str(machine.root)),
+        packages=("flatbuffers", "numpy", "onnx"),
+        files=SOURCES,
+    )
     name, convert = _CONVERTERS[runtime.package]
-    path = cache_folder() / "peer-models" / f"{runtime.package}-{key.hexdigest()[:24]}"
+    path = cache_folder() / "baseline-models" / f"{runtime.package}-{key}"
     if not path.is_dir():
         on_progress(f"converting for {runtime.title}")
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,8 @@ import json
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,12 +20,14 @@ from bench import baselines, qdq
 from bundle import accuracy
 from bundle.golden import seeded_inputs
 from bundle.manifest import ModelIdentity, Preprocessing
-from bundle.store import MANIFEST, open_bundle
+from bundle.store import MANIFEST, open_bundle, sha256_of
 from compile.frontend import gate, sources
 from compile.frontend.model import Model
 from compile.frontend.reference import Reference
+from devices import sysroot
+from devices.board import programs
 from devices.sessions.session import Origin
-from meter.counting import Block
+from meter.counting import Block, find_qemu
 from meter.counts import (
     Counts,
     cost,
@@ -36,7 +38,7 @@ from meter.counts import (
 )
 from meter.memory import hierarchy
 from targets.errors import UserError
-from targets.files import cache_folder, write_whole
+from targets.files import cache_folder, cache_key, write_whole
 from targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -215,32 +217,34 @@ def measure(
             is checked by the best class alone.
     """
     version = baselines.version(runtime)
-    converted = f"{case.sha256} {baselines.CONVERSION}"
-    made_of = given.read_bytes() if given else converted.encode()
-    path = _kept(runtime.name, version, hashlib.sha256(made_of).hexdigest(), cpu)
+    path = _kept(
+        runtime.name,
+        cpu,
+        version,
+        case.sha256,
+        hashlib.sha256(case.tensor.tobytes()).digest(),
+        given and sha256_of(given),
+        files=baselines.SOURCES,
+    )
     try:
-        counted = _read(path)
+        counted = kept = _read(path)
         if counted is None:
             counted = _count(case, runtime, cpu, progress, given)
+        off, same = _judge(case, runtime, counted.answer, given is not None)
+        if kept is None:
             _write(path, counted)
         progress.stage(f"{runtime.title}: what it costs the core")
         counts = cost(counted.blocks, cpu)
     except UserError as error:
         return Row(runtime.name, runtime.title, version, None, refused=str(error))
-    return Row(
-        runtime.name,
-        runtime.title,
-        version,
-        counts,
-        counted.max_abs_error,
-        counted.same_top1,
-    )
+    return Row(runtime.name, runtime.title, version, counts, off, same)
 
 
 class _Counted(NamedTuple):
+    """An inference's blocks, and its first output as numbers in a row."""
+
     blocks: list[Block]
-    max_abs_error: float | None
-    same_top1: bool
+    answer: list[float]
 
 
 def _count(
@@ -261,13 +265,11 @@ def _count(
         np.save(tensor, case.tensor)
         command = baselines.inference(machine, runtime, model, tensor, output)
         blocks = count_program(command, cpu)
-        answer = np.load(output)
-    error, same = _judge(case, runtime, answer, given is not None)
-    return _Counted(blocks, error, same)
+        return _Counted(blocks, np.load(output).ravel().tolist())
 
 
 def _judge(
-    case: Case, runtime: baselines.Peer, answer: Array, other_file: bool
+    case: Case, runtime: baselines.Peer, answer: list[float], other_file: bool
 ) -> tuple[float | None, bool]:
     """The max-abs error and whether the best class is the same.
 
@@ -275,7 +277,7 @@ def _judge(
         UserError: the answer is not the reference's, so that its figures mean nothing.
     """
     wanted = case.expected.ravel().astype(np.float64)
-    found = np.asarray(answer, np.float64).ravel()
+    found = np.array(answer)
     if other_file:
         # A background class before the others, as TensorFlow's networks have.
         found = (
@@ -307,6 +309,8 @@ def _ours(
 ) -> Row:
     try:
         if bundle is None:
+            # Without QEMU a bundle is built that was not verified; it must not be kept.
+            find_qemu()
             progress.stage("our bundle: building")
             bundle = _built(case, model, cpu, progress)
         return _counted_bundle(case, cpu, bundle, progress)
@@ -315,22 +319,16 @@ def _ours(
 
 
 def _built(case: Case, model: Path, cpu: str, progress: Progress) -> Path:
-    """Our bundle of the model for the CPU; one that this very compiler built before is taken."""
+    """Our bundle of the model for the CPU; one of the same build is taken."""
+    from compile.build_key import build_key
     from compile.driver import Order, build
     from compile.frontend.preprocessing import Stated
     from targets.presets import resolve
 
-    name = f"{case.sha256[:16]}-{cpu}-{_compiler()}"
-    output = cache_folder() / "compare" / name
-    if output.is_dir():
-        return output
-    output.parent.mkdir(parents=True, exist_ok=True)
-    for old in output.parent.glob(f"{case.sha256[:16]}-{cpu}-*"):
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
     order = Order(
         model=str(model),
         target=resolve(f"arm-{cpu}"),
-        output=output,
+        output=None,
         format="bundle",
         name=None,
         threads=1,
@@ -339,17 +337,14 @@ def _built(case: Case, model: Path, cpu: str, progress: Progress) -> Path:
         dump=None,
         stated=Stated(),
     )
-    return build(order, progress).path
-
-
-def _compiler() -> str:
-    """What a bundle is made by and from besides its model, records and all, as a name."""
-    key = hashlib.sha256()
-    for folder in ("bundle", "compile", "targets", "tuning"):
-        for path in sorted(Path(__file__).parents[1].joinpath(folder).rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts:
-                key.update(path.read_bytes())
-    return key.hexdigest()[:16]
+    folder, start = cache_folder() / "compare", f"{case.sha256[:16]}-{cpu}-"
+    output = folder / f"{start}{build_key(order, progress.stage)}"
+    if output.is_dir():
+        return output
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob(f"{start}*"):
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
+    return build(replace(order, output=output), progress).path
 
 
 def _counted_bundle(case: Case, cpu: str, path: Path, progress: Progress) -> Row:
@@ -360,8 +355,13 @@ def _counted_bundle(case: Case, cpu: str, path: Path, progress: Progress) -> Row
             f"{path}: is of another model, {theirs.name}; "
             "give the bundle of this one, or leave --bundle out"
         )
-    made_of = (path / MANIFEST).read_bytes() + meter_version().encode()
-    kept = _kept(OURS, "", hashlib.sha256(made_of).hexdigest(), cpu).with_suffix("")
+    kept = _kept(
+        OURS,
+        cpu,
+        meter_version(),
+        packages=("xtc-tvm-python-bindings", "ziglang"),
+        files=[path / MANIFEST, programs.SOURCES],
+    ).with_suffix("")
     try:
         counts = Counts(**json.loads(kept.read_text()))
     except (OSError, ValueError, TypeError):
@@ -384,10 +384,10 @@ def _counted_bundle(case: Case, cpu: str, path: Path, progress: Progress) -> Row
 # What was counted before. What it costs is reckoned anew: that is quick, and models change.
 
 
-def _kept(runtime: str, version: str, model: str, cpu: str) -> Path:
-    made_of = (runtime, version, model, cpu, counter_version())
-    key = hashlib.sha256(repr((*made_of, hierarchy(cpu).caches)).encode()).hexdigest()
-    return cache_folder() / "compare" / f"{runtime}-{key[:24]}.json.gz"
+def _kept(runtime: str, cpu: str, *options: object, **made_of: Iterable[Any]) -> Path:
+    where = (cpu, hierarchy(cpu).caches, counter_version(), sysroot.sysroot_path())
+    key = cache_key(where, *options, **made_of)
+    return cache_folder() / "compare" / f"{runtime}-{key}.json.gz"
 
 
 def _read(path: Path) -> _Counted | None:
@@ -397,7 +397,7 @@ def _read(path: Path) -> _Counted | None:
             Block(address, bytes.fromhex(code), executions, tuple(misses))
             for address, code, executions, misses in found["blocks"]
         ]
-        return _Counted(blocks, found["max_abs_error"], found["same_top1"])
+        return _Counted(blocks, list(found["answer"]))
     except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError):
         return None
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from bench import baselines
 from bench.validation import CLOSE, Summary, Validation, measure, read, summary
-from meter.counts import meter_version
 from targets.files import check_writable
 from targets.progress import Progress
 
@@ -82,8 +81,7 @@ def markdown(validation: Validation) -> str:
     lines += [_sentence(summary(name, pairs)) for name, pairs in validation.groups()]
     if validation.stale:
         lines.append(
-            f"These estimates are of meter {validation.meter or 'none'}, this is {meter_version()}: "
-            "`python -m bench validate --measure` makes them anew."
+            f"These estimates are {validation.stale}: `python -m bench validate --measure` makes new ones."
         )
     return "\n".join(lines)
 

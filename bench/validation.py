@@ -106,8 +106,14 @@ class Validation:
     versions: dict[str, str]
 
     @property
-    def stale(self) -> bool:
-        return bool(self.meter != meter_version())
+    def stale(self) -> str:
+        """How the estimates' versions differ from today's; empty where they do not."""
+        now = {name: baselines.version(baselines.peer(name)) for name in self.versions}
+        pairs = [("meter", self.meter or "none", meter_version())]
+        pairs += [(name, old, now[name]) for name, old in self.versions.items()]
+        return ", ".join(
+            f"of {name} {old}, this is {new}" for name, old, new in pairs if old != new
+        )
 
     def groups(self) -> list[tuple[str, list[Pair]]]:
         """The pairs by board, and all together where there are several boards."""
@@ -226,7 +232,7 @@ def read() -> Validation:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{PUBLISHED.parent}: validation.json or validation_results.json is damaged ({error}); "
+            f"{PUBLISHED.parent}: published.json or validation_results.json is damaged ({error}); "
             "take them from the repository again"
         ) from None
     return Validation(pairs, left_out, results.meter, results.versions)

@@ -16,6 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bench import baselines, compare, comparison
+from bundle.golden import seeded_inputs
 from bundle.manifest import ModelIdentity
 from bundle.store import sha256_of
 from compile.frontend import gate
@@ -168,6 +169,61 @@ def test_another_counter_or_runtime_counts_anew(
     monkeypatch.setattr(f"bench.comparison.{change}", lambda *_: "another")
     compare.main(words)
     assert len(runs) == 6
+
+
+@pytest.mark.parametrize("what", ["run", "system", "input", "QEMU"])
+def test_what_else_the_counts_depend_on_counts_anew(
+    model: Path, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    words = ["--model", str(model), *OPTIONS, "--json"]
+    source = tmp_path / "run.py"
+    source.write_text("")
+    monkeypatch.setattr(baselines, "SOURCES", (source,))
+    compare.main(words)
+    if what == "run":
+        source.write_text("changed")
+    elif what == "system":
+        monkeypatch.setattr("devices.sysroot.sysroot_path", lambda: Path("other"))
+    elif what == "input":
+        other = seeded_inputs
+        monkeypatch.setattr(
+            comparison, "seeded_inputs", lambda *_: [2 * x for x in other(*_)]
+        )
+        monkeypatch.setattr(comparison, "_judge", lambda *_: (0.0, True))
+    else:
+        monkeypatch.setattr("meter.counting.qemu_version", lambda: "QEMU 9")
+    compare.main(words)
+    assert len(runs) == 6
+
+
+def test_a_file_of_ones_own_counts_anew_with_another_model(
+    model: Path, runs: Runs, tmp_path: Path
+) -> None:
+    file = tmp_path / "own.tflite"
+    file.write_bytes(b"one")
+    options = ["--cpu", "cortex-a72", "--runtimes", "litert", "--tflite", str(file)]
+    compare.main(["--model", str(model), *options])
+    proto = onnx.load(model)
+    proto.graph.node[1].op_type = "GlobalMaxPool"
+    onnx.save(proto, tmp_path / "other.onnx")
+    compare.main(["--model", str(tmp_path / "other.onnx"), *options])
+    assert len(runs) == 2
+
+
+def test_a_kept_answer_is_judged_anew(
+    model: Path,
+    runs: Runs,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By another version of ONNX Runtime, say."""
+    words = ["--model", str(model), *OPTIONS]
+    assert compare.main(words) == 0
+    run = Reference.run
+    monkeypatch.setattr(Reference, "run", lambda *_: [2 * y for y in run(*_)])
+    assert compare.main(words) == 1
+    assert capsys.readouterr().out.count("of the range: not counted") == 3
+    assert len(runs) == 3
 
 
 def test_a_damaged_result_is_counted_anew(
@@ -428,3 +484,37 @@ def test_a_bundle_of_another_model_is_refused(
     words = ["--model", str(model), "--bundle", str(bundle.path)]
     assert compare.main([*words, "--cpu", "cortex-a72", "--runtimes"]) == 1
     assert "is of another model, tiny.onnx" in capsys.readouterr().out
+
+
+def test_our_bundle_is_counted_anew_by_another_verifier_or_system(
+    model: Path,
+    bundle: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    words = ["--model", str(model), "--bundle", str(bundle.path), "--json"]
+
+    def run() -> int:
+        compare.main([*words, "--cpu", "cortex-a72", "--runtimes"])
+        return int(bundle.counted)
+
+    assert [run(), run()] == [1, 1]
+    monkeypatch.setattr("devices.board.programs.SOURCES", tmp_path / "none")
+    assert [run(), run()] == [2, 2]
+    monkeypatch.setattr("devices.sysroot.sysroot_path", lambda: Path("other"))
+    assert run() == 3
+
+
+def test_nothing_of_ours_is_built_where_it_could_not_be_counted(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without QEMU a build cannot verify either, and its bundle would be kept."""
+
+    def never(*_: object) -> None:
+        raise AssertionError("built")
+
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr("compile.driver.build", never)
+    words = ["--model", str(model), "--cpu", "cortex-a72", "--runtimes"]
+    assert compare.main(words) == 1
+    assert "this project: no qemu-aarch64" in capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ def pair(published: float, cycles: float | None, board: str = "") -> validation.
 
 
 def page_of(*pairs: validation.Pair, meter: str = "") -> validation.Validation:
-    return validation.Validation(pairs, (), meter or meter_version(), {"ncnn": "1"})
+    versions = {"ncnn": baselines.version(baselines.peer("ncnn"))}
+    return validation.Validation(pairs, (), meter or meter_version(), versions)
 
 
 def test_every_published_figure_has_a_source_a_board_and_a_network_that_can_be_run() -> (
@@ -161,6 +163,13 @@ def test_the_table_has_a_row_for_each_pair_and_a_line_for_each_board() -> None:
 def test_estimates_of_another_meter_are_called_so() -> None:
     shown = validate.markdown(page_of(pair(100, 150e6), meter="of old"))
     assert "of meter of old" in shown and "validate --measure" in shown
+
+
+def test_estimates_of_another_version_of_a_runtime_are_called_so() -> None:
+    old = replace(page_of(pair(100, 150e6)), versions={"ncnn": "1.0.1"})
+    shown = validate.markdown(old)
+    assert "of ncnn 1.0.1, this is 1.0.2" in shown and "validate --measure" in shown
+    assert validation.read().stale == ""
 
 
 def test_measuring_estimates_every_pair_once_and_stores_it(
