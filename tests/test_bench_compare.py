@@ -15,7 +15,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from bench import baselines, compare, comparison
+from bench import compare, comparison, measurement
+from bench.baselines import converters, emulated, runtimes
+from bench.baselines.runtimes import Baseline
 from bundle.golden import seeded_inputs
 from bundle.manifest import ModelIdentity
 from bundle.store import sha256_of
@@ -78,14 +80,14 @@ def runs(
 ) -> Runs:
     """Runtimes that are none: right answers, made-up counts. The runs that were asked for."""
     done: Runs = []
-    wanted = comparison.read_case(model).expected
+    wanted = measurement.read_case(model).expected
 
-    def emulated(cpu: str, _on_progress: object) -> SimpleNamespace:
+    def prepare(cpu: str, _on_progress: object) -> SimpleNamespace:
         return SimpleNamespace(cpu=cpu)
 
     def inference(
         _machine: object,
-        runtime: baselines.Peer,
+        runtime: Baseline,
         file: Path,
         _tensor: Path,
         output: Path,
@@ -103,15 +105,15 @@ def runs(
         instructions, core, memory = MILLIONS[blocks[0].code.decode()]
         return Counts(instructions * 1_000_000, core * 1e6, memory * 1e6)
 
-    def ours(*_: object) -> comparison.Row:
+    def ours(*_: object) -> measurement.Row:
         counts = cost([Block(0, b"netship", 1)], "")
-        return comparison.Row("netship", "this project", "", counts, 1e-6, True)
+        return measurement.Row("netship", "this project", "", counts, 1e-6, True)
 
-    monkeypatch.setattr(baselines, "emulated", emulated)
-    monkeypatch.setattr(baselines, "converted", lambda *_: Path("model"))
-    monkeypatch.setattr(baselines, "inference", inference)
-    monkeypatch.setattr(comparison, "count_program", count_program)
-    monkeypatch.setattr(comparison, "cost", cost)
+    monkeypatch.setattr(emulated, "prepare", prepare)
+    monkeypatch.setattr(converters, "convert", lambda *_: Path("model"))
+    monkeypatch.setattr(emulated, "inference", inference)
+    monkeypatch.setattr(measurement, "count_program", count_program)
+    monkeypatch.setattr(measurement, "cost", cost)
     monkeypatch.setattr(comparison, "_ours", ours)
     return done
 
@@ -160,13 +162,13 @@ def test_a_second_run_counts_nothing_again(model: Path, runs: Runs) -> None:
     assert len(runs) == 6
 
 
-@pytest.mark.parametrize("change", ["counter_version", "baselines.version"])
+@pytest.mark.parametrize("change", ["counter_version", "runtimes.version"])
 def test_another_counter_or_runtime_counts_anew(
     model: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     words = ["--model", str(model), *OPTIONS, "--json"]
     compare.main(words)
-    monkeypatch.setattr(f"bench.comparison.{change}", lambda *_: "another")
+    monkeypatch.setattr(f"bench.measurement.{change}", lambda *_: "another")
     compare.main(words)
     assert len(runs) == 6
 
@@ -178,7 +180,7 @@ def test_what_else_the_counts_depend_on_counts_anew(
     words = ["--model", str(model), *OPTIONS, "--json"]
     source = tmp_path / "run.py"
     source.write_text("")
-    monkeypatch.setattr(baselines, "SOURCES", (source,))
+    monkeypatch.setattr(runtimes, "SOURCES", (source,))
     compare.main(words)
     if what == "run":
         source.write_text("changed")
@@ -187,9 +189,9 @@ def test_what_else_the_counts_depend_on_counts_anew(
     elif what == "input":
         other = seeded_inputs
         monkeypatch.setattr(
-            comparison, "seeded_inputs", lambda *_: [2 * x for x in other(*_)]
+            measurement, "seeded_inputs", lambda *_: [2 * x for x in other(*_)]
         )
-        monkeypatch.setattr(comparison, "_judge", lambda *_: (0.0, True))
+        monkeypatch.setattr(measurement, "_compare", lambda *_: (0.0, True))
     else:
         monkeypatch.setattr("meter.counting.qemu_version", lambda: "QEMU 9")
     compare.main(words)
@@ -269,12 +271,12 @@ def test_a_runtime_that_cannot_be_converted_is_a_line_and_the_rest_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def converted(_machine: object, runtime: baselines.Peer, *_: object) -> Path:
+    def convert(_machine: object, runtime: Baseline, *_: object) -> Path:
         if runtime.name == "ncnn":
             raise UserError("its converter made no model.ncnn.param: unknown operator")
         return Path("model")
 
-    monkeypatch.setattr(baselines, "converted", converted)
+    monkeypatch.setattr(converters, "convert", convert)
     assert compare.main(["--model", str(model), *OPTIONS]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].startswith("ncnn 1.0.20261020: its converter made no")
@@ -344,7 +346,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bad.onnx"
     path.write_bytes(b"\xff" * 100)
     with pytest.raises(UserError, match=r"bad\.onnx: not an ONNX model"):
-        comparison.read_case(path)
+        measurement.read_case(path)
 
 
 @pytest.mark.parametrize(
@@ -362,7 +364,7 @@ def test_an_input_that_is_no_single_image_is_refused(
     value = helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)
     proto.graph.input[0].CopyFrom(value)
     with pytest.raises(UserError, match=said):
-        comparison.case_of(proto, "tiny.onnx")
+        measurement.case_of(proto, "tiny.onnx")
 
 
 def _damage(proto: onnx.ModelProto, how: str) -> None:
@@ -420,7 +422,7 @@ def test_the_reference_has_a_builds_settings(
     path = tmp_path / "int8.onnx"
     onnx.save(networks.quantised(onnx.load(model), tmp_path), path)
     monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
-    case = comparison.read_case(path)
+    case = measurement.read_case(path)
     (built,) = Reference(gate.load(path)).run(case.tensor)
     assert case.quantised and made == [(1, "1")] * 2
     np.testing.assert_array_equal(case.expected, built)
@@ -432,10 +434,10 @@ def test_without_qemu_every_runtime_says_so(
     def missing(*_: object) -> None:
         raise UserError("no QEMU for aarch64; install it")
 
-    monkeypatch.setattr(baselines, "emulated", missing)
-    case = comparison.read_case(model)
-    row = comparison.measure(
-        case, baselines.peer("ncnn"), "cortex-a72", Progress(quiet=True)
+    monkeypatch.setattr(emulated, "prepare", missing)
+    case = measurement.read_case(model)
+    row = measurement.measure(
+        case, runtimes.find("ncnn"), "cortex-a72", Progress(quiet=True)
     )
     assert row.counts is None and row.refused.startswith("no QEMU")
 

@@ -18,7 +18,8 @@ import pytest
 from conftest import ROOT
 from integers import residuals
 
-from bench import baselines
+from bench import comparison, measurement
+from bench.baselines import converters, emulated, runtimes
 from compile import build_key, driver
 from compile.driver import Order
 from compile.frontend.preprocessing import Stated
@@ -232,13 +233,11 @@ def test_refining_builds_an_edited_model_again(
 def test_comparing_builds_again_with_new_records_and_keeps_one_bundle(
     order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, builds: list[Path]
 ) -> None:
-    from bench import comparison
-
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     model = tmp_path / "model.onnx"
 
     def built() -> Path:
-        case = comparison.read_case(model)
+        case = measurement.read_case(model)
         return comparison._built(case, model, "cortex-a72", QUIET)
 
     assert built() == built() == builds[0]
@@ -281,19 +280,19 @@ def test_a_converted_model_is_made_again_when_what_makes_it_changed(
 ) -> None:
     made: list[str] = []
 
-    def convert(machine: baselines.Emulated, folder: Path, _model: object) -> None:
+    def convert(machine: emulated.Emulated, folder: Path, _model: object) -> None:
         made.append(machine.cpu)
         (folder / "model").write_text("")
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "source.py").write_text("")
-    monkeypatch.setattr(baselines, "SOURCES", (tmp_path / "source.py",))
-    monkeypatch.setitem(baselines._CONVERTERS, "ncnn", ("model", convert))
+    monkeypatch.setattr(converters, "SOURCES", (tmp_path / "source.py",))
+    monkeypatch.setitem(converters._CONVERTERS, "ncnn", ("model", convert))
 
     def converted(cpu: str) -> Path:
-        machine = baselines.Emulated(cpu, "qemu", Path("/"), Path("/"))
-        runtime = baselines.peer("ncnn")
-        return baselines.converted(machine, runtime, residuals(), lambda stage: None)
+        machine = emulated.Emulated(cpu, "qemu", Path("/"), Path("/"))
+        runtime = runtimes.find("ncnn")
+        return converters.convert(machine, runtime, residuals(), lambda stage: None)
 
     first = converted("cortex-a72")
     assert converted("cortex-a72") == first and len(made) == 1

@@ -136,7 +136,7 @@ def test_int8_activations_are_computed_in_integers(tmp_path: Path) -> None:
 
 def test_no_other_module_makes_sessions() -> None:
     # The emulated Python of the baselines has nothing of the project.
-    allowed = {"targets.onnx_runtime", "bench.run_baseline"}
+    allowed = {"targets.onnx_runtime", "bench.baselines.run_baseline"}
     for name, path in MODULES.items():
         if name not in allowed:
             named = {
