@@ -1,1 +1,1 @@
-"""Other runtimes beside us under the same meter, and the meter against published times."""
+"""Our bundles compared with other runtimes by the same meter, and the meter with published times."""

@@ -1,4 +1,4 @@
-"""``python -m bench``: other runtimes beside us, and the meter against published times."""
+"""``python -m bench``: comparisons with other runtimes, and of the meter with published times."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from importlib import import_module
 from targets.errors import UserError, run_command
 
 _COMMANDS = {
-    "compare": "the same network in other runtimes, under the same meter",
-    "validate": "the meter's estimates against published measurements on real boards",
+    "compare": "our bundle and other runtimes with one network, by the same meter",
+    "validate": "the meter's estimates and published measurements on real boards",
 }
 
 

@@ -1,4 +1,4 @@
-"""``python -m bench compare``: our bundle beside other runtimes, on one core, by the same meter."""
+"""``python -m bench compare``: our bundle and other runtimes on one core, by the same meter."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import baselines
+from bench.baselines import runtimes
 from targets.files import check_writable
 from targets.progress import Progress
 
 if TYPE_CHECKING:
-    from bench.comparison import Comparison, Row
+    from bench.comparison import Comparison
+    from bench.measurement import Row
 
 _EPILOG = """\
 examples:
   python -m bench compare --model model.onnx --cpu cortex-a72
   python -m bench compare --model out/model-int8/reference/quantised.onnx --cpu cortex-a76
-      a QDQ graph: int8 in all, from its scales
+      a QDQ graph: every runtime computes in int8, with the graph's scales
 
-All run under QEMU on one thread; every figure is estimated, none is a time. Core cycles are LLVM's
-scheduling model over the instructions counted, memory cycles a cache model's: see `python -m meter
---help`. A runtime's figures count only when its answer is ONNX Runtime's, in int8 when its cosine
-with that is 0.95 or more. Results are kept: a second run is quick.
-Exit codes: 0 compared, 1 a runtime could not be, 2 refused (one line says why), 130 interrupted.
+Each runs under QEMU on one thread; every figure is estimated, none is a time. Core cycles come from
+LLVM's scheduling model and the instructions counted, memory cycles from a cache model: see
+`python -m meter --help`. A runtime's figures count only if its answer is ONNX Runtime's; in int8, if the
+cosine of both is 0.95 or more. Results are kept: a second run is quick.
+Exit codes: 0 compared, 1 a runtime could not be compared, 2 refused (one line says why), 130 interrupted.
 """
 
 
@@ -33,14 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.report is not None:
         check_writable(arguments.report, "--report")
-    runtimes = [baselines.peer(name) for name in arguments.runtimes]
+    chosen = [runtimes.find(name) for name in arguments.runtimes]
     with Progress(quiet=arguments.json) as progress:
         from bench.comparison import compare
 
         result = compare(
             arguments.model,
             arguments.cpu,
-            runtimes,
+            chosen,
             progress,
             bundle=arguments.bundle,
             tflite=arguments.tflite,
@@ -66,7 +67,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     option = parser.add_argument
-    option("--model", type=Path, required=True, metavar="FILE", help="an .onnx file")
+    option(
+        "--model",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="as --model of compile.build",
+    )
     option(
         "--cpu",
         required=True,
@@ -76,9 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     option(
         "--runtimes",
         nargs="*",
-        default=list(baselines.COMPARED),
+        default=list(runtimes.DEFAULT),
         metavar="NAME",
-        help=f"of {', '.join(baselines.PEERS)} (default: all but ncnn-default)",
+        help=f"of {', '.join(runtimes.BASELINES)} (default: all but ncnn-default)",
     )
     option(
         "--bundle",
@@ -90,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         "--tflite",
         type=Path,
         metavar="FILE",
-        help="what LiteRT runs instead of its conversion of the model",
+        help="what LiteRT runs in place of the model, converted",
     )
     option("--report", type=Path, metavar="FILE", help="write one HTML page")
     option("--json", action="store_true", help="print one JSON object")

@@ -1,79 +1,27 @@
-"""What a comparison consists of: each runtime's counts on one core, once its answer is right."""
+"""Our bundle and other runtimes with one model on one core, by the same meter."""
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import json
 import shutil
-import tempfile
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from bench import baselines, qdq
-from bundle import accuracy
-from bundle.store import MANIFEST, open_bundle, sha256_of
+from bench.baselines.runtimes import Baseline
+from bench.measurement import Case, Row, kept, measure, read_case
+from bundle.store import MANIFEST, open_bundle
+from devices.board import programs
 from devices.sessions.session import Origin
-from meter.counting import Block
-from meter.counts import (
-    Counts,
-    cost,
-    count_bundle,
-    count_program,
-    counter_version,
-    meter_version,
-)
+from meter.counting import find_qemu
+from meter.counts import Counts, count_bundle, meter_version
 from meter.memory import hierarchy
 from targets.errors import UserError
 from targets.files import cache_folder, write_whole
 from targets.progress import Progress
 
-if TYPE_CHECKING:
-    import onnx
-
-Array = NDArray[np.float32]
-
-# Of int8 and of 16 bits the runtimes' rounding differs, and adds up over layers.
-_COARSE_COSINE = 0.95
-_COARSE = frozenset(["ncnn-default"])
 OURS = "netship"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One runtime.
-
-    Attributes:
-        counts: of one inference; None where there is none, and ``refused`` says why.
-        max_abs_error: against ONNX Runtime on this machine, of the first output.
-    """
-
-    runtime: str
-    title: str
-    version: str
-    counts: Counts | None
-    max_abs_error: float | None = None
-    same_top1: bool | None = None
-    refused: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        counted = self.counts._asdict() if self.counts else {}
-        return {
-            "runtime": self.runtime,
-            "title": self.title,
-            "version": self.version,
-            **counted,
-            "origin": str(Origin.ESTIMATED),
-            "max_abs_error": self.max_abs_error,
-            "same_top1": self.same_top1,
-            "refused": self.refused or None,
-        }
 
 
 @dataclass(frozen=True)
@@ -119,26 +67,10 @@ class Comparison:
         }
 
 
-class Case(NamedTuple):
-    """What every runtime gets: the graph, one input [1, channels, height, width], the answer wanted.
-
-    Attributes:
-        sha256: of the graph; file_sha256: of the file that it was read from, empty without one.
-    """
-
-    name: str
-    sha256: str
-    file_sha256: str
-    proto: onnx.ModelProto
-    quantised: bool
-    tensor: Array
-    wanted: Array
-
-
 def compare(
     model: Path,
     cpu: str,
-    runtimes: Sequence[baselines.Peer],
+    runtimes: Sequence[Baseline],
     progress: Progress,
     bundle: Path | None = None,
     tflite: Path | None = None,
@@ -146,180 +78,19 @@ def compare(
     """Count our bundle and each runtime.
 
     Raises:
-        UserError: the model, the CPU or this machine is not fit. One runtime that cannot be
-            converted or run is a row that says so.
+        UserError: the gate refuses the model, or the meter has no model of the CPU.
     """
     where = hierarchy(cpu)
     progress.stage("reading the model")
-    case = read_case(model)
+    case = read_case(model, progress.stage)
     rows = [_ours(case, model, cpu, bundle, progress)]
     for runtime in runtimes:
-        given = tflite if runtime.name == "litert" else None
-        rows.append(measure(case, runtime, cpu, progress, given))
+        model_file = tflite if runtime.name == "litert" else None
+        rows.append(measure(case, runtime, cpu, progress, model_file))
+    identity = case.model.identity
     return Comparison(
-        case.name, case.file_sha256, cpu, where.board, where.clock, tuple(rows)
+        identity.name, identity.sha256, cpu, where.board, where.clock, tuple(rows)
     )
-
-
-def read_case(path: Path) -> Case:
-    """Read a model, and ask ONNX Runtime here for its answer to a seeded smooth pattern.
-
-    Raises:
-        UserError: not a model with one static image input, or ONNX Runtime refuses it.
-    """
-    import onnx
-
-    try:
-        proto = onnx.load(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give an .onnx file") from None
-    except Exception as error:  # noqa: BLE001  (protobuf's errors have no public base class)
-        said = str(error).splitlines() or ["damaged"]
-        raise UserError(
-            f"{path}: not an ONNX model ({said[0][:200]}); export it again"
-        ) from None
-    return case_of(proto, path.name, sha256_of(path))
-
-
-def case_of(proto: onnx.ModelProto, name: str, file_sha256: str = "") -> Case:
-    """As ``read_case``, of a graph in memory."""
-    import onnxruntime
-
-    sha256 = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
-    constants = {each.name for each in proto.graph.initializer}
-    inputs = [each for each in proto.graph.input if each.name not in constants]
-    shape = (
-        [d.dim_value for d in inputs[0].type.tensor_type.shape.dim] if inputs else []
-    )
-    if len(inputs) != 1 or len(shape) != 4 or shape[0] != 1 or min(shape) < 1:
-        raise UserError(
-            f"{name}: a comparison needs one static input [1, channels, height, width]; "
-            "export the model so"
-        )
-    tensor = _pattern(tuple(shape))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        session = onnxruntime.InferenceSession(
-            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        wanted = session.run(None, {inputs[0].name: tensor})[0]
-    except Exception as error:  # noqa: BLE001  (its errors share no public base class)
-        said = str(error).splitlines()[0][:200]
-        raise UserError(f"{name}: ONNX Runtime refuses it: {said}") from None
-    quantised = qdq.is_quantised(proto)
-    return Case(name, sha256, file_sha256, proto, quantised, tensor, np.asarray(wanted))
-
-
-def _pattern(shape: tuple[int, ...]) -> Array:
-    from bundle.golden import seeded_inputs
-    from bundle.manifest import Preprocessing, Tensor
-
-    side = shape[2:]
-    preprocessing = Preprocessing(
-        scale=1 / 127.5, mean=(1,), std=(1,), resize=max(side), crop=(side[0], side[1])
-    )
-    tensor = Tensor(name="input", shape=shape, dtype="float32", layout="NCHW")
-    return seeded_inputs(tensor, preprocessing, 1)[0]
-
-
-def measure(
-    case: Case,
-    runtime: baselines.Peer,
-    cpu: str,
-    progress: Progress,
-    given: Path | None = None,
-) -> Row:
-    """One runtime on one core; what was measured before is kept and taken.
-
-    Args:
-        given: a model file for the runtime, instead of the case's graph converted; its answer
-            is checked by the best class alone.
-    """
-    version = baselines.version(runtime)
-    converted = f"{case.sha256} {baselines.CONVERSION}"
-    made_of = given.read_bytes() if given else converted.encode()
-    path = _kept(runtime.name, version, hashlib.sha256(made_of).hexdigest(), cpu)
-    try:
-        counted = _read(path)
-        if counted is None:
-            counted = _count(case, runtime, cpu, progress, given)
-            _write(path, counted)
-        progress.stage(f"{runtime.title}: what it costs the core")
-        counts = cost(counted.blocks, cpu)
-    except UserError as error:
-        return Row(runtime.name, runtime.title, version, None, refused=str(error))
-    return Row(
-        runtime.name,
-        runtime.title,
-        version,
-        counts,
-        counted.max_abs_error,
-        counted.same_top1,
-    )
-
-
-class _Counted(NamedTuple):
-    blocks: list[Block]
-    max_abs_error: float | None
-    same_top1: bool
-
-
-def _count(
-    case: Case,
-    runtime: baselines.Peer,
-    cpu: str,
-    progress: Progress,
-    given: Path | None,
-) -> _Counted:
-    progress.stage(f"{runtime.title}: preparing")
-    machine = baselines.emulated(cpu, progress.stage)
-    model = given or baselines.converted(machine, runtime, case.proto, progress.stage)
-    progress.stage(f"{runtime.title}: counting")
-    with tempfile.TemporaryDirectory() as work:
-        tensor, output = Path(work, "input.npy"), Path(work, "output.npy")
-        np.save(tensor, case.tensor)
-        command = baselines.inference(machine, runtime, model, tensor, output)
-        blocks = count_program(command, cpu)
-        answer = np.load(output)
-    error, same = _judge(case, runtime, answer, given is not None)
-    return _Counted(blocks, error, same)
-
-
-def _judge(
-    case: Case, runtime: baselines.Peer, answer: Array, other_file: bool
-) -> tuple[float | None, bool]:
-    """The max-abs error and whether the best class is the same.
-
-    Raises:
-        UserError: the answer is not the reference's, so that its figures mean nothing.
-    """
-    wanted = case.wanted.ravel().astype(np.float64)
-    found = np.asarray(answer, np.float64).ravel()
-    if other_file:
-        # A background class before the others, as TensorFlow's networks have.
-        found = (
-            found[found.size - wanted.size :] if found.size >= wanted.size else found
-        )
-    if found.size != wanted.size or not np.isfinite(found).all():
-        raise UserError(
-            f"its output has {found.size} values, not {wanted.size} finite ones"
-        )
-    same = bool(found.argmax() == wanted.argmax())
-    if other_file:
-        if not same:
-            raise UserError("another best class than ONNX Runtime's: not counted")
-        return None, same
-    judged = accuracy.compare([found.astype(np.float32)], [wanted.astype(np.float32)])
-    coarse = case.quantised or runtime.name in _COARSE
-    right = judged.cosine >= _COARSE_COSINE if coarse else judged.passed
-    error = judged.max_abs_error
-    if not right:
-        raise UserError(
-            f"its answer is {error:.1e} off ONNX Runtime's, {judged.relative_error:.1e} of the range: "
-            "not counted"
-        )
-    return error, same
 
 
 def _ours(
@@ -327,6 +98,8 @@ def _ours(
 ) -> Row:
     try:
         if bundle is None:
+            # Without QEMU a bundle is built that was not verified; it must not be kept.
+            find_qemu()
             progress.stage("our bundle: building")
             bundle = _built(case, model, cpu, progress)
         return _counted_bundle(case, cpu, bundle, progress)
@@ -335,22 +108,16 @@ def _ours(
 
 
 def _built(case: Case, model: Path, cpu: str, progress: Progress) -> Path:
-    """Our bundle of the model for the CPU; one that this very compiler built before is taken."""
+    """Our bundle of the model for the CPU; one of the same build is taken."""
+    from compile.build_key import build_key
     from compile.driver import BuildRequest, build
     from compile.frontend.preprocessing import Overrides
     from targets.presets import resolve
 
-    name = f"{case.sha256[:16]}-{cpu}-{_compiler()}"
-    output = cache_folder() / "compare" / name
-    if output.is_dir():
-        return output
-    output.parent.mkdir(parents=True, exist_ok=True)
-    for old in output.parent.glob(f"{case.sha256[:16]}-{cpu}-*"):
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
     request = BuildRequest(
         model=str(model),
         target=resolve(f"arm-{cpu}"),
-        output=output,
+        output=None,
         format="bundle",
         name=None,
         threads=1,
@@ -359,36 +126,39 @@ def _built(case: Case, model: Path, cpu: str, progress: Progress) -> Path:
         dump=None,
         overrides=Overrides(),
     )
-    return build(request, progress).path
-
-
-def _compiler() -> str:
-    """What a bundle is made by and from besides its model, records and all, as a name."""
-    key = hashlib.sha256()
-    for folder in ("bundle", "compile", "targets", "tuning"):
-        for path in sorted(Path(__file__).parents[1].joinpath(folder).rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts:
-                key.update(path.read_bytes())
-    return key.hexdigest()[:16]
+    folder, start = cache_folder() / "compare", f"{case.sha256[:16]}-{cpu}-"
+    output = folder / f"{start}{build_key(request, progress.stage)}"
+    if output.is_dir():
+        return output
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob(f"{start}*"):
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
+    return build(replace(request, output=output), progress).path
 
 
 def _counted_bundle(case: Case, cpu: str, path: Path, progress: Progress) -> Row:
     bundle = open_bundle(path)
-    if bundle.manifest.model.sha256 != case.file_sha256:
+    theirs, ours = bundle.manifest.model, case.model.identity
+    if (theirs.sha256, theirs.external_data) != (ours.sha256, ours.external_data):
         raise UserError(
-            f"{path}: is of another model, {bundle.manifest.model.name}; "
-            "give the bundle of this one, or leave --bundle out"
+            f"{path}: is of another model, {theirs.name}; "
+            "give a bundle of this one, or leave --bundle out"
         )
-    made_of = (path / MANIFEST).read_bytes() + meter_version().encode()
-    kept = _kept(OURS, "", hashlib.sha256(made_of).hexdigest(), cpu).with_suffix("")
+    stored = kept(
+        OURS,
+        cpu,
+        meter_version(),
+        packages=("xtc-tvm-python-bindings", "ziglang"),
+        files=[path / MANIFEST, programs.SOURCES],
+    ).with_suffix("")
     try:
-        counts = Counts(**json.loads(kept.read_text()))
+        counts = Counts(**json.loads(stored.read_text()))
     except (OSError, ValueError, TypeError):
         counts = count_bundle(path, cpu, progress.stage)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(kept, json.dumps(counts._asdict()).encode(), "XDG_CACHE_HOME")
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(stored, json.dumps(counts._asdict()).encode(), "XDG_CACHE_HOME")
     verification = bundle.manifest.measured.get("verification") or {}
-    # Of int8 it is the distance from the project's own integers, which is none.
+    # An int8 bundle was verified against the project's own integers, not against ONNX Runtime.
     against_reference = bundle.manifest.quantisation is None
     return Row(
         OURS,
@@ -398,34 +168,3 @@ def _counted_bundle(case: Case, cpu: str, path: Path, progress: Progress) -> Row
         verification.get("max_abs_error") if against_reference else None,
         True if verification else None,
     )
-
-
-# What was counted before. What it costs is reckoned anew: that is quick, and models change.
-
-
-def _kept(runtime: str, version: str, model: str, cpu: str) -> Path:
-    made_of = (runtime, version, model, cpu, counter_version())
-    key = hashlib.sha256(repr((*made_of, hierarchy(cpu).caches)).encode()).hexdigest()
-    return cache_folder() / "compare" / f"{runtime}-{key[:24]}.json.gz"
-
-
-def _read(path: Path) -> _Counted | None:
-    try:
-        found = json.loads(gzip.decompress(path.read_bytes()))
-        blocks = [
-            Block(address, bytes.fromhex(code), executions, tuple(misses))
-            for address, code, executions, misses in found["blocks"]
-        ]
-        return _Counted(blocks, found["max_abs_error"], found["same_top1"])
-    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError):
-        return None
-
-
-def _write(path: Path, counted: _Counted) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    blocks = [
-        (block.address, block.code.hex(), block.executions, block.misses)
-        for block in counted.blocks
-    ]
-    text = json.dumps({**counted._asdict(), "blocks": blocks})
-    write_whole(path, gzip.compress(text.encode(), mtime=0), "XDG_CACHE_HOME")

@@ -1,4 +1,4 @@
-"""The comparison as one self-contained HTML page: no script, no network, nothing beside the file."""
+"""The comparison as one self-contained HTML page: no script, no network, no other file."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The networks that published benchmarks time, as ONNX graphs with random weights.
 
-Their speed does not depend on the weights. Batch normalisation is folded, as every runtime here
-folds it; shapes are those of benchncnn's files of the same name.
+Their speed does not depend on the weights. Batch normalisation is folded, as every runtime does;
+shapes are those of benchncnn's files of the same name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CLASSES = 1000
 
 
 def build(name: str) -> onnx.ModelProto:
-    """Raises: UserError for a network that is not here."""
+    """Raises: UserError for an unknown name."""
     if name not in NETWORKS:
         raise UserError(f"network {name!r}: unknown; known: {', '.join(NETWORKS)}")
     return NETWORKS[name]()
@@ -96,7 +96,7 @@ NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
 
 
 class _Net:
-    """A chain of layers; ``at`` is the value it has come to, of ``channels`` channels."""
+    """A chain of layers; ``at`` is the last value, of ``channels`` channels."""
 
     def __init__(self, resolution: int) -> None:
         self.at, self.channels = "image", 3

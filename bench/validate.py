@@ -1,4 +1,4 @@
-"""``python -m bench validate``: the meter's estimates against published measurements on real boards."""
+"""``python -m bench validate``: the meter's estimates and published measurements on real boards."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import baselines
+from bench.baselines import runtimes
 from bench.validation import CLOSE, Summary, Validation, measure, read, summary
-from meter.counts import meter_version
 from targets.files import check_writable
 from targets.progress import Progress
 
@@ -18,7 +17,7 @@ examples:
   python -m bench validate --report validation.html
   python -m bench validate --measure        run every network again under the meter (a quarter of an hour)
 
-Published times are `measured on board` by their sources; ours are `estimated`.
+Published times were `measured on board` by their sources; ours are `estimated`.
 Exit codes: 0 shown, 2 refused (one line says why), 130 interrupted.
 """
 
@@ -47,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench validate",
-        description="Set the meter's estimates against published measurements on Raspberry Pis.",
+        description="Compare the meter's estimates with published measurements on Raspberry Pis.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -55,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     option(
         "--measure",
         action="store_true",
-        help="estimate all of it again and store the results in the project",
+        help="estimate everything again and store the results in the project",
     )
     option("--report", type=Path, metavar="FILE", help="write one HTML page")
     option("--json", action="store_true", help="print one JSON object")
@@ -70,20 +69,19 @@ def markdown(validation: Validation) -> str:
     ]
     for pair in validation.pairs:
         clock = f"{pair.source.clock:.1f} GHz"
-        title = baselines.peer(pair.source.runtime).title
+        title = runtimes.find(pair.source.runtime).title
         estimate = "" if pair.estimate is None else f"{pair.estimate:.1f}"
-        least = "" if pair.least is None else f"{pair.least:.1f}"
+        overlapped = "" if pair.overlapped is None else f"{pair.overlapped:.1f}"
         ratio = "" if pair.ratio is None else f"{pair.ratio:.2f}"
         lines.append(
             f"| {pair.source.board}, {clock} | {title} | {pair.network} "
-            f"| {pair.published:.1f} | {estimate} | {least} | {ratio} | {pair.verdict} |"
+            f"| {pair.published:.1f} | {estimate} | {overlapped} | {ratio} | {pair.verdict} |"
         )
     lines.append("")
     lines += [_sentence(summary(name, pairs)) for name, pairs in validation.groups()]
     if validation.stale:
         lines.append(
-            f"These estimates are of meter {validation.meter or 'none'}, this is {meter_version()}: "
-            "`python -m bench validate --measure` makes them anew."
+            f"These estimates are {validation.stale}: `python -m bench validate --measure` makes new ones."
         )
     return "\n".join(lines)
 

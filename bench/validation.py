@@ -1,7 +1,7 @@
-"""The meter's estimates against published measurements on real boards.
+"""The meter's estimates and published measurements on real boards.
 
-``published.json`` holds what others measured, each with its source; ``validation_results.json`` what the meter
-estimates for the same runtime, network and core, written by ``python -m bench validate --measure`` and never by hand.
+``published.json`` holds what others measured, with sources. ``validation_results.json`` holds the meter's estimates
+for the same runtime, network and core; ``python -m bench validate --measure`` writes it, nobody edits it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench import baselines, published_networks
+from bench import published_networks
+from bench.baselines import runtimes
 from devices.sessions.session import Origin
 from meter.counts import (
     Counts,
@@ -33,7 +34,7 @@ CLOSE = 1.25
 
 
 class Source(NamedTuple):
-    """Who measured, on what, how; ``runtime`` is the meter's name of what they ran, ``clock`` in GHz."""
+    """Who measured, on what, how; ``runtime`` is the name in ``BASELINES`` of what they ran, ``clock`` in GHz."""
 
     title: str
     url: str
@@ -49,7 +50,7 @@ class Source(NamedTuple):
 
 
 class LeftOut(NamedTuple):
-    """A published figure that nothing here can be compared with."""
+    """A published figure that is not compared, and why."""
 
     title: str
     url: str
@@ -73,8 +74,8 @@ class Pair:
         return milliseconds(self.counts, self.source.cpu, self.source.clock)
 
     @property
-    def least(self) -> float | None:
-        """Milliseconds if the memory's share and the core's overlapped wholly."""
+    def overlapped(self) -> float | None:
+        """Milliseconds if the core worked all the time that it waits for memory."""
         if self.counts is None:
             return None
         return overlapped_milliseconds(self.counts, self.source.cpu, self.source.clock)
@@ -98,7 +99,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Validation:
-    """All pairs; ``meter`` is the version that the estimates are of, ``versions`` the runtimes'."""
+    """All pairs; ``meter`` and ``versions`` of the runtimes are those of the estimates."""
 
     pairs: tuple[Pair, ...]
     left_out: tuple[LeftOut, ...]
@@ -106,8 +107,14 @@ class Validation:
     versions: dict[str, str]
 
     @property
-    def stale(self) -> bool:
-        return bool(self.meter != meter_version())
+    def stale(self) -> str:
+        """How the estimates' versions differ from today's; empty where they do not."""
+        now = {name: runtimes.version(runtimes.find(name)) for name in self.versions}
+        pairs = [("meter", self.meter or "none", meter_version())]
+        pairs += [(name, old, now[name]) for name, old in self.versions.items()]
+        return ", ".join(
+            f"of {name} {old}, this is {new}" for name, old, new in pairs if old != new
+        )
 
     def groups(self) -> list[tuple[str, list[Pair]]]:
         """The pairs by board, and all together where there are several boards."""
@@ -132,7 +139,7 @@ class Validation:
                     "published_origin": str(Origin.BOARD),
                     "source": pair.source.url,
                     "estimated_ms": pair.estimate,
-                    "estimated_overlapped_ms": pair.least,
+                    "estimated_overlapped_ms": pair.overlapped,
                     "estimated_origin": str(Origin.ESTIMATED),
                     "ratio": pair.ratio,
                     "verdict": pair.verdict,
@@ -199,7 +206,7 @@ def _ranks(values: Sequence[float]) -> list[float]:
 
 
 def read() -> Validation:
-    """The published measurements, with the stored estimates.
+    """The published measurements with the stored estimates.
 
     Raises:
         UserError: a file is damaged.
@@ -226,7 +233,7 @@ def read() -> Validation:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{PUBLISHED.parent}: validation.json or validation_results.json is damaged ({error}); "
+            f"{PUBLISHED.parent}: published.json or validation_results.json is damaged ({error}); "
             "take them from the repository again"
         ) from None
     return Validation(pairs, left_out, results.meter, results.versions)
@@ -256,8 +263,8 @@ def measure(validation: Validation, progress: Progress) -> None:
     Raises:
         UserError: a network cannot be converted, run or counted.
     """
-    from bench.comparison import case_of
-    from bench.comparison import measure as measure_row
+    from bench.measurement import case_of
+    from bench.measurement import measure as measure_row
 
     wanted = sorted(
         {
@@ -271,11 +278,11 @@ def measure(validation: Validation, progress: Progress) -> None:
         progress.note(f"{network}, {runtime}, {cpu}")
         if network not in cases:
             cases[network] = case_of(published_networks.build(network), network)
-        row = measure_row(cases[network], baselines.peer(runtime), cpu, progress)
+        row = measure_row(cases[network], runtimes.find(runtime), cpu, progress)
         if row.counts is None:
             raise UserError(f"{network} in {row.title} on {cpu}: {row.refused}")
         counts[_key(runtime, network, cpu)] = row.counts
-    versions = {name: baselines.version(baselines.peer(name)) for _, name, _ in wanted}
+    versions = {name: runtimes.version(runtimes.find(name)) for _, name, _ in wanted}
     found = {
         "meter": meter_version(),
         "versions": versions,

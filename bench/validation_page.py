@@ -6,7 +6,7 @@ from math import ceil, floor, log10
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import baselines
+from bench.baselines import runtimes
 from bench.validation import CLOSE, Validation, summary
 from targets import templates
 
@@ -56,7 +56,7 @@ def write_validation(validation: Validation, path: Path) -> None:
         validation=validation,
         summaries=[summary(name, pairs) for name, pairs in validation.groups()],
         sources=list(dict.fromkeys(pair.source for pair in validation.pairs)),
-        titles={name: peer.title for name, peer in baselines.PEERS.items()},
+        titles={name: baseline.title for name, baseline in runtimes.BASELINES.items()},
         plot=_plot(validation, cpus),
         colours=list(zip(cpus, "abc", strict=False)),
         close=CLOSE,

@@ -135,7 +135,12 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
         f"memory       {metered.memory_cycles / 1e6:.1f} M cycles, estimated (cache model of the {hierarchy.board}; no prefetching)",
         f"time         {low / scale:.1f} to {high / scale:.1f} ms at {hierarchy.clock} GHz, 1 thread, estimated",
     ]
-    if calibration is not None:
+    if calibration is not None and not calibration.is_current:
+        lines.append(
+            f"calibrated   no: your board's factor is of meter {calibration.meter}, this is another one; run "
+            "python -m meter calibrate again"
+        )
+    elif calibration is not None:
         lines.append(
             f"calibrated   {high / scale * calibration.factor:.1f} ms by your board's factor of "
             f"{calibration.factor:.2f} ({calibration.date})"

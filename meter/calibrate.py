@@ -57,6 +57,11 @@ class Calibration:
     meter: str
     date: str
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the factor is of this meter's estimates."""
+        return self.meter == meter_version()
+
 
 def factor(cpu: str) -> Calibration | None:
     """What the user's own board with ``cpu`` measured; None where nothing is stored.

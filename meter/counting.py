@@ -6,19 +6,17 @@ A program marks what counts by two hints that are no-ops everywhere else: ``hint
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 import signal
 import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 from targets.errors import UserError
-from targets.files import cache_folder
+from targets.files import cache_folder, cache_key
 from targets.toolchain import zig
 
 PLUGIN = Path(__file__).with_name("plugin.c")
@@ -75,10 +73,7 @@ def find_qemu() -> str:
     found = shutil.which("qemu-aarch64")
     if found is None:
         raise UserError(f"no qemu-aarch64 to count with; {_INSTALL}")
-    shown = subprocess.run(
-        [found, "--version"], capture_output=True, text=True, check=False
-    ).stdout
-    match = re.search(r"version (\d+)\.(\d+)", shown)
+    match = re.search(r"version (\d+)\.(\d+)", qemu_version())
     release = (int(match[1]), int(match[2])) if match else (0, 0)
     if not _OLDEST <= release <= _NEWEST:
         raise UserError(
@@ -86,6 +81,15 @@ def find_qemu() -> str:
             f"{_OLDEST[0]}.{_OLDEST[1]} to {_NEWEST[0]}.{_NEWEST[1]} (Debian 12 has 7.2)"
         )
     return found
+
+
+def qemu_version() -> str:
+    """What the QEMU that counts says of itself; empty where there is none."""
+    found = shutil.which("qemu-aarch64")
+    if found is None:
+        return ""
+    command = [found, "--version"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
 def plugin() -> Path:
@@ -98,13 +102,13 @@ def plugin() -> Path:
 
 
 def compiled_once(source: Path, name: str, suffix: str, *options: str) -> Path:
-    """``source`` compiled with ``options`` and kept in the cache folder until it, or zig, changes.
+    """``source`` compiled with ``options``, kept in the cache folder until one of them or zig changes.
 
     Raises:
         UserError: it cannot be compiled or written.
     """
-    key = hashlib.sha256(source.read_bytes() + version("ziglang").encode()).hexdigest()
-    kept = cache_folder() / f"{name}-{key[:16]}{suffix}"
+    key = cache_key(options, packages=["ziglang"], files=[source])
+    kept = cache_folder() / f"{name}-{key}{suffix}"
     if not kept.exists():
         with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
             made = Path(scratch, kept.name)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from meter import counting, cycles, memory
 from meter.counting import Block
 from meter.operators import measure_bundle
+from targets.files import cache_key
 
 # A large network under the counters takes minutes.
 _SECONDS = 3600.0
@@ -71,8 +72,9 @@ def meter_version() -> str:
 
 
 def counter_version() -> str:
-    """What the blocks depend on that ``count_program`` gives."""
-    return hashlib.sha256(counting.PLUGIN.read_bytes()).hexdigest()[:8]
+    """What the blocks depend on that ``count_program`` gives: QEMU, its plugin and how they are run."""
+    files = (counting.PLUGIN, Path(counting.__file__))
+    return cache_key(counting.qemu_version(), files=files)
 
 
 def count_program(command: Command, cpu: str) -> list[Block]:

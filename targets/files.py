@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 from targets.errors import UserError
@@ -66,6 +68,26 @@ def cache_folder() -> Path:
             f"{folder}: {error.strerror}; set XDG_CACHE_HOME to a folder that can be written"
         ) from None
     return folder
+
+
+def cache_key(
+    *options: object, packages: Iterable[str] = (), files: Iterable[Path] = ()
+) -> str:
+    """A name of 24 hexadecimal digits for all that something kept was made of and by.
+
+    Args:
+        options: told apart by their ``repr``, which must be the same in every process.
+        packages: Python packages, told apart by their versions.
+        files: told apart by name and content; of a folder all files in it but Python's byte code.
+    """
+    versions = [(name, version(name)) for name in packages]
+    key = hashlib.sha256(repr((options, versions)).encode())
+    for given in files:
+        for path in sorted(given.rglob("*")) if given.is_dir() else [given]:
+            if path.is_file() and "__pycache__" not in path.parts:
+                content = hashlib.sha256(path.read_bytes()).digest()
+                key.update(repr((path.relative_to(given.parent), content)).encode())
+    return key.hexdigest()[:24]
 
 
 @contextlib.contextmanager

@@ -12,7 +12,8 @@ import networks
 import pytest
 from onnx import helper
 
-from bench import baselines, comparison, tflite
+from bench import measurement
+from bench.baselines import runtimes, tflite
 from compile import mobilenet
 from compile.frontend import family
 from meter import board_files
@@ -24,23 +25,23 @@ from targets.progress import Progress
 
 
 def test_every_runtime_is_pinned_by_a_hash_and_no_registry_is_named() -> None:
-    text = baselines.LOCK.read_text()
+    text = runtimes.LOCK.read_text()
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     for line in lines:
         assert re.fullmatch(r"[\w-]+==[\w.]+ --hash=sha256:[0-9a-f]{64}", line)
     assert "://" not in text
-    assert {peer.package for peer in baselines.PEERS.values()} < {
+    assert {each.package for each in runtimes.BASELINES.values()} < {
         line.split("==")[0] for line in lines
     }
-    assert set(baselines.COMPARED) < set(baselines.PEERS)
-    assert baselines.version(baselines.peer("ncnn-default")) == baselines.version(
-        baselines.peer("ncnn")
+    assert set(runtimes.DEFAULT) < set(runtimes.BASELINES)
+    assert runtimes.version(runtimes.find("ncnn-default")) == runtimes.version(
+        runtimes.find("ncnn")
     )
 
 
 def test_an_unknown_runtime_is_refused() -> None:
     with pytest.raises(UserError, match="--runtimes tvm: unknown; known: litert, ncnn"):
-        baselines.peer("tvm")
+        runtimes.find("tvm")
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_a_failed_download_is_one_line_and_leaves_nothing(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(subprocess, "run", fail)
     with pytest.raises(UserError, match="No matching distribution") as refusal:
-        baselines.prepare(lambda stage: None)
+        runtimes.fetch(lambda stage: None)
     assert "baselines-arm64.lock" in str(refusal.value) and "\n" not in str(
         refusal.value
     )
@@ -138,13 +139,13 @@ def test_runtimes_convert_a_network_answer_right_and_are_counted(
 ) -> None:
     try:
         find_qemu()
-        baselines.prepare(lambda stage: None)
+        runtimes.fetch(lambda stage: None)
     except UserError as error:
         if os.environ.get("CI"):
             raise
         pytest.skip(f"not run: {error}")
     # LLVM's models, which take the longest of it, are tested elsewhere.
-    monkeypatch.setattr(comparison, "cost", _only_instructions)
+    monkeypatch.setattr(measurement, "cost", _only_instructions)
     small = family.build(0.35, 96)
     residual = networks.resnet18_like(64)
     int8 = networks.quantised(small, tmp_path)
@@ -155,10 +156,10 @@ def test_runtimes_convert_a_network_answer_right_and_are_counted(
         (int8, "ncnn", "cortex-a76"),
         (int8, "mnn", "cortex-a76"),
     ):
-        case = comparison.case_of(proto, runtime)
+        case = measurement.case_of(proto, runtime)
         macs = sum(layer.macs for layer in mobilenet.count(proto)) or 1
         progress = Progress(quiet=True)
-        row = comparison.measure(case, baselines.peer(runtime), cpu, progress)
+        row = measurement.measure(case, runtimes.find(runtime), cpu, progress)
         assert row.counts is not None, (runtime, row.refused)
         # Of weights that mean nothing the best classes are close, and MNN and ncnn round in their own ways.
         assert row.same_top1 or proto is int8

@@ -13,8 +13,8 @@ from networks import quantised
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from bench import int8_forms, qdq
-from bench.qdq import Network, Range
+from bench.baselines import int8_forms, qdq
+from bench.baselines.qdq import Network, Range
 from targets.errors import UserError
 
 Array = NDArray[np.float32]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import baselines, published_networks, validate, validation
-from bench.comparison import Row
+from bench import published_networks, validate, validation
+from bench.baselines import runtimes
+from bench.measurement import Row
 from compile.mobilenet import count
 from meter import board_files
 from meter.counts import Counts, meter_version
@@ -38,7 +40,8 @@ def pair(published: float, cycles: float | None, board: str = "") -> validation.
 
 
 def page_of(*pairs: validation.Pair, meter: str = "") -> validation.Validation:
-    return validation.Validation(pairs, (), meter or meter_version(), {"ncnn": "1"})
+    versions = {"ncnn": runtimes.version(runtimes.find("ncnn"))}
+    return validation.Validation(pairs, (), meter or meter_version(), versions)
 
 
 def test_every_published_figure_has_a_source_a_board_and_a_network_that_can_be_run() -> (
@@ -52,7 +55,7 @@ def test_every_published_figure_has_a_source_a_board_and_a_network_that_can_be_r
         assert re.fullmatch(r"20\d\d-\d\d-\d\d", source.date)
         assert source.threads == 1
         assert source.cpu in board_files.BOARDS
-        assert source.runtime in baselines.PEERS
+        assert source.runtime in runtimes.BASELINES
         assert each.network in published_networks.NETWORKS
         assert 1 < each.published < 2000
         assert 0.5 < source.clock < 3
@@ -101,7 +104,7 @@ def test_the_cores_share_shrinks_with_the_boards_clock_and_the_memorys_does_not(
     source = SOURCE._replace(clock=3.0)
     each = validation.Pair(source, "resnet18", 100.0, Counts(1, 120e6, 15e6))
     assert each.estimate == pytest.approx(40.0 + 10.0)
-    assert each.least == pytest.approx(40.0)
+    assert each.overlapped == pytest.approx(40.0)
     assert each.ratio == pytest.approx(0.5)
 
 
@@ -163,28 +166,35 @@ def test_estimates_of_another_meter_are_called_so() -> None:
     assert "of meter of old" in shown and "validate --measure" in shown
 
 
+def test_estimates_of_another_version_of_a_runtime_are_called_so() -> None:
+    old = replace(page_of(pair(100, 150e6)), versions={"ncnn": "1.0.1"})
+    shown = validate.markdown(old)
+    assert "of ncnn 1.0.1, this is 1.0.2" in shown and "validate --measure" in shown
+    assert validation.read().stale == ""
+
+
 def test_measuring_estimates_every_pair_once_and_stores_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[tuple[str, str, str]] = []
 
     def measure_row(
-        case: str, runtime: baselines.Peer, cpu: str, _progress: object
+        case: str, runtime: runtimes.Baseline, cpu: str, _progress: object
     ) -> Row:
         asked.append((case, runtime.name, cpu))
         counts = Counts(5, 80e6, 10e6)
         return Row(runtime.name, runtime.title, "1", counts)
 
     monkeypatch.setattr(validation, "RESULTS", tmp_path / "results.json")
-    monkeypatch.setattr("bench.comparison.case_of", lambda proto, name: name)
-    monkeypatch.setattr("bench.comparison.measure", measure_row)
+    monkeypatch.setattr("bench.measurement.case_of", lambda proto, name: name)
+    monkeypatch.setattr("bench.measurement.measure", measure_row)
     monkeypatch.setattr(published_networks, "build", lambda name: None)
     assert validate.main(["--measure", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert len(asked) == len(set(asked)) > 8
     assert shown["meter"] == meter_version()
-    assert shown["versions"]["ncnn-default"] == baselines.version(
-        baselines.PEERS["ncnn"]
+    assert shown["versions"]["ncnn-default"] == runtimes.version(
+        runtimes.BASELINES["ncnn"]
     )
     assert all(each["estimated_origin"] == "estimated" for each in shown["pairs"])
     assert all(
@@ -196,12 +206,12 @@ def test_measuring_estimates_every_pair_once_and_stores_it(
 def test_a_network_that_cannot_be_run_stops_the_measuring(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_case: object, runtime: baselines.Peer, *_rest: object) -> Row:
+    def refuse(_case: object, runtime: runtimes.Baseline, *_rest: object) -> Row:
         return Row(runtime.name, runtime.title, "1", None, refused="no QEMU")
 
     monkeypatch.setattr(validation, "RESULTS", tmp_path / "results.json")
-    monkeypatch.setattr("bench.comparison.case_of", lambda proto, name: name)
-    monkeypatch.setattr("bench.comparison.measure", refuse)
+    monkeypatch.setattr("bench.measurement.case_of", lambda proto, name: name)
+    monkeypatch.setattr("bench.measurement.measure", refuse)
     monkeypatch.setattr(published_networks, "build", lambda name: None)
     with pytest.raises(UserError, match="mobilenet_v1 in ncnn.*: no QEMU"):
         validate.main(["--measure", "--json"])

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from meter import calibrate
+from meter.__main__ import table
 from meter.counts import Counts
+from meter.operators import Metered, Operator
+from meter.page import write_page
 from targets.errors import UserError
 
 CHECKED = {
@@ -67,6 +70,27 @@ def test_the_command_line_stores_shows_and_forgets(
     assert stored is not None and stored.factor == 1.25
     assert calibrate.main(["--forget", "cortex-a72"]) == 0
     assert calibrate.factor("cortex-a72") is None
+
+
+def test_a_factor_of_another_meter_is_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = calibrate.calibrate(
+        calibrate.read_result(result(tmp_path)), 1.5, lambda *_: Counts(1, 45e6, 45e6)
+    )
+    metered = Metered(
+        "cortex-a72", (Operator("k", "", 1, 1, 45e6, 45e6, 1, (64, 64)),), "float32", 4
+    )
+    page = tmp_path / "page.html"
+
+    def shown() -> str:
+        write_page(metered, tmp_path, made, page)
+        return table(metered, made) + page.read_text()
+
+    assert "factor of 1.25" in table(metered, made) and "your own board" in shown()
+    monkeypatch.setattr(calibrate, "meter_version", lambda: "new")
+    assert "python -m meter calibrate again" in table(metered, made)
+    assert "your own board" not in shown() and "1.25" not in shown()
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ that did best there.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,7 +24,7 @@ from records.lookup import Record, RecordLog
 from targets.arguments import count_up_to
 from targets.child import run_in_child
 from targets.errors import UserError, run_command
-from targets.files import check_writable, write_whole
+from targets.files import cache_key, check_writable, write_whole
 from targets.presets import Target, missing_features, resolve, this_cpu
 from targets.progress import Progress
 
@@ -184,25 +184,22 @@ class _Work:
 
     def build_of(self, chosen: dict[str, Record], what: str) -> _Build:
         from bundle.store import open_bundle
+        from compile.build_key import build_key
         from compile.driver import BuildRequest, build
         from compile.frontend.preprocessing import Overrides
 
         header = self._log.header | {"preset": self._target.name}
         lines = [record.line for record in chosen.values()]
         text = "\n".join([f"# {json.dumps(header, ensure_ascii=False)}", *lines, ""])
-        key = f"{self._arguments.model} {self._target.tvm}\n{text}"
-        name = hashlib.sha256(key.encode()).hexdigest()[:16]
-        path, output = self._folder / f"{name}.json", self._folder / name
+        path = self._folder / f"{cache_key(text)}.json"
         self._progress.finish()
         self._progress.note(what)
-        if output.exists():
-            return _Build(chosen, open_bundle(output))
         self._folder.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         request = BuildRequest(
             model=self._arguments.model,
             target=self._target,
-            output=output,
+            output=None,
             format="bundle",
             name=None,
             threads=self._arguments.threads,
@@ -213,10 +210,13 @@ class _Work:
             records=(path,),
             require_tuned=True,
         )
-        return _Build(chosen, build(request, self._progress))
+        output = self._folder / build_key(request, self._progress.stage)
+        if output.exists():
+            return _Build(chosen, open_bundle(output))
+        return _Build(chosen, build(replace(request, output=output), self._progress))
 
     def measure(self, builds: Sequence[_Build]) -> list[tuple[Bundle, list[float]]]:
-        """Of each build, the cost of each kernel in order of execution."""
+        """Of each build, the cost of each kernel in request of execution."""
         bundles = [each.bundle for each in builds]
         if not self._here:
             return [(bundle, self._count(bundle)) for bundle in bundles]

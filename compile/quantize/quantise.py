@@ -27,6 +27,7 @@ from compile.frontend.reference import Reference
 from compile.ir import evaluate, graph
 from compile.ir.graph import Network
 from targets.errors import UserError
+from targets.onnx_runtime import Session
 from targets.progress import Progress
 
 Array = NDArray[np.float32]
@@ -111,22 +112,14 @@ def _cosine(ours: Array, theirs: Array) -> float:
 
 def fold_normalisation(model: Model) -> onnx.ModelProto:
     """Batch normalisation in the convolutions' weights, in an opset that has scales per channel (13)."""
-    import onnxruntime
-
     proto = model.proto
     if opset(proto) < 13:
         proto = onnx.version_converter.convert_version(proto, 13)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = (
-        onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    )
     with tempfile.TemporaryDirectory() as scratch:
-        options.optimized_model_filepath = str(Path(scratch) / "folded.onnx")
-        onnxruntime.InferenceSession(
-            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        return onnx.load(options.optimized_model_filepath)
+        folded = Path(scratch) / "folded.onnx"
+        data, name = proto.SerializeToString(), model.identity.name
+        Session(data, name, optimisation="basic", optimised=folded)
+        return onnx.load(folded)
 
 
 def _quantised(
@@ -401,16 +394,12 @@ def worst_layer(calibrated: Calibrated, image: Array) -> tuple[str, float]:
 def _outputs(
     proto: onnx.ModelProto, names: list[str], calibrated: Calibrated, image: Array
 ) -> list[Array]:
-    import onnxruntime
-
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     known = {output.name for output in copy.graph.output}
     copy.graph.output.extend(
         onnx.helper.make_empty_tensor_value_info(n) for n in names if n not in known
     )
-    session = onnxruntime.InferenceSession(
-        copy.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    session = Session(copy.SerializeToString(), calibrated.model.identity.name)
     found = session.run(names, {calibrated.model.input.name: image})
     return [each.astype(np.float64) for each in found]

@@ -14,6 +14,8 @@ from compile.frontend.canonical.graph import (
     refusal,
     text_of,
 )
+from compile.frontend.names import node_label
+from targets.onnx_runtime import Session
 
 
 def resize(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
@@ -65,8 +67,6 @@ def resize(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
 
 def _axis_matrix(node: onnx.NodeProto, graph: Graph, axis: int) -> NDArray[np.float32]:
     """[size before, size after]: ``x @ matrix`` resizes the last axis as ``node`` does ``axis``."""
-    import onnxruntime
-
     before = graph.shape(node.input[0])[axis]
     after = graph.shape(node.output[0])[axis]
     attributes = attributes_of(node)
@@ -115,8 +115,6 @@ def _axis_matrix(node: onnx.NodeProto, graph: Graph, axis: int) -> NDArray[np.fl
         opset_imports=[helper.make_opsetid("", graph.opset)],
         ir_version=8,
     )
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    session = Session(model.SerializeToString(), node_label(node))
     identity = np.eye(before, dtype=np.float32)[np.newaxis, np.newaxis]
-    return np.asarray(session.run(None, {"x": identity})[0][0, 0])
+    return np.asarray(session.run(["y"], {"x": identity})[0][0, 0])

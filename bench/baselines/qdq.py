@@ -1,4 +1,4 @@
-"""A QDQ graph taken apart, for runtimes with an int8 of their own: the float network, and the ranges of its values."""
+"""What runtimes with an int8 of their own need of a QDQ graph: the float network, and the ranges of its values."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 LOWEST, HIGHEST = -128, 127
-# What can give values outside the range that a QuantizeLinear behind it leaves.
+# Operators whose values can lie outside the range of a QuantizeLinear after them.
 _UNBOUNDED = frozenset(["Conv", "Gemm", "Add", "BatchNormalization"])
 
 
 class Range(NamedTuple):
-    """What an int8 value stands for: (value - zero) * scale."""
+    """An int8 value stands for (value - zero) * scale."""
 
     scale: float
     zero: int
@@ -35,7 +35,7 @@ class Range(NamedTuple):
 
     @property
     def is_relu(self) -> bool:
-        """It ends at zero: a ReLU before QuantizeLinear is left out of QDQ graphs."""
+        """It begins at zero: QDQ graphs leave out a ReLU before such a QuantizeLinear."""
         return self.zero == LOWEST
 
 
@@ -43,9 +43,9 @@ class Layer(NamedTuple):
     """A Conv or Gemm whose integers are int8.
 
     Attributes:
-        input, output: their ranges; without one the output stays float.
+        input, output: their ranges; without ``output`` the layer's result stays float.
         kernel: float32, output channels first.
-        scales: of the kernel, one for each output channel; zero is zero.
+        scales: of the kernel, one for each output channel; its zero point is 0.
     """
 
     input: Range
@@ -73,10 +73,10 @@ def is_quantised(proto: onnx.ModelProto) -> bool:
 
 
 def take_apart(proto: onnx.ModelProto) -> Network:
-    """The network without its quantisation; a ReLU that only a range stands for is not in it: see `with_relu`.
+    """The network without its quantisation; a ReLU that only a range implies is missing: see `with_relu`.
 
     Raises:
-        UserError: an activation that is neither int8 nor uint8 with one scale, or weights whose zero is not zero.
+        UserError: an activation that is neither int8 nor uint8 with one scale, or weights with a zero point.
     """
     import onnx
     from onnx import numpy_helper
@@ -126,10 +126,10 @@ def take_apart(proto: onnx.ModelProto) -> Network:
 
 
 def with_relu(network: Network, layers_too: bool) -> onnx.ModelProto:
-    """The float network with the ReLUs, as Clip to the range, that only ranges stand for.
+    """The float network with the ReLUs that only ranges imply, as Clip to the range.
 
     Args:
-        layers_too: also behind a layer of ``network.layers``, whose int8 output ends at zero by itself.
+        layers_too: also after a layer of ``network.layers``, whose int8 output cannot be negative anyway.
     """
     import onnx
     from onnx import helper, numpy_helper
@@ -185,7 +185,9 @@ def _weights(node: onnx.NodeProto, arrays: dict[str, Array]) -> tuple[Array, Arr
     values = arrays[node.input[0]]
     scale = arrays[node.input[1]].astype(np.float32)
     if len(node.input) > 2 and arrays[node.input[2]].any():
-        raise UserError(f"{node.output[0]}: its zero is not zero, as weights' is here")
+        raise UserError(
+            f"{node.output[0]}: its zero point is not 0; weights with one are not converted"
+        )
     along = [1] * values.ndim
     if scale.size > 1:
         along[next((a.i for a in node.attribute if a.name == "axis"), 1)] = -1

@@ -1,7 +1,7 @@
-"""int8 for MNN, ncnn and OpenVINO out of a QDQ graph, in the form that each one's own quantiser gives it.
+"""A QDQ graph as int8 for MNN, ncnn and OpenVINO, in the form of each one's own quantiser.
 
-None of them runs every such graph in int8 on aarch64 as it is. ncnn and OpenVINO get activations around zero,
-which leaves seven bits to a ReLU's output there.
+On aarch64 none of them runs every QDQ graph in int8 as it is. ncnn and OpenVINO get symmetric activations, so
+that a ReLU's output has seven bits there.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bench import qdq
-from bench.qdq import HIGHEST, LOWEST, Layer, Network, Range
+from bench.baselines import qdq
+from bench.baselines.qdq import HIGHEST, LOWEST, Layer, Network, Range
 from targets.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def for_mnn(network: Network) -> tuple[onnx.ModelProto, str]:
-    """The float network, and what ``mnnconvert --compressionParamsFile`` takes: its layers' ranges and scales, JSON.
+    """The float network, and its layers' ranges and scales as JSON for ``mnnconvert --compressionParamsFile``.
 
-    The form: tools/converter/source/compression/MNN_compression.proto in MNN's sources.
+    The format: tools/converter/source/compression/MNN_compression.proto in MNN's sources.
     """
     proto, dense = _dense_as_convolution(qdq.with_relu(network, layers_too=False))
     layers = []
@@ -52,7 +52,7 @@ def _mnn_activation(name: str, found: Range) -> dict[str, Any]:
 def _dense_as_convolution(
     proto: onnx.ModelProto,
 ) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """1×1 convolutions for Gemm, of which MNN 3.6 makes int8 that it cannot load; → by its output, what it was for."""
+    """Gemm as 1×1 convolutions: MNN 3.6 cannot load its own int8 Gemm; → the Gemm's output, by the convolution's."""
     import onnx
     from onnx import helper, numpy_helper
 
@@ -88,7 +88,7 @@ def _dense_as_convolution(
 
 
 class _Line(NamedTuple):
-    """A layer of ncnn's .param file, and what the .bin file has of it: a flag, the kernel, the bias."""
+    """A layer of ncnn's .param file, and its part of the .bin file: a flag, the kernel, the bias."""
 
     text: str
     kind: str
@@ -110,10 +110,10 @@ _NCNN_FLOAT32 = b"\0\0\0\0"
 def for_ncnn(network: Network, param: str, binary: bytes) -> tuple[str, bytes]:
     """ncnn's conversion of ``qdq.with_relu(network)`` with int8 scales, as its ncnn2int8 writes them.
 
-    That tool is not in the wheel. The kernels stay float32 in the file: ncnn makes int8 of them when it loads them.
+    That tool is not in the wheel. Kernels stay float32 in the file: ncnn quantises them when it loads them.
 
     Raises:
-        UserError: the conversion has a form that this does not know.
+        UserError: the conversion is not of the expected form.
     """
     layers = {layer.kernel.tobytes(): layer for layer in network.layers.values()}
     lines = list(_ncnn_lines(param, binary))
@@ -130,7 +130,7 @@ def for_ncnn(network: Network, param: str, binary: bytes) -> tuple[str, bytes]:
         users = list(_ncnn_users(lines, line.outputs[0]))
         int8 = [i for i in users if i in found and _is_ncnn_convolution(lines[i])]
         if _is_ncnn_convolution(line) and users and int8 == users:
-            # Its output is int8 too, for those that take it.
+            # All its readers take int8, so its output is int8 too.
             term += 100
             parts.append(_ncnn_scale(found[users[0]]))
         texts[-1] += f" 8={term}"
@@ -168,7 +168,7 @@ def _ncnn_lines(param: str, binary: bytes) -> Iterator[_Line]:
 
 
 def _ncnn_users(lines: list[_Line], blob: str) -> Iterator[int]:
-    """The layers that take a blob, through Split."""
+    """The layers that read a blob, also through Split."""
     for index, line in enumerate(lines):
         if blob not in line.inputs:
             continue
@@ -180,10 +180,10 @@ def _ncnn_users(lines: list[_Line], blob: str) -> Iterator[int]:
 
 
 def for_openvino(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with activations around zero, but for a ReLU's right behind a convolution.
+    """The graph with symmetric activations, except for those of a ReLU directly after a convolution.
 
-    OpenVINO's ARM plugin has int8 convolutions of one group whose input and output are of one type; what else
-    is quantised it computes in float16, or refuses on a core without it. Its depthwise convolutions are float.
+    OpenVINO's ARM plugin has int8 convolutions of one group whose input and output are of one type. It computes
+    other quantised operators in float16, or refuses them on a core without it. Its depthwise convolutions are float.
     """
     import onnx
     from onnx import helper, numpy_helper

@@ -1,8 +1,8 @@
-"""Run in the emulated arm64 Python: one peer, one model, one input, two inferences on one thread.
+"""A script for the emulated Python: one runtime, one model, one input, two inferences on one thread.
 
-``peers_run.py RUNTIME MODEL INPUT.npy OUTPUT.npy MARKS.so``: the first inference warms up, the second
-is the one that counts, between the calls of MARKS.so (peers_mark.c); its first output is written.
-Stands alone: nothing of the project is there.
+``run_baseline.py RUNTIME MODEL INPUT.npy OUTPUT.npy MARKS.so``: the first inference warms up, the second
+is counted, between the calls of MARKS.so (mark.c); its first output is written.
+It imports nothing of the project, which the emulated system does not have.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _litert(model: str, tensor: Array) -> Infer:
     )
     interpreter.allocate_tensors()
     into, out = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
-    # Channels last and quantised before, as who uses LiteRT has it.
+    # The input is NHWC and quantised before the inference, as users of LiteRT have it.
     given = tensor.transpose(0, 2, 3, 1) if tensor.ndim == 4 else tensor
     if into["dtype"] != np.float32:
         scale, zero = into["quantization"]
@@ -106,7 +106,7 @@ def _mnn(model: str, tensor: Array) -> Infer:
     given = expr.const(tensor, tensor.shape, expr.NCHW)
 
     def infer(_: Array) -> Array:
-        # What it reads is a view of memory that goes with the variable.
+        # read() gives a view of memory that is freed with the variable.
         output = expr.convert(net.forward([given])[0], expr.NCHW)
         return np.array(output.read())
 

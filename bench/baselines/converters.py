@@ -1,0 +1,126 @@
+"""ONNX → each runtime's own file, made by its own converter in the emulated system; LiteRT's by ``tflite``."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from bench.baselines import int8_forms, qdq, tflite
+from bench.baselines.emulated import Emulated
+from bench.baselines.runtimes import SOURCES, Baseline, Progress, pnnx
+from targets.errors import UserError
+from targets.files import cache_folder, cache_key
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def convert(
+    machine: Emulated, runtime: Baseline, model: onnx.ModelProto, on_progress: Progress
+) -> Path:
+    """The file that the runtime loads, made of an ONNX graph with a static input, and kept.
+
+    Raises:
+        UserError: the runtime's converter refuses it, in its own words.
+    """
+    key = cache_key(
+        hashlib.sha256(model.SerializeToString(deterministic=True)).digest(),
+        (machine.cpu, str(machine.root)),
+        packages=("flatbuffers", "numpy", "onnx"),
+        files=SOURCES,
+    )
+    name, converter = _CONVERTERS[runtime.package]
+    path = cache_folder() / "baseline-models" / f"{runtime.package}-{key}"
+    if not path.is_dir():
+        on_progress(f"converting for {runtime.title}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".model-", dir=path.parent) as work:
+            folder = Path(work, "made")
+            folder.mkdir()
+            converter(machine, folder, model)
+            with contextlib.suppress(FileExistsError, OSError):
+                folder.rename(path)
+    return path / name
+
+
+Converter = Callable[[Emulated, Path, "onnx.ModelProto"], None]
+
+
+def _to_onnxruntime(_machine: Emulated, folder: Path, model: onnx.ModelProto) -> None:
+    _write(model, folder)
+
+
+def _to_openvino(_machine: Emulated, folder: Path, model: onnx.ModelProto) -> None:
+    quantised = qdq.is_quantised(model)
+    _write(int8_forms.for_openvino(model) if quantised else model, folder)
+
+
+def _to_mnn(machine: Emulated, folder: Path, model: onnx.ModelProto) -> None:
+    # Its command line installs packages without asking; the extension module does not.
+    call = "import _tools, sys; _tools.mnnconvert(['mnnconvert', *sys.argv[1:]])"
+    files = ["--modelFile", "model.onnx", "--MNNModel", "model.mnn"]
+    if qdq.is_quantised(model):
+        model, parameters = int8_forms.for_mnn(qdq.take_apart(model))
+        (folder / "int8.json").write_text(parameters)
+        files += ["--compressionParamsFile", "int8.json"]
+    _write(model, folder)
+    words = ["-c", call, "-f", "ONNX", *files, "--bizCode", "netship"]
+    said = machine.run(machine.command(words), folder)
+    _must_exist(folder / "model.mnn", said)
+
+
+def _to_ncnn(machine: Emulated, folder: Path, model: onnx.ModelProto) -> None:
+    network = qdq.take_apart(model) if qdq.is_quantised(model) else None
+    _write(qdq.with_relu(network, layers_too=True) if network else model, folder)
+    dimensions = model.graph.input[0].type.tensor_type.shape.dim
+    shape = ",".join(str(d.dim_value) for d in dimensions)
+    program = str(pnnx(machine.site))
+    words = (program, "model.onnx", f"inputshape=[{shape}]", "fp16=0")
+    said = machine.run(machine.command([])._replace(arguments=words), folder)
+    param, weights = folder / "model.ncnn.param", folder / "model.ncnn.bin"
+    for path in (param, weights):
+        _must_exist(path, said)
+    if network:
+        text, data = int8_forms.for_ncnn(
+            network, param.read_text(), weights.read_bytes()
+        )
+        param.write_text(text)
+        weights.write_bytes(data)
+
+
+def _to_tflite(machine: Emulated, folder: Path, model: onnx.ModelProto) -> None:
+    schema = _module(machine.site / "ai_edge_litert" / "schema_py_generated.py")
+    (folder / "model.tflite").write_bytes(tflite.convert(model, schema))
+
+
+_CONVERTERS: dict[str, tuple[str, Converter]] = {
+    "ai-edge-litert": ("model.tflite", _to_tflite),
+    "mnn": ("model.mnn", _to_mnn),
+    "ncnn": ("model.ncnn", _to_ncnn),
+    "onnxruntime": ("model.onnx", _to_onnxruntime),
+    "openvino": ("model.onnx", _to_openvino),
+}
+
+
+def _write(model: onnx.ModelProto, folder: Path) -> None:
+    (folder / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _must_exist(path: Path, said: str) -> None:
+    if not path.is_file():
+        lines = said.strip().splitlines() or ["no reason given"]
+        raise UserError(f"its converter made no {path.name}: {lines[-1]}")
+
+
+def _module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,111 @@
+"""The emulated arm64 system that the other runtimes run in, on one thread."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.baselines import runtimes
+from bench.baselines.runtimes import Baseline, Progress
+from devices import sysroot
+from devices.sessions.emulated import check_cpu, find_qemu
+from meter import board_files
+from meter.counting import compiled_once
+from meter.counts import Command
+from targets.errors import UserError
+from targets.files import cache_folder
+
+_RUN = Path(__file__).with_name("run_baseline.py")
+_MARK = Path(__file__).with_name("mark.c")
+# The longest run: a large network's conversion.
+_TIMEOUT_SECONDS = 1800.0
+
+
+class Emulated(NamedTuple):
+    """An arm64 system with Python and the runtimes, on one CPU."""
+
+    cpu: str
+    qemu: str
+    root: Path
+    site: Path
+
+    def command(self, arguments: Sequence[str]) -> Command:
+        environment = {
+            "PYTHONPATH": str(self.site),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONHASHSEED": "0",
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "ORT_DISABLE_TELEMETRY": "1",
+        }
+        # -S: no site-packages of this machine, whose files the emulated process can see.
+        python = (str((self.root / "usr/bin/python3.11").resolve()), "-S")
+        return Command(self.root, (*python, *arguments), environment)
+
+    def run(self, command: Command, folder: Path) -> str:
+        """Run to the end in ``folder``; returns what it printed.
+
+        Raises:
+            UserError: it failed or took too long.
+        """
+        words = [self.qemu, "-cpu", self.cpu, "-L", str(command.root)]
+        try:
+            done = subprocess.run(
+                [*words, *command.arguments],
+                env=command.environment,
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_TIMEOUT_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise UserError(f"no end after {_TIMEOUT_SECONDS:.0f} s") from None
+        if done.returncode:
+            said = (done.stderr or done.stdout).strip().splitlines()
+            raise UserError(said[-1] if said else f"exit code {done.returncode}")
+        return done.stdout
+
+
+def prepare(cpu: str, on_progress: Progress) -> Emulated:
+    """The arm64 system of the board with ``cpu``, with every runtime; fetched the first time.
+
+    Raises:
+        UserError: no QEMU, a CPU that it does not know or that no board here has, or a failed fetch.
+    """
+    board_files.board(cpu)
+    qemu = find_qemu()
+    check_cpu(qemu, cpu)
+    system = sysroot.prepare(on_progress)
+    site = runtimes.fetch(on_progress)
+    root = board_files.root(system, cpu, cache_folder() / "boards")
+    return Emulated(cpu, qemu, root, site)
+
+
+def inference(
+    machine: Emulated, runtime: Baseline, model: Path, tensor: Path, output: Path
+) -> Command:
+    """The program that loads ``model``, runs it on ``tensor`` and writes ``output``.
+
+    Its second inference is marked as the one to count.
+
+    Args:
+        model: as ``converters.convert`` made it.
+        tensor: a .npy file of the ONNX input; output: a .npy file of the first output.
+
+    Raises:
+        UserError: the marks cannot be compiled.
+    """
+    files = [str(path.resolve()) for path in (model, tensor, output, _marks())]
+    return machine.command([str(_RUN), runtime.name, *files])
+
+
+def _marks() -> Path:
+    """The library with the marks' two functions, for aarch64, compiled once and kept."""
+    target = ("-target", "aarch64-linux-gnu.2.28")
+    return compiled_once(
+        _MARK, "baseline-marks", ".so", *target, "-O2", "-shared", "-fPIC"
+    )

@@ -1,0 +1,127 @@
+"""Other runtimes for aarch64, unpacked in the user's cache folder.
+
+Pinned wheels (baselines-arm64.lock), fetched by pip and verified by SHA-256; nothing is installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from meter import board_files
+from targets.errors import UserError
+from targets.files import alone, cache_folder
+
+LOCK = Path(__file__).with_name("baselines-arm64.lock")
+SOURCES = (Path(__file__).parent, Path(board_files.__file__))
+"""What a runtime's model and its run depend on in the project: this folder, and the description of boards."""
+# The wheels' glibc, newest first; the arm64 system has Debian 12's 2.36.
+_PLATFORMS = tuple(f"manylinux_2_{n}_aarch64" for n in (36, 35, 31, 28, 27, 24, 17))
+
+Progress = Callable[[str], None]
+
+
+class Baseline(NamedTuple):
+    """A runtime: its name on the command line, what people call it, the wheel it is in."""
+
+    name: str
+    title: str
+    package: str
+
+
+BASELINES = {
+    baseline.name: baseline
+    for baseline in (
+        Baseline("litert", "LiteRT (XNNPACK)", "ai-edge-litert"),
+        Baseline("ncnn", "ncnn", "ncnn"),
+        Baseline("ncnn-default", "ncnn (its default)", "ncnn"),
+        Baseline("mnn", "MNN", "mnn"),
+        Baseline("openvino", "OpenVINO", "openvino"),
+        Baseline("onnxruntime", "ONNX Runtime", "onnxruntime"),
+    )
+}
+DEFAULT = ("litert", "ncnn", "mnn", "openvino", "onnxruntime")
+"""The runtimes that a comparison takes by default: all compute in the model's own precision."""
+
+
+def find(name: str) -> Baseline:
+    """Raises: UserError for an unknown name."""
+    if name not in BASELINES:
+        raise UserError(f"--runtimes {name}: unknown; known: {', '.join(BASELINES)}")
+    return BASELINES[name]
+
+
+def version(runtime: Baseline) -> str:
+    """The version that the lock pins."""
+    return _pins()[runtime.package]
+
+
+def _pins() -> dict[str, str]:
+    found = re.findall(r"^([\w-]+)==(\S+) ", LOCK.read_text(), re.MULTILINE)
+    return dict(found)
+
+
+def fetch(on_progress: Progress) -> Path:
+    """Fetch and unpack the runtimes unless they are there; returns the folder with their Python packages.
+
+    Raises:
+        UserError: no network or no pip; a pinned version is gone; a file's hash is not the lock's.
+    """
+    cache = cache_folder()
+    key = hashlib.sha256(LOCK.read_bytes()).hexdigest()[:16]
+    path = cache / f"baselines-arm64-{key}"
+    if path.is_dir():
+        return path
+    waiting = "waiting for another process that fetches the runtimes"
+    with alone(cache / "baselines.lock", lambda: on_progress(waiting)):
+        if path.is_dir():
+            return path
+        for abandoned in cache.glob(".baselines-*"):
+            shutil.rmtree(abandoned)
+        on_progress(
+            f"fetching {len(_pins())} aarch64 wheels of other runtimes (about 140 MB)"
+        )
+        with tempfile.TemporaryDirectory(prefix=".baselines-", dir=cache) as work:
+            wheels, site = Path(work, "wheels"), Path(work, "site")
+            _download(wheels)
+            for wheel in sorted(wheels.iterdir()):
+                with zipfile.ZipFile(wheel) as archive:
+                    archive.extractall(site)
+            # zipfile drops the files' modes; QEMU needs this one.
+            pnnx(site).chmod(0o755)
+            site.rename(path)
+    return path
+
+
+def pnnx(site: Path) -> Path:
+    """The program that converts ONNX for ncnn."""
+    return site / "pnnx" / "pnnx"
+
+
+def _download(folder: Path) -> None:
+    options = ["--require-hashes", "--no-deps", "--only-binary", ":all:", "--no-input"]
+    python = ["--python-version", "3.11", "--implementation", "cp"]
+    for abi in ("cp311", "abi3", "none"):
+        python += ["--abi", abi]
+    for name in _PLATFORMS:
+        python += ["--platform", name]
+    what = ["--requirement", str(LOCK), "--dest", str(folder)]
+    pip = [sys.executable, "-m", "pip", "download", "--quiet"]
+    result = subprocess.run(
+        [*pip, *options, *python, *what], capture_output=True, text=True, check=False
+    )
+    if result.returncode:
+        lines = result.stderr.strip().splitlines() or ["pip said nothing"]
+        said = [line for line in lines if "ERROR" in line] or lines[-1:]
+        why = re.sub(r"^ERROR:\s*", "", said[0].strip())
+        raise UserError(
+            f"{LOCK.name}: {why}; check the network and the index that pip uses"
+        )

@@ -1,0 +1,266 @@
+"""One runtime on one core: its counts, once its answer is ONNX Runtime's. What was counted is kept."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.baselines import converters, emulated, qdq, runtimes
+from bench.baselines.runtimes import Baseline
+from bundle import accuracy
+from bundle.golden import seeded_inputs
+from bundle.manifest import ModelIdentity, Preprocessing
+from bundle.store import sha256_of
+from compile.frontend import gate, sources
+from compile.frontend.model import Model
+from compile.frontend.reference import Reference
+from devices import sysroot
+from devices.sessions.session import Origin
+from meter.counting import Block
+from meter.counts import Counts, cost, count_program, counter_version
+from meter.memory import hierarchy
+from targets.errors import UserError
+from targets.files import cache_folder, cache_key, write_whole
+from targets.progress import Progress
+
+if TYPE_CHECKING:
+    import onnx
+
+Array = NDArray[np.float32]
+
+# In int8 and in 16 bits each runtime rounds in its own way, and the differences grow from layer to layer.
+_COARSE_COSINE = 0.95
+_COARSE = frozenset(["ncnn-default"])
+
+
+@dataclass(frozen=True)
+class Row:
+    """One runtime.
+
+    Attributes:
+        counts: of one inference; None where there are none, and ``refused`` says why.
+        max_abs_error: of the first output, against ONNX Runtime on this machine.
+    """
+
+    runtime: str
+    title: str
+    version: str
+    counts: Counts | None
+    max_abs_error: float | None = None
+    same_top1: bool | None = None
+    refused: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        counted = self.counts._asdict() if self.counts else {}
+        return {
+            "runtime": self.runtime,
+            "title": self.title,
+            "version": self.version,
+            **counted,
+            "origin": str(Origin.ESTIMATED),
+            "max_abs_error": self.max_abs_error,
+            "same_top1": self.same_top1,
+            "refused": self.refused or None,
+        }
+
+
+class Case(NamedTuple):
+    """What every runtime gets, and the answer that it must give.
+
+    Attributes:
+        model: as the gate passes it: its graph is static and has one input.
+        sha256: of that graph.
+        quantised: whether it is a QDQ graph.
+        tensor: float32, of the input's shape.
+        expected: the first output, by ONNX Runtime on this machine.
+    """
+
+    model: Model
+    sha256: str
+    quantised: bool
+    tensor: Array
+    expected: Array
+
+
+def read_case(
+    model: Path, on_progress: Callable[[str], None] = lambda stage: None
+) -> Case:
+    """Read a model as a build does, and ask ONNX Runtime for its answer to a smooth seeded pattern.
+
+    Raises:
+        UserError: the gate or ONNX Runtime refuses the model.
+    """
+    return _case(sources.find(str(model), {}, None, on_progress).model)
+
+
+def case_of(proto: onnx.ModelProto, name: str) -> Case:
+    """As ``read_case``, for a graph in memory."""
+    identity = ModelIdentity(name=name, sha256=_sha256(proto))
+    return _case(gate.check(proto, identity))
+
+
+def _case(model: Model) -> Case:
+    size = model.input.size
+    preprocessing = Preprocessing(
+        scale=1 / 127.5, mean=(1,), std=(1,), resize=max(size), crop=size
+    )
+    (tensor,) = seeded_inputs(model.input, preprocessing, 1)
+    expected = Reference(model).run(tensor)[0]
+    quantised = qdq.is_quantised(model.proto)
+    return Case(model, _sha256(model.proto), quantised, tensor, expected)
+
+
+def _sha256(proto: onnx.ModelProto) -> str:
+    return hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
+
+
+def measure(
+    case: Case,
+    runtime: Baseline,
+    cpu: str,
+    progress: Progress,
+    model_file: Path | None = None,
+) -> Row:
+    """One runtime on one core; where it cannot be converted, run or trusted, the row says so.
+
+    Args:
+        model_file: what the runtime loads in place of the case's graph, converted; only the best
+            class of its answer is compared.
+    """
+    version = runtimes.version(runtime)
+    path = kept(
+        runtime.name,
+        cpu,
+        version,
+        case.sha256,
+        hashlib.sha256(case.tensor.tobytes()).digest(),
+        model_file and sha256_of(model_file),
+        files=runtimes.SOURCES,
+    )
+    try:
+        counted = known = _read(path)
+        if counted is None:
+            counted = _count(case, runtime, cpu, progress, model_file)
+        if model_file is None:
+            off, same = _compare(case, runtime, counted.answer)
+        else:
+            off, same = _compare_best_class(case, counted.answer)
+        if known is None:
+            _write(path, counted)
+        progress.stage(f"{runtime.title}: estimating cycles")
+        counts = cost(counted.blocks, cpu)
+    except UserError as error:
+        return Row(runtime.name, runtime.title, version, None, refused=str(error))
+    return Row(runtime.name, runtime.title, version, counts, off, same)
+
+
+class _Counted(NamedTuple):
+    """The blocks of an inference, and the elements of its first output."""
+
+    blocks: list[Block]
+    answer: list[float]
+
+
+def _count(
+    case: Case,
+    runtime: Baseline,
+    cpu: str,
+    progress: Progress,
+    model_file: Path | None,
+) -> _Counted:
+    progress.stage(f"{runtime.title}: preparing")
+    machine = emulated.prepare(cpu, progress.stage)
+    model = model_file or converters.convert(
+        machine, runtime, case.model.proto, progress.stage
+    )
+    progress.stage(f"{runtime.title}: counting")
+    with tempfile.TemporaryDirectory() as work:
+        tensor, output = Path(work, "input.npy"), Path(work, "output.npy")
+        np.save(tensor, case.tensor)
+        command = emulated.inference(machine, runtime, model, tensor, output)
+        blocks = count_program(command, cpu)
+        return _Counted(blocks, np.load(output).ravel().tolist())
+
+
+def _compare(
+    case: Case, runtime: Baseline, answer: list[float]
+) -> tuple[float | None, bool]:
+    """The max-abs error, and whether the best class is the same.
+
+    Raises:
+        UserError: the answer is not the reference's, so that the counts mean nothing.
+    """
+    found, expected = np.array(answer, np.float32), case.expected.ravel()
+    _check_elements(found, expected)
+    judged = accuracy.compare([found], [expected])
+    coarse = case.quantised or runtime.name in _COARSE
+    if not (judged.cosine >= _COARSE_COSINE if coarse else judged.passed):
+        raise UserError(
+            f"its answer is {judged.max_abs_error:.1e} off ONNX Runtime's, {judged.relative_error:.1e} "
+            "of the range: not counted"
+        )
+    return judged.max_abs_error, bool(found.argmax() == expected.argmax())
+
+
+def _compare_best_class(case: Case, answer: list[float]) -> tuple[float | None, bool]:
+    """As ``_compare``, for a file whose numbers may be others.
+
+    Raises:
+        UserError: another best class.
+    """
+    expected = case.expected.ravel()
+    # TensorFlow's networks have a background class before the others.
+    found = np.array(answer)[-expected.size :]
+    _check_elements(found, expected)
+    if found.argmax() != expected.argmax():
+        raise UserError("another best class than ONNX Runtime's: not counted")
+    return None, True
+
+
+def _check_elements(found: NDArray[Any], expected: Array) -> None:
+    if found.size != expected.size or not np.isfinite(found).all():
+        raise UserError(
+            f"its output has {found.size} values, not {expected.size} finite ones"
+        )
+
+
+# Blocks are kept, not cycles: estimating is quick, and the models of cores change.
+
+
+def kept(runtime: str, cpu: str, *options: object, **made_of: Iterable[Any]) -> Path:
+    """Where the counts of a runtime on a core are kept; ``options`` and ``made_of`` as in ``cache_key``."""
+    where = (cpu, hierarchy(cpu).caches, counter_version(), sysroot.sysroot_path())
+    key = cache_key(where, *options, **made_of)
+    return cache_folder() / "compare" / f"{runtime}-{key}.json.gz"
+
+
+def _read(path: Path) -> _Counted | None:
+    try:
+        found = json.loads(gzip.decompress(path.read_bytes()))
+        blocks = [
+            Block(address, bytes.fromhex(code), executions, tuple(misses))
+            for address, code, executions, misses in found["blocks"]
+        ]
+        return _Counted(blocks, list(found["answer"]))
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(path: Path, counted: _Counted) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    blocks = [
+        (block.address, block.code.hex(), block.executions, block.misses)
+        for block in counted.blocks
+    ]
+    text = json.dumps({"blocks": blocks, "answer": counted.answer})
+    write_whole(path, gzip.compress(text.encode(), mtime=0), "XDG_CACHE_HOME")

@@ -1,0 +1,159 @@
+"""ONNX Runtime's sessions: made in one place, their refusals one line, at the load and at the run."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from conftest import ROOT, run
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from test_layers import MODULES
+
+from bundle.manifest import ModelIdentity
+from compile.frontend import gate
+from compile.frontend.reference import Reference
+from compile.quantize.quantise import quantise
+from targets.errors import UserError
+from targets.onnx_runtime import Session
+
+X = np.ones((1, 3, 8, 8), np.float32)
+
+
+def network(
+    operator: str, *shapes: tuple[int, ...], group: int | None = None
+) -> onnx.ModelProto:
+    """One operator on [1, 3, 8, 8], its other inputs of ``shapes``."""
+    weights = [
+        numpy_helper.from_array(np.ones(shape, np.float32), f"w{i}")
+        for i, shape in enumerate(shapes)
+    ]
+    attributes: dict[str, Any] = {} if group is None else {"group": group}
+    inputs = ["x", *(w.name for w in weights)]
+    graph = helper.make_graph(
+        [helper.make_node(operator, inputs, ["y"], "layer", **attributes)],
+        "one",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, X.shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        weights,
+    )
+    opset = [helper.make_opsetid("", 13)]
+    return helper.make_model(graph, ir_version=8, opset_imports=opset)
+
+
+WRONG = {
+    "channel count": (network("Conv", (4, 5, 3, 3)), "kernel channels: 5"),
+    "group": (network("Conv", (4, 3, 3, 3), group=2), "group: 2"),
+    "output channels": (network("Conv", (4, 1, 3, 3), group=3), "not divisible"),
+    "bias": (network("Conv", (4, 3, 3, 3), (7,)), "bias must be"),
+    "normalisation": (
+        network("BatchNormalization", *[(5,)] * 4),
+        "Invalid input scale",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_only_a_run_finds_is_one_line(what: str) -> None:
+    proto, said = WRONG[what]
+    model = gate.check(proto, ModelIdentity(name="one.onnx", sha256="0" * 64))
+    attempts = (
+        lambda: Reference(model).run(X),
+        lambda: Reference(model).time(X, 1),
+        lambda: quantise(model, [X], False, lambda stage: None),
+    )
+    for attempt in attempts:
+        with pytest.raises(UserError, match=said) as refusal:
+            attempt()
+        message = str(refusal.value)
+        assert message.startswith("one.onnx: ONNX Runtime cannot run it (")
+        assert "\n" not in message and "onnxruntime_src" not in message
+
+
+def test_a_model_that_does_not_load_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"^m: ONNX Runtime refuses it \(.+\); export"):
+        Session(network("NoSuchOperator").SerializeToString(), "m")
+
+
+def test_a_build_for_another_size_than_the_graphs_own_is_refused(
+    tmp_path: Path,
+) -> None:
+    """As PyTorch exports ``x.view(1, 192)``: the size stands in the graph, beside a symbolic one."""
+    proto = network("Flatten")
+    proto.graph.node[0].CopyFrom(helper.make_node("Reshape", ["x", "shape"], ["y"]))
+    shape = np.array([1, 192], np.int64)
+    proto.graph.initializer.append(numpy_helper.from_array(shape, "shape"))
+    for dimension in proto.graph.input[0].type.tensor_type.shape.dim[2:]:
+        dimension.dim_param = "size"
+    onnx.save(proto, tmp_path / "sized.onnx")
+    options = ("--model", tmp_path / "sized.onnx", "--output", tmp_path / "built")
+    result = run("compile.build", *options, "--input-shape", "x:1,3,12,12")
+    assert result.returncode == 2, result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: sized.onnx: ") and "--input-shape" in last
+    assert not (tmp_path / "built").exists()
+
+
+def quantised() -> onnx.ModelProto:
+    """A sum of int8 activations."""
+    constants = {"scale": np.float32(0.1), "zero": np.int8(-7)}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", *constants], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", *constants], ["d"]),
+        helper.make_node("Add", ["d", "d"], ["c"]),
+        helper.make_node("QuantizeLinear", ["c", *constants], ["cq"]),
+        helper.make_node("DequantizeLinear", ["cq", *constants], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "int8",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, X.shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, X.shape)],
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
+    )
+    opset = [helper.make_opsetid("", 13)]
+    return helper.make_model(graph, ir_version=8, opset_imports=opset)
+
+
+def test_the_optimised_graph_is_written_in_onnx_s_own_operators(tmp_path: Path) -> None:
+    path = tmp_path / "optimised.onnx"
+    data = network("Conv", (4, 3, 3, 3)).SerializeToString()
+    Session(data, "m", optimisation="basic", optimised=path)
+    written = onnx.load(path)
+    assert [node.op_type for node in written.graph.node] == ["Conv"]
+
+
+def test_int8_activations_are_computed_in_integers(tmp_path: Path) -> None:
+    path = tmp_path / "optimised.onnx"
+    Session(quantised().SerializeToString(), "m", optimised=path)
+    made = [node.op_type for node in onnx.load(path).graph.node]
+    assert "QLinearAdd" in made
+
+
+def test_no_other_module_makes_sessions() -> None:
+    # The emulated Python of the baselines has nothing of the project.
+    allowed = {"targets.onnx_runtime", "bench.baselines.run_baseline"}
+    for name, path in MODULES.items():
+        if name not in allowed:
+            named = {
+                node.attr
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.Attribute)
+            }
+            assert "InferenceSession" not in named, path.relative_to(ROOT)
+
+
+def test_outputs_come_in_the_order_asked_for() -> None:
+    proto = network("Relu")
+    proto.graph.node.append(helper.make_node("Neg", ["y"], ["z"]))
+    proto.graph.output.append(
+        helper.make_tensor_value_info("z", TensorProto.FLOAT, X.shape)
+    )
+    found: list[NDArray[np.float32]] = Session(proto.SerializeToString(), "m").run(
+        ["z", "y"], {"x": X}
+    )
+    assert [each.flat[0] for each in found] == [-1.0, 1.0]
