@@ -109,8 +109,8 @@ def _ours(
 
 def _built(case: Case, model: Path, cpu: str, progress: Progress) -> Path:
     """Our bundle of the model for the CPU; one of the same build is taken."""
-    from compile.build_key import build_key
-    from compile.driver import BuildRequest, build
+    from compile.backends.request import BuildRequest
+    from compile.driver import build
     from compile.frontend.preprocessing import Overrides
     from targets.presets import resolve
 
@@ -127,7 +127,7 @@ def _built(case: Case, model: Path, cpu: str, progress: Progress) -> Path:
         overrides=Overrides(),
     )
     folder, start = cache_folder() / "compare", f"{case.sha256[:16]}-{cpu}-"
-    output = folder / f"{start}{build_key(request, progress.stage)}"
+    output = folder / f"{start}{request.key(progress.stage)}"
     if output.is_dir():
         return output
     folder.mkdir(parents=True, exist_ok=True)

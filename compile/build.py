@@ -15,7 +15,7 @@ from targets.progress import Progress
 if TYPE_CHECKING:
     from bundle.manifest import Lowering, Manifest
     from bundle.store import Bundle
-    from compile.driver import BuildRequest
+    from compile.backends.request import BuildRequest
 
 _EPILOG = """\
 examples:
@@ -170,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _request(arguments: argparse.Namespace) -> BuildRequest:
-    from compile.driver import BuildRequest
+    from compile.backends.request import BuildRequest
     from compile.frontend.preprocessing import Overrides
     from targets.presets import resolve
 

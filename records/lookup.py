@@ -219,7 +219,7 @@ def _distance(log: RecordLog, target: Target) -> int | None:
     other = next((each for each in PRESETS if each.name == log.preset), None)
     if (
         other is None
-        or other.format != target.format
+        or other.microcontroller != target.microcontroller
         or other.machine != target.machine
         or not other.features <= target.features
         or _keys(other) != _keys(target)

@@ -114,7 +114,7 @@ def _kit(arguments: argparse.Namespace) -> int:
     machine = arguments.machine
     if arguments.target:
         target = resolve(arguments.target)
-        if target.format == "c":
+        if target.microcontroller:
             raise UserError(
                 f"--target {target.name}: a microcontroller takes C source, no kit; name a Linux board"
             )

@@ -88,7 +88,7 @@ def _cpu(state: BoardState) -> Check:
     fitting = [
         target.name
         for target in PRESETS
-        if target.format != "c"
+        if not target.microcontroller
         and target.machine == state.machine
         and target.features <= set(state.features)
     ]

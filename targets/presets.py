@@ -38,9 +38,14 @@ class Target:
     qemu_cpu: str = ""
 
     @property
+    def microcontroller(self) -> bool:
+        """Whether it takes C source, and neither a library nor tuning."""
+        return self.tvm.startswith("c ")
+
+    @property
     def format(self) -> Literal["bundle", "c"]:
         """What a build for it is by default."""
-        return "c" if self.tvm.startswith("c ") else "bundle"
+        return "c" if self.microcontroller else "bundle"
 
 
 # Micro-architecture levels: x86-64 psABI, section 3.1.1, table 3.1; names as /proc/cpuinfo has them.

@@ -20,7 +20,9 @@ from bundle.manifest import (
     Tensor,
 )
 from bundle.store import MANIFEST, Bundle, open_bundle, sha256_of
+from compile import passes
 from compile.backends.c import build
+from compile.ir import onnx_form
 from targets.presets import resolve
 
 Floats = NDArray[np.float32]
@@ -246,8 +248,12 @@ def project(
     pairs = write_golden(
         folder, patterns(proto, 2), lambda x: session.run(None, {"image": x})
     )
+    quantised = any(node.op_type == "QuantizeLinear" for node in proto.graph.node)
+    graph = passes.run(
+        passes.INTEGERS if quantised else passes.FLOATS, onnx_form.read(proto)
+    )
     lowering, firmware = build.build(
-        proto, "small", "small: a test", resolve(cpu), folder, limit, lambda stage: None
+        graph, "small", "small: a test", resolve(cpu), folder, limit, lambda stage: None
     )
     tensor, preprocessing = tensors(proto)
     output = proto.graph.output[0]

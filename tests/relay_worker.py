@@ -45,12 +45,13 @@ def through_relay(
     from tvm.contrib import graph_executor
 
     from compile.frontend.fold import opset
+    from compile.ir import onnx_form
     from compile.relay.importer import to_relay
 
     proto = onnx.load_model_from_string(model)
     name = proto.graph.input[0].name
     if rewrite:
-        module = to_relay(proto)
+        module = to_relay(onnx_form.read(proto))
     else:
         module, _ = tvm.relay.frontend.from_onnx(
             proto, {name: inputs[0].shape}, opset=opset(proto), freeze_params=True

@@ -31,7 +31,7 @@ def compare(target: str = "llvm -keys=cpu", **variant: Any) -> tuple[int, int, f
     from tvm import relay
     from tvm.contrib import graph_executor
 
-    from compile.relay import prefetch
+    from compile.relay import describe, prefetch
     from compile.relay.ops import conv2d_depthwise
 
     random = np.random.default_rng(0)
@@ -85,7 +85,7 @@ def compare(target: str = "llvm -keys=cpu", **variant: Any) -> tuple[int, int, f
             return
         assert node.op.name != "layout_transform"
         if node.op.name == conv2d_depthwise.OPERATOR:
-            count, macs = count + 1, macs + conv2d_depthwise.macs(node)
+            count, macs = count + 1, macs + describe.macs(node)
 
     relay.analysis.post_order_visit(fused["main"], visit)
     chosen = conv2d_depthwise._tile

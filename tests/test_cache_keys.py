@@ -20,8 +20,9 @@ from integers import residuals
 
 from bench import comparison, measurement
 from bench.baselines import converters, emulated, runtimes
-from compile import build_key, driver
-from compile.driver import BuildRequest
+from compile import driver
+from compile.backends import request
+from compile.backends.request import BuildRequest
 from compile.frontend.preprocessing import Overrides
 from meter import counting
 from records import lookup
@@ -108,7 +109,7 @@ def test_a_builds_key_has_the_model_its_sidecar_and_the_users_records(
     order: BuildRequest, tmp_path: Path
 ) -> None:
     def key() -> str:
-        return build_key.build_key(order, lambda stage: None)
+        return order.key(lambda stage: None)
 
     seen = [key()]
     assert key() == seen[0]
@@ -131,7 +132,7 @@ def test_a_builds_key_has_the_order_but_no_place(
     order: BuildRequest, tmp_path: Path
 ) -> None:
     def key(**changes: Any) -> str:
-        return build_key.build_key(replace(order, **changes), lambda stage: None)
+        return replace(order, **changes).key(lambda stage: None)
 
     plain = key()
     (tmp_path / "elsewhere").mkdir()
@@ -157,12 +158,12 @@ def test_a_builds_key_has_the_order_but_no_place(
 def test_a_builds_key_has_the_engines_versions(
     order: BuildRequest, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
-    before = build_key.build_key(order, lambda stage: None)
+    before = order.key(lambda stage: None)
     version = importlib.metadata.version
     monkeypatch.setattr(
         files, "version", lambda name: "0" if name == package else version(name)
     )
-    assert build_key.build_key(order, lambda stage: None) != before
+    assert order.key(lambda stage: None) != before
 
 
 @pytest.mark.parametrize(
@@ -171,19 +172,19 @@ def test_a_builds_key_has_the_engines_versions(
 def test_a_builds_key_has_every_folder_of_the_compiler(
     order: BuildRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
 ) -> None:
-    monkeypatch.setattr(build_key, "ROOT", tmp_path)
-    before = build_key.build_key(order, lambda stage: None)
+    monkeypatch.setattr(request, "_ROOT", tmp_path)
+    before = order.key(lambda stage: None)
     (tmp_path / folder).mkdir()
     (tmp_path / folder / "new.py").write_text("")
-    assert build_key.build_key(order, lambda stage: None) != before
+    assert order.key(lambda stage: None) != before
 
 
 def test_a_builds_key_is_the_same_in_another_process(
     order: BuildRequest, tmp_path: Path
 ) -> None:
     code = (
-        "from test_cache_keys import build_key, order_of\n"
-        f"print(build_key.build_key(order_of({order.model!r}), lambda stage: None))"
+        "from test_cache_keys import order_of\n"
+        f"print(order_of({order.model!r}).key(lambda stage: None))"
     )
     found = {
         subprocess.run(
@@ -196,7 +197,7 @@ def test_a_builds_key_is_the_same_in_another_process(
         ).stdout
         for seed in ("1", "2")
     }
-    assert found == {build_key.build_key(order, lambda stage: None) + "\n"}
+    assert found == {order.key(lambda stage: None) + "\n"}
 
 
 @pytest.fixture

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from integer_operators import convolution, per_tensor, quantised_tensor
 from numpy.typing import NDArray
 from relay_worker import relay_worker
 
-from compile.ir.graph import Convolution, Quantisation, Tensor
+from compile.ir.operators import Convolution
 from targets.presets import Target, resolve, this_cpu
 
 # Instructions of each CPU that must be seen, and that must not.
@@ -40,7 +41,7 @@ def convolved(
 
     from compile.relay.ops import dot_product
 
-    dot_product.mend()
+    dot_product.patch_topi()
     image = tvm.relay.var("image", shape=data.shape, dtype="uint8")
     sums = tvm.relay.nn.conv2d(
         image,
@@ -54,12 +55,12 @@ def convolved(
         module = tvm.IRModule.from_expr(sums)
         built = tvm.relay.build(module, tvm.target.Target(target.tvm))
     assembly = str(built.lib.get_source("asm"))
-    told = dot_product.instruction(target)
+    instruction = dot_product.instruction(target)
     if not run:
-        return assembly, None, told
+        return assembly, None, instruction
     executor = graph_executor.GraphModule(built["default"](tvm.cpu()))
     executor.run(image=data)
-    return assembly, executor.get_output(0).numpy(), told
+    return assembly, executor.get_output(0).numpy(), instruction
 
 
 @pytest.mark.parametrize("cpu", CPUS)
@@ -74,21 +75,21 @@ def test_no_sum_of_products_saturates(
     weights[0], weights[1] = 127, -128
     target = resolve(cpu)
     runs_here = target.features <= this_cpu().features
-    assembly, sums, told = worker.submit(
+    assembly, sums, instruction = worker.submit(
         convolved, target, data, weights.astype(np.int8), runs_here
     ).result()
     seen, unseen = CPUS[cpu]
     assert all(word in assembly for word in seen)
     assert not any(word in assembly for word in unseen)
     for word in ("vpdpbusd", "vpmaddubsw"):
-        assert (word in told.lower()) == (word in seen)
+        assert (word in instruction.lower()) == (word in seen)
     if runs_here:
         expected = np.einsum("nihw,oi->nohw", data.astype(int), weights[:, :, 0, 0])
         assert (sums == expected).all()
 
 
 def filtered(
-    target: Target, operator: Convolution, zero: int, data: NDArray[np.uint8], run: bool
+    target: Target, operator: Convolution, data: NDArray[np.uint8], run: bool
 ) -> tuple[str, Any]:
     """In the worker: a depthwise convolution's assembly and, if to be run, its sums."""
     from targets.engine import compiler
@@ -99,7 +100,7 @@ def filtered(
     from compile.relay.ops import depthwise
 
     image = tvm.relay.var("image", shape=data.shape, dtype="uint8")
-    module = tvm.IRModule.from_expr(depthwise.depthwise(image, operator, zero))
+    module = tvm.IRModule.from_expr(depthwise.depthwise(image, operator))
     config = {"tir.disable_cse_tir": True}
     with tvm.transform.PassContext(opt_level=3, config=config):
         built = tvm.relay.build(module, tvm.target.Target(target.tvm))
@@ -127,29 +128,23 @@ def test_depthwise_taps_are_one_dot_product(
 ) -> None:
     (channels, height, width), kernel, strides, pads, zero = SHAPES[shape]
     random = np.random.default_rng(height)
-    rows, columns = (
-        (size + pads[axis] + pads[axis + 2] - kernel[axis]) // strides[axis] + 1
-        for axis, size in enumerate((height, width))
+    weights = random.choice([-128, -127, 0, 127], (channels, 1, *kernel)).astype(
+        np.int8
     )
-    weights = random.choice([-128, -127, 0, 127], (*kernel, channels)).astype(np.int8)
     data = random.choice([0, 1, 255], (1, channels, height, width)).astype(np.uint8)
-    units = Quantisation(1.0, 0)
-    operator = Convolution(
+    source = quantised_tensor("image", data.shape, per_tensor(zero=zero), "uint8")
+    operator = convolution(
         "depthwise",
-        Tensor("image", (height, width, channels), units),
-        Tensor("sums", (rows, columns, channels), units),
+        source,
         weights,
-        np.zeros(channels, np.int64),
-        np.ones(channels),
-        True,
-        strides,
-        pads,
+        [0] * channels,
+        group=channels,
+        strides=strides,
+        pads=pads,
     )
     target = resolve(cpu)
     runs_here = target.features <= this_cpu().features
-    assembly, sums = worker.submit(
-        filtered, target, operator, zero, data, runs_here
-    ).result()
+    assembly, sums = worker.submit(filtered, target, operator, data, runs_here).result()
     assert ("vpdpbusd" if cpu == "znver4" else "vpmaddubsw") in assembly
     if runs_here:
         padded = np.full(
@@ -158,4 +153,5 @@ def test_depthwise_taps_are_one_dot_product(
         padded[:, pads[0] : pads[0] + height, pads[1] : pads[1] + width] = data[0]
         windows = np.lib.stride_tricks.sliding_window_view(padded, kernel, (1, 2))
         taps = windows[:, :: strides[0], :: strides[1]].astype(int)
-        assert (sums[0] == np.einsum("chwyx,yxc->chw", taps, weights.astype(int))).all()
+        filters = weights[:, 0].astype(int)
+        assert (sums[0] == np.einsum("chwyx,cyx->chw", taps, filters)).all()

@@ -1,4 +1,4 @@
-"""int8 operators for 64-bit ARM under QEMU: what compile.ir.evaluate answers, bit by bit, by the instructions that are said."""
+"""int8 operators for 64-bit ARM under QEMU: the integers of compile.ir.evaluate, by the instructions that a build names."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ import numpy as np
 import onnx
 import pytest
 from conftest import run
+from integer_operators import (
+    addition,
+    clamped,
+    convolution,
+    only,
+    per_tensor,
+    quantised_tensor,
+)
 from integers import oddities, quantised, residuals
 from numpy.typing import NDArray
 from relay_worker import relay_worker
 
-from bundle.manifest import Tensor as Output
 from bundle.store import open_bundle
-from compile.ir import evaluate, graph
-from compile.ir.graph import (
-    Add,
-    AveragePool,
-    Convolution,
-    Network,
-    Operator,
-    Quantisation,
-    Tensor,
-)
+from compile import passes
+from compile.ir import evaluate, onnx_form
+from compile.ir.graph import Array, Graph, Operator, Quantisation, Tensor
+from compile.ir.kinds import make
+from compile.ir.operators import Convolution
 from compile.kernels.neon import pack
 from devices.sessions.emulated import find_qemu
 from targets.presets import Target, resolve
@@ -39,7 +41,7 @@ Integers = NDArray[np.int8]
 
 PADS = [(0, 0, 0, 0), (1, 1, 1, 1), (0, 0, 1, 1), (2, 1, 0, 3)]
 CPUS = ["cortex-a53", "cortex-a72", "cortex-a76"]
-# Beside the kernels: memory that ends where a page begins that nobody may touch, and what a test gives an operator in it.
+# Allocates memory that ends at a page without access, and reads an operator's input into it.
 MAIN = """
 #include <stdio.h>
 #include <stdlib.h>
@@ -59,86 +61,90 @@ static void *taken(size_t count) {
 
 
 def quantisation(random: np.random.Generator) -> Quantisation:
-    return Quantisation(
-        float(random.uniform(0.01, 0.1)),
-        int(random.integers(-128, 128)),
-        int(random.choice([0, 128])),
-    )
+    return per_tensor(float(random.uniform(0.01, 0.1)), int(random.integers(-128, 128)))
 
 
-def convolution(
+def seeded(
     random: np.random.Generator,
     size: tuple[int, int, int],
     outputs: int = 0,
     kernel: tuple[int, int] = (1, 1),
     strides: tuple[int, int] = (1, 1),
     pads: tuple[int, int, int, int] = (0, 0, 0, 0),
-    lowest: int = -127,
+    extreme: bool = False,
     sums: int = 0,
 ) -> Convolution:
-    """Depthwise without ``outputs``; its largest sums about ``sums`` steps."""
-    channels = size[2]
-    shape = (outputs, *kernel, channels) if outputs else (*kernel, channels)
-    weights = random.integers(lowest, 128, shape).astype(np.int8)
-    height, width = (
-        (size[a] + pads[a] + pads[a + 2] - kernel[a]) // strides[a] + 1 for a in (0, 1)
+    """A convolution with seeded weights.
+
+    Args:
+        size: height, width and channels of its input.
+        outputs: its channels; 0 for a depthwise convolution.
+        extreme: weights of −128 and 127 only, of which two products may not fit 16 bits.
+        sums: steps of the output that its largest sums are about.
+    """
+    height, width, channels = size
+    filters = outputs or channels
+    shape = (filters, channels if outputs else 1, *kernel)
+    ends = [-128, 127]
+    weights = (
+        random.choice(ends, shape) if extreme else random.integers(-127, 128, shape)
     )
     source, to = quantisation(random), quantisation(random)
-    depth = kernel[0] * kernel[1] * (channels if outputs else 1)
-    spread = (sums or 150) / (127 * 128 * np.sqrt(depth))
-    scales = random.uniform(0.5, 1, outputs or channels) * spread
-    low, high = sorted(int(each) for each in random.integers(-128, 128, 2))
-    if not random.integers(2):
-        low, high = -128, 127
-    return Convolution(
+    spread = (sums or 150) / (127 * 128 * np.sqrt(np.prod(shape[1:])))
+    scales = random.uniform(0.5, 1, filters) * spread
+    return convolution(
         "convolution",
-        Tensor("x", size, source),
-        Tensor("y", (height, width, outputs or channels), to),
-        weights,
-        random.integers(-5000, 5000, outputs or channels),
-        scales * to.scale / source.scale,
-        not outputs,
-        strides,
-        pads,
-        low,
-        high,
+        quantised_tensor("x", (1, channels, height, width), source),
+        weights.astype(np.int8),
+        random.integers(-5000, 5000, filters),
+        scales * to.scale[0] / source.scale[0],
+        to,
+        group=1 if outputs else channels,
+        strides=strides,
+        pads=pads,
     )
 
 
 def operators() -> list[Operator]:
     random = np.random.default_rng(5)
-    made: list[Operator] = [
-        # Every number of pixels and of channels beside whole vectors, both clamps' ways, one pixel.
-        convolution(random, (5, 5, 16), 24),
-        convolution(random, (7, 7, 24), 40),
-        convolution(random, (3, 17, 8), 13),
-        convolution(random, (1, 1, 64), 35),
-        convolution(random, (1, 1, 1280), 8, lowest=-128),
-        convolution(random, (9, 11, 30), 17),
-        convolution(random, (20, 20, 32), 8, lowest=-128),
-        convolution(random, (6, 6, 40), 16, sums=1 << 20),
-        convolution(random, (9, 9, 3), 16, (3, 3), (2, 2), PADS[2]),
-        convolution(random, (8, 5, 7), 9, (3, 2), (1, 2), PADS[3]),
-        convolution(random, (1, 1, 4), 5, (3, 3), (1, 1), PADS[1]),
-        convolution(random, (9, 9, 16), kernel=(3, 3), pads=PADS[1]),
-        convolution(random, (10, 9, 24), 0, (3, 3), (2, 2), PADS[2]),
-        convolution(random, (10, 9, 16), 0, (3, 3), (1, 3), PADS[1]),
-        convolution(random, (7, 8, 35), 0, (3, 3), (1, 1), PADS[3], lowest=-128),
-        convolution(random, (6, 6, 8), 0, (5, 5), (2, 1), (2, 2, 2, 2)),
-        convolution(random, (1, 1, 3), 0, (3, 3), (1, 1), PADS[1]),
-        convolution(random, (4, 500, 48), 0, (3, 3), (1, 2), PADS[1]),
-        convolution(random, (5, 5, 16), 0, (3, 3), sums=1 << 20),
-    ]
-    for shape in ((5, 5, 16), (3, 3, 7), (1, 1, 5)):
-        first, second, output = (
-            Tensor(name, shape, quantisation(random)) for name in "xzy"
-        )
-        made.append(Add("sum", first, second, output))
-        made.append(Add("sum", first, second, output, -20, 90))
-    for shape in ((7, 7, 24), (1, 1, 3), (20, 21, 11)):
-        source = Tensor("x", shape, quantisation(random))
-        output = Tensor("y", (1, 1, shape[2]), quantisation(random))
-        made.append(AveragePool("mean", source, output))
+    convolutions = (
+        # Pixels and channels that fill vectors and that do not, one pixel.
+        seeded(random, (5, 5, 16), 24),
+        seeded(random, (7, 7, 24), 40),
+        seeded(random, (3, 17, 8), 13),
+        seeded(random, (1, 1, 64), 35),
+        seeded(random, (1, 1, 1280), 8, extreme=True),
+        seeded(random, (9, 11, 30), 17),
+        seeded(random, (20, 20, 32), 8, extreme=True),
+        seeded(random, (6, 6, 40), 16, sums=1 << 20),
+        seeded(random, (9, 9, 3), 16, (3, 3), (2, 2), PADS[2]),
+        seeded(random, (8, 5, 7), 9, (3, 2), (1, 2), PADS[3]),
+        seeded(random, (1, 1, 4), 5, (3, 3), (1, 1), PADS[1]),
+        seeded(random, (9, 9, 16), kernel=(3, 3), pads=PADS[1]),
+        seeded(random, (10, 9, 24), 0, (3, 3), (2, 2), PADS[2]),
+        seeded(random, (10, 9, 16), 0, (3, 3), (1, 3), PADS[1]),
+        seeded(random, (7, 8, 35), 0, (3, 3), (1, 1), PADS[3], extreme=True),
+        seeded(random, (6, 6, 8), 0, (5, 5), (2, 1), (2, 2, 2, 2)),
+        seeded(random, (1, 1, 3), 0, (3, 3), (1, 1), PADS[1]),
+        seeded(random, (4, 500, 48), 0, (3, 3), (1, 2), PADS[1]),
+        seeded(random, (5, 5, 16), 0, (3, 3), sums=1 << 20),
+    )
+    made: list[Operator] = []
+    for each in convolutions:
+        low, high = sorted(int(end) for end in random.integers(-128, 128, 2))
+        made += [each, clamped(each, low, high)]
+    for shape in ((1, 16, 5, 5), (1, 7, 3, 3), (1, 5, 1, 1)):
+        # Of int8 and of uint8 in the model.
+        for offset in (0, 128):
+            first, second, output = (
+                quantised_tensor(name, shape, quantisation(random)) for name in "xzy"
+            )
+            add = addition(first, second, output).with_attributes(offset=offset)
+            made += [add, clamped(add, -20, 90)]
+    for shape in ((1, 24, 7, 7), (1, 3, 1, 1), (1, 11, 20, 21)):
+        source = quantised_tensor("x", shape, quantisation(random))
+        output = quantised_tensor("y", (*shape[:2], 1, 1), quantisation(random))
+        made.append(make("GlobalAveragePool", "mean", [source], [output]))
     return made
 
 
@@ -149,33 +155,38 @@ def worker() -> Iterator[ProcessPoolExecutor]:
 
 
 def options_for(target: Target) -> list[str]:
-    """In the worker: what the compiler is told."""
-    from compile.relay import neon
+    """In the worker: the compiler's options."""
+    from compile.relay import neon_kernels
 
-    return neon.options(target)
-
-
-def lowered(integers: Network, output: Output, target: Target, file: Path) -> str:
-    """In the worker: the network's functions as an object file; by which instructions they multiply."""
-    from compile.relay import neon
-
-    native = neon.lower(integers, output, target)
-    neon.compile_source(native.source, file, target)
-    return native.instruction
+    return neon_kernels.options(target)
 
 
-def dot_product(words: str) -> tuple[bool, bool]:
+def lowered(network: Graph, target: Target, file: Path) -> str:
+    """In the worker: the network's functions as an object file; the instructions that they multiply by."""
+    from compile.relay import convert
+
+    converted = convert.to_relay(network, target)
+    assert converted.source is not None
+    converted.source.compile(file)
+    return converted.instruction
+
+
+def dot_product(network: Graph, words: str) -> tuple[bool, bool]:
     """In the worker: whether a target has these operators, and whether SDOT."""
-    from compile.relay import neon
+    from compile.relay import convert
 
-    target = resolve(words)
-    return neon.serves(target), neon.has_dot_product(target)
+    converted = convert.to_relay(network, resolve(words))
+    return converted.source is not None, "SDOT" in converted.instruction
+
+
+def channels_last(values: Array) -> Array:
+    return np.ascontiguousarray(values.transpose(0, 2, 3, 1))
 
 
 def compiled(
     worker: ProcessPoolExecutor, body: str, kernels: int, cpu: str, folder: Path
 ) -> Path:
-    # Static: it needs nothing of a board's.
+    # Static: it needs no library of a board.
     target = replace(resolve(f"arm-{cpu}"), linker="aarch64-linux-musl")
     source, program = folder / "program.c", folder / "program"
     source.write_text(f'#define MOST_KERNEL {kernels}\n#include "kernels.h"\n{body}')
@@ -187,36 +198,36 @@ def compiled(
 def answers(
     worker: ProcessPoolExecutor, operators: list[Operator], cpu: str, folder: Path
 ) -> Iterator[tuple[Integers, Integers]]:
-    """Of each operator: what the C answers, run in uneven parts as threads would, and what numpy does."""
+    """Of each operator: the output of the C, run in uneven parts as by threads, and that of numpy."""
     random = np.random.default_rng(3)
     functions, calls, given, expected = [], [], [], []
     for number, operator in enumerate(operators):
         kernel = pack.kernel(operator, dot=cpu == "cortex-a76")
-        names = ["input", "other"] if isinstance(operator, Add) else ["input"]
-        tensors = [getattr(operator, name) for name in names]
-        inputs = [
-            random.integers(-128, 128, tensor.shape).astype(np.int8)
-            for tensor in tensors
-        ]
+        assert kernel is not None
         values = {
-            tensor.name: each.astype(np.int64)
-            for tensor, each in zip(tensors, inputs, strict=True)
+            # A quarter of them −128.
+            tensor.name: random.integers(-214, 128, tensor.shape)
+            .clip(-128)
+            .astype(np.int8)
+            for tensor in operator.activations
         }
-        expected.append(evaluate.apply(operator, values).astype(np.int8))
-        given += [each.tobytes() for each in (*inputs, kernel.parameters)]
-        arguments = "".join(f"const int8_t *{n}, " for n in "ab"[: len(inputs)])
+        expected.append(
+            channels_last(evaluate.apply(operator, values)[operator.output.name])
+        )
+        read = [*map(channels_last, values.values()), kernel.parameters]
+        given += [each.tobytes() for each in read]
+        arguments = "".join(f"const int8_t *{n}, " for n in "ab"[: len(values)])
         functions.append(
             f"static void f{number}(int first, int last, {arguments}const int8_t *parameters, int8_t *y) "
             f"{{ {kernel.call} }}"
         )
-        read = "".join(
-            f"void *i{index} = taken({each.size});"
-            for index, each in enumerate((*inputs, kernel.parameters))
+        declared = "".join(
+            f"void *i{index} = taken({each.size});" for index, each in enumerate(read)
         )
-        passed = "".join(f"i{index}, " for index in range(len(inputs) + 1))
+        passed = "".join(f"i{index}, " for index in range(len(read)))
         part, size = kernel.units // 3, operator.output.nbytes
         calls.append(
-            f"{{ {read} int8_t *y = room({size}); "
+            f"{{ {declared} int8_t *y = room({size}); "
             f"f{number}({part}, {kernel.units}, {passed}y); f{number}(0, {part}, {passed}y); "
             f"fwrite(y, 1, {size}, stdout); }}"
         )
@@ -249,9 +260,12 @@ def test_an_image_is_quantised_as_numpy_does(
     worker: ProcessPoolExecutor, channels: int, width: int, tmp_path: Path
 ) -> None:
     random = np.random.default_rng(2)
-    tensor = Tensor("image", (6, width, channels), Quantisation(0.0187, -14))
-    kernel = pack.quantise(tensor)
-    image = random.normal(0, 2, (1, channels, 6, width)).astype(np.float32)
+    shape = (1, channels, 6, width)
+    tensor = quantised_tensor("quantised", shape, per_tensor(0.0187, -14))
+    operator = make("QuantizeLinear", "", [Tensor("image", shape)], [tensor])
+    kernel = pack.kernel(operator, dot=False)
+    assert kernel is not None
+    image = random.normal(0, 2, shape).astype(np.float32)
     # Halves, and what is far outside.
     image.ravel()[:6] = np.float32(0.0187) * np.array([0.5, 1.5, -0.5, 2.5, 9e8, -9e8])
     body = f"""{MAIN}
@@ -270,9 +284,9 @@ int main(void) {{
         capture_output=True,
         check=True,
     )
-    got = np.frombuffer(result.stdout, np.int8).reshape(tensor.shape)
-    whole = Network(tensor, tensor, ())
-    assert (got == evaluate.quantise(whole, image)).all()
+    expected = channels_last(evaluate.apply(operator, {"image": image})["quantised"])
+    got = np.frombuffer(result.stdout, np.int8).reshape(expected.shape)
+    assert (got == expected).all()
 
 
 @pytest.mark.parametrize("cpu", CPUS)
@@ -280,10 +294,11 @@ def test_the_instructions_are_those_that_the_cpu_has(
     worker: ProcessPoolExecutor, cpu: str, tmp_path: Path
 ) -> None:
     target = resolve(f"arm-{cpu}")
-    integers = graph.read(quantised(residuals(), tmp_path))
-    output = Output(name="scores", shape=(1, 5))
+    network = passes.run(
+        passes.INTEGERS, onnx_form.read(quantised(residuals(), tmp_path))
+    )
     file = tmp_path / "native.o"
-    instruction = worker.submit(lowered, integers, output, target, file).result()
+    instruction = worker.submit(lowered, network, target, file).result()
     shown = subprocess.run(
         [llvm_tool("llvm-objdump"), "-d", "--mattr=+dotprod", file],
         capture_output=True,
@@ -331,11 +346,12 @@ def test_a_network_is_built_and_answers_with_its_integers(
 def test_a_cpu_of_the_users_own_gets_the_instructions_it_has(
     worker: ProcessPoolExecutor,
 ) -> None:
+    network = only(seeded(np.random.default_rng(0), (1, 1, 4), 8))
     for words, dot in (
         ("-mcpu=neoverse-n1", True),
         ("", False),
         ("-mattr=+dotprod", True),
     ):
         target = f"llvm -mtriple=aarch64-linux-gnu {words}".strip()
-        assert worker.submit(dot_product, target).result() == (True, dot)
-    assert not worker.submit(dot_product, "arm-cortex-a7").result()[0]
+        assert worker.submit(dot_product, network, target).result() == (True, dot)
+    assert not worker.submit(dot_product, network, "arm-cortex-a7").result()[0]

@@ -17,7 +17,7 @@ from test_layers import MODULES
 from bundle.manifest import ModelIdentity
 from compile.frontend import gate
 from compile.frontend.reference import Reference
-from compile.quantize.quantise import quantise
+from compile.quantize.calibrate import quantise
 from targets.errors import UserError
 from targets.onnx_runtime import Session
 

@@ -1,32 +1,36 @@
-"""int8's rounding: ONNX Runtime's, bit by bit, in numpy and in what is compiled for CPUs with and without FMA."""
+"""Integers are rounded as ONNX Runtime rounds them: in numpy, and in code compiled for CPUs with and without FMA."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
+from integer_operators import (
+    addition,
+    clamped,
+    convolution,
+    only,
+    per_tensor,
+    quantised_tensor,
+)
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from relay_worker import relay_worker
 
 from compile.ir import evaluate
-from compile.ir.graph import (
-    Add,
-    AveragePool,
-    Convolution,
-    Network,
-    Quantisation,
-    Tensor,
-)
+from compile.ir.graph import Array, Operator, Tensor
+from compile.ir.kinds import make
+from compile.ir.operators import Addition, Convolution
+from compile.passes.storage import store_as_int8, store_as_uint8
 from targets.errors import UserError
+from targets.presets import resolve
 
 CPUS = ["x86-64-v2", "x86-64-v3"]
-ONNX_TYPES = {np.uint8: TensorProto.UINT8, np.int8: TensorProto.INT8}
+ONNX_TYPES = {"uint8": TensorProto.UINT8, "int8": TensorProto.INT8}
 
 
 @pytest.fixture(scope="module")
@@ -35,27 +39,48 @@ def worker() -> Iterator[ProcessPoolExecutor]:
         yield pool
 
 
-def tensor(name: str, shape: Any, offset: int, random: np.random.Generator) -> Tensor:
-    scale = np.float32(random.uniform(0.02, 0.3))
-    zero = int(random.integers(-128, 128))
-    return Tensor(name, shape, Quantisation(float(scale), zero, offset))
+def tensor(
+    name: str, shape: tuple[int, ...], dtype: str, random: np.random.Generator
+) -> Tensor:
+    scale = float(np.float32(random.uniform(0.02, 0.3)))
+    zero = int(random.integers(0, 256)) + np.iinfo(dtype).min
+    return quantised_tensor(name, shape, per_tensor(scale, zero), dtype)
 
 
-def additions(offset: int, count: int) -> Iterator[Add]:
+def additions(dtype: str, count: int) -> Iterator[Addition]:
     """Additions of seeded scales and zero points over 256×256 values."""
-    random = np.random.default_rng(offset)
+    random = np.random.default_rng(np.iinfo(dtype).max)
     for _ in range(count):
-        a, b, c = (tensor(name, (256, 256, 1), offset, random) for name in "abc")
-        yield Add("sum", a, b, c)
+        a, b, c = (tensor(name, (1, 1, 256, 256), dtype, random) for name in "abc")
+        yield addition(a, b, c)
 
 
-def every_pair() -> dict[str, evaluate.Integers]:
-    a, b = np.meshgrid(np.arange(-128, 128), np.arange(-128, 128))
-    return {"a": a[..., np.newaxis], "b": b[..., np.newaxis]}
+def every_pair(dtype: str) -> dict[str, Array]:
+    """Two tensors [1, 1, 256, 256] that hold each pair of stored values once."""
+    info = np.iinfo(dtype)
+    values = np.arange(info.min, info.max + 1).astype(dtype)
+    a, b = np.meshgrid(values, values)
+    return {"a": a[np.newaxis, np.newaxis], "b": b[np.newaxis, np.newaxis]}
+
+
+def moved(values: Array, dtype: str) -> Array:
+    """8-bit values in another 8-bit type: its lowest for the lowest."""
+    shift = np.iinfo(dtype).min - np.iinfo(values.dtype).min
+    return (values.astype(int) + shift).astype(dtype)
+
+
+def answers(operator: Operator, values: dict[str, Array]) -> Iterator[Array]:
+    """The output as the model stores it, computed in its own type and in each type that backends store."""
+    yield evaluate.apply(operator, values)[operator.output.name]
+    for store in (store_as_int8, store_as_uint8):
+        graph = store(only(operator))
+        inputs = (moved(values[each.name], each.dtype) for each in graph.inputs)
+        (made,) = evaluate.run(graph, *inputs)
+        yield moved(made, operator.output.dtype)
 
 
 def onnx_runtime(
-    operator: str, kinds: dict[str, Any], dtype: Any, **options: Any
+    operator: str, kinds: dict[str, Any], dtype: str, **options: Any
 ) -> Any:
     """A session of one of ONNX Runtime's own quantised operators; ``kinds`` are its inputs and their ranks."""
     integer = ONNX_TYPES[dtype]
@@ -79,45 +104,43 @@ def onnx_runtime(
     )
 
 
-def stored(tensors: dict[str, Tensor], dtype: Any) -> dict[str, Any]:
+def scales_and_zeros(tensors: tuple[Tensor, ...]) -> dict[str, Any]:
     """Scales and zero points as ONNX Runtime takes them."""
     values: dict[str, Any] = {}
-    for name, each in tensors.items():
-        facts = each.quantisation
-        values[f"{name}_scale"] = np.asarray(facts.scale, np.float32)
-        values[f"{name}_zero"] = np.asarray(facts.zero + facts.offset, dtype)
+    for each in tensors:
+        values[f"{each.name}_scale"] = np.asarray(each.scale, np.float32)
+        values[f"{each.name}_zero"] = np.asarray(each.zero, each.dtype)
     return values
 
 
 @pytest.mark.parametrize("dtype", ONNX_TYPES)
-def test_additions_of_every_pair_are_onnx_runtimes(dtype: Any) -> None:
-    offset = 128 if dtype == np.uint8 else 0
+def test_additions_of_every_pair_are_onnx_runtimes(dtype: str) -> None:
     kinds = {"a": 1, "a_scale": 0, "a_zero": 0, "b": 1, "b_scale": 0, "b_zero": 0}
     session = onnx_runtime("QLinearAdd", {**kinds, "c_scale": 0, "c_zero": 0}, dtype)
-    values = every_pair()
-    given = {name: (x + offset).astype(dtype).ravel() for name, x in values.items()}
-    for add in additions(offset, 60):
-        facts = stored({"a": add.input, "b": add.other, "c": add.output}, dtype)
+    values = every_pair(dtype)
+    given = {name: x.ravel() for name, x in values.items()}
+    for add in additions(dtype, 60):
+        facts = scales_and_zeros((add.input, add.other, add.output))
         (theirs,) = session.run(None, given | facts)
-        ours = evaluate.apply(add, values).ravel() + offset
-        assert (ours == theirs).all(), add
+        for ours in answers(add, values):
+            assert (ours.ravel() == theirs).all(), add
 
 
 @pytest.mark.parametrize("dtype", ONNX_TYPES)
 @pytest.mark.parametrize("pixels", [1, 5, 7])
-def test_average_pools_are_onnx_runtimes(dtype: Any, pixels: int) -> None:
-    offset = 128 if dtype == np.uint8 else 0
+def test_average_pools_are_onnx_runtimes(dtype: str, pixels: int) -> None:
     kinds = {"x": 4, "x_scale": 0, "x_zero": 0, "y_scale": 0, "y_zero": 0}
     session = onnx_runtime("QLinearGlobalAveragePool", kinds, dtype, channels_last=1)
     random = np.random.default_rng(pixels)
     for _ in range(60):
-        x = tensor("x", (pixels, pixels, 512), offset, random)
-        y = tensor("y", (1, 1, 512), offset, random)
-        values = random.integers(-128, 128, x.shape)
-        given = {"x": (values + offset).astype(dtype)[np.newaxis]}
-        (theirs,) = session.run(None, given | stored({"x": x, "y": y}, dtype))
-        ours = evaluate.apply(AveragePool("mean", x, y), {"x": values})
-        assert (ours + offset == theirs[0]).all()
+        x = tensor("x", (1, 512, pixels, pixels), dtype, random)
+        y = tensor("y", (1, 512, 1, 1), dtype, random)
+        values = moved(random.integers(-128, 128, x.shape).astype(np.int8), dtype)
+        given = {"x": values.transpose(0, 2, 3, 1)}
+        (theirs,) = session.run(None, given | scales_and_zeros((x, y)))
+        mean = make("GlobalAveragePool", "mean", [x], [y])
+        for ours in answers(mean, {"x": values}):
+            assert (ours.ravel() == theirs.ravel()).all(), mean
 
 
 def sums_and_ratios() -> tuple[NDArray[np.int32], NDArray[np.float32]]:
@@ -169,39 +192,41 @@ def test_compiled_sums_are_requantised_as_in_numpy(
 
 
 @pytest.mark.parametrize("cpu", CPUS)
-@pytest.mark.parametrize("stored_offset", [0, 128])
+@pytest.mark.parametrize("dtype", ONNX_TYPES)
 def test_compiled_additions_are_those_of_numpy(
-    worker: ProcessPoolExecutor, cpu: str, stored_offset: int
+    worker: ProcessPoolExecutor, cpu: str, dtype: str
 ) -> None:
-    values = every_pair()
-    data = [(values[n] + 128).astype(np.uint8)[np.newaxis] for n in "ab"]
-    for add in additions(stored_offset, 3):
-        add = replace(add, low=-100, high=127)
-        a, b, fixed = evaluate.addition(add)
-        arguments = (a, b), fixed, 128 - stored_offset, 28, 255
-        ours = worker.submit(compiled, "add", cpu, data, *arguments).result()[0]
-        assert (ours.astype(int) - 128 == evaluate.apply(add, values)).all()
+    values = every_pair(dtype)
+    data = [moved(values[n], "uint8") for n in "ab"]
+    lowest = np.iinfo(dtype).min
+    for add in additions(dtype, 3):
+        add = clamped(add, lowest + 28, lowest + 255)
+        (stored,) = store_as_uint8(only(add)).operators
+        assert isinstance(stored, Addition)
+        assert stored.stored_limits == (28, 255)
+        a, b, fixed, offset = stored.requantisation
+        arguments = (a, b), fixed, -offset, 28, 255
+        ours = worker.submit(compiled, "add", cpu, data, *arguments).result()
+        assert (moved(ours, dtype) == evaluate.apply(add, values)["c"]).all()
 
 
-def quantised_image(
-    scale: float, zero: int, cpu: str, image: NDArray[np.float32]
-) -> Any:
-    """In the worker: the network's input, 128 lower than its uint8, as compiled for ``cpu``."""
+def quantised_image(operator: Operator, cpu: str, image: NDArray[np.float32]) -> Any:
+    """In the worker: the network's input as compiled for ``cpu``."""
     from targets.engine import compiler
 
     tvm = compiler()
     from tvm.contrib import graph_executor
 
-    from compile.relay import integer
+    from compile.relay.integer_kernels import IntegerKernels
 
     x = tvm.relay.var("x", shape=image.shape, dtype="float32")
-    made = integer._quantise(x, Quantisation(scale, zero, 128))
+    made = IntegerKernels(resolve(cpu)).lower(operator, [x])
     target = f"llvm -keys=cpu -mtriple=x86_64-linux-gnu -mcpu={cpu}"
     with tvm.transform.PassContext(opt_level=3):
         built = tvm.relay.build(tvm.IRModule.from_expr(made), tvm.target.Target(target))
     executor = graph_executor.GraphModule(built["default"](tvm.cpu()))
     executor.run(x=image)
-    return executor.get_output(0).numpy().astype(int) - 128
+    return executor.get_output(0).numpy()
 
 
 @pytest.mark.parametrize("cpu", CPUS)
@@ -213,26 +238,26 @@ def test_compiled_images_are_quantised_by_division(
     halves = (np.arange(-300, 300) + 0.5).astype(np.float32) * np.float32(scale)
     near = [np.nextafter(halves, np.float32(side)) for side in (-np.inf, np.inf)]
     image = np.concatenate([halves, *near]).reshape(1, 3, 20, 30)
-    ours = worker.submit(quantised_image, scale, 5, cpu, image).result()
-    source = Tensor("x", (20, 30, 3), Quantisation(scale, 5, 128))
-    expected = evaluate.quantise(Network(source, source, ()), image)
-    assert (ours[0].transpose(1, 2, 0) == expected).all()
-    inverse = np.rint(image * np.float32(1 / scale)) + 5
-    assert (np.clip(inverse, -128, 127)[0].transpose(1, 2, 0) != expected).any()
+    x = Tensor("x", image.shape)
+    y = quantised_tensor("y", image.shape, per_tensor(scale, 133), "uint8")
+    operator = make("QuantizeLinear", "", [x], [y])
+    ours = worker.submit(quantised_image, operator, cpu, image).result()
+    expected = evaluate.apply(operator, {"x": image})["y"]
+    assert ours.dtype == expected.dtype
+    assert (ours == expected).all()
+    inverse = np.rint(image * np.float32(1 / scale)) + 133
+    assert (np.clip(inverse, 0, 255) != expected).any()
 
 
 def test_a_sum_that_does_not_fit_32_bits_is_refused_by_name() -> None:
     inputs = 100_000
-    convolution = Convolution(
-        "wide",
-        Tensor("a", (1, 1, inputs)),
-        Tensor("b", (1, 1, 1)),
-        np.full((1, 1, 1, inputs), 127, np.int8),
-        np.array([-5], np.int32),
-        np.ones(1),
-    )
-    bias, largest = evaluate.biases(convolution)
+    source = quantised_tensor("a", (1, inputs, 1, 1))
+    weights = np.full((1, inputs, 1, 1), 127, np.int8)
+    wide = convolution("wide", source, weights, [-5])
+    bias, _, largest = wide.requantisation
     assert (*bias, *largest) == (-5, 5 + 128 * 127 * inputs)
     # As uint8 the same input is up to 255, and the bias makes up for 128 of them.
+    (stored,) = store_as_uint8(only(wide)).operators
+    assert isinstance(stored, Convolution)
     with pytest.raises(UserError, match="'wide': its sums reach 4,864,100,005, which"):
-        evaluate.biases(convolution, 128)
+        _ = stored.requantisation

@@ -19,7 +19,7 @@ from relay_worker import (
     worst_difference,
 )
 
-from compile.frontend.canonical.rules import for_relay
+from compile.frontend.canonical.rules import canonical
 from targets.errors import UserError
 
 Array = NDArray[Any]
@@ -402,7 +402,7 @@ REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
 def test_a_form_that_cannot_be_built_is_named(name: str) -> None:
     model, message = REFUSED[name]
     with pytest.raises(UserError, match=message):
-        for_relay(model)
+        canonical(model)
 
 
 def test_an_operator_unknown_to_tvm_is_named_with_its_node(
@@ -434,5 +434,5 @@ def test_what_the_importer_cannot_take_names_the_node(
 def test_rewriting_leaves_the_model_it_was_given() -> None:
     model = WRONG["conv-same-upper"]
     before = model.SerializeToString(deterministic=True)
-    for_relay(model)
+    canonical(model)
     assert model.SerializeToString(deterministic=True) == before

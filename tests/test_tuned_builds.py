@@ -18,6 +18,8 @@ from tuning_worker import AXIS_77
 from bundle.manifest import Manifest
 from bundle.store import open_bundle
 from compile import driver
+from compile.backends.bundle import BundleBackend
+from compile.backends.request import BuildRequest
 from compile.frontend.preprocessing import Overrides
 from devices.sessions.opening import open_here
 from records.lookup import read
@@ -72,10 +74,12 @@ def naive_records(model: str) -> list[str]:
     compiler()
     from tvm import auto_scheduler
 
+    from compile.ir import onnx_form
     from compile.relay.importer import to_relay
-    from compile.relay.lower import tuning_tasks
+    from compile.relay.tasks import tuning_tasks
 
-    tasks, _ = tuning_tasks(to_relay(onnx.load(model)), native())
+    module = to_relay(onnx_form.read(onnx.load(model)))
+    tasks, _ = tuning_tasks(module, native())
     lines = []
     for task in tasks:
         state = task.compute_dag.get_init_state()
@@ -119,7 +123,7 @@ def log(path: Path, lines: list[str]) -> Path:
 
 
 def build(model: Path, output: Path, *records: Path, require: bool = False) -> Manifest:
-    request = driver.BuildRequest(
+    request = BuildRequest(
         model=str(model),
         target=native(),
         output=output,
@@ -195,14 +199,14 @@ def test_records_that_give_wrong_answers_are_named_and_left_out(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    honest: Callable[..., object] = driver._verify
+    honest: Callable[..., object] = BundleBackend.verify
 
-    def doubting(path: Path, request: object, *rest: object) -> object:
+    def doubting(backend: object, path: Path, *rest: object) -> object:
         if open_bundle(path).manifest.lowering.layout == "NHWC":
             raise UserError("the compiled model is wrong")
-        return honest(path, request, *rest)
+        return honest(backend, path, *rest)
 
-    monkeypatch.setattr(driver, "_verify", doubting)
+    monkeypatch.setattr(BundleBackend, "verify", doubting)
     log(folder / "tuned" / "mine.json", lines)
     assert build(model, folder / "bundle").lowering.layout == "NCHW"
     said = capsys.readouterr().err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
@@ -11,6 +10,8 @@ from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bundle.executor_graph import parse
+from compile.ir.graph import Graph
 from records.lookup import RecordLog
 from targets.errors import UserError
 from targets.presets import resolve
@@ -44,12 +45,12 @@ class Gain(NamedTuple):
 
 
 def compare(
-    model: bytes, target: str, logs: Sequence[RecordLog], measurer: Measurer
+    graph: Graph, target: str, logs: Sequence[RecordLog], measurer: Measurer
 ) -> Gain:
     """Build the network twice, kernel by kernel, and measure them.
 
     Args:
-        model: the gate's ONNX.
+        graph: of float32 operators.
         logs: as a build would find them, the new one first.
 
     Raises:
@@ -62,7 +63,7 @@ def compare(
         closing(workers.Pool(1, _BUILD_SECONDS)) as pool,
     ):
         arguments: list[tuple[Any, ...]] = [
-            (model, target, each, folder) for each in ([], logs)
+            (graph, target, each, folder) for each in ([], logs)
         ]
         built = pool.map(compile_kernels, arguments, workers.BUILD_FAILED)
         for each in built:
@@ -86,7 +87,7 @@ def _sum(kernels: Sequence[tuple[str, int]], measurer: Measurer) -> float:
 
 
 def compile_kernels(
-    model: bytes, target: str, logs: Sequence[RecordLog], folder: str
+    graph: Graph, target: str, logs: Sequence[RecordLog], folder: str
 ) -> tuple[bool, list[tuple[str, int]]]:
     """Of a worker: the object file of each kernel of a build, and how often an inference runs it.
 
@@ -96,18 +97,15 @@ def compile_kernels(
     Raises:
         UserError: a kernel takes something else than float32.
     """
-    import onnx
-
-    from compile.relay.importer import to_relay
+    from compile.relay.convert import to_relay
     from compile.relay.lower import lower
     from tuning import workers
 
     preset = resolve(target)
-    lowered = lower(to_relay(onnx.load_model_from_string(model)), preset, logs)
-    nodes = json.loads(lowered.factory.get_graph_json())["nodes"]
-    names = [node["attrs"]["func_name"] for node in nodes if node["op"] == "tvm_op"]
+    lowered = lower(to_relay(graph, preset), preset, logs)
     kernels = []
-    for name, count in Counter(each for each in names if each != "__nop").items():
+    names = parse(lowered.factory.get_graph_json()).kernels
+    for name, count in Counter(names).items():
         metadata = lowered.factory.function_metadata[name]
         (function,) = metadata.tir_primfuncs.values()
         path = Path(folder, f"{len(list(Path(folder).iterdir()))}.o")

@@ -268,7 +268,7 @@ def manifest(paths: Sequence[Path]) -> str:
 
 def _coverage(arguments: argparse.Namespace) -> int:
     target = resolve(arguments.target)
-    if target.format == "c":
+    if target.microcontroller:
         raise UserError(f"target {target.name}: takes C source, which is not tuned")
     with Progress(quiet=arguments.json) as progress:
         logs, notes = lookup.find(target, arguments.records)

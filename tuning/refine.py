@@ -184,8 +184,8 @@ class _Work:
 
     def build_of(self, chosen: dict[str, Record], what: str) -> _Build:
         from bundle.store import open_bundle
-        from compile.build_key import build_key
-        from compile.driver import BuildRequest, build
+        from compile.backends.request import BuildRequest
+        from compile.driver import build
         from compile.frontend.preprocessing import Overrides
 
         header = self._log.header | {"preset": self._target.name}
@@ -210,7 +210,7 @@ class _Work:
             records=(path,),
             require_tuned=True,
         )
-        output = self._folder / build_key(request, self._progress.stage)
+        output = self._folder / request.key(self._progress.stage)
         if output.exists():
             return _Build(chosen, open_bundle(output))
         return _Build(chosen, build(replace(request, output=output), self._progress))

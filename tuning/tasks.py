@@ -57,10 +57,13 @@ def extract(model: Model, target: Target, threads: int = 1) -> list[Task]:
     Raises:
         UserError: the network has no task, or cannot be imported.
     """
+    from compile.ir import onnx_form
     from compile.relay.importer import to_relay
-    from compile.relay.lower import tuning_tasks
+    from compile.relay.tasks import tuning_tasks
 
-    found, weights = tuning_tasks(to_relay(model.proto), target, threads)
+    found, weights = tuning_tasks(
+        to_relay(onnx_form.read(model.proto)), target, threads
+    )
     if not found:
         raise UserError(f"{model.identity.name}: nothing in it that could be tuned")
     return [

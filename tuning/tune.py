@@ -147,7 +147,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
     target = resolve(arguments.target)
-    if target.format == "c":
+    if target.microcontroller:
         raise UserError(
             f"target {target.name}: AutoScheduler has no part in C source; nothing to tune"
         )
@@ -230,13 +230,14 @@ def _gain(
     threads: int,
     progress: Progress,
 ) -> Gain | None:
+    from compile.ir import onnx_form
     from tuning.gain import compare
 
     progress.stage("comparing with an untuned build")
     others, _ = lookup.find(target, threads=threads)
-    model = source.model.proto.SerializeToString()
+    graph = onnx_form.read(source.model.proto)
     try:
-        gain = compare(model, target.tvm, [log, *others], measurer)
+        gain = compare(graph, target.tvm, [log, *others], measurer)
     except UserError as error:
         progress.finish()
         progress.note(str(error))

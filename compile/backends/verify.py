@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,10 @@ from devices.microcontroller.host import run_on_host
 from devices.microcontroller.session import from_output, interface_of, to_input
 from devices.sessions.opening import open_here, open_on_emulated
 from devices.sessions.session import Origin
+from targets.child import run_in_child
 from targets.errors import UserError
+from targets.presets import Target, missing_features, this_cpu
+from targets.progress import Progress
 
 
 class Verification(NamedTuple):
@@ -56,6 +59,46 @@ def verify(folder: Path, emulated: bool, stage: Callable[[str], None]) -> Verifi
     return Verification(
         session.origin, len(results), worst.max_abs_error, worst.relative_error
     )
+
+
+def verify_here_or_emulated(
+    folder: Path, target: Target, progress: Progress, *, needs_system: bool
+) -> Verification | str:
+    """The golden data of a bundle or library on this machine, or on an emulated board where this CPU lacks something.
+
+    Args:
+        needs_system: on an emulated board it wants that board's system.
+
+    Returns:
+        The worst of the answers; why there are none, where no board can be emulated.
+
+    Raises:
+        UserError: an answer is wrong.
+    """
+    missing = missing_features(target, this_cpu())
+    if missing:
+        try:
+            _prepare_emulator(target, missing, progress, needs_system)
+        except UserError as error:
+            return str(error)
+    return run_in_child(
+        verify, folder, bool(missing), stage=progress.stage, tick=progress.tick
+    )
+
+
+def _prepare_emulator(
+    target: Target, missing: Collection[str], progress: Progress, needs_system: bool
+) -> None:
+    from devices.sessions.emulated import find_qemu
+    from devices.sysroot import prepare
+
+    if not target.qemu_cpu:
+        raise UserError(
+            f"this machine lacks {', '.join(missing)}, and {target.name} has no emulated board"
+        )
+    find_qemu(target.machine)
+    if needs_system:
+        prepare(progress.stage)
 
 
 def verify_c(folder: Path) -> Verification:

@@ -1,1 +1,50 @@
-"""Rewrites of the operator graph, from what the model says to what a backend runs."""
+"""Rewrites of the operator graph, from what the model says to what a backend's kernels run: the whole list is here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from compile.ir.graph import Graph, check
+from compile.passes import integers, simplify, tables
+
+Pass = Callable[[Graph], Graph]
+Dump = Callable[[str, Graph], None]
+
+# Of a QDQ graph: integers in the place of what lies between DequantizeLinear and QuantizeLinear.
+INTEGERS: tuple[Pass, ...] = (
+    simplify.drop_identities,
+    integers.absorb_constants,
+    simplify.matmul_as_gemm,
+    simplify.mean_as_pool,
+    simplify.fold_limits,
+    integers.move_views,
+    integers.to_integers,
+    tables.as_tables,
+    simplify.dense_as_convolution,
+    simplify.drop_identities,
+)
+# Of a float32 graph, for kernels of ours; TVM has its own.
+FLOATS: tuple[Pass, ...] = (
+    simplify.drop_identities,
+    simplify.fold_normalisation,
+    simplify.matmul_as_gemm,
+    simplify.mean_as_pool,
+    simplify.fold_limits,
+    simplify.dense_as_convolution,
+    simplify.drop_identities,
+)
+
+
+def run(
+    passes: Iterable[Pass], graph: Graph, dump: Dump = lambda name, graph: None
+) -> Graph:
+    """The graph after each pass in turn, each of which is checked.
+
+    Args:
+        dump: called with each pass's name and what it made.
+    """
+    for each in passes:
+        graph = each(graph)
+        check(graph)
+        dump(each.__name__, graph)
+    return graph

@@ -1,4 +1,4 @@
-"""A network whose channels fill whole blocks: what is added has weights of zero and is read by nobody."""
+"""Channels in whole blocks, as kernels with a dot product take them; what is added has weights of zero and is read by nobody."""
 
 from __future__ import annotations
 
@@ -8,67 +8,112 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compile.ir.graph import Add, AveragePool, Network, Operator, Tensor
+from compile.ir.graph import Graph, Operator, Tensor
+from compile.ir.kinds import make
+from compile.ir.operators import (
+    Addition,
+    Convolution,
+    GlobalAverage,
+    View,
+)
+
+BLOCK = 16
 
 
-def fill_blocks(network: Network, block: int) -> Network:
-    """``network`` with every convolution's channels a multiple of ``block``.
+def fill_blocks(graph: Graph) -> Graph:
+    """Every convolution's channels a multiple of `BLOCK`; where another kind of operator reads them, the first ones.
 
-    The first channels of its output are those of ``network``'s; the image keeps its own.
+    The image keeps its own.
     """
-    filled = {network.input.name: network.input}
-    shapes = {network.input.name: network.input.shape}
-    operators: list[Operator] = []
-    for operator in network.operators:
-        shapes[operator.output.name] = operator.output.shape
-        made = _filled(operator, filled, shapes[operator.input.name], block)
-        filled[made.output.name] = made.output
-        operators.append(made)
-    return Network(network.input, filled[network.output.name], tuple(operators))
+    return _Filler(graph).run()
 
 
-def _filled(
-    operator: Operator,
-    filled: dict[str, Tensor],
-    image: tuple[int, int, int],
-    block: int,
-) -> Operator:
-    """Args: image: the shape of the operator's input before it was filled."""
-    source = filled[operator.input.name]
-    if isinstance(operator, Add):
-        other = filled[operator.other.name]
-        output = _with(operator.output, source.shape[2])
-        return replace(operator, input=source, other=other, output=output)
-    if isinstance(operator, AveragePool):
-        output = _with(operator.output, source.shape[2])
-        return replace(operator, input=source, output=output)
-    channels = operator.output.shape[2]
-    if operator.depthwise:
-        count = source.shape[2]
-        weights = _longer(operator.weights, 2, count)
-    else:
-        count = -(-channels // block) * block
-        weights = _longer(operator.weights, 0, count)
-        if operator.input.shape != image:
-            # A fully connected layer reads an image's pixels as one row.
-            by_pixels = weights.reshape(count, *image)
-            weights = _longer(by_pixels, 3, source.shape[2]).reshape(count, 1, 1, -1)
-            source = replace(source, shape=(1, 1, source.nbytes))
+class _Filler:
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._fresh = graph.fresh_names()
+        # By a tensor's name: the same with channels added, and what was cut off it again.
+        self._filled: dict[str, Tensor] = {}
+        self._first: dict[str, Tensor] = {}
+        self._made: list[Operator] = []
+
+    def run(self) -> Graph:
+        for operator in self._graph.operators:
+            filled = self._with_all(operator)
+            self._made.append(
+                filled or operator.with_tensors(self._with_first(operator))
+            )
+        return self._graph.with_operators(self._made)
+
+    def _with_all(self, operator: Operator) -> Operator | None:
+        """The operator on all channels; None where it is one that wants its own alone."""
+        if operator.output.quantisation is None:
+            return None
+        if isinstance(operator, Convolution):
+            return self._convolution(operator)
+        if isinstance(operator, Addition | GlobalAverage):
+            channels = self._filled.get(operator.input.name, operator.input).shape[1]
+        elif isinstance(operator, View) and self._is_dense(operator):
+            # Channels lie first in such a row: what is added comes behind it.
+            channels = self._filled.get(operator.input.name, operator.input).size
         else:
-            weights = _longer(weights, 3, source.shape[2])
-    added = count - channels
-    return replace(
-        operator,
-        input=source,
-        output=_with(operator.output, count),
-        weights=weights,
-        bias=_longer(operator.bias, 0, count),
-        scales=np.pad(operator.scales, (0, added), mode="edge"),
-    )
+            return None
+        return self._filled_up(operator, channels)
 
+    def _is_dense(self, view: View) -> bool:
+        reader = self._graph.only_reader(view.output)
+        return (
+            isinstance(reader, Convolution)
+            and reader.pointwise
+            and view.output.shape[2:] == (1, 1)
+        )
 
-def _with(tensor: Tensor, channels: int) -> Tensor:
-    return replace(tensor, shape=(*tensor.shape[:2], channels))
+    def _convolution(self, operator: Convolution) -> Operator:
+        into = self._filled.get(operator.input.name, operator.input).shape[1]
+        channels = -(-operator.output.shape[1] // BLOCK) * BLOCK
+        attributes = dict(operator.attributes)
+        if operator.depthwise:
+            channels, per_group = into, 1
+            attributes["group"] = into
+        elif operator.group == 1:
+            per_group = into
+        else:
+            return operator.with_tensors(self._with_first(operator))
+        _, weights, *rest = operator.inputs
+        assert weights is not None and weights.value is not None
+        value = _longer(_longer(weights.value, 0, channels), 1, per_group)
+        quantisation = weights.quantisation
+        if quantisation is not None and quantisation.axis == 0:
+            added = channels - len(quantisation.scale)
+            scale = quantisation.scale + quantisation.scale[-1:] * added
+            quantisation = replace(quantisation, scale=scale)
+        weights = replace(
+            weights, shape=value.shape, value=value, quantisation=quantisation
+        )
+        if rest and rest[0] is not None and rest[0].value is not None:
+            bias = _longer(rest[0].value, 0, channels)
+            rest = [replace(rest[0], shape=bias.shape, value=bias)]
+        made = replace(
+            operator, inputs=(operator.input, weights, *rest), attributes=attributes
+        )
+        return self._filled_up(made, channels)
+
+    def _filled_up(self, operator: Operator, channels: int) -> Operator:
+        output = operator.output
+        if channels != output.shape[1]:
+            shape = (output.shape[0], channels, *output.shape[2:])
+            self._filled[output.name] = replace(output, shape=shape)
+        return operator.with_tensors(self._filled)
+
+    def _with_first(self, operator: Operator) -> dict[str, Tensor]:
+        """What an operator reads in the place of filled tensors: their own channels."""
+        for tensor in operator.activations:
+            if tensor.name in self._filled and tensor.name not in self._first:
+                first = replace(tensor, name=self._fresh(f"{tensor.name}/own channels"))
+                self._first[tensor.name] = first
+                filled = self._filled[tensor.name]
+                self._made.append(make("channels", "", [filled], [first]))
+        return self._first
 
 
 def _longer(values: NDArray[Any], axis: int, size: int) -> NDArray[Any]:

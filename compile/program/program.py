@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from bundle.manifest import Group
+import numpy as np
 
-_DTYPE_BYTES = {"float32": 4, "int32": 4, "int64": 8, "int8": 1, "uint8": 1, "bool": 1}
+from bundle.executor_graph import parse
+from bundle.manifest import Group
 
 
 @dataclass(frozen=True)
@@ -24,18 +24,27 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        return prod(self.shape) * _DTYPE_BYTES[self.dtype]
+        return prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)
 class Call:
-    """One kernel call: ``arguments`` index the program's tensors, inputs first, then outputs."""
+    """One kernel call; inputs and outputs are indices of the program's tensors.
+
+    Attributes:
+        kernel: the function's name.
+        scratch: bytes that it needs while it runs.
+        inplace: how the first output may take the first input's place: pairs of the bytes of the output that are written
+            when the bytes of the input from a place on are still needed. None where it may not.
+    """
 
     kernel: str
     layer: str
     operators: tuple[str, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    scratch: int = 0
+    inplace: tuple[tuple[int, int], ...] | None = None
 
     @property
     def arguments(self) -> tuple[int, ...]:
@@ -56,9 +65,9 @@ class Program:
     calls: tuple[Call, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    aliases: dict[int, int]
-    outer_bytes: int
-    inner_bytes: int
+    aliases: Mapping[int, int]
+    outer_bytes: int = 0
+    inner_bytes: int = 0
 
     def storage(self, tensor: int) -> int:
         """The tensor that owns the memory of ``tensor``."""
@@ -73,47 +82,41 @@ def read_program(
     groups: Sequence[Group],
     workspaces: tuple[int, int],
 ) -> Program:
-    """Read the graph executor's JSON into a program.
+    """The program that TVM's graph executor would run.
 
     Args:
         params: TVM arrays by name.
-        groups: the fused groups in the graph's order (compile.relay.lower).
+        groups: the fused groups in the graph's order (compile.relay.describe).
         workspaces: (outer, inner) bytes.
     """
-    graph = json.loads(graph_json)
-    starts, nodes = graph["node_row_ptr"], graph["nodes"]
-    shapes, types = graph["attrs"]["shape"][1], graph["attrs"]["dltype"][1]
-    tensors = []
-    for index, node in enumerate(nodes):
-        for entry in range(starts[index], starts[index + 1]):
-            weights = (
-                params[node["name"]].numpy().tobytes()
-                if node["name"] in params
-                else None
+    graph = parse(graph_json)
+    tensors = (
+        Tensor(
+            entry.name,
+            entry.shape,
+            entry.dtype,
+            params[entry.name].numpy().tobytes() if entry.name in params else None,
+        )
+        for entry in graph.entries
+    )
+    named = iter(groups)
+    calls = []
+    for call in graph.calls:
+        if call.kernel:
+            group = next(named)
+            calls.append(
+                Call(
+                    call.kernel, group.layer, group.operators, call.inputs, call.outputs
+                )
             )
-            tensors.append(
-                Tensor(node["name"], tuple(shapes[entry]), types[entry], weights)
-            )
-    calls, aliases = [], {}
-    described = iter(groups)
-    for index, node in enumerate(nodes):
-        if node["op"] != "tvm_op":
-            continue
-        inputs = tuple(starts[source] + output for source, output, _ in node["inputs"])
-        outputs = tuple(range(starts[index], starts[index + 1]))
-        if node["attrs"]["func_name"] == "__nop":
-            aliases[outputs[0]] = inputs[0]
-            continue
-        group = next(described)
-        kernel = node["attrs"]["func_name"]
-        calls.append(Call(kernel, group.layer, group.operators, inputs, outputs))
-    free = [i for i in graph["arg_nodes"] if nodes[i]["name"] not in params]
     return Program(
         tensors=tuple(tensors),
         calls=tuple(calls),
-        inputs=tuple(starts[index] for index in free),
-        outputs=tuple(starts[index] + output for index, output, _ in graph["heads"]),
-        aliases=aliases,
+        inputs=graph.inputs,
+        outputs=graph.outputs,
+        aliases={
+            call.outputs[0]: call.inputs[0] for call in graph.calls if not call.kernel
+        },
         outer_bytes=workspaces[0],
         inner_bytes=workspaces[1],
     )

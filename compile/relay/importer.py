@@ -1,4 +1,4 @@
-"""From a model that passed the gate to Relay."""
+"""Float32 operators into Relay, by TVM's ONNX importer."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import onnx
+from onnx import helper, numpy_helper
 
-from compile.frontend.canonical.rules import for_relay
-from compile.frontend.fold import opset, values
+from compile.frontend.fold import values
 from compile.frontend.names import node_label, shown
+from compile.ir.graph import Graph, Operator
+from compile.ir.onnx_form import write
 from targets.engine import compiler
 from targets.errors import UserError
 
@@ -28,26 +30,57 @@ _NOT_BUILT = frozenset(
 )
 
 
-def to_relay(proto: onnx.ModelProto) -> Any:
-    """The model as a Relay module: float32, static, its weights constants.
+def to_relay(graph: Graph) -> Any:
+    """A float32 network as a Relay module: static, its weights constants.
 
     Raises:
         UserError: an operator that TVM does not know, a form it cannot import, or an output
             whose shape is not the one ONNX gives it; the node or the output is named.
     """
     tvm = compiler()
-    rewritten = for_relay(proto)
-    version = opset(rewritten)
-    unknown = unsupported(rewritten, version)
+    proto = _with_axes_as_attributes(write(graph))
+    unknown = unsupported(proto, graph.opset)
     if unknown:
         listed = ", ".join(node_label(node) for node in unknown[:3])
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         raise UserError(
             f"{listed}{more}: not an operator that TVM 0.19 can build; replace it before exporting"
         )
-    module = _import(tvm, rewritten, version)
-    _compare_shapes(module, rewritten)
+    module = _import(tvm, proto, graph.opset)
+    _compare_shapes(module, proto)
     return module
+
+
+def operator(operator: Operator, inputs: list[Any], opset: int) -> list[Any]:
+    """The outputs of one operator as Relay expressions.
+
+    Args:
+        inputs: expressions, one for each of ``operator.activations``.
+
+    Raises:
+        UserError: as `to_relay`.
+    """
+    tvm = compiler()
+    alone = Graph(operator.activations, operator.outputs, (operator,), opset)
+    function = to_relay(alone)["main"]
+    body = tvm.relay.bind(
+        function.body, dict(zip(function.params, inputs, strict=True))
+    )
+    if len(operator.outputs) == 1:
+        return [body]
+    return [
+        tvm.relay.TupleGetItem(body, index) for index in range(len(operator.outputs))
+    ]
+
+
+def _with_axes_as_attributes(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Of axes given as an input the importer takes the first alone, or dies: not always valid ONNX, for the importer only."""
+    constants = {each.name: each for each in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type.startswith("Reduce") and len(node.input) > 1:
+            axes = numpy_helper.to_array(constants[node.input.pop()]).tolist()
+            node.attribute.append(helper.make_attribute("axes", axes))
+    return proto
 
 
 def unsupported(proto: onnx.ModelProto, version: int) -> list[onnx.NodeProto]:

@@ -145,6 +145,7 @@ def compile_firmware(
             "-T",
             str(_HERE / "board.ld"),
             *map(str, objects),
+            "-lm",
             "-o",
             str(program),
         ]

@@ -38,6 +38,7 @@ def run_on_host(
             *("-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Werror"),
             # Cortex-M's FPU has it, so that the same sums are rounded alike.
             *(["-mfma"] if "fma" in target.features else []),
+            "-lm",
             *definitions(name, interface),
         )
         try:

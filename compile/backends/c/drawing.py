@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from compile.passes.steps import Step
-from compile.program.plan import SCRATCH, Arena
+from compile.program.planner import Plan
 
 _COLUMN = 40
 _HEIGHT = 360
@@ -16,7 +15,7 @@ _TENSOR, _SCRATCH = "#7aa6d6", "#e8c07d"
 _TICKS = 4
 
 
-def geometry(arena: Arena, steps: Sequence[Step]) -> dict[str, Any]:
+def geometry(arena: Plan, steps: int) -> dict[str, Any]:
     """What memory.svg.jinja draws, in pixels: one box for each tensor and each scratch memory."""
     scale = _HEIGHT / arena.nbytes
     floor = _TOP + _HEIGHT
@@ -30,7 +29,7 @@ def geometry(arena: Arena, steps: Sequence[Step]) -> dict[str, Any]:
                 "y": round(floor - b.offset * scale - height, 1),
                 "width": (b.last - b.first + 1) * _COLUMN,
                 "height": round(height, 1),
-                "fill": _SCRATCH if b.name.startswith(SCRATCH) else _TENSOR,
+                "fill": _SCRATCH if b.tensor is None else _TENSOR,
                 "title": f"{b.name}: {b.nbytes:,} bytes at {b.offset:,}, steps {b.first} to {b.last}",
                 "label": b.name,
             }
@@ -43,7 +42,7 @@ def geometry(arena: Arena, steps: Sequence[Step]) -> dict[str, Any]:
         "right": _RIGHT,
         "bottom": _BOTTOM,
         "column": _COLUMN,
-        "width": _LEFT + len(steps) * _COLUMN + _RIGHT,
+        "width": _LEFT + steps * _COLUMN + _RIGHT,
         "height": floor + _BOTTOM,
         "bound_y": round(floor - arena.lower_bound * scale, 1),
         "ticks": [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,49 +14,121 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle.accuracy import TOLERANCE
-from compile.backends.c import drawing
-from compile.ir.graph import Add, AveragePool, Convolution, Network, Tensor
+from compile.backends.c import drawing, steps
+from compile.backends.c.arrange import ALIGNMENT, Arranged
+from compile.backends.c.steps import FusedBlock, FusedBlocks, Offsets, Step
+from compile.ir.graph import Graph, Tensor
+from compile.ir.operators import (
+    Addition,
+    Convolution,
+    GlobalAverage,
+    Limited,
+    Table,
+)
+from compile.ir.pointwise import FUNCTIONS, Pointwise
 from compile.kernels import cortex_m
-from compile.kernels.cortex_m import requantise
-from compile.passes import steps
-from compile.passes.steps import Block, Chain, Offsets, Step
-from compile.program import plan as planning
-from compile.program.plan import Arena
+from compile.kernels.cortex_m import pack
+from compile.program.planner import Plan
 from targets import templates
-from targets.errors import UserError
 
 _HERE = Path(__file__).parent
 _KERNELS = Path(cortex_m.__file__).parent
-# The kernels hold sizes in int16 and rows of a depthwise convolution in an array of 7.
-_LARGEST = 32767
-_LARGEST_KERNEL = 7
-# How int8.h wants the weights (NN_LAYOUT there).
-_SMLAD, _MVE = 1, 2
+# Words of C99, and names that stand where those of layers do.
+_RESERVED = frozenset(
+    [
+        "auto",
+        "break",
+        "case",
+        "char",
+        "const",
+        "continue",
+        "default",
+        "do",
+        "double",
+        "else",
+        "enum",
+        "extern",
+        "float",
+        "for",
+        "goto",
+        "if",
+        "inline",
+        "int",
+        "long",
+        "register",
+        "restrict",
+        "return",
+        "short",
+        "signed",
+        "sizeof",
+        "static",
+        "struct",
+        "switch",
+        "typedef",
+        "union",
+        "unsigned",
+        "void",
+        "volatile",
+        "while",
+        "arena",
+        "base",
+        "input",
+        "output",
+        "code",
+        "overlap",
+        "byte",
+        "count",
+        "from",
+        "to",
+        "x",
+        "i",
+        "memcpy",
+        "memset",
+        "memcmp",
+        "main",
+        "bool",
+        "true",
+        "false",
+        "null",
+        "expf",
+        "tanhf",
+        "sqrtf",
+        "fabsf",
+    ]
+)
 _FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
 class Project:
-    """A network ready to be written: what it is called and says of itself, its steps, its memory."""
+    """A network ready to be written: what it is called and says of itself, its steps and their memory."""
 
     name: str
     version: str
     cpu: str
-    network: Network
-    steps: tuple[Step, ...]
-    arena: Arena
+    graph: Graph
+    arranged: Arranged
 
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return self.arranged.steps
 
-def prepare(network: Network, name: str, version: str, cpu: str) -> Project:
-    """Fuse and plan.
+    @property
+    def plan(self) -> Plan:
+        return self.arranged.plan
 
-    Raises:
-        UserError: a layer is larger than the kernels take (named).
-    """
-    for operator in network.operators:
-        _check_size(operator)
-    fused, arena = planning.arrange(network, steps.fuse(network))
-    return Project(name, version, cpu, network, fused, arena)
+    @property
+    def floating(self) -> bool:
+        """Whether it works on float32, not on int8."""
+        return not self.graph.quantised
+
+    @property
+    def input(self) -> Tensor:
+        return self.graph.inputs[0]
+
+    @property
+    def output(self) -> Tensor:
+        return self.graph.outputs[0]
 
 
 @dataclass(frozen=True)
@@ -108,7 +180,7 @@ def emit_golden(
     values = {
         "name": project.name,
         "crc": constants.crc,
-        "floating": project.network.floating,
+        "floating": project.floating,
         "expected": _texts(expected),
         "tolerance": TOLERANCE * float(np.ptp(expected.astype(np.float64))),
     }
@@ -117,34 +189,33 @@ def emit_golden(
     )
 
 
-def test_pattern(network: Network) -> NDArray[Any]:
+def test_pattern(graph: Graph) -> NDArray[Any]:
     """The input of the generated self-test: the top byte of Knuth's multiplicative hash of the index.
 
     As int8, or as float32 from −1 to 1.
     """
-    hashes = np.arange(network.input.size, dtype=np.uint32) * np.uint32(2654435761)
+    hashes = np.arange(graph.inputs[0].size, dtype=np.uint32) * np.uint32(2654435761)
     pattern = (hashes >> np.uint32(24)).astype(np.uint8).view(np.int8)
-    return pattern.astype(np.float32) / 128 if network.floating else pattern
+    return pattern if graph.quantised else pattern.astype(np.float32) / 128
 
 
 class _Data:
     """The two arrays in flash, weights and what belongs to the sums; who begins where."""
 
     def __init__(self, project: Project) -> None:
-        self.floating = project.network.floating
-        self.layout = _MVE if project.cpu == "cortex-m55" else _SMLAD
-        kinds = (
-            (np.float32, np.float32) if self.floating else (np.int8, requantise.SCALE)
-        )
+        self.floating = project.floating
+        self.layout = pack.MVE if project.cpu == "cortex-m55" else pack.SMLAD
+        kinds = (np.float32, np.float32) if self.floating else (np.int8, pack.SCALE)
         self.weights: list[NDArray[Any]] = [np.zeros(0, kinds[0])]
         self.constants: list[NDArray[Any]] = [np.zeros(0, kinds[1])]
         self.parts: list[tuple[str, int, int]] = []
-        self.names: set[str] = set()
+        self.names = {*_RESERVED, project.name}
+        self._prefixes = ("nn_", "golden", f"{project.name}_")
 
     def name(self, text: str) -> str:
         """A C identifier of its own for a layer."""
         plain = re.sub(r"\W+", "_", text, flags=re.ASCII).strip("_").lower() or "layer"
-        if not plain[0].isalpha():
+        if not plain[0].isalpha() or plain.startswith(self._prefixes):
             plain = f"layer_{plain}"
         unique, number = plain, 2
         while unique in self.names:
@@ -174,8 +245,8 @@ def _layers(project: Project, step: Step, data: _Data) -> dict[str, Any]:
         "input": _place(project, step.inputs[0]),
         "output": _place(project, step.output),
     }
-    if isinstance(step, Block | Chain):
-        blocks = (step,) if isinstance(step, Block) else (step.first, step.second)
+    if isinstance(step, FusedBlock | FusedBlocks):
+        blocks = (step,) if isinstance(step, FusedBlock) else (step.first, step.second)
         index = project.steps.index(step)
         fused |= {
             "kind": "blocks",
@@ -183,22 +254,26 @@ def _layers(project: Project, step: Step, data: _Data) -> dict[str, Any]:
                 _block(block, offsets, data)
                 for block, offsets in zip(blocks, steps.offsets(step), strict=True)
             ],
-            "scratch": project.arena.scratch[index] // step.output.itemsize,
+            "scratch": project.plan.scratch[index] // step.output.itemsize,
             "scratch_bytes": steps.scratch(step).nbytes,
         }
-    elif isinstance(step.operator, Add):
+    elif isinstance(step.operator, Addition):
         fused |= {
             "kind": "add",
             "addition": _addition(step.operator, data),
             "other": _place(project, step.operator.other),
-            "count": step.output.size,
         }
-    else:
+    elif isinstance(step.operator, GlobalAverage):
         fused |= {"kind": "average", "average": _average(step.operator, data)}
+    elif isinstance(step.operator, Table):
+        fused |= {"kind": "table", "table": _table(step.operator, data)}
+    elif isinstance(step.operator, Pointwise):
+        fused |= {"kind": "pointwise", "function": _function(step.operator, data)}
+    fused |= {"count": step.output.size}
     return fused
 
 
-def _block(block: Block, offsets: Offsets, data: _Data) -> dict[str, Any]:
+def _block(block: FusedBlock, offsets: Offsets, data: _Data) -> dict[str, Any]:
     name = data.name(f"{block.name}_step")
     parts = ("expand", "depthwise", "project")
     made = {
@@ -220,107 +295,86 @@ def _block(block: Block, offsets: Offsets, data: _Data) -> dict[str, Any]:
 
 
 def _convolution(convolution: Convolution, data: _Data) -> dict[str, Any]:
-    name = data.name(convolution.name)
+    name = data.name(convolution.label)
     weights: NDArray[Any]
     constants: NDArray[Any]
     if data.floating:
-        weights, constants = _packed_floats(convolution), _padded(convolution.bias)
+        weights, constants = pack.floats(convolution), pack.biases(convolution.bias)
     else:
-        weights = _packed(convolution, data.layout)
-        constants = requantise.of_convolution(convolution)
+        weights = pack.integers(convolution, data.layout)
+        constants = pack.scales(convolution.requantisation)
     offsets = data.add(name, weights, constants)
     return {
         "name": name,
-        "title": convolution.name,
+        "title": convolution.label,
         "weights": offsets[0],
         "constants": offsets[1],
         "depth": convolution.depth
         if convolution.depthwise
-        else steps.padded_depth(convolution),
+        else pack.padded_depth(convolution),
         "source": convolution.input,
         "output": convolution.output,
         "kernel": convolution.kernel,
         "strides": convolution.strides,
         "pads": convolution.pads,
         "direct": int(steps.direct(convolution)),
-        "low": convolution.low,
-        "high": convolution.high,
-        "limits": convolution.limits,
-        "limited": int(np.isfinite(convolution.limits).any()),
+        **_limits(convolution),
+        "limited": int(convolution.limited),
         "macs": convolution.macs,
     }
 
 
-def _packed(convolution: Convolution, layout: int) -> NDArray[np.int8]:
-    """The weights in the order of int8.h (see NN_LAYOUT there), flat."""
-    weights = convolution.weights
-    if convolution.depthwise:
-        together = 4 if layout == _SMLAD else 8
-        grouped = _by_tap(weights, together)
-        if layout == _SMLAD:
-            return grouped[:, :, [0, 2, 1, 3]].astype("<i2").ravel().view(np.int8)
-        return grouped.ravel()
-    flat = weights.reshape(weights.shape[0], -1)
-    channels, width = (2, 4) if layout == _SMLAD else (4, 16)
-    rows, depth = -flat.shape[0] % channels, -flat.shape[1] % width
-    flat = np.pad(flat, ((0, rows), (0, depth)))
-    # [channel, depth] → [channels together, word or vector, channel, byte].
-    tiled = flat.reshape(-1, channels, flat.shape[1] // width, width)
-    return tiled.transpose(0, 2, 1, 3).ravel()
-
-
-def _packed_floats(convolution: Convolution) -> NDArray[np.float32]:
-    """The weights in the order of float32.h, flat."""
-    weights = convolution.weights
-    if convolution.depthwise:
-        return _by_tap(weights, 4).ravel()
-    flat = weights.reshape(weights.shape[0], -1)
-    flat = np.pad(flat, ((0, -flat.shape[0] % 4), (0, -flat.shape[1] % 4)))
-    # [channel, depth] → [channels together, depth, channel].
-    return flat.reshape(-1, 4, flat.shape[1]).transpose(0, 2, 1).ravel()
-
-
-def _by_tap(weights: NDArray[Any], together: int) -> NDArray[Any]:
-    """Of a depthwise convolution: [channels together, tap, channel]."""
-    flat = weights.reshape(-1, weights.shape[2])
-    flat = np.pad(flat, ((0, 0), (0, -flat.shape[1] % together)))
-    return flat.reshape(flat.shape[0], -1, together).transpose(1, 0, 2)
-
-
-def _padded(bias: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.pad(bias.astype(np.float32), (0, -bias.size % 4))
-
-
-def _average(pool: AveragePool, data: _Data) -> dict[str, Any]:
-    name = data.name(f"{pool.name}_mean")
+def _average(pool: GlobalAverage, data: _Data) -> dict[str, Any]:
+    name = data.name(f"{pool.label}_mean")
     kind: dict[str, Any] = {}
     if not data.floating:
-        constants = requantise.of_average(pool)
+        constants = pack.scales(pool.requantisation)
         _, offset = data.add(name, np.zeros(0, np.int8), constants)
         kind = {"constants": offset}
     return kind | {"name": name, "source": pool.input, "output": pool.output}
 
 
-def _addition(add: Add | None, data: _Data) -> dict[str, Any] | None:
+def _table(table: Table, data: _Data) -> int:
+    """Where in the weights the table begins."""
+    name = data.name(f"{table.label}_table")
+    begin, _ = data.add(name, table.values, np.zeros(0, pack.SCALE))
+    return begin
+
+
+def _function(operator: Pointwise, data: _Data) -> dict[str, str]:
+    """A function of its own in C: its name and what it gives of a float x."""
+    numbers = {name: _c_limit(each) for name, each in operator.parameters.items()}
+    expression = FUNCTIONS[operator.kind].c.format(**numbers)
+    return {"name": data.name(operator.label), "expression": expression}
+
+
+def _addition(add: Addition | None, data: _Data) -> dict[str, Any] | None:
     if add is None:
         return None
-    kind = {} if data.floating else {"constants": requantise.of_addition(add)}
+    kind = {} if data.floating else {"constants": add.requantisation}
     return kind | {
-        "name": data.name(f"{add.name}_sum"),
-        "title": add.name,
-        "low": add.low,
-        "high": add.high,
-        "limits": add.limits,
+        "name": data.name(f"{add.label}_sum"),
+        "title": add.label,
+        **_limits(add),
     }
+
+
+def _limits(operator: Limited) -> dict[str, Any]:
+    """What the output is limited to, real numbers and stored values."""
+    if operator.output.quantisation is None:
+        return {"limits": operator.limits}
+    low, high = operator.stored_limits
+    return {"low": low, "high": high}
 
 
 def _place(project: Project, tensor: Tensor) -> str:
     """A tensor's address in the generated function."""
-    if tensor.name == project.network.output.name:
+    owner = project.arranged.owner(tensor)
+    if owner == project.arranged.owner(project.output):
         return "output"
-    if tensor.name == project.network.input.name:
+    if owner == project.arranged.owner(project.input):
         return "input"
-    return f"base + {project.arena.offset(tensor.name) // tensor.itemsize}"
+    return f"base + {project.plan.offsets[owner] // tensor.itemsize}"
 
 
 def _values(
@@ -328,44 +382,46 @@ def _values(
     layers: Sequence[dict[str, Any]],
     data: _Data,
 ) -> dict[str, Any]:
-    network, arena = project.network, project.arena
+    plan, floating = project.plan, project.floating
     return {
         "name": project.name,
         "version": project.version,
         "cpu": project.cpu,
         "layout": data.layout,
-        "network": network,
-        "arena": arena,
+        "source": project.input,
+        "output": project.output,
+        "arena": plan,
+        "alignment": ALIGNMENT,
         "steps": project.steps,
-        "floating": network.floating,
-        "kind": "float32" if network.floating else "int8",
-        "value": "float" if network.floating else "int8_t",
-        "constant": "float" if network.floating else "nn_scale",
-        "constants_name": "bias" if network.floating else "scales",
-        "input_offset": arena.offset(network.input.name),
+        "floating": floating,
+        "kind": "float32" if floating else "int8",
+        "value": "float" if floating else "int8_t",
+        "constant": "float" if floating else "nn_scale",
+        "constants_name": "bias" if floating else "scales",
+        "input_offset": plan.offsets[project.arranged.owner(project.input)],
         "layers": layers,
+        "libm": _libm(layers),
         "weights_bytes": sum(part.nbytes for part in data.weights),
         "constants_bytes": sum(part.nbytes for part in data.constants),
         "weights": _texts(np.concatenate(data.weights)),
         "constants": _texts(np.concatenate(data.constants)),
         "parts": data.parts,
         "macs": sum(step.macs for step in project.steps),
-        **drawing.geometry(arena, project.steps),
+        **drawing.geometry(plan, len(project.steps)),
     }
 
 
 def _render(template: str, values: dict[str, Any]) -> str:
     environment = templates.of_code(_HERE)
-    environment.filters |= {
+    filters: dict[str, Callable[..., str]] = {
         "comment": _comment,
         "dims": lambda shape: "x".join(map(str, shape)),
         "number": "{:,}".format,
         "c_double": lambda value: repr(float(value)),
         "c_float": _c_float,
-        "c_limit": lambda value: (
-            f"{np.float32(np.clip(value, -_FLOAT_MAX, _FLOAT_MAX))!s}f"
-        ),
+        "c_limit": _c_limit,
     }
+    environment.filters |= filters
     return environment.get_template(template).render(values)
 
 
@@ -373,7 +429,7 @@ def _texts(values: NDArray[Any]) -> list[str]:
     """C constants, exact."""
     if values.dtype == np.float32:
         return [_c_float(value) for value in values.tolist()]
-    if values.dtype == requantise.SCALE:
+    if values.dtype == pack.SCALE:
         return [f"{{{bias}, {_c_float(ratio)}}}" for bias, ratio in values.tolist()]
     return list(map(str, values.tolist()))
 
@@ -384,24 +440,23 @@ def _c_float(value: float) -> str:
     return f"{digits.rstrip('0').rstrip('.')}p{exponent}f"
 
 
+def _libm(layers: Sequence[dict[str, Any]]) -> str:
+    """The functions of the mathematical library that steps call, for a sentence; empty where there are none."""
+    expressions = (
+        each["function"]["expression"] for each in layers if "function" in each
+    )
+    names = sorted(
+        {name for each in expressions for name in re.findall(r"(\w+f)\(", each)}
+    )
+    return f", and of libm {', '.join(names)}" if names else ""
+
+
+def _c_limit(value: float) -> str:
+    """A C constant of type float in decimals, infinity as the largest that there is."""
+    return f"{np.float32(np.clip(value, -_FLOAT_MAX, _FLOAT_MAX))!s}f"
+
+
 def _comment(text: str) -> str:
     """Text that can end neither the comment nor the table cell it stands in."""
     plain = "".join(c if c.isprintable() else " " for c in text)
     return plain.replace("*/", "* /").replace("/*", "/ *").replace("|", "/")
-
-
-def _check_size(operator: Convolution | Add | AveragePool) -> None:
-    shapes = (*operator.input.shape, *operator.output.shape)
-    largest = max(shapes)
-    if isinstance(operator, Convolution):
-        largest = max(largest, steps.padded_depth(operator))
-        rows = max(*operator.kernel, *operator.strides, *operator.pads)
-        if rows > (_LARGEST_KERNEL if operator.depthwise else 127):
-            raise UserError(
-                f"node {operator.name!r}: kernel, stride or padding of {rows}; the C kernels take "
-                f"{_LARGEST_KERNEL} for a depthwise convolution, 127 for others"
-            )
-    if largest > _LARGEST:
-        raise UserError(
-            f"node {operator.name!r}: a size of {largest:,}; the C kernels take up to {_LARGEST:,}"
-        )

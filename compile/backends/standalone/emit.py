@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle.accuracy import TOLERANCE
-from bundle.manifest import MemoryPlan, PlannedBuffer
-from compile.program.memory import Buffer, Plan, plan
+from bundle.manifest import MemoryPlan
+from compile.backends.memory import describe_plan
+from compile.program.planner import Plan, plan
 from compile.program.program import Program
+from compile.program.verifier import verify
 from targets import templates
 from targets.errors import UserError
 from targets.presets import Target
@@ -127,7 +129,7 @@ def emit(
         ("README.md.jinja", "README.md"),
     ):
         (folder / file).write_text(_render(template, values), encoding="utf-8")
-    return _described(layout.plan, program)
+    return describe_plan(layout.plan, program)
 
 
 @dataclass(frozen=True)
@@ -147,37 +149,11 @@ def _lay_out(program: Program) -> _Layout:
             weights += bytes(-len(weights) % _ALIGNMENT)
             places[index] = (True, len(weights))
             weights += tensor.weights
-    lives = _lifetimes(program)
-    owners = list(lives)
-    planned = plan([lives[owner] for owner in owners], _ALIGNMENT)
-    places |= {
-        owner: (False, offset)
-        for owner, offset in zip(owners, planned.offsets, strict=True)
-    }
+    planned = plan(program, _ALIGNMENT)
+    verify(program, planned)
+    places |= {index: (False, offset) for index, offset in planned.offsets.items()}
     places |= {alias: places[program.storage(alias)] for alias in program.aliases}
     return _Layout(places, planned, bytes(weights))
-
-
-def _lifetimes(program: Program) -> dict[int, Buffer]:
-    """Each activation by the tensor that owns its memory; the input lives from step 0, the output to the end."""
-    spans: dict[int, list[int]] = {}
-    for step, call in enumerate(program.calls):
-        for tensor in call.arguments:
-            spans.setdefault(program.storage(tensor), []).append(step)
-    for tensor in program.inputs:
-        spans.setdefault(program.storage(tensor), []).append(0)
-    for tensor in program.outputs:
-        spans.setdefault(program.storage(tensor), []).append(len(program.calls) - 1)
-    return {
-        owner: Buffer(
-            program.tensors[owner].name,
-            program.tensors[owner].nbytes,
-            min(steps),
-            max(steps),
-        )
-        for owner, steps in sorted(spans.items())
-        if program.tensors[owner].weights is None
-    }
 
 
 def _write_sources(folder: Path, values: dict[str, Any], weights: bytes) -> list[Path]:
@@ -263,21 +239,6 @@ def _port(program: Program, layout: _Layout, index: int) -> dict[str, Any]:
         "elements": tensor.nbytes // 4,
         "staging": staging,
     }
-
-
-def _described(planned: Plan, program: Program) -> MemoryPlan:
-    return MemoryPlan(
-        arena_bytes=planned.nbytes,
-        lower_bound=planned.lower_bound,
-        outer_workspace_bytes=program.outer_bytes,
-        inner_workspace_bytes=program.inner_bytes,
-        buffers=tuple(
-            PlannedBuffer(
-                name=b.name, nbytes=b.nbytes, offset=offset, first=b.first, last=b.last
-            )
-            for b, offset in zip(planned.buffers, planned.offsets, strict=True)
-        ),
-    )
 
 
 def _render(template: str, values: dict[str, Any]) -> str:

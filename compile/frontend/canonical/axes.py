@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx
 
@@ -12,7 +14,7 @@ _NOT_IDENTITY_WITHOUT_AXES = ("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceSum
 
 
 def reduction(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
-    """Of axes given as an input the importer takes the first alone, or dies; some ignore noop_with_empty_axes."""
+    """Every axis named, in order: some of TVM's ignore noop_with_empty_axes."""
     attributes = attributes_of(node)
     noop = attributes.pop("noop_with_empty_axes", 0)
     axes = attributes.pop("axes", None)
@@ -25,11 +27,18 @@ def reduction(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     if not axes and noop:
         return [make_node(node, "Identity", node.input[:1], node.output)]
     axes = sorted(axis % rank for axis in axes) if axes else list(range(rank))
-    return [
-        make_node(
-            node, node.op_type, node.input[:1], node.output, axes=axes, **attributes
-        )
-    ]
+    inputs, named = axes_form(node.op_type, axes, graph, node.output[0])
+    inputs = [node.input[0], *inputs]
+    return [make_node(node, node.op_type, inputs, node.output, **named, **attributes)]
+
+
+def axes_form(
+    op_type: str, axes: Sequence[int], graph: Graph, stem: str
+) -> tuple[list[str], dict[str, list[int]]]:
+    """A reduction's axes as its opset has them: an input of their name, or an attribute."""
+    if graph.opset < (13 if op_type == "ReduceSum" else 18):
+        return [], {"axes": list(axes)}
+    return [graph.add_constant(f"{stem}/axes", axes, np.int64)], {}
 
 
 def unsqueeze(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from compile.frontend.canonical.axes import axes_form
 from compile.frontend.canonical.graph import Graph, attributes_of, make_node, text_of
 
 
@@ -62,10 +63,10 @@ def log_softmax(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     return _chain(
         node,
         graph,
-        ("ReduceMax", ["x"], "max", {"axes": axes}),
+        ("ReduceMax", ["x"], "max", axes),
         ("Sub", ["x", "max"], "less"),
         ("Exp", ["less"], "exp"),
-        ("ReduceSum", ["exp"], "sum", {"axes": axes}),
+        ("ReduceSum", ["exp"], "sum", axes),
         ("Log", ["sum"], "log"),
         ("Sub", ["less", "log"], "y"),
     )
@@ -74,10 +75,10 @@ def log_softmax(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
 def _chain(
     node: onnx.NodeProto, graph: Graph, *steps: tuple[Any, ...]
 ) -> list[onnx.NodeProto]:
-    """Nodes in the place of one: each step (operator, inputs, result, attributes); numbers are constants."""
+    """Nodes in the place of one: each step (operator, inputs, result, a reduction's axes); numbers are constants."""
     names = {"x": node.input[0], "y": node.output[0]}
     nodes = []
-    for op_type, inputs, result, *attributes in steps:
+    for op_type, inputs, result, *axes in steps:
         if result != "y":
             names[result] = graph.fresh(f"{node.output[0]}/{result}")
         read = [
@@ -86,8 +87,11 @@ def _chain(
             else graph.add_constant(f"{node.output[0]}/{result}", each, np.float32)
             for each in inputs
         ]
+        given, attributes = (
+            axes_form(op_type, axes[0], graph, names[result]) if axes else ([], {})
+        )
         nodes.append(
-            make_node(node, op_type, read, [names[result]], **(attributes or [{}])[0])
+            make_node(node, op_type, [*read, *given], [names[result]], **attributes)
         )
     return nodes
 

@@ -10,7 +10,7 @@ import onnx
 
 from compile.frontend.canonical import axes, decompositions, inference, resize, windows
 from compile.frontend.canonical.graph import Graph, Rule
-from compile.frontend.fold import fold, with_nodes
+from compile.frontend.fold import fold, infer, with_nodes
 
 _RULES: dict[str, Rule] = {
     "AveragePool": windows.pool,
@@ -50,15 +50,14 @@ _RULES: dict[str, Rule] = {
 }
 
 
-def for_relay(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The same function in ONNX forms that TVM's importer reads rightly.
+def canonical(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same function in the one form of each operator that the compiler knows, and TVM's importer reads rightly.
 
     Args:
         proto: a static model (every shape known or inferable), one opset of ai.onnx.
 
     Returns:
-        A new model, folded and shape-inferred; not always valid ONNX (reduction axes are
-        attributes whatever the opset): it is for the importer alone.
+        A new model, folded and shape-inferred.
 
     Raises:
         UserError: a form that has no right rewrite, named with its node.
@@ -66,7 +65,7 @@ def for_relay(proto: onnx.ModelProto) -> onnx.ModelProto:
     folded = fold(proto)
     graph = Graph(folded)
     nodes = [new for node in folded.graph.node for new in _rewritten(node, graph)]
-    return with_nodes(folded, nodes, graph.constants)
+    return infer(with_nodes(folded, nodes, graph.constants))
 
 
 def _rewritten(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:

@@ -1,4 +1,4 @@
-"""Integer operators (compile.ir.graph) as calls of kernels.h: sizes as constants, parameters as the kernels read them."""
+"""Integer operators as calls of kernels.h: sizes as constants, parameters as the kernels read them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from compile.ir.evaluate import addition, biases, ratios
-from compile.ir.graph import Add, AveragePool, Convolution, Operator, Tensor
+from compile.ir.graph import Operator
+from compile.ir.operators import Addition, Convolution, GlobalAverage, Limited, Quantise
+from compile.ir.requantise import Requantisation
 
 Bytes = NDArray[np.int8]
 
@@ -53,8 +54,8 @@ class Kernel:
         return min(self.units, _CORES)
 
 
-def kernel(operator: Operator, dot: bool) -> Kernel:
-    """One operator.
+def kernel(operator: Operator, dot: bool) -> Kernel | None:
+    """One operator on int8, channels last; None where there is no kernel for it.
 
     Args:
         dot: for a CPU with SDOT.
@@ -62,19 +63,26 @@ def kernel(operator: Operator, dot: bool) -> Kernel:
     Raises:
         UserError: a sum does not fit 32 bits.
     """
-    if isinstance(operator, Add):
+    if isinstance(operator, Quantise):
+        return _quantise(operator)
+    if operator.output.quantisation is None:
+        return None
+    if isinstance(operator, Addition):
         return _addition(operator, dot)
-    if isinstance(operator, AveragePool):
+    if isinstance(operator, GlobalAverage):
         return _average(operator)
-    if operator.depthwise:
-        return _depthwise(operator, dot)
-    return _convolution(operator, dot)
+    if isinstance(operator, Convolution) and operator.dilations == (1, 1):
+        if operator.depthwise:
+            return _depthwise(operator, dot)
+        if operator.group == 1:
+            return _convolution(operator, dot)
+    return None
 
 
-def quantise(image: Tensor) -> Kernel:
-    """The network's input, from float32 [channels, height, width]."""
-    height, width, channels = image.shape
-    scale = np.float32(image.quantisation.scale)
+def _quantise(operator: Quantise) -> Kernel:
+    """From float32 [channels, height, width]."""
+    height, width, channels = operator.output.image
+    scale = np.float32(operator.output.scale)
     reciprocal = np.float32(1) / scale
     # Of a mantissa of ones alone the rounded reciprocal may not do; of a scale that is next to nothing neither.
     mantissa = int(scale.view(np.int32)) & 0x7FFFFF
@@ -86,50 +94,51 @@ def quantise(image: Tensor) -> Kernel:
         "reciprocal": int(safe),
     }
     values = [float(scale), float(reciprocal), float(scale) * _MOST_STEPS]
-    head = _head(image.quantisation.zero, ratios=values)
+    head = _head(operator.output.zero, ratios=values)
     return Kernel("quantise", _call("quantise", "Quantisation", sizes), height, head)
 
 
-def _addition(operator: Add, dot: bool) -> Kernel:
-    a, b, fixed = addition(operator)
+def _addition(operator: Addition, dot: bool) -> Kernel:
+    a, b, fixed, offset = operator.requantisation
     size = operator.output.nbytes
     largest = 255 * (abs(float(a)) + abs(float(b))) + abs(float(fixed))
     sizes = {
         "size": size,
-        "a_offset": operator.input.quantisation.offset,
-        "b_offset": operator.other.quantisation.offset,
-        "output_offset": operator.output.quantisation.offset,
+        "a_offset": offset,
+        "b_offset": offset,
+        "output_offset": offset,
         "magic": int(dot and largest + 1 < _MAGIC_STEPS),
         "clamped": int(_clamped(operator)),
     }
-    zero = operator.output.quantisation.zero
     head = _head(
-        zero, operator.low, operator.high, ratios=[float(a), float(b), float(fixed)]
+        operator.output.zero,
+        *operator.stored_limits,
+        ratios=[float(a), float(b), float(fixed)],
     )
     call = _call("addition", "Addition", sizes, "a, b")
     return Kernel("addition", call, -(-size // 16), head)
 
 
-def _average(operator: AveragePool) -> Kernel:
-    height, width, channels = operator.input.shape
-    sizes = {"pixels": height * width, "channels": channels}
+def _average(operator: GlobalAverage) -> Kernel:
+    channels = operator.input.image[2]
     head = _head(
-        operator.output.quantisation.zero,
-        input_zero=operator.input.quantisation.zero,
-        ratios=[float(ratios(operator)[0])],
+        operator.output.zero,
+        input_zero=operator.input.zero,
+        ratios=operator.requantisation.ratio.tolist(),
     )
+    sizes = {"pixels": operator.pixels, "channels": channels}
     call = _call("average", "Average", sizes)
     return Kernel("average", call, -(-channels // _LANES), head)
 
 
 def _convolution(operator: Convolution, dot: bool) -> Kernel:
-    bias, magic = _biases(operator, dot)
-    outputs = operator.output.shape[2]
+    scales, magic = _sums(operator, dot)
+    outputs = operator.output.image[2]
     taps = operator.depth
     depth = _whole(taps)
     matrix = np.zeros((_whole(outputs), depth), np.int8)
     matrix[:outputs, :taps] = operator.weights.reshape(outputs, taps)
-    pixels = prod(operator.output.shape[:2])
+    pixels = prod(operator.output.image[:2])
     rows = min(
         _ROWS_DOT if dot else _ROWS, key=lambda rows: (-(-pixels // rows)) * (rows + 1)
     )
@@ -156,7 +165,7 @@ def _convolution(operator: Convolution, dot: bool) -> Kernel:
     for block in range(blocks):
         own = slice(_LANES * block, _LANES * (block + 1))
         packed += [
-            *_scales(operator, bias, own, _LANES),
+            *_scales(scales, own, _LANES),
             _interleaved(matrix[own], dot),
         ]
     return Kernel(
@@ -179,14 +188,14 @@ def _interleaved(block: Bytes, dot: bool) -> Bytes:
 
 
 def _depthwise(operator: Convolution, dot: bool) -> Kernel:
-    bias, magic = _biases(operator, dot)
-    channels = operator.output.shape[2]
+    scales, magic = _sums(operator, dot)
+    channels = operator.output.image[2]
     taps = prod(operator.kernel)
     (height, width), (_, across) = operator.kernel, operator.strides
     # Two steps: whole rows of few channels, or parts of rows where even 16 channels are too many.
-    row = (operator.output.shape[1] - 1) * across + width
+    columns = operator.output.image[1]
+    row = (columns - 1) * across + width
     slab = max(16, _BAND_BYTES // (height * row) // 16 * 16)
-    columns = operator.output.shape[1]
     if height * row * slab > 2 * _BAND_BYTES:
         columns = max(1, (_BAND_BYTES // (16 * height) - width) // across + 1)
     dots = dot and operator.kernel == (3, 3) and across <= 2
@@ -206,12 +215,12 @@ def _depthwise(operator: Convolution, dot: bool) -> Kernel:
         lanes = 16 if channels - at >= 16 and not dots else 8
         own = slice(at, at + lanes)
         block = _columns(weights[:, own]) if dots else weights[:, own].ravel()
-        packed += [*_scales(operator, bias, own, lanes), block]
+        packed += [*_scales(scales, own, lanes), block]
         at += lanes
     return Kernel(
         "depthwise",
         _call("depthwise", "Depthwise", sizes),
-        operator.output.shape[0],
+        operator.output.image[0],
         np.concatenate(packed),
         operator.macs,
     )
@@ -225,8 +234,8 @@ def _columns(weights: Bytes) -> Bytes:
 
 
 def _geometry(operator: Convolution) -> dict[str, int]:
-    height, width, channels = operator.input.shape
-    output_height, output_width, _ = operator.output.shape
+    height, width, channels = operator.input.image
+    output_height, output_width, _ = operator.output.image
     return {
         "height": height,
         "width": width,
@@ -259,8 +268,8 @@ def _has_least(operator: Convolution) -> bool:
     return bool((operator.weights == -128).any())
 
 
-def _clamped(operator: Convolution | Add) -> bool:
-    return (operator.low, operator.high) != (-128, 127)
+def _clamped(operator: Limited) -> bool:
+    return operator.stored_limits != operator.output.limits
 
 
 def _head(
@@ -277,27 +286,25 @@ def _head(
 
 
 def _head_of(operator: Convolution) -> Bytes:
-    return _head(
-        operator.output.quantisation.zero,
-        operator.low,
-        operator.high,
-        operator.input.quantisation.zero,
-    )
+    low, high = operator.stored_limits
+    return _head(operator.output.zero, low, high, operator.input.zero)
 
 
-def _scales(
-    operator: Convolution, bias: NDArray[np.int64], own: slice, lanes: int
-) -> list[Bytes]:
+def _scales(scales: Requantisation, own: slice, lanes: int) -> list[Bytes]:
     packed = np.zeros(lanes, np.int32)
     ratio = np.zeros(lanes, np.float32)
-    packed[: bias[own].size] = bias[own]
-    ratio[: bias[own].size] = ratios(operator)[own]
+    packed[: scales.bias[own].size] = scales.bias[own]
+    ratio[: scales.bias[own].size] = scales.ratio[own]
     return [packed.view(np.int8), ratio.view(np.int8)]
 
 
-def _biases(operator: Convolution, dot: bool) -> tuple[NDArray[np.int64], bool]:
-    """The biases with the input's zero point in them, and whether `scaled` may take its short way."""
-    bias, largest = biases(operator)
-    steps = largest * ratios(operator).astype(np.float64)
-    magic = dot and largest.max() < _MAGIC_SUMS and steps.max() + 1 < _MAGIC_STEPS
-    return (bias + _MAGIC if magic else bias), bool(magic)
+def _sums(operator: Convolution, dot: bool) -> tuple[Requantisation, bool]:
+    """What turns sums into output values, and whether `scaled` may take its short way."""
+    scales = operator.requantisation
+    steps = scales.largest * scales.ratio.astype(np.float64)
+    magic = (
+        dot and scales.largest.max() < _MAGIC_SUMS and steps.max() + 1 < _MAGIC_STEPS
+    )
+    if magic:
+        scales = scales._replace(bias=scales.bias + _MAGIC)
+    return scales, bool(magic)

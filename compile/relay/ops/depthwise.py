@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from compile.ir.graph import Convolution
+from compile.ir.operators import Convolution
 from compile.relay.ops import registration
 from compile.relay.ops.dot_product import add_products
 from targets import engine
@@ -39,18 +39,18 @@ def serves(target: Any, kernel: tuple[int, int], channels: int) -> bool:
     )
 
 
-def depthwise(data: Any, operator: Convolution, zero: int) -> Any:
-    """int32 sums of uint8 NCHW, around it ``zero``."""
+def depthwise(data: Any, operator: Convolution) -> Any:
+    """int32 sums of uint8 NCHW, around it the zero point."""
     height, width, channels = operator.weights.shape
     blocks = operator.weights.reshape(height, width, channels // _LANES, _LANES)
     packed = np.zeros((channels // _LANES, height, _LANES, _TAPS), np.int8)
     packed[..., :width] = blocks.transpose(2, 0, 3, 1)
-    rows, columns, _ = operator.output.shape
+    rows, columns, _ = operator.output.image
     attributes = tvm.ir.make_node(
         "DictAttrs",
         strides=operator.strides,
         pads=operator.pads,
-        zero=zero,
+        zero=operator.input.zero,
         rows=rows,
         columns=columns,
         macs=operator.macs,
@@ -183,6 +183,7 @@ _operator = registration.register(
     ("data", "kernel"),
     _relation,
     relay.op.OpPattern.OUT_ELEMWISE_FUSABLE,
+    macs=lambda call: int(call.attrs["macs"]),
 )
 _operator.set_attr("FInferCorrectLayout", _layouts)
 registration.use(_operator, _compute, _schedule)

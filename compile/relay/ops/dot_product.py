@@ -32,7 +32,7 @@ _INSTRUCTIONS = {
 _PIXELS = {32: 5, 64: 24}
 
 
-def mend() -> None:
+def patch_topi() -> None:
     """Make TOPI choose and write its int8 schedules so, from now on in this process."""
     conv2d_alter_op.is_int8_hw_support = _is_exact
     topi.x86.is_int8_hw_support = _is_exact

@@ -13,8 +13,6 @@ tvm = engine.compiler()
 from tvm import relay, te, tir
 
 _PREFIX = "netship.int8_"
-OPERATORS = frozenset(_PREFIX + kind for kind in KINDS)
-CONVOLUTIONS = frozenset(_PREFIX + kind for kind in ("convolution", "depthwise"))
 
 
 def call(
@@ -70,5 +68,7 @@ for _kind in KINDS:
         (*(("a", "b") if _kind == "addition" else ("data",)), "parameters"),
         _relation,
         relay.op.OpPattern.OPAQUE,
+        macs=lambda call: int(call.attrs["macs"]),
+        symbol=lambda call: str(call.attrs["symbol"]),
     )
     registration.use(_operator, _compute, _schedule)

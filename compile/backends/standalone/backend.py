@@ -1,0 +1,88 @@
+"""The format ``standalone``: a C library that needs no TVM."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bundle.manifest import MemoryPlan
+from compile.backends.backend import Built, Job
+from compile.backends.bundle import BundleBackend, build_in_engine
+from compile.backends.engine import EngineJob
+from compile.backends.request import BuildRequest, Format
+from compile.backends.standalone.emit import (
+    SelfTest,
+    Standalone,
+    emit,
+    self_test_input,
+)
+from compile.backends.verify import Verification, verify_here_or_emulated
+from records.lookup import RecordLog
+from targets.progress import Progress
+
+if TYPE_CHECKING:
+    from compile.relay.convert import Converted
+    from compile.relay.lower import Lowered
+
+
+class StandaloneBackend(BundleBackend):
+    """See compile.backends.backend.Backend."""
+
+    format: Format = "standalone"
+
+    def name(self, wanted: str) -> str:
+        return wanted
+
+    def library(self, name: str) -> str:
+        return f"lib{name}.so"
+
+    def build(self, job: Job, logs: Sequence[RecordLog], progress: Progress) -> Built:
+        low, high = job.pixels
+        outputs = job.answer(self_test_input(low, high, job.model.input.shape))
+        wanted = Standalone(
+            name=job.name,
+            model=job.model.identity.name,
+            version=f"{job.version}, by Apache TVM 0.19",
+            self_test=SelfTest(low, high, tuple(outputs[0].ravel().tolist())),
+        )
+        library = self.library(job.name)
+        return build_in_engine(
+            job, library, logs, progress, partial(link, wanted), symbols=job.name
+        )
+
+    def verify(
+        self, folder: Path, request: BuildRequest, progress: Progress
+    ) -> Verification | str:
+        return verify_here_or_emulated(
+            folder, request.target, progress, needs_system=False
+        )
+
+
+def link(
+    wanted: Standalone, lowered: Lowered, network: Converted, job: EngineJob
+) -> MemoryPlan:
+    """Write the network as C, and link it with its kernels and weights."""
+    from compile.program.program import read_program
+    from compile.relay.describe import workspaces
+
+    factory = lowered.factory
+    program = read_program(
+        factory.get_graph_json(),
+        factory.get_params(),
+        lowered.description.groups,
+        workspaces(factory),
+    )
+    # The outer module only registers the kernels with TVM's C runtime; they are inside.
+    with tempfile.TemporaryDirectory() as scratch:
+        kernels = []
+        for number, inner in enumerate(factory.get_lib().imported_modules):
+            kernels.append(Path(scratch) / f"kernels{number}.o")
+            inner.save(str(kernels[-1]))
+        if network.source is not None:
+            kernels.append(Path(scratch) / "native.o")
+            network.source.compile(kernels[-1])
+        folder = job.library.parent
+        return emit(folder, wanted, program, kernels, job.target, job.dump)

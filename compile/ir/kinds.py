@@ -1,0 +1,37 @@
+"""Which class an operator of each kind is of; of kinds that are not here it is ONNX's own in everything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from compile.ir import operators
+from compile.ir.graph import Operator, Tensor
+from compile.ir.pointwise import FUNCTIONS, Pointwise
+
+KINDS: dict[str, type[Operator]] = {
+    "Conv": operators.Convolution,
+    "Gemm": operators.Dense,
+    "Add": operators.Addition,
+    "GlobalAveragePool": operators.GlobalAverage,
+    "QuantizeLinear": operators.Quantise,
+    "DequantizeLinear": operators.Dequantise,
+    "Transpose": operators.Transpose,
+    "Identity": operators.Identity,
+    "table": operators.Table,
+    "channels": operators.FirstChannels,
+    **dict.fromkeys(["Flatten", "Reshape", "Squeeze", "Unsqueeze"], operators.View),
+    **dict.fromkeys(FUNCTIONS, Pointwise),
+}
+
+
+def make(
+    kind: str,
+    name: str,
+    inputs: Sequence[Tensor | None],
+    outputs: Sequence[Tensor],
+    attributes: Mapping[str, Any] | None = None,
+) -> Operator:
+    """An operator, of its kind's class."""
+    cls = KINDS.get(kind, Operator)
+    return cls(kind, name, tuple(inputs), tuple(outputs), attributes or {})

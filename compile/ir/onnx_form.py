@@ -1,0 +1,117 @@
+"""The operator graph read from ONNX and written as ONNX again: for TVM's importer, and for other runtimes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from compile.frontend.canonical.rules import canonical
+from compile.frontend.fold import opset, values
+from compile.ir.graph import Graph, Operator, Tensor
+from compile.ir.kinds import make
+from compile.ir.operators import Dequantise, Quantise
+
+
+def read(proto: onnx.ModelProto) -> Graph:
+    """The operator graph of a model that passed the gate, each operator in the one form that the compiler knows.
+
+    Raises:
+        UserError: a form that has no equal among those; the node is named.
+    """
+    clean = canonical(proto)
+    known = values(clean.graph)
+    tensors = {each.name: _constant(each) for each in clean.graph.initializer}
+
+    def tensor(name: str) -> Tensor:
+        if name not in tensors:
+            dtype, shape = known[name]
+            sizes = tuple(size or 0 for size in shape or ())
+            tensors[name] = Tensor(name, sizes, _dtype_name(dtype))
+        return tensors[name]
+
+    return Graph(
+        inputs=tuple(tensor(each.name) for each in clean.graph.input),
+        outputs=tuple(tensor(each.name) for each in clean.graph.output),
+        operators=tuple(
+            make(
+                node.op_type,
+                node.name,
+                [tensor(name) if name else None for name in node.input],
+                [tensor(name) for name in node.output if name],
+                {a.name: helper.get_attribute_value(a) for a in node.attribute},
+            )
+            for node in clean.graph.node
+        ),
+        opset=opset(clean),
+    )
+
+
+def write(graph: Graph, name: str = "graph") -> onnx.ModelProto:
+    """The graph in ONNX; of operators that ONNX has."""
+    written = [_with_scales(each) for each in graph.operators]
+    constants = {
+        each.name: numpy_helper.from_array(each.value, each.name)
+        for operator in written
+        for each in operator.inputs
+        if each is not None and each.value is not None
+    }
+    made = helper.make_graph(
+        [
+            helper.make_node(
+                each.kind,
+                [tensor.name if tensor else "" for tensor in each.inputs],
+                [tensor.name for tensor in each.outputs],
+                name=each.name,
+                **each.attributes,
+            )
+            for each in written
+        ],
+        name,
+        [_value_info(each) for each in graph.inputs],
+        [_value_info(each) for each in graph.outputs],
+        list(constants.values()),
+        value_info=[
+            _value_info(tensor)
+            for operator in written
+            for tensor in operator.outputs
+            if tensor not in graph.outputs
+        ],
+    )
+    return helper.make_model(
+        made, opset_imports=[helper.make_opsetid("", graph.opset)], ir_version=8
+    )
+
+
+def _with_scales(operator: Operator) -> Operator:
+    """Scale and zero point as ONNX has them: inputs, where here they are the tensor's own."""
+    if not isinstance(operator, Quantise | Dequantise):
+        return operator
+    quantised = operator.output if isinstance(operator, Quantise) else operator.input
+    if quantised.quantisation is None:
+        return operator
+    scale, zero = (
+        Tensor(f"{operator.output.name}/{what}", (), value.dtype.name, value=value)
+        for what, value in (
+            ("scale", np.array(quantised.scale, np.float32)),
+            ("zero", np.array(quantised.zero, quantised.dtype)),
+        )
+    )
+    return replace(operator, inputs=(operator.input, scale, zero))
+
+
+def _constant(proto: onnx.TensorProto) -> Tensor:
+    dtype = _dtype_name(proto.data_type)
+    value = numpy_helper.to_array(proto)
+    return Tensor(proto.name, tuple(proto.dims), dtype, value=value)
+
+
+def _dtype_name(dtype: int) -> str:
+    return helper.tensor_dtype_to_np_dtype(dtype).name
+
+
+def _value_info(tensor: Tensor) -> onnx.ValueInfoProto:
+    dtype = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+    return helper.make_tensor_value_info(tensor.name, dtype, tensor.shape)

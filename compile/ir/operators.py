@@ -1,0 +1,359 @@
+"""What each kind of operator is: the shape of its output and the numbers that it must give, in numpy.
+
+An operator that has no class here is ONNX's own in both: its shape by ONNX's inference, its numbers by ONNX's reference
+evaluator, its code by TVM. compile/ir/kinds.py has the whole table.
+
+Of integers the reference is ONNX Runtime as it runs by default, bit by bit (compile/ir/requantise.py): without its graph
+optimisations it adds and pools in float32, and differs from itself.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compile.ir import requantise
+from compile.ir.graph import NHWC, Array, Operator, Tensor
+
+
+class Known(Operator):
+    """An operator whose shape rule and numbers stand here."""
+
+    def shape(self) -> tuple[int, ...]:
+        """Of the output; from the inputs."""
+        raise NotImplementedError
+
+    def evaluate(self, *values: Array) -> Array:
+        """The output, of the stored values of the inputs that are there; float32 sums are exact within their rounding."""
+        raise NotImplementedError
+
+
+class Limited(Known):
+    """What a ReLU or Clip behind the operator does is part of it: the attribute ``limits``, two real numbers."""
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        low, high = self.attributes.get("limits", (-np.inf, np.inf))
+        return float(low), float(high)
+
+    @property
+    def limited(self) -> bool:
+        return bool(np.isfinite(self.limits).any())
+
+    @property
+    def stored_limits(self) -> tuple[int, int]:
+        """The lowest and the highest stored value of a quantised output."""
+        low, high = (
+            int(
+                np.clip(
+                    self.output.zero + round(real / self.output.scale),
+                    *self.output.limits,
+                )
+            )
+            if np.isfinite(real)
+            else default
+            for real, default in zip(self.limits, self.output.limits, strict=True)
+        )
+        return low, high
+
+
+class Convolution(Limited):
+    """A convolution over two axes of one image; weights as ONNX orders them."""
+
+    @property
+    def group(self) -> int:
+        return int(self.attributes.get("group", 1))
+
+    @property
+    def depthwise(self) -> bool:
+        """Each channel for itself."""
+        outputs, per_group = self._weights.shape[:2]
+        return bool(per_group == 1 and outputs == self.group > 1)
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        height, width = self._weights.shape[2:]
+        return height, width
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        down, across = self.attributes.get("strides") or (1, 1)
+        return down, across
+
+    @property
+    def dilations(self) -> tuple[int, int]:
+        down, across = self.attributes.get("dilations") or (1, 1)
+        return down, across
+
+    @property
+    def pads(self) -> tuple[int, int, int, int]:
+        """Rows above, columns left, rows below, columns right."""
+        top, left, bottom, right = self.attributes.get("pads") or (0, 0, 0, 0)
+        return top, left, bottom, right
+
+    @property
+    def _weights(self) -> Array:
+        weights = self.constant(1)
+        assert weights is not None
+        return weights
+
+    @property
+    def weights(self) -> Array:
+        """[out, kernel height, kernel width, in]; [kernel height, kernel width, channels] where ``depthwise``."""
+        if self.depthwise:
+            return self._weights[:, 0].transpose(1, 2, 0)
+        return self._weights.transpose(0, 2, 3, 1)
+
+    @property
+    def bias(self) -> Array:
+        """[out], zeros where there is none; of int8 in units of input scale × weight scale."""
+        bias = self.constant(2)
+        if bias is None:
+            bias = np.zeros(self._weights.shape[0], self._weights.dtype)
+        return bias.astype(np.int64) if self.output.quantisation else bias
+
+    @property
+    def depth(self) -> int:
+        """Products that one output sums."""
+        return prod(self._weights.shape[1:])
+
+    @property
+    def macs(self) -> int:
+        return self.output.size * self.depth
+
+    @property
+    def pointwise(self) -> bool:
+        return (
+            self.group == 1
+            and self.kernel == self.strides == (1, 1)
+            and not any(self.pads)
+        )
+
+    @property
+    def requantisation(self) -> requantise.Requantisation:
+        """What turns sums of int8 products into the output's stored values."""
+        weights = self.inputs[1]
+        assert weights is not None and weights.quantisation is not None
+        flat = self._weights.reshape(self._weights.shape[0], -1).astype(np.int64)
+        scales = np.broadcast_to(np.array(weights.quantisation.scale), flat.shape[:1])
+        return requantise.of_sums(self, flat, self.bias, scales)
+
+    def shape(self) -> tuple[int, ...]:
+        size = (
+            (whole + before + after - (kernel - 1) * dilation - 1) // stride + 1
+            for whole, before, after, kernel, dilation, stride in zip(
+                self.input.shape[2:],
+                self.pads[:2],
+                self.pads[2:],
+                self.kernel,
+                self.dilations,
+                self.strides,
+                strict=True,
+            )
+        )
+        return self.input.shape[0], self._weights.shape[0], *size
+
+    def evaluate(self, *values: Array) -> Array:
+        if self.output.quantisation:
+            # Sums stay below 2³¹: double precision is exact, and BLAS is fast.
+            sums = self._sums(values[0].astype(np.float64) - self.input.zero)
+            whole = sums.astype(np.int64) + self.bias.reshape(-1, 1, 1)
+            ratio = self.requantisation.ratio.reshape(-1, 1, 1)
+            return requantise.requantise(whole, ratio, self.output, self.stored_limits)
+        sums = self._sums(values[0].astype(np.float64)) + self.bias.reshape(-1, 1, 1)
+        return np.asarray(np.clip(sums, *self.limits))
+
+    def _sums(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        top, left, bottom, right = self.pads
+        padded = np.pad(x[0], ((0, 0), (top, bottom), (left, right)))
+        padded = padded.reshape(self.group, -1, *padded.shape[1:])
+        _, outputs, height, width = self.shape()
+        weights = self._weights.astype(np.float64)
+        weights = weights.reshape(self.group, -1, *weights.shape[1:])
+        sums = np.zeros((self.group, outputs // self.group, height * width))
+        for ky, kx in np.ndindex(self.kernel):
+            rows, columns = (
+                slice(k * dilation, k * dilation + (count - 1) * stride + 1, stride)
+                for k, dilation, count, stride in zip(
+                    (ky, kx), self.dilations, (height, width), self.strides, strict=True
+                )
+            )
+            seen = padded[:, :, rows, columns].reshape(*padded.shape[:2], -1)
+            sums += weights[..., ky, kx] @ seen
+        return sums.reshape(1, outputs, height, width)
+
+
+class Dense(Limited):
+    """A fully connected layer over one row: y = x · weightsᵀ + bias."""
+
+    @property
+    def weights(self) -> Array:
+        """[out, in]."""
+        weights = self.constant(1)
+        assert weights is not None
+        return weights if self.attributes.get("transB", 0) else weights.T
+
+    @property
+    def macs(self) -> int:
+        return self.output.size * self.input.shape[-1]
+
+    def shape(self) -> tuple[int, ...]:
+        return self.input.shape[0], self.output.shape[-1]
+
+    def evaluate(self, *values: Array) -> Array:
+        x, weights, *bias = (each.astype(np.float64) for each in values)
+        x = x.T if self.attributes.get("transA", 0) else x
+        weights = weights.T if self.attributes.get("transB", 0) else weights
+        sums = self.attributes.get("alpha", 1.0) * (x @ weights)
+        for each in bias:
+            sums = sums + self.attributes.get("beta", 1.0) * each
+        return np.asarray(np.clip(sums, *self.limits))
+
+
+class Addition(Limited):
+    """A sum of two tensors; of int8 both of the output's shape."""
+
+    @property
+    def other(self) -> Tensor:
+        assert self.inputs[1] is not None
+        return self.inputs[1]
+
+    @property
+    def requantisation(self) -> requantise.Addition:
+        offset = int(self.attributes.get("offset", 0))
+        return requantise.of_addition(self.input, self.other, self.output, offset)
+
+    def shape(self) -> tuple[int, ...]:
+        return np.broadcast_shapes(self.input.shape, self.other.shape)
+
+    def evaluate(self, *values: Array) -> Array:
+        first, second = values
+        if not self.output.quantisation:
+            return np.asarray(np.clip(first + second, *self.limits))
+        a, b, fixed, offset = self.requantisation
+        sums = requantise.multiply_add(second.astype(np.int64) + offset, b, fixed)
+        sums = requantise.multiply_add(first.astype(np.int64) + offset, a, sums)
+        steps = np.rint(sums).astype(np.int64) - offset
+        return np.asarray(np.clip(steps, *self.stored_limits))
+
+
+class GlobalAverage(Known):
+    """The mean over height and width."""
+
+    @property
+    def pixels(self) -> int:
+        return prod(self.input.shape[2:])
+
+    @property
+    def requantisation(self) -> requantise.Requantisation:
+        return requantise.of_mean(self, self.pixels)
+
+    def shape(self) -> tuple[int, ...]:
+        return *self.input.shape[:2], *(1 for _ in self.input.shape[2:])
+
+    def evaluate(self, *values: Array) -> Array:
+        axes = tuple(range(2, len(self.input.shape)))
+        if not self.output.quantisation:
+            return np.asarray(
+                values[0].mean(axis=axes, keepdims=True, dtype=np.float64)
+            )
+        begin, ratio, _ = self.requantisation
+        sums = values[0].astype(np.int64).sum(axis=axes, keepdims=True) + begin
+        return requantise.requantise(sums, ratio, self.output, self.output.limits)
+
+
+class Quantise(Known):
+    """float32 to the stored values of the output's type."""
+
+    def shape(self) -> tuple[int, ...]:
+        return self.input.shape
+
+    def evaluate(self, *values: Array) -> Array:
+        low, high = (limit - self.output.zero for limit in self.output.limits)
+        # A division: the product with the reciprocal rounds to other steps.
+        steps = np.rint(values[0] / np.float32(self.output.scale))
+        return np.asarray(np.clip(steps, low, high) + self.output.zero)
+
+
+class Dequantise(Known):
+    """Stored values to float32."""
+
+    def shape(self) -> tuple[int, ...]:
+        return self.input.shape
+
+    def evaluate(self, *values: Array) -> Array:
+        steps = values[0].astype(np.int64) - self.input.zero
+        return steps.astype(np.float32) * np.float32(self.input.scale)
+
+
+class View(Known):
+    """The same values in another shape, in the order of their axes; an image's as in `NHWC` where ``order`` is that."""
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the output's memory is the input's as it lies."""
+        if self.attributes.get("order") == NHWC:
+            return self.input.layout == NHWC
+        return self.input.in_order and self.output.in_order
+
+    def shape(self) -> tuple[int, ...]:
+        return self.output.shape if self.input.size == self.output.size else ()
+
+    def evaluate(self, *values: Array) -> Array:
+        whole = values[0]
+        if self.attributes.get("order") == NHWC:
+            whole = whole.transpose(0, 2, 3, 1)
+        return whole.reshape(self.output.shape)
+
+
+class Table(Known):
+    """Another stored value for each: the second input has them, of the lowest first."""
+
+    @property
+    def values(self) -> Array:
+        values = self.constant(1)
+        assert values is not None
+        return values
+
+    def shape(self) -> tuple[int, ...]:
+        return self.input.shape
+
+    def evaluate(self, *values: Array) -> Array:
+        return self.values[values[0].astype(np.int64) - self.input.limits[0]]
+
+
+class FirstChannels(Known):
+    """The first of the input's channels."""
+
+    def shape(self) -> tuple[int, ...]:
+        return self.input.shape[0], self.output.shape[1], *self.input.shape[2:]
+
+    def evaluate(self, *values: Array) -> Array:
+        return values[0][:, : self.output.shape[1]]
+
+
+class Identity(Known):
+    """The same tensor by another name."""
+
+    def shape(self) -> tuple[int, ...]:
+        return self.input.shape
+
+    def evaluate(self, *values: Array) -> Array:
+        return values[0]
+
+
+class Transpose(Known):
+    """The same values with their axes in another order."""
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        backwards = range(len(self.input.shape))[::-1]
+        return tuple(self.attributes.get("perm") or backwards)
+
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.input.shape[axis] for axis in self.order)
+
+    def evaluate(self, *values: Array) -> Array:
+        return values[0].transpose(self.order)

@@ -1,0 +1,94 @@
+"""What int8 loses against float32, and in which layer most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from bundle.accuracy import INT8_COSINE
+from compile.frontend.model import Model
+from compile.frontend.names import node_label
+from compile.frontend.reference import Reference
+from compile.quantize.calibrate import Calibrated, cosine_of
+from targets.onnx_runtime import Session
+
+Array = NDArray[np.float32]
+
+# How ONNX Runtime's quantiser names what it dequantises.
+_DEQUANTISED = "_DequantizeLinear_Output"
+
+
+def compare(
+    model: Model, calibrated: Calibrated, images: Sequence[Array]
+) -> dict[str, Any]:
+    """int8 against float32 on the calibration images."""
+    floating, ours = Reference(model), Reference(calibrated.model)
+    answers = [(ours.run(x)[0].ravel(), floating.run(x)[0].ravel()) for x in images]
+    same = sum(int(a.argmax()) == int(b.argmax()) for a, b in answers)
+    cosine = min(cosine_of(a, b) for a, b in answers)
+    return {
+        "cosine": round(cosine, 6),
+        "top1_agreement": same / len(images),
+        "images": len(images),
+        "cosine_by_method": calibrated.cosines,
+    }
+
+
+def verdict(
+    measured: dict[str, Any], calibrated: Calibrated, images: Sequence[Array]
+) -> str:
+    """What int8 loses, and where most, if it is too much; else empty."""
+    same, cosine = (
+        round(measured["top1_agreement"] * len(images)),
+        measured["cosine"],
+    )
+    if cosine >= INT8_COSINE and len(images) - same <= max(1, len(images) // 16):
+        return ""
+    layer, decibels = worst_layer(calibrated, images[0])
+    return (
+        f"int8 loses too much: top-1 as float32's on {same} of {len(images)} images, cosine {cosine:.4f} (at "
+        f"least {INT8_COSINE}); most at {layer} (signal to noise {decibels:.1f} dB)"
+    )
+
+
+def worst_layer(calibrated: Calibrated, image: Array) -> tuple[str, float]:
+    """The layer at which the signal to quantisation noise falls most, and the ratio after it in dB."""
+    quantised = calibrated.model.proto
+    makers = {
+        name: node for node in calibrated.folded.graph.node for name in node.output
+    }
+    dequantised = {
+        node.output[0]: node.output[0].removesuffix(_DEQUANTISED)
+        for node in quantised.graph.node
+        if node.op_type == "DequantizeLinear"
+    }
+    pairs = [(after, name) for after, name in dequantised.items() if name in makers]
+    ours = _outputs(quantised, [after for after, _ in pairs], calibrated, image)
+    theirs = _outputs(calibrated.folded, [name for _, name in pairs], calibrated, image)
+    worst, before, after_it = "the output", np.inf, 0.0
+    fall = -np.inf
+    for (_, name), a, b in zip(pairs, ours, theirs, strict=True):
+        noise = float(((a - b) ** 2).sum()) or 1e-30
+        ratio = 10 * float(np.log10((float((b**2).sum()) or 1e-30) / noise))
+        if before - ratio > fall and np.isfinite(before):
+            worst, fall, after_it = node_label(makers[name]), before - ratio, ratio
+        before = ratio
+    return worst, after_it
+
+
+def _outputs(
+    proto: onnx.ModelProto, names: list[str], calibrated: Calibrated, image: Array
+) -> list[Array]:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    known = {output.name for output in copy.graph.output}
+    copy.graph.output.extend(
+        onnx.helper.make_empty_tensor_value_info(n) for n in names if n not in known
+    )
+    session = Session(copy.SerializeToString(), calibrated.model.identity.name)
+    found = session.run(names, {calibrated.model.input.name: image})
+    return [each.astype(np.float64) for each in found]

@@ -1,0 +1,129 @@
+"""The operator graph into Relay: kernels of ours where the target has them, TVM's importer for everything else."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from compile import passes
+from compile.ir.graph import NHWC, Graph, Operator, Tensor
+from compile.ir.operators import Dequantise, Table, View
+from compile.passes.views import dequantise_before_views
+from compile.relay import importer
+from compile.relay.integer_kernels import IntegerKernels
+from compile.relay.neon_kernels import NeonKernels, Source
+from targets import engine
+from targets.presets import Target
+
+tvm = engine.compiler()
+from tvm import relay
+
+
+class Kernels(Protocol):
+    """Integer kernels of one kind of target.
+
+    Attributes:
+        passes: what brings the graph into the form that they take.
+        instruction: what they multiply by, for a person.
+        source: the C that the operators lowered so far call.
+    """
+
+    passes: tuple[passes.Pass, ...]
+    instruction: str
+
+    @property
+    def source(self) -> Source | None: ...
+
+    def lower(self, operator: Operator, inputs: list[Any]) -> Any | None:
+        """One operator on Relay's expressions; None where there is no kernel for it."""
+        ...
+
+
+class Converted(NamedTuple):
+    """A network in Relay.
+
+    Attributes:
+        module: with its constants inside; its inputs and outputs as the model has them.
+        instruction: what integer kernels multiply by; empty where there are none.
+        source: the C that it calls.
+        islands: the operators that compute in float32 within an integer network, for a person.
+    """
+
+    module: Any
+    instruction: str = ""
+    source: Source | None = None
+    islands: tuple[str, ...] = ()
+
+
+def to_relay(
+    graph: Graph, target: Target, dump: passes.Dump = lambda name, graph: None
+) -> Converted:
+    """The network for ``target``; the integers of a quantised one are those of compile.ir.evaluate, bit by bit.
+
+    Raises:
+        UserError: an operator that TVM does not know, or a sum that does not fit 32 bits.
+    """
+    if not graph.quantised:
+        return Converted(importer.to_relay(graph))
+    kernels: Kernels = (
+        NeonKernels(target) if target.machine == "aarch64" else IntegerKernels(target)
+    )
+    graph = passes.run((*kernels.passes, dequantise_before_views), graph, dump)
+    values: dict[str, Any] = {
+        tensor.name: relay.var(tensor.name, shape=tensor.shape, dtype=tensor.dtype)
+        for tensor in graph.inputs
+    }
+    islands = []
+    for operator in graph.operators:
+        inputs = [values[each.name] for each in operator.activations]
+        made = kernels.lower(operator, inputs)
+        if made is not None:
+            values[operator.output.name] = made
+            continue
+        inputs = [
+            _in_order(each, x)
+            for each, x in zip(operator.activations, inputs, strict=True)
+        ]
+        if isinstance(operator, Dequantise):
+            outputs = [_dequantised(operator, inputs[0])]
+        elif isinstance(operator, View):
+            outputs = [relay.reshape(inputs[0], operator.output.shape)]
+        elif isinstance(operator, Table):
+            outputs = [_looked_up(operator, inputs[0])]
+        else:
+            islands.append(operator.label)
+            outputs = importer.operator(operator, inputs, graph.opset)
+        for tensor, output in zip(operator.outputs, outputs, strict=True):
+            values[tensor.name] = _laid_out(tensor, output)
+    outputs = [_in_order(each, values[each.name]) for each in graph.outputs]
+    body = outputs[0] if len(outputs) == 1 else relay.Tuple(outputs)
+    arguments = [values[each.name] for each in graph.inputs]
+    module = tvm.IRModule.from_expr(relay.Function(arguments, body))
+    return Converted(
+        relay.transform.InferType()(module),
+        kernels.instruction,
+        kernels.source,
+        tuple(islands),
+    )
+
+
+def _in_order(tensor: Tensor, x: Any) -> Any:
+    """``x`` with its axes as ``tensor.shape`` has them, which kernels in C keep otherwise."""
+    return relay.transpose(x, (0, 3, 1, 2)) if tensor.layout == NHWC else x
+
+
+def _laid_out(tensor: Tensor, x: Any) -> Any:
+    return relay.transpose(x, (0, 2, 3, 1)) if tensor.layout == NHWC else x
+
+
+def _looked_up(operator: Table, x: Any) -> Any:
+    lowest = relay.const(operator.input.limits[0], "int32")
+    index = relay.cast(x, "int32") - lowest
+    return relay.take(relay.const(operator.values), index, mode="fast")
+
+
+def _dequantised(operator: Dequantise, x: Any) -> Any:
+    zero = relay.const(operator.input.zero, "int32")
+    steps = relay.cast(relay.cast(x, "int32") - zero, "float32")
+    return steps * relay.const(np.float32(operator.input.scale))

@@ -1,0 +1,154 @@
+"""Integer operators in Relay for x86 and 32-bit ARM: no float operator between quantising and dequantising.
+
+Activations are uint8: what ReLU6 leaves then has the zero point 0, and a convolution's padding costs nothing. Only the
+engine's process imports this.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from compile import passes
+from compile.ir.graph import Operator
+from compile.ir.operators import (
+    Addition,
+    Convolution,
+    FirstChannels,
+    GlobalAverage,
+    Quantise,
+)
+from compile.ir.requantise import Requantisation
+from compile.passes.channels import fill_blocks
+from compile.passes.storage import store_as_uint8
+from compile.relay.ops import depthwise, dot_product, requantise
+from targets import engine
+from targets.presets import Target
+
+tvm = engine.compiler()
+from tvm import relay
+
+# An image's channels, fewer than these, are interleaved by a kernel of their own: LLVM would not vectorise one that quantises too.
+_FEW = 4
+# x + this − this is x rounded half to even in float32 (|x| < 2²²), as ONNX Runtime rounds.
+_ROUNDING = np.float32(1.5 * 2**23)
+
+
+class IntegerKernels:
+    """TOPI's schedules and two operators of ours that requantise (compile.relay.convert.Kernels)."""
+
+    source = None
+
+    def __init__(self, target: Target) -> None:
+        dot_product.patch_topi()
+        self._target = tvm.target.Target(target.tvm)
+        self.instruction = dot_product.instruction(target)
+        self.passes: tuple[passes.Pass, ...] = (store_as_uint8,)
+        if dot_product.serves(self._target):
+            self.passes += (fill_blocks,)
+
+    def lower(self, operator: Operator, inputs: list[Any]) -> Any | None:
+        """uint8 NCHW of uint8 NCHW; None where there is no kernel for the operator."""
+        if isinstance(operator, Quantise):
+            return _quantise(operator, inputs[0])
+        if operator.output.quantisation is None:
+            return None
+        if isinstance(operator, Convolution):
+            return self._convolution(operator, inputs[0])
+        if isinstance(operator, Addition):
+            return _add(operator, *inputs)
+        if isinstance(operator, GlobalAverage):
+            return _average(operator, inputs[0])
+        if isinstance(operator, FirstChannels):
+            channels = operator.output.shape[1]
+            return relay.strided_slice(inputs[0], [0], [channels], axes=[1])
+        return None
+
+    def _convolution(self, operator: Convolution, source: Any) -> Any | None:
+        channels = operator.output.shape[1]
+        if operator.dilations != (1, 1) or not (
+            operator.depthwise or operator.group == 1
+        ):
+            return None
+        if operator.depthwise and depthwise.serves(
+            self._target, operator.kernel, channels
+        ):
+            sums = depthwise.depthwise(source, operator)
+        else:
+            sums = _plain_convolution(source, operator)
+        span = relay.Span(relay.SourceName(operator.label), 0, 0, 0, 0)
+        sums = relay.Call(sums.op, sums.args, sums.attrs, sums.type_args, span)
+        return _requantised(
+            sums, operator, operator.requantisation, operator.stored_limits
+        )
+
+
+kernels = IntegerKernels
+
+
+def _quantise(operator: Quantise, x: Any) -> Any:
+    zero = operator.output.zero
+    low, high = (float(limit - zero) for limit in operator.output.limits)
+    # Division by a scalar would become multiplication by its inverse, which rounds to other steps.
+    scale = relay.const(np.full((1, 1, 1, 1), operator.output.scale, np.float32))
+    steps = relay.clip(relay.divide(x, scale), low, high)
+    # Subtractions: a sum of constants would be simplified away.
+    rounded = relay.subtract(
+        relay.subtract(steps, relay.const(-_ROUNDING)), relay.const(_ROUNDING)
+    )
+    return relay.cast(relay.cast(rounded, "int32") + _int32(zero), "uint8")
+
+
+def _plain_convolution(source: Any, operator: Convolution) -> Any:
+    channels, zero = operator.output.shape[1], operator.input.zero
+    top, left, bottom, right = operator.pads
+    padding = operator.pads
+    if any(padding) and zero:
+        widths = ((0, 0), (0, 0), (top, bottom), (left, right))
+        source = relay.nn.pad(source, widths, relay.const(np.uint8(zero)))
+        padding = (0, 0, 0, 0)
+    if operator.input.shape[1] < _FEW:
+        source = relay.annotation.stop_fusion(source)
+    weights = operator.constant(1)
+    assert weights is not None
+    return relay.nn.conv2d(
+        source,
+        relay.const(np.ascontiguousarray(weights)),
+        strides=operator.strides,
+        padding=padding,
+        groups=operator.group,
+        channels=channels,
+        kernel_size=operator.kernel,
+        out_dtype="int32",
+    )
+
+
+def _average(operator: GlobalAverage, source: Any) -> Any:
+    sums = relay.sum(relay.cast(source, "int32"), axis=[2, 3], keepdims=True)
+    scales = operator.requantisation
+    return _requantised(sums, operator, scales, operator.output.limits)
+
+
+def _requantised(
+    sums: Any, operator: Operator, scales: Requantisation, limits: tuple[int, int]
+) -> Any:
+    channels = operator.output.shape[1]
+    return requantise.requantise(
+        sums,
+        np.broadcast_to(scales.bias, (channels,)).astype(np.int32),
+        np.broadcast_to(scales.ratio, (channels,)),
+        operator.output.zero,
+        *limits,
+    )
+
+
+def _add(operator: Addition, first: Any, second: Any) -> Any:
+    a, b, fixed, offset = operator.requantisation
+    return requantise.add(
+        first, second, (a, b), fixed, -offset, *operator.stored_limits
+    )
+
+
+def _int32(value: int) -> Any:
+    return relay.const(value, "int32")

@@ -1,0 +1,111 @@
+"""Relay passes from an imported module to the one that is compiled: the two lists, and the passes that TVM lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from compile.relay.ops import conv2d_depthwise
+from targets import engine
+
+tvm = engine.compiler()
+from tvm import relay
+
+# Pooling would follow the convolutions unsaid, with a warning.
+_LAYOUTS = {
+    "nn.conv2d": ["NHWC", "default"],
+    **{
+        f"nn.{kind}_pool2d": ["NHWC"]
+        for kind in ("max", "avg", "global_max", "global_avg")
+    },
+}
+
+Dump = Callable[[str, Any], None]
+
+
+def run(
+    passes: Iterable[tuple[str, Any]],
+    module: Any,
+    dump: Dump = lambda name, module: None,
+) -> Any:
+    """The module after each pass in turn.
+
+    Args:
+        passes: names and functions of a module.
+        dump: called with each name and what the pass made.
+    """
+    # ConvertLayout silently does nothing outside a PassContext of opt_level 3.
+    with tvm.transform.PassContext(opt_level=3):
+        for name, each in passes:
+            module = each(module)
+            dump(name, module)
+    return module
+
+
+def _mutator(mutator: type[relay.ExprMutator]) -> Callable[[Any], Any]:
+    return lambda module: tvm.IRModule.from_expr(mutator().visit(module["main"]))
+
+
+class _ConstantsLaidOut(relay.ExprMutator):  # type: ignore[misc]
+    """Layout changes of weights, done by numpy: FoldConstant compiles a kernel for each, a tenth of a second."""
+
+    def visit_call(self, call: Any) -> Any:
+        call = super().visit_call(call)
+        if not isinstance(call.op, tvm.ir.Op) or not isinstance(
+            call.args[0], relay.Constant
+        ):
+            return call
+        value = call.args[0].data.numpy()
+        if call.op.name == "expand_dims":
+            axis = int(call.attrs.axis)
+            axis += value.ndim + 1 if axis < 0 else 0
+            for _ in range(int(call.attrs.num_newaxis)):
+                value = np.expand_dims(value, axis)
+            return relay.const(value)
+        source, target = (
+            getattr(call.attrs, "src_layout", ""),
+            getattr(call.attrs, "dst_layout", ""),
+        )
+        if call.op.name == "layout_transform" and sorted(source) == sorted(target):
+            order = [source.index(letter) for letter in target]
+            return relay.const(np.ascontiguousarray(value.transpose(order)))
+        return call
+
+
+class _DenseAsConvolution(relay.ExprMutator):  # type: ignore[misc]
+    def visit_call(self, call: Any) -> Any:
+        call = super().visit_call(call)
+        if not isinstance(call.op, tvm.ir.Op) or call.op.name != "nn.dense":
+            return call
+        data, weight = call.args
+        image = relay.expand_dims(data, axis=2, num_newaxis=2)
+        kernel = relay.expand_dims(weight, axis=2, num_newaxis=2)
+        return relay.squeeze(
+            relay.nn.conv2d(image, kernel, kernel_size=(1, 1)), axis=[2, 3]
+        )
+
+
+# Batch normalisation and constants into the convolutions.
+FOLD: tuple[tuple[str, Any], ...] = (
+    ("types", relay.transform.InferType()),
+    ("simplify inference", relay.transform.SimplifyInference()),
+    ("fold constants", relay.transform.FoldConstant()),
+    ("fold scales", relay.transform.FoldScaleAxis()),
+    ("fold constants again", relay.transform.FoldConstant()),
+)
+# For schedules of AutoScheduler: NHWC, large pairs fused, and the classifier as a 1×1 convolution, as ``dense`` breaks
+# AutoScheduler in TVM 0.19.
+CHANNELS_LAST: tuple[tuple[str, Any], ...] = (
+    ("dense as convolution", _mutator(_DenseAsConvolution)),
+    # bias_add as a plain add: ConvertLayout would not move a layout across it.
+    ("canonical operators", relay.transform.CanonicalizeOps()),
+    ("types", relay.transform.InferType()),
+    ("channels last", relay.transform.ConvertLayout(_LAYOUTS)),
+    ("constants laid out", _mutator(_ConstantsLaidOut)),
+    ("types of constants", relay.transform.InferType()),
+    ("fold constants", relay.transform.FoldConstant()),
+    ("fused pairs", conv2d_depthwise.fuse),
+    ("types of pairs", relay.transform.InferType()),
+)

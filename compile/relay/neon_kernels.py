@@ -1,0 +1,112 @@
+"""Integer operators for 64-bit ARM: the C functions that Relay's operators call. Only the engine's process imports this."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from compile import passes
+from compile.ir.graph import Operator
+from compile.ir.operators import Convolution, Quantise
+from compile.kernels.neon import pack
+from compile.passes.layout import channels_last
+from compile.passes.storage import store_as_int8
+from compile.relay.ops.neon import call
+from targets import engine
+from targets.presets import Target
+from targets.toolchain import compile_object
+
+tvm = engine.compiler()
+
+HEADER = Path(pack.__file__).with_name("kernels.h")
+# No contraction: a product is rounded before its sum, as ONNX Runtime rounds. No calls of memcpy in the place of loops.
+_OPTIONS = (
+    "-std=c11",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-ffp-contract=off",
+    "-fno-builtin",
+)
+
+
+class Source(NamedTuple):
+    """C functions that a network calls; they include ``HEADER``."""
+
+    text: str
+    target: Target
+
+    def compile(self, output: Path, *extra: str) -> None:
+        """As an object file, or with ``-S`` as assembly.
+
+        Raises:
+            UserError: the compiler failed.
+        """
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch, "int8.c")
+            file.write_text(self.text)
+            compile_object(file, output, self.target, *options(self.target), *extra)
+
+
+class NeonKernels:
+    """Operators as calls of C functions (compile.relay.convert.Kernels), int8 with channels last."""
+
+    passes: tuple[passes.Pass, ...] = (store_as_int8, channels_last)
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._dot = has_dot_product(target)
+        self.instruction = f"int8: {'SDOT' if self._dot else 'SMULL, SMLAL and SADALP'}"
+        # The C functions, each distinct one once: its symbol by its kind and body.
+        self._symbols: dict[tuple[str, str], str] = {}
+        self._largest_kernel = 1
+
+    def lower(self, operator: Operator, inputs: list[Any]) -> Any | None:
+        """int8 NHWC of int8 NHWC; None where there is no kernel for the operator."""
+        kernel = pack.kernel(operator, self._dot)
+        if kernel is None:
+            return None
+        if isinstance(operator, Convolution):
+            self._largest_kernel = max(self._largest_kernel, operator.kernel[0])
+        key = kernel.kind, kernel.call
+        number = sum(kind == kernel.kind for kind, _ in self._symbols)
+        symbol = self._symbols.setdefault(key, f"netship_{kernel.kind}_{number}")
+        shape = (1, *operator.output.image)
+        name = "" if isinstance(operator, Quantise) else operator.label
+        return call(kernel, symbol, inputs, shape, name)
+
+    @property
+    def source(self) -> Source:
+        """The functions of the operators lowered so far."""
+        lines = [
+            f"#define MOST_KERNEL {self._largest_kernel}",
+            f'#include "{HEADER.name}"',
+            "",
+        ]
+        for (kind, body), symbol in self._symbols.items():
+            inputs = {
+                "addition": "const int8_t *a, const int8_t *b",
+                "quantise": "const float *a",
+            }.get(kind, "const int8_t *a")
+            signature = (
+                f"int first, int last, {inputs}, const int8_t *parameters, int8_t *y"
+            )
+            declared = (
+                f'__attribute__((visibility("hidden"))) void {symbol}({signature})'
+            )
+            lines += [f"{declared};", f"void {symbol}({signature}) {{ {body} }}"]
+        return Source("\n".join(lines) + "\n", self._target)
+
+
+def has_dot_product(target: Target) -> bool:
+    """Whether a CPU has SDOT."""
+    with tvm.target.Target(target.tvm):
+        return bool(tvm.target.codegen.target_has_features("dotprod"))
+
+
+def options(target: Target) -> list[str]:
+    """What the compiler must be told beside the target's triple."""
+    # Orders for in-order cores need more registers than there are; of Cortex-A72's all have the instructions.
+    cpu = "cortex_a72" + ("+dotprod" if has_dot_product(target) else "")
+    return [f"-mcpu={cpu}", f"-I{HEADER.parent}", *_OPTIONS]
