@@ -111,21 +111,9 @@ def _built(case: Case, model: Path, cpu: str, progress: Progress) -> Path:
     """Our bundle of the model for the CPU; one of the same build is taken."""
     from compile.build_key import build_key
     from compile.driver import Order, build
-    from compile.frontend.preprocessing import Stated
     from targets.presets import resolve
 
-    order = Order(
-        model=str(model),
-        target=resolve(f"arm-{cpu}"),
-        output=None,
-        format="bundle",
-        name=None,
-        threads=1,
-        input_shapes={},
-        golden=(),
-        dump=None,
-        stated=Stated(),
-    )
+    order = Order(str(model), resolve(f"arm-{cpu}"))
     folder, start = cache_folder() / "compare", f"{case.sha256[:16]}-{cpu}-"
     output = folder / f"{start}{build_key(order, progress.stage)}"
     if output.is_dir():

@@ -6,7 +6,7 @@ import re
 import resource
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -67,14 +67,14 @@ class Order:
 
     model: str
     target: Target
-    output: Path | None
-    format: Literal["bundle", "standalone", "c"]
-    name: str | None
-    threads: int
-    input_shapes: dict[str, tuple[int, ...]]
-    golden: tuple[Path, ...]
-    dump: Path | None
-    stated: Stated
+    output: Path | None = None
+    format: Literal["bundle", "standalone", "c"] = "bundle"
+    name: str | None = None
+    threads: int = 1
+    input_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    golden: tuple[Path, ...] = ()
+    dump: Path | None = None
+    stated: Stated = field(default_factory=Stated)
     arena_limit: int | None = None
     quantize: bool = False
     calibration: tuple[Path, ...] = ()

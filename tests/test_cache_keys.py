@@ -22,7 +22,6 @@ from bench import comparison, measurement
 from bench.baselines import converters, emulated, runtimes
 from compile import build_key, driver
 from compile.driver import Order
-from compile.frontend.preprocessing import Stated
 from meter import counting
 from records import lookup
 from targets import files
@@ -61,18 +60,7 @@ def test_a_key_tells_options_versions_and_contents_apart(
 
 
 def order_of(model: str) -> Order:
-    return Order(
-        model=model,
-        target=resolve("arm-cortex-a72"),
-        output=None,
-        format="bundle",
-        name=None,
-        threads=1,
-        input_shapes={},
-        golden=(),
-        dump=None,
-        stated=Stated(),
-    )
+    return Order(model, resolve("arm-cortex-a72"))
 
 
 @pytest.fixture

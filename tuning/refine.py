@@ -184,7 +184,6 @@ class _Work:
         from bundle.store import open_bundle
         from compile.build_key import build_key
         from compile.driver import Order, build
-        from compile.frontend.preprocessing import Stated
 
         header = self._log.header | {"preset": self._target.name}
         lines = [record.line for record in chosen.values()]
@@ -197,14 +196,7 @@ class _Work:
         order = Order(
             model=self._arguments.model,
             target=self._target,
-            output=None,
-            format="bundle",
-            name=None,
             threads=self._arguments.threads,
-            input_shapes={},
-            golden=(),
-            dump=None,
-            stated=Stated(),
             records=(path,),
             require_tuned=True,
         )
