@@ -111,21 +111,9 @@ def _built(case: Case, model: Path, cpu: str, progress: Progress) -> Path:
     """Our bundle of the model for the CPU; one of the same build is taken."""
     from compile.backends.request import BuildRequest
     from compile.driver import build
-    from compile.frontend.preprocessing import Overrides
     from targets.presets import resolve
 
-    request = BuildRequest(
-        model=str(model),
-        target=resolve(f"arm-{cpu}"),
-        output=None,
-        format="bundle",
-        name=None,
-        threads=1,
-        input_shapes={},
-        golden=(),
-        dump=None,
-        overrides=Overrides(),
-    )
+    request = BuildRequest(str(model), resolve(f"arm-{cpu}"))
     folder, start = cache_folder() / "compare", f"{case.sha256[:16]}-{cpu}-"
     output = folder / f"{start}{request.key(progress.stage)}"
     if output.is_dir():

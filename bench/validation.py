@@ -211,46 +211,25 @@ def read() -> Validation:
     Raises:
         UserError: a file is damaged.
     """
+    results: dict[str, Any] = {"meter": "", "versions": {}, "estimates": {}}
     try:
         published = json.loads(PUBLISHED.read_text(encoding="utf-8"))
+        if RESULTS.exists():
+            results = json.loads(RESULTS.read_text(encoding="utf-8"))
+        estimates = {key: Counts(**each) for key, each in results["estimates"].items()}
         sources = {key: Source(**each) for key, each in published["sources"].items()}
         left_out = tuple(LeftOut(**each) for each in published["left_out"])
-        results = _results()
-        pairs = tuple(
-            Pair(
-                sources[each["source"]],
-                each["network"],
-                each["ms"],
-                results.counts.get(
-                    _key(
-                        sources[each["source"]].runtime,
-                        each["network"],
-                        sources[each["source"]].cpu,
-                    )
-                ),
-            )
-            for each in published["measurements"]
-        )
+        pairs = []
+        for each in published["measurements"]:
+            source, network = sources[each["source"]], each["network"]
+            counts = estimates.get(_key(source.runtime, network, source.cpu))
+            pairs.append(Pair(source, network, each["ms"], counts))
+        return Validation(tuple(pairs), left_out, results["meter"], results["versions"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{PUBLISHED.parent}: published.json or validation_results.json is damaged ({error}); "
             "take them from the repository again"
         ) from None
-    return Validation(pairs, left_out, results.meter, results.versions)
-
-
-class _Results(NamedTuple):
-    meter: str
-    versions: dict[str, str]
-    counts: dict[str, Counts]
-
-
-def _results() -> _Results:
-    if not RESULTS.exists():
-        return _Results("", {}, {})
-    found = json.loads(RESULTS.read_text(encoding="utf-8"))
-    counts = {key: Counts(**each) for key, each in found["estimates"].items()}
-    return _Results(found["meter"], found["versions"], counts)
 
 
 def _key(runtime: str, network: str, cpu: str) -> str:

@@ -1,4 +1,4 @@
-"""``python -m meter``: what a bundle costs a Cortex-A core, estimated without the board, operator by operator."""
+"""``python -m meter``: estimate the cycles of a bundle on a Cortex-A core, operator by operator, without the board."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 also:
-  python -m meter calibrate    take a result from your own board as a factor
-  python -m bench compare      the same network in other runtimes, under the same meter
-  python -m bench validate     the estimates against published measurements on real boards
+  python -m meter calibrate    store a factor from a measurement on your own board
+  python -m bench compare      our bundle and other runtimes with one network, by the same meter
+  python -m bench validate     the estimates and published measurements on real boards
 
-What is exact: instructions, counted by QEMU, the same on every run. What is estimated: core cycles, from LLVM's
-scheduling model of the core, without branch prediction; memory cycles, from a cache model without prefetching, with
-every missed line paid for in bandwidth. The two overlap on a real core: the truth lies between the larger and the sum.
-One thread; the operating system is left out.
+Instructions are exact: QEMU counts them, and every run has the same. Cycles are estimated: core cycles by LLVM's
+scheduling model of the core, without branch prediction; memory cycles by a cache model without prefetching, in which
+every missed line costs bandwidth. On a real core the two overlap: the real figure lies between the larger one and
+the sum. One thread; the operating system is not counted.
 
 example:
   python -m meter out/model-arm-cortex-a72 --cpu cortex-a72 --report meter.html
 Exit codes: 0 estimated, 2 refused (one line says why), 130 interrupted.
 """
-# Forms of before, and what they are called now.
+# Commands that moved.
 _MOVED = {"compare": "python -m bench compare", "truth": "python -m bench validate"}
 
 

@@ -1,7 +1,7 @@
-"""What a board's Linux says of its CPU, for the runtimes that read it: /proc/cpuinfo and sysfs.
+"""The files in which a board's Linux describes its CPU, for runtimes that read them: /proc/cpuinfo and sysfs.
 
-Emulated processes would otherwise see this machine's, crash on it, or choose kernels for it.
-One core is described: peers run on one thread.
+Emulated processes would otherwise read this machine's, and crash or choose kernels for it.
+One core is described: the runtimes run on one thread.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _LINE = 64
 
 
 def board(cpu: str) -> Board:
-    """Raises: UserError for a CPU that no description is of."""
+    """Raises: UserError for a CPU without a description."""
     if cpu not in BOARDS:
         raise UserError(
             f"--cpu {cpu}: no board with it is described; known: {', '.join(BOARDS)}"
@@ -50,10 +50,10 @@ def board(cpu: str) -> Board:
 
 
 def root(sysroot: Path, cpu: str, folder: Path) -> Path:
-    """A root for QEMU's ``-L``: the arm64 system by links, and the board's own proc and sys.
+    """A root for QEMU's ``-L``: links to the arm64 system, and the board's own proc and sys.
 
     Args:
-        folder: where roots are kept; one that is there is taken as it is.
+        folder: where roots are kept; an existing one is used again.
     """
     described = board(cpu)
     files = _files(described, hierarchy(cpu))
@@ -74,7 +74,7 @@ def root(sysroot: Path, cpu: str, folder: Path) -> Path:
     try:
         work.rename(path)
     except OSError:
-        # Another process was first; its root is the same.
+        # Another process was first, with the same root.
         if not path.is_dir():
             raise
     return path

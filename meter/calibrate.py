@@ -1,7 +1,7 @@
-"""``python -m meter calibrate``: the meter set against a real board of the user's own.
+"""``python -m meter calibrate``: compare the meter with a real board of the user's own.
 
-A harness result measured on a board, over the estimate of the same bundle, is the factor that the
-meter then shows beside its estimates for that CPU. It never changes an estimate.
+The time measured on the board divided by the estimate for the same bundle is a factor. The meter shows
+it with its estimates for that CPU; it never changes an estimate.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Calibration:
 
     Attributes:
         cpu: such as cortex-a72.
-        factor: measured over estimated time; over 1 where the meter is too fast.
+        factor: measured divided by estimated time; more than 1 where the meter is too fast.
         measured_ms: the median that the board measured.
         estimated_ms: at ``clock``.
         clock: the board's, in GHz.
@@ -64,7 +64,7 @@ class Calibration:
 
 
 def factor(cpu: str) -> Calibration | None:
-    """What the user's own board with ``cpu`` measured; None where nothing is stored.
+    """The stored factor of the user's own board with ``cpu``; None where nothing is stored.
 
     Raises:
         UserError: the file with the factors is damaged.
@@ -110,7 +110,7 @@ def _store(entries: dict[str, dict[str, Any]]) -> None:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a harness result says: the bundle, its CPU, the median in milliseconds."""
+    """From a result of ``runtime_demo.check``: the bundle, its CPU, the median in milliseconds."""
 
     bundle: Path
     model_sha256: str
@@ -223,7 +223,7 @@ def _forget(cpu: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m meter calibrate",
-        description="Set the meter against a measurement on your own board.",
+        description="Compare the meter with a measurement on your own board.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

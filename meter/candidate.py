@@ -1,4 +1,4 @@
-"""One of AutoScheduler's candidates for aarch64, judged without a board: counted under QEMU, costed by llvm-mca."""
+"""The cost of one of AutoScheduler's candidates for aarch64 without a board: counts by QEMU, cycles by llvm-mca."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SECONDS = 60.0
 
 
 class CandidateCost(NamedTuple):
-    """Estimated, of one run with warm caches: what is left of it in the first level is not paid for."""
+    """Estimated cost of one run with warm caches: data that is still in the first level costs nothing."""
 
     instructions: int
     core_cycles: float
@@ -62,7 +62,7 @@ class CandidateMeter:
         return self.cost(self.count(kernel, shapes))
 
     def count(self, kernel: Path, shapes: Sequence[tuple[int, ...]]) -> list[Block]:
-        """The counting alone, which threads may do side by side.
+        """Only the counting; several threads may count at the same time.
 
         Raises:
             CountingError: as `measure`.

@@ -1,7 +1,7 @@
-"""Exact counts of what an aarch64 process executes, block by block, from a plugin in QEMU's user mode.
+"""Exact counts of the instructions of an aarch64 process, block by block, by a plugin in QEMU's user mode.
 
-A program marks what counts by two hints that are no-ops everywhere else: ``hint #0x60`` begins,
-``hint #0x61`` ends. Without them everything counts, and `subtract` takes one run from another.
+A program marks the part to count with two hints that are no-ops everywhere else: ``hint #0x60`` begins it,
+``hint #0x61`` ends it. Without them everything is counted, and `subtract` takes one run from another.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from targets.toolchain import zig
 PLUGIN = Path(__file__).with_name("plugin.c")
 # QEMU's plugin API 1: docs/devel/tcg-plugins.rst of each release.
 _OLDEST, _NEWEST = (4, 2), (8, 1)
-# Addresses decide which lines share a set of a cache; in a region of its own QEMU gives the same ones every time.
+# Addresses decide which lines share a set of a cache. In a reserved region QEMU gives the same ones in every run.
 _SAME_PLACE = ("-R", "64G")
-# How our own programs begin the one line of a refusal.
+# Our own programs begin a refusal with it.
 _REFUSAL = "error: "
 _INSTALL = "install it with `apt install qemu-user` (the static QEMU takes no plugins)"
 
@@ -144,14 +144,14 @@ def count(
     environment: Mapping[str, str] | None = None,
     seconds: float | None = None,
 ) -> tuple[list[Block], str]:
-    """Run an aarch64 program and count; the blocks that ran, and what it printed.
+    """Run an aarch64 program and count; returns the blocks that ran and what it printed.
 
     Args:
         command: the program and its arguments.
         cpu: QEMU's name of the CPU.
         root: where the program finds its libraries (QEMU's ``-L``).
-        caches: from the first level outwards; none is quickest.
-        environment: all of the program's; this process's own would shift its stack, and with that its counts.
+        caches: from the first level outwards; without them counting is faster.
+        environment: the program's whole environment; this process's would shift its stack and change its counts.
         seconds: time limit.
 
     Raises:
@@ -201,10 +201,10 @@ def _failure(cpu: str, code: int, said: str) -> str:
 
 
 def read_blocks(path: Path) -> list[Block]:
-    """The plugin's file; blocks that were translated more than once are one block.
+    """Read the plugin's file; a block that was translated several times is one block.
 
     Raises:
-        CountingError: there is none, or it is cut short.
+        CountingError: it is missing or cut short.
     """
     try:
         lines = path.read_text().splitlines()
@@ -236,7 +236,7 @@ def _plus(one: Block, other: Block, sign: int = 1) -> Block:
 
 
 def subtract(longer: Iterable[Block], shorter: Iterable[Block]) -> list[Block]:
-    """What the longer run did more than the shorter one, by the code of its blocks."""
+    """The blocks that the longer run has in addition to the shorter one's, matched by address and code."""
     rest = {(block.address, block.code): block for block in shorter}
     differences = (
         _plus(block, rest[block.address, block.code], -1)

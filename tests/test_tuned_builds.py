@@ -20,7 +20,6 @@ from bundle.store import open_bundle
 from compile import driver
 from compile.backends.bundle import BundleBackend
 from compile.backends.request import BuildRequest
-from compile.frontend.preprocessing import Overrides
 from devices.sessions.opening import open_here
 from records.lookup import read
 from targets.errors import UserError
@@ -127,13 +126,6 @@ def build(model: Path, output: Path, *records: Path, require: bool = False) -> M
         model=str(model),
         target=native(),
         output=output,
-        format="bundle",
-        name=None,
-        threads=1,
-        input_shapes={},
-        golden=(),
-        dump=None,
-        overrides=Overrides(),
         records=records,
         require_tuned=require,
     )

@@ -1,4 +1,4 @@
-"""What tuning brought: the network's kernels as a build makes them without records and with them, measured alike."""
+"""The gain of tuning: the network's kernels, built without records and with them, measured in the same way."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _BUILD_SECONDS = 900.0
 
 
 class Gain(NamedTuple):
-    """Sums over the network's kernels, layout changes and fused pairs among them, each alone.
+    """Sums over the network's kernels, layout changes and fused pairs included, each measured in isolation.
 
     Attributes:
         untuned: seconds, as built without records.
         tuned: seconds, as built with the log's records first.
-        used: whether the build takes the records at all: it does where they cover every task.
+        used: whether the build takes the records: it does if they cover every task.
     """
 
     untuned: float
@@ -40,7 +40,7 @@ class Gain(NamedTuple):
             return f"untuned {self.untuned * 1e3:.3f} ms; not all tasks have records, so a build does not use them yet"
         return (
             f"untuned {self.untuned * 1e3:.3f} ms, tuned {self.tuned * 1e3:.3f} ms, "
-            f"{self.untuned / self.tuned:.2f} × as quick: sums of the kernels of a build, each alone"
+            f"{self.untuned / self.tuned:.2f} × as quick: sums of the kernels of a build, each in isolation"
         )
 
 
@@ -89,13 +89,13 @@ def _sum(kernels: Sequence[tuple[str, int]], measurer: Measurer) -> float:
 def compile_kernels(
     graph: Graph, target: str, logs: Sequence[RecordLog], folder: str
 ) -> tuple[bool, list[tuple[str, int]]]:
-    """Of a worker: the object file of each kernel of a build, and how often an inference runs it.
+    """In a worker: the object file of each kernel of a build, and how often an inference runs it.
 
     Returns:
         Whether records are used, and the kernels.
 
     Raises:
-        UserError: a kernel takes something else than float32.
+        UserError: a kernel has a tensor that is not float32.
     """
     from compile.relay.convert import to_relay
     from compile.relay.lower import lower

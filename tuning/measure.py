@@ -1,4 +1,4 @@
-"""Where candidates are measured: on this machine or by the meter (on boards: tuning/boards.py); one small protocol."""
+"""Measures candidates on this machine or by the meter (on boards: tuning/boards.py)."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ class Kernel(NamedTuple):
 
 
 class Measurer(Protocol):
-    """Something that says how long kernels take.
+    """Measures how long kernels take.
 
     Attributes:
         origin: of its figures.
-        how: the same in words, for the log's header.
+        how: in words, for the log's header.
     """
 
     origin: Origin
     how: str
 
     def measure(self, kernels: Sequence[Kernel]) -> list[list[float] | Failure]:
-        """Seconds of each kernel, or why there are none.
+        """Seconds of each kernel, or the reason of its failure.
 
         Raises:
             UserError: nothing can be measured any more.
@@ -62,9 +62,9 @@ class Measurer(Protocol):
 
 
 class LocalMeasurer:
-    """On this machine: one worker that lives on, on cores of its own.
+    """On this machine: one persistent worker on cores of its own.
 
-    Caches are as between two operators of a network: weights out of those of a core, inputs in them.
+    Caches are as between two operators of a network: they hold the inputs and not the weights.
 
     Raises:
         UserError: this machine's CPU lacks what the target needs, or has fewer cores than ``threads``.
@@ -97,7 +97,7 @@ class LocalMeasurer:
 
 
 class MeterMeasurer:
-    """By the meter: exact counts, estimated cycles; the same candidate has the same figure every time.
+    """By the meter: exact counts, estimated cycles; a candidate has the same figure in every run.
 
     Raises:
         UserError: no meter for this target, or no QEMU for it.

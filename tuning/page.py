@@ -1,4 +1,4 @@
-"""A search as one self-contained HTML page: the tuning curve, and where an inference's time goes."""
+"""A search as one self-contained HTML page: the tuning curve, and each task's share of an inference."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _WIDTH, _HEIGHT, _MARGIN = 640.0, 220.0, 44.0
 
 
 class Curve(NamedTuple):
-    """The estimated total after each trial, from the first at which every task had a time.
+    """The estimated total after each trial, from the first trial after which every task has a time.
 
     Attributes:
-        points: (trial, seconds) wherever it changed, and at the end.
+        points: (trial, seconds) where the total changed, and at the end.
     """
 
     points: tuple[tuple[int, float], ...]
 
     @property
     def svg(self) -> str:
-        """The points of a polyline, in the page's drawing."""
+        """The points of the page's polyline."""
         first, last = self.points[0][0], self.points[-1][0]
         low, high = self.range
         places = []
@@ -52,7 +52,7 @@ class Curve(NamedTuple):
 
 
 def curve(log: RecordLog, weights: Mapping[str, int]) -> Curve | None:
-    """The tuning curve of the tasks in ``weights``, by workload key; None while one has no time."""
+    """The tuning curve of the tasks in ``weights``, by workload key; None if one has no time."""
     best: dict[str, float] = {}
     points: list[tuple[int, float]] = []
     trials = 0
@@ -83,7 +83,7 @@ def write_search(
 
     Args:
         peak: operations a second; None where it is not known.
-        gain: None where it was not measured.
+        gain: None if it was not measured.
 
     Raises:
         UserError: ``path`` cannot be written.

@@ -1,4 +1,4 @@
-"""``python -m tuning.records``: distil, merge and check logs, and see what of a network they cover."""
+"""``python -m tuning.records``: reduce, merge and check logs, and list the tasks of a network that they cover."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ examples:
   python -m tuning.records check tuned/*.json
   python -m tuning.records manifest records/shipped/*.json > records/shipped/MANIFEST.md
 
-Exit codes: 0 fine, 1 check or coverage found something wanting, 2 refused (one line says why).
+Exit codes: 0 fine, 1 check found a problem or coverage a task without records, 2 refused (one line says why).
 """
-# What logs must agree in to be one.
+# Header fields in which logs must agree to be merged.
 _SAME = ("origin", "tvm", "threads")
 
 
 class Covered(NamedTuple):
-    """A task of a network, and the record that a build would take; None where there is none."""
+    """A task of a network, and the record that a build would take, if any."""
 
     operator: str
     weight: int
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_count,
         default=2,
         metavar="K",
-        help="records a task (default: 2)",
+        help="records for each task (default: 2)",
     )
     verb.add_argument("--output", type=Path, required=True, metavar="FILE")
     verb = verbs.add_parser("coverage", help="which tasks of a network have records")
@@ -84,23 +84,24 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="to be preferred to those found in tuned/ and the shipped ones",
+        help="preferred to those found in tuned/ and the shipped ones",
     )
     verb.add_argument("--json", action="store_true", help="one JSON object")
     verb = verbs.add_parser(
-        "merge", help="one log of several of one target and origin; repeats are dropped"
+        "merge",
+        help="merge logs of one target and origin; repeated records are dropped",
     )
     verb.set_defaults(action=_merge)
     verb.add_argument("logs", type=Path, nargs="+", metavar="FILE")
     verb.add_argument("--output", type=Path, required=True, metavar="FILE")
     verb = verbs.add_parser(
-        "check", help="name every line that is torn, foreign or of another version"
+        "check", help="list every line that is cut short, foreign or of another version"
     )
     verb.set_defaults(action=_check)
     verb.add_argument("logs", type=Path, nargs="+", metavar="FILE")
     verb.add_argument("--json", action="store_true", help="one JSON object")
     verb = verbs.add_parser(
-        "manifest", help="a table of logs: for what, measured how, from when, SHA-256"
+        "manifest", help="a table of logs: target, network, how measured, date, SHA-256"
     )
     verb.set_defaults(action=_manifest)
     verb.add_argument("logs", type=Path, nargs="+", metavar="FILE")
@@ -108,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def distil(log: RecordLog, keep: int) -> RecordLog:
-    """The best ``keep`` records of each task, errors dropped; the header says so."""
+    """The best ``keep`` records of each task, without errors; the header says so."""
     best = [record for own in log.best.values() for record in own[:keep]]
     header = log.header | {
         "trials": log.header.get("trials", len(log.lines)),
@@ -239,7 +240,7 @@ def _manifest(arguments: argparse.Namespace) -> int:
 
 
 def manifest(paths: Sequence[Path]) -> str:
-    """A table in Markdown, a row a log; the date is that of its newest record.
+    """A Markdown table with a row for each log; its date is that of the newest record.
 
     Raises:
         UserError: one cannot be read.

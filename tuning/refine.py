@@ -1,8 +1,8 @@
-"""``python -m tuning.refine``: of each task's best records, the one that is quickest inside the network.
+"""``python -m tuning.refine``: for each task, choose the record that is quickest inside the network.
 
-Tuning times each task alone, its caches only about as they are between operators of a network. So the whole network is
-built with the first, second, … best record of every task, timed operator by operator, and each task keeps the record
-that did best there.
+Tuning times each task in isolation, with caches only roughly as they are inside a network. Here the whole network is
+built with the first, second, … best record of every task and timed operator by operator; each task keeps the record
+that was quickest there.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ if TYPE_CHECKING:
     from bundle.store import Bundle
 
 _EPILOG = """\
-On this machine where it can run the target's code: inferences of all builds in turn, each operator's median. For
-another Cortex-A target by the meter: estimated core and memory cycles. A build takes half a minute; those that are there
-already are not made again, so a run that was interrupted goes on where it ended.
+If this machine can run the target's code, it times inferences of all builds in turn and takes each operator's median.
+For another Cortex-A target the meter estimates core and memory cycles. A build takes half a minute. Builds of an earlier
+run are used again, so an interrupted run continues where it ended.
 
 example:
   python -m tuning.refine --model model.onnx --records tuned/znver4-host.json --output tuned/znver4-refined.json
 
-The output holds one record a task, and builds find it in tuned/ by themselves. Leave the machine alone meanwhile.
+The output holds one record for each task; builds find it by themselves in tuned/. Do not use the machine meanwhile.
 Exit codes: 0 done, 2 refused (one line says why), 130 interrupted.
 """
-# Inferences of one build before another's turn; the first one after a change fills the caches and does not count.
+# Inferences of one build in a turn; the first one fills the caches and is not counted.
 _TURN = 5
-# Less than this share of a task's time is noise.
+# A difference of less than this share of a task's time is noise.
 _WORTH = 0.01
 
 
 class Choice(NamedTuple):
-    """What was chosen for a task.
+    """The record chosen for a task.
 
     Attributes:
-        build: which build's record.
-        costs: of all its runs in an inference in each build, in seconds or cycles.
+        build: the index of the build with that record.
+        costs: for each build, the cost of all runs of the task in an inference, in seconds or cycles.
     """
 
     workload: str
@@ -89,14 +89,14 @@ def _parser() -> argparse.ArgumentParser:
         type=_count,
         default=6,
         metavar="K",
-        help="records a task that are tried (default: 6)",
+        help="records tried for each task (default: 6)",
     )
     add(
         "--rounds",
         type=_count,
         default=40,
         metavar="N",
-        help=f"turns of each build, of {_TURN - 1} timed inferences (default: 40)",
+        help=f"turns of each build, each of {_TURN - 1} timed inferences (default: 40)",
     )
     add("--threads", type=_count, default=1, metavar="N", help="default: 1")
     return parser
@@ -132,20 +132,18 @@ def _refine(arguments: argparse.Namespace, progress: Progress) -> None:
         which = "the record that is quickest inside the network"
     else:
         chosen = builds[0].records
-        verdict = "no better: each task's best alone is kept"
-        which = (
-            "the one that is quickest alone; inside the network no other was quicker"
-        )
+        verdict = "no better: each task keeps its quickest record in isolation"
+        which = "the one that is quickest in isolation; inside the network no other was quicker"
     print(
-        f"whole network, operator by operator: {_words(before, here)} with each task's best alone, "
-        f"{_words(after, here)} with the best in the network, {after / before:.3f} ×: {verdict}"
+        f"whole network, sum of its operators: {_words(before, here)} with the records that are best in isolation, "
+        f"{_words(after, here)} with those that are best in the network, {after / before:.3f} ×: {verdict}"
     )
     origin = Origin.HOST if here else Origin.ESTIMATED
-    unsaid = {"origin": origin, "measured": f"{origin}: chosen inside the network"}
+    missing = {"origin": origin, "measured": f"{origin}: chosen inside the network"}
     header = {
         "target": target.tvm,
         **log.header,
-        **({} if log.origin else unsaid),
+        **({} if log.origin else missing),
         "preset": target.name,
         "kept": f"of each task's {len(builds)} best {which}",
     }
@@ -161,7 +159,7 @@ class _Build(NamedTuple):
 
 
 class _Work:
-    """Builds and measures; what was built is kept beside the output."""
+    """Builds and measures; builds are kept in a folder next to the output."""
 
     def __init__(
         self,
@@ -176,7 +174,7 @@ class _Work:
         self._folder = arguments.output.with_suffix(".builds")
 
     def build(self, rank: int) -> _Build:
-        """The network with each task's best record but ``rank``, or its last where it has fewer."""
+        """The network with record ``rank`` of each task, best first; a task with fewer records takes its last."""
         chosen = {
             key: own[min(rank, len(own) - 1)] for key, own in self._log.best.items()
         }
@@ -186,7 +184,6 @@ class _Work:
         from bundle.store import open_bundle
         from compile.backends.request import BuildRequest
         from compile.driver import build
-        from compile.frontend.preprocessing import Overrides
 
         header = self._log.header | {"preset": self._target.name}
         lines = [record.line for record in chosen.values()]
@@ -199,14 +196,7 @@ class _Work:
         request = BuildRequest(
             model=self._arguments.model,
             target=self._target,
-            output=None,
-            format="bundle",
-            name=None,
             threads=self._arguments.threads,
-            input_shapes={},
-            golden=(),
-            dump=None,
-            overrides=Overrides(),
             records=(path,),
             require_tuned=True,
         )
@@ -216,7 +206,7 @@ class _Work:
         return _Build(chosen, build(replace(request, output=output), self._progress))
 
     def measure(self, builds: Sequence[_Build]) -> list[tuple[Bundle, list[float]]]:
-        """Of each build, the cost of each kernel in request of execution."""
+        """The cost of each kernel of each build, in order of execution."""
         bundles = [each.bundle for each in builds]
         if not self._here:
             return [(bundle, self._count(bundle)) for bundle in bundles]
@@ -224,7 +214,7 @@ class _Work:
         try:
             costs = self._time(paths)
         except UserError as error:
-            # The debug executor's process was seen to crash once in some hundred runs; hours of builds are at stake.
+            # The debug executor's process crashed once in some hundred runs; a crash must not lose hours of builds.
             self._progress.finish()
             self._progress.note(f"timing again: {error}")
             costs = self._time(paths)
@@ -259,9 +249,9 @@ class _Work:
 def time_in_turn(
     paths: Sequence[Path], rounds: int, threads: int, stage: Callable[[str], None]
 ) -> list[list[float]]:
-    """Median seconds of each kernel of each bundle inside whole inferences, the bundles taking turns.
+    """Median seconds of each kernel of each bundle inside whole inferences; the bundles take turns.
 
-    Noise so hits all alike. Runs in a process of its own, on the last cores that it may use.
+    Noise thus affects all alike. It must run in its own process, and uses the last cores that it may.
     """
     import numpy as np
 
@@ -297,7 +287,7 @@ def time_in_turn(
 
 
 def _by_task(bundle: Bundle, costs: Sequence[float]) -> dict[str, float]:
-    """What all runs of each task cost in an inference."""
+    """The cost of all runs of each task in an inference."""
     found: defaultdict[str, float] = defaultdict(float)
     for group, cost in zip(bundle.manifest.lowering.groups, costs, strict=True):
         if group.task:
@@ -306,7 +296,7 @@ def _by_task(bundle: Bundle, costs: Sequence[float]) -> dict[str, float]:
 
 
 def choose(costs: Sequence[Mapping[str, float]]) -> list[Choice]:
-    """For each task the build in which it cost least; the first one's record stays where little is to gain."""
+    """For each task the build in which it cost least, or the first one if the difference may be noise."""
     choices = []
     for workload in costs[0]:
         own = tuple(each.get(workload, math.inf) for each in costs)
@@ -324,7 +314,7 @@ def _table(choices: Sequence[Choice], here: bool) -> str:
         for each in choices
     ]
     width = max(len(operator) for operator, *_ in rows)
-    lines = [f"{'task':<{width}}  best alone  in the network  record"]
+    lines = [f"{'task':<{width}}    isolated  in the network  record"]
     lines += [
         f"{operator:<{width}} {_words(before, here):>11} {_words(after, here):>15} {build + 1:7d}"
         for operator, build, before, after in rows

@@ -1,4 +1,4 @@
-"""The search: which task next, candidates from AutoScheduler's evolution, measured, proved, written down."""
+"""The search: it chooses a task, takes candidates of AutoScheduler's evolution, measures, proves and logs them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tuning.measure import RUNTIME_DEVICE, Kernel, Measurer
 from tuning.tasks import Task
 from tuning.workers import Failure
 
-# A population of 2048, the default, spends half a minute a round before anything is measured.
+# The default population of 2048 takes half a minute a round before anything is measured.
 _SEARCH = {
     "evolutionary_search_population": 256,
     "evolutionary_search_num_iters": 3,
@@ -36,15 +36,15 @@ _SEARCH = {
     "eps_greedy": 0.02,
 }
 _ROUND = 16
-# So many schedules found elsewhere are tried of a task, more only if they were found for that very task.
+# Schedules from other logs that are tried for a task; more only if they were found for the same task.
 _SUGGESTIONS = 8
-# A task this near its bound is left alone; one whose last rounds brought nothing is left for later; one of which
-# nothing has ever worked is given up after a few rounds.
+# A task this near its bound is finished. The priority of a task falls with each round without improvement; a task
+# without any working candidate is given up after a few rounds.
 _NEAR = 0.97
 _PATIENCE = 0.8
 _HOPELESS_ROUNDS = 4
 _GAIN = 0.999
-# Noise picks false winners: what would be the new best is measured so often in all, and the median counts.
+# Noise makes false winners: a new best is measured this many times in all, and the median counts.
 _CONFIRMATIONS = 3
 _FAILED_SECONDS = 1e10
 _BUILD_SECONDS = 60.0
@@ -52,13 +52,13 @@ _BUILD_SECONDS = 60.0
 
 @dataclass
 class State:
-    """How far a task is.
+    """The progress of a task.
 
     Attributes:
-        best: seconds of its best right candidate; infinite before there is one.
-        trials: of this log, the failed ones too.
+        best: seconds of its best correct candidate; infinite before there is one.
+        trials: in this log, failed ones included.
         stale: rounds since the last improvement.
-        exhausted: all candidates that the search can think of have been measured.
+        exhausted: the search finds no candidate that was not measured.
     """
 
     task: Task
@@ -71,12 +71,12 @@ class State:
 
 
 class Limits(NamedTuple):
-    """Where to stop.
+    """When to stop.
 
     Attributes:
-        trials: of all tasks together, those that the log already holds included.
+        trials: of all tasks together, those already in the log included.
         hours: of this run; None for no limit.
-        peak: operations a second that the cores can do; None where it is not known.
+        peak: operations a second that the cores can do; None if unknown.
     """
 
     trials: int
@@ -88,15 +88,15 @@ class Search:
     """A search over the tasks of one network.
 
     Args:
-        log: what is measured goes there at once; what it holds already is where the search goes on.
-        prover: the target string that candidates are proved right with, on this machine.
-        jobs: candidates compiled at a time.
-        warm: other logs, the one to prefer first: of each task their best, and those of its neighbours
-            (tuning/transfer.py), are measured first.
-        report: called after each round, with every task's state and the one that was measured.
+        log: each measurement is written to it at once; the search continues from what it holds.
+        prover: the target string for proving candidates correct on this machine.
+        jobs: candidates compiled at the same time.
+        warm: other logs, the preferred one first: their best records of each task and of its neighbours
+            (tuning/transfer.py) are measured first.
+        report: called after each round with every task's state and that of the task measured.
 
     Attributes:
-        misfits: how many of the log's records do not fit their task and are left out.
+        misfits: how many of the log's records do not fit their task and are ignored.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Search:
             state = self._by_key.get(record.workload)
             if state is None:
                 continue
-            # AutoScheduler would end of a schedule that does not fit, and with it the search.
+            # A schedule that does not fit would crash AutoScheduler, and with it the search.
             if record.error or transfer.fitted(record, state.task):
                 self._remember(record)
             else:
@@ -146,7 +146,7 @@ class Search:
         self._records[record.workload].append(record)
 
     def _untried(self, state: State) -> list[str]:
-        """What other logs suggest for a task and this one does not have yet."""
+        """Schedules from other logs for a task that this log does not have yet."""
         known = {_schedule(each.line) for each in self._records[state.task.key]}
         suggested = transfer.candidates(state.task, self._warm, _SUGGESTIONS)
         new = (line for line in suggested if _schedule(line) not in known)
@@ -157,7 +157,7 @@ class Search:
 
         Raises:
             UserError: nothing can be measured, or written, any more.
-            Interrupted: Ctrl-C or SIGTERM; all that was measured is in the log.
+            Interrupted: Ctrl-C or SIGTERM; every measurement is in the log.
         """
         started = time.monotonic()
         measurer = auto_scheduler.measure.ProgramMeasurer(
@@ -184,7 +184,7 @@ class Search:
     def _round(self, state: State, measurer: Any) -> None:
         self._current, best, trials = state, state.best, state.trials
         state.policy.continue_search_one_round(min(_ROUND, self._left()), measurer)
-        # Nothing may be raised through AutoScheduler's C++.
+        # No exception may pass through AutoScheduler's C++.
         self._check()
         state.stale = 0 if state.best < best * _GAIN else state.stale + 1
         state.exhausted = state.trials == trials
@@ -225,14 +225,14 @@ class Search:
         return self._limits.trials - sum(state.trials for state in self.states)
 
     def _next(self) -> State | None:
-        """First those that have no time yet; then the one that can still give most."""
+        """A task without a time first, else the one with the largest possible gain; None if none is left."""
         chosen = max(self.states, key=lambda each: (self._gain(each), -each.trials))
         return chosen if self._gain(chosen) > 0 else None
 
     def _gain(self, state: State) -> float:
         """Seconds of an inference that the next round of a task may save, up to a common factor.
 
-        Less for each round that gave nothing.
+        It falls with each round without improvement.
         """
         if state.exhausted:
             return 0.0
@@ -246,7 +246,7 @@ class Search:
         return state.task.weight * state.best * slack * _PATIENCE**state.stale
 
     def _learn(self) -> None:
-        """The cost model, from what the log holds."""
+        """Train the cost model with the log."""
         load = auto_scheduler.measure_record.load_record_from_string
         loaded = [load(line) for key in self._records for line in self._right(key)]
         if loaded:
@@ -271,7 +271,7 @@ class Search:
         )
 
     def _again(self, state: State, lines: Sequence[str]) -> None:
-        """Measure schedules that were found elsewhere."""
+        """Measure schedules from other logs."""
         inputs = [
             auto_scheduler.MeasureInput(
                 state.task.search, transfer.replayed(json.loads(line), state.task)
@@ -284,12 +284,12 @@ class Search:
         self._model.update(inputs, results)
 
     def _handles(self) -> tuple[Any, Any]:
-        """AutoScheduler calls its builder and runner by name; these are ours."""
+        """Register our builder and runner under the names that AutoScheduler calls."""
         tvm.register_func(
             "auto_scheduler.local_builder.build", self._build, override=True
         )
         tvm.register_func("auto_scheduler.local_runner.run", self._run, override=True)
-        # They take batches of twice `n_parallel`.
+        # Batches have twice `n_parallel` candidates.
         return auto_scheduler.LocalBuilder(
             n_parallel=_ROUND
         ), auto_scheduler.LocalRunner()
@@ -330,7 +330,7 @@ class Search:
         kernels: dict[int, Kernel],
         results: list[list[float] | Failure],
     ) -> None:
-        """What would be the new best must be quick every time and give the right answer, or it is not."""
+        """A new best must give the right answer and be quick in further measurements; else its result is replaced."""
         confirmed: set[int] = set()
         while True:
             timed = [
@@ -351,7 +351,7 @@ class Search:
                 results[index] = self._confirm(kernels[index], best)
 
     def _confirm(self, kernel: Kernel, seconds: float) -> list[float] | Failure:
-        """The median of further measurements; a kernel fails that failed once."""
+        """The median of further measurements; a kernel that fails once has failed."""
         again = [seconds]
         for _ in range(_CONFIRMATIONS - 1):
             (measured,) = self._measurer.measure([kernel])
@@ -395,7 +395,7 @@ def _result(outcome: list[float] | Failure) -> Any:
 
 
 def _schedule(line: str) -> str:
-    """What tells one schedule from another: the workload and the transformation steps."""
+    """What identifies a schedule: the workload and the transformation steps."""
     (task, *_), steps = json.loads(line)["i"]
     return json.dumps([task[0], steps])
 

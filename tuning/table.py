@@ -1,4 +1,4 @@
-"""What a person sees of a search: a live table in a terminal, a line a round in a log, the table at the end in both."""
+"""The display of a search: a live table in a terminal, a line for each round elsewhere, and the table at the end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from tuning.search import Limits, State
 
-# Wide enough for the table where there is no terminal to ask.
+# Characters; wide enough for the table without a terminal.
 _WIDTH = 110
 
 
@@ -42,7 +42,7 @@ class SearchTable:
     def update(self, states: Sequence[State], current: State) -> None:
         trials = sum(state.trials for state in states)
         if self._before is None:
-            # What the log held, but for this one round.
+            # The trials before this run, except for those of this first round.
             self._before, self._started = trials, time.monotonic()
         self._states = states
         if self._live:
@@ -82,7 +82,7 @@ class SearchTable:
 
 
 def estimated_seconds(states: Sequence[State]) -> float:
-    """Of an inference: the sum of its tasks; infinite before each has a right candidate."""
+    """Seconds of an inference as the sum of its tasks; infinite before each has a correct candidate."""
     return sum(state.best * state.task.weight for state in states)
 
 
@@ -92,11 +92,11 @@ def tasks_table(
     title: str,
     current: State | None = None,
 ) -> Table:
-    """A row a task, the ones that take most of an inference first.
+    """A row for each task; those that take most of an inference come first.
 
     Args:
         peak: operations a second; None leaves the column out.
-        current: is marked.
+        current: this one is marked.
     """
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
     table.add_column("task")

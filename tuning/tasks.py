@@ -1,4 +1,4 @@
-"""What there is to tune in a network: AutoScheduler's tasks, in the layout that it wants."""
+"""The parts of a network that can be tuned: AutoScheduler's tasks, in the layout that it needs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Task(NamedTuple):
     """One task.
 
     Attributes:
-        key: AutoScheduler's workload key, which records are found by.
-        operator: what it computes, for a person.
-        weight: how often the network has it.
+        key: AutoScheduler's workload key; records are looked up by it.
+        operator: what it computes, for people.
+        weight: how often an inference runs it.
         flops: floating-point operations of one run.
         nbytes: of its tensors, each counted once.
         search: AutoScheduler's own object.
@@ -44,7 +44,7 @@ class Task(NamedTuple):
 
 
 def peak(target: Target, threads: int) -> float | None:
-    """Float32 operations a second that ``threads`` cores of a board's CPU can do; None where it is not known."""
+    """Float32 operations a second that ``threads`` cores of a board's CPU can do; None if unknown."""
     if target.qemu_cpu not in PEAK_MACS:
         return None
     clock = hierarchy(target.qemu_cpu).clock * 1e9
@@ -52,7 +52,7 @@ def peak(target: Target, threads: int) -> float | None:
 
 
 def extract(model: Model, target: Target, threads: int = 1) -> list[Task]:
-    """The tasks of a network, as compile.relay.lower looks for them; loads the engine's compiler.
+    """The tasks of a network, as compile.relay.lower finds them; loads the engine's compiler.
 
     Raises:
         UserError: the network has no task, or cannot be imported.
@@ -65,13 +65,13 @@ def extract(model: Model, target: Target, threads: int = 1) -> list[Task]:
         to_relay(onnx_form.read(model.proto)), target, threads
     )
     if not found:
-        raise UserError(f"{model.identity.name}: nothing in it that could be tuned")
+        raise UserError(f"{model.identity.name}: it has no operator that can be tuned")
     return [
         Task(
             key=str(task.workload_key),
             operator=operator_of(str(task.workload_key)),
             weight=int(weight),
-            # AutoScheduler says -1 where it cannot count.
+            # AutoScheduler gives -1 if it cannot count.
             flops=max(float(task.compute_dag.flop_ct), 0.0),
             nbytes=4 * sum(prod(shape) for shape in shapes(str(task.workload_key))),
             search=task,
@@ -86,7 +86,7 @@ def shapes(key: str) -> list[tuple[int, ...]]:
 
 
 def operator_of(key: str) -> str:
-    """A task for a person: what it computes, from its tensors' shapes."""
+    """What a task computes, for people, from its tensors' shapes."""
     *inputs, output = shapes(key)
     where = "×".join(map(str, output[1:-1] if len(output) > 2 else output))
     for image, weight in pairwise(inputs):

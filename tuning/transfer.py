@@ -1,7 +1,7 @@
-"""Schedules of neighbouring tasks: what served one convolution is a good first guess for one of other extents.
+"""Schedules of neighbouring tasks: a convolution's schedule is a good first guess for one with other extents.
 
-AutoScheduler's workload key begins with a hash of what is computed, in which no extent counts. A schedule of a task
-with the same hash keeps its steps; only the lengths of its splits are fitted to the new extents.
+AutoScheduler's workload key begins with a hash of the computation without its extents. A schedule of a task with the
+same hash keeps its steps; only the lengths of its splits are fitted to the new extents.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _SPLIT = "SP"
 
 
 def candidates(task: Task, logs: Sequence[RecordLog], count: int) -> Iterator[str]:
-    """Records of other logs, rewritten for a task, as JSON lines; those that do not fit it are left out.
+    """Records of other logs, rewritten for a task, as JSON lines; those that do not fit are left out.
 
-    First those of the task itself, log by log, the quickest first; then of the others with its structure the
-    quickest of each, the nearest shapes first, and so on with the second quickest.
+    Records of the task itself come first, log by log, the quickest first. Then come neighbours, tasks of the same
+    structure: the quickest record of each, the nearest shapes first; then the second quickest of each, and so on.
 
     Args:
-        logs: the one to prefer first.
-        count: as many of neighbours as are missing to it.
+        logs: the preferred one first.
+        count: neighbours fill the number of records up to it.
     """
     own = [record for log in logs for record in log.best.get(task.key, ())]
     seen: set[str] = set()
@@ -74,7 +74,7 @@ def _rank(shape: object) -> int:
 
 
 def fitted(record: Record, task: Task) -> str | None:
-    """A record's schedule for another task of its structure, as a JSON line; None where the steps do not fit."""
+    """A record's schedule for another task of its structure, as a JSON line; None if the steps do not fit."""
     whole = json.loads(record.line)
     whole["i"][0][0] = task.key
     steps = whole["i"][1][1]
@@ -86,7 +86,7 @@ def fitted(record: Record, task: Task) -> str | None:
                 extent = int(before.stages[stage].iters[axis].range.extent)
                 step[3:5] = extent, refit(lengths, extent)
         replayed(whole, task)
-    except Exception:  # noqa: BLE001 - steps of someone else's, whatever is wrong with them
+    except Exception:  # noqa: BLE001 - foreign steps can fail in any way
         return None
     return json.dumps(whole)
 
@@ -108,8 +108,8 @@ def _with(record: dict[str, Any], steps: list[Any]) -> dict[str, Any]:
 def refit(lengths: Sequence[int], extent: int) -> list[int]:
     """The lengths of a split's inner axes for another extent, the innermost last.
 
-    Their product divides it. From the innermost on, whose length is the vector's, each keeps its length where that
-    divides what is left, or takes the divisor that is nearest in ratio.
+    Their product divides the extent. Beginning with the innermost axis, the vector's, each keeps its length if that
+    divides the rest of the extent, else it takes the divisor nearest in ratio.
     """
     found: list[int] = []
     for length in reversed(lengths):

@@ -1,4 +1,4 @@
-"""``python -m tuning.tune``: search for quick schedules of a network's operators, for hours if need be."""
+"""``python -m tuning.tune``: search for quick schedules of a network's operators, for hours if you like."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 _TVM = "0.19.0"
 _EPILOG = """\
 where candidates are measured (default: on this machine, on a core of its own):
-  --measure meter           nowhere: exact counts under QEMU, estimated cycles; for the arm-cortex targets
-  --rpc HOST:PORT           a TVM RPC server on a board; repeat it for several. It runs whatever it is sent: keep
+  --measure meter           by estimate: exact counts under QEMU, estimated cycles; for the arm-cortex targets
+  --rpc HOST:PORT           a TVM RPC server on a board; repeat it for several. It runs any code it receives: keep
                             it on 127.0.0.1 there and tunnel with ssh -L 9090:127.0.0.1:9090 pi@raspberrypi
   --ssh USER@HOST           a board through ssh, its server started if need be (python -m runtime_demo.board)
   --tracker HOST:PORT --key KEY    all boards that a tracker has under KEY, at once
@@ -40,14 +40,14 @@ examples:
   python -m tuning.tune --target arm-cortex-a72 --model model.onnx --tracker 127.0.0.1:9190 --key pi4
   python -m tuning.tune --target arm-cortex-a72 --model model.onnx --measure meter --hours 8 \\
       --warm ../shared/tuning/cortex-a72-1thread-float32-estimated.json
-  nohup python -m tuning.tune … > tune.log &      leaves it running; no escape codes in a log
+  nohup python -m tuning.tune … > tune.log &      runs in the background; the log has no escape codes
 
-Every batch is on the disk before the next begins: a crash loses at most the one under way. Ctrl-C ends the
-search and keeps everything; the same command goes on where it ended, --trials counting what the log already holds.
+Every batch is on the disk before the next begins: a crash loses at most one batch. Ctrl-C ends the search and
+keeps everything; the same command continues it, and --trials includes the trials in the log.
 Each new best is measured again and must give the untuned kernel's answers before it counts.
-Allow --trials 64 × the number of tasks (22 in MobileNetV2) for a start, three times that for the last per cents.
-Records of tasks that differ in their shapes alone are fitted and tried first: for a network of a family of which
-another is tuned already, 16 × the number of tasks may do.
+Begin with --trials 64 × the number of tasks (22 in MobileNetV2); three times that gains the last few per cent.
+Records of tasks that differ only in their shapes are fitted and tried first: for a second network of a tuned
+family, 16 × the number of tasks may suffice.
 Exit codes: 0 done, 2 refused (one line says why), 130 interrupted.
 """
 _count = count_up_to(10_000_000)
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_count,
         default=4000,
         metavar="N",
-        help="in all, those that the log already holds included (default: 4000)",
+        help="in all, those already in the log included (default: 4000)",
     )
     add("--hours", type=_hours, metavar="H", help="stop after so many hours")
     add("--measure", choices=["here", "meter"], default="here", help="see below")
@@ -115,9 +115,9 @@ def _parser() -> argparse.ArgumentParser:
         type=_count,
         default=os.cpu_count() or 1,
         metavar="N",
-        help="candidates compiled at a time (default: as many as there are cores, as nothing is measured meanwhile)",
+        help="candidates compiled at the same time (default: the number of cores; nothing is measured meanwhile)",
     )
-    add("--json", action="store_true", help="nothing but one JSON object, at the end")
+    add("--json", action="store_true", help="print only one JSON object, at the end")
     return parser
 
 
@@ -139,7 +139,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("--key goes with --tracker, --rpc or --ssh; leave it out")
     if bool(arguments.tracker) + boards + (arguments.measure == "meter") > 1:
         raise UserError(
-            "--tracker, --measure meter and --rpc or --ssh: take one; records of each have a log of their own"
+            "--tracker, --measure meter and --rpc or --ssh: take one; each has a log of its own"
         )
     if arguments.measure == "meter" and arguments.threads > 1:
         raise UserError("--measure meter: it counts one thread; leave --threads out")
@@ -149,10 +149,10 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
     target = resolve(arguments.target)
     if target.microcontroller:
         raise UserError(
-            f"target {target.name}: AutoScheduler has no part in C source; nothing to tune"
+            f"target {target.name}: takes C source, so there is nothing to tune; give another --target"
         )
     with ExitStack() as cleanup:
-        progress.stage("making ready to measure")
+        progress.stage("preparing to measure")
         measurer = _measurer(target, arguments, cleanup)
         cleanup.callback(measurer.close)
         tasks, source = _tasks(target, arguments, progress)
@@ -172,7 +172,7 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
             "tvm": _TVM,
             "network": source.name,
         }
-        # A CPU that this machine can be: its own, or the target's where it has all that it needs.
+        # A CPU whose code this machine runs: the target's if possible, else its own.
         here = native() if missing_features(target, this_cpu()) else target
         output = arguments.output or _default_output(
             target, measurer, arguments.threads
@@ -189,7 +189,7 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
             warm = _warm(arguments.warm, target, progress)
             table = SearchTable(limits, quiet=arguments.json)
             if held.lines:
-                progress.stage(f"taking up {len(held.lines):,} trials of the log")
+                progress.stage(f"reading {len(held.lines):,} trials of the log")
             search = Search(
                 tasks,
                 measurer,
@@ -204,7 +204,7 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
             progress.finish()
             if search.misfits:
                 progress.note(
-                    f"{output}: {search.misfits} record(s) do not fit their task; left out"
+                    f"{output}: {search.misfits} record(s) do not fit their task; ignored"
                 )
             page = output.with_suffix(".html")
             with table:

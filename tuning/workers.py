@@ -1,7 +1,7 @@
-"""The work on one candidate, in processes that live on: compile it, time it, prove it right.
+"""Compiles, times and proves candidates, each function in persistent worker processes.
 
-The functions run in worker processes, which import the engine once. A worker that crashes or hangs costs its candidate
-alone: the next one starts a new worker. Only the tuner's process and its workers import this.
+Workers import the engine once. A worker that crashes or hangs loses only its candidate: the next one starts a new
+worker. Only the tuner's process and its workers import this.
 """
 
 from __future__ import annotations
@@ -43,26 +43,26 @@ BUILD_FAILED = 2
 _RECYCLED_AFTER = 400
 # Starting a worker: importing the engine on a busy machine.
 _START_SECONDS = 60.0
-# What a worker gets over its own time limit before it is taken for dead.
+# A worker has this much more than its time limit before it counts as dead.
 _GRACE_SECONDS = 5.0
 _REPEATS = 25
 # More than a core's second-level cache; written by each thread.
 _EVICTED_BYTES = 4 << 20
 _BETWEEN = "netship.between_runs"
-# Two right schedules of one float32 kernel differ by rounding, relative to the output's range.
+# Correct schedules of one float32 kernel differ by rounding; relative to the output's range.
 _TOLERANCE = 1e-3
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 
 
 class Failure(NamedTuple):
-    """Why a candidate has no time: one of AutoScheduler's MeasureErrorNo, and words."""
+    """The reason why a candidate has no time: one of AutoScheduler's MeasureErrorNo, and words."""
 
     number: int
     message: str
 
 
 class _Worker(PopenWorker):  # type: ignore[misc]
-    """TVM's worker process, except that one that is stopped, not only slow, is ended too."""
+    """TVM's worker process, but one that no longer answers is ended too, not only a slow one."""
 
     def call(
         self, work: Callable[..., Any], arguments: tuple[Any, ...], seconds: float
@@ -77,11 +77,11 @@ class _Worker(PopenWorker):  # type: ignore[misc]
 
     @property
     def began(self) -> bool:
-        """Whether it has done anything before what it does now."""
+        """Whether it did anything before its present work."""
         return bool(self._remaining_uses and self._remaining_uses < _RECYCLED_AFTER - 1)
 
     def end(self) -> None:
-        """From any thread: whoever waits for the worker hears that it ended."""
+        """Kill the process, from any thread; a thread that waits for it gets an error."""
         process = self._proc
         if process is not None:
             process.kill()
@@ -130,7 +130,7 @@ class Pool:
             return self._worker().call(work, arguments, self._seconds)
         except TimeoutError:
             return Failure(number, f"no end within {self._seconds:g} s")
-        except Exception as error:  # noqa: BLE001 - whatever it is, it costs this candidate alone
+        except Exception as error:  # noqa: BLE001 - any error fails only this candidate
             said = str(error).strip().splitlines() or [type(error).__name__]
             return Failure(number, said[-1])
 
@@ -148,7 +148,7 @@ class Pool:
         return worker
 
     def stop(self) -> None:
-        """End what runs: `map` returns at once, with failures."""
+        """End all work: `map` returns at once, with failures."""
         self._stopped = True
         for worker in self._workers:
             worker.end()
@@ -161,8 +161,8 @@ class Pool:
 
 
 def begin(parent: int, threads: int, cores: tuple[int, ...] | None) -> None:
-    """Of a worker: end with the parent, however that ends, and hear no Ctrl-C."""
-    # What the engine brought stays to the end: no need to look through it again and again.
+    """In a worker: end when the parent ends, in whatever way, and ignore Ctrl-C."""
+    # The engine's objects stay to the end; collecting garbage among them again and again is slow.
     gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
@@ -174,7 +174,7 @@ def begin(parent: int, threads: int, cores: tuple[int, ...] | None) -> None:
 
 
 def build(serialised: str, folder: str) -> str | Failure:
-    """Compile a candidate into an object file with a function ``default_function``; its path."""
+    """Compile a candidate into an object file with a function ``default_function``; returns its path."""
     candidate = MeasureInput.deserialize(serialised)
     task = candidate.task
     try:
@@ -198,7 +198,7 @@ def compile_function(function: Any, target: str, path: Path) -> None:
     """Compile a kernel of a build into an object file as `build` makes them.
 
     Raises:
-        UserError: it takes something else than float32.
+        UserError: it has a tensor that is not float32.
     """
     buffers = [function.buffer_map[parameter] for parameter in function.params]
     if any(buffer.dtype != "float32" for buffer in buffers):
@@ -214,11 +214,11 @@ def _note_shapes(path: Path, tensors: Sequence[Any]) -> None:
 
 
 def _compile(schedule: Any, arguments: Any, target: Any) -> Any:
-    """A candidate's library, by `tvm.build`'s own steps without two that cost more than half of its time.
+    """A candidate's library by `tvm.build`'s own steps, without two that take more than half of its time.
 
-    The search for common subexpressions: LLVM finds them itself; with and without, tuned kernels of MobileNetV2 differ
-    by 1.4 % of their cycles at most, but for one that is 4 % better without (estimated, Cortex-A72). The network's
-    build has it, but for x86-64 (compile/relay/prefetch.py). And the checks of the arguments, outside the kernel proper.
+    One is common subexpression elimination, which LLVM does too: tuned kernels of MobileNetV2 differ by at most 1.4 % of
+    their cycles, except for one that is 4 % better without (estimated, Cortex-A72). A network's build has it, except for
+    x86-64 (compile/relay/prefetch.py). The other is the checks of the arguments, which are no part of the kernel.
     """
     host = tvm.target.Target(target, host=target)
     config = {"tir.disable_cse_tir": True, **prefetch.passes(host)}
@@ -231,19 +231,19 @@ def _compile(schedule: Any, arguments: Any, target: Any) -> Any:
 
 
 def time_here(kernel: str, shapes: list[tuple[int, ...]]) -> list[float] | Failure:
-    """Seconds of one run on this machine as inside a network: the median of a few repeats.
+    """Seconds of one run on this machine, as inside a network: the median of a few repeats.
 
-    Before each run the weights leave the caches of the cores, as they do between two inferences, and what has just
-    been written is the input, each thread its part.
+    Before each run the weights are evicted from the cores' caches, as between two inferences; the input is written
+    last, each thread its part.
     """
     try:
         function = load(Path(kernel))
-    except Exception as error:  # noqa: BLE001 - it costs this candidate alone
+    except Exception as error:  # noqa: BLE001 - any error fails only this candidate
         return _failed(MeasureErrorNo.COMPILE_DEVICE, error)
     random = np.random.default_rng(0)
     arrays = [tvm.nd.array(random.random(shape, np.float32)) for shape in shapes]
     output = shapes[-1]
-    # Activations have the output's rank and batch; so has a bias, which is small.
+    # Activations have the output's rank and batch, and so has a bias, which is small.
     activations = [
         array
         for array, shape in zip(arrays, shapes, strict=True)
@@ -267,13 +267,13 @@ def time_here(kernel: str, shapes: list[tuple[int, ...]]) -> list[float] | Failu
             f_preproc=_BETWEEN,
         )
         return [statistics.median(evaluate(*arrays).results)]
-    except Exception as error:  # noqa: BLE001 - it costs this candidate alone
+    except Exception as error:  # noqa: BLE001 - any error fails only this candidate
         return _failed(MeasureErrorNo.RUNTIME_DEVICE, error)
 
 
 @cache
 def _fill(threads: int) -> Any:
-    """Write all of a one-dimensional float32 array, each thread of TVM's pool its part."""
+    """A function that writes a one-dimensional float32 array, each thread of TVM's pool its part."""
     size = te.var("size")
     ones = te.compute((size,), lambda _: tvm.tir.const(1.0, "float32"))
     schedule = te.create_schedule(ones.op)
@@ -283,7 +283,7 @@ def _fill(threads: int) -> Any:
 
 
 def load(kernel: Path) -> Any:
-    """Link an object file of this machine's and load it."""
+    """Link an object file for this machine and load it."""
     library = kernel.with_suffix(".so")
     linker = [zig(), "ld.lld", "-shared"]
     subprocess.run(
@@ -293,12 +293,12 @@ def load(kernel: Path) -> Any:
 
 
 def is_right(serialised: str, target: str) -> bool:
-    """Whether a schedule computes what the untuned one does, both compiled for a CPU that this machine can be.
+    """Whether a schedule computes the same as the untuned one; both are compiled for and run on this machine.
 
-    Weights keep their layout: what is proved is the schedule.
+    Weights keep their layout: only the schedule is proved.
 
     Args:
-        target: the target string of that CPU.
+        target: the target string of a CPU whose code this machine runs.
     """
     candidate = MeasureInput.deserialize(serialised)
     graph = candidate.task.compute_dag

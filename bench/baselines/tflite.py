@@ -6,7 +6,7 @@ fused as LiteRT's own converter does. The schema's Python classes come with Lite
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -56,15 +56,23 @@ class _Converter:
 
     def _quantise(self, node: onnx.NodeProto, _attributes: dict[str, Any]) -> None:
         if node.output[0] in self.graph.ranges:
-            self.file.operator(
-                "QUANTIZE", [self._value(node.input[0])], self._value(node.output[0])
-            )
+            self._emit("QUANTIZE", node.input[:1], node.output[0])
 
     def _dequantise(self, node: onnx.NodeProto, _attributes: dict[str, Any]) -> None:
         if node.output[0] in self.graph.results:
-            self.file.operator(
-                "DEQUANTIZE", [self._value(node.input[0])], self._value(node.output[0])
-            )
+            self._emit("DEQUANTIZE", node.input[:1], node.output[0])
+
+    def _emit(
+        self,
+        code: str,
+        inputs: Iterable[str | int],
+        output: str,
+        options: str = "",
+        **fields: object,
+    ) -> None:
+        """Add an operator on ONNX values or tensors that gives an ONNX value."""
+        tensors = [self._value(i) if isinstance(i, str) else i for i in inputs]
+        self.file.operator(code, tensors, self._value(output), options, **fields)
 
     def _integers(self, name: str, of: str, kernel: Array, axis: int) -> int:
         """A constant tensor of the integers ``kernel``, quantised as the value ``of`` is."""
@@ -136,9 +144,7 @@ class _Converter:
         kind = self.graph.activation(node)
         if kind is None:
             raise unknown(node, "bounds other than 0 and 6")
-        self.file.operator(
-            kind, [self._value(node.input[0])], self._value(node.output[0])
-        )
+        self._emit(kind, node.input[:1], node.output[0])
 
     def _folded(
         self, node: onnx.NodeProto
@@ -189,10 +195,10 @@ class _Converter:
         if depthwise:
             shared["depthMultiplier"] = weight.shape[0] // groups
         inputs = [x, *self._weights_and_bias(node, name, weight, bias, order)]
-        kind = ("DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions")
-        if not depthwise:
-            kind = ("CONV_2D", "Conv2DOptions")
-        self.file.operator(kind[0], inputs, self._value(name), kind[1], **shared)
+        code, options = "CONV_2D", "Conv2DOptions"
+        if depthwise:
+            code, options = "DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions"
+        self._emit(code, inputs, name, options, **shared)
 
     def _weights_and_bias(
         self,
@@ -272,24 +278,14 @@ class _Converter:
         tensors = self._weights_and_bias(
             node, name, weight.astype(np.float32), bias, (0, 1)
         )
-        inputs = [self._value(node.input[0]), *tensors]
-        self.file.operator(
-            "FULLY_CONNECTED",
-            inputs,
-            self._value(name),
-            "FullyConnectedOptions",
-            fusedActivationFunction=activation,
-        )
+        fused = {"fusedActivationFunction": activation}
+        inputs, options = [node.input[0], *tensors], "FullyConnectedOptions"
+        self._emit("FULLY_CONNECTED", inputs, name, options, **fused)
 
     def _sum(self, node: onnx.NodeProto, _attributes: dict[str, Any]) -> None:
         name, activation = self._fused(node.output[0])
-        self.file.operator(
-            "ADD",
-            [self._value(i) for i in node.input],
-            self._value(name),
-            "AddOptions",
-            fusedActivationFunction=activation,
-        )
+        fused = {"fusedActivationFunction": activation}
+        self._emit("ADD", node.input, name, "AddOptions", **fused)
 
     def _pool(self, node: onnx.NodeProto, attributes: dict[str, Any]) -> None:
         kernel = attributes["kernel_shape"]
@@ -305,10 +301,10 @@ class _Converter:
             if not counted or biggest:
                 raise unknown(node, "padding")
         x, padding = self._padded(node, attributes, kernel, strides, [1, 1])
-        self.file.operator(
+        self._emit(
             "MAX_POOL_2D" if biggest else "AVERAGE_POOL_2D",
             [x],
-            self._value(node.output[0]),
+            node.output[0],
             "Pool2DOptions",
             padding=padding,
             strideH=strides[0],
@@ -319,54 +315,33 @@ class _Converter:
 
     def _global_pool(self, node: onnx.NodeProto, _attributes: dict[str, Any]) -> None:
         axes = self.file.constant(f"{node.output[0]}/axes", np.array([1, 2], np.int32))
-        self.file.operator(
-            "MEAN",
-            [self._value(node.input[0]), axes],
-            self._value(node.output[0]),
-            "ReducerOptions",
-            keepDims=True,
-        )
+        inputs = [node.input[0], axes]
+        self._emit("MEAN", inputs, node.output[0], "ReducerOptions", keepDims=True)
 
     def _concat(self, node: onnx.NodeProto, attributes: dict[str, Any]) -> None:
-        axis = attributes["axis"]
-        rank = len(self.graph.shapes[node.output[0]])
-        if rank == 4:
+        axis, output = attributes["axis"], node.output[0]
+        if len(self.graph.shapes[output]) == 4:
             axis = (0, 3, 1, 2)[axis % 4]
-        self.file.operator(
-            "CONCATENATION",
-            [self._value(i) for i in node.input],
-            self._value(node.output[0]),
-            "ConcatenationOptions",
-            axis=axis,
-        )
+        options = "ConcatenationOptions"
+        self._emit("CONCATENATION", node.input, output, options, axis=axis)
 
     def _reshape(self, node: onnx.NodeProto, _attributes: dict[str, Any]) -> None:
         shape = self.graph.shapes[node.input[0]]
         to = self.graph.shapes[node.output[0]]
         if len(to) == 4 or (len(shape) == 4 and shape[2:] != (1, 1)):
             raise unknown(node, "a shape that mixes channels with rows and columns")
-        new_shape = self.file.constant(
-            f"{node.output[0]}/shape", np.array(to, np.int32)
-        )
-        self.file.operator(
-            "RESHAPE",
-            [self._value(node.input[0]), new_shape],
-            self._value(node.output[0]),
-            "ReshapeOptions",
-            newShape=list(to),
+        sizes = np.array(to, np.int32)
+        new_shape = self.file.constant(f"{node.output[0]}/shape", sizes)
+        inputs = [node.input[0], new_shape]
+        self._emit(
+            "RESHAPE", inputs, node.output[0], "ReshapeOptions", newShape=list(to)
         )
 
     def _softmax(self, node: onnx.NodeProto, attributes: dict[str, Any]) -> None:
         rank = len(self.graph.shapes[node.input[0]])
         if rank != 2 or attributes.get("axis", -1) % rank != 1:
             raise unknown(node, "a softmax over another axis than the classes")
-        self.file.operator(
-            "SOFTMAX",
-            [self._value(node.input[0])],
-            self._value(node.output[0]),
-            "SoftmaxOptions",
-            beta=1.0,
-        )
+        self._emit("SOFTMAX", node.input, node.output[0], "SoftmaxOptions", beta=1.0)
 
 
 def _last(value: Array) -> Array:

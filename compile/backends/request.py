@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
@@ -34,14 +34,14 @@ class BuildRequest:
 
     model: str
     target: Target
-    output: Path | None
-    format: Format
-    name: str | None
-    threads: int
-    input_shapes: dict[str, tuple[int, ...]]
-    golden: tuple[Path, ...]
-    dump: Path | None
-    overrides: Overrides
+    output: Path | None = None
+    format: Format = "bundle"
+    name: str | None = None
+    threads: int = 1
+    input_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    golden: tuple[Path, ...] = ()
+    dump: Path | None = None
+    overrides: Overrides = field(default_factory=Overrides)
     arena_limit: int | None = None
     quantize: bool = False
     calibration: tuple[Path, ...] = ()
