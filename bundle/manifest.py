@@ -37,6 +37,12 @@ def _plain_relative(path: str) -> str:
     return path
 
 
+def _encodable(name: str) -> str:
+    """A file's name without the bytes that are no UTF-8, which Python keeps as halves of characters."""
+    return name.encode("utf-8", errors="replace").decode()
+
+
+FileName = Annotated[str, AfterValidator(_encodable)]
 RelativePath = Annotated[str, AfterValidator(_plain_relative)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Dimension = Annotated[int, Field(gt=0, lt=1 << 24)]
@@ -139,7 +145,7 @@ def _per_channel(values: tuple[float, ...]) -> str:
 class ModelIdentity(_Model):
     """Which ONNX file was built: ``sha256`` is that of the file as it lies on disk."""
 
-    name: str
+    name: FileName
     sha256: Sha256
     external_data: dict[str, Sha256] = {}
 
@@ -189,7 +195,7 @@ class Records(_Model):
     ``refused`` names those that do not fit the task they are for, for a person.
     """
 
-    file: str
+    file: FileName
     measured: str
     tasks: int
     covered: int
@@ -246,7 +252,7 @@ class Lowering(_Model):
 class CalibrationImage(_Model):
     """A photograph that the ranges of activations were found on."""
 
-    name: str
+    name: FileName
     sha256: Sha256
 
 

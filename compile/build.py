@@ -7,9 +7,11 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from targets.errors import run_command
+from targets.escapes import is_c_prefix, lines, shown
 from targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         print(json.dumps(_summary(bundle), indent=2))
     else:
-        print(_table(bundle, arguments.model))
+        print(lines(_table(bundle, arguments.model)))
     return 0
 
 
@@ -213,6 +215,7 @@ def _table(bundle: Bundle, model: str) -> str:
     manifest, measured = bundle.manifest, bundle.manifest.measured
     lowering, verification = manifest.lowering, measured["verification"]
     macs = sum(group.macs for group in lowering.groups)
+    place = shown(quote(str(bundle.path)), 1000)
     if verification is None:
         checked = "NOT compared with ONNX Runtime: " + measured["not_verified_because"]
     else:
@@ -222,8 +225,11 @@ def _table(bundle: Bundle, model: str) -> str:
             f"{verification['origin']}"
         )
     rows = [
-        ("bundle", f"{bundle.path} (and {bundle.path}.tar.gz)"),
-        ("model", f"{manifest.model.name}, SHA-256 {manifest.model.sha256[:12]}…"),
+        ("bundle", f"{place} (and {place}.tar.gz)"),
+        (
+            "model",
+            f"{shown(manifest.model.name)}, SHA-256 {manifest.model.sha256[:12]}…",
+        ),
         ("target", f"{manifest.target.name}: {manifest.target.tvm}"),
         ("fused", f"{_fusion(lowering)}; {macs / 1e6:.1f} M multiply-adds"),
         ("layout", f"{lowering.layout}: {lowering.reason}"),
@@ -237,7 +243,7 @@ def _table(bundle: Bundle, model: str) -> str:
         ),
         (
             "next",
-            f"python -m runtime_demo.check {bundle.path} --model {model} --images PHOTOS",
+            f"python -m runtime_demo.check {place} --model {shown(quote(model), 1000)} --images PHOTOS",
         ),
     ]
     return "\n".join(f"{name:<8} {value}" for name, value in rows)
@@ -298,9 +304,9 @@ def _memory(lowering: Lowering) -> str:
 
 
 def _identifier(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", text):
+    if not is_c_prefix(text):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a C identifier, such as mobilenetv2"
+            f"{text!r} is not a C identifier that is free, such as mobilenetv2"
         )
     return text
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -51,6 +50,7 @@ from records import lookup
 from records.lookup import RecordLog
 from targets.child import run_in_child
 from targets.errors import UserError
+from targets.escapes import c_prefix
 from targets.presets import Target, missing_features, this_cpu
 from targets.progress import Progress
 
@@ -129,7 +129,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     progress.stage("asking ONNX Runtime for the golden outputs")
     reference = Reference(model)
     output = request.output or Path("out") / f"{source.name}-{request.target.name}"
-    name = _c_name(request, source)
+    name = request.name or c_prefix(source.name)
     with staging(output) as folder:
         answer = partial(int8.answer, reference=reference) if int8 else reference.run
         pairs = golden.write_golden(folder, inputs, answer)
@@ -250,12 +250,6 @@ def _write_c(
         request.arena_limit,
         progress.stage,
     )
-
-
-def _c_name(request: BuildRequest, source: Source) -> str:
-    """The prefix of what is generated: ``--name``, or the model's name as a C identifier."""
-    name = request.name or re.sub(r"\W", "_", source.name, flags=re.ASCII).lower()
-    return f"model_{name}" if name[0].isdigit() else name
 
 
 def _standalone(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from targets.escapes import shown
+
 if TYPE_CHECKING:
     from bundle.manifest import Firmware
     from devices.microcontroller.session import Figures
@@ -42,7 +44,7 @@ def lines(figures: Figures, interface: Firmware) -> list[str]:
     columns = ("instructions", "expand", "depthwise", "project", "MAC/instr.")
     rows = ["", f"{'step':<22}{'MAC':>12}" + "".join(f"{c:>14}" for c in columns)]
     rows += [
-        f"{part.name[:21]:<22}{part.macs:>12,}"
+        f"{shown(part.name)[:21]:<22}{part.macs:>12,}"
         + "".join(f"{count:>14,.0f}" for count in part[2:])
         + f"{part.macs / max(part.instructions, 1):>14.2f}"
         for part in figures.parts

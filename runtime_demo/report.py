@@ -21,7 +21,6 @@ from runtime_demo.options import threads_text
 from runtime_demo.result import CheckResult, InputResult
 from targets import templates
 from targets.errors import UserError
-from targets.files import write_whole
 from targets.presets import this_cpu
 
 GALLERY_LIMIT = 48
@@ -38,21 +37,19 @@ def write_report(result: CheckResult, path: Path) -> None:
     Raises:
         UserError: ``path`` cannot be written, or is there and is no file.
     """
-    write_whole(path, _render(result).encode("utf-8", errors="replace"), "--report")
-
-
-def _render(result: CheckResult) -> str:
-    environment = templates.of_pages(Path(__file__).parent)
-    environment.filters |= {
-        "scientific": _scientific,
-        "megabytes": _megabytes,
-        "shape": _shape,
-        "threads": threads_text,
-    }
     manifest = result.bundle.manifest
     shown = _worth_showing(result.inputs)
     kernels = _kernels(result)
-    return environment.get_template("report.html.jinja").render(
+    templates.write_page(
+        path,
+        "--report",
+        Path(__file__).with_name("report.html.jinja"),
+        filters={
+            "scientific": _scientific,
+            "megabytes": _megabytes,
+            "shape": _shape,
+            "threads": threads_text,
+        },
         result=result,
         manifest=manifest,
         labels=result.bundle.labels(),

@@ -11,7 +11,8 @@ from onnx.inliner import inline_local_functions
 
 from compile.frontend.fold import constant_value, is_onnx, opset
 from compile.frontend.model_file import tensors
-from compile.frontend.names import Unfit, node_label, shown
+from compile.frontend.names import Unfit, node_label
+from targets.escapes import shown
 
 MAX_NODES = 20_000
 # 7: the oldest that ONNX Runtime supports and the first with NumPy's broadcasting, as Relay has it.

@@ -17,9 +17,10 @@ from compile.frontend import checks, shapes
 from compile.frontend.fold import fold, value_of
 from compile.frontend.model import Model
 from compile.frontend.model_file import MAX_MODEL_BYTES, inline_external, read_regular
-from compile.frontend.names import Unfit, shown
+from compile.frontend.names import Unfit
 from compile.frontend.preprocessing import Layout
 from targets.errors import UserError
+from targets.escapes import shown
 
 
 def load(

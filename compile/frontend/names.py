@@ -4,19 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-
-def shown(text: object, limit: int = 80) -> str:
-    """``text`` on one line, without control characters, at most ``limit`` characters long.
-
-    A name in a model can hold newlines, terminal escapes, or be a megabyte long.
-    """
-    given = str(text)
-    clean = "".join(
-        c if c.isprintable() else "\N{REPLACEMENT CHARACTER}"
-        for c in given[: limit + 1]
-    )
-    clean = " ".join(clean.split())
-    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+from targets.escapes import shown
 
 
 def node_label(node: onnx.NodeProto) -> str:

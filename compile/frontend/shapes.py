@@ -11,8 +11,9 @@ from onnx import TensorProto
 
 from bundle.manifest import Tensor
 from compile.frontend.fold import Value, is_onnx, opset, value_of, values
-from compile.frontend.names import Unfit, node_label, shown
+from compile.frontend.names import Unfit, node_label
 from compile.frontend.preprocessing import Layout
+from targets.escapes import shown
 
 MAX_TENSOR_BYTES = 1 << 29
 MAX_ALL_TENSORS_BYTES = 1 << 32

@@ -10,9 +10,10 @@ import onnx
 
 from compile.frontend.canonical.rules import for_relay
 from compile.frontend.fold import opset, values
-from compile.frontend.names import node_label, shown
+from compile.frontend.names import node_label
 from targets.engine import compiler
 from targets.errors import UserError
+from targets.escapes import shown
 
 # Known to the importer, but not built: their answer changes with every run, or TVM cannot schedule them.
 _NOT_BUILT = frozenset(

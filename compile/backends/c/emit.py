@@ -24,6 +24,7 @@ from compile.program import plan as planning
 from compile.program.plan import Arena
 from targets import templates
 from targets.errors import UserError
+from targets.escapes import C_RESERVED
 
 _HERE = Path(__file__).parent
 _KERNELS = Path(cortex_m.__file__).parent
@@ -32,6 +33,8 @@ _LARGEST = 32767
 _LARGEST_KERNEL = 7
 # How int8.h wants the weights (NN_LAYOUT there).
 _SMLAD, _MVE = 1, 2
+# What the templates call theirs, after the network's name.
+_FILE_SCOPE = ("weights", "bias", "scales", "run", "self_test")
 _FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
@@ -139,7 +142,10 @@ class _Data:
         self.weights: list[NDArray[Any]] = [np.zeros(0, kinds[0])]
         self.constants: list[NDArray[Any]] = [np.zeros(0, kinds[1])]
         self.parts: list[tuple[str, int, int]] = []
-        self.names: set[str] = set()
+        self.names = {*C_RESERVED, "overlap", "golden_output"}
+        self.names |= {f"{project.name}_{name}" for name in _FILE_SCOPE}
+        for header in _KERNELS.glob("*.h"):
+            self.names.update(re.findall(r"\bnn_\w+", header.read_text()))
 
     def name(self, text: str) -> str:
         """A C identifier of its own for a layer."""
@@ -357,7 +363,6 @@ def _values(
 def _render(template: str, values: dict[str, Any]) -> str:
     environment = templates.of_code(_HERE)
     environment.filters |= {
-        "comment": _comment,
         "dims": lambda shape: "x".join(map(str, shape)),
         "number": "{:,}".format,
         "c_double": lambda value: repr(float(value)),
@@ -382,12 +387,6 @@ def _c_float(value: float) -> str:
     """A C constant of type float, exact: hexadecimal, without zeros that say nothing."""
     digits, exponent = max(min(value, _FLOAT_MAX), -_FLOAT_MAX).hex().split("p")
     return f"{digits.rstrip('0').rstrip('.')}p{exponent}f"
-
-
-def _comment(text: str) -> str:
-    """Text that can end neither the comment nor the table cell it stands in."""
-    plain = "".join(c if c.isprintable() else " " for c in text)
-    return plain.replace("*/", "* /").replace("/*", "/ *").replace("|", "/")
 
 
 def _check_size(operator: Convolution | Add | AveragePool) -> None:
