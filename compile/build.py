@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive,
         default=1,
         metavar="N",
-        help="threads the bundle runs with unless told otherwise (default: %(default)s)",
+        help="threads that the bundle runs with by default (default: %(default)s)",
     )
     option(
         "--arena-limit",
@@ -127,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="tuning records to prefer to those in tuned/ and to the shipped ones, which are found by themselves",
+        help="tuning records that are preferred to those in tuned/ and to the shipped ones",
     )
     option(
         "--require-tuned",
@@ -274,7 +274,7 @@ def _size(manifest: Manifest) -> str:
     measured = manifest.measured
     if manifest.firmware is not None:
         return (
-            f"weights {manifest.firmware.weights_bytes:,} bytes of flash, besides code"
+            f"weights {manifest.firmware.weights_bytes:,} bytes of flash, without code"
         )
     return (
         f"{manifest.library} {measured['library_bytes'] / 1e6:.2f} MB, of it weights "
@@ -293,7 +293,7 @@ def _fusion(lowering: Lowering) -> str:
 
 
 def _memory(lowering: Lowering) -> str:
-    """What an instance takes besides the weights."""
+    """What an instance takes, without the weights."""
     plan = lowering.memory
     if plan is None:
         return f"{lowering.workspace_bytes / 1e6:.2f} MB for activations, by TVM's plan"

@@ -34,7 +34,7 @@ examples:
       the golden data that the bundle carries, no model needed
   python -m runtime_demo.check out/model-arm-cortex-a72 --ssh pi@raspberrypi --images photos/ --model model.onnx
 
-A labels.csv beside the images (columns file and class_index) adds how many were right.
+With a labels.csv next to the images (columns file and class_index) it also counts right answers.
 Exit codes: 0 passed, 1 not within the tolerance, 2 refused (one line says why), 130 interrupted.
 """
 )
@@ -171,7 +171,7 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
 
 
 def calibrated_on(facts: Quantisation, found: Sequence[Path]) -> bool:
-    """Whether one of the images is one of those that the ranges of activations were found on."""
+    """Whether one of the images calibrated the ranges of activations."""
     from bundle.store import sha256_of
 
     calibrating = {image.sha256 for image in facts.images}

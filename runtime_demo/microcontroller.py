@@ -1,4 +1,4 @@
-"""What a check says of a network on a microcontroller: memory, instructions, where they go."""
+"""The results of a check on a microcontroller: memory, and instructions of each step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CLOCKS = {"cortex-m4": 168, "cortex-m7": 480, "cortex-m33": 160, "cortex-m55": 
 
 
 def to_json(figures: Figures | None, quantised: bool) -> dict[str, Any]:
-    """The keys that ``check --json`` adds; none but for a microcontroller.
+    """The keys that ``check --json`` adds; none except for a microcontroller.
 
     Args:
         quantised: the output's errors are steps of int8, not real numbers.

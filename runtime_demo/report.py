@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a check: no script, no network, nothing beside the file."""
+"""One self-contained HTML page of a check: no script, no network, no other file."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def _plain(operator: str) -> str:
 
 
 def _number(value: object) -> float | None:
-    """A number out of a manifest, None for anything else (also for one past all use)."""
+    """A number from a manifest, None for anything else and for a uselessly large one."""
     if isinstance(value, int | float) and abs(value) < 1e18:
         return float(value)
     return None
@@ -177,7 +177,7 @@ def _power(exponent: int) -> str:
 def _absolute_tolerance(result: CheckResult) -> float | None:
     """The tolerance in the output's own unit, for the input whose reference has the smallest range.
 
-    None where the range cannot be told from the errors: none is over 0, or there are several outputs.
+    None where the errors do not determine the range: all are 0, or there are several outputs.
     """
     if len(result.bundle.manifest.outputs) != 1:
         return None
@@ -232,7 +232,7 @@ class _Scale(NamedTuple):
 
 
 def histogram(errors: NDArray[np.float64], tolerance: float | None) -> Chart | None:
-    """How many errors there are of each size, over a logarithmic axis; None where none is over 0.
+    """How many errors there are of each size, on a logarithmic axis; None where all are 0.
 
     Args:
         errors: absolute errors [n] in the output's own unit; what is not finite is only counted.
@@ -272,7 +272,7 @@ def histogram(errors: NDArray[np.float64], tolerance: float | None) -> Chart | N
 
 
 def distribution(series: Sequence[Series]) -> Chart:
-    """How long single inferences took, a histogram for each runtime over one axis.
+    """How long single inferences took, a histogram for each runtime on one axis.
 
     A few far slower ones would press the rest flat: those beyond twice the slowest 90th
     percentile are counted in words.

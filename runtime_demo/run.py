@@ -1,4 +1,4 @@
-"""``python -m runtime_demo.run``: what a bundle sees in photographs, and how fast."""
+"""``python -m runtime_demo.run``: the classes of photographs by a bundle, and the latency."""
 
 from __future__ import annotations
 

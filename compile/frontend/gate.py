@@ -1,7 +1,7 @@
 """The one place where an untrusted model is read.
 
-What comes out is valid, static, float32 ONNX with one image input; everything else
-is refused in one line that names the file. Nothing here imports TVM.
+Its result is valid, static, float32 ONNX with one image input. Anything else is refused in
+one line that names the file. Nothing here imports TVM.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def load(
     """Read an ONNX file, with its external data, and check it.
 
     Args:
-        input_shapes: what ``--input-shape`` says, for the input's symbolic dimensions alone.
-        layout: of the input; None infers it from where 1 or 3 channels stand.
+        input_shapes: what ``--input-shape`` says, for the input's symbolic dimensions only.
+        layout: of the input; None infers it from the axis with 1 or 3 channels.
 
     Raises:
         UserError: one line that names the file and what is wrong with it.
@@ -86,7 +86,7 @@ def _check(
         return _checked(proto, identity, input_shapes, layout)
     except Unfit as error:
         raise UserError(f"{where}: {error}") from None
-    except Exception as error:  # noqa: BLE001  (onnx and protobuf raise whatever they like on hostile input)
+    except Exception as error:  # noqa: BLE001  (onnx and protobuf raise errors of any class on hostile input)
         raise UserError(
             f"{where}: not a valid ONNX model ({_excerpt(error)}); export it again"
         ) from None

@@ -22,7 +22,7 @@ MAX_MODEL_BYTES = 1 << 30
 
 
 def read_regular(path: Path, limit: int, follow: bool = True) -> bytes:
-    """The bytes of a regular file of at most ``limit`` bytes, from one open file: no gap to change it in."""
+    """The bytes of a regular file of at most ``limit`` bytes, from one open file, so that nobody can exchange it in between."""
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         descriptor = os.open(path, flags | (0 if follow else os.O_NOFOLLOW))

@@ -8,7 +8,7 @@ from targets.escapes import shown
 
 
 def node_label(node: onnx.NodeProto) -> str:
-    """How an error names a node: its name where it has one, else what it makes; and its operator."""
+    """How an error names a node: by its name, or by its output where it has none; and by its operator."""
     made = next((name for name in node.output if name), "")
     called = f"{shown(node.name)!r}" if node.name else f"that makes {shown(made)!r}"
     return f"node {called} ({shown(node.op_type)})"

@@ -7,12 +7,12 @@ import onnx
 
 from compile.frontend.canonical.graph import Graph, attributes_of, make_node, refusal
 
-# Without axes these still square, take magnitudes or logarithms, each element for itself.
+# Without axes these still square each element, or take its magnitude or logarithm.
 _NOT_IDENTITY_WITHOUT_AXES = ("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceSumSquare")
 
 
 def reduction(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
-    """Of axes given as an input the importer takes the first alone, or dies; some ignore noop_with_empty_axes."""
+    """Axes as an input: the importer takes only the first, or aborts; some operators ignore noop_with_empty_axes."""
     attributes = attributes_of(node)
     noop = attributes.pop("noop_with_empty_axes", 0)
     axes = attributes.pop("axes", None)
@@ -21,7 +21,9 @@ def reduction(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
         axes = given.tolist()
     rank = len(graph.shape(node.input[0]))
     if not axes and noop and node.op_type in _NOT_IDENTITY_WITHOUT_AXES:
-        raise refusal(node, "noop_with_empty_axes is not built; reduce over named axes")
+        raise refusal(
+            node, "noop_with_empty_axes is not supported; reduce over named axes"
+        )
     if not axes and noop:
         return [make_node(node, "Identity", node.input[:1], node.output)]
     axes = sorted(axis % rank for axis in axes) if axes else list(range(rank))
@@ -33,14 +35,14 @@ def reduction(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
 
 
 def unsqueeze(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
-    """Negative axes are counted from the wrong end: a Reshape says the same."""
+    """The importer counts negative axes from the wrong end; a Reshape takes its place."""
     shape = graph.shape(node.output[0])
     sizes = graph.add_constant(f"{node.output[0]}/shape", shape, np.int64)
     return [make_node(node, "Reshape", [node.input[0], sizes], node.output)]
 
 
 def split(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
-    """num_outputs (opset 18) that does not divide the axis: sizes from the shapes instead."""
+    """The importer divides the axis evenly by num_outputs (opset 18); the sizes are taken from the shapes."""
     axis = attributes_of(node).get("axis", 0) % len(graph.shape(node.input[0]))
     if len(node.output) == 1:
         return [make_node(node, "Identity", node.input[:1], node.output)]
@@ -56,7 +58,7 @@ def split(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
 
 
 def slice_axes(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
-    """Negative axes as an attribute (before opset 10) are an index error."""
+    """Negative axes as an attribute (before opset 10) end in an index error."""
     attributes = attributes_of(node)
     if "axes" in attributes:
         rank = len(graph.shape(node.input[0]))

@@ -11,7 +11,7 @@ from compile.frontend.canonical.graph import Graph, attributes_of, make_node, te
 
 
 def mean(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
-    """Inputs of different ranks are concatenated without broadcasting."""
+    """The importer concatenates inputs of different ranks without broadcasting; Sum and Div do broadcast."""
     total = graph.fresh(f"{node.output[0]}/sum")
     count = graph.add_constant(f"{node.output[0]}/count", len(node.input), np.float32)
     return [
@@ -21,7 +21,7 @@ def mean(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
 
 
 def softplus(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
-    """log(1 + exp(x)) overflows from 89 on: max(x, 0) + log(1 + exp(-|x|)) does not."""
+    """TVM's log(1 + exp(x)) overflows from x = 89 on; max(x, 0) + log(1 + exp(-|x|)) does not."""
     return _chain(
         node,
         graph,
@@ -36,7 +36,7 @@ def softplus(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
 
 
 def gelu(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
-    """approximate="tanh" is ignored."""
+    """The importer ignores approximate="tanh"."""
     if text_of(attributes_of(node).get("approximate", "none")) != "tanh":
         return [node]
     return _chain(
@@ -55,7 +55,7 @@ def gelu(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
 
 
 def log_softmax(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
-    """log(softmax(x)) is -inf where the softmax underflows: x - max - log(sum(exp(x - max))) is not."""
+    """TVM's log(softmax(x)) is -inf where the softmax underflows; x - max - log(sum(exp(x - max))) is not."""
     shape = graph.shape(node.input[0])
     axis = attributes_of(node).get("axis", -1 if graph.opset >= 13 else 1) % len(shape)
     axes = [axis] if graph.opset >= 13 else list(range(axis, len(shape)))
@@ -74,7 +74,7 @@ def log_softmax(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
 def _chain(
     node: onnx.NodeProto, graph: Graph, *steps: tuple[Any, ...]
 ) -> list[onnx.NodeProto]:
-    """Nodes in the place of one: each step (operator, inputs, result, attributes); numbers are constants."""
+    """The nodes that replace one: each step is (operator, inputs, result, attributes); numbers become constants."""
     names = {"x": node.input[0], "y": node.output[0]}
     nodes = []
     for op_type, inputs, result, *attributes in steps:
@@ -93,7 +93,7 @@ def _chain(
 
 
 def matrix_vector(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
-    """A vector on the right of more than two dimensions is a type error: a one-column matrix instead."""
+    """More than two dimensions times a vector is a type error; the vector becomes a matrix of one column."""
     right = graph.shape(node.input[1])
     if len(right) != 1 or len(graph.shape(node.input[0])) < 3:
         return [node]
@@ -112,13 +112,13 @@ def matrix_vector(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
 
 
 def group_normalisation(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
-    """Unknown to the importer: an InstanceNormalization over groups, then scale and bias a channel."""
+    """Unknown to the importer; replaced by InstanceNormalization over groups, then scale and bias of each channel."""
     attributes = attributes_of(node)
     groups = attributes["num_groups"]
     shape = graph.shape(node.input[0])
     scale, bias = graph.constant(node, 1), graph.constant(node, 2)
     assert scale is not None and bias is not None
-    if scale.size != shape[1]:  # One value a group, before opset 21.
+    if scale.size != shape[1]:  # One value for each group, before opset 21.
         scale, bias = (np.repeat(each, shape[1] // groups) for each in (scale, bias))
     stem = node.output[0]
     per_channel = (shape[1], *[1] * (len(shape) - 2))

@@ -17,10 +17,10 @@ from compile.frontend.canonical.graph import (
 
 
 def resize(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
-    """Nearest picks wrong neighbours at fractional scales, linear and cubic end in LLVM's verifier.
+    """TVM's nearest takes wrong neighbours at fractional scales; its linear and cubic fail in LLVM's verifier.
 
-    Resizing is linear and separable, so each axis is a constant matrix: what ONNX Runtime
-    makes of the identity. Nearest picks, so there it is a Gather.
+    Resizing is linear and separable, so each axis is a product with a constant matrix: ONNX Runtime's
+    result for the identity. Where each output is one input, it is a Gather.
     """
     attributes = attributes_of(node)
     if (
@@ -28,10 +28,10 @@ def resize(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
         == "tf_crop_and_resize"
     ):
         raise refusal(
-            node, "tf_crop_and_resize is not built; use half_pixel or align_corners"
+            node, "tf_crop_and_resize is not supported; use half_pixel or align_corners"
         )
     if text_of(attributes.get("keep_aspect_ratio_policy", "stretch")) != "stretch":
-        raise refusal(node, "keep_aspect_ratio_policy is not built; give the sizes")
+        raise refusal(node, "keep_aspect_ratio_policy is not supported; give the sizes")
     before, after = graph.shape(node.input[0]), graph.shape(node.output[0])
     resized = [
         axis for axis, (m, n) in enumerate(zip(before, after, strict=True)) if m != n

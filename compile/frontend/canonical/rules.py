@@ -1,6 +1,6 @@
 """The table of rules, and their application to a graph.
 
-Each rule says what goes wrong without it. tests/test_rewrite.py compares every rule with ONNX Runtime, and fails
+The docstring of each rule says what the importer gets wrong. tests/test_rewrite.py compares every rule with ONNX Runtime, and fails
 when TVM gets the original right after all.
 """
 
@@ -51,17 +51,17 @@ _RULES: dict[str, Rule] = {
 
 
 def for_relay(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The same function in ONNX forms that TVM's importer reads rightly.
+    """The same function in ONNX forms that TVM's importer reads correctly.
 
     Args:
         proto: a static model (every shape known or inferable), one opset of ai.onnx.
 
     Returns:
-        A new model, folded and shape-inferred; not always valid ONNX (reduction axes are
-        attributes whatever the opset): it is for the importer alone.
+        A new model, folded and shape-inferred, for the importer only: it is not always valid ONNX
+        (reduction axes are attributes in every opset).
 
     Raises:
-        UserError: a form that has no right rewrite, named with its node.
+        UserError: a form that cannot be rewritten correctly, named with its node.
     """
     folded = fold(proto)
     graph = Graph(folded)
