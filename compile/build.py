@@ -10,6 +10,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from targets.arguments import count_up_to
 from targets.errors import run_command
 from targets.escapes import is_c_prefix, lines, shown
 from targets.progress import Progress
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from bundle.store import Bundle
     from compile.driver import BuildRequest
 
+_positive = count_up_to(1 << 16)
 _EPILOG = """\
 examples:
   python -m compile.build
@@ -309,12 +311,6 @@ def _identifier(text: str) -> str:
             f"{text!r} is not a C identifier that is free, such as mobilenetv2"
         )
     return text
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) <= 1 << 16:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
 
 
 def _bytes(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from graphlib import CycleError, TopologicalSorter
 
 import numpy as np
@@ -74,12 +75,10 @@ def check_nodes(proto: onnx.ModelProto) -> None:
         raise Unfit(f"{len(graph.node)} nodes, more than the {MAX_NODES} allowed")
     if graph.sparse_initializer:
         raise Unfit("sparse initializers are not supported; export dense weights")
-    quantised: dict[str, int] = {}
-    for node in graph.node:
-        if _has_integer_operators(node):
-            quantised[node.op_type] = quantised.get(node.op_type, 0) + 1
-    if quantised:
-        name, count = max(quantised.items(), key=lambda item: item[1])
+    quantised = Counter(
+        node.op_type for node in graph.node if _is_integer_operator(node)
+    )
+    for name, count in quantised.most_common(1):
         raise Unfit(
             f"is quantised by {count} {shown(name)} nodes: int8 is built from QuantizeLinear and "
             "DequantizeLinear (QDQ); export that, or give the float32 model with --quantize int8"
@@ -102,14 +101,10 @@ def check_nodes(proto: onnx.ModelProto) -> None:
             )
 
 
-def _has_integer_operators(node: onnx.NodeProto) -> bool:
-    return node.op_type.startswith(
-        ("QLinear", "QGemm", "QAttention")
-    ) or node.op_type in (
-        "ConvInteger",
-        "DynamicQuantizeLinear",
-        "MatMulInteger",
-    )
+def _is_integer_operator(node: onnx.NodeProto) -> bool:
+    known = ("ConvInteger", "DynamicQuantizeLinear", "MatMulInteger")
+    families = ("QLinear", "QGemm", "QAttention")
+    return node.op_type.startswith(families) or node.op_type in known
 
 
 def check_order(graph: onnx.GraphProto) -> None:

@@ -18,20 +18,12 @@ from targets.escapes import shown
 MAX_TENSOR_BYTES = 1 << 29
 MAX_ALL_TENSORS_BYTES = 1 << 32
 
-_DTYPES = frozenset(
-    [
-        TensorProto.FLOAT,
-        TensorProto.INT64,
-        TensorProto.INT32,
-        TensorProto.BOOL,
-        TensorProto.UINT8,
-        TensorProto.INT8,
-    ]
-)
+_DTYPES = {
+    *(TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32),
+    *(TensorProto.BOOL, TensorProto.UINT8, TensorProto.INT8),
+}
 # Operators that exporters put between a softmax and the output.
-_SHAPE_ONLY = frozenset(
-    ["Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"]
-)
+_SHAPE_ONLY = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 
 
 def only_input(graph: onnx.GraphProto) -> onnx.ValueInfoProto:

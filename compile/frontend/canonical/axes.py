@@ -9,6 +9,8 @@ from compile.frontend.canonical.graph import Graph, attributes_of, make_node, re
 
 # Without axes these still square each element, or take its magnitude or logarithm.
 _NOT_IDENTITY_WITHOUT_AXES = ("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceSumSquare")
+_OTHERS = ("LogSumExp", "Max", "Mean", "Min", "Prod", "Sum")
+REDUCTIONS = (*_NOT_IDENTITY_WITHOUT_AXES, *(f"Reduce{each}" for each in _OTHERS))
 
 
 def reduction(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:

@@ -32,21 +32,7 @@ _RULES: dict[str, Rule] = {
     "Split": axes.split,
     "Unsqueeze": axes.unsqueeze,
     "Upsample": resize.resize,
-    **dict.fromkeys(
-        [
-            "ReduceL1",
-            "ReduceL2",
-            "ReduceLogSum",
-            "ReduceLogSumExp",
-            "ReduceMax",
-            "ReduceMean",
-            "ReduceMin",
-            "ReduceProd",
-            "ReduceSum",
-            "ReduceSumSquare",
-        ],
-        axes.reduction,
-    ),
+    **dict.fromkeys(axes.REDUCTIONS, axes.reduction),
 }
 
 
