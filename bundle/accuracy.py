@@ -1,4 +1,4 @@
-"""How far a bundle's outputs are from the reference's, and when that is near enough."""
+"""The error of a bundle's outputs against the reference's, and the accepted errors."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 TOLERANCE = 2e-4
 """Largest accepted error of a float32 bundle, relative to the reference's range (max − min).
 
-Two correct float32 runtimes sum in different orders: 53 layers of the trained MobileNetV2 were
-seen to differ by 1e-6 of the range, of deep networks with random weights by 7e-5. What is
-wrong (a padding, a layout, the float ABI) was seen to differ by 1e-2 and more.
+Two correct float32 runtimes sum in different orders: the trained MobileNetV2 of 53 layers was
+observed to differ by 1e-6 of the range, deep networks with random weights by 7e-5. Faults (a
+padding, a layout, the float ABI) were observed to differ by 1e-2 and more.
 """
 
 INT8_STEPS = 2
 """How many steps an int8 network's logits may be from ONNX Runtime's on the same QDQ graph.
 
-On x86 with VNNI the two are equal, bit by bit. ONNX Runtime's own kernels for other CPUs round additions otherwise.
+On x86 with VNNI the two are equal, bit by bit. ONNX Runtime's kernels for other CPUs round additions differently.
 """
 
 INT8_COSINE = 0.99

@@ -1,4 +1,4 @@
-"""Golden data: inputs and the reference's outputs, so that a device can check itself alone."""
+"""Golden data: inputs and the reference's outputs, so that a device can check itself without the model."""
 
 from __future__ import annotations
 

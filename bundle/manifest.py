@@ -1,4 +1,4 @@
-"""manifest.json: all that a build says of itself. What is not in it does not exist."""
+"""manifest.json: everything that a build records of itself."""
 
 from __future__ import annotations
 
@@ -37,6 +37,12 @@ def _plain_relative(path: str) -> str:
     return path
 
 
+def _encodable(name: str) -> str:
+    """A file's name without the bytes that are no UTF-8, which Python keeps as halves of characters."""
+    return name.encode("utf-8", errors="replace").decode()
+
+
+FileName = Annotated[str, AfterValidator(_encodable)]
 RelativePath = Annotated[str, AfterValidator(_plain_relative)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Dimension = Annotated[int, Field(gt=0, lt=1 << 24)]
@@ -139,7 +145,7 @@ def _per_channel(values: tuple[float, ...]) -> str:
 class ModelIdentity(_Model):
     """Which ONNX file was built: ``sha256`` is that of the file as it lies on disk."""
 
-    name: str
+    name: FileName
     sha256: Sha256
     external_data: dict[str, Sha256] = {}
 
@@ -155,7 +161,7 @@ class TargetIdentity(_Model):
 
     @classmethod
     def of(cls, target: Target) -> TargetIdentity:
-        """What of a target a bundle keeps."""
+        """The part of a target that a bundle records."""
         return cls(
             name=target.name,
             tvm=target.tvm,
@@ -189,7 +195,7 @@ class Records(_Model):
     ``refused`` names those that do not fit the task they are for, for a person.
     """
 
-    file: str
+    file: FileName
     measured: str
     tasks: int
     covered: int
@@ -211,7 +217,7 @@ class MemoryPlan(_Model):
 
     Attributes:
         lower_bound: bytes live at once at the worst step.
-        outer_workspace_bytes, inner_workspace_bytes: what kernels need besides, once and a thread.
+        outer_workspace_bytes, inner_workspace_bytes: what kernels need in addition, once and for each thread.
     """
 
     arena_bytes: int
@@ -222,7 +228,7 @@ class MemoryPlan(_Model):
 
 
 class Lowering(_Model):
-    """What the network became.
+    """How the network was lowered.
 
     Attributes:
         layout: of the activations inside; the input keeps its own.
@@ -244,22 +250,22 @@ class Lowering(_Model):
 
 
 class CalibrationImage(_Model):
-    """A photograph that the ranges of activations were found on."""
+    """A photograph by which the ranges of activations were calibrated."""
 
-    name: str
+    name: FileName
     sha256: Sha256
 
 
 class Quantisation(_Model):
-    """How an int8 bundle's network came to its integers.
+    """How an int8 bundle's network was quantised.
 
     Attributes:
-        model: the QDQ graph beside the bundle's files, which stays on the host; "" where the model
-            that was given is the QDQ graph.
+        model: the QDQ graph next to the bundle's files, which stays on the host; "" where the given
+            model is the QDQ graph.
         sha256: of that file.
-        method: how the ranges of activations were chosen; "given" of a model that came as QDQ.
-        images, skipped: what calibrated, and how many files could not be read.
-        output_step: what one step of the first output's int8 means.
+        method: how the ranges of activations were chosen; "given" for a model that was QDQ already.
+        images, skipped: the calibration images, and the number of files that could not be read.
+        output_step: the real value of one int8 step of the first output.
     """
 
     model: Literal["reference/quantised.onnx", ""] = ""
@@ -278,14 +284,14 @@ class Quantised(_Model):
 
 
 class Firmware(_Model):
-    """What a program around a microcontroller's C project must know; the header says the same.
+    """What a program must know of a microcontroller's C project; the header says the same.
 
     Attributes:
         cpu: as ``-mcpu`` names it.
-        input, output: how int8 means real values, None of float32; the input is NHWC.
+        input, output: the quantisation of int8, None for float32; the input is NHWC.
         arena_bytes: with the input in it, at ``input_offset``.
         peak: the step that needs the most.
-        steps: how many the network runs in; the manifest's groups name them.
+        steps: their number; the manifest's groups name them.
         weights_bytes: in flash, with biases and multipliers.
     """
 

@@ -1,4 +1,4 @@
-"""Photographs as people have them → the input tensor a manifest describes."""
+"""From image files to the input tensor that a manifest describes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ SUFFIXES = frozenset(
 MAX_PIXELS = 100_000_000
 """Larger images are refused before they are decoded: a decompression bomb has billions."""
 
-# Wider or taller than this ratio, only the middle can reach the crop: the rest is cut off before
-# resizing, since the resized whole might not fit into memory.
+# Of images wider or taller than this ratio only the middle can reach the crop: the rest is cut off
+# before resizing, because the whole resized image might not fit into memory.
 _LONGEST_RATIO = 8
 
 _RESAMPLING = {
@@ -85,7 +85,7 @@ def read(path: Path, channels: int = 3) -> Photo:
     notes = []
     try:
         with warnings.catch_warnings():
-            # What is wrong but can be read all the same; a bomb is looked for below.
+            # Pillow warns of faults that it can read in spite of; bombs are checked below.
             warnings.simplefilter("ignore")
             with Image.open(path) as opened:
                 if opened.width * opened.height > MAX_PIXELS:
@@ -108,7 +108,7 @@ def read(path: Path, channels: int = 3) -> Photo:
         ) from None
     except (UserError, MemoryError):
         raise
-    except Exception as error:  # noqa: BLE001  (decoders raise whatever they like on hostile input)
+    except Exception as error:  # noqa: BLE001  (decoders raise errors of any class on hostile input)
         raise UserError(f"{path}: damaged image ({error}); replace it") from None
     return Photo(path, image, tuple(notes))
 
@@ -127,8 +127,8 @@ def _eight_bit(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _white(mode: str, largest: float) -> float:
-    """What stands for white: 65,535 in 16 bits, which Pillow also hands out as 32-bit integers (PGM);
-    1 in floating point; where a value is beyond that, the next that fits, or the largest value."""
+    """The value of white: 65,535 in 16 bits, which Pillow also reads as 32-bit integers (PGM);
+    1 in floating point; where a value is larger, the next usual one that is not, or the largest value."""
     usual = (1.0, 255.0, 65535.0) if mode == "F" else (65535.0,)
     return next((white for white in usual if largest <= white), largest)
 

@@ -1,4 +1,4 @@
-"""A bundle on disk: verified before it is used, written whole or not at all."""
+"""A bundle on disk: verified before it is used, written completely or not at all."""
 
 from __future__ import annotations
 
@@ -169,19 +169,19 @@ def _holds_bundle(archive: Path, name: str) -> bool:
                     return False
                 file = tar.extractfile(member)
                 if path == MANIFEST and file and member.size <= MAX_MANIFEST_BYTES:
-                    # Of any version: what is checked is only that a build wrote it.
+                    # Of any version: only that a build wrote it is checked.
                     manifest = json.loads(file.read())
                     files = {*manifest["files"], manifest["library"]}
                     return bool(manifest["golden"]) and found <= files
                 found.add(path)
-    except Exception:  # noqa: BLE001  (tarfile, zlib and json raise whatever they like on a foreign file)
+    except Exception:  # noqa: BLE001  (tarfile, zlib and json raise errors of any class on a foreign file)
         return False
     return False
 
 
 @contextlib.contextmanager
 def staging(output: Path) -> Iterator[Path]:
-    """A fresh folder beside ``output`` that becomes it when the block ends well, and vanishes when not.
+    """A new folder next to ``output`` that takes its place when the block succeeds, and is removed when it fails.
 
     An archive ``<output>.tar.gz`` of the same files takes its place with it.
     """
@@ -223,7 +223,7 @@ def archive_of(output: Path) -> Path:
 
 
 def _make_parents(folder: Path) -> list[Path]:
-    """Make ``folder``; give back what had to be made, deepest first."""
+    """Make ``folder``; returns the folders that were made, deepest first."""
     missing = []
     while not folder.exists():
         missing.append(folder)
@@ -245,7 +245,7 @@ def _remove_parents(created: list[Path]) -> None:
 
 
 def _write_archive(folder: Path, archive: Path) -> None:
-    """A .tar.gz whose bytes depend on the files' names and contents alone."""
+    """A .tar.gz whose bytes depend on the files' names and contents only."""
     with (
         archive.open("wb") as raw,
         gzip.GzipFile(

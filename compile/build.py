@@ -7,9 +7,12 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from targets.arguments import count_up_to
 from targets.errors import run_command
+from targets.escapes import is_c_prefix, lines, shown
 from targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from bundle.store import Bundle
     from compile.backends.request import BuildRequest
 
+_positive = count_up_to(1 << 16)
 _EPILOG = """\
 examples:
   python -m compile.build
@@ -40,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         print(json.dumps(_summary(bundle), indent=2))
     else:
-        print(_table(bundle, arguments.model))
+        print(lines(_table(bundle, arguments.model)))
     return 0
 
 
@@ -103,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive,
         default=1,
         metavar="N",
-        help="threads the bundle runs with unless told otherwise (default: %(default)s)",
+        help="threads that the bundle runs with by default (default: %(default)s)",
     )
     option(
         "--arena-limit",
@@ -125,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="tuning records to prefer to those in tuned/ and to the shipped ones, which are found by themselves",
+        help="tuning records that are preferred to those in tuned/ and to the shipped ones",
     )
     option(
         "--require-tuned",
@@ -213,6 +217,7 @@ def _table(bundle: Bundle, model: str) -> str:
     manifest, measured = bundle.manifest, bundle.manifest.measured
     lowering, verification = manifest.lowering, measured["verification"]
     macs = sum(group.macs for group in lowering.groups)
+    place = shown(quote(str(bundle.path)), 1000)
     if verification is None:
         checked = "NOT compared with ONNX Runtime: " + measured["not_verified_because"]
     else:
@@ -222,8 +227,11 @@ def _table(bundle: Bundle, model: str) -> str:
             f"{verification['origin']}"
         )
     rows = [
-        ("bundle", f"{bundle.path} (and {bundle.path}.tar.gz)"),
-        ("model", f"{manifest.model.name}, SHA-256 {manifest.model.sha256[:12]}…"),
+        ("bundle", f"{place} (and {place}.tar.gz)"),
+        (
+            "model",
+            f"{shown(manifest.model.name)}, SHA-256 {manifest.model.sha256[:12]}…",
+        ),
         ("target", f"{manifest.target.name}: {manifest.target.tvm}"),
         ("fused", f"{_fusion(lowering)}; {macs / 1e6:.1f} M multiply-adds"),
         ("layout", f"{lowering.layout}: {lowering.reason}"),
@@ -237,7 +245,7 @@ def _table(bundle: Bundle, model: str) -> str:
         ),
         (
             "next",
-            f"python -m runtime_demo.check {bundle.path} --model {model} --images PHOTOS",
+            f"python -m runtime_demo.check {place} --model {shown(quote(model), 1000)} --images PHOTOS",
         ),
     ]
     return "\n".join(f"{name:<8} {value}" for name, value in rows)
@@ -268,7 +276,7 @@ def _size(manifest: Manifest) -> str:
     measured = manifest.measured
     if manifest.firmware is not None:
         return (
-            f"weights {manifest.firmware.weights_bytes:,} bytes of flash, besides code"
+            f"weights {manifest.firmware.weights_bytes:,} bytes of flash, without code"
         )
     return (
         f"{manifest.library} {measured['library_bytes'] / 1e6:.2f} MB, of it weights "
@@ -287,7 +295,7 @@ def _fusion(lowering: Lowering) -> str:
 
 
 def _memory(lowering: Lowering) -> str:
-    """What an instance takes besides the weights."""
+    """What an instance takes, without the weights."""
     plan = lowering.memory
     if plan is None:
         return f"{lowering.workspace_bytes / 1e6:.2f} MB for activations, by TVM's plan"
@@ -298,17 +306,11 @@ def _memory(lowering: Lowering) -> str:
 
 
 def _identifier(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", text):
+    if not is_c_prefix(text):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a C identifier, such as mobilenetv2"
+            f"{text!r} is not a C identifier that is free, such as mobilenetv2"
         )
     return text
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) <= 1 << 16:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
 
 
 def _bytes(text: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import resource
 import time
 from collections.abc import Sequence
@@ -36,6 +35,7 @@ from compile.quantize.prepare import Int8, is_quantised, prepare, write_referenc
 from records import lookup
 from records.lookup import RecordLog
 from targets.errors import UserError
+from targets.escapes import c_prefix
 from targets.presets import this_cpu
 from targets.progress import Progress
 
@@ -83,7 +83,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
         if int8
         else reference.run
     )
-    name = backend.name(_c_name(request, source))
+    name = backend.name(request.name or c_prefix(source.name))
     output = request.output or Path("out") / f"{source.name}-{request.target.name}"
     with staging(output) as folder:
         pairs = golden.write_golden(folder, inputs, answer)
@@ -178,12 +178,6 @@ def _quantised(
         trained=source.trained,
         progress=progress,
     )
-
-
-def _c_name(request: BuildRequest, source: Source) -> str:
-    """The prefix of what is generated: ``--name``, or the model's name as a C identifier."""
-    name = request.name or re.sub(r"\W", "_", source.name, flags=re.ASCII).lower()
-    return f"model_{name}" if name[0].isdigit() else name
 
 
 def _version(request: BuildRequest, source: Source, name: str, numbers: str) -> str:

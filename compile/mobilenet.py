@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Figures(NamedTuple):
-    """What others say of one network, both in millions."""
+    """Published figures of one network, both in millions."""
 
     macs: int
     parameters: float
@@ -64,8 +64,8 @@ RELEASED = {
 }
 # Paper, Table 4.
 PAPER = {(1.0, 224): Figures(300, 3.4), (1.4, 224): Figures(585, 6.9)}
-# Paper, Table 3, column MobileNetV2, row max: activations that bottlenecks hand on, in
-# 16-bit floats, for 1.0 at 224.
+# Paper, Table 3, column MobileNetV2, row max: activations between bottlenecks, in 16-bit
+# floats, for 1.0 at 224.
 PAPER_ACTIVATIONS = "400K"
 
 
@@ -169,9 +169,9 @@ class _Report:
 
     @property
     def bottleneck_bytes(self) -> int:
-        """The largest tensor that one bottleneck hands to the next, in 16-bit floats."""
-        handed_on = (x.output for x in self.layers if x.name.endswith(".project"))
-        return max(2 * math.prod(shape) for shape in handed_on)
+        """The largest tensor between two bottlenecks, in 16-bit floats."""
+        between = (x.output for x in self.layers if x.name.endswith(".project"))
+        return max(2 * math.prod(shape) for shape in between)
 
     def as_json(self, with_layers: bool) -> dict[str, Any]:
         report: dict[str, Any] = {
@@ -255,13 +255,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m compile.mobilenet",
         description=(
             "Size the MobileNetV2 family (arXiv 1801.04381): parameters and multiply-adds\n"
-            "(MAdds) counted from the ONNX graph, beside the figures the authors released\n"
+            "(MAdds) counted from the ONNX graph, next to the figures the authors released\n"
             "with the trained networks and the paper's Table 4."
         ),
         epilog=(
             "width multiplies the channels of every layer, resolution is the side of the\n"
             "input in pixels; MAdds grow with the square of both, parameters with the square\n"
-            "of width alone.\n\n"
+            "of width only.\n\n"
             "examples:\n"
             "  python -m compile.mobilenet                        the 22 released networks\n"
             "  python -m compile.mobilenet --width 0.35 --resolution 96 --layers\n"

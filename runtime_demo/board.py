@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from runtime_demo.options import address, count
+from targets import escapes
 from targets.errors import UserError, run_command
 from targets.progress import Progress
 
@@ -131,7 +132,9 @@ def _kit(arguments: argparse.Namespace) -> int:
     print(
         f"{output}: {output.stat().st_size / 1e6:.1f} MB for {machine}; to the board:"
     )
-    print(f"  ssh pi@raspberrypi 'mkdir -p netship && tar xzf - -C netship' < {output}")
+    print(
+        f"  ssh pi@raspberrypi 'mkdir -p netship && tar xzf - -C netship' < {shlex.quote(str(output))}"
+    )
     return 0
 
 
@@ -146,7 +149,11 @@ def _doctor(arguments: argparse.Namespace) -> int:
             found = doctor.examine_rpc(*address(arguments.rpc), arguments.key or "")
     rows = doctor.checks(found)
     fit = doctor.fit(rows)
-    print(_as_json(found, rows, fit) if arguments.json else _table(rows, fit))
+    print(
+        _as_json(found, rows, fit)
+        if arguments.json
+        else escapes.lines(_table(rows, fit))
+    )
     return 0 if fit else 1
 
 

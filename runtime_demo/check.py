@@ -15,7 +15,9 @@ from runtime_demo.options import (
     open_session,
     threads_text,
 )
+from targets import escapes
 from targets.errors import UserError, run_command
+from targets.escapes import shown
 from targets.files import check_writable
 from targets.progress import Progress
 
@@ -32,7 +34,7 @@ examples:
       the golden data that the bundle carries, no model needed
   python -m runtime_demo.check out/model-arm-cortex-a72 --ssh pi@raspberrypi --images photos/ --model model.onnx
 
-A labels.csv beside the images (columns file and class_index) adds how many were right.
+With a labels.csv next to the images (columns file and class_index) it also counts right answers.
 Exit codes: 0 passed, 1 not within the tolerance, 2 refused (one line says why), 130 interrupted.
 """
 )
@@ -52,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         print(json.dumps(result.to_json(), indent=2))
     else:
-        print(_table(result))
+        print(escapes.lines(_table(result)))
         if arguments.report is not None:
             print(f"report     {arguments.report}")
     return 0 if result.passed else 1
@@ -169,7 +171,7 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
 
 
 def calibrated_on(facts: Quantisation, found: Sequence[Path]) -> bool:
-    """Whether one of the images is one of those that the ranges of activations were found on."""
+    """Whether one of the images calibrated the ranges of activations."""
     from bundle.store import sha256_of
 
     calibrating = {image.sha256 for image in facts.images}
@@ -235,20 +237,20 @@ def _table(result: CheckResult) -> str:
 
 def _image_line(result: InputResult) -> str:
     if not result.ours:
-        return f"{result.name:<22} max-abs {result.accuracy.max_abs_error:.1e}"
+        return f"{shown(result.name):<22} max-abs {result.accuracy.max_abs_error:.1e}"
     return (
-        f"{result.name:<22} ours {_answer(result.ours[0]):<36} "
+        f"{shown(result.name):<22} ours {_answer(result.ours[0]):<36} "
         f"reference {_answer(result.reference[0]):<36} max-abs {result.accuracy.max_abs_error:.1e}"
     )
 
 
 def _answer(answer: Answer) -> str:
-    return f"{answer.probability:6.1%} {answer.label[:24] or f'class {answer.class_index}'}"
+    return f"{answer.probability:6.1%} {shown(answer.label)[:24] or f'class {answer.class_index}'}"
 
 
 def _disagreement(result: InputResult) -> str:
     return (
-        f"{result.name}: another best class than the reference's, whose own first and second are "
+        f"{shown(result.name)}: another best class than the reference's, whose own first and second are "
         f"{result.gap:.1e} apart"
     )
 

@@ -26,9 +26,9 @@ from targets.progress import Progress
 Array = NDArray[np.float32]
 
 _ROUND = 5
-# ONNX Runtime's threads were seen to spin for 40 ms after an inference, on a core that ours need.
+# ONNX Runtime's threads were observed to spin for 40 ms after an inference, on a core that ours need.
 _PAUSE_SECONDS = 0.1
-# A board is warm when the median of a round is this near the one before, or after so many rounds.
+# A board is warm when the median of a round differs by this share from the one before, or after so many rounds.
 _STEADY, _MOST_WARMING_ROUNDS = 0.03, 10
 
 
@@ -42,7 +42,7 @@ class Input(NamedTuple):
 
 
 class References(NamedTuple):
-    """What a bundle's answers are compared with, and for one that we quantised the float32 network too."""
+    """The network that a bundle is compared with, and for one that a build quantised the float32 network too."""
 
     exact: Reference
     floating: Reference | None
@@ -51,7 +51,7 @@ class References(NamedTuple):
 def reference_for(
     bundle: Bundle, model: str, threads: int, progress: Progress
 ) -> References:
-    """ONNX Runtime over the very model that the bundle was built from, and over its QDQ graph.
+    """ONNX Runtime on the model that the bundle was built from, and on its QDQ graph.
 
     Raises:
         UserError: the gate refuses it, or its SHA-256 is not the manifest's.
@@ -81,7 +81,7 @@ def reference_for(
 def read_images(
     bundle: Bundle, files: Sequence[Path], progress: Progress
 ) -> Iterator[Input]:
-    """The images as input tensors, one at a time, with the classes of a labels.csv beside them."""
+    """The images as input tensors, one at a time, with the classes of a labels.csv next to them."""
     manifest = bundle.manifest
     expected: dict[Path, dict[str, int]] = {}
     for path in files:
@@ -121,7 +121,7 @@ def compare_images(
 def compare_golden(
     bundle: Bundle, session: Session, progress: Progress
 ) -> tuple[InputResult, ...]:
-    """The bundle's golden inputs against the outputs stored beside them."""
+    """The bundle's golden inputs against the outputs stored with them."""
     pairs = golden.read_golden(bundle)
     inputs = (
         Input(f"golden input {index}", None, tensor)
@@ -233,7 +233,7 @@ def profile_golden(
 
 
 def built_against(bundle: Bundle) -> str:
-    """What made the golden outputs, for the record."""
+    """The runtime that computed the golden outputs."""
     verification = bundle.manifest.measured.get("verification") or {}
     return str(verification.get("reference", "ONNX Runtime"))
 

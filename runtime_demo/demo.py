@@ -1,4 +1,4 @@
-"""``make demo``: the whole way once, by the very commands a user would type."""
+"""``make demo``: build, run and check once, by the commands that a user would type."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _default_model() -> str:
-    """The trained network where it can be had, and a word on which it is."""
+    """The trained network where it can be fetched, else the built-in one; prints which."""
     from compile.frontend import family, zoo
 
     try:

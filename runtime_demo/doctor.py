@@ -1,4 +1,4 @@
-"""Is a board fit? What it has, what that means, and what to do about each thing that is missing."""
+"""Whether a board is fit: what it has, what that means, and what to do where something is missing."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Check(NamedTuple):
 
 
 class Found(NamedTuple):
-    """All that could be learnt of a board.
+    """What is known of a board.
 
     Attributes:
         how: it was reached.
         system: its name; empty where that is not known.
-        no_server: why it has none that says what it is; empty where it has.
+        no_server: why no server of ours describes it; empty where one does.
     """
 
     how: str
@@ -193,7 +193,7 @@ def _engine() -> str:
     return version("xtc-tvm-python-bindings")
 
 
-# `name value` a line; what a board cannot tell is left out.
+# Prints `name value`, one a line, without what the board does not report.
 _SCRIPT = r"""
 say() { [ -z "$2" ] || echo "$1 $2"; }
 say bits "$(getconf LONG_BIT 2>/dev/null)"
@@ -213,7 +213,7 @@ say throttled "$(vcgencmd get_throttled 2>/dev/null | cut -d= -f2)"
 
 
 def ask_system(destination: str) -> tuple[BoardState, str]:
-    """What the system of a board tells without a server of ours, and the system's name.
+    """What a board reports without our server, and the name of its system.
 
     Raises:
         UserError: as `devices.transport.ssh.run`.

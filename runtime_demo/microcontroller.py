@@ -1,8 +1,10 @@
-"""What a check says of a network on a microcontroller: memory, instructions, where they go."""
+"""The results of a check on a microcontroller: memory, and instructions of each step."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+from targets.escapes import shown
 
 if TYPE_CHECKING:
     from bundle.manifest import Firmware
@@ -13,7 +15,7 @@ _CLOCKS = {"cortex-m4": 168, "cortex-m7": 480, "cortex-m33": 160, "cortex-m55": 
 
 
 def to_json(figures: Figures | None, quantised: bool) -> dict[str, Any]:
-    """The keys that ``check --json`` adds; none but for a microcontroller.
+    """The keys that ``check --json`` adds; none except for a microcontroller.
 
     Args:
         quantised: the output's errors are steps of int8, not real numbers.
@@ -42,7 +44,7 @@ def lines(figures: Figures, interface: Firmware) -> list[str]:
     columns = ("instructions", "expand", "depthwise", "project", "MAC/instr.")
     rows = ["", f"{'step':<22}{'MAC':>12}" + "".join(f"{c:>14}" for c in columns)]
     rows += [
-        f"{part.name[:21]:<22}{part.macs:>12,}"
+        f"{shown(part.name)[:21]:<22}{part.macs:>12,}"
         + "".join(f"{count:>14,.0f}" for count in part[2:])
         + f"{part.macs / max(part.instructions, 1):>14.2f}"
         for part in figures.parts

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a check: no script, no network, nothing beside the file."""
+"""One self-contained HTML page of a check: no script, no network, no other file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from runtime_demo.options import threads_text
 from runtime_demo.result import CheckResult, InputResult
 from targets import templates
 from targets.errors import UserError
-from targets.files import write_whole
 from targets.presets import this_cpu
 
 GALLERY_LIMIT = 48
@@ -38,21 +37,19 @@ def write_report(result: CheckResult, path: Path) -> None:
     Raises:
         UserError: ``path`` cannot be written, or is there and is no file.
     """
-    write_whole(path, _render(result).encode("utf-8", errors="replace"), "--report")
-
-
-def _render(result: CheckResult) -> str:
-    environment = templates.of_pages(Path(__file__).parent)
-    environment.filters |= {
-        "scientific": _scientific,
-        "megabytes": _megabytes,
-        "shape": _shape,
-        "threads": threads_text,
-    }
     manifest = result.bundle.manifest
     shown = _worth_showing(result.inputs)
     kernels = _kernels(result)
-    return environment.get_template("report.html.jinja").render(
+    templates.write_page(
+        path,
+        "--report",
+        Path(__file__).with_name("report.html.jinja"),
+        filters={
+            "scientific": _scientific,
+            "megabytes": _megabytes,
+            "shape": _shape,
+            "threads": threads_text,
+        },
         result=result,
         manifest=manifest,
         labels=result.bundle.labels(),
@@ -140,7 +137,7 @@ def _plain(operator: str) -> str:
 
 
 def _number(value: object) -> float | None:
-    """A number out of a manifest, None for anything else (also for one past all use)."""
+    """A number from a manifest, None for anything else and for a uselessly large one."""
     if isinstance(value, int | float) and abs(value) < 1e18:
         return float(value)
     return None
@@ -180,7 +177,7 @@ def _power(exponent: int) -> str:
 def _absolute_tolerance(result: CheckResult) -> float | None:
     """The tolerance in the output's own unit, for the input whose reference has the smallest range.
 
-    None where the range cannot be told from the errors: none is over 0, or there are several outputs.
+    None where the errors do not determine the range: all are 0, or there are several outputs.
     """
     if len(result.bundle.manifest.outputs) != 1:
         return None
@@ -235,7 +232,7 @@ class _Scale(NamedTuple):
 
 
 def histogram(errors: NDArray[np.float64], tolerance: float | None) -> Chart | None:
-    """How many errors there are of each size, over a logarithmic axis; None where none is over 0.
+    """How many errors there are of each size, on a logarithmic axis; None where all are 0.
 
     Args:
         errors: absolute errors [n] in the output's own unit; what is not finite is only counted.
@@ -275,7 +272,7 @@ def histogram(errors: NDArray[np.float64], tolerance: float | None) -> Chart | N
 
 
 def distribution(series: Sequence[Series]) -> Chart:
-    """How long single inferences took, a histogram for each runtime over one axis.
+    """How long single inferences took, a histogram for each runtime on one axis.
 
     A few far slower ones would press the rest flat: those beyond twice the slowest 90th
     percentile are counted in words.

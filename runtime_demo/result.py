@@ -107,7 +107,7 @@ class Board(NamedTuple):
     after: BoardState
 
     def to_json(self) -> dict[str, Any]:
-        """What it is, and its condition twice; an emulated board has none of its own."""
+        """The board, and its condition before and after; an emulated one has no condition."""
         changing = {"governor", "frequency_khz", "temperature_c", "throttled"}
         lasting = {
             *("server", "tvm", "machine", "emulated", "board", "cpu_model"),
@@ -158,7 +158,7 @@ class CheckResult:
     def passed(self) -> bool:
         """Every output within the tolerance; then classes can only differ where they tie.
 
-        int8 on a microcontroller besides is bit by bit what this machine gives.
+        int8 on a microcontroller must also equal this machine's, bit by bit.
         """
         if self.step is not None:
             if self.figures is not None and self.figures.max_error != 0:

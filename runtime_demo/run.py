@@ -1,4 +1,4 @@
-"""``python -m runtime_demo.run``: what a bundle sees in photographs, and how fast."""
+"""``python -m runtime_demo.run``: the classes of photographs by a bundle, and the latency."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from runtime_demo.options import (
     threads_text,
 )
 from targets.errors import UserError, run_command
+from targets.escapes import lines, shown
 from targets.progress import Progress
 
 _EPILOG = (
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     with Progress(quiet=arguments.json) as progress:
         answer = _run(arguments, progress)
-    print(json.dumps(answer, indent=2) if arguments.json else _table(answer))
+    print(json.dumps(answer, indent=2) if arguments.json else lines(_table(answer)))
     return 0
 
 
@@ -92,22 +93,22 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
 
 
 def _table(answer: dict[str, Any]) -> str:
-    lines = []
+    rows = []
     for image in answer["images"]:
-        lines.append(image["name"])
-        lines += [
-            f"  {top['probability']:6.1%}  {top['label'] or 'class ' + str(top['class_index'])}"
+        rows.append(shown(image["name"]))
+        rows += [
+            f"  {top['probability']:6.1%}  {shown(top['label']) or 'class ' + str(top['class_index'])}"
             for top in image["top"]
         ]
     times = answer["latency_ms"]
     if times is None:
-        lines.append(f"latency: not measured ({answer['device']})")
+        rows.append(f"latency: not measured ({answer['device']})")
     else:
-        lines.append(
+        rows.append(
             f"latency: median {times['median']:.2f} ms, p90 {times['p90']:.2f}, p99 {times['p99']:.2f}, "
             f"{threads_text(answer['threads'])}, {answer['device']}"
         )
-    return "\n".join(lines)
+    return "\n".join(rows)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-_LONGEST_LINE = 1000
+from targets.escapes import one_line
 
 
 class UserError(Exception):
@@ -59,10 +59,5 @@ def run_command(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
 
 
 def _refuse(message: str) -> int:
-    # Names out of a foreign file can hold line ends and terminal escapes, or be a megabyte long.
-    line = "".join(
-        c if c.isprintable() else "\N{REPLACEMENT CHARACTER}"
-        for c in " ".join(message.split())
-    )
-    print("error: " + line[:_LONGEST_LINE], file=sys.stderr)
+    print("error: " + one_line(message), file=sys.stderr)
     return 2

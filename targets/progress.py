@@ -7,6 +7,8 @@ import time
 from types import TracebackType
 from typing import Self
 
+from targets.escapes import one_line
+
 _SPINNER = "|/-\\"
 
 
@@ -41,7 +43,7 @@ class Progress:
     def stage(self, text: str) -> None:
         """End the current stage and begin the next."""
         self.finish()
-        self._text = text
+        self._text = one_line(text)
         self._started = time.monotonic()
         self.tick()
 
@@ -66,7 +68,7 @@ class Progress:
         """A line that stays, between stages."""
         if not self._quiet:
             clear = "\r\x1b[K" if self._live else ""
-            self._write(f"{clear}          {text}\n")
+            self._write(f"{clear}          {one_line(text)}\n")
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._started

@@ -1,24 +1,32 @@
-"""The Jinja environments of all that is written from templates: pages and C."""
+"""The Jinja environments of all that is written from templates: pages, code and the texts next to it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Undefined
+from markupsafe import Markup
 
+from targets import escapes
 from targets.files import write_whole
 
 _HERE = Path(__file__).parent
 
 
-def of_pages(folder: Path) -> Environment:
-    """For the HTML templates in ``folder``, which may extend base.html.jinja: values are escaped, an unknown name is an error."""
-    return _environment([folder, _HERE], escape=True)
+def write_page(
+    path: Path,
+    option: str,
+    template: Path,
+    *,
+    filters: Mapping[str, Callable[..., str]] | None = None,
+    **values: object,
+) -> None:
+    """Fill in an HTML template and write it whole or not at all; a page that is there is replaced.
 
-
-def write_page(path: Path, option: str, template: Path, **values: object) -> None:
-    """Fill in a page's template and write it whole or not at all; a page that is there is replaced.
+    The template may extend base.html.jinja. Values are escaped, an unknown name is an error.
 
     Args:
         option: the command-line option that names ``path``, for the message.
@@ -26,21 +34,39 @@ def write_page(path: Path, option: str, template: Path, **values: object) -> Non
     Raises:
         UserError: ``path`` cannot be written.
     """
-    text = of_pages(template.parent).get_template(template.name).render(**values)
+    environment = _environment([template.parent, _HERE])
+    environment.filters |= filters or {}
+    page = environment.get_template(template.name).render(values)
+    text = escapes.without_controls(page)
     write_whole(path, text.encode("utf-8", errors="replace"), option)
 
 
 def of_code(folder: Path) -> Environment:
-    """For templates of C: values go in as they are, so all that is no identifier must pass a filter that escapes."""
-    return _environment([folder], escape=False)
+    """For templates of C, Python, Markdown, Makefiles, CMake and SVG.
+
+    Only numbers and plain words go in as they are. Other text must pass the filter of its language
+    (targets.escapes), or ``code`` where nothing in it is from outside; what passes none is an error.
+    """
+    environment = _environment(
+        [folder], finalize=_require_filter, keep_trailing_newline=True
+    )
+    environment.filters |= escapes.FILTERS
+    return environment
 
 
-def _environment(folders: Sequence[Path], *, escape: bool) -> Environment:
+def _require_filter(value: object) -> object:
+    escaped = isinstance(value, Markup | Undefined)
+    if not escaped and not re.fullmatch(r"[\w.,+-]*", str(value), re.ASCII):
+        raise TypeError(f"{value!r:.80} goes into generated text without a filter")
+    return value
+
+
+def _environment(folders: Sequence[Path], **more: Any) -> Environment:
     return Environment(
         loader=FileSystemLoader(folders),
-        autoescape=escape,
+        autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        keep_trailing_newline=not escape,
+        **more,
     )

@@ -22,6 +22,7 @@ from bundle.manifest import (
 from bundle.store import MANIFEST, Bundle, open_bundle, sha256_of
 from compile import passes
 from compile.backends.c import build
+from compile.ir import graph as operators
 from compile.ir import onnx_form
 from targets.presets import resolve
 
@@ -220,6 +221,13 @@ def quantised(
     return onnx.load(folder / "quantised.onnx")
 
 
+def graph_of(proto: onnx.ModelProto) -> operators.Graph:
+    """The operator graph that backends start from, of a QDQ or a float32 graph."""
+    quantised = any(node.op_type == "QuantizeLinear" for node in proto.graph.node)
+    wanted = passes.INTEGERS if quantised else passes.FLOATS
+    return passes.run(wanted, onnx_form.read(proto))
+
+
 def tensors(model: onnx.ModelProto) -> tuple[Tensor, Preprocessing]:
     shape = tuple(d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim)
     preprocessing = Preprocessing(
@@ -248,12 +256,14 @@ def project(
     pairs = write_golden(
         folder, patterns(proto, 2), lambda x: session.run(None, {"image": x})
     )
-    quantised = any(node.op_type == "QuantizeLinear" for node in proto.graph.node)
-    graph = passes.run(
-        passes.INTEGERS if quantised else passes.FLOATS, onnx_form.read(proto)
-    )
     lowering, firmware = build.build(
-        graph, "small", "small: a test", resolve(cpu), folder, limit, lambda stage: None
+        graph_of(proto),
+        "small",
+        "small: a test",
+        resolve(cpu),
+        folder,
+        limit,
+        lambda stage: None,
     )
     tensor, preprocessing = tensors(proto)
     output = proto.graph.output[0]

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import run
-from integers import chain, oddities, patterns, project, quantised, residuals
+from integers import chain, graph_of, oddities, patterns, project, quantised, residuals
 from onnx import TensorProto, helper, numpy_helper
 
 from bundle.store import Bundle, open_bundle
@@ -21,7 +21,7 @@ from compile.backends.c import emit, support
 from compile.backends.c.arrange import arrange
 from compile.backends.c.build import PASSES
 from compile.frontend import family
-from compile.ir import evaluate, onnx_form
+from compile.ir import evaluate
 from compile.ir.graph import Graph
 from compile.program.planner import inplace_distance
 from devices.microcontroller.boards import BOARDS
@@ -97,10 +97,7 @@ def test_the_c_on_this_machine_gives_the_integers_of_the_formulas(
 
 def _graph(proto: onnx.ModelProto) -> Graph:
     """As the C kernels take it."""
-    graph = onnx_form.read(proto)
-    quantised = any(n.op_type == "QuantizeLinear" for n in proto.graph.node)
-    first = passes.INTEGERS if quantised else passes.FLOATS
-    return passes.run((*first, *PASSES), graph)
+    return passes.run(PASSES, graph_of(proto))
 
 
 def _expected(graph: Graph, image: np.ndarray) -> np.ndarray:

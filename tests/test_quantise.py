@@ -12,15 +12,14 @@ import numpy as np
 import onnx
 import pytest
 from conftest import run, succeed
-from integers import blocks, oddities, patterns, quantised, residuals, tensors
+from integers import blocks, graph_of, oddities, patterns, quantised, residuals, tensors
 from onnx import helper, numpy_helper
 from PIL import Image
 
 from bundle.manifest import ModelIdentity
 from bundle.store import open_bundle
-from compile import passes
 from compile.frontend import gate
-from compile.ir import evaluate, onnx_form
+from compile.ir import evaluate
 from compile.ir.graph import Array, Graph, Operator, Quantisation, Tensor
 from compile.ir.kinds import make
 from compile.ir.operators import Addition, Convolution, GlobalAverage
@@ -77,11 +76,6 @@ def bundle(
     return folder / "small.onnx", folder / "bundle", result.stdout + result.stderr
 
 
-def integers_of(proto: onnx.ModelProto) -> Graph:
-    """The integer operators of a QDQ graph."""
-    return passes.run(passes.INTEGERS, onnx_form.read(proto))
-
-
 def onnx_runtime_tensors(
     proto: onnx.ModelProto, graph: Graph, image: Any
 ) -> dict[str, Array]:
@@ -117,7 +111,7 @@ def onnx_runtime_tensors(
 def test_every_operator_alone_is_onnx_runtimes(
     graphs: dict[str, onnx.ModelProto], name: str, kind: type
 ) -> None:
-    graph = integers_of(graphs[name])
+    graph = graph_of(graphs[name])
     operators = [each for each in graph.operators if isinstance(each, kind)]
     assert operators
     for image in patterns(graphs[name], 3):
@@ -151,7 +145,7 @@ def _whole(graph: Graph, tensor: Tensor, values: dict[str, Array]) -> Array:
 def test_filled_blocks_change_no_answer(
     graphs: dict[str, onnx.ModelProto], name: str
 ) -> None:
-    graph = store_as_uint8(integers_of(graphs[name]))
+    graph = store_as_uint8(graph_of(graphs[name]))
     filled = fill_blocks(graph)
     convolutions = [o for o in filled.operators if isinstance(o, Convolution)]
     assert all(o.output.shape[1] % BLOCK == 0 for o in convolutions if not o.depthwise)

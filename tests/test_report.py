@@ -280,6 +280,18 @@ def test_nothing_is_loaded_and_nothing_untrusted_is_markup(
         assert name not in ("src", "href") or value.startswith("data:")
 
 
+def test_no_invisible_character_changes_how_the_page_is_read(
+    tree: Path, tmp_path: Path
+) -> None:
+    name = "a\x1b[31m\u202egnp.\u2066\x00\x9b"
+    times = (OperatorTime("tvmgen_default_" + name, (1, 5), 1e-4),)
+    result = a_result(tmp_path, [an_input(tree, name=name)], operators=times)
+    written(result, tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("a\ufffd[31m\ufffdgnp.\ufffd\ufffd\ufffd") >= 3
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\u2066]", page)
+
+
 @pytest.mark.parametrize(
     "measured",
     [

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from bundle.manifest import Lowering, MemoryPlan
 from bundle.store import elf_machine
 from compile.backends.dump import Dump
-from compile.frontend.names import shown
 from compile.ir.graph import Graph
 from records.lookup import RecordLog
 from targets import engine
 from targets.errors import UserError
+from targets.escapes import shown
 from targets.presets import Target
 
 if TYPE_CHECKING:

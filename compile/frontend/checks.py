@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from graphlib import CycleError, TopologicalSorter
 
 import numpy as np
@@ -11,11 +12,12 @@ from onnx.inliner import inline_local_functions
 
 from compile.frontend.fold import constant_value, is_onnx, opset
 from compile.frontend.model_file import tensors
-from compile.frontend.names import Unfit, node_label, shown
+from compile.frontend.names import Unfit, node_label
+from targets.escapes import shown
 
 MAX_NODES = 20_000
-# 7: the oldest that ONNX Runtime supports and the first with NumPy's broadcasting, as Relay has it.
-# 22: the newest whose operators were compared with ONNX Runtime (tests/test_rewrite.py).
+# 7 is the oldest that ONNX Runtime supports, and the first with NumPy's broadcasting, which Relay has too.
+# 22 is the newest whose operators were compared with ONNX Runtime (tests/test_rewrite.py).
 OPSETS = range(7, 23)
 
 _CONTROL_FLOW = frozenset(["If", "Loop", "Scan", "SequenceMap"])
@@ -43,7 +45,7 @@ def inlined_functions(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _check_expansion(proto: onnx.ModelProto) -> None:
-    """Functions that call each other must end, in at most MAX_NODES nodes."""
+    """Refuse functions that call themselves or expand to more than MAX_NODES nodes."""
     bodies = {(f.domain, f.name): f.node for f in proto.functions}
     calls = {
         key: {(n.domain, n.op_type) for n in nodes} & bodies.keys()
@@ -72,13 +74,11 @@ def check_nodes(proto: onnx.ModelProto) -> None:
     if len(graph.node) > MAX_NODES:
         raise Unfit(f"{len(graph.node)} nodes, more than the {MAX_NODES} allowed")
     if graph.sparse_initializer:
-        raise Unfit("sparse initializers are not built; export dense weights")
-    quantised: dict[str, int] = {}
-    for node in graph.node:
-        if _has_integer_operators(node):
-            quantised[node.op_type] = quantised.get(node.op_type, 0) + 1
-    if quantised:
-        name, count = max(quantised.items(), key=lambda item: item[1])
+        raise Unfit("sparse initializers are not supported; export dense weights")
+    quantised = Counter(
+        node.op_type for node in graph.node if _is_integer_operator(node)
+    )
+    for name, count in quantised.most_common(1):
         raise Unfit(
             f"is quantised by {count} {shown(name)} nodes: int8 is built from QuantizeLinear and "
             "DequantizeLinear (QDQ); export that, or give the float32 model with --quantize int8"
@@ -88,11 +88,11 @@ def check_nodes(proto: onnx.ModelProto) -> None:
             each.HasField("g") or each.graphs for each in node.attribute
         ):
             raise Unfit(
-                f"{node_label(node)}: control flow is not built; export the network without branches or loops"
+                f"{node_label(node)}: control flow is not supported; export the network without branches or loops"
             )
         if not is_onnx(node.domain):
             raise Unfit(
-                f"{node_label(node)}: is of the domain {shown(node.domain)!r}, only ai.onnx is built; "
+                f"{node_label(node)}: is of the domain {shown(node.domain)!r}, only ai.onnx is supported; "
                 "export without custom or fused operators"
             )
         if not onnx.defs.has(node.op_type, max_inclusive_version=version):
@@ -101,18 +101,14 @@ def check_nodes(proto: onnx.ModelProto) -> None:
             )
 
 
-def _has_integer_operators(node: onnx.NodeProto) -> bool:
-    return node.op_type.startswith(
-        ("QLinear", "QGemm", "QAttention")
-    ) or node.op_type in (
-        "ConvInteger",
-        "DynamicQuantizeLinear",
-        "MatMulInteger",
-    )
+def _is_integer_operator(node: onnx.NodeProto) -> bool:
+    known = ("ConvInteger", "DynamicQuantizeLinear", "MatMulInteger")
+    families = ("QLinear", "QGemm", "QAttention")
+    return node.op_type.startswith(families) or node.op_type in known
 
 
 def check_order(graph: onnx.GraphProto) -> None:
-    """Every input must be made before it is read: what is wrong otherwise, as a person would say it."""
+    """Refuse an input that no earlier node produces: with its cause, a missing node, a cycle or a wrong order."""
     made = {each.name for each in (*graph.input, *graph.initializer)}
     maker = {
         name: index
@@ -152,7 +148,7 @@ def check_order(graph: onnx.GraphProto) -> None:
 
 
 def check_all_inlined(proto: onnx.ModelProto) -> None:
-    """onnx.checker would look for external data in the working directory."""
+    """Refuse external data in a model that is no file: onnx.checker would look for it in the working directory."""
     for tensor in tensors(proto):
         if tensor.data_location == TensorProto.EXTERNAL:
             raise Unfit(

@@ -44,9 +44,9 @@ STAGES = (
 HEAD_CHANNELS = 1280
 
 # What every ReLU6 gets: mean and standard deviation of the pre-activations. A third of
-# them is cut at 0 and 0.6 % at 6. A lower mean tells photographs apart better, but each
-# cut also magnifies rounding errors, by 1.47 in variance at mean 0 and 1.26 here: over
-# 35 layers that is what decides whether two runtimes agree.
+# them is cut at 0 and 0.6 % at 6. A lower mean would distinguish photographs better, but
+# each cut also magnifies rounding errors, by 1.47 in variance at mean 0 and 1.26 here: over
+# 35 layers this decides whether two runtimes agree.
 _MEAN, _SPREAD = 1.0, 2.0
 # Mean and variance of min(max(x, 0), 6) for normally distributed x of those.
 _RELU6_MEAN, _RELU6_VARIANCE = 1.39158, 2.17204
@@ -102,7 +102,7 @@ def preprocessing(height: int, width: int = 0) -> Preprocessing:
 
 
 def divisible(channels: float, by: int = 8) -> int:
-    """Round to a multiple of ``by``, losing at most a tenth, as the released networks do."""
+    """Round to a multiple of ``by``, with a loss of at most a tenth, as the released networks do."""
     rounded = max(by, int(channels + by / 2) // by * by)
     return rounded + by if rounded < 0.9 * channels else rounded
 
@@ -148,7 +148,7 @@ def build(width: float, resolution: int, classes: int = 1000) -> onnx.ModelProto
 
 @dataclass(frozen=True)
 class _Signal:
-    """A square feature map, and what its values are like (mean and variance of each)."""
+    """A square feature map, with the mean and variance of its values."""
 
     name: str
     channels: int
@@ -174,10 +174,10 @@ def _bottleneck(
 class _Graph:
     """Collects nodes and weights.
 
-    Each convolution is made so that its result has a known mean and variance: its
-    filters are normalised and its bias takes off what the input's mean contributes, as
-    batch normalisation would. Without the bias all photographs end up alike: the mean
-    that ReLU6 leaves grows from layer to layer until nothing else is seen.
+    The result of each convolution has a known mean and variance: its filters are normalised,
+    and its bias subtracts the contribution of the input's mean, as batch normalisation would.
+    Without the bias all photographs would give the same answer: the mean after ReLU6 grows
+    from layer to layer and hides everything else.
     """
 
     def __init__(self) -> None:
@@ -292,8 +292,8 @@ def _normalised(
 
     Args:
         filters: [outputs, inputs of each].
-        smooth: the inputs of one filter are neighbours in one map, which are half alike:
-            what is alike adds up by amplitude, the rest by energy.
+        smooth: the inputs of one filter are neighbours in one map, so half of their values is
+            common: the common half adds up by amplitude, the rest by energy.
     """
     # Sums of integers are exact in any order, so the bytes do not depend on the machine.
     total = filters.sum(axis=1).astype(np.float32)

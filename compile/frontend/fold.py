@@ -1,7 +1,8 @@
-"""Constants of an ONNX graph computed, so that what exporters write to find a shape disappears."""
+"""Constant folding of ONNX graphs: it removes the nodes by which exporters compute shapes."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from math import prod
 from typing import Any, NamedTuple
@@ -11,54 +12,18 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-# Pure functions of their inputs that exporters use between Shape and Reshape, or on weights.
+# Pure functions of their inputs, which exporters use between Shape and Reshape or on weights.
 _FOLDABLE = frozenset(
-    [
-        "Abs",
-        "Add",
-        "And",
-        "Cast",
-        "Ceil",
-        "Concat",
-        "ConstantOfShape",
-        "Div",
-        "Equal",
-        "Exp",
-        "Expand",
-        "Flatten",
-        "Floor",
-        "Gather",
-        "Greater",
-        "Identity",
-        "Less",
-        "Max",
-        "Min",
-        "Mod",
-        "Mul",
-        "Neg",
-        "Not",
-        "Or",
-        "Pow",
-        "Range",
-        "Reciprocal",
-        "ReduceMax",
-        "ReduceMin",
-        "ReduceProd",
-        "ReduceSum",
-        "Reshape",
-        "Shape",
-        "Size",
-        "Slice",
-        "Sqrt",
-        "Squeeze",
-        "Sub",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-        "Where",
-    ]
+    re.findall(
+        r"\w+",
+        """
+    Abs Add And Cast Ceil Concat ConstantOfShape Div Equal Exp Expand Flatten Floor Gather Greater Identity Less
+    Max Min Mod Mul Neg Not Or Pow Range Reciprocal ReduceMax ReduceMin ReduceProd ReduceSum Reshape Shape Size
+    Slice Sqrt Squeeze Sub Tile Transpose Unsqueeze Where
+    """,
+    )
 )
-# What folding may add to a model, in elements: a hostile Expand must not fill the memory.
+# Elements that folding may add to a model: a hostile Expand must not fill the memory.
 _LARGEST = 1 << 22
 _BUDGET = 1 << 25
 
@@ -106,9 +71,9 @@ def infer(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Shapes of every tensor, strictly; onnx raises where they contradict each other.
 
     Without onnx's data propagation, which has no limit: 40 Concat nodes that double
-    a tensor take all memory. :func:`fold` does its work within one.
+    a tensor would take all memory. :func:`fold` does the same within a limit.
     """
-    # onnx infers no shape for these, which have their input's: an Identity stands in.
+    # onnx infers no shape for these. Theirs is their input's, so an Identity takes their place.
     shapeless = {
         index: node
         for index, node in enumerate(proto.graph.node)
@@ -129,7 +94,7 @@ def infer(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def fold(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A new model with the same outputs: its constants computed, its shapes inferred, dead nodes gone.
+    """A new model with the same outputs: constants folded, shapes inferred, dead nodes removed.
 
     ``Constant`` nodes become initializers. Folding stops, silently, at 2^25 elements
     in all or 2^22 in one tensor: the nodes then stay.
@@ -155,7 +120,7 @@ def fold(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def constant_value(node: onnx.NodeProto) -> onnx.TensorProto | None:
-    """What a ``Constant`` node holds, whichever of its attributes holds it."""
+    """The value of a ``Constant`` node, from whichever attribute holds it."""
     (attribute,) = node.attribute
     value: Any = onnx.helper.get_attribute_value(attribute)
     if attribute.name == "value":
@@ -192,7 +157,7 @@ def _evaluate(
         shape = known[node.input[0]].shape if node.input[0] in known else None
         if shape is None or None in shape:
             return None
-        # Only the shape matters: a stand-in of no bytes.
+        # Only the shape matters, so the array has no bytes of its own.
         inputs = {
             node.input[0]: np.broadcast_to(np.float32(0), [dim or 0 for dim in shape])
         }
@@ -228,7 +193,7 @@ def _run(
     try:
         with np.errstate(all="ignore"):
             result: Any = ReferenceEvaluator(model).run(None, inputs)
-    except Exception:  # noqa: BLE001  (the evaluator does not know every form of every operator)
+    except Exception:  # noqa: BLE001  (the evaluator does not support every form of every operator)
         return None
     return np.asarray(result[0])
 
@@ -249,7 +214,7 @@ def with_nodes(
     nodes: Iterable[onnx.NodeProto],
     constants: Mapping[str, onnx.TensorProto],
 ) -> onnx.ModelProto:
-    """A copy of the model that computes with these nodes and constants, less what no output needs."""
+    """A copy of the model with these nodes and constants, without those that no output needs."""
     needed = {output.name for output in proto.graph.output}
     live = []
     for node in reversed(list(nodes)):

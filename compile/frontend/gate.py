@@ -1,7 +1,7 @@
 """The one place where an untrusted model is read.
 
-What comes out is valid, static, float32 ONNX with one image input; everything else
-is refused in one line that names the file. Nothing here imports TVM.
+Its result is valid, static, float32 ONNX with one image input. Anything else is refused in
+one line that names the file. Nothing here imports TVM.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from compile.frontend import checks, shapes
 from compile.frontend.fold import fold, value_of
 from compile.frontend.model import Model
 from compile.frontend.model_file import MAX_MODEL_BYTES, inline_external, read_regular
-from compile.frontend.names import Unfit, shown
+from compile.frontend.names import Unfit
 from compile.frontend.preprocessing import Layout
 from targets.errors import UserError
+from targets.escapes import shown
 
 
 def load(
@@ -30,8 +31,8 @@ def load(
     """Read an ONNX file, with its external data, and check it.
 
     Args:
-        input_shapes: what ``--input-shape`` says, for the input's symbolic dimensions alone.
-        layout: of the input; None infers it from where 1 or 3 channels stand.
+        input_shapes: what ``--input-shape`` says, for the input's symbolic dimensions only.
+        layout: of the input; None infers it from the axis with 1 or 3 channels.
 
     Raises:
         UserError: one line that names the file and what is wrong with it.
@@ -85,7 +86,7 @@ def _check(
         return _checked(proto, identity, input_shapes, layout)
     except Unfit as error:
         raise UserError(f"{where}: {error}") from None
-    except Exception as error:  # noqa: BLE001  (onnx and protobuf raise whatever they like on hostile input)
+    except Exception as error:  # noqa: BLE001  (onnx and protobuf raise errors of any class on hostile input)
         raise UserError(
             f"{where}: not a valid ONNX model ({_excerpt(error)}); export it again"
         ) from None

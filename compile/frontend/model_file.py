@@ -13,7 +13,8 @@ from typing import Any
 import onnx
 from onnx import TensorProto
 
-from compile.frontend.names import Unfit, shown
+from compile.frontend.names import Unfit
+from targets.escapes import shown
 
 # Protobuf stops at 2 GiB, and onnx copies a model twice to check it: VGG-19 (575 MB) is the largest
 # common CNN. The file and its external data together.
@@ -21,7 +22,7 @@ MAX_MODEL_BYTES = 1 << 30
 
 
 def read_regular(path: Path, limit: int, follow: bool = True) -> bytes:
-    """The bytes of a regular file of at most ``limit`` bytes, from one open file: no gap to change it in."""
+    """The bytes of a regular file of at most ``limit`` bytes, from one open file, so that nobody can exchange it in between."""
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         descriptor = os.open(path, flags | (0 if follow else os.O_NOFOLLOW))

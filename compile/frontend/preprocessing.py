@@ -57,7 +57,7 @@ class Overrides(BaseModel):
     labels: Path | None = None
 
     def with_defaults(self, other: Overrides) -> Overrides:
-        """This, with what it leaves out taken from ``other``."""
+        """These, with missing values taken from ``other``."""
         return other.model_copy(update=self.model_dump(exclude_none=True))
 
 

@@ -1,4 +1,4 @@
-"""What the gate makes of shapes: one static image input, sizes within limits, the outputs."""
+"""The gate's checks of shapes: one static image input, sizes within limits, the outputs."""
 
 from __future__ import annotations
 
@@ -11,30 +11,23 @@ from onnx import TensorProto
 
 from bundle.manifest import Tensor
 from compile.frontend.fold import Value, is_onnx, opset, value_of, values
-from compile.frontend.names import Unfit, node_label, shown
+from compile.frontend.names import Unfit, node_label
 from compile.frontend.preprocessing import Layout
+from targets.escapes import shown
 
 MAX_TENSOR_BYTES = 1 << 29
 MAX_ALL_TENSORS_BYTES = 1 << 32
 
-_DTYPES = frozenset(
-    [
-        TensorProto.FLOAT,
-        TensorProto.INT64,
-        TensorProto.INT32,
-        TensorProto.BOOL,
-        TensorProto.UINT8,
-        TensorProto.INT8,
-    ]
-)
-# What exporters put between a softmax and the output.
-_SHAPE_ONLY = frozenset(
-    ["Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"]
-)
+_DTYPES = {
+    *(TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32),
+    *(TensorProto.BOOL, TensorProto.UINT8, TensorProto.INT8),
+}
+# Operators that exporters put between a softmax and the output.
+_SHAPE_ONLY = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 
 
 def only_input(graph: onnx.GraphProto) -> onnx.ValueInfoProto:
-    """The one input that is no initializer (IR 3 lists those as inputs too)."""
+    """The one input that is not an initializer (IR 3 lists those as inputs too)."""
     weights = {tensor.name for tensor in graph.initializer}
     real = [each for each in graph.input if each.name not in weights]
     if len(real) != 1:
@@ -77,7 +70,7 @@ def make_static(
         if not fits:
             raise Unfit(
                 f"--input-shape {name}:{','.join(map(str, wanted))} contradicts the input's "
-                f"{_shown_shape(source)}; it fills symbolic dimensions alone"
+                f"{_shown_shape(source)}; it fills in symbolic dimensions only"
             )
     notes: tuple[str, ...] = ()
     final = list(wanted or shape)
@@ -115,8 +108,8 @@ def _shown_shape(source: onnx.ValueInfoProto) -> str:
 def static_model(
     proto: onnx.ModelProto, source: onnx.ValueInfoProto
 ) -> onnx.ModelProto:
-    """The model with one input, valid, without shapes inferred from another input."""
-    # IR 4 is the first whose initializers need not be inputs; 10 is as new as opset 22.
+    """A valid model with one input, without the shapes that were inferred from the original input."""
+    # IR 4 is the first whose initializers need not be inputs; 10 belongs to opset 22.
     static = onnx.ModelProto(ir_version=min(max(proto.ir_version, 4), 10))
     static.opset_import.extend(
         each for each in proto.opset_import if is_onnx(each.domain)
@@ -132,7 +125,7 @@ def static_model(
         for dim in tensor.shape.dim:
             if not dim.HasField("dim_value"):
                 dim.Clear()
-    # onnx.checker wants a shape of every output; strict inference would take it at its word.
+    # onnx.checker requires a shape of every output, but strict inference would believe an empty one.
     shapeless = [tensor for tensor in shapes if not tensor.HasField("shape")]
     for tensor in shapeless:
         tensor.shape.SetInParent()
@@ -143,13 +136,13 @@ def static_model(
 
 
 def check_values(proto: onnx.ModelProto) -> None:
-    """Every tensor static, of a type that is built, and small enough."""
+    """Refuse a tensor that is not static, of an unsupported type, or too large."""
     known = values(proto.graph)
     read = {name for node in proto.graph.node for name in node.input if name}
     read.update(output.name for output in proto.graph.output)
     total = 0
     for node in proto.graph.node:
-        # An output nobody reads (a Dropout's mask) often has no inferred shape.
+        # An output that no node reads (a Dropout's mask) often has no inferred shape.
         for name in read.intersection(node.output):
             label = f"{node_label(node)}: its output {shown(name)!r}"
             dtype, shape = known.get(name, Value(0, None))
@@ -220,13 +213,13 @@ def tensor_of(name: str, value: Value, layout: Layout | Literal[""]) -> Tensor:
 
 
 def layout_of(source: onnx.ValueInfoProto, given: Layout | None) -> Layout:
-    """Channels are 1 or 3: where they stand says the layout, and NCHW wins a tie."""
+    """The layout by the axis that has 1 or 3 channels; NCHW where both axes have."""
     _, second, _, fourth = (dim.dim_value for dim in source.type.tensor_type.shape.dim)
     return given or ("NHWC" if fourth in (1, 3) and second not in (1, 3) else "NCHW")
 
 
 def is_softmax(proto: onnx.ModelProto) -> bool:
-    """The first output is a softmax over all its elements, at most reshaped since."""
+    """Whether the first output is a softmax over all its elements, at most reshaped afterwards."""
     maker = {name: node for node in proto.graph.node for name in node.output}
     known = values(proto.graph)
     node = maker.get(proto.graph.output[0].name)

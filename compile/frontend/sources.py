@@ -16,13 +16,13 @@ from compile.frontend.preprocessing import Layout, Overrides, load_sidecar
 
 @dataclass(frozen=True)
 class Source:
-    """A gated model with what its origin says of it.
+    """A gated model with what is known of it by its origin.
 
     Attributes:
         name: for people and for the output folder.
         preprocessing: the built-in or Model Zoo network's own; None for a user's file.
         overrides: what a TOML file next to the model says.
-        note: what a person must know of its weights; empty for a user's file.
+        note: what the user must know of its weights; empty for a user's file.
         trained: whether the weights mean something, so that int8's loss against float32 is worth judging.
     """
 
@@ -73,7 +73,7 @@ def _built_in(name: str) -> Source:
     proto = family.build(width, resolution)
     digest = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
     identity = ModelIdentity(name=name, sha256=digest)
-    note = "built-in, seeded weights: a label that it gives means nothing"
+    note = "built-in, seeded weights: its labels mean nothing"
     own = family.preprocessing(resolution)
     model = gate.check(proto, identity, {}, "NCHW")
     return Source(name, model, own, Overrides(), note, trained=False)

@@ -66,15 +66,15 @@ MODELS: dict[str, ZooModel] = {
 
 
 class _Cut(Exception):
-    """The connection failed; what arrived so far is kept, and another attempt may go on."""
+    """The connection failed; the bytes received so far are kept, and another attempt may continue."""
 
 
 def fetch(name: str, on_progress: Progress) -> Path:
     """The file of a zoo model, from the cache or the network.
 
     The cache is ``$XDG_CACHE_HOME/netship/models`` (``~/.cache`` where that is not set).
-    A download that was cut goes on where it stopped, now and at the next call; several
-    processes may ask at once.
+    A download that was cut continues where it stopped, now and at the next call; several
+    processes may call at the same time.
 
     Args:
         name: a key of MODELS.
@@ -132,7 +132,7 @@ def _address() -> str:
 def _allowed(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        _ = parts.port  # raises where the port is no number
+        _ = parts.port  # raises where the port is not a number
     except ValueError:
         return False
     return (parts.scheme == "https" and bool(parts.hostname)) or _local(url)
@@ -155,7 +155,7 @@ def _is_whole(path: Path, model: ZooModel) -> bool:
 def _file_lock(
     lock: Path, part: Path, model: ZooModel, on_progress: Progress
 ) -> Iterator[None]:
-    """Hold ``lock``; while another process has it, show how far that one's ``part`` is."""
+    """Hold ``lock``; while another process has it, show the progress of its ``part``."""
     with lock.open("w") as file:
         while True:
             try:
@@ -175,7 +175,7 @@ def _size(path: Path) -> int:
 
 
 def _download(url: str, part: Path, model: ZooModel, on_progress: Progress) -> None:
-    """Bring ``part`` to the model's whole content; on failure it stays only if it can be gone on from."""
+    """Bring ``part`` to the model's whole content; on failure it stays only if a later call can continue it."""
     reason = ""
     if _size(part) > model.nbytes:
         part.unlink()
@@ -184,7 +184,7 @@ def _download(url: str, part: Path, model: ZooModel, on_progress: Progress) -> N
         if before == model.nbytes:
             break
         try:
-            _go_on(url, part, model, on_progress)
+            _continue(url, part, model, on_progress)
         except _Cut as cut:
             reason = str(cut)
             if _size(part) <= before:
@@ -200,8 +200,8 @@ def _download(url: str, part: Path, model: ZooModel, on_progress: Progress) -> N
         )
 
 
-def _go_on(url: str, part: Path, model: ZooModel, on_progress: Progress) -> None:
-    """One request, from the end of ``part`` if the server can; raises _Cut where the body falls short."""
+def _continue(url: str, part: Path, model: ZooModel, on_progress: Progress) -> None:
+    """One request, from the end of ``part`` if the server allows it; raises _Cut where the body is too short."""
     offset = _size(part)
     with _open(url, offset) as response:
         offset = _start_of(response, offset, url, model)
@@ -270,7 +270,7 @@ def _read(response: Any) -> bytes:
 
 @contextmanager
 def _network() -> Iterator[None]:
-    """Tell trouble on the network from trouble with files: both are OSErrors."""
+    """Turn errors of the network into _Cut: errors of files are OSErrors too."""
     try:
         yield
     except TimeoutError:

@@ -11,11 +11,11 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from compile.frontend.names import shown
 from compile.ir.graph import Array, Graph, Operator, Quantisation, Tensor
 from compile.ir.kinds import make
 from compile.ir.operators import Addition, Convolution, Dense, GlobalAverage, View
 from targets.errors import UserError
+from targets.escapes import shown
 
 _ACTIVATIONS = ("int8", "uint8")
 # Operators whose integers ONNX Runtime computes, and which of their inputs are activations.

@@ -7,12 +7,12 @@ from numpy.typing import NDArray
 
 from bundle.accuracy import INT8_STEPS
 from compile.frontend.model import Model
-from compile.frontend.names import shown
 from compile.frontend.reference import Reference
 from compile.ir import evaluate
 from compile.ir.graph import Graph, Tensor
 from compile.ir.operators import Dequantise, View
 from targets.errors import UserError
+from targets.escapes import shown
 
 Array = NDArray[np.float32]
 

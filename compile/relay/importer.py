@@ -10,11 +10,12 @@ import onnx
 from onnx import helper, numpy_helper
 
 from compile.frontend.fold import values
-from compile.frontend.names import node_label, shown
+from compile.frontend.names import node_label
 from compile.ir.graph import Graph, Operator
 from compile.ir.onnx_form import write
 from targets.engine import compiler
 from targets.errors import UserError
+from targets.escapes import shown
 
 # Known to the importer, but not built: their answer changes with every run, or TVM cannot schedule them.
 _NOT_BUILT = frozenset(

@@ -30,71 +30,29 @@ from compile.kernels import cortex_m
 from compile.kernels.cortex_m import pack
 from compile.program.planner import Plan
 from targets import templates
+from targets.escapes import C_RESERVED
 
 _HERE = Path(__file__).parent
 _KERNELS = Path(cortex_m.__file__).parent
-# Words of C99, and names that stand where those of layers do.
-_RESERVED = frozenset(
-    [
-        "auto",
-        "break",
-        "case",
-        "char",
-        "const",
-        "continue",
-        "default",
-        "do",
-        "double",
-        "else",
-        "enum",
-        "extern",
-        "float",
-        "for",
-        "goto",
-        "if",
-        "inline",
-        "int",
-        "long",
-        "register",
-        "restrict",
-        "return",
-        "short",
-        "signed",
-        "sizeof",
-        "static",
-        "struct",
-        "switch",
-        "typedef",
-        "union",
-        "unsigned",
-        "void",
-        "volatile",
-        "while",
-        "arena",
-        "base",
-        "input",
-        "output",
-        "code",
-        "overlap",
-        "byte",
-        "count",
-        "from",
-        "to",
+# What the templates call theirs, by themselves and after the network's name.
+_OWN_NAMES = ("overlap", "golden_output", "nn_table")
+_FILE_SCOPE = ("weights", "bias", "scales", "run", "self_test")
+# What functions of one value and the run function use, and <math.h>.
+_LOCAL_NAMES = (
+    *(
         "x",
         "i",
-        "memcpy",
-        "memset",
-        "memcmp",
-        "main",
-        "bool",
-        "true",
-        "false",
-        "null",
-        "expf",
-        "tanhf",
-        "sqrtf",
-        "fabsf",
-    ]
+        "from",
+        "to",
+        "count",
+        "input",
+        "output",
+        "arena",
+        "base",
+        "byte",
+        "crc",
+    ),
+    *("expf", "fabsf", "sqrtf", "tanhf"),
 )
 _FLOAT_MAX = float(np.finfo(np.float32).max)
 
@@ -209,13 +167,15 @@ class _Data:
         self.weights: list[NDArray[Any]] = [np.zeros(0, kinds[0])]
         self.constants: list[NDArray[Any]] = [np.zeros(0, kinds[1])]
         self.parts: list[tuple[str, int, int]] = []
-        self.names = {*_RESERVED, project.name}
-        self._prefixes = ("nn_", "golden", f"{project.name}_")
+        self.names = {*C_RESERVED, *_OWN_NAMES, *_LOCAL_NAMES}
+        self.names |= {f"{project.name}_{name}" for name in _FILE_SCOPE}
+        for header in _KERNELS.glob("*.h"):
+            self.names.update(re.findall(r"\bnn_\w+", header.read_text()))
 
     def name(self, text: str) -> str:
         """A C identifier of its own for a layer."""
         plain = re.sub(r"\W+", "_", text, flags=re.ASCII).strip("_").lower() or "layer"
-        if not plain[0].isalpha() or plain.startswith(self._prefixes):
+        if not plain[0].isalpha():
             plain = f"layer_{plain}"
         unique, number = plain, 2
         while unique in self.names:
@@ -414,7 +374,6 @@ def _values(
 def _render(template: str, values: dict[str, Any]) -> str:
     environment = templates.of_code(_HERE)
     filters: dict[str, Callable[..., str]] = {
-        "comment": _comment,
         "dims": lambda shape: "x".join(map(str, shape)),
         "number": "{:,}".format,
         "c_double": lambda value: repr(float(value)),
@@ -454,9 +413,3 @@ def _libm(layers: Sequence[dict[str, Any]]) -> str:
 def _c_limit(value: float) -> str:
     """A C constant of type float in decimals, infinity as the largest that there is."""
     return f"{np.float32(np.clip(value, -_FLOAT_MAX, _FLOAT_MAX))!s}f"
-
-
-def _comment(text: str) -> str:
-    """Text that can end neither the comment nor the table cell it stands in."""
-    plain = "".join(c if c.isprintable() else " " for c in text)
-    return plain.replace("*/", "* /").replace("/*", "/ *").replace("|", "/")

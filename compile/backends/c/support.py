@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from compile.frontend.names import shown
 from compile.ir.graph import Graph, Operator
 from compile.ir.operators import (
     Addition,
@@ -19,6 +18,7 @@ from compile.ir.operators import (
 from compile.ir.pointwise import FUNCTIONS, Pointwise
 from compile.kernels.cortex_m.pack import padded_depth
 from targets.errors import UserError
+from targets.escapes import shown
 
 _LOWERED = (
     "Conv, Gemm, MatMul, Add, GlobalAveragePool, ReduceMean over height and width, Flatten, Reshape, "

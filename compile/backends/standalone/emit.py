@@ -244,31 +244,11 @@ def _port(program: Program, layout: _Layout, index: int) -> dict[str, Any]:
 def _render(template: str, values: dict[str, Any]) -> str:
     environment = templates.of_code(_HERE)
     environment.filters |= {
-        "c_string": _c_string,
         "c_float": lambda value: f"{float.hex(value)}f",
-        "c_double": float.hex,
-        "comment": _comment,
+        "c_double": lambda value: float.hex(value),
         "dims": _dims,
     }
     return environment.get_template(template).render(values)
-
-
-def _c_string(text: str) -> str:
-    """A C string literal of any text: printable ASCII as it is, the rest of its UTF-8 in octal."""
-    body = "".join(
-        chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\?' else f"\\{byte:03o}"
-        for byte in text.encode()
-    )
-    return f'"{body}"'
-
-
-def _comment(text: str) -> str:
-    """Text that cannot end the C comment it stands in."""
-    return (
-        "".join(c if c.isprintable() else " " for c in text)
-        .replace("*/", "* /")
-        .replace("/*", "/ *")
-    )
 
 
 def _dims(shape: Sequence[int]) -> str:

@@ -11,7 +11,7 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 def clip(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
-    """From opset 11 on a Clip with one bound is imported as no Clip at all."""
+    """From opset 11 on the importer drops a Clip with one bound; the other bound is added."""
     if graph.opset < 11:
         return [node]
     low, high = (graph.constant(node, index) for index in (1, 2))
@@ -29,7 +29,7 @@ def clip(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
 
 
 def dropout(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
-    """The ratio as an input (opset 12) is a type error; in inference it is the identity."""
+    """The ratio as an input (opset 12) is a type error; for inference Dropout is the identity."""
     training = graph.constant(node, 2)
     if training is not None and training.item():
         raise refusal(node, "is in training mode; export with model.eval()")
@@ -42,7 +42,7 @@ def dropout(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
 
 
 def batch_normalisation(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
-    """Training mode is ignored by the importer; the running statistics are no outputs in inference."""
+    """The importer ignores training mode, which is refused; the statistics' outputs are dropped."""
     attributes = attributes_of(node)
     if attributes.pop("training_mode", 0) or any(
         name in graph.read for name in node.output[1:]

@@ -19,10 +19,10 @@ from targets.onnx_runtime import Session
 
 
 def resize(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
-    """Nearest picks wrong neighbours at fractional scales, linear and cubic end in LLVM's verifier.
+    """TVM's nearest takes wrong neighbours at fractional scales; its linear and cubic fail in LLVM's verifier.
 
-    Resizing is linear and separable, so each axis is a constant matrix: what ONNX Runtime
-    makes of the identity. Nearest picks, so there it is a Gather.
+    Resizing is linear and separable, so each axis is a product with a constant matrix: ONNX Runtime's
+    result for the identity. Where each output is one input, it is a Gather.
     """
     attributes = attributes_of(node)
     if (
@@ -30,10 +30,10 @@ def resize(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
         == "tf_crop_and_resize"
     ):
         raise refusal(
-            node, "tf_crop_and_resize is not built; use half_pixel or align_corners"
+            node, "tf_crop_and_resize is not supported; use half_pixel or align_corners"
         )
     if text_of(attributes.get("keep_aspect_ratio_policy", "stretch")) != "stretch":
-        raise refusal(node, "keep_aspect_ratio_policy is not built; give the sizes")
+        raise refusal(node, "keep_aspect_ratio_policy is not supported; give the sizes")
     before, after = graph.shape(node.input[0]), graph.shape(node.output[0])
     resized = [
         axis for axis, (m, n) in enumerate(zip(before, after, strict=True)) if m != n
@@ -74,42 +74,36 @@ def _axis_matrix(node: onnx.NodeProto, graph: Graph, axis: int) -> NDArray[np.fl
     sizes = None if upsample or graph.opset < 11 else graph.constant(node, 3)
     axes = attributes.pop("axes", None) or list(range(len(graph.shape(node.input[0]))))
     at = [each % len(graph.shape(node.input[0])) for each in axes].index(axis)
-    constants, inputs = [], ["x"]
+    none = numpy_helper.from_array(np.zeros(0, np.float32), "none")
+    constants, inputs = [none], ["x"]
     if sizes is not None and sizes.size:
-        constants = [
-            numpy_helper.from_array(np.zeros(0, np.float32), "none"),
-            numpy_helper.from_array(np.array([1, 1, before, after], np.int64), "sizes"),
-        ]
+        given = np.array([1, 1, before, after], np.int64)
+        constants.append(numpy_helper.from_array(given, "sizes"))
         inputs += ["none", "none", "sizes"]
     else:
         scales = attributes.pop("scales", None)
         if scales is None:
-            given = graph.constant(node, 1 if upsample or graph.opset < 11 else 2)
-            assert given is not None
-            scales = given.tolist()
+            found = graph.constant(node, 1 if upsample or graph.opset < 11 else 2)
+            assert found is not None
+            scales = found.tolist()
         scale = np.array([1, 1, 1, scales[at]], np.float32)
         if upsample and graph.opset < 9:
             attributes["scales"] = scale.tolist()
         else:
-            constants = [
-                numpy_helper.from_array(np.zeros(0, np.float32), "none"),
-                numpy_helper.from_array(scale, "scales"),
-            ]
+            constants.append(numpy_helper.from_array(scale, "scales"))
             inputs += ["scales"] if upsample or graph.opset < 11 else ["none", "scales"]
+    source, result = (
+        helper.make_tensor_value_info(
+            name, onnx.TensorProto.FLOAT, (1, 1, before, size)
+        )
+        for name, size in (("x", before), ("y", after))
+    )
     model = helper.make_model(
         helper.make_graph(
             [helper.make_node(node.op_type, inputs, ["y"], **attributes)],
             "axis",
-            [
-                helper.make_tensor_value_info(
-                    "x", onnx.TensorProto.FLOAT, (1, 1, before, before)
-                )
-            ],
-            [
-                helper.make_tensor_value_info(
-                    "y", onnx.TensorProto.FLOAT, (1, 1, before, after)
-                )
-            ],
+            [source],
+            [result],
             [each for each in constants if each.name in inputs],
         ),
         opset_imports=[helper.make_opsetid("", graph.opset)],

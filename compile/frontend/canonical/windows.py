@@ -39,7 +39,7 @@ class _Windows:
 
 
 def _split_padding(total: Sequence[int], lower: bool) -> list[int]:
-    """ONNX's SAME_UPPER puts the odd element after, SAME_LOWER before: → pads, all begins then all ends."""
+    """``pads`` (all begins, then all ends): SAME_UPPER puts the odd element at the end, SAME_LOWER at the begin."""
     small = [max(each, 0) // 2 for each in total]
     large = [max(each, 0) - s for each, s in zip(total, small, strict=True)]
     return large + small if lower else small + large
@@ -62,18 +62,20 @@ def _same_pads(node: onnx.NodeProto, graph: Graph) -> dict[str, Any]:
 
 
 def convolution(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
-    """auto_pad=SAME_* ends in LLVM's verifier."""
+    """auto_pad=SAME_* fails in LLVM's verifier; pads take its place."""
     return [make_node(node, "Conv", node.input, node.output, **_same_pads(node, graph))]
 
 
 def pool(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
-    """SAME_*, as above; an Indices output nobody reads is refused; ceil_mode counts the padding it adds."""
+    """SAME_*, as above; TVM refuses an unread Indices output, and counts the padding that ceil_mode adds."""
     if any(name in graph.read for name in node.output[1:]):
         raise refusal(
             node, "its Indices output is used, which TVM cannot make; pool without it"
         )
     attributes = _same_pads(node, graph)
-    attributes.pop("storage_order", None)  # Orders the Indices, which nobody reads.
+    attributes.pop(
+        "storage_order", None
+    )  # The order of the Indices, which no node reads.
     source = node.input[0]
     padding: list[onnx.NodeProto] = []
     if attributes.pop("ceil_mode", 0):
@@ -88,7 +90,7 @@ def pool(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
                 "ONNX's shapes disagree; export with ceil_mode off",
             )
         if attributes.get("count_include_pad") and any(windows.before + windows.after):
-            # The padding counts, what ceil_mode adds to it does not: pad first, apart.
+            # The padding counts but what ceil_mode adds does not, so a node of its own pads first.
             source = graph.fresh(f"{node.output[0]}/padded")
             pads = [0, 0, *windows.before, 0, 0, *windows.after]
             padding.append(_pad_node(node, graph, node.input[0], source, pads))
@@ -108,7 +110,7 @@ def pool(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
 
 
 def transposed_convolution(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
-    """auto_pad depends on the ONNX Runtime installed; dilations are not scheduled: the weights take the holes."""
+    """auto_pad depends on the installed ONNX Runtime; TVM has no schedule for dilations, so the weights get zeros."""
     attributes = attributes_of(node)
     mode = text_of(attributes.pop("auto_pad", "NOTSET"))
     windows = _Windows(node, graph)
@@ -157,7 +159,7 @@ def _pad_node(
 
 
 def pad(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
-    """Axes (opset 18) abort; mode wrap is unknown."""
+    """Axes (opset 18) abort the importer, so pads of all axes are given; mode wrap is unknown."""
     attributes = attributes_of(node)
     mode = text_of(attributes.get("mode", "constant"))
     if mode == "wrap":

@@ -1,0 +1,143 @@
+"""Text from outside (names of models, layers, files, labels), made fit for a terminal and for generated files.
+
+A name can hold quotes, line ends, terminal escapes and marks that reverse the direction of writing, or be a
+megabyte long. Of ordinary names no function here changes a character.
+"""
+
+from __future__ import annotations
+
+import re
+from keyword import kwlist
+
+from markupsafe import Markup, escape
+
+# Besides control characters: marks of the direction of writing, and the byte order mark.
+_CONTROLS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
+)
+_MARKDOWN = re.compile(r"[\\`*\[\]<>&|~]")
+
+
+def shown(text: object, limit: int = 80) -> str:
+    """``text`` on one line, without control characters, at most ``limit`` characters long."""
+    clean = _printable(str(text)[: limit + 1], "\N{REPLACEMENT CHARACTER}")
+    clean = " ".join(clean.split())
+    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+
+
+def one_line(text: str, limit: int = 1000) -> str:
+    """A message on one line, without control characters, at most ``limit`` characters long."""
+    return shown(" ".join(text.split()), limit)
+
+
+def lines(text: str) -> str:
+    """A table for the terminal, without control characters but its line ends."""
+    return "\n".join(
+        _printable(line, "\N{REPLACEMENT CHARACTER}") for line in text.split("\n")
+    )
+
+
+def without_controls(page: str) -> str:
+    """A page in which no character is invisible and changes how others are shown."""
+    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", page)
+
+
+def _printable(text: str, instead: str) -> str:
+    return "".join(c if c.isprintable() else instead for c in text)
+
+
+# Identifiers of C.
+
+C_RESERVED = frozenset(
+    re.findall(
+        r"\w+",
+        """
+    asm auto break case char const continue default do double else enum extern float for goto if inline int long register
+    restrict return short signed sizeof static struct switch typedef typeof union unsigned void volatile while
+    int8_t int16_t int32_t int64_t uint8_t uint16_t uint32_t uint64_t intptr_t uintptr_t ptrdiff_t size_t wchar_t
+    memchr memcmp memcpy memmove memset strcat strchr strcmp strcoll strcpy strcspn strerror strlen strncat strncmp
+    strncpy strpbrk strrchr strspn strstr strtok strxfrm
+    """,
+    )
+)
+"""Keywords, and what <stdint.h> and <string.h> declare."""
+
+# A library's header is C++ too and defines NAME_t, and it has NAME.py: what C++, systems' headers and the Python
+# module have already; and golden.h of a C project.
+_NO_PREFIX = C_RESERVED.union(
+    kwlist,
+    re.findall(
+        r"\w+",
+        """
+    bool catch constexpr decltype delete explicit export false friend mutable namespace new noexcept nullptr operator
+    private protected public requires template this throw true typeid typename using virtual xor array ctypes pathlib
+    int8 int16 int32 int64 uint8 uint16 uint32 uint64 intptr uintptr intmax uintmax ptrdiff size ssize wchar max_align
+    div ldiv lldiv clock clockid time timer key id pid uid gid mode off dev ino nlink locale va_list golden
+    """,
+    ),
+)
+_LONGEST_PREFIX = 64
+
+
+def is_c_prefix(text: str) -> bool:
+    """Whether a library's functions can be called ``text_run`` and so on."""
+    valid = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text) is not None
+    return valid and len(text) <= _LONGEST_PREFIX and text not in _NO_PREFIX
+
+
+def c_prefix(text: str) -> str:
+    """A prefix for C functions out of any name."""
+    name = re.sub(r"\W", "_", text, flags=re.ASCII).lower()[:_LONGEST_PREFIX]
+    return name if is_c_prefix(name) else f"model_{name}"[:_LONGEST_PREFIX]
+
+
+# One filter a language: each gives Markup, which means here that the text is fit for where it goes.
+
+
+def c_comment(text: str) -> Markup:
+    """Inside ``/* */``, which it cannot end."""
+    plain = _printable(text, " ").replace("*/", "* /").replace("/*", "/ *")
+    return Markup(plain)
+
+
+def c_string(text: str) -> Markup:
+    """A C string literal: printable ASCII as it is, the rest of its UTF-8 in octal."""
+    body = "".join(
+        chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\?' else f"\\{byte:03o}"
+        for byte in text.encode("utf-8", errors="replace")
+    )
+    return Markup(f'"{body}"')
+
+
+def python_docstring(text: str) -> Markup:
+    """Inside a triple-quoted string of Python, which it cannot end."""
+    return Markup(re.sub(r'([\\"])', r"\\\1", _printable(text, " ")))
+
+
+def markdown(text: str) -> Markup:
+    """A part of a paragraph or of a table's cell: no markup, no HTML, no link."""
+    return Markup(_MARKDOWN.sub(r"\\\g<0>", _printable(text, " ")))
+
+
+def markdown_code(text: str) -> Markup:
+    """Inside a code span of Markdown, where no backslash escapes."""
+    return Markup(_printable(text, " ").replace("`", "'"))
+
+
+def xml(text: str) -> Markup:
+    """Text of an SVG or an attribute in quotes; XML has no escape for control characters."""
+    return escape(_printable(text, " "))
+
+
+def code(text: str) -> Markup:
+    """For what a template or the program around it made itself, of nothing from outside."""
+    return Markup(text)
+
+
+FILTERS = {
+    function.__name__: function
+    for function in (
+        *(c_comment, c_string, python_docstring, markdown, markdown_code, xml),
+        code,
+    )
+}
