@@ -21,7 +21,9 @@ from bundle.manifest import (
     TargetIdentity,
 )
 from bundle.store import MANIFEST, Bundle, check_replaceable, sha256_of, staging
+from compile import passes
 from compile.backends.backend import Backend, Built, Job
+from compile.backends.dump import Dump
 from compile.backends.registry import BACKENDS
 from compile.backends.request import BuildRequest
 from compile.backends.verify import Verification
@@ -73,9 +75,10 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     progress.finish()
     for line in filter(None, (source.note, *source.model.notes, note)):
         progress.note(line)
-    int8 = _quantised(request, source, preprocessing, progress)
+    dump = Dump(request.dump, fresh=True).graph if request.dump else passes.no_dump
+    int8 = _quantised(request, source, preprocessing, progress, dump)
     model = int8.model if int8 else source.model
-    graph = int8.graph if int8 else backend.prepare(model)
+    graph = int8.graph if int8 else backend.prepare(model, dump)
     progress.stage("asking ONNX Runtime for the golden outputs")
     reference = Reference(model)
     answer = (
@@ -162,6 +165,7 @@ def _quantised(
     source: Source,
     preprocessing: Preprocessing,
     progress: Progress,
+    dump: passes.Dump,
 ) -> Int8 | None:
     """The int8 network, where one is asked for or given."""
     wanted = request.quantize or is_quantised(source.model.proto)
@@ -177,6 +181,7 @@ def _quantised(
         unsigned=request.target.machine == "x86_64",
         trained=source.trained,
         progress=progress,
+        dump=dump,
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle.manifest import Firmware, Lowering
+from compile import passes
 from compile.backends.request import BuildRequest, Format
 from compile.backends.verify import Verification
 from compile.frontend.model import Model
@@ -76,7 +77,7 @@ class Backend(Protocol):
         """Raises: UserError where it makes no code for ``target``."""
         ...
 
-    def prepare(self, model: Model) -> Graph:
+    def prepare(self, model: Model, dump: passes.Dump) -> Graph:
         """The operator graph of a float32 model, in the form that the backend starts from."""
         ...
 

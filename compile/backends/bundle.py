@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from bundle.executor_graph import parse
 from bundle.store import LIBRARY
+from compile import passes
 from compile.backends.backend import Built, Job
 from compile.backends.engine import EngineJob, Link, compile_network
 from compile.backends.request import BuildRequest, Format
 from compile.backends.verify import Verification, verify_here_or_emulated
 from compile.frontend.model import Model
-from compile.ir import onnx_form
 from compile.ir.graph import Graph
 from compile.program.verifier import verify_storage
 from records.lookup import RecordLog
@@ -51,8 +51,8 @@ class BundleBackend:
                 f"--format {self.format}: {target.name} takes C source; leave --format out"
             )
 
-    def prepare(self, model: Model) -> Graph:
-        return onnx_form.read(model.proto)
+    def prepare(self, model: Model, dump: passes.Dump) -> Graph:
+        return passes.read(model.proto, (), dump)
 
     def name(self, wanted: str) -> str:
         return Path(LIBRARY).stem

@@ -11,10 +11,14 @@ from compile.ir.graph import Graph, Tensor
 class Dump:
     """Numbered files of one build in a folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, fresh: bool = False) -> None:
+        """Go on with the files that are there; ``fresh``: those of an earlier build go."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._count = len(list(folder.glob("[0-9][0-9]-*")))
+        present = sorted(folder.glob("[0-9][0-9]-*.txt"))
+        for old in present if fresh else ():
+            old.unlink()
+        self._count = 0 if fresh else len(present)
 
     def graph(self, name: str, graph: Graph) -> None:
         """The operator graph that pass ``name`` made."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import count
 from math import prod
 from typing import Literal
 
@@ -105,6 +106,21 @@ def _shown_shape(source: onnx.ValueInfoProto) -> str:
     return f"[{', '.join(words[:8])}{', …' if len(words) > 8 else ''}]"
 
 
+def _named_apart(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Nodes of which no two have one name: ONNX allows that, ONNX Runtime does not."""
+    nodes = list(nodes)
+    given, seen = {node.name for node in nodes}, {""}
+    for node in nodes:
+        if node.name in seen - {""}:
+            renamed = onnx.NodeProto()
+            renamed.CopyFrom(node)
+            numbers = (f"{node.name} ({number})" for number in count(2))
+            renamed.name = next(each for each in numbers if each not in given | seen)
+            node = renamed
+        seen.add(node.name)
+        yield node
+
+
 def static_model(
     proto: onnx.ModelProto, source: onnx.ValueInfoProto
 ) -> onnx.ModelProto:
@@ -117,7 +133,7 @@ def static_model(
     graph = static.graph
     graph.name = proto.graph.name or "graph"
     graph.input.append(source)
-    graph.node.extend(proto.graph.node)
+    graph.node.extend(_named_apart(proto.graph.node))
     graph.initializer.extend(proto.graph.initializer)
     graph.output.extend(proto.graph.output)
     shapes = [output.type.tensor_type for output in graph.output]

@@ -32,9 +32,9 @@ def apply(
     operator: Operator, values: Mapping[str, Array], opset: int = 22
 ) -> dict[str, Array]:
     """The outputs of one operator, by their names."""
-    given = {
-        tensor.name: values[tensor.name] if tensor.value is None else tensor.value
-        for tensor in operator.inputs
+    given: dict[str, Any] = {
+        tensor.name: values.get(tensor.name, operator.constant(index))
+        for index, tensor in enumerate(operator.inputs)
         if tensor is not None
     }
     if isinstance(operator, Known):

@@ -41,6 +41,14 @@ class Quantisation:
         return len(self.scale) == len(self.zero) == 1
 
 
+def along_axis(values: Array, axis: int | None, rank: int) -> Array:
+    """A number for each index of ``axis``, or one, as an array that broadcasts over ``rank`` axes."""
+    shape = [1] * rank
+    if values.size > 1:
+        shape[axis or 0] = -1
+    return values.reshape(shape)
+
+
 @dataclass(frozen=True)
 class Tensor:
     """One value of the network.
@@ -95,6 +103,16 @@ class Tensor:
         """The stored value that means 0, of a quantised activation."""
         assert self.quantisation and self.quantisation.per_tensor
         return self.quantisation.zero[0]
+
+    @property
+    def real(self) -> NDArray[np.float64]:
+        """The real numbers that a constant stands for."""
+        assert self.value is not None
+        values = self.value.astype(np.float64)
+        if self.quantisation is None:
+            return values
+        scale = np.array(self.quantisation.scale)
+        return values * along_axis(scale, self.quantisation.axis, values.ndim)
 
     @property
     def limits(self) -> tuple[int, int]:
@@ -152,9 +170,16 @@ class Operator:
         return 0
 
     def constant(self, index: int) -> Array | None:
-        """The value of input ``index``; None where there is no such input, or it is computed."""
+        """The value of input ``index``: as stored for an operator on integers, else the real numbers that it stands for.
+
+        None where there is no such input, or it is computed.
+        """
         tensor = self.inputs[index] if index < len(self.inputs) else None
-        return None if tensor is None else tensor.value
+        if tensor is None or tensor.value is None:
+            return None
+        if tensor.quantisation is None or self.output.quantisation is not None:
+            return tensor.value
+        return tensor.real.astype(np.float32)
 
     def with_tensors(self, changed: Mapping[str, Tensor]) -> Self:
         """The operator on the tensors that ``changed`` has for the names of its own."""

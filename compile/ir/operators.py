@@ -9,13 +9,14 @@ optimisations it adds and pools in float32, and differs from itself.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compile.ir import requantise
-from compile.ir.graph import NHWC, Array, Operator, Tensor
+from compile.ir.graph import NHWC, Array, Operator, Tensor, along_axis
 
 
 class Known(Operator):
@@ -264,28 +265,41 @@ class GlobalAverage(Known):
         return requantise.requantise(sums, ratio, self.output, self.output.limits)
 
 
-class Quantise(Known):
+class _Scaled(Known):
+    """An operator with scale and zero point: in ONNX two inputs, after a pass the quantised tensor's own."""
+
+    def shape(self) -> tuple[int, ...]:
+        return self.input.shape
+
+    def _facts(self, quantised: Tensor, given: Sequence[Array]) -> tuple[Array, Array]:
+        """Scale and zero point, which broadcast."""
+        if not given:
+            return np.array(quantised.scale, np.float32), np.array(quantised.zero)
+        scale, *rest = given
+        zero = rest[0] if rest else np.zeros(1, quantised.dtype)
+        axis, rank = int(self.attributes.get("axis", 1)), len(self.input.shape)
+        return (
+            along_axis(scale, axis, rank),
+            along_axis(zero.astype(np.int64), axis, rank),
+        )
+
+
+class Quantise(_Scaled):
     """float32 to the stored values of the output's type."""
 
-    def shape(self) -> tuple[int, ...]:
-        return self.input.shape
-
     def evaluate(self, *values: Array) -> Array:
-        low, high = (limit - self.output.zero for limit in self.output.limits)
+        scale, zero = self._facts(self.output, values[1:])
+        low, high = (limit - zero for limit in self.output.limits)
         # A division: the product with the reciprocal rounds to other steps.
-        steps = np.rint(values[0] / np.float32(self.output.scale))
-        return np.asarray(np.clip(steps, low, high) + self.output.zero)
+        return np.asarray(np.clip(np.rint(values[0] / scale), low, high) + zero)
 
 
-class Dequantise(Known):
+class Dequantise(_Scaled):
     """Stored values to float32."""
 
-    def shape(self) -> tuple[int, ...]:
-        return self.input.shape
-
     def evaluate(self, *values: Array) -> Array:
-        steps = values[0].astype(np.int64) - self.input.zero
-        return steps.astype(np.float32) * np.float32(self.input.scale)
+        scale, zero = self._facts(self.input, values[1:])
+        return (values[0].astype(np.int64) - zero).astype(np.float32) * scale
 
 
 class View(Known):

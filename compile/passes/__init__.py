@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import onnx
+
+from compile.ir import onnx_form
 from compile.ir.graph import Graph, check
 from compile.passes import integers, simplify, tables
 
 Pass = Callable[[Graph], Graph]
 Dump = Callable[[str, Graph], None]
+
+
+def no_dump(name: str, graph: Graph) -> None:
+    """Where nobody wants to see what passes make."""
+
 
 # Of a QDQ graph: integers in the place of what lies between DequantizeLinear and QuantizeLinear.
 INTEGERS: tuple[Pass, ...] = (
@@ -17,10 +25,10 @@ INTEGERS: tuple[Pass, ...] = (
     simplify.matmul_as_gemm,
     simplify.mean_as_pool,
     simplify.fold_limits,
+    simplify.dense_as_convolution,
     integers.move_views,
     integers.to_integers,
     tables.as_tables,
-    simplify.dense_as_convolution,
     simplify.drop_identities,
 )
 # Of a float32 graph, for kernels of ours; TVM has its own.
@@ -35,9 +43,18 @@ FLOATS: tuple[Pass, ...] = (
 )
 
 
-def run(
-    passes: Iterable[Pass], graph: Graph, dump: Dump = lambda name, graph: None
-) -> Graph:
+def read(proto: onnx.ModelProto, passes: Iterable[Pass], dump: Dump = no_dump) -> Graph:
+    """The operator graph of a model that passed the gate, after the passes.
+
+    Raises:
+        UserError: as `onnx_form.read` and the passes.
+    """
+    graph = onnx_form.read(proto)
+    dump("read", graph)
+    return run(passes, graph, dump)
+
+
+def run(passes: Iterable[Pass], graph: Graph, dump: Dump = no_dump) -> Graph:
     """The graph after each pass in turn, each of which is checked.
 
     Args:

@@ -11,15 +11,15 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from compile.ir.graph import Array, Graph, Operator, Quantisation, Tensor
+from compile.ir.graph import Graph, Operator, Quantisation, Tensor, along_axis
 from compile.ir.kinds import make
-from compile.ir.operators import Addition, Convolution, Dense, GlobalAverage, View
+from compile.ir.operators import Addition, Convolution, GlobalAverage, View
 from targets.errors import UserError
 from targets.escapes import shown
 
 _ACTIVATIONS = ("int8", "uint8")
 # Operators whose integers ONNX Runtime computes, and which of their inputs are activations.
-_INTEGER = (Convolution, Dense, Addition, GlobalAverage)
+_INTEGER = (Convolution, Addition, GlobalAverage)
 
 
 def absorb_constants(graph: Graph) -> Graph:
@@ -65,27 +65,15 @@ def _quantised(operator: Operator) -> Tensor:
     """The constant that a QuantizeLinear makes."""
     source = operator.input
     assert source.value is not None
-    values = source.value.astype(np.float64)
-    if source.quantisation is not None:
-        values = values * _along(
-            np.array(source.quantisation.scale), source.quantisation.axis, values.ndim
-        )
+    values = source.real
     axis = int(operator.attributes.get("axis", 1)) % max(values.ndim, 1)
     scale, zero = (
-        _along(each, axis, values.ndim) for each in (_scale(operator), _zero(operator))
+        along_axis(each, axis, values.ndim)
+        for each in (_scale(operator), _zero(operator))
     )
     info = np.iinfo(operator.output.dtype)
     steps = np.clip(np.rint(values / scale) + zero, info.min, info.max)
     return replace(operator.output, value=steps.astype(operator.output.dtype))
-
-
-def _along(values: Array, axis: int | None, rank: int) -> Array:
-    """A number for each index of ``axis``, as an array that broadcasts."""
-    if values.size == 1:
-        return values.reshape(())
-    shape = [1] * rank
-    shape[axis or 0] = -1
-    return values.reshape(shape)
 
 
 def _scale(operator: Operator) -> NDArray[np.float64]:
@@ -149,7 +137,7 @@ def to_integers(graph: Graph) -> Graph:
 
     Raises:
         UserError: a quantisation that is not built: an activation with a scale for each channel, or of another type than
-            int8 and uint8, with scale 0; weights with a scale for each input channel.
+            int8 and uint8, with scale 0.
     """
     return _Integers(graph).run()
 
@@ -225,7 +213,7 @@ class _Integers:
         inputs = [*stored, *operator.inputs[wanted:]]
         if isinstance(operator, Addition):
             return _addition(operator, inputs, output)
-        if isinstance(operator, Convolution | Dense):
+        if isinstance(operator, Convolution):
             return _sums(operator, inputs, output)
         return make(operator.kind, operator.name, inputs, [output], operator.attributes)
 
@@ -266,29 +254,26 @@ def _addition(
 
 
 def _sums(
-    operator: Convolution | Dense, inputs: list[Tensor | None], output: Tensor
+    operator: Convolution, inputs: list[Tensor | None], output: Tensor
 ) -> Operator | None:
     weights = inputs[1]
-    if weights is None or weights.quantisation is None or weights.dtype != "int8":
+    # Of a scale for each input channel no integer sum can be made.
+    if (
+        weights is None
+        or weights.quantisation is None
+        or weights.quantisation.axis not in (None, 0)
+        or weights.dtype != "int8"
+    ):
         return None
-    along = 0
-    if isinstance(operator, Dense) and not operator.attributes.get("transB", 0):
-        along = 1
-    if weights.quantisation.axis not in (None, along):
-        _refuse(
-            operator,
-            f"its weights have a scale for each index of axis {weights.quantisation.axis}; "
-            f"quantise them per output channel (axis {along})",
-        )
     source = inputs[0]
     assert source is not None
     bias = inputs[2] if len(inputs) > 2 else None
     if bias is not None:
         assert bias.value is not None
         scale = np.array(weights.quantisation.scale)
-        values = _real(bias)
+        values = bias.real
         unit = source.scale * scale
-        steps = np.rint(np.broadcast_to(values.ravel() / unit, (weights.shape[along],)))
+        steps = np.rint(np.broadcast_to(values.ravel() / unit, weights.shape[:1]))
         bias = replace(
             bias,
             shape=steps.shape,
@@ -305,16 +290,6 @@ def _sums(
     )
 
 
-def _real(tensor: Tensor) -> Array:
-    """The real numbers, float64, that a constant stands for."""
-    assert tensor.value is not None
-    values = tensor.value.astype(np.float64)
-    if tensor.quantisation is None:
-        return values
-    scale = np.array(tensor.quantisation.scale)
-    return values * _along(scale, tensor.quantisation.axis, values.ndim)
-
-
 def _with_real_constants(graph: Graph) -> Graph:
     """Operators that compute in float32 get their constants so."""
     made = []
@@ -326,7 +301,7 @@ def _with_real_constants(graph: Graph) -> Graph:
                         each,
                         dtype="float32",
                         quantisation=None,
-                        value=_real(each).astype(np.float32),
+                        value=each.real.astype(np.float32),
                     )
                     for each in operator.inputs
                     if each is not None and each.value is not None and each.quantisation

@@ -172,10 +172,17 @@ def dense_as_convolution(graph: Graph) -> Graph:
             )
             for tensor in (source, output)
         )
-        quantisation = weights.quantisation and replace(weights.quantisation, axis=0)
-        matrix = operator.weights[:, :, None, None]
+        quantisation = weights.quantisation
+        if quantisation is not None and quantisation.axis is not None:
+            quantisation = replace(quantisation, axis=0)
+        matrix = (
+            weights.value if operator.attributes.get("transB", 0) else weights.value.T
+        )
         kernel = replace(
-            weights, shape=matrix.shape, value=matrix, quantisation=quantisation
+            weights,
+            shape=(*matrix.shape, 1, 1),
+            value=matrix[:, :, None, None],
+            quantisation=quantisation,
         )
         made += [
             make("Reshape", "", [source], [pixel]),
@@ -192,10 +199,13 @@ def dense_as_convolution(graph: Graph) -> Graph:
 
 
 def _is_plain(operator: Dense) -> bool:
-    """One row, constant weights, and none of what only some of ONNX's forms have."""
-    attributes = operator.attributes
+    """One row, constant weights, a scale for each output, and none of what only some of ONNX's forms have."""
+    attributes, weights = operator.attributes, operator.inputs[1]
+    along = 0 if attributes.get("transB", 0) else 1
+    facts = weights.quantisation if weights else None
     return (
         operator.constant(1) is not None
+        and (facts is None or facts.axis in (None, along))
         and operator.input.shape[0] == 1
         and attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0
         and not attributes.get("transA", 0)

@@ -15,54 +15,55 @@ from targets.onnx_runtime import Session
 
 
 def as_tables(graph: Graph) -> Graph:
-    """A table in the place of float operators between one DequantizeLinear and a QuantizeLinear, each of which is pointwise."""
+    """A table in the place of float operators from one quantised value to another, each of which is pointwise."""
     made: list[Operator] = []
     for operator in graph.operators:
-        function = (
-            _function(graph, operator) if isinstance(operator, Quantise) else None
-        )
-        if function is None:
+        found = _function(graph, operator) if isinstance(operator, Quantise) else None
+        if found is None:
             made.append(operator)
             continue
-        source = function[0].input
-        values = _values(function)
+        source, function = found
+        values = _values(source, function)
         table = Tensor(
             f"{operator.output.name}/table",
             values.shape,
             values.dtype.name,
             value=values,
         )
-        names = " + ".join(each.label for each in function[1:-1])
-        made.append(make("table", names, [source, table], [operator.output]))
+        names = (
+            each.label
+            for each in function
+            if not isinstance(each, Quantise | Dequantise)
+        )
+        made.append(
+            make("table", " + ".join(names), [source, table], [operator.output])
+        )
     return graph.with_operators(made)
 
 
-def _function(graph: Graph, last: Quantise) -> list[Operator] | None:
-    """The operators from one DequantizeLinear to ``last``; None where they are no function of one stored value."""
-    inside = {last.output.name}
-    waiting = [last.input]
-    sources = set()
-    while waiting:
-        operator = graph.makers.get(waiting.pop().name)
-        if operator is None or operator.output.name in inside:
-            if operator is None:
-                return None
-            continue
-        if not (isinstance(operator, Dequantise) or is_pointwise(operator)):
+def _function(graph: Graph, last: Quantise) -> tuple[Tensor, list[Operator]] | None:
+    """A quantised value and the operators from it to ``last``; None where that is a function of several."""
+    order = {each.output.name: index for index, each in enumerate(graph.operators)}
+    inside: list[Operator] = []
+    needed = {last.output.name: last.output}
+    while not inside or len(needed) > 1 or not next(iter(needed.values())).quantisation:
+        # Of several values the one that is made last may be a function of the others.
+        name = max(needed, key=lambda each: order.get(each, -1))
+        operator = graph.makers.get(name)
+        if not (
+            isinstance(operator, Quantise | Dequantise)
+            or (operator and is_pointwise(operator))
+        ):
             return None
-        inside.add(operator.output.name)
-        if isinstance(operator, Dequantise):
-            sources.add(operator.input.name)
-        else:
-            waiting += operator.activations
-    if len(sources) != 1:
-        return None
-    return [each for each in graph.operators if each.output.name in inside]
+        del needed[name]
+        inside.insert(0, operator)
+        needed |= {each.name: each for each in operator.activations}
+    (source,) = needed.values()
+    return source, inside
 
 
-def _values(function: list[Operator]) -> Array:
+def _values(source: Tensor, function: list[Operator]) -> Array:
     """The output for every stored value, the lowest first."""
-    source = function[0].input
     low, high = source.limits
     names = {
         tensor.name for each in function for tensor in (*each.activations, each.output)

@@ -17,7 +17,6 @@ from bundle.manifest import CalibrationImage, Preprocessing, Quantisation
 from bundle.store import sha256_of
 from compile import passes
 from compile.frontend.model import Model
-from compile.ir import onnx_form
 from compile.ir.graph import Graph
 from compile.quantize import loss
 from compile.quantize.answer import output_step
@@ -61,6 +60,7 @@ def prepare(
     unsigned: bool,
     trained: bool,
     progress: Progress,
+    dump: passes.Dump = passes.no_dump,
 ) -> Int8 | None:
     """The int8 network that a build asks for; None where float32 is wanted.
 
@@ -84,7 +84,7 @@ def prepare(
             raise UserError("--calibration: goes with --quantize int8; add it")
         return None
     if given:
-        graph = _integers(model)
+        graph = passes.read(model.proto, passes.INTEGERS, dump)
         return Int8(model, graph, Quantisation(output_step=output_step(graph)), {})
     if not calibration:
         raise UserError(
@@ -100,7 +100,7 @@ def prepare(
         progress.note(f"calibration: the first {MAX_IMAGES} of {len(found)} images")
     images, tensors, skipped = _read(found[:MAX_IMAGES], model, preprocessing, progress)
     calibrated = quantise(model, tensors, unsigned, progress.stage)
-    graph = _integers(calibrated.model)
+    graph = passes.read(calibrated.model.proto, passes.INTEGERS, dump)
     progress.stage("comparing int8 with float32")
     measured = loss.compare(model, calibrated, tensors)
     progress.finish()
@@ -119,10 +119,6 @@ def prepare(
         output_step=output_step(graph),
     )
     return Int8(calibrated.model, graph, facts, measured)
-
-
-def _integers(model: Model) -> Graph:
-    return passes.run(passes.INTEGERS, onnx_form.read(model.proto))
 
 
 def write_reference(int8: Int8, folder: Path) -> Quantisation:

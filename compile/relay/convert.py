@@ -57,7 +57,7 @@ class Converted(NamedTuple):
 
 
 def to_relay(
-    graph: Graph, target: Target, dump: passes.Dump = lambda name, graph: None
+    graph: Graph, target: Target, dump: passes.Dump = passes.no_dump
 ) -> Converted:
     """The network for ``target``; the integers of a quantised one are those of compile.ir.evaluate, bit by bit.
 

@@ -12,7 +12,6 @@ from compile.backends.dump import Dump
 from compile.backends.request import BuildRequest, Format
 from compile.backends.verify import Verification, verify_c
 from compile.frontend.model import Model
-from compile.ir import onnx_form
 from compile.ir.graph import Graph
 from records.lookup import RecordLog
 from targets.errors import UserError
@@ -36,8 +35,8 @@ class CBackend:
                 f"--format c: is for microcontrollers, such as --target cortex-m7; not for {target.name}"
             )
 
-    def prepare(self, model: Model) -> Graph:
-        return passes.run(passes.FLOATS, onnx_form.read(model.proto))
+    def prepare(self, model: Model, dump: passes.Dump) -> Graph:
+        return passes.read(model.proto, passes.FLOATS, dump)
 
     def name(self, wanted: str) -> str:
         return wanted

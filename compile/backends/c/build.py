@@ -44,7 +44,7 @@ def build(
     folder: Path,
     arena_limit: int | None,
     stage: Callable[[str], None],
-    dump: passes.Dump = lambda name, graph: None,
+    dump: passes.Dump = passes.no_dump,
 ) -> tuple[Lowering, Firmware]:
     """Write the C project ``name`` of a network into ``folder``, its self-test's answer from this machine.
 
