@@ -12,7 +12,7 @@ from compile.frontend.canonical.rules import canonical
 from compile.frontend.fold import opset, values
 from compile.ir.graph import Graph, Operator, Tensor
 from compile.ir.kinds import make
-from compile.ir.operators import Dequantise, Quantise
+from compile.ir.operators import Dequantise, Quantise, View
 
 
 def read(proto: onnx.ModelProto) -> Graph:
@@ -51,7 +51,7 @@ def read(proto: onnx.ModelProto) -> Graph:
 
 def write(graph: Graph, name: str = "graph") -> onnx.ModelProto:
     """The graph in ONNX; of operators that ONNX has."""
-    written = [_with_scales(each) for each in graph.operators]
+    written = [_in_onnx_form(each) for each in graph.operators]
     constants = {
         each.name: numpy_helper.from_array(each.value, each.name)
         for operator in written
@@ -85,8 +85,13 @@ def write(graph: Graph, name: str = "graph") -> onnx.ModelProto:
     )
 
 
-def _with_scales(operator: Operator) -> Operator:
-    """Scale and zero point as ONNX has them: inputs, where here they are the tensor's own."""
+def _in_onnx_form(operator: Operator) -> Operator:
+    """With the inputs that ONNX has: scale and zero point, or the shape, which here are tensors' own."""
+    if isinstance(operator, View) and len(operator.inputs) == 1:
+        shape = np.array(operator.output.shape, np.int64)
+        name = f"{operator.output.name}/shape"
+        given = Tensor(name, shape.shape, "int64", value=shape)
+        return replace(operator, kind="Reshape", inputs=(operator.input, given))
     if not isinstance(operator, Quantise | Dequantise):
         return operator
     quantised = operator.output if isinstance(operator, Quantise) else operator.input

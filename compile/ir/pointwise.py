@@ -65,7 +65,7 @@ class Pointwise(Known):
 
     @property
     def parameters(self) -> dict[str, float]:
-        """The numbers that the function takes beside x; ONNX has those of Clip as inputs too."""
+        """The numbers that the function takes besides x; ONNX has those of Clip as inputs too."""
         known = FUNCTIONS[self.kind].parameters
         values = {}
         for index, (name, default) in enumerate(known.items(), start=1):

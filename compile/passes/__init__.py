@@ -30,6 +30,7 @@ INTEGERS: tuple[Pass, ...] = (
     integers.to_integers,
     tables.as_tables,
     simplify.drop_identities,
+    simplify.unfold_limits,
 )
 # Of a float32 graph, for kernels of ours; TVM has its own.
 FLOATS: tuple[Pass, ...] = (

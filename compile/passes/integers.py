@@ -23,11 +23,7 @@ _INTEGER = (Convolution, Addition, GlobalAverage)
 
 
 def absorb_constants(graph: Graph) -> Graph:
-    """Quantised constants in the place of their DequantizeLinear, with the real numbers that they stand for.
-
-    Raises:
-        UserError: they have a zero point that is not that of their type, or no scale.
-    """
+    """Constants in the place of their DequantizeLinear and QuantizeLinear; of integers around zero the integers."""
     constants: dict[str, Tensor] = {}
     kept = []
     for operator in graph.operators:
@@ -43,22 +39,22 @@ def absorb_constants(graph: Graph) -> Graph:
 
 
 def _dequantised(operator: Operator) -> Tensor:
-    """The constant that a DequantizeLinear reads, its values around zero."""
+    """The constant that a DequantizeLinear makes: its integers where their zero point is the middle of their type."""
     stored = operator.constant(0)
     assert stored is not None
     scale, zero = _scale(operator), _zero(operator)
-    middle = np.array(128 if stored.dtype == np.uint8 else 0)
-    if np.any(zero != middle):
-        _refuse(operator, "weights have a zero point; quantise them symmetrically")
-    values = (stored.astype(np.int64) - middle).astype(
-        np.int8 if stored.dtype == np.uint8 else stored.dtype
-    )
     axis = int(operator.attributes.get("axis", 1)) % max(stored.ndim, 1)
-    quantisation = Quantisation(
-        tuple(scale.tolist()), axis=axis if scale.size > 1 else None
+    middle = 128 if stored.dtype == np.uint8 else 0
+    values = stored.astype(np.int64) - middle
+    if np.any(zero != middle):
+        steps = stored.astype(np.int64) - along_axis(zero, axis, stored.ndim)
+        real = (steps * along_axis(scale, axis, stored.ndim)).astype(np.float32)
+        return replace(operator.output, value=real)
+    dtype = "int8" if stored.dtype == np.uint8 else stored.dtype.name
+    facts = Quantisation(tuple(scale.tolist()), axis=axis if scale.size > 1 else None)
+    return Tensor(
+        operator.output.name, stored.shape, dtype, facts, value=values.astype(dtype)
     )
-    dtype = values.dtype.name
-    return Tensor(operator.output.name, stored.shape, dtype, quantisation, value=values)
 
 
 def _quantised(operator: Operator) -> Tensor:

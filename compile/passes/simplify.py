@@ -136,6 +136,34 @@ def fold_limits(graph: Graph) -> Graph:
     return graph.with_operators(dict.fromkeys(made.values()))
 
 
+def unfold_limits(graph: Graph) -> Graph:
+    """A Clip of its own behind each operator that stays float: ONNX's have no limits."""
+    fresh = graph.fresh_names()
+    made: list[Operator] = []
+    for operator in graph.operators:
+        if (
+            not isinstance(operator, Limited)
+            or operator.output.quantisation is not None
+            or not operator.limited
+        ):
+            made.append(operator)
+            continue
+        output = operator.output
+        free = replace(output, name=fresh(f"{output.name}/free"))
+        bounds = [
+            Tensor(
+                fresh(f"{output.name}/{name}"), (), value=np.array(bound, np.float32)
+            )
+            for name, bound in zip(("low", "high"), operator.limits, strict=True)
+        ]
+        attributes = {k: v for k, v in operator.attributes.items() if k != "limits"}
+        made += [
+            replace(operator, outputs=(free,), attributes=attributes),
+            make("Clip", "", [free, *bounds], [output]),
+        ]
+    return graph.with_operators(made)
+
+
 def limits_of(operator: Operator) -> tuple[float, float] | None:
     """What a ReLU or a Clip with constant bounds limits its input to; None for others."""
     if operator.kind == "Relu":
@@ -191,7 +219,7 @@ def dense_as_convolution(graph: Graph) -> Graph:
                 operator.name,
                 [pixel, kernel, *operator.inputs[2:]],
                 [sums],
-                {"limits": operator.limits},
+                {"limits": operator.limits} if operator.limited else {},
             ),
             make("Reshape", "", [sums], [output]),
         ]

@@ -44,7 +44,8 @@ def _store_as(graph: Graph, dtype: Literal["int8", "uint8"]) -> Graph:
 def _shifted(operator: Operator, shift: int) -> Operator:
     """The operator whose constants fit an output that is ``shift`` higher than the model's."""
     if isinstance(operator, Addition) and operator.output.quantisation:
-        return operator.with_attributes(offset=-shift)
+        offset = operator.attributes.get("offset", 0) - shift
+        return operator.with_attributes(offset=offset)
     if isinstance(operator, Table):
         source, table = operator.inputs
         assert table is not None

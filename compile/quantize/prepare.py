@@ -68,7 +68,7 @@ def prepare(
         wanted: ``--quantize int8``.
         calibration: ``--calibration``.
         unsigned: uint8 activations, as VNNI takes them.
-        trained: refuse int8 that loses too much; with weights that mean nothing the loss is only told.
+        trained: refuse int8 that loses too much; with weights that mean nothing the loss is only reported.
 
     Raises:
         UserError: the options contradict the model or each other, no image can be read, the graph is not wholly

@@ -65,14 +65,12 @@ class IntegerKernels:
             return relay.strided_slice(inputs[0], [0], [channels], axes=[1])
         return None
 
-    def _convolution(self, operator: Convolution, source: Any) -> Any | None:
+    def _convolution(self, operator: Convolution, source: Any) -> Any:
         channels = operator.output.shape[1]
-        if operator.dilations != (1, 1) or not (
-            operator.depthwise or operator.group == 1
-        ):
-            return None
-        if operator.depthwise and depthwise.serves(
-            self._target, operator.kernel, channels
+        if (
+            operator.depthwise
+            and operator.dilations == (1, 1)
+            and depthwise.serves(self._target, operator.kernel, channels)
         ):
             sums = depthwise.depthwise(source, operator)
         else:
@@ -82,9 +80,6 @@ class IntegerKernels:
         return _requantised(
             sums, operator, operator.requantisation, operator.stored_limits
         )
-
-
-kernels = IntegerKernels
 
 
 def _quantise(operator: Quantise, x: Any) -> Any:
@@ -117,6 +112,7 @@ def _plain_convolution(source: Any, operator: Convolution) -> Any:
         relay.const(np.ascontiguousarray(weights)),
         strides=operator.strides,
         padding=padding,
+        dilation=operator.dilations,
         groups=operator.group,
         channels=channels,
         kernel_size=operator.kernel,

@@ -13,7 +13,7 @@ from targets import engine
 tvm = engine.compiler()
 from tvm import relay
 
-# Pooling would follow the convolutions unsaid, with a warning.
+# TVM would also convert pooling, with a warning, if it were not listed.
 _LAYOUTS = {
     "nn.conv2d": ["NHWC", "default"],
     **{

@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from compile import passes
-from compile.ir.graph import Operator
-from compile.ir.operators import Convolution, Quantise
+from compile.ir.graph import Graph, Operator
+from compile.ir.operators import Convolution, Quantise, Table, View
 from compile.kernels.neon import pack
 from compile.passes.layout import channels_last
-from compile.passes.storage import store_as_int8
+from compile.passes.storage import store_as_int8, store_as_uint8
+from compile.relay.integer_kernels import IntegerKernels
 from compile.relay.ops.neon import call
 from targets import engine
 from targets.presets import Target
 from targets.toolchain import compile_object
 
 tvm = engine.compiler()
+from tvm import relay
 
 HEADER = Path(pack.__file__).with_name("kernels.h")
 # No contraction: a product is rounded before its sum, as ONNX Runtime rounds. No calls of memcpy in the place of loops.
@@ -29,6 +31,10 @@ _OPTIONS = (
     "-ffp-contract=off",
     "-fno-builtin",
 )
+
+
+def _moved(x: Any, by: int, dtype: str) -> Any:
+    return relay.cast(relay.cast(x, "int32") + relay.const(by, "int32"), dtype)
 
 
 class Source(NamedTuple):
@@ -57,6 +63,7 @@ class NeonKernels:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._dot = has_dot_product(target)
+        self._plain = IntegerKernels(target)
         self.instruction = f"int8: {'SDOT' if self._dot else 'SMULL, SMLAL and SADALP'}"
         # The C functions, each distinct one once: its symbol by its kind and body.
         self._symbols: dict[tuple[str, str], str] = {}
@@ -66,7 +73,7 @@ class NeonKernels:
         """int8 NHWC of int8 NHWC; None where there is no kernel for the operator."""
         kernel = pack.kernel(operator, self._dot)
         if kernel is None:
-            return None
+            return self._without_kernel(operator, inputs)
         if isinstance(operator, Convolution):
             self._largest_kernel = max(self._largest_kernel, operator.kernel[0])
         key = kernel.kind, kernel.call
@@ -75,6 +82,20 @@ class NeonKernels:
         shape = (1, *operator.output.image)
         name = "" if isinstance(operator, Quantise) else operator.label
         return call(kernel, symbol, inputs, shape, name)
+
+    def _without_kernel(self, operator: Operator, inputs: list[Any]) -> Any | None:
+        """An integer operator by TVM's own code, in uint8 with channels first."""
+        if not operator.output.quantisation or isinstance(operator, View | Table):
+            return None
+        alone = Graph(operator.activations, operator.outputs, (operator,))
+        (as_uint8,) = store_as_uint8(alone).operators
+        sources = [
+            _moved(relay.transpose(x, (0, 3, 1, 2)), 128, "uint8") for x in inputs
+        ]
+        made = self._plain.lower(as_uint8, sources)
+        if made is None:
+            return None
+        return relay.transpose(_moved(made, -128, "int8"), (0, 2, 3, 1))
 
     @property
     def source(self) -> Source:
@@ -106,7 +127,7 @@ def has_dot_product(target: Target) -> bool:
 
 
 def options(target: Target) -> list[str]:
-    """What the compiler must be told beside the target's triple."""
+    """Options of the compiler besides the target's triple."""
     # Orders for in-order cores need more registers than there are; of Cortex-A72's all have the instructions.
     cpu = "cortex_a72" + ("+dotprod" if has_dot_product(target) else "")
     return [f"-mcpu={cpu}", f"-I{HEADER.parent}", *_OPTIONS]

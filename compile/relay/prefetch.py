@@ -27,7 +27,7 @@ _FEW = 8192
 # Lines fetched in a row: about what a first-level cache can wait for (12 on Skylake, 16 on Golden Cove: Intel's
 # Optimization Reference Manual, tables of load ports and fill buffers).
 _MOST = 12
-# Multiply-adds of vectors for each line that is fetched beside them.
+# Multiply-adds of vectors for each line that is fetched meanwhile.
 _WORK = 4
 # Times that each weight is loaded, at least: otherwise there is nothing to hide its way behind.
 _USES = 2

@@ -74,7 +74,7 @@ INLINE void store(int8_t *y, int8x8_t values, int count) {
 typedef struct {
   int height, width, channels;
   int output_height, output_width, outputs;
-  int kernel_height, kernel_width, down, across, top, left;
+  int kernel_height, kernel_width, stride_h, stride_w, top, left;
   int direct;      /* 1×1 of whole vectors: the input is the matrix */
   int depth;       /* of the matrix: kernel × channels, in whole vectors of 8 */
   int rows, band;  /* pixels in registers, and in the first-level cache */
@@ -179,9 +179,9 @@ INLINE void copy(int8_t *to, const int8_t *from, int count) {
 /* The rows of a matrix for the output pixels from `first` to before `last`: what each sums over, side by side. */
 INLINE void gather(const int8_t *x, int first, int last, int8_t *to, int8_t padding, Convolution c) {
   const int row = c.kernel_width * c.channels;
-  int down = first / c.output_width, across = first % c.output_width;
+  int out_row = first / c.output_width, out_column = first % c.output_width;
   for (int p = first; p < last; p++, to += c.depth) {
-    const int top = down * c.down - c.top, left = across * c.across - c.left;
+    const int top = out_row * c.stride_h - c.top, left = out_column * c.stride_w - c.left;
     const int8_t *from = x + ((ptrdiff_t)top * c.width + left) * c.channels;
     if (top >= 0 && top + c.kernel_height <= c.height && left >= 0 && left + c.kernel_width <= c.width) {
       for (int i = 0; i < c.kernel_height; i++) copy(to + i * row, from + (ptrdiff_t)i * c.width * c.channels, row);
@@ -195,7 +195,7 @@ INLINE void gather(const int8_t *x, int first, int last, int8_t *to, int8_t padd
         }
       }
     }
-    if (++across == c.output_width) across = 0, down++;
+    if (++out_column == c.output_width) out_column = 0, out_row++;
   }
 }
 
@@ -249,7 +249,7 @@ INLINE void convolution(int first, int last, const int8_t *x, const int8_t *para
 typedef struct {
   int height, width, channels;
   int output_height, output_width;
-  int kernel_height, kernel_width, down, across, top, left;
+  int kernel_height, kernel_width, stride_h, stride_w, top, left;
   int slab, columns; /* channels and output columns whose rows are kept in the first-level cache */
   int dots;          /* 3×3 by SDOT: the three pixels of a column are summed as one */
   int pairs, magic, clamped;
@@ -279,7 +279,7 @@ INLINE void filter(const int8_t *const *rows, int slab, int width, const int8_t 
       int16x8_t low, high;
       UNROLLED for (int s = t; s < taps && s <= t + c.pairs; s++) {
         const int8_t *from =
-            rows[s / c.kernel_width] + (column * c.across + s % c.kernel_width) * slab;
+            rows[s / c.kernel_width] + (column * c.stride_w + s % c.kernel_width) * slab;
         if (wide) {
           int8x16_t a = vld1q_s8(from), b = kept ? weights[s] : vld1q_s8(block + (8 + s) * 16);
           low = s == t ? vmull_s8(vget_low_s8(a), vget_low_s8(b)) : vmlal_s8(low, vget_low_s8(a), vget_low_s8(b));
@@ -328,15 +328,15 @@ INLINE void filter_dots(const int8_t *const *rows, int slab, int width, const in
   UNROLLED for (int i = 0; i < 6; i++) w[i] = vld1q_s8(block + SCALES + 16 * i);
   int8x16x2_t first = column_of(rows, 0), second = column_of(rows, slab);
   _Pragma("clang loop unroll_count(3)") for (int column = 0; column < width; column++) {
-    const int at = column * c.across * slab;
-    if (c.across == 2 && column) second = column_of(rows, at + slab);
+    const int at = column * c.stride_w * slab;
+    if (c.stride_w == 2 && column) second = column_of(rows, at + slab);
     const int8x16x2_t third = column_of(rows, at + 2 * slab);
     int32x4_t low = vdotq_s32(vdotq_s32(vdotq_s32(low_bias, first.val[0], w[0]), second.val[0], w[2]), third.val[0], w[4]);
     int32x4_t high =
         vdotq_s32(vdotq_s32(vdotq_s32(high_bias, first.val[1], w[1]), second.val[1], w[3]), third.val[1], w[5]);
     store(y + (ptrdiff_t)column * c.channels,
           narrowed(scaled(low, high, low_ratio, high_ratio, c.magic), o, c.clamped), count);
-    first = c.across == 2 ? third : second;
+    first = c.stride_w == 2 ? third : second;
     second = third;
   }
 }
@@ -359,16 +359,16 @@ INLINE void copy_row(int8_t *to, const int8_t *x, int row, int left, int columns
 /* The channels of one slab: `slab`, a multiple of 8, of which `count` are the output's. */
 INLINE void filter_slab(int first, int last, const int8_t *x, const int8_t *blocks, int8_t *y, int left, int width,
                         int slab, int count, int8x16_t padding, Output o, Depthwise c) {
-  const int room = (c.columns - 1) * c.across + c.kernel_width, columns = (width - 1) * c.across + c.kernel_width;
+  const int room = (c.columns - 1) * c.stride_w + c.kernel_width, columns = (width - 1) * c.stride_w + c.kernel_width;
   int8_t ring[c.kernel_height * room * slab] __attribute__((aligned(64)));
-  int next = first * c.down - c.top;
+  int next = first * c.stride_h - c.top;
   for (int row = first; row < last; row++) {
-    const int above = row * c.down - c.top;
+    const int above = row * c.stride_h - c.top;
     if (next < above) next = above;
     const int8_t *rows[MOST_KERNEL];
     for (; next < above + c.kernel_height; next++) {
       const int slot = (next + c.top) % c.kernel_height;
-      copy_row(ring + slot * room * slab, x, next, left * c.across - c.left, columns, slab, count, padding, c);
+      copy_row(ring + slot * room * slab, x, next, left * c.stride_w - c.left, columns, slab, count, padding, c);
     }
     UNROLLED for (int i = 0; i < c.kernel_height; i++)
       rows[i] = ring + (above + c.top + i) % c.kernel_height * room * slab;

@@ -26,7 +26,7 @@ _MAGIC_SUMS, _MAGIC_STEPS = 1 << 22, 1 << 15
 _MOST_STEPS = 512
 # What a kernel works on at a time stays well within the first-level cache: 32 KB and more on all of these CPUs.
 _BAND_BYTES = 16 << 10
-# Pixels in registers beside 8 channels, as the meter chose them: with SDOT a register sums four channels, without it one.
+# Pixels of 8 channels in registers, as the meter chose them: with SDOT a register sums four channels, without it one.
 _ROWS_DOT, _ROWS = (8, 7, 6), (3,)
 # A network's parallel loops: one part for each core.
 _CORES = 4
@@ -40,7 +40,7 @@ class Kernel:
         kind: what it is, as Relay's operator is called.
         call: its body, in C.
         units: what ``first`` and ``last`` count; every split of them gives the same numbers.
-        parameters: what the function reads beside its inputs.
+        parameters: what the function reads besides its inputs.
     """
 
     kind: str
@@ -191,14 +191,14 @@ def _depthwise(operator: Convolution, dot: bool) -> Kernel:
     scales, magic = _sums(operator, dot)
     channels = operator.output.image[2]
     taps = prod(operator.kernel)
-    (height, width), (_, across) = operator.kernel, operator.strides
+    (height, width), (_, stride) = operator.kernel, operator.strides
     # Two steps: whole rows of few channels, or parts of rows where even 16 channels are too many.
     columns = operator.output.image[1]
-    row = (columns - 1) * across + width
+    row = (columns - 1) * stride + width
     slab = max(16, _BAND_BYTES // (height * row) // 16 * 16)
     if height * row * slab > 2 * _BAND_BYTES:
-        columns = max(1, (_BAND_BYTES // (16 * height) - width) // across + 1)
-    dots = dot and operator.kernel == (3, 3) and across <= 2
+        columns = max(1, (_BAND_BYTES // (16 * height) - width) // stride + 1)
+    dots = dot and operator.kernel == (3, 3) and stride <= 2
     sizes = _geometry(operator) | {
         "slab": min(slab, _whole(channels)),
         "columns": columns,
@@ -244,8 +244,8 @@ def _geometry(operator: Convolution) -> dict[str, int]:
         "output_width": output_width,
         "kernel_height": operator.kernel[0],
         "kernel_width": operator.kernel[1],
-        "down": operator.strides[0],
-        "across": operator.strides[1],
+        "stride_h": operator.strides[0],
+        "stride_w": operator.strides[1],
         "top": operator.pads[0],
         "left": operator.pads[1],
     }

@@ -219,7 +219,7 @@ def _compute(attrs: Any, inputs: Any, output_type: Any) -> list[Any]:
         name: tuple(int(number) for number in attrs[name])
         for name in ("strides", "padding", "depthwise_strides", "depthwise_padding")
     }
-    pair = rows.Pair(
+    pair = rows.FusedConvDepthwise(
         data=data,
         data_layout=str(attrs["data_layout"]),
         weight=weight,

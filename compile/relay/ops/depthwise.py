@@ -26,7 +26,7 @@ OPERATOR = "netship.depthwise"
 _LANES, _TAPS = 16, 4
 # Rows of the output that share a padded copy of their input, which stays in the first-level cache.
 _BAND = 14
-# Sums kept in registers, beside a row of the kernel.
+# Sums kept in registers, besides a row of the kernel.
 _MOST_COLUMNS = 16
 
 

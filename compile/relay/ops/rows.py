@@ -23,7 +23,7 @@ _RUNS = 4
 
 
 @dataclass(frozen=True)
-class Pair:
+class FusedConvDepthwise:
     """A convolution and a depthwise one: shapes, strides of rows and columns, padding at top, left, bottom and right.
 
     Attributes:
@@ -98,7 +98,9 @@ class _Row:
     slot: Any
 
 
-def kernel(pair: Pair, tile: Tile, inputs: Sequence[Any], output: Any) -> Any:
+def kernel(
+    pair: FusedConvDepthwise, tile: Tile, inputs: Sequence[Any], output: Any
+) -> Any:
     """The statement that computes a pair.
 
     Args:
@@ -110,7 +112,7 @@ def kernel(pair: Pair, tile: Tile, inputs: Sequence[Any], output: Any) -> Any:
 
 class _Kernel:
     def __init__(
-        self, pair: Pair, tile: Tile, inputs: Sequence[Any], output: Any
+        self, pair: FusedConvDepthwise, tile: Tile, inputs: Sequence[Any], output: Any
     ) -> None:
         self._pair = pair
         self._tile = tile
@@ -142,13 +144,13 @@ class _Kernel:
 
     def _row(self, image: Any, block: Any, row: Any, index: Any) -> None:
         """A row of the output in a block of channels, the ``index``-th of a run, and the rows that it lacks in the ring."""
-        builder, down = self._builder, self._pair.depthwise_strides[0]
-        kept = max(self._slots - down, 0)
+        builder, stride_h = self._builder, self._pair.depthwise_strides[0]
+        kept = max(self._slots - stride_h, 0)
         there = tir.Select(tir.any(index == 0, row == 0), 0, kept)
         for condition, start, size in self._blocks(block):
             with builder.if_scope(condition):
                 with builder.for_range(0, self._slots - there, name="lack") as lack:
-                    self._fill(image, row * down + there + lack, start, size)
+                    self._fill(image, row * stride_h + there + lack, start, size)
                 self._filter(image, row, start, size)
 
     def _blocks(self, block: Any) -> Iterator[tuple[Any, Any, int]]:
@@ -337,13 +339,13 @@ class _Kernel:
         sums = [self._register(vector.lanes) for _ in range(columns)]
         for total in sums:
             total.set(_load(self._shift, [vector.channel], vector.lanes))
-        down, across = pair.depthwise_strides
+        stride_h, stride_w = pair.depthwise_strides
         for y in range(pair.filters[0]):
-            slot = tir.floormod(row * down + y, self._slots)
+            slot = tir.floormod(row * stride_h + y, self._slots)
             for x in range(pair.filters[1]):
                 tap = _load(self._filters, [y, x, vector.channel], vector.lanes)
                 for c, total in enumerate(sums):
-                    index = self._at(slot, vector, (first + c) * across + x)
+                    index = self._at(slot, vector, (first + c) * stride_w + x)
                     total.set(total.get() + self._ring[index] * tap)
         for c, total in enumerate(sums):
             value = total.get()
