@@ -11,7 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from runtime_demo.options import address, count
+from runtime_demo.options import count
+from targets.arguments import host_and_port
 from targets.errors import UserError, run_command
 from targets.progress import Progress
 
@@ -143,7 +144,9 @@ def _doctor(arguments: argparse.Namespace) -> int:
         if arguments.ssh:
             found = doctor.examine_ssh(arguments.ssh, arguments.key)
         else:
-            found = doctor.examine_rpc(*address(arguments.rpc), arguments.key or "")
+            found = doctor.examine_rpc(
+                *host_and_port(arguments.rpc), arguments.key or ""
+            )
     rows = doctor.checks(found)
     fit = doctor.fit(rows)
     print(_as_json(found, rows, fit) if arguments.json else _table(rows, fit))

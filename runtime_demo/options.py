@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from targets.arguments import count_up_to
+from targets.arguments import count_up_to, host_and_port
 from targets.errors import UserError
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def open_session(
         progress.stage(f"asking the tracker at {arguments.tracker} for {arguments.key}")
         return fleet.open_fleet(
             bundle,
-            *address(arguments.tracker),
+            *host_and_port(arguments.tracker),
             arguments.key,
             most=most,
             threads=threads,
@@ -135,7 +135,7 @@ def open_session(
         progress.stage(f"sending the bundle to {arguments.rpc}")
         open_it = fleet.at(
             bundle,
-            *address(arguments.rpc),
+            *host_and_port(arguments.rpc),
             arguments.key or "",
             threads=threads,
             wait=wait,
@@ -146,10 +146,3 @@ def open_session(
 
 def threads_text(threads: int) -> str:
     return f"{threads} thread{'' if threads == 1 else 's'}"
-
-
-def address(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-        raise UserError(f"{text!r} is not HOST:PORT, such as 127.0.0.1:9090")
-    return host.strip("[]"), int(port)

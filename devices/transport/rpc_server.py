@@ -3,7 +3,7 @@
 It runs under any Python that has tvm, the emulated one too, and imports nothing of this
 project. Its argument is a folder for the files it is sent. The first line of standard input
 is the key a client has to give, so that nobody else on the machine can use the server; the
-port is the first line of standard output. When standard input ends, as it does however its
+first line of standard output is "listening on HOST:PORT". When standard input ends, as it does however its
 parent ends, the server, the processes it started and the folder are removed. If a process
 that serves a client dies of a signal, the script exits with 128 + signal.
 """
@@ -28,7 +28,7 @@ def main() -> None:
     threading.excepthook = lambda died: end(_exit_code(str(died.exc_value)))
     port = _serve(_read_line())
     try:
-        print(port, flush=True)
+        print(f"listening on 127.0.0.1:{port}", flush=True)
         while os.read(0, 4096):
             pass
     finally:

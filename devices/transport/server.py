@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from targets.arguments import host_and_port
 from targets.errors import UserError
 
 SCRIPT = Path(__file__).with_name("rpc_server.py")
@@ -69,8 +70,8 @@ class Server:
                 f"the RPC server did not start within {seconds:g} s: "
                 f"{_last_line(self._log)}; try again"
             )
-        # A number, or "listening on HOST:PORT".
-        self.port = int(line.rpartition(b":")[2])
+        text = line.decode(errors="replace").strip()
+        _, self.port = host_and_port(text.removeprefix("listening on "))
 
     def death(self, within: float = 2.0) -> str:
         """Why the server, or its process for the last client, has ended or is about to; empty where it has not."""
