@@ -25,10 +25,10 @@ from bench import int8_forms, qdq, tflite
 from devices import sysroot
 from devices.sessions.emulated import check_cpu, find_qemu
 from meter import board_files
-from meter.counting import compiled_once
 from meter.counts import Command
 from targets.errors import UserError
-from targets.files import alone, cache_folder
+from targets.files import cache_folder, file_lock
+from targets.toolchain import compile_once
 
 if TYPE_CHECKING:
     import onnx
@@ -98,7 +98,7 @@ def prepare(on_progress: Progress) -> Path:
     if path.is_dir():
         return path
     waiting = "waiting for another process that fetches the runtimes"
-    with alone(cache / "baselines.lock", lambda: on_progress(waiting)):
+    with file_lock(cache / "baselines.lock", lambda: on_progress(waiting)):
         if path.is_dir():
             return path
         for abandoned in cache.glob(".baselines-*"):
@@ -226,7 +226,7 @@ def inference(
 def _marks() -> Path:
     """The library of the marks, for aarch64, compiled once and kept."""
     target = ("-target", "aarch64-linux-gnu.2.28")
-    return compiled_once(_MARK, "peer-marks", ".so", *target, "-O2", "-shared", "-fPIC")
+    return compile_once(_MARK, "peer-marks.so", *target, "-O2", "-shared", "-fPIC")
 
 
 def converted(

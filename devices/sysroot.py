@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from urllib.parse import urlsplit
 
 from bundle.store import sha256_of
 from targets.errors import UserError, run_command
-from targets.files import alone, cache_folder
+from targets.files import cache_folder, make_once
 
 # Debian's names of the architectures, by the machine that Linux calls them.
 ARCHITECTURES = {"aarch64": "arm64", "arm": "armhf"}
@@ -120,28 +119,19 @@ def prepare(on_progress: Progress, machine: str = "aarch64") -> Path:
         UserError: no network, apt, dpkg or pip; a pinned version is gone; a file's hash
             is not the lock's.
     """
-    path = sysroot_path(machine)
-    if path.is_dir():
-        return path
-    cache = cache_folder()
-    waiting = "waiting for another process that fetches a system"
-    with alone(cache / "sysroot.lock", lambda: on_progress(waiting)):
-        if path.is_dir():
-            return path
-        for abandoned in cache.glob(".sysroot-*"):
-            shutil.rmtree(abandoned)
-        with tempfile.TemporaryDirectory(prefix=".sysroot-", dir=cache) as work:
-            root = Path(work, "root")
-            root.mkdir()
+
+    def fetch(root: Path) -> None:
+        root.mkdir()
+        # On the cache's disk, as the temporary folder's may be small.
+        with tempfile.TemporaryDirectory(dir=root.parent) as work:
             for archive in _fetch_packages(Path(work), on_progress, machine):
                 _run(["dpkg-deb", "-x", str(archive), str(root)])
-            wheels = (
-                _fetch_wheels(Path(work), on_progress) if machine == "aarch64" else []
-            )
-            for wheel in wheels:
-                _unpack_wheel(wheel, site_packages(root))
-            root.rename(path)
-    return path
+            if machine == "aarch64":
+                for wheel in _fetch_wheels(Path(work), on_progress):
+                    _unpack_wheel(wheel, site_packages(root))
+
+    waiting = "waiting for another process that fetches a system"
+    return make_once(sysroot_path(machine), fetch, lambda: on_progress(waiting))
 
 
 def relock(on_progress: Progress, machine: str = "aarch64") -> None:

@@ -6,20 +6,18 @@ A program marks what counts by two hints that are no-ops everywhere else: ``hint
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 import signal
 import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 from targets.errors import UserError
-from targets.files import cache_folder
-from targets.toolchain import zig
+from targets.presets import native
+from targets.toolchain import compile_once
 
 PLUGIN = Path(__file__).with_name("plugin.c")
 # QEMU's plugin API 1: docs/devel/tcg-plugins.rst of each release.
@@ -94,41 +92,9 @@ def plugin() -> Path:
     Raises:
         UserError: it cannot be compiled or written.
     """
-    return compiled_once(PLUGIN, "meter-plugin", ".so", "-O2", "-shared", "-fPIC")
-
-
-def compiled_once(source: Path, name: str, suffix: str, *options: str) -> Path:
-    """``source`` compiled with ``options`` and kept in the cache folder until it, or zig, changes.
-
-    Raises:
-        UserError: it cannot be compiled or written.
-    """
-    key = hashlib.sha256(source.read_bytes() + version("ziglang").encode()).hexdigest()
-    kept = cache_folder() / f"{name}-{key[:16]}{suffix}"
-    if not kept.exists():
-        with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
-            made = Path(scratch, kept.name)
-            compile_c([source], made, *options)
-            made.rename(kept)
-    return kept
-
-
-def compile_c(sources: Sequence[Path], output: Path, *options: str) -> None:
-    """Compile with zig.
-
-    Raises:
-        UserError: with zig's first error.
-    """
-    command = [zig(), "cc", *options, "-o", str(output)]
-    result = subprocess.run(
-        [*command, *map(str, sources)], capture_output=True, text=True, check=False
-    )
-    if result.returncode:
-        said = [line for line in result.stderr.splitlines() if "error" in line]
-        reason = (said or result.stderr.splitlines() or ["no reason given"])[0].strip()
-        raise UserError(
-            f"{sources[0].name} could not be compiled: {reason}; is the disk full?"
-        )
+    target = ("-target", native().linker)
+    options = ("-O2", "-shared", "-fPIC")
+    return compile_once(PLUGIN, "meter-plugin.so", *target, *options)
 
 
 def count(

@@ -32,7 +32,7 @@ from devices.sessions.emulated import find_qemu
 from devices.sessions.rpc import open_rpc, open_tracker, request_board
 from targets.errors import UserError
 from targets.presets import native, resolve, this_cpu
-from targets.toolchain import zig
+from targets.toolchain import run_zig
 
 HOST = "127.0.0.1"
 MAGIC, MISMATCH, TRACKER_MAGIC = 0xFF271, 0xFF273, 0x2F271
@@ -149,8 +149,7 @@ def library(folder: Path, name: str, on_load: str) -> Path:
         "#include <signal.h>\n#include <stdio.h>\n#include <stdlib.h>\n#include <unistd.h>\n"
         f"__attribute__((constructor)) static void load(void) {{ {on_load} }}"
     )
-    command = [zig(), "cc", "-target", native().linker, "-shared"]
-    subprocess.run([*command, "-o", str(path), str(source)], check=True)
+    run_zig("cc", path, "-target", native().linker, "-shared", source)
     return path
 
 
@@ -663,9 +662,10 @@ def test_what_is_no_tracker_is_said_once(
 
 # What a tuner does, with nothing of ours but the linker.
 RUNNER = """
-import os, subprocess, sys, tempfile
+import os, sys, tempfile
+from pathlib import Path
 from targets.engine import compiler
-from targets.toolchain import zig
+from targets.toolchain import run_zig
 tvm = compiler()
 from tvm import auto_scheduler, te
 
@@ -676,8 +676,7 @@ def product(n):
     return [a, b, te.compute((n, n), lambda i, j: te.sum(a[i, k] * b[k, j], k))]
 
 def link(path, objects, **options):
-    command = [zig(), "cc", "-target", os.environ["LINKER"], "-shared"]
-    subprocess.run([*command, "-o", path, *objects], check=True)
+    run_zig("cc", Path(path), "-target", os.environ["LINKER"], "-shared", *objects)
 
 link.output_format = "so"
 

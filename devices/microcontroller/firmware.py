@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,14 @@ from numpy.typing import NDArray
 from bundle.manifest import Firmware
 from devices.microcontroller.boards import Board
 from targets.errors import UserError
+from targets.toolchain import run_tool
 
 _HERE = Path(__file__).parent
 _GCC = "arm-none-eabi-gcc"
 _QEMU = "qemu-system-arm"
 _STACK = 16 << 10
 _PARTS = 4
+_ADVICE = "`apt install gcc-arm-none-eabi libnewlib-arm-none-eabi`, or report it"
 
 
 @dataclass(frozen=True)
@@ -127,14 +128,15 @@ def compile_firmware(
     )
     objects = [folder / source.with_suffix(".o").name for source, _ in sources]
     for (source, arguments), output in zip(sources, objects, strict=True):
-        _run([_GCC, *arguments, "-c", str(source), "-o", str(output)])
+        command = [_GCC, *arguments, "-c", str(source), "-o", str(output)]
+        run_tool(command, output, _ADVICE)
     program = folder / f"{name}.elf"
     places = {
         "CODE": board.code,
         "WEIGHTS": board.weights.address,
         "DATA": board.data.address,
     }
-    _run(
+    run_tool(
         [
             _GCC,
             *options,
@@ -147,19 +149,23 @@ def compile_firmware(
             *map(str, objects),
             "-o",
             str(program),
-        ]
+        ],
+        program,
+        _ADVICE,
     )
-    whole, alone = _sections(program), _sections(objects[0])
+    whole, network_only = _sections(program), _sections(objects[0])
     return Image(
         program,
         board,
         code=whole[".text"] + whole[".fixed"],
         network_code=sum(
-            size for s, size in alone.items() if s.startswith((".text", ".rodata"))
+            size
+            for s, size in network_only.items()
+            if s.startswith((".text", ".rodata"))
         ),
         weights=whole[".weights"],
         static=sum(
-            size for s, size in alone.items() if s.startswith((".data", ".bss"))
+            size for s, size in network_only.items() if s.startswith((".data", ".bss"))
         ),
     )
 
@@ -250,22 +256,9 @@ def _check_fits(interface: Firmware, board: Board) -> None:
 def _sections(file: Path) -> dict[str, int]:
     """Sizes of an object's sections, those of one name added."""
     sizes: dict[str, int] = {}
-    for line in _run(["arm-none-eabi-size", "-A", str(file)]).splitlines():
+    shown = run_tool(["arm-none-eabi-size", "-A", str(file)], file, _ADVICE).stdout
+    for line in shown.splitlines():
         words = line.split()
         if len(words) == 3 and words[1].isdecimal():
             sizes[words[0]] = sizes.get(words[0], 0) + int(words[1])
     return sizes
-
-
-def _run(command: Sequence[str]) -> str:
-    result = subprocess.run(
-        command, capture_output=True, text=True, errors="replace", check=False
-    )
-    if result.returncode:
-        errors = [line for line in result.stderr.splitlines() if "error" in line]
-        said = (errors or result.stderr.splitlines() or ["no message"])[0]
-        raise UserError(
-            f"{command[0]} failed: {said}; `apt install gcc-arm-none-eabi libnewlib-arm-none-eabi`, "
-            "or report it"
-        )
-    return result.stdout

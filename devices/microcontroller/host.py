@@ -14,7 +14,7 @@ from bundle.manifest import Firmware
 from devices.microcontroller.firmware import definitions
 from targets.errors import UserError
 from targets.presets import native
-from targets.toolchain import compile_program
+from targets.toolchain import run_zig
 
 _SOURCE = Path(__file__).with_name("host.c")
 _SECONDS = 600.0
@@ -31,14 +31,15 @@ def run_on_host(
     target = native()
     with tempfile.TemporaryDirectory(prefix="netship-") as scratch:
         program = Path(scratch) / "host"
-        compile_program(
-            [project / f"{name}.c", project / f"{name}_weights.c", _SOURCE],
+        run_zig(
+            "cc",
             program,
-            target,
+            *("-target", target.linker, "-O2"),
             *("-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Werror"),
             # Cortex-M's FPU has it, so that the same sums are rounded alike.
             *(["-mfma"] if "fma" in target.features else []),
             *definitions(name, interface),
+            *(project / f"{name}.c", project / f"{name}_weights.c", _SOURCE),
         )
         try:
             result = subprocess.run(

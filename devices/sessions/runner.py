@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from bundle.store import Bundle
 from targets.errors import UserError
-from targets.toolchain import zig
+from targets.toolchain import run_zig
 
 SOURCE = Path(__file__).with_name("runner.c")
 _END_SECONDS = 10.0
@@ -204,19 +204,9 @@ def compile_runner(folder: Path, triple: str, options: Sequence[str]) -> Path:
         options: more of the compiler's, libraries too.
 
     Raises:
-        UserError: a library does not fit; the linker's last words are quoted.
+        UserError: as `targets.toolchain.run_zig`; a library does not fit.
     """
     output = folder / "runner"
-    compiler = [zig(), "cc", "-target", triple]
-    result = subprocess.run(
-        [*compiler, "-std=c99", "-O2", "-s", "-o", str(output), str(SOURCE), *options],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    if result.returncode:
-        said = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
-        wrong = next((line for line in said if "error:" in line), said[-1])
-        raise UserError(f"{SOURCE.name} for {triple}: {wrong.strip()}; build it again")
+    common = ("-target", triple, "-std=c99", "-O2", "-s")
+    run_zig("cc", output, *common, SOURCE, *options, advice="build it again")
     return output
