@@ -137,6 +137,7 @@ def _kit(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
+    from devices.transport.link import Address
     from runtime_demo import doctor
 
     with Progress(quiet=arguments.json) as progress:
@@ -144,9 +145,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
         if arguments.ssh:
             found = doctor.examine_ssh(arguments.ssh, arguments.key)
         else:
-            found = doctor.examine_rpc(
-                *host_and_port(arguments.rpc), arguments.key or ""
-            )
+            address = Address(*host_and_port(arguments.rpc), arguments.key or "")
+            found = doctor.examine_rpc(address)
     rows = doctor.checks(found)
     fit = doctor.fit(rows)
     print(_as_json(found, rows, fit) if arguments.json else _table(rows, fit))

@@ -58,6 +58,12 @@ def runtime(threads: int) -> Any:
     return tvm
 
 
+def last_line(error: Exception) -> str:
+    """The line of a TVM error that says what happened; the ones before are its C++ stack."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1].strip()
+
+
 def _onnx_shim() -> None:
     """Give back ``onnx.mapping``, which left onnx in 1.19 and TVM's ONNX frontend still imports."""
     if "onnx.mapping" in sys.modules:

@@ -24,6 +24,7 @@ from devices.sessions.emulated import board as make_ready
 from devices.sessions.emulated import find_qemu, open_emulated, serve_boards
 from devices.sessions.fleet import open_fleet
 from devices.sessions.session import Origin, Session
+from devices.transport.link import Address
 from devices.transport.tracker import open_tracker
 from records import lookup
 from targets.errors import UserError
@@ -99,7 +100,9 @@ def test_an_x86_bundle_on_an_emulated_board_is_refused_before_it_is_sent(
 
 
 def request_and_open(bundle: Bundle, port: int) -> Session:
-    return open_fleet(bundle, "127.0.0.1", port, "pi", most=1, wait=20, on_note=print)
+    return open_fleet(
+        bundle, Address("127.0.0.1", port, "pi"), most=1, wait=20, on_note=print
+    )
 
 
 def _for_x86(bundle: Bundle) -> Manifest:

@@ -153,7 +153,7 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
         )
     with ExitStack() as cleanup:
         progress.stage("making ready to measure")
-        measurer = _measurer(target, arguments, cleanup)
+        measurer = _measurer(target, arguments)
         cleanup.callback(measurer.close)
         tasks, source = _tasks(target, arguments, progress)
         progress.finish()
@@ -300,9 +300,7 @@ def _tasks(
     return chosen, source
 
 
-def _measurer(
-    target: Target, arguments: argparse.Namespace, cleanup: ExitStack
-) -> Measurer:
+def _measurer(target: Target, arguments: argparse.Namespace) -> Measurer:
     threads, key = arguments.threads, arguments.key
     if arguments.measure == "meter":
         from tuning.measure import MeterMeasurer
@@ -312,13 +310,16 @@ def _measurer(
         from tuning.measure import LocalMeasurer
 
         return LocalMeasurer(target, threads)
+    from devices.transport.link import Address
     from tuning import boards
 
     if arguments.tracker:
-        found = boards.of_tracker(*host_and_port(arguments.tracker), key)
+        tracker = Address(*host_and_port(arguments.tracker), key)
+        found = boards.of_tracker(tracker)
     else:
-        found = [boards.at(*host_and_port(each), key or "") for each in arguments.rpc]
-        found += [boards.over_ssh(each, key, cleanup) for each in arguments.ssh]
+        addresses = [Address(*host_and_port(each), key or "") for each in arguments.rpc]
+        found = [boards.of_address(address) for address in addresses]
+        found += [boards.of_ssh(each, key) for each in arguments.ssh]
     return boards.BoardMeasurer(target, found, threads)
 
 

@@ -17,10 +17,12 @@ from typing import NamedTuple, cast
 
 from bundle.store import Bundle
 from devices.board.programs import Machine, native_server
-from devices.sessions.rpc import boards_of, open_served
+from devices.sessions.rpc import open_served
 from devices.sessions.session import Origin, Session
 from devices.sysroot import ARCHITECTURES, prepare
+from devices.transport.link import Address
 from devices.transport.server import Server, start_native
+from devices.transport.tracker import boards_of
 from targets.errors import UserError
 
 # More make the emulated process hang at its exit.
@@ -95,7 +97,7 @@ def serve_boards(
 
 def _all_known(port: int, key: str, count: int) -> bool:
     try:
-        return boards_of("127.0.0.1", port, key).boards >= count
+        return boards_of(Address("127.0.0.1", port, key)).boards >= count
     except UserError:  # none yet
         return False
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -229,12 +228,9 @@ class GraphSession:
         """End the session; the second time does nothing."""
         if self._executor is None:
             return
-        try:
-            with contextlib.suppress(UserError):
-                self._call(self._drop)
-        finally:
-            self._drop()
-            self._on_close()
+        # First the connection: a call that another thread waits for ends with it.
+        self._on_close()
+        self._executor = self._library = self._device = None
 
     def _create(self, function: str, *arguments: str) -> Any:
         """An executor made by one of the library's functions."""
@@ -242,9 +238,6 @@ class GraphSession:
         if not self._remote:
             huge_pages.use_for_parameters(executor)
         return executor
-
-    def _drop(self) -> None:
-        self._executor = self._library = self._device = None
 
     def _set_input(self, executor: Any, tensor: NDArray[np.float32]) -> None:
         if tensor.shape != self._input.shape:

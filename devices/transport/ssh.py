@@ -12,8 +12,9 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from typing import IO, NamedTuple, NoReturn, Self
+from typing import IO, NoReturn, Self
 
+from devices.transport.link import Address, Note
 from targets.errors import UserError
 
 SERVER_PORT = 9090
@@ -32,9 +33,6 @@ _OPTIONS = (
     *("-o", f"ServerAliveInterval={_ALIVE_SECONDS}", "-o", "ServerAliveCountMax=3"),
 )
 
-# Ends when its standard input does, as it does however this process ends.
-_WAIT = "echo ready; exec cat >/dev/null"
-
 # A running server is found by its listening socket (state 0A of /proc/net/tcp); its key is root's and its own.
 _SERVE = """\
 read key
@@ -52,49 +50,27 @@ echo started
 """
 
 
-class Served(NamedTuple):
-    """A server on a board and the way to it.
-
-    Attributes:
-        port: of 127.0.0.1 here, which leads there.
-        key: what a client has to give.
-        started: for this command; else it was running.
-    """
-
-    port: int
-    key: str
-    started: bool
-
-
-@contextlib.contextmanager
-def open_tunnel(destination: str, remote_port: int) -> Iterator[int]:
-    """A port of 127.0.0.1 here that leads to ``remote_port`` of 127.0.0.1 there, for as long as the context lasts.
-
-    Args:
-        destination: as ssh takes it: ``USER@HOST``, a name of ~/.ssh/config, ``ssh://USER@HOST:PORT``.
-
-    Raises:
-        UserError: no ssh, the host is unknown or its key changed, nobody answers, or it lets nobody in.
-    """
-    [port] = _free_ports(1)
-    with _Ssh(destination, [(port, remote_port)], _WAIT) as ssh:
-        if ssh.read_line(_CONNECT_SECONDS + _START_SECONDS) != "ready":
-            ssh.explain()
-        yield port
-
-
 @contextlib.contextmanager
 def open_server(
-    destination: str, key: str | None = None, port: int = SERVER_PORT
-) -> Iterator[Served]:
+    destination: str,
+    key: str | None = None,
+    port: int = SERVER_PORT,
+    on_note: Note = lambda line: None,
+) -> Iterator[Address]:
     """The RPC server of a board: the one that runs there, else the kit's in ~/netship for as long as the context lasts.
 
     Args:
+        destination: as ssh takes it: ``USER@HOST``, a name of ~/.ssh/config, ``ssh://USER@HOST:PORT``.
         key: the running server's; read from /etc/netship/key there where None.
         port: where a running one listens, on 127.0.0.1.
+        on_note: called with a line where the kit's server is started.
+
+    Returns:
+        the address here, which leads there through a tunnel.
 
     Raises:
-        UserError: as `open_tunnel`; there is neither a server nor a kit, or the server does not start.
+        UserError: no ssh, the host is unknown or its key changed, nobody answers, or it lets nobody in;
+            there is neither a server nor a kit, or the server does not start.
     """
     # One that is free here is likely to be free there; if not, the command can be run again.
     running, own, there = _free_ports(3)
@@ -105,11 +81,13 @@ def open_server(
         answer = ssh.read_line(_CONNECT_SECONDS + _START_SECONDS) or ""
         word, _, rest = answer.partition(" ")
         if word == "service" or (word == "locked" and key is not None):
-            yield Served(running, rest if key is None else key, False)
+            known = rest if key is None else key
+            yield Address("127.0.0.1", running, known, destination)
         elif word == "started":
             if not (ssh.read_line(_START_SECONDS) or "").startswith("listening"):
                 ssh.explain("netship/serve did not start there: ")
-            yield Served(own, new_key, True)
+            on_note(f"started ~/netship/serve on {destination} for this command")
+            yield Address("127.0.0.1", own, new_key, destination)
         elif word == "missing":
             machine = rest if rest in ("aarch64", "x86_64") else "arm"
             raise UserError(
@@ -130,7 +108,7 @@ def run(destination: str, script: str, seconds: float = 20.0) -> str:
     """What a shell script prints there.
 
     Raises:
-        UserError: as `open_tunnel`, or the script fails.
+        UserError: as `open_server`, or the script fails.
     """
     with _Ssh(destination, [], f"{script}\necho; echo netship-end") as ssh:
         lines: list[str] = []
