@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from targets.errors import UserError
+from targets.errors import UserError, last_line
 from targets.presets import native
 from targets.toolchain import compile_once
 
@@ -153,8 +153,7 @@ class CountingError(UserError):
 def _failure(cpu: str, code: int, said: str) -> str:
     if code in (-signal.SIGKILL, -signal.SIGTERM):
         return "was killed under QEMU; end other programs if memory is short, then try again"
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    last = lines[-1] if lines else "it said nothing"
+    last = last_line(said)
     if code in (-4, 132) or "SIGILL" in said or "Illegal instruction" in said:
         return f"needs an instruction that {cpu} does not have; build for that CPU"
     if last.startswith(_REFUSAL):

@@ -170,14 +170,14 @@ def _table(rows: list[Check], fit: bool) -> str:
 
 
 def _emulate(arguments: argparse.Namespace) -> int:
-    from devices.sessions.emulated import board, serve_boards
+    from devices.sessions.emulated import prepare_board, serve_boards
     from devices.transport.tracker import open_tracker
 
     cpu, key, number = arguments.cpu, arguments.key, arguments.count
     machine = "arm" if cpu in _CPUS_OF_32_BIT else "aarch64"
     with ExitStack() as stack:
         with Progress() as progress:
-            emulated = board(machine, cpu, progress.stage)
+            emulated = prepare_board(machine, cpu, progress.stage)
             port = stack.enter_context(open_tracker(arguments.port))
             progress.stage(f"starting {number} emulated {cpu}")
             servers = stack.enter_context(serve_boards(emulated, number, key, port))

@@ -42,7 +42,7 @@ def write_report(result: CheckResult, path: Path) -> None:
 
 
 def _render(result: CheckResult) -> str:
-    environment = templates.of_pages(Path(__file__).parent)
+    environment = templates.page_environment(Path(__file__).parent)
     environment.filters |= {
         "scientific": _scientific,
         "megabytes": _megabytes,

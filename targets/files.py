@@ -21,13 +21,13 @@ _ROOM_BYTES = 64 << 20
 
 
 def check_writable(path: Path, option: str) -> None:
-    """Refuse, before any work, a file that could not be written at its end.
+    """Refuse a file that cannot be written, before any work is done for it.
 
     Args:
-        option: what named the file, for the error.
+        option: the command-line option that named the file, for the error.
 
     Raises:
-        UserError: ``path`` is there and is no file, or its folder cannot take one.
+        UserError: ``path`` exists and is not a file, or its folder cannot be written to.
     """
     try:
         if path.exists() and not path.is_file():
@@ -44,7 +44,7 @@ def check_writable(path: Path, option: str) -> None:
 
 
 def write_whole(path: Path, content: bytes, option: str) -> None:
-    """Write a file, replacing one that is there only when all of it is on disk.
+    """Write a file; one that is there is replaced only when the new one is whole on the disk.
 
     Raises:
         UserError: it cannot be written.

@@ -1,4 +1,4 @@
-"""The Jinja environments of all that is written from templates: pages and C."""
+"""The Jinja environments for templates of pages and of C."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from targets.files import write_whole
 _HERE = Path(__file__).parent
 
 
-def of_pages(folder: Path) -> Environment:
-    """For the HTML templates in ``folder``, which may extend base.html.jinja: values are escaped, an unknown name is an error."""
+def page_environment(folder: Path) -> Environment:
+    """For the HTML templates in ``folder``, which may extend base.html.jinja; values are escaped, an unknown name is an error."""
     return _environment([folder, _HERE], escape=True)
 
 
 def write_page(path: Path, option: str, template: Path, **values: object) -> None:
-    """Fill in a page's template and write it whole or not at all; a page that is there is replaced.
+    """Fill in a page's template and write the page, whole or not at all; a page that is there is replaced.
 
     Args:
         option: the command-line option that names ``path``, for the message.
@@ -26,12 +26,14 @@ def write_page(path: Path, option: str, template: Path, **values: object) -> Non
     Raises:
         UserError: ``path`` cannot be written.
     """
-    text = of_pages(template.parent).get_template(template.name).render(**values)
+    text = (
+        page_environment(template.parent).get_template(template.name).render(**values)
+    )
     write_whole(path, text.encode("utf-8", errors="replace"), option)
 
 
-def of_code(folder: Path) -> Environment:
-    """For templates of C: values go in as they are, so all that is no identifier must pass a filter that escapes."""
+def code_environment(folder: Path) -> Environment:
+    """For templates of C. Values are not escaped, so whatever is not an identifier must pass an escaping filter."""
     return _environment([folder], escape=False)
 
 

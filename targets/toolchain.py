@@ -27,12 +27,12 @@ _FULL_DISK = re.compile(
     r"No ?space ?left|File too (large|big)|FileTooBig|Disk ?quota|IO failure on output",
     re.IGNORECASE,
 )
-# What zig and its linker die of where a file cannot grow.
+# The signals that end zig and its linker where a file cannot grow.
 _FULL_DISK_SIGNALS = ("SIGABRT", "SIGBUS", "SIGXFSZ")
 
 
 def run_zig(tool: str, output: Path, *words: str | Path, advice: str = _ADVICE) -> str:
-    """Run ``zig TOOL -o OUTPUT WORDS``; its warnings. Every compile and every link with zig goes through here.
+    """Run ``zig TOOL -o OUTPUT WORDS``; return its warnings. Every compile and link with zig goes through here.
 
     Args:
         tool: ``cc``, ``c++`` or ``ld.lld``.
@@ -43,10 +43,10 @@ def run_zig(tool: str, output: Path, *words: str | Path, advice: str = _ADVICE) 
         UserError: the package is missing, a disk is full (which one), zig crashed (with which signal),
             or it failed (with its first errors).
     """
-    # Else a crash leaves its sources in the temporary folder.
+    # Otherwise a crash leaves copies of the sources in the temporary folder.
     quiet = [] if tool == "ld.lld" else ["-fno-crash-diagnostics"]
     command = [str(zig_path()), tool, *quiet, "-o", str(output), *map(str, words)]
-    # A cache folder that cannot be made keeps zig busy for ever, so it is made here.
+    # zig runs for ever where it cannot make its cache folder, so the folder is made here.
     return run_tool(command, output, advice, cache_folder("zig")).stderr
 
 
@@ -226,7 +226,7 @@ def _why(
 
 
 def _signal_name(code: int, said: str) -> str:
-    """The signal that a tool, or the compiler inside it, died of; empty where it was none."""
+    """The signal that ended a tool or the compiler inside it; empty where it was none."""
     inside = re.search(r"command failed with exit code (\d+)", said)
     number = -code if code < 0 else max(code, int(inside[1]) if inside else 0) - 128
     try:
@@ -236,12 +236,12 @@ def _signal_name(code: int, said: str) -> str:
 
 
 def _first_errors(said: str) -> str:
-    """As many of a compiler's errors as fit a line, the first ones first; its last line where it names none."""
+    """As many of a compiler's errors as fit a line, in its order; its last line where there are none."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     # gcc's last line, after the linker's own.
     lines = [line for line in lines if "collect2: error" not in line]
     errors = [line for line in lines if re.search(r"\b(error|ERROR|panic): ", line)]
-    # Folders of sources are often temporary; what counts is the file.
+    # The folder of a source is often a temporary one; the file's name is enough.
     named = [re.sub(r"^\S*/(?=[^/\s]+:\d+:)", "", line) for line in errors]
     text = ""
     for line in dict.fromkeys(named or lines[-1:]):

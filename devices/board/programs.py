@@ -1,9 +1,9 @@
 """The programs for boards, built on this machine with zig: the RPC server and ``verify``.
 
-They are made of the runtime sources that the engine's wheel ships and of ``board/``, need
-no Python, and run on any Linux with glibc 2.28 or newer. The same sources and versions give
-the same bytes. A build takes half a minute a machine (two minutes the first time, when zig builds
-its C++ library) and is kept in the user's cache folder.
+Their sources are this folder and the runtime's sources in the engine's wheel. They need no
+Python and run on any Linux with glibc 2.28 or newer. The same sources and versions give the
+same bytes. A build takes half a minute (two minutes the first time, when zig builds its C++
+library) and is kept in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _TRIPLES: dict[str, str] = {
     "x86_64": "x86_64-linux-gnu.2.28",
 }
 
-# Of board/: the engine's runtime, and each program's own.
+# The source files of this folder: the engine's runtime, and those of each program.
 _ENGINE = ("engine_core", "engine_rpc")
 _PROGRAMS = {
     SERVER: (
@@ -45,9 +45,9 @@ _PROGRAMS = {
 }
 _FLAGS = (
     *("-std=c++17", "-O2", "-g0", "-fPIC", "-ffunction-sections", "-fdata-sections"),
-    # The wheel's sources are not ours to warn about.
+    # Warnings in the wheel's sources are not for this project.
     *("-w", "-DDMLC_USE_LOGGING_LIBRARY=<tvm/runtime/logging.h>"),
-    # A 32-bit program else fails to list folders of large file systems.
+    # Without it a 32-bit program cannot list folders of large file systems.
     *("-D_FILE_OFFSET_BITS=64", "-DTVM_LOG_STACK_TRACE=0", "-DTVM_USE_LIBBACKTRACE=0"),
     f"-DNETSHIP_TOLERANCE={TOLERANCE}",
 )
@@ -115,7 +115,7 @@ def _compile(machine: Machine, work: Path, done: Path, on_progress: Progress) ->
     engine = engine_sources()
     folders = [SOURCES / "shim", *(engine / path for path in _INCLUDES)]
     includes = [f"-I{folder}" for folder in folders]
-    # Messages name a source file; which folder it lay in must not matter.
+    # Messages hold the names of source files; their folder must not change the bytes.
     maps = [f"-ffile-prefix-map={engine}=tvm", f"-ffile-prefix-map={SOURCES}=board"]
     target = ("-target", _TRIPLES[machine])
 
@@ -133,7 +133,7 @@ def _compile(machine: Machine, work: Path, done: Path, on_progress: Progress) ->
     own = sorted({name for names in _PROGRAMS.values() for name in names})
     names = [*_ENGINE, *own]
     with ThreadPoolExecutor(2) as pool:
-        # The first time for a machine zig builds its C++ library to link anything; let it begin.
+        # The first link for a machine builds zig's C++ library; that can go on while sources are compiled.
         library = pool.submit(link_nothing)
         objects = dict(zip(names, pool.map(compile_one, names), strict=True))
         library.result()

@@ -45,15 +45,15 @@ class Image:
 
 @dataclass(frozen=True)
 class Run:
-    """What one start of the board gave.
+    """The results of one start of the board.
 
     Attributes:
         outputs: [inputs, values], int8 or float32.
-        self_test: the code that NAME_self_test returned; 0 where it was not asked.
-        stack: bytes of stack at most, NAME_run's own and its callees'; 0 where it was not asked.
+        self_test: the code that NAME_self_test returned; 0 where it was not run.
+        stack: the most bytes of stack that NAME_run took with all that it calls; 0 where it was not measured.
         instructions: of each inference.
         parts: instructions of one inference, [steps, 4]: expand, depthwise, project, everything else;
-            None but in a traced run.
+            None except in a traced run.
     """
 
     outputs: NDArray[Any]
@@ -77,7 +77,7 @@ def find_tools() -> None:
 
 
 def definitions(name: str, interface: Firmware) -> list[str]:
-    """What harness.h must know of the project ``name``, as options of the compiler."""
+    """The compiler options that tell harness.h about the project ``name``."""
     values = {
         "NAME": name,
         "VALUE": interface.c_type,
@@ -102,10 +102,10 @@ def compile_firmware(
     """Compile the C project ``name`` in ``project`` with its harness into ``folder``.
 
     Args:
-        traced: count instructions by step and part; the counting itself costs some.
+        traced: count instructions by step and part; the counting itself takes some.
 
     Raises:
-        UserError: a tool is missing or failed; the program does not fit the board (by how much).
+        UserError: a tool is missing or failed; the program does not fit the board (the message says by how much).
     """
     find_tools()
     _check_fits(interface, board)
@@ -179,10 +179,10 @@ def run_firmware(
     *,
     probe: bool = True,
 ) -> Run:
-    """Start the board with ``inputs``, [inputs, values] of int8 or float32, and let it run to its end.
+    """Start the board with ``inputs``, [inputs, values] of int8 or float32, and wait for its end.
 
     Args:
-        probe: do the self-test first, and measure the stack: two more inferences.
+        probe: first run the self-test and measure the stack, which takes two more inferences.
 
     Raises:
         UserError: it took longer than ``timeout`` seconds, faulted, or an inference returned an error.
@@ -254,7 +254,7 @@ def _check_fits(interface: Firmware, board: Board) -> None:
 
 
 def _sections(file: Path) -> dict[str, int]:
-    """Sizes of an object's sections, those of one name added."""
+    """Bytes of an object's sections by name; sections with one name are added up."""
     sizes: dict[str, int] = {}
     shown = run_tool(["arm-none-eabi-size", "-A", str(file)], file, _ADVICE).stdout
     for line in shown.splitlines():

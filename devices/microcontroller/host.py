@@ -1,4 +1,4 @@
-"""The same C compiled for this machine: what a board's output must equal, bit by bit in int8."""
+"""A C project compiled for this machine, for comparison with a board: int8 outputs must be equal bit by bit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run_on_host(
             program,
             *("-target", target.linker, "-O2"),
             *("-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Werror"),
-            # Cortex-M's FPU has it, so that the same sums are rounded alike.
+            # Cortex-M's FPU has fused multiply-add, so sums must be rounded in the same way here.
             *(["-mfma"] if "fma" in target.features else []),
             *definitions(name, interface),
             *(project / f"{name}.c", project / f"{name}_weights.c", _SOURCE),

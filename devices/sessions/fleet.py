@@ -22,10 +22,10 @@ from targets.errors import UserError
 T = TypeVar("T")
 Array = NDArray[np.float32]
 
-# For a board that a tracker called free.
+# Seconds for a board that the tracker lists as free.
 _FREE_SECONDS = 3.0
 _LOSSES = 3
-# Results that wait for an earlier one, a board.
+# Inputs that are in work or wait, for each board.
 _AHEAD = 4
 
 
@@ -53,7 +53,7 @@ class Fleet:
         on_note: called with a line when a board goes away or comes back, from any thread.
 
     Attributes:
-        done: how many inputs each board did.
+        done: how many inputs each board has run.
     """
 
     def __init__(

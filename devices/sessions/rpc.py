@@ -1,8 +1,8 @@
-"""A bundle on a board over TVM RPC: an address, a tracker, or a server of our own on 127.0.0.1.
+"""A bundle on a TVM RPC server: on a board, or one that is started on 127.0.0.1.
 
 TVM's RPC has no encryption and no login: whoever reaches a server can run anything there.
-Use it in a network you trust. Servers started here listen on 127.0.0.1 only and want a
-random key.
+Use it only in a network that you trust. Servers started here listen on 127.0.0.1 only, and a
+client needs a random key.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def open_rpc(
         wait: seconds for another client to leave.
         call_timeout: seconds for one call: an upload, an inference.
         probe_timeout: seconds for the server's first answer.
-        cleanup: what ends with the session, and where it cannot be opened.
+        cleanup: closed with the session, and where it cannot be opened.
         on_note: called with a line when another client is waited for.
 
     Raises:
@@ -111,18 +111,18 @@ def open_served(
     origin: Origin,
     call_timeout: float,
 ) -> Session:
-    """Start a server, load the bundle there, end the server with the session.
+    """Start a server and load the bundle there; the server ends with the session.
 
     Args:
-        cpu: what it runs on, for a message.
+        cpu: what the server runs on, for a message.
     """
     with ExitStack() as cleanup:
         server = start()
         cleanup.callback(server.close)
         target = bundle.manifest.target
 
-        def death() -> str:
-            reason = server.death()
+        def why_ended() -> str:
+            reason = server.why_ended()
             if reason == "SIGILL":
                 return (
                     f"model.so, built for {target.name}, needs an instruction that "
@@ -131,7 +131,7 @@ def open_served(
             return reason and f"the RPC server ended ({reason}); run the command again"
 
         address = Address("127.0.0.1", server.port, server.key)
-        link = Link(address, call_timeout, death=death)
+        link = Link(address, call_timeout, why_ended=why_ended)
         return _open(bundle, link, threads, origin, cleanup)
 
 
@@ -151,7 +151,7 @@ def _open(
         said = link(lambda: board_state.ask(remote), "what the board is")
         return None if said is None else board_state.parse(said, link.where)
 
-    # One that was started for this session alone keeps nothing for a next one.
+    # A server that ends with the session need not keep the library for the next one.
     lasting = origin is Origin.BOARD
     found = state()
     if found is not None:
@@ -186,7 +186,7 @@ def _open(
 
 
 def _send(bundle: Bundle, link: Link, remote: Any, *, keeps: bool) -> None:
-    """Upload model.so, unless the board has kept those very bytes from before."""
+    """Upload model.so, unless the board has kept the same bytes from before."""
     digest = bundle.manifest.files[LIBRARY]
     kept = "what it has kept"
     if keeps and link(
@@ -204,12 +204,12 @@ def _send(bundle: Bundle, link: Link, remote: Any, *, keeps: bool) -> None:
 
 
 def _check_architecture(bundle: Bundle, link: Link, remote: Any) -> None:
-    """Compare architectures by a program that every Linux board has; the runtime itself cannot tell."""
+    """Compare architectures by a program that every Linux board has; TVM's own server cannot tell its own."""
     try:
         header = bytes(
             link(lambda: remote.download("/bin/true"), "what the board is")[:20]
         )
-    except UserError:  # a server that keeps to its own folder
+    except UserError:  # a server that gives files of its own folder only
         return
     with bundle.library.open("rb") as file:
         expected = file.read(20)

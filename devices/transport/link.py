@@ -16,7 +16,7 @@ from threading import Thread
 from typing import Any, NamedTuple, TypeVar
 
 from targets import engine
-from targets.errors import UserError
+from targets.errors import UserError, last_line
 
 T = TypeVar("T")
 Note = Callable[[str], None]
@@ -70,7 +70,7 @@ class Link:
     Args:
         call_timeout: seconds for one call.
         probe_timeout: seconds for the server's first answer.
-        death: says, after a failure, why the server ended, in words for the user; empty
+        why_ended: says, after a failure, why the server ended, in words for the user; empty
             where it cannot tell.
 
     Raises:
@@ -82,13 +82,13 @@ class Link:
         address: Address,
         call_timeout: float,
         probe_timeout: float = PROBE_SECONDS,
-        death: Callable[[], str] = lambda: "",
+        why_ended: Callable[[], str] = lambda: "",
     ) -> None:
         self.where = str(address)
         self._key = address.key
         self._socket = (_probe(address, probe_timeout), address.port)
         self._timeout = call_timeout
-        self._death = death
+        self._why_ended = why_ended
         self._broken = False
 
     def connect(
@@ -177,11 +177,11 @@ class Link:
         text = str(error)
         if "Error caught from RPC call" in text and "Timeout" not in text:
             refused = RefusedError(f"{self.where}: the server refused a call")
-            refused.reason = engine.last_line(error)
+            refused.reason = last_line(str(error))
             return refused
         self.close()
-        reason = self._death() or (
-            f"the connection was lost ({engine.last_line(error)}); check the board, whose server also "
+        reason = self._why_ended() or (
+            f"the connection was lost ({last_line(str(error))}); check the board, whose server also "
             "ends if model.so needs an instruction that its CPU lacks, and start it again"
         )
         return LostError(f"{self.where}: {reason}")

@@ -1,4 +1,4 @@
-"""A board's RPC server through the system's ssh: a tunnel to 127.0.0.1 there, and the server started if need be."""
+"""A board's RPC server through the system's ssh: a tunnel to the server, which is started where none runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, NoReturn, Self
 
 from devices.transport.link import Address, Note
-from targets.errors import UserError
+from targets.errors import UserError, last_line
 
 SERVER_PORT = 9090
 _ALIVE_SECONDS = 5
@@ -24,16 +24,16 @@ _START_SECONDS = 20.0
 _END_SECONDS = 5.0
 
 _OPTIONS = (
-    # Nothing is asked: keys come from the agent or ~/.ssh.
+    # ssh asks nothing: keys come from its agent or ~/.ssh.
     *("-T", "-o", "BatchMode=yes"),
     *("-o", "ExitOnForwardFailure=yes"),
-    # A tunnel of our own that ends with us, not one of the user's shared connections.
+    # A tunnel that ends with this process, not one of the user's shared connections.
     *("-o", "ControlMaster=no", "-o", "ControlPath=none"),
     *("-o", f"ConnectTimeout={_CONNECT_SECONDS}"),
     *("-o", f"ServerAliveInterval={_ALIVE_SECONDS}", "-o", "ServerAliveCountMax=3"),
 )
 
-# A running server is found by its listening socket (state 0A of /proc/net/tcp); its key is root's and its own.
+# A running server is found by its listening socket (state 0A of /proc/net/tcp); only root and the server can read its key.
 _SERVE = """\
 read key
 if grep -Eq ' (0100007F|00000000):{service:04X} 00000000:0000 0A ' /proc/net/tcp 2>/dev/null; then
@@ -72,7 +72,7 @@ def open_server(
         UserError: no ssh, the host is unknown or its key changed, nobody answers, or it lets nobody in;
             there is neither a server nor a kit, or the server does not start.
     """
-    # One that is free here is likely to be free there; if not, the command can be run again.
+    # A port that is free here is likely to be free there; if not, the command can be run again.
     running, own, there = _free_ports(3)
     new_key = secrets.token_hex(16)
     forwards = [(running, port), (own, there)]
@@ -105,7 +105,7 @@ def open_server(
 
 
 def run(destination: str, script: str, seconds: float = 20.0) -> str:
-    """What a shell script prints there.
+    """Run a shell script there; what it prints.
 
     Raises:
         UserError: as `open_server`, or the script fails.
@@ -137,7 +137,7 @@ class _Ssh:
             for here, there in forwards
             for word in ("-L", f"127.0.0.1:{here}:127.0.0.1:{there}")
         ]
-        # Whatever the login shell is, a POSIX shell runs the script.
+        # A POSIX shell runs the script, whatever the login shell is.
         command = f"exec sh -c {shlex.quote(script)}"
         self._process = subprocess.Popen(
             [program, *_OPTIONS, *tunnels, "--", destination, command],
@@ -145,7 +145,7 @@ class _Ssh:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            # Ctrl-C in a terminal reaches this process alone, which then closes the tunnel in order.
+            # Ctrl-C in a terminal reaches only this process, which then closes the tunnel in order.
             start_new_session=True,
         )
         self._received = b""
@@ -176,7 +176,7 @@ class _Ssh:
         return self._process.poll() is not None
 
     def explain(self, before: str = "") -> NoReturn:
-        """Turn what ssh said into one line with what to do."""
+        """Raise what ssh printed as one line that says what to do."""
         ended = self.ended()
         self._log.seek(0)
         said = self._log.read().decode(errors="replace")
@@ -188,8 +188,7 @@ class _Ssh:
             raise UserError(
                 f"{where}: {before}ssh said nothing in time; try `ssh {where} true`"
             )
-        lines = [line.strip() for line in said.splitlines() if line.strip()]
-        last = lines[-1] if lines else f"ssh ended ({self._process.poll()})"
+        last = last_line(said, f"ssh ended ({self._process.poll()})")
         raise UserError(f"{where}: {before}{last}; try `ssh {where} true`")
 
     def close(self) -> None:
@@ -212,7 +211,7 @@ class _Ssh:
         self.close()
 
 
-# What ssh says (OpenSSH's ssh.c, sshconnect.c, sshconnect2.c), and what a user can do.
+# Messages of ssh (OpenSSH's ssh.c, sshconnect.c, sshconnect2.c), and what a user can do.
 _PROBLEMS = (
     (
         "Could not resolve hostname",

@@ -24,7 +24,7 @@ _MAX_ANSWER = 1 << 20
 
 
 class Queue(NamedTuple):
-    """What a tracker has under a key: boards in all, and how many wait for a client."""
+    """The boards that a tracker has under a key: all of them, and those that wait for a client."""
 
     boards: int
     free: int
@@ -43,8 +43,8 @@ def request_board(
     Args:
         wait: seconds for a free board.
         timeout: seconds for the tracker's other answers.
-        priority: the larger goes first where several wait.
-        on_note: called with a line where none is free.
+        priority: where several clients wait, the one with the larger number goes first.
+        on_note: called with a line where no board is free.
 
     Raises:
         UserError: no tracker there, no board with that key, none free within ``wait`` seconds.
@@ -134,7 +134,7 @@ def _ask(connection: socket.socket, request: list[object]) -> tuple[int, Any]:
 
 @contextmanager
 def open_tracker(port: int) -> Iterator[int]:
-    """Its port, for as long as the context lasts.
+    """Run a tracker for as long as the context lasts; its port.
 
     Args:
         port: 0 for any that is free.
@@ -143,7 +143,7 @@ def open_tracker(port: int) -> Iterator[int]:
         UserError: the port is taken.
     """
     engine.runtime(1)
-    # It warns of every client that hangs up.
+    # The tracker logs a warning for every client that hangs up.
     logging.getLogger("RPCTracker").setLevel(logging.CRITICAL)
     from tvm.rpc.tracker import TrackerServerHandler
 

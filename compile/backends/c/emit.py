@@ -355,7 +355,7 @@ def _values(
 
 
 def _render(template: str, values: dict[str, Any]) -> str:
-    environment = templates.of_code(_HERE)
+    environment = templates.code_environment(_HERE)
     environment.filters |= {
         "comment": _comment,
         "dims": lambda shape: "x".join(map(str, shape)),

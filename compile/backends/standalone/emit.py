@@ -281,7 +281,7 @@ def _described(planned: Plan, program: Program) -> MemoryPlan:
 
 
 def _render(template: str, values: dict[str, Any]) -> str:
-    environment = templates.of_code(_HERE)
+    environment = templates.code_environment(_HERE)
     environment.filters |= {
         "c_string": _c_string,
         "c_float": lambda value: f"{float.hex(value)}f",
