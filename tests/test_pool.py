@@ -190,6 +190,26 @@ def test_what_is_done_when_the_pool_is_stopped_is_not_lost() -> None:
         boards.do(work, 1)
 
 
+def test_a_loss_is_no_reason_any_more_after_connections_were_let_go() -> None:
+    one, other, lost = Board("one"), Board("other"), threading.Event()
+
+    def work(connection: Connection, item: int) -> str:
+        if connection.board is one:
+            one.away = -1
+            lost.set()
+            raise lose(connection)
+        assert lost.wait(20)
+        return connection.name
+
+    with closing(pool(one, other, patience=0.2)) as boards:
+        done = list(boards.map(work, range(2), 2))
+        assert done == [(0, "other"), (1, "other")]
+        other.away = -1
+        boards.hang_up()
+        with pytest.raises(LostError, match="nobody listens"):
+            boards.do(work, 3)
+
+
 def test_connections_are_opened_again_after_they_were_let_go() -> None:
     board = Board("a")
     with closing(pool(board)) as boards:

@@ -152,7 +152,7 @@ class Pool(Generic[C]):
     def hang_up(self) -> None:
         """Close all connections; they are opened again when they are needed."""
         for board in self._boards:
-            connection, board.connection = board.connection, None
+            connection, board.connection, board.loss = board.connection, None, None
             if connection is not None:
                 connection.close()
 
