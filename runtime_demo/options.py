@@ -135,7 +135,7 @@ def open_session(
         return nullcontext(address)
 
     open_it = fleet.opener(bundle, find, threads=threads, wait=wait, on_note=note)
-    return fleet.open_board(open_it, wait, note)
+    return fleet.Fleet([(open_it, open_it())], wait, note)
 
 
 def threads_text(threads: int) -> str:

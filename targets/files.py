@@ -104,7 +104,7 @@ def cached_path(name: str, *key: str | bytes) -> Path:
 
 def make_once(
     path: Path,
-    make: Callable[[Path], None],
+    make: Callable[[Path], object],
     on_wait: Callable[[], None] = lambda: None,
 ) -> Path:
     """Make a file or folder of the cache unless it is there; ``path`` appears whole or not at all.

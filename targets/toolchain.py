@@ -98,11 +98,9 @@ def compile_once(source: Path, name: str, *options: str) -> Path:
         UserError: as `run_zig`, or the cache folder cannot be made.
     """
     key = (source.read_bytes(), "\0".join(options), version("ziglang"))
-
-    def make(output: Path) -> None:
-        run_zig("cc", output, *options, source)
-
-    return make_once(cached_path(name, *key), make)
+    return make_once(
+        cached_path(name, *key), lambda output: run_zig("cc", output, *options, source)
+    )
 
 
 def link_shared(objects: Sequence[Path], output: Path, target: Target) -> None:

@@ -15,7 +15,7 @@ from tiny import tiny_bundle
 
 from bundle.golden import read_golden
 from bundle.store import Bundle
-from devices.sessions.fleet import Fleet, Open, Opened, open_board, open_fleet, opener
+from devices.sessions.fleet import Fleet, Open, Opened, open_fleet, opener
 from devices.sessions.session import Origin
 from devices.transport.link import Address, LostError
 from targets.errors import UserError
@@ -138,7 +138,7 @@ def test_a_restarted_board_serves_one_image_after_the_other(
     notes: list[str] = []
     with Board(tmp_path / "board") as server:
         open_it = on(bundle, server, 20)
-        with open_board(open_it, 20, notes.append) as board:
+        with Fleet([(open_it, open_it())], 20, notes.append) as board:
             for image, [expected] in read_golden(bundle):
                 np.testing.assert_allclose(board.run(image)[0], expected, atol=1e-6)
                 server.restart()
@@ -151,7 +151,7 @@ def test_a_board_that_does_not_come_back_is_one_line(
     image, _ = read_golden(bundle)[0]
     with Board(tmp_path / "board") as server:
         open_it = on(bundle, server, 1)
-        with open_board(open_it, 1, print) as board:
+        with Fleet([(open_it, open_it())], 1, print) as board:
             server.kill()
             with pytest.raises(LostError, match="the connection was lost"):
                 board.run(image)

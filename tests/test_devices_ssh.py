@@ -21,7 +21,7 @@ from tiny import tiny_bundle
 from bundle.golden import read_golden
 from bundle.store import Bundle
 from devices.board.kit import write_kit
-from devices.sessions.fleet import open_board, opener
+from devices.sessions.fleet import Fleet, opener
 from devices.sessions.rpc import describe
 from devices.transport.link import Address
 from devices.transport.ssh import open_server
@@ -180,7 +180,7 @@ def test_a_board_that_restarts_under_a_check_is_waited_for(
         return open_server("pi", on_note=notes.append)
 
     open_it = opener(bundle, find, wait=20)
-    with open_board(open_it, 20, notes.append) as board:
+    with Fleet([(open_it, open_it())], 20, notes.append) as board:
         for index, (image, _) in enumerate(read_golden(bundle)):
             board.run(image)
             if index == 0:

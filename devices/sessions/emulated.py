@@ -12,7 +12,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import NamedTuple, cast
 
 from bundle.store import Bundle
@@ -62,12 +61,8 @@ def prepare_board(
     check_cpu(qemu, cpu)
     root = prepare(on_progress, machine)
     server = native_server(cast(Machine, machine), on_progress)
-    return Board(cpu, (*_emulator(qemu, cpu, root), str(server)))
-
-
-def _emulator(qemu: str, cpu: str, root: Path) -> list[str]:
     unset = [word for name in _REMOVED_VARIABLES for word in ("-U", name)]
-    return [qemu, "-cpu", cpu, "-L", str(root), *unset]
+    return Board(cpu, (qemu, "-cpu", cpu, "-L", str(root), *unset, str(server)))
 
 
 @contextmanager

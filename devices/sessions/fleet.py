@@ -155,15 +155,6 @@ def opener(
     return open_it
 
 
-def open_board(open_it: Open, patience: float, on_note: Note) -> Fleet:
-    """A fleet of one.
-
-    Raises:
-        UserError: as ``open_it`` does.
-    """
-    return Fleet([(open_it, open_it())], patience, on_note)
-
-
 def open_fleet(
     bundle: Bundle,
     tracker: Address,

@@ -94,13 +94,35 @@ class Pool(Generic[C]):
         jobs: SimpleQueue[_Job[T, R] | None] = SimpleQueue()
         pending: deque[_Job[T, R]] = deque()
         source, ended, gone = iter(items), Event(), list[BaseException]()
+
+        def attempt(job: _Job[T, R], board: _Board[C], connection: C) -> None:
+            try:
+                job.done.set_result(work(connection, job.item))
+            except LostError as error:
+                self._lose(board, error)
+                job.losses += 1
+                if job.losses < self._losses:
+                    jobs.put(job)
+                elif give_up:
+                    job.done.set_result(give_up(error))
+                else:
+                    job.done.set_exception(error)
+            except BaseException as error:  # noqa: BLE001 - raised by the map
+                job.done.set_exception(error)
+
+        def serve(board: _Board[C]) -> None:
+            # The thread of an earlier map may still be connecting.
+            with board.in_use:
+                try:
+                    while connection := self._connected(board, ended):
+                        if (job := jobs.get()) is None:
+                            return
+                        attempt(job, board, connection)
+                except BaseException as error:  # noqa: BLE001 - raised by the map
+                    gone.append(error)
+
         threads = [
-            Thread(
-                target=self._serve,
-                args=(board, jobs, work, give_up, ended, gone),
-                daemon=True,
-            )
-            for board in self._boards
+            Thread(target=serve, args=(board,), daemon=True) for board in self._boards
         ]
         for thread in threads:
             thread.start()
@@ -159,40 +181,6 @@ class Pool(Generic[C]):
     def close(self) -> None:
         self.stop()
         self.hang_up()
-
-    def _serve(
-        self,
-        board: _Board[C],
-        jobs: SimpleQueue[_Job[T, R] | None],
-        work: Callable[[C, T], R],
-        give_up: Callable[[LostError], R] | None,
-        ended: Event,
-        gone: list[BaseException],
-    ) -> None:
-        # The thread of an earlier map may still be connecting.
-        with board.in_use:
-            while True:
-                try:
-                    connection = self._connected(board, ended)
-                except BaseException as error:  # noqa: BLE001 - handed over, not handled
-                    gone.append(error)
-                    return
-                job = jobs.get()
-                if job is None or connection is None:
-                    return
-                try:
-                    job.done.set_result(work(connection, job.item))
-                except LostError as error:
-                    self._lose(board, error)
-                    job.losses += 1
-                    if job.losses < self._losses:
-                        jobs.put(job)
-                    elif give_up:
-                        job.done.set_result(give_up(error))
-                    else:
-                        job.done.set_exception(error)
-                except BaseException as error:  # noqa: BLE001 - handed over, not handled
-                    job.done.set_exception(error)
 
     def _connected(self, board: _Board[C], ended: Event) -> C | None:
         """The board's connection, opened if need be; None where the map has ended.
