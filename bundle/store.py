@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import gzip
 import hashlib
 import json
@@ -18,14 +17,13 @@ from pathlib import Path
 
 from bundle.manifest import MAX_MANIFEST_BYTES, Manifest, parse
 from targets.errors import UserError
+from targets.files import DISK_FULL
 
 MANIFEST = "manifest.json"
 LIBRARY = "model.so"
 
 # e_machine of the ELF header (elf.h), by the name uname -m gives the architecture.
 _ELF_MACHINES = {62: "x86_64", 183: "aarch64", 40: "arm"}
-# No space, over quota, over the process's limit (ulimit -f).
-_FULL = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +208,7 @@ def staging(output: Path) -> Iterator[Path]:
         archive.unlink(missing_ok=True)
         shutil.rmtree(stage, ignore_errors=True)
         _remove_parents(created)
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise UserError(
                 f"{output.parent}: {error.strerror}; make room or choose another --output"
             ) from None

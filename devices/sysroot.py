@@ -1,8 +1,8 @@
 """``python -m devices.sysroot``: fetch the arm64 and armhf systems that emulated boards run on.
 
-Pinned Debian packages (sysroot-arm64.lock, sysroot-armhf.lock) and, for arm64, the engine's own
-wheels (requirements.lock), fetched by apt and pip as the user, verified by SHA-256 and unpacked
-in the user's cache folder. Nothing on the machine is installed or changed.
+apt and pip fetch pinned Debian packages (sysroot-arm64.lock, sysroot-armhf.lock) and, for arm64,
+the engine's own wheels (requirements.lock) as the user. The files are verified by SHA-256 and
+unpacked in the user's cache folder. Nothing on the machine is installed or changed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,9 +23,9 @@ from urllib.parse import urlsplit
 
 from bundle.store import sha256_of
 from targets.errors import UserError, run_command
-from targets.files import alone, cache_folder
+from targets.files import cache_folder, make_once
 
-# Debian's names of the architectures, by the machine that Linux calls them.
+# Debian's names of the architectures, by Linux's names.
 ARCHITECTURES = {"aarch64": "arm64", "arm": "armhf"}
 REQUIREMENTS = Path(__file__).parents[1] / "requirements.lock"
 SUITE = "bookworm"
@@ -34,9 +33,9 @@ KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 MIRROR_VARIABLE = "NETSHIP_DEBIAN_MIRROR"
 REFRESH = "python -m devices.sysroot --lock"
 
-# All that `import tvm.rpc.server` needs of the engine's requirements.
+# The engine's requirements that `import tvm.rpc.server` needs.
 WHEELS = ("ml-dtypes", "numpy", "xtc-tvm-python-bindings")
-# The packages' own tests, and of the engine all but its Python and its runtime.
+# The packages' own tests, and everything of the engine but its Python and its runtime.
 _LEFT_OUT = re.compile(r".*/tests/|tvm/(?!.*\.py$|libtvm_runtime\.so$)")
 _PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64")
 
@@ -93,7 +92,7 @@ def lock_of(machine: str = "aarch64") -> Path:
 
 
 def sysroot_path(machine: str = "aarch64") -> Path:
-    """Where the system that the locks describe is, or will be."""
+    """The folder of the system that the locks describe, whether it is there or not."""
     key = hashlib.sha256()
     wheels = _wheel_requirements() if machine == "aarch64" else ""
     for part in (lock_of(machine).read_text(), wheels, _LEFT_OUT.pattern):
@@ -106,46 +105,37 @@ def is_ready(machine: str = "aarch64") -> bool:
 
 
 def site_packages(sysroot: Path) -> Path:
-    """The engine and what it imports, inside a sysroot."""
+    """The folder of the engine, and of what it imports, in a system."""
     return sysroot / "opt" / "site-packages"
 
 
 def prepare(on_progress: Progress, machine: str = "aarch64") -> Path:
-    """Fetch and unpack the system if it is not there yet; where it is.
+    """Fetch and unpack the system if it is not there yet; its folder.
 
     Args:
-        machine: aarch64, with Python and the engine's runtime, or arm, with neither.
+        machine: aarch64 (with Python and the engine's runtime) or arm (without).
 
     Raises:
         UserError: no network, apt, dpkg or pip; a pinned version is gone; a file's hash
             is not the lock's.
     """
-    path = sysroot_path(machine)
-    if path.is_dir():
-        return path
-    cache = cache_folder()
-    waiting = "waiting for another process that fetches a system"
-    with alone(cache / "sysroot.lock", lambda: on_progress(waiting)):
-        if path.is_dir():
-            return path
-        for abandoned in cache.glob(".sysroot-*"):
-            shutil.rmtree(abandoned)
-        with tempfile.TemporaryDirectory(prefix=".sysroot-", dir=cache) as work:
-            root = Path(work, "root")
-            root.mkdir()
+
+    def fetch(root: Path) -> None:
+        root.mkdir()
+        # On the cache's disk, as the temporary folder's may be small.
+        with tempfile.TemporaryDirectory(dir=root.parent) as work:
             for archive in _fetch_packages(Path(work), on_progress, machine):
                 _run(["dpkg-deb", "-x", str(archive), str(root)])
-            wheels = (
-                _fetch_wheels(Path(work), on_progress) if machine == "aarch64" else []
-            )
-            for wheel in wheels:
-                _unpack_wheel(wheel, site_packages(root))
-            root.rename(path)
-    return path
+            if machine == "aarch64":
+                for wheel in _fetch_wheels(Path(work), on_progress):
+                    _unpack_wheel(wheel, site_packages(root))
+
+    waiting = "waiting for another process that fetches a system"
+    return make_once(sysroot_path(machine), fetch, lambda: on_progress(waiting))
 
 
 def relock(on_progress: Progress, machine: str = "aarch64") -> None:
-    """Rewrite the lock: the same packages in the versions that the suite has today."""
+    """Rewrite the lock with the same packages in the versions that the suite has today."""
     lock = lock_of(machine)
     comments = [line for line in lock.read_text().splitlines() if line.startswith("#")]
     with tempfile.TemporaryDirectory() as work:
@@ -189,7 +179,7 @@ def _fetch_packages(work: Path, on_progress: Progress, machine: str) -> list[Pat
 
 
 def _private_apt(work: Path, on_progress: Progress, machine: str) -> dict[str, str]:
-    """An apt of our own: the board's architecture, the user's rights, nothing of the machine's state but its proxy."""
+    """Settings for an apt of the board's architecture that runs as the user; of this machine's it takes the proxy only."""
     if not KEYRING.is_file():
         raise UserError(
             f"{KEYRING}: missing; install it with `apt install debian-archive-keyring`"
@@ -231,7 +221,7 @@ def _private_apt(work: Path, on_progress: Progress, machine: str) -> dict[str, s
 
 
 def _mirror() -> str:
-    """The Debian mirror this machine's own apt uses, or what the user names instead."""
+    """The Debian mirror that this machine's apt uses, or the one that the user names."""
     if named := os.environ.get(MIRROR_VARIABLE):
         return named
     listed = _run(["apt-get", "indextargets", "--format", "$(REPO_URI)"]).split()
@@ -244,7 +234,7 @@ def _mirror() -> str:
 
 
 def _wheel_requirements() -> str:
-    """The lines of requirements.lock, hashes and all, for what the RPC server imports."""
+    """The lines of requirements.lock, with their hashes, for the packages that the RPC server imports."""
     text = re.sub(r"\n\s*#.*", "", REQUIREMENTS.read_text())
     blocks = re.split(r"\n(?=\S)", text)
     wanted = re.compile(rf"(?:{'|'.join(WHEELS)})==")
@@ -275,7 +265,7 @@ def _run(
     environment: dict[str, str] | None = None,
     folder: Path | None = None,
 ) -> str:
-    """Run a tool and give back what it printed; its failure is one line that names it."""
+    """Run a tool; what it printed. A failure is one line with the tool's name."""
     try:
         result = subprocess.run(
             command,

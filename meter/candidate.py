@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 from meter.counting import (
     Block,
     CountingError,
-    compile_c,
-    compiled_once,
     count,
     find_qemu,
 )
 from meter.cycles import Costs, traces
 from meter.memory import hierarchy
 from targets.presets import resolve
+from targets.toolchain import compile_once, run_zig
 
 RUNNER = Path(__file__).with_name("runner.c")
 # Static: no libraries of the board's are needed, and a start takes a hundredth of a second.
@@ -114,7 +113,7 @@ class CandidateMeter:
 
     def _link(self, kernel: Path, folder: Path) -> Path:
         program = folder / "program"
-        compile_c([self._runner, kernel], program, *_LINK)
+        run_zig("cc", program, *_LINK, self._runner, kernel)
         return program
 
     def close(self) -> None:
@@ -133,4 +132,4 @@ def _words(shapes: Sequence[tuple[int, ...]]) -> list[str]:
 
 def _runner_object() -> Path:
     target = ("-target", "aarch64-linux-musl")
-    return compiled_once(RUNNER, "meter-runner", ".o", *target, "-O2", "-c")
+    return compile_once(RUNNER, "meter-runner.o", *target, "-O2", "-c")

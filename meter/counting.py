@@ -15,9 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from targets.errors import UserError
-from targets.files import cache_folder, cache_key
-from targets.toolchain import zig
+from targets.errors import UserError, last_line
+from targets.presets import native
+from targets.toolchain import compile_once
 
 PLUGIN = Path(__file__).with_name("plugin.c")
 # QEMU's plugin API 1: docs/devel/tcg-plugins.rst of each release.
@@ -98,41 +98,9 @@ def plugin() -> Path:
     Raises:
         UserError: it cannot be compiled or written.
     """
-    return compiled_once(PLUGIN, "meter-plugin", ".so", "-O2", "-shared", "-fPIC")
-
-
-def compiled_once(source: Path, name: str, suffix: str, *options: str) -> Path:
-    """``source`` compiled with ``options``, kept in the cache folder until one of them or zig changes.
-
-    Raises:
-        UserError: it cannot be compiled or written.
-    """
-    key = cache_key(options, packages=["ziglang"], files=[source])
-    kept = cache_folder() / f"{name}-{key}{suffix}"
-    if not kept.exists():
-        with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
-            made = Path(scratch, kept.name)
-            compile_c([source], made, *options)
-            made.rename(kept)
-    return kept
-
-
-def compile_c(sources: Sequence[Path], output: Path, *options: str) -> None:
-    """Compile with zig.
-
-    Raises:
-        UserError: with zig's first error.
-    """
-    command = [zig(), "cc", *options, "-o", str(output)]
-    result = subprocess.run(
-        [*command, *map(str, sources)], capture_output=True, text=True, check=False
-    )
-    if result.returncode:
-        said = [line for line in result.stderr.splitlines() if "error" in line]
-        reason = (said or result.stderr.splitlines() or ["no reason given"])[0].strip()
-        raise UserError(
-            f"{sources[0].name} could not be compiled: {reason}; is the disk full?"
-        )
+    target = ("-target", native().linker)
+    options = ("-O2", "-shared", "-fPIC")
+    return compile_once(PLUGIN, "meter-plugin.so", *target, *options)
 
 
 def count(
@@ -191,8 +159,7 @@ class CountingError(UserError):
 def _failure(cpu: str, code: int, said: str) -> str:
     if code in (-signal.SIGKILL, -signal.SIGTERM):
         return "was killed under QEMU; end other programs if memory is short, then try again"
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    last = lines[-1] if lines else "it said nothing"
+    last = last_line(said)
     if code in (-4, 132) or "SIGILL" in said or "Illegal instruction" in said:
         return f"needs an instruction that {cpu} does not have; build for that CPU"
     if last.startswith(_REFUSAL):

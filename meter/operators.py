@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import tempfile
 from bisect import bisect_right
 from collections import Counter
@@ -21,7 +20,7 @@ from devices.sysroot import prepare
 from meter import counting, cycles, memory
 from meter.counting import Block
 from targets.errors import UserError
-from targets.toolchain import llvm_tool
+from targets.toolchain import llvm_tool, run_tool
 
 # Multiply-adds a cycle in float32: four lanes for each 128-bit FMLA that a core issues in a cycle. Cortex-A53 one (LLVM 22,
 # AArch64SchedA53.td); Cortex-A72 one (Arm, Cortex-A72 Software Optimization Guide, UAN 0016A, 3.15); Cortex-A76 two
@@ -230,7 +229,7 @@ def _functions(library: Path) -> list[tuple[int, str]]:
     """Function symbols by address; the end of the code is the last one, without a name."""
     names = re.findall(
         r"^([0-9a-f]+) (?:[0-9a-f]+ )?[tTwW] (\S+)$",
-        _tool("llvm-nm", "-n", "--print-size", "--defined-only", str(library)),
+        _shown("llvm-nm", library, "-n", "--print-size", "--defined-only"),
         re.MULTILINE,
     )
     address, _, size = _text(library)
@@ -239,7 +238,7 @@ def _functions(library: Path) -> list[tuple[int, str]]:
 
 def _text(library: Path) -> tuple[int, int, int]:
     """Address, offset in the file and size of the code."""
-    shown = _tool("llvm-readelf", "-S", "--wide", str(library))
+    shown = _shown("llvm-readelf", library, "-S", "--wide")
     match = re.search(r" \.text\s+PROGBITS\s+(\w+) (\w+) (\w+)", shown)
     if match is None:
         raise UserError(f"{library}: has no code; build it again")
@@ -265,6 +264,5 @@ def _bias(library: Path, blocks: list[Block]) -> int:
     return votes.most_common(1)[0][0]
 
 
-def _tool(name: str, *options: str) -> str:
-    command = [llvm_tool(name), *options]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+def _shown(tool: str, file: Path, *options: str) -> str:
+    return run_tool([llvm_tool(tool), *options, str(file)], file).stdout

@@ -11,8 +11,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from runtime_demo.options import address, count
+from runtime_demo.options import count
 from targets import escapes
+from targets.arguments import host_and_port
 from targets.errors import UserError, run_command
 from targets.progress import Progress
 
@@ -139,6 +140,7 @@ def _kit(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
+    from devices.transport.link import Address
     from runtime_demo import doctor
 
     with Progress(quiet=arguments.json) as progress:
@@ -146,7 +148,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
         if arguments.ssh:
             found = doctor.examine_ssh(arguments.ssh, arguments.key)
         else:
-            found = doctor.examine_rpc(*address(arguments.rpc), arguments.key or "")
+            address = Address(*host_and_port(arguments.rpc), arguments.key or "")
+            found = doctor.examine_rpc(address)
     rows = doctor.checks(found)
     fit = doctor.fit(rows)
     print(
@@ -174,14 +177,14 @@ def _table(rows: list[Check], fit: bool) -> str:
 
 
 def _emulate(arguments: argparse.Namespace) -> int:
-    from devices.sessions.emulated import board, serve_boards
+    from devices.sessions.emulated import prepare_board, serve_boards
     from devices.transport.tracker import open_tracker
 
     cpu, key, number = arguments.cpu, arguments.key, arguments.count
     machine = "arm" if cpu in _CPUS_OF_32_BIT else "aarch64"
     with ExitStack() as stack:
         with Progress() as progress:
-            emulated = board(machine, cpu, progress.stage)
+            emulated = prepare_board(machine, cpu, progress.stage)
             port = stack.enter_context(open_tracker(arguments.port))
             progress.stage(f"starting {number} emulated {cpu}")
             servers = stack.enter_context(serve_boards(emulated, number, key, port))

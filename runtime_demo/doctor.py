@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 from devices.board.board_state import BoardState
+from devices.transport.link import Address
 from targets.errors import UserError
 from targets.presets import PRESETS
 
@@ -263,8 +264,8 @@ def examine_ssh(destination: str, key: str | None) -> Found:
 
     state, system = ask_system(destination)
     try:
-        with open_server(destination, key) as served:
-            theirs = describe("127.0.0.1", served.port, served.key, destination)
+        with open_server(destination, key) as address:
+            theirs = describe(address)
     except UserError as error:
         reason = str(error).removeprefix(f"{destination}: ")
         return Found(f"ssh {shlex.quote(destination)}", state, system, reason)
@@ -273,18 +274,18 @@ def examine_ssh(destination: str, key: str | None) -> Found:
     return Found(f"ssh {destination}", theirs, system)
 
 
-def examine_rpc(host: str, port: int, key: str) -> Found:
-    """A board whose server is at an address.
+def examine_rpc(address: Address) -> Found:
+    """A board whose server is at ``address``.
 
     Raises:
         UserError: nobody or something else is there, or it says nothing of its board.
     """
     from devices.sessions.rpc import describe
 
-    state = describe(host, port, key)
+    state = describe(address)
     if state is None:
-        raise UserError(f"{host}:{port}: {_STOCK}")
-    return Found(f"TVM RPC at {host}:{port}", state)
+        raise UserError(f"{address}: {_STOCK}")
+    return Found(f"TVM RPC at {address}", state)
 
 
 _STOCK = "the server is TVM's own, which says nothing of its board; start the kit's there, or give --ssh"

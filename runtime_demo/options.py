@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from targets.arguments import count_up_to
+from targets.arguments import count_up_to, host_and_port
 from targets.errors import UserError
 
 if TYPE_CHECKING:
@@ -107,14 +108,15 @@ def open_session(
         progress.stage("loading the bundle")
         return open_here(bundle, threads)
     from devices.sessions import fleet
+    from devices.transport.link import Address
+    from devices.transport.ssh import open_server
 
     check_served(bundle)
     if arguments.tracker:
         progress.stage(f"asking the tracker at {arguments.tracker} for {arguments.key}")
         return fleet.open_fleet(
             bundle,
-            *address(arguments.tracker),
-            arguments.key,
+            Address(*host_and_port(arguments.tracker), arguments.key),
             most=most,
             threads=threads,
             wait=wait,
@@ -123,33 +125,18 @@ def open_session(
         )
     if arguments.ssh:
         progress.stage(f"reaching {arguments.ssh}")
-        open_it = fleet.through_ssh(
-            bundle,
-            arguments.ssh,
-            arguments.key,
-            threads=threads,
-            wait=wait,
-            on_note=note,
-        )
     else:
         progress.stage(f"sending the bundle to {arguments.rpc}")
-        open_it = fleet.at(
-            bundle,
-            *address(arguments.rpc),
-            arguments.key or "",
-            threads=threads,
-            wait=wait,
-            on_note=note,
-        )
-    return fleet.open_board(open_it, wait, note)
+        address = Address(*host_and_port(arguments.rpc), arguments.key or "")
+
+    def find() -> AbstractContextManager[Address]:
+        if arguments.ssh:
+            return open_server(arguments.ssh, arguments.key, on_note=note)
+        return nullcontext(address)
+
+    open_it = fleet.opener(bundle, find, threads=threads, wait=wait, on_note=note)
+    return fleet.Fleet([(open_it, open_it())], wait, note)
 
 
 def threads_text(threads: int) -> str:
     return f"{threads} thread{'' if threads == 1 else 's'}"
-
-
-def address(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-        raise UserError(f"{text!r} is not HOST:PORT, such as 127.0.0.1:9090")
-    return host.strip("[]"), int(port)

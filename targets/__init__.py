@@ -1,7 +1,7 @@
-"""What a target is, and the ground every other package stands on.
+"""Targets, and what every other package uses: errors, files, the toolchain, the engine.
 
-Importing this package is the first thing every command does, so a wrong Python is
-refused here, in one line, before anything newer than Python 3.6 is parsed.
+Every command imports this package first. So a wrong Python is refused here, in one line, before
+anything that needs more than Python 3.6 is parsed.
 """
 
 import os
@@ -31,6 +31,6 @@ def _refuse_wrong_python() -> None:
 
 _refuse_wrong_python()
 
-# ONNX Runtime's Linux wheels, from 1.29 on, tell their maker of each model they load, and leave a file
-# in the temporary folder, unless this is set before they are imported.
+# From 1.29 on, ONNX Runtime's Linux wheels report each model that they load to their maker, and leave a
+# file in the temporary folder, unless this is set before they are imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

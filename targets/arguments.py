@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
+
+from targets.errors import UserError
 
 
 def count_up_to(most: int) -> Callable[[str], int]:
@@ -17,3 +20,17 @@ def count_up_to(most: int) -> Callable[[str], int]:
         return int(text)
 
     return count
+
+
+def host_and_port(text: str) -> tuple[str, int]:
+    """The host, as a name or an address, and the port of ``HOST:PORT``; an IPv6 address stands in brackets.
+
+    Raises:
+        UserError: it is something else, or the port is not from 1 to 65535.
+    """
+    match = re.fullmatch(r"(?:\[([^][\s]+)\]|([^][\s:]+)):([0-9]+)", text)
+    if match is None or len(match[3]) > 5 or not 0 < int(match[3]) < 1 << 16:
+        raise UserError(
+            f"{text!r} is not HOST:PORT, such as 127.0.0.1:9090 or [::1]:9090"
+        )
+    return match[1] or match[2], int(match[3])

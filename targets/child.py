@@ -1,4 +1,4 @@
-"""Run engine work in a child process: an abort inside LLVM becomes one line, Ctrl-C is immediate."""
+"""Run the engine in a child process, so that an abort inside LLVM becomes one line and Ctrl-C acts at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
-from targets.errors import UserError
+from targets.errors import UserError, last_line
 
 T = TypeVar("T")
 Stage = Callable[[str], None]
@@ -42,14 +42,13 @@ def run_in_child(
         process = context.Process(
             target=_child, args=(sender, noise, scratch, work, arguments), daemon=True
         )
-        # The tracker's own start would let the signals through that wait here until there is
-        # something to end.
+        # Starting the tracker unblocks signals; it must not happen below, where they are blocked.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-        # Another thread, such as a library's, may take a signal all the same: it is heard once there is a child to end.
-        heard: list[int] = []
+        # Another thread, such as a library's, may still receive a signal: it is raised again once there is a child to end.
+        received: list[int] = []
         handlers = {
-            number: signal.signal(number, lambda now, _: heard.append(now))
+            number: signal.signal(number, lambda now, _: received.append(now))
             for number in _ENDING
         }
         process.start()
@@ -57,7 +56,7 @@ def run_in_child(
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
-            for each in heard:
+            for each in received:
                 signal.raise_signal(each)
             sender.close()
             result: T = _follow(receiver, noise, process, stage, tick)
@@ -81,7 +80,7 @@ def _follow(
             kind, value = receiver.recv()
         except EOFError:
             process.join()
-            raise _last_words(process.exitcode, noise) from None
+            raise _why_it_ended(process.exitcode, noise) from None
         if kind == "stage":
             stage(value)
         elif kind == "refused":
@@ -93,24 +92,22 @@ def _follow(
 
 
 def _end(process: multiprocessing.process.BaseProcess) -> None:
-    """End the child, if it still runs, and whatever it started."""
+    """End the child, if it still runs, and all that it started."""
     assert process.pid
-    # No such group: the child has not come as far as making it, or all of it has ended.
+    # There is no such group where the child has not made it yet, or where all of it has ended.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()
     process.join()
 
 
-def _last_words(exitcode: int | None, noise: Path) -> UserError:
+def _why_it_ended(exitcode: int | None, noise: Path) -> UserError:
     how = (
         signal.Signals(-exitcode).name
         if exitcode and exitcode < 0
         else f"exit code {exitcode}"
     )
-    text = noise.read_text(errors="replace") if noise.exists() else ""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    last = lines[-1][:300] if lines else "it said nothing"
+    last = last_line(noise.read_text(errors="replace") if noise.exists() else "")[:300]
     if "IO failure on output stream" in last:
         return UserError(
             f"{tempfile.gettempdir()}: {last}; make room, or set TMPDIR to another folder"
@@ -128,15 +125,15 @@ def _child(
     work: Callable[..., Any],
     arguments: tuple[object, ...],
 ) -> None:
-    # This process is ended by its parent alone, together with the linker that it started: it has a
-    # group of its own, and what came before it had, in the terminal's group, was for the parent.
+    # Only the parent ends this process, together with the linker that it started. So it has a process
+    # group of its own; signals that reached the terminal's group before were meant for the parent.
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
-    # What LLVM and TVM print belongs into the error line, not between the user's own lines.
-    # TVM's temporary files go where the parent cleans up, however the child ends.
+    # What LLVM and TVM print goes into the error line, not between the user's own lines.
+    # TVM's temporary files go where the parent removes them, however the child ends.
     descriptor = os.open(noise, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    # A blank line keeps a block of the disk for the last words, also when the rest is full.
+    # A blank line reserves a block of the disk, so that an error message has room on a full one.
     os.write(descriptor, b"\n")
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -148,7 +145,7 @@ def _child(
         )
     except (UserError, OSError) as error:
         message = ("refused", error)
-    except Exception:  # noqa: BLE001  (whatever it is, the parent must hear of it)
+    except Exception:  # noqa: BLE001 - the parent raises it
         message = ("failed", traceback.format_exc())
     sender.send(message)
     sender.close()

@@ -1,7 +1,7 @@
-"""The thin layer over Apache TVM 0.19: its environment, its onnx shim, its noise.
+"""The thin layer over Apache TVM 0.19: environment, onnx shim, messages.
 
-Everything this project has to do to TVM before using it stands in this file, with
-its reason; tests/test_engine.py fails when one is no longer needed.
+This file holds every work-around that TVM needs before it can be used, each with its reason.
+tests/test_engine.py fails when one is no longer needed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 
 
 def compiler() -> Any:
-    """Import TVM whole (Relay, LLVM), ready to compile; about a second the first time."""
-    # Without it, a build for arm_cpu tries to download schedules and fails where there is no network.
+    """Import all of TVM (Relay, LLVM), ready to compile; takes about a second the first time."""
+    # Otherwise a build for arm_cpu tries to download schedules, and fails where there is no network.
     os.environ["TOPHUB_LOCATION"] = "NONE"
     # What runtime() sets in a parent process must not reach a child that compiles.
     os.environ.pop("TVM_USE_RUNTIME_LIB", None)
@@ -27,19 +27,19 @@ def compiler() -> Any:
     import tvm.relay
     from tvm.relay.backend import te_compiler
 
-    # At each dimension of each shape TVM asks for all of its own build's flags, 4 ms a time.
+    # TVM reads all flags of its own build for each dimension of each shape, 4 ms a time.
     if not hasattr(te_compiler.libinfo, "cache_info"):
         te_compiler.libinfo = cache(te_compiler.libinfo)
-    # "One or more operators have not been tuned": the build says so itself, with numbers.
+    # TVM warns that operators have not been tuned; the build says so itself, with numbers.
     logging.getLogger("te_compiler").setLevel(logging.ERROR)
     logging.getLogger("autotvm").setLevel(logging.ERROR)
     return tvm
 
 
 def runtime(threads: int) -> Any:
-    """Import TVM's runtime alone (4.5 MB, no LLVM), its pool limited to ``threads`` threads.
+    """Import only TVM's runtime (4.5 MB, no LLVM), its thread pool limited to ``threads``.
 
-    The pool is made once a process, at the first inference, so the count cannot change later.
+    TVM makes the pool at the first inference of the process, so the count cannot change later.
 
     Raises:
         RuntimeError: called again with another count.
@@ -51,7 +51,7 @@ def runtime(threads: int) -> Any:
         )
     os.environ["TVM_NUM_THREADS"] = wanted
     os.environ["TVM_USE_RUNTIME_LIB"] = "1"
-    # TVM says on stderr which library it loads.
+    # TVM prints on stderr which library it loads.
     with contextlib.redirect_stderr(io.StringIO()):
         import tvm
 
@@ -59,7 +59,7 @@ def runtime(threads: int) -> Any:
 
 
 def _onnx_shim() -> None:
-    """Give back ``onnx.mapping``, which left onnx in 1.19 and TVM's ONNX frontend still imports."""
+    """Provide ``onnx.mapping``, which TVM's ONNX frontend imports and onnx removed in 1.19."""
     if "onnx.mapping" in sys.modules:
         return
     import onnx

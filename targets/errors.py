@@ -1,4 +1,4 @@
-"""The one exception for what a user can cause, and how a command line ends."""
+"""The base class of errors that a user can cause, and how a command line ends."""
 
 from __future__ import annotations
 
@@ -12,18 +12,24 @@ from targets.escapes import one_line
 
 
 class UserError(Exception):
-    """Something the user can mend: the message says what, where and what to do.
+    """Something that the user can correct: the message says what, where and what to do.
 
-    Anything else that escapes a command is a bug and shows its traceback.
+    Any other exception that leaves a command is a bug, and shows its traceback.
     """
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM: clean up, then leave."""
+    """Ctrl-C or SIGTERM: the command cleans up, then ends."""
+
+
+def last_line(text: str, otherwise: str = "it said nothing") -> str:
+    """The last line that is not blank: of what a tool says, and of TVM's errors, it is the reason."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else otherwise
 
 
 def _interrupt(_signum: int, _frame: object) -> NoReturn:
-    # An impatient second one must not cut the cleaning up short.
+    # A second one must not interrupt the cleaning up.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     raise Interrupted
@@ -32,8 +38,8 @@ def _interrupt(_signum: int, _frame: object) -> NoReturn:
 def run_command(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
     """Run a command line's ``main(argv)`` and exit with its code.
 
-    Exit codes: 0 success; 1 the verdict of a check was negative; 2 the user's input
-    was refused, in one line on stderr; 130 Ctrl-C or SIGTERM.
+    Exit codes: 0 success; 1 a check did not pass; 2 the user's input was refused, in one
+    line on stderr; 130 Ctrl-C or SIGTERM.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         # A shell has background jobs ignore Ctrl-C.

@@ -1,26 +1,34 @@
-"""Files that a user asked for, written whole or not at all; and the folder for what can be made again."""
+"""Files that a user asked for, written whole or not at all; and the cache folder for what can be made again."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 from targets.errors import UserError
 
+# No space, over quota, over the process's limit (ulimit -f).
+DISK_FULL = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+# A folder with less room than this counts as full when a tool that writes there has failed.
+_ROOM_BYTES = 64 << 20
+
 
 def check_writable(path: Path, option: str) -> None:
-    """Refuse, before any work, a file that could not be written at its end.
+    """Refuse a file that cannot be written, before any work is done for it.
 
     Args:
-        option: what named the file, for the error.
+        option: the command-line option that named the file, for the error.
 
     Raises:
-        UserError: ``path`` is there and is no file, or its folder cannot take one.
+        UserError: ``path`` exists and is not a file, or its folder cannot be written to.
     """
     try:
         if path.exists() and not path.is_file():
@@ -37,7 +45,7 @@ def check_writable(path: Path, option: str) -> None:
 
 
 def write_whole(path: Path, content: bytes, option: str) -> None:
-    """Write a file, replacing one that is there only when all of it is on disk.
+    """Write a file; one that is there is replaced only when the new one is whole on the disk.
 
     Raises:
         UserError: it cannot be written.
@@ -53,14 +61,24 @@ def write_whole(path: Path, content: bytes, option: str) -> None:
         part.unlink(missing_ok=True)
 
 
-def cache_folder() -> Path:
+def why_full(folder: Path) -> str:
+    """The system's words where ``folder`` has no room for 64 MiB; empty where it has."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, _ROOM_BYTES)
+    except OSError as error:
+        return str(error.strerror) if error.errno in DISK_FULL else ""
+    return ""
+
+
+def cache_folder(program: str = "netship") -> Path:
     """Where what can be made again is kept: ``$XDG_CACHE_HOME/netship``, by default below ``~/.cache``.
 
     Raises:
         UserError: it cannot be made.
     """
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base, "netship")
+    folder = Path(base, program)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -90,9 +108,51 @@ def cache_key(
     return key.hexdigest()[:24]
 
 
+def cached_path(
+    name: str,
+    *options: object,
+    packages: Iterable[str] = (),
+    files: Iterable[Path] = (),
+) -> Path:
+    """Where the cache folder keeps the file or folder ``name``; the rest as in `cache_key`.
+
+    A suffix of ``name`` stays at the end: ``a.so`` becomes ``a-0123456789abcdef01234567.so``.
+    """
+    stem, suffix = os.path.splitext(name)
+    key = cache_key(*options, packages=packages, files=files)
+    return cache_folder() / f"{stem}-{key}{suffix}"
+
+
+def make_once(
+    path: Path,
+    make: Callable[[Path], object],
+    on_wait: Callable[[], None] = lambda: None,
+) -> Path:
+    """Make a file or folder of the cache unless it is there; ``path`` appears whole or not at all.
+
+    Args:
+        path: what begins with the same word of its name, up to a hyphen, is made by one process at a time.
+        make: writes the file or folder at the path that it is given.
+        on_wait: called where another process is making one.
+    """
+    if path.exists():
+        return path
+    name = path.name.partition("-")[0]
+    with file_lock(path.with_name(f"{name}.lock"), on_wait):
+        if path.exists():
+            return path
+        for abandoned in path.parent.glob(f".{name}-*"):
+            shutil.rmtree(abandoned, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=path.parent) as work:
+            made = Path(work, path.name)
+            make(made)
+            made.rename(path)
+    return path
+
+
 @contextlib.contextmanager
-def alone(lock: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """One process at a time behind the file ``lock``; ``on_wait`` is called first where another has it."""
+def file_lock(lock: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Let one process at a time hold the file ``lock``; ``on_wait`` is called where another one holds it."""
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

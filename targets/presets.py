@@ -1,4 +1,4 @@
-"""The table of targets: what each one is, in TVM's, the linker's and the CPU's words."""
+"""The table of targets: what TVM, the linker, Linux and QEMU call each of them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Target:
     Attributes:
         name: what ``--target`` takes, and what records and bundles are filed under.
         summary: one line for a person.
-        tvm: TVM's target string. ``-keys=cpu`` on ARM too: the schedules behind that key
-            need a fifth of the instructions of ``arm_cpu``'s untuned ones (see the README).
+        tvm: TVM's target string. ARM targets have ``-keys=cpu`` too: the schedules of that key
+            need a fifth of the instructions of ``arm_cpu``'s untuned ones.
         linker: the triple that zig links for; its suffix is the oldest glibc that can load the .so.
         machine: the ELF machine of the .so, as ``readelf -h`` and Linux's ``uname -m`` name it.
         features: what /proc/cpuinfo must list on the device (empty: the architecture's baseline).
@@ -65,7 +65,7 @@ _ZNVER4 = _V4 | frozenset(
     ]
 )
 
-# Likewise sapphirerapids over znver4.
+# What LLVM's sapphirerapids adds to that.
 _SAPPHIRE_RAPIDS = _ZNVER4 | frozenset(["avx512_fp16", "avx_vnni"])
 
 _X86_LINKER = "x86_64-linux-gnu.2.28"
@@ -83,13 +83,13 @@ def _arm64(cpu: str, summary: str, features: frozenset[str] = frozenset()) -> Ta
 
 
 def _cortex_m(cpu: str, summary: str) -> Target:
-    """A microcontroller: C source, which whatever compiler the firmware has compiles."""
+    """A microcontroller: C source, for the compiler of the firmware."""
     tvm = f"c -keys=arm_cpu,cpu -mcpu={cpu}"
     return Target(cpu, f"{summary}: C source", tvm, "thumb-freestanding", "arm")
 
 
-# Hard-float must be asked for: by the triple alone LLVM calls soft-float routines, the link succeeds
-# and the numbers are off by 0.3.
+# The triple does not imply hard-float: without the option LLVM calls soft-float routines, the link
+# succeeds and the numbers are off by 0.3.
 _ARMV7 = (
     "llvm -keys=cpu -mtriple=armv7l-linux-gnueabihf -mfloat-abi=hard -mattr=+neon,+vfp4"
 )
@@ -171,7 +171,7 @@ class Cpu:
 
 
 def this_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Cpu:
-    """Read what Linux says of this CPU (the first processor it lists)."""
+    """Read Linux's description of this CPU (the first processor that it lists)."""
     try:
         text = cpuinfo.read_text()
     except OSError as error:
@@ -190,14 +190,14 @@ def this_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Cpu:
 
 
 def missing_features(target: Target, cpu: Cpu) -> list[str]:
-    """What ``cpu`` lacks to run code for ``target``, in a stable order."""
+    """The features that code for ``target`` needs and ``cpu`` lacks, sorted."""
     if target.machine != cpu.machine:
         return [f"machine {target.machine}"]
     return sorted(target.features - cpu.features)
 
 
 def native(cpu: Cpu | None = None) -> Target:
-    """The most specific preset whose instructions this CPU has."""
+    """Of the presets whose features this CPU has, the one with the most."""
     cpu = cpu or this_cpu()
     if cpu.machine == "aarch64":
         return _BY_NAME[_ARM_PARTS.get(cpu.part, "arm-cortex-a53")]

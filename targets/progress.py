@@ -1,4 +1,4 @@
-"""Progress on anything that takes over two seconds: a line a stage, live on a terminal."""
+"""Progress of anything that takes more than two seconds: one line for each stage, live on a terminal."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _SPINNER = "|/-\\"
 
 
 class Progress:
-    """Stages on stderr: one finished line each, and on a terminal a moving line for the current one.
+    """Prints stages on stderr: one line for each that is finished, and on a terminal a moving line for the current one.
 
-    In a log (no terminal) there are no escape codes and nothing is overwritten.
+    Without a terminal there are no escape codes and nothing is overwritten.
     """
 
     def __init__(self, quiet: bool = False) -> None:
@@ -48,7 +48,7 @@ class Progress:
         self.tick()
 
     def tick(self) -> None:
-        """Show that work goes on; call it a few times a second."""
+        """Show that the work goes on; call it a few times a second."""
         if self._live and self._text:
             self._turns += 1
             spinner = _SPINNER[self._turns % len(_SPINNER)]
@@ -65,7 +65,7 @@ class Progress:
         self._text = ""
 
     def note(self, text: str) -> None:
-        """A line that stays, between stages."""
+        """Print a line that stays, between stages."""
         if not self._quiet:
             clear = "\r\x1b[K" if self._live else ""
             self._write(f"{clear}          {one_line(text)}\n")

@@ -41,7 +41,7 @@ def write_page(
     write_whole(path, text.encode("utf-8", errors="replace"), option)
 
 
-def of_code(folder: Path) -> Environment:
+def code_environment(folder: Path) -> Environment:
     """For templates of C, Python, Markdown, Makefiles, CMake and SVG.
 
     Only numbers and plain words go in as they are. Other text must pass the filter of its language

@@ -1,12 +1,14 @@
 """Compiling and linking for any target with the zig compiler and LLVM's tools from PyPI.
 
 No host or cross compiler is needed, and the same inputs give the same bytes: nothing of
-paths or times is kept.
+paths or times is kept, and no variable of the user's shell (``CPATH`` and the like) is obeyed.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -14,42 +16,109 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from targets.errors import UserError
+from targets.files import cache_folder, cached_path, make_once, why_full
 from targets.presets import Target
+
+_ENVIRONMENT = ("HOME", "PATH", "TMPDIR")
+_LONGEST_REASON = 220
+_ADVICE = "run make setup again, and report it if it stays so"
+_FULL_DISK = re.compile(
+    r"No ?space ?left|File too (large|big)|FileTooBig|Disk ?quota|IO failure on output",
+    re.IGNORECASE,
+)
+# The signals that end zig and its linker where a file cannot grow.
+_FULL_DISK_SIGNALS = ("SIGABRT", "SIGBUS", "SIGXFSZ")
+
+
+def run_zig(tool: str, output: Path, *words: str | Path, advice: str = _ADVICE) -> str:
+    """Run ``zig TOOL -o OUTPUT WORDS``; return its warnings. Every compile and link with zig goes through here.
+
+    Args:
+        tool: ``cc``, ``c++`` or ``ld.lld``.
+        words: options and input files in the tool's own order.
+        advice: what to do where it fails.
+
+    Raises:
+        UserError: the package is missing, a disk is full (which one), zig crashed (with which signal),
+            or it failed (with its first errors).
+    """
+    # Otherwise a crash leaves copies of the sources in the temporary folder.
+    quiet = [] if tool == "ld.lld" else ["-fno-crash-diagnostics"]
+    command = [str(zig_path()), tool, *quiet, "-o", str(output), *map(str, words)]
+    # zig runs for ever where it cannot make its cache folder, so the folder is made here.
+    return run_tool(command, output, advice, cache_folder("zig")).stderr
+
+
+def run_tool(
+    command: Sequence[str],
+    output: Path,
+    advice: str = _ADVICE,
+    cache: Path | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run a compiler, linker or archiver.
+
+    Args:
+        output: the file that it makes, for messages.
+        advice: what to do where it fails.
+        cache: zig's cache folder.
+
+    Raises:
+        UserError: as `run_zig`.
+    """
+    environment = {
+        "LC_ALL": "C",
+        **{name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+        **({"ZIG_GLOBAL_CACHE_DIR": str(cache)} if cache else {}),
+    }
+    result = subprocess.run(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if result.returncode:
+        folders = [output.parent, cache or output.parent, Path(tempfile.gettempdir())]
+        raise UserError(_why(result, output, folders, advice))
+    return result
+
+
+def compile_once(source: Path, name: str, *options: str) -> Path:
+    """A C file compiled by ``zig cc``, kept in the cache folder for each source, options and version of zig.
+
+    Args:
+        source: includes nothing but headers that zig brings.
+        name: of the output, with its suffix.
+        options: with the target's triple, so that the headers are zig's.
+
+    Raises:
+        UserError: as `run_zig`, or the cache folder cannot be made.
+    """
+    path = cached_path(name, *options, packages=["ziglang"], files=[source])
+    return make_once(path, lambda output: run_zig("cc", output, *options, source))
 
 
 def link_shared(objects: Sequence[Path], output: Path, target: Target) -> None:
     """Link object files into a shared library, whose soname is its file's name; symbols stay, for profilers.
 
     Raises:
-        UserError: the linker failed; its last words are quoted.
+        UserError: as `run_zig`.
     """
-    options = [
-        "-shared",
-        "-fPIC",
-        "-Wl,--build-id=none",
-        f"-Wl,-soname,{output.name}",
-    ]
-    _cc(target, *options, "-o", output, *objects)
+    soname = f"-Wl,-soname,{output.name}"
+    options = ("-target", target.linker, "-shared", "-fPIC", "-Wl,--build-id=none")
+    run_zig("cc", output, *options, soname, *objects)
 
 
 def compile_object(source: Path, output: Path, target: Target, *options: str) -> None:
     """Compile a C or assembly file into a position-independent object without debug information.
 
     Raises:
-        UserError: the compiler failed; its last words are quoted.
+        UserError: as `run_zig`.
     """
-    _cc(target, "-c", "-O2", "-g0", "-fPIC", *options, "-o", output, source)
-
-
-def compile_program(
-    sources: Sequence[Path], output: Path, target: Target, *options: str
-) -> None:
-    """Compile and link C sources into a program.
-
-    Raises:
-        UserError: the compiler failed; its last words are quoted.
-    """
-    _cc(target, "-O2", *options, "-o", output, *sources)
+    common = ("-target", target.linker, "-c", "-O2", "-g0", "-fPIC")
+    run_zig("cc", output, *common, *options, source)
 
 
 def hide_symbols(
@@ -58,22 +127,15 @@ def hide_symbols(
     """Join objects into one in which only ``exported`` symbols are visible to other objects.
 
     Raises:
-        UserError: a tool failed; its last words are quoted.
+        UserError: as `run_zig`.
     """
     with tempfile.TemporaryDirectory() as scratch:
         joined, names = Path(scratch) / "joined.o", Path(scratch) / "names"
         names.write_text("".join(f"{name}\n" for name in exported))
-        _run([zig(), "ld.lld", "-r", "-o", str(joined), *map(str, objects)], output)
-        keep = f"--keep-global-symbols={names}"
-        _run(
-            [
-                llvm_tool("llvm-objcopy"),
-                "--strip-debug",
-                keep,
-                str(joined),
-                str(output),
-            ],
-            output,
+        run_zig("ld.lld", joined, "-r", *objects)
+        options = ("--strip-debug", f"--keep-global-symbols={names}")
+        run_tool(
+            [llvm_tool("llvm-objcopy"), *options, str(joined), str(output)], output
         )
 
 
@@ -81,22 +143,20 @@ def strip_debug(library: Path) -> None:
     """Remove debug information and keep the symbols; zig's linker can only remove both.
 
     Raises:
-        UserError: a tool failed; its last words are quoted.
+        UserError: as `run_tool`.
     """
-    _run([llvm_tool("llvm-objcopy"), "--strip-debug", str(library)], library)
+    run_tool([llvm_tool("llvm-objcopy"), "--strip-debug", str(library)], library)
 
 
 def is_hard_float(file: Path) -> bool:
     """Whether 32-bit ARM code passes floating-point numbers in registers, as armhf systems do.
 
     Tag_ABI_VFP_args of the build attributes (Arm, ABI for the Arm Architecture: Addenda, IHI 0045, 3.3.6).
+
+    Raises:
+        UserError: as `run_tool`.
     """
-    shown = subprocess.run(
-        [llvm_tool("llvm-readelf"), "-A", str(file)],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout
+    shown = run_tool([llvm_tool("llvm-readelf"), "-A", str(file)], file).stdout
     return (
         re.search(r"TagName: ABI_VFP_args\s+Description: AAPCS VFP", shown) is not None
     )
@@ -106,24 +166,19 @@ def archive(objects: Sequence[Path], output: Path) -> None:
     """Make a static library.
 
     Raises:
-        UserError: the archiver failed; its last words are quoted.
+        UserError: as `run_tool`.
     """
-    _run([llvm_tool("llvm-ar"), "rcsD", str(output), *map(str, objects)], output)
+    run_tool([llvm_tool("llvm-ar"), "rcsD", str(output), *map(str, objects)], output)
 
 
-def _cc(target: Target, *arguments: str | Path) -> None:
-    output = Path(arguments[arguments.index("-o") + 1])
-    _run([zig(), "cc", "-target", target.linker, *map(str, arguments)], output)
-
-
-def zig() -> str:
-    """The path of the zig compiler, to be followed by ``cc``, ``c++`` or ``ld.lld``.
+def zig_path() -> Path:
+    """The zig compiler.
 
     Raises:
         UserError: its package is missing.
     """
     # `python -m ziglang` does the same, 15 ms later.
-    return str(_package("ziglang", "ziglang") / "zig")
+    return _package("ziglang", "ziglang") / "zig"
 
 
 def llvm_tool(tool: str) -> str:
@@ -142,10 +197,51 @@ def _package(module: str, distribution: str) -> Path:
     return Path(package.submodule_search_locations[0])
 
 
-def _run(command: Sequence[str], output: Path) -> None:
-    result = subprocess.run(
-        command, capture_output=True, text=True, errors="replace", check=False
-    )
-    if result.returncode:
-        said = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
-        raise UserError(f"{output.name}: {Path(command[0]).name} failed: {said[-1]}")
+def _why(
+    failed: subprocess.CompletedProcess[str],
+    output: Path,
+    folders: Sequence[Path],
+    advice: str,
+) -> str:
+    """One line for a tool that failed; ``folders`` are those that it writes to."""
+    tool, code, said = Path(failed.args[0]).name, failed.returncode, failed.stderr
+    crash = _signal_name(code, said)
+    if crash in _FULL_DISK_SIGNALS or _FULL_DISK.search(said):
+        for folder in folders:
+            if reason := why_full(folder):
+                return f"{folder}: {reason} for {output.name}; make room there"
+    if crash == "SIGKILL":
+        return (
+            f"{output.name}: {tool} was killed (SIGKILL), as Linux does when memory is short; "
+            "end other programs, then try again"
+        )
+    how = f"crashed ({crash})" if crash else "failed"
+    reason = _first_errors(said) or ("" if crash else f"exit code {code}")
+    return f"{output.name}: {tool} {how}{reason and ': '}{reason}; {advice}"
+
+
+def _signal_name(code: int, said: str) -> str:
+    """The signal that ended a tool or the compiler inside it; empty where it was none."""
+    inside = re.search(r"command failed with exit code (\d+)", said)
+    number = -code if code < 0 else max(code, int(inside[1]) if inside else 0) - 128
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return ""
+
+
+def _first_errors(said: str) -> str:
+    """As many of a compiler's errors as fit a line, in its order; its last line where there are none."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    # gcc's last line, after the linker's own.
+    lines = [line for line in lines if "collect2: error" not in line]
+    errors = [line for line in lines if re.search(r"\b(error|ERROR|panic): ", line)]
+    # The folder of a source is often a temporary one; the file's name is enough.
+    named = [re.sub(r"^\S*/(?=[^/\s]+:\d+:)", "", line) for line in errors]
+    text = ""
+    for line in dict.fromkeys(named or lines[-1:]):
+        longer = f"{text}; {line}" if text else line
+        if text and len(longer) > _LONGEST_REASON:
+            break
+        text = longer
+    return text[:_LONGEST_REASON]

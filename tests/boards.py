@@ -16,8 +16,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from bundle.store import Bundle
 from devices.board.programs import native_server
-from devices.transport.tracker import open_tracker
+from devices.sessions.rpc import open_rpc
+from devices.sessions.session import Session
+from devices.transport.link import Address
+from devices.transport.tracker import boards_of, open_tracker, request_board
+from targets.errors import UserError
 from targets.presets import native
 
 HOST = "127.0.0.1"
@@ -112,6 +117,14 @@ class Board:
         self.kill()
 
 
+def open_from_tracker(
+    bundle: Bundle, port: int, *, key: str = KEY, wait: float = 60, timeout: float = 5
+) -> Session:
+    """A bundle on a board that the tracker at a port of this machine gives."""
+    tracker = Address(HOST, port, key)
+    return open_rpc(bundle, request_board(tracker, wait, timeout=timeout))
+
+
 class Wire:
     """A port that leads to another one, and acts once when ``word`` passes on its way there.
 
@@ -185,9 +198,6 @@ class Wire:
 @contextmanager
 def tracked(folder: Path, count: int) -> Iterator[tuple[int, list[Board]]]:
     """A tracker's port and boards that it knows under KEY."""
-    from devices.sessions.rpc import boards_of
-    from targets.errors import UserError
-
     with ExitStack() as stack:
         port = stack.enter_context(open_tracker(0))
         boards = [
@@ -199,7 +209,7 @@ def tracked(folder: Path, count: int) -> Iterator[tuple[int, list[Board]]]:
 
         def all_there() -> bool:
             try:
-                return boards_of(HOST, port, KEY).free == count
+                return boards_of(Address(HOST, port, KEY)).free == count
             except UserError:
                 return False
 

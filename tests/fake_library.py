@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from bundle.manifest import (
 )
 from bundle.store import MANIFEST, Bundle, open_bundle, sha256_of
 from targets.presets import Target
-from targets.toolchain import zig
+from targets.toolchain import archive, run_zig
 
 Array = NDArray[np.float32]
 
@@ -113,10 +112,10 @@ def fake_library(
     source.write_text(SOURCE)
     defined = [f"-D{macro}={value}" for macro, value in macros.items()]
     options = ["-O2", "-fPIC", "-Wall", "-Wextra", "-I", str(path), *defined]
-    _zig("cc", "-target", target.linker, "-c", *options, "-o", str(part), str(source))
-    shared = str(path / f"lib{NAME}.so")
-    _zig("cc", "-target", target.linker, "-shared", "-o", shared, str(part))
-    _zig("ar", "rcs", str(path / f"lib{NAME}.a"), str(part))
+    triple = ("-target", target.linker)
+    run_zig("cc", part, *triple, "-c", *options, source)
+    run_zig("cc", path / f"lib{NAME}.so", *triple, "-shared", part)
+    archive([part], path / f"lib{NAME}.a")
     golden = write_golden(
         path, seeded_inputs(INPUT, PREPROCESSING), lambda x: [fake_network(x)]
     )
@@ -145,7 +144,3 @@ def fake_library(
 
 def fake_network(image: Array) -> Array:
     return (2 * image + 1).reshape(OUTPUT.shape)
-
-
-def _zig(*arguments: str) -> None:
-    subprocess.run([zig(), *arguments], check=True)

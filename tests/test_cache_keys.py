@@ -23,7 +23,6 @@ from bench.baselines import converters, emulated, runtimes
 from compile import driver
 from compile.backends import request
 from compile.backends.request import BuildRequest
-from meter import counting
 from records import lookup
 from targets import files
 from targets.files import cache_key
@@ -244,20 +243,6 @@ def test_comparing_builds_again_with_new_records_and_keeps_one_bundle(
     edit(model)
     assert built() == builds[2]
     assert [path.exists() for path in builds] == [False, False, True]
-
-
-def test_a_program_compiled_with_other_options_is_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def compile_c(_sources: object, output: Path, *options: str) -> None:
-        output.write_text(" ".join(options))
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(counting, "compile_c", compile_c)
-    source = tmp_path / "a.c"
-    source.write_text("int a;")
-    made = [counting.compiled_once(source, "a", ".so", each) for each in ("-O2", "-O3")]
-    assert [path.read_text() for path in made] == ["-O2", "-O3"]
 
 
 Change = Callable[[pytest.MonkeyPatch, Path], None]

@@ -36,7 +36,7 @@ from devices.microcontroller.session import (
 from devices.sessions.opening import check_served
 from targets.errors import UserError
 from targets.presets import this_cpu
-from targets.toolchain import zig
+from targets.toolchain import run_zig, zig_path
 
 CPUS = sorted(BOARDS)
 INT8 = ["residuals", "oddities", "chain"]
@@ -394,17 +394,16 @@ def test_clang_takes_it_without_a_warning_for_every_core(
     projects: dict[tuple[str, str], Bundle], cpu: str, tmp_path: Path
 ) -> None:
     """And leaves nothing to libc but what the page promises."""
-    own = Path(zig()).parent / "lib" / "include"
+    own = zig_path().parent / "lib" / "include"
     options = [
         *("--target=arm-none-eabihf", f"-mcpu={cpu}", "-mfloat-abi=hard"),
         *("-isystem", str(own), "-isystem", "/usr/include/newlib", "-std=c99"),
         *("-Wall", "-Wextra", "-Wconversion", "-Werror", "-c"),
     ]
-    clang = (zig(), "clang")
     made = tmp_path / "small.o"
     for name, level in product(("residuals", "float-residuals"), ("-O0", "-O3")):
         source = projects[name, cpu].path / "small.c"
-        _said(*clang, *options, level, source, "-o", made)
+        run_zig("clang", made, *options, level, source)
         wanted = set(re.findall(r" U (\w+)", _said("arm-none-eabi-nm", made)))
         assert all(re.search("^small_|mem(cpy|set|clr)", each) for each in wanted)
 

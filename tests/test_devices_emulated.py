@@ -20,10 +20,15 @@ from bundle.golden import read_golden
 from bundle.manifest import Manifest
 from bundle.store import Bundle
 from devices import sysroot
-from devices.sessions.emulated import board as make_ready
-from devices.sessions.emulated import find_qemu, open_emulated, serve_boards
+from devices.sessions.emulated import (
+    find_qemu,
+    open_emulated,
+    prepare_board,
+    serve_boards,
+)
 from devices.sessions.fleet import open_fleet
 from devices.sessions.session import Origin, Session
+from devices.transport.link import Address
 from devices.transport.tracker import open_tracker
 from records import lookup
 from targets.errors import UserError
@@ -89,7 +94,7 @@ def test_the_emulated_32_bit_board_gives_the_reference(
 def test_an_x86_bundle_on_an_emulated_board_is_refused_before_it_is_sent(
     board: Path, bundle: Bundle
 ) -> None:
-    emulated = make_ready("aarch64", "cortex-a53")
+    emulated = prepare_board("aarch64", "cortex-a53")
     with open_tracker(0) as port, serve_boards(emulated, 1, "pi", port):
         here = replace(bundle, manifest=_for_x86(bundle))
         with pytest.raises(UserError, match="the board is aarch64, not x86_64"):
@@ -99,7 +104,9 @@ def test_an_x86_bundle_on_an_emulated_board_is_refused_before_it_is_sent(
 
 
 def request_and_open(bundle: Bundle, port: int) -> Session:
-    return open_fleet(bundle, "127.0.0.1", port, "pi", most=1, wait=20, on_note=print)
+    return open_fleet(
+        bundle, Address("127.0.0.1", port, "pi"), most=1, wait=20, on_note=print
+    )
 
 
 def _for_x86(bundle: Bundle) -> Manifest:
@@ -112,7 +119,7 @@ def test_a_tuning_log_from_an_emulated_board_says_emulated(
     board: Path, tmp_path: Path
 ) -> None:
     onnx.save(network(), tmp_path / "tiny.onnx")
-    emulated = make_ready("aarch64", "cortex-a72")
+    emulated = prepare_board("aarch64", "cortex-a72")
     with open_tracker(0) as port, serve_boards(emulated, 1, "pi", port):
         where = ["--tracker", f"127.0.0.1:{port}", "--key", "pi"]
         options = ["--target", "arm-cortex-a72", "--model", tmp_path / "tiny.onnx"]

@@ -268,7 +268,8 @@ def test_something_else_listens(
 
 def test_a_board_that_falls_silent_in_a_session(bundle: Bundle, board: Board) -> None:
     """The library's upload goes nowhere: a network that swallows everything."""
-    from devices.sessions.rpc import LostError, open_rpc
+    from devices.sessions.rpc import open_rpc
+    from devices.transport.link import Address, LostError
 
     def stop() -> None:
         os.killpg(board.process.pid, signal.SIGSTOP)
@@ -279,7 +280,7 @@ def test_a_board_that_falls_silent_in_a_session(bundle: Bundle, board: Board) ->
             LostError, match="no answer within 1 s to the upload of model.so; check"
         ),
     ):
-        open_rpc(bundle, HOST, wire.port, key=KEY, call_timeout=1)
+        open_rpc(bundle, Address(HOST, wire.port, KEY), call_timeout=1)
     os.killpg(board.process.pid, signal.SIGCONT)
     expect_next_run_works(bundle, board.port)
 
@@ -387,10 +388,11 @@ def test_ctrl_c_with_several_boards_leaves_nothing_on_any(
         "import os, signal, sys; from itertools import count; from pathlib import Path\n"
         "from bundle.golden import read_golden; from bundle.store import open_bundle\n"
         "from devices.sessions.fleet import open_fleet; from targets.errors import run_command\n"
+        "from devices.transport.link import Address\n"
         "def main(argv):\n"
         "    bundle = open_bundle(Path(sys.argv[1]))\n"
         "    image, _ = read_golden(bundle)[0]\n"
-        "    with open_fleet(bundle, '127.0.0.1', int(sys.argv[2]), 'pi', most=2, wait=5, on_note=print) as fleet:\n"
+        "    with open_fleet(bundle, Address('127.0.0.1', int(sys.argv[2]), 'pi'), most=2, wait=5, on_note=print) as fleet:\n"
         "        for done, _ in fleet.run_all(count(), lambda _: image):\n"
         "            if done == 20:\n"
         "                os.kill(os.getpid(), signal.SIGINT)\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ from tiny import tiny_bundle
 
 from bundle.golden import read_golden
 from bundle.store import Bundle
-from devices.sessions.fleet import Fleet, Opened, at, open_board, open_fleet
-from devices.sessions.rpc import LostError
+from devices.sessions.fleet import Fleet, Open, Opened, open_fleet, opener
 from devices.sessions.session import Origin
+from devices.transport.link import Address, LostError
 from targets.errors import UserError
 from targets.presets import native
 
@@ -29,7 +30,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def fleet(bundle: Bundle, port: int, notes: list[str], wait: float = 1) -> Fleet:
-    return open_fleet(bundle, HOST, port, KEY, most=64, wait=wait, on_note=notes.append)
+    return open_fleet(
+        bundle, Address(HOST, port, KEY), most=64, wait=wait, on_note=notes.append
+    )
+
+
+def on(bundle: Bundle, server: Board, wait: float) -> Open:
+    address = Address(HOST, server.port, KEY)
+    return opener(bundle, lambda: nullcontext(address), wait=wait)
 
 
 def expect_all_in_order(bundle: Bundle, done: list[tuple[int, list[Array]]]) -> None:
@@ -129,8 +137,8 @@ def test_a_restarted_board_serves_one_image_after_the_other(
 ) -> None:
     notes: list[str] = []
     with Board(tmp_path / "board") as server:
-        open_it = at(bundle, HOST, server.port, KEY, wait=20, on_note=notes.append)
-        with open_board(open_it, 20, notes.append) as board:
+        open_it = on(bundle, server, 20)
+        with Fleet([(open_it, open_it())], 20, notes.append) as board:
             for image, [expected] in read_golden(bundle):
                 np.testing.assert_allclose(board.run(image)[0], expected, atol=1e-6)
                 server.restart()
@@ -142,8 +150,8 @@ def test_a_board_that_does_not_come_back_is_one_line(
 ) -> None:
     image, _ = read_golden(bundle)[0]
     with Board(tmp_path / "board") as server:
-        open_it = at(bundle, HOST, server.port, KEY, wait=1, on_note=print)
-        with open_board(open_it, 1, print) as board:
+        open_it = on(bundle, server, 1)
+        with Fleet([(open_it, open_it())], 1, print) as board:
             server.kill()
             with pytest.raises(LostError, match="the connection was lost"):
                 board.run(image)
@@ -158,7 +166,7 @@ def test_a_board_that_comes_back_as_an_emulated_one_is_not_taken(
     image, _ = read_golden(bundle)[0]
     notes: list[str] = []
     with Board(tmp_path / "board") as server:
-        open_it = at(bundle, HOST, server.port, KEY, wait=1, on_note=notes.append)
+        open_it = on(bundle, server, 1)
 
         def open_again() -> Opened:
             opened = open_it()

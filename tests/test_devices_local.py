@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from devices.sessions.local import open_local
 from devices.sessions.session import Origin
 from targets.errors import UserError
 from targets.presets import native, resolve
-from targets.toolchain import zig
+from targets.toolchain import run_zig
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +28,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def shared_library_without_a_network(path: Path) -> None:
     source = path.with_suffix(".c")
     source.write_text("int answer(void) { return 42; }")
-    command = [zig(), "cc", "-target", native().linker, "-shared"]
-    subprocess.run([*command, "-o", str(path), str(source)], check=True)
+    run_zig("cc", path, "-target", native().linker, "-shared", source)
 
 
 def changed(bundle: Bundle, part: str, **update: object) -> Bundle:

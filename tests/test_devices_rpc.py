@@ -16,12 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from boards import open_from_tracker
 from tiny import tiny_bundle
 
 from bundle.golden import read_golden
 from bundle.store import Bundle
-from devices.sessions.rpc import open_rpc, open_rpc_local, open_tracker
+from devices.sessions.rpc import open_rpc, open_rpc_local
 from devices.sessions.session import Origin, Session
+from devices.transport.link import Address
 from devices.transport.server import start_server, this_python
 from targets.errors import UserError
 from targets.presets import native, resolve
@@ -108,7 +110,9 @@ def test_a_board_gives_the_reference_on_the_threads_asked_for(
     bundle: Bundle, board: int
 ) -> None:
     for threads in (1, 2):
-        with open_rpc(bundle, "127.0.0.1", board, key="pi", threads=threads) as session:
+        with open_rpc(
+            bundle, Address("127.0.0.1", board, "pi"), threads=threads
+        ) as session:
             assert (session.origin, session.threads) == (Origin.BOARD, threads)
             expect_reference(session, bundle)
 
@@ -117,12 +121,12 @@ def test_more_threads_than_the_board_has_are_refused(
     bundle: Bundle, board: int
 ) -> None:
     with pytest.raises(UserError, match=r"has 2 thread\(s\), not 64; start it with"):
-        open_rpc(bundle, "127.0.0.1", board, key="pi", threads=64)
+        open_rpc(bundle, Address("127.0.0.1", board, "pi"), threads=64)
 
 
 def test_another_key_is_refused(bundle: Bundle, board: int) -> None:
     with pytest.raises(UserError, match="another key; give --key"):
-        open_rpc(bundle, "127.0.0.1", board, key="rock")
+        open_rpc(bundle, Address("127.0.0.1", board, "rock"))
 
 
 def test_a_board_of_another_architecture_is_refused(
@@ -131,8 +135,8 @@ def test_a_board_of_another_architecture_is_refused(
     with pytest.raises(
         UserError, match=f"board is not {foreign.manifest.target.machine}"
     ):
-        open_rpc(foreign, "127.0.0.1", board, key="pi")
-    with open_rpc(bundle, "127.0.0.1", board, key="pi") as session:
+        open_rpc(foreign, Address("127.0.0.1", board, "pi"))
+    with open_rpc(bundle, Address("127.0.0.1", board, "pi")) as session:
         expect_reference(session, bundle)
 
 
@@ -141,15 +145,15 @@ def test_where_the_board_cannot_tell_a_foreign_library_is_one_line(
 ) -> None:
     monkeypatch.setattr("devices.sessions.rpc._check_architecture", lambda *_: None)
     with pytest.raises(UserError, match="model.so could not be loaded there: it wants"):
-        open_rpc(foreign, "127.0.0.1", board, key="pi")
+        open_rpc(foreign, Address("127.0.0.1", board, "pi"))
 
 
 def test_a_busy_board_is_not_waited_for_for_ever(bundle: Bundle, board: int) -> None:
     with (
-        open_rpc(bundle, "127.0.0.1", board, key="pi"),
+        open_rpc(bundle, Address("127.0.0.1", board, "pi")),
         pytest.raises(UserError, match="busy with another client"),
     ):
-        open_rpc(bundle, "127.0.0.1", board, key="pi", probe_timeout=0.5)
+        open_rpc(bundle, Address("127.0.0.1", board, "pi"), probe_timeout=0.5)
 
 
 def test_nothing_of_a_session_stays_on_the_board(
@@ -158,11 +162,11 @@ def test_nothing_of_a_session_stays_on_the_board(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     server = start_server(this_python(), {"TVM_NUM_THREADS": "1"}, 20)
     try:
-        with open_rpc(bundle, "127.0.0.1", server.port, key=server.key) as session:
+        with open_rpc(bundle, Address("127.0.0.1", server.port, server.key)) as session:
             expect_reference(session, bundle)
             assert list(tmp_path.glob("netship-rpc-*/*")), "the session's own folder"
             assert not list(tmp_path.rglob("model.so"))
-        with open_rpc(bundle, "127.0.0.1", server.port, key=server.key) as session:
+        with open_rpc(bundle, Address("127.0.0.1", server.port, server.key)) as session:
             expect_reference(session, bundle)
     finally:
         server.close()
@@ -175,7 +179,7 @@ def test_a_connection_that_is_lost_is_one_line(bundle: Bundle) -> None:
     image, _ = read_golden(bundle)[0]
     with ExitStack() as stack:
         group = stack.enter_context(stock("rpc_server", port))
-        session = stack.enter_context(open_rpc(bundle, "127.0.0.1", port))
+        session = stack.enter_context(open_rpc(bundle, Address("127.0.0.1", port)))
         session.run(image)
         os.killpg(group, signal.SIGKILL)
         with pytest.raises(
@@ -190,7 +194,7 @@ def test_a_board_that_stops_answering_ends_at_the_time_limit(bundle: Bundle) -> 
     port = free_port()
     image, _ = read_golden(bundle)[0]
     with stock("rpc_server", port):
-        with open_rpc(bundle, "127.0.0.1", port, call_timeout=1) as session:
+        with open_rpc(bundle, Address("127.0.0.1", port), call_timeout=1) as session:
             serving = children(tree_of(f"--port={port}", f"--port {port}"))
             for process in serving:
                 os.kill(process, signal.SIGSTOP)
@@ -229,12 +233,12 @@ def test_nobody_listens(bundle: Bundle) -> None:
         UserError,
         match=f"127.0.0.1:{port}: nobody listens; on the board run `./serve --port {port}`",
     ):
-        open_rpc(bundle, "127.0.0.1", port)
+        open_rpc(bundle, Address("127.0.0.1", port))
 
 
 def test_an_unknown_host(bundle: Bundle) -> None:
     with pytest.raises(UserError, match="no-such-host.invalid: unknown host"):
-        open_rpc(bundle, "no-such-host.invalid", 9090)
+        open_rpc(bundle, Address("no-such-host.invalid", 9090))
 
 
 @contextmanager
@@ -296,9 +300,9 @@ def test_something_else_listens(
     words = "no TVM RPC tracker" if tracker else "no TVM RPC server|did not answer as"
     with other() as port, pytest.raises(UserError, match=words):
         if tracker:
-            open_tracker(bundle, "127.0.0.1", port, "pi", probe_timeout=0.5)
+            open_from_tracker(bundle, port, timeout=0.5)
         else:
-            open_rpc(bundle, "127.0.0.1", port, probe_timeout=0.5)
+            open_rpc(bundle, Address("127.0.0.1", port), probe_timeout=0.5)
 
 
 def test_a_tracker_gives_a_board_or_says_why_not(bundle: Bundle) -> None:
@@ -309,23 +313,23 @@ def test_a_tracker_gives_a_board_or_says_why_not(bundle: Bundle) -> None:
             UserError,
             match=r"no board with key 'pi' \(registered: none\); on the board",
         ):
-            open_tracker(bundle, "127.0.0.1", tracker, "pi")
+            open_from_tracker(bundle, tracker)
         with pytest.raises(UserError, match="is a tracker, use --tracker"):
-            open_rpc(bundle, "127.0.0.1", tracker, probe_timeout=1)
+            open_rpc(bundle, Address("127.0.0.1", tracker), probe_timeout=1)
         with stock("rpc_server", port, *options, probe=False):
             until(lambda: "registered: pi" in refusal(tracker, "rock", bundle))
-            with open_tracker(bundle, "127.0.0.1", tracker, "pi") as session:
+            with open_from_tracker(bundle, tracker) as session:
                 assert session.origin is Origin.BOARD
                 expect_reference(session, bundle)
                 with pytest.raises(UserError, match=r"all 1 board\(s\) .* stayed busy"):
-                    open_tracker(bundle, "127.0.0.1", tracker, "pi", wait=0.5)
+                    open_from_tracker(bundle, tracker, wait=0.5)
     with pytest.raises(UserError, match=f"tracker 127.0.0.1:{tracker}: nobody listens"):
-        open_tracker(bundle, "127.0.0.1", tracker, "pi")
+        open_from_tracker(bundle, tracker)
 
 
 def refusal(tracker: int, key: str, bundle: Bundle) -> str:
     with pytest.raises(UserError) as refused:
-        open_tracker(bundle, "127.0.0.1", tracker, key)
+        open_from_tracker(bundle, tracker, key=key)
     return str(refused.value)
 
 

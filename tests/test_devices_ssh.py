@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,9 +21,10 @@ from tiny import tiny_bundle
 from bundle.golden import read_golden
 from bundle.store import Bundle
 from devices.board.kit import write_kit
-from devices.sessions.fleet import open_board, through_ssh
+from devices.sessions.fleet import Fleet, opener
 from devices.sessions.rpc import describe
-from devices.transport.ssh import open_server, open_tunnel
+from devices.transport.link import Address
+from devices.transport.ssh import open_server
 from targets.errors import UserError
 from targets.presets import native
 
@@ -143,12 +145,13 @@ def test_a_check_starts_the_kits_server_and_ends_it(
 
 
 def test_a_server_that_runs_is_used(pi: Daemon, tmp_path: Path) -> None:
+    notes: list[str] = []
     with (
         Board(tmp_path / "board") as board,
-        open_server("pi", KEY, board.port) as served,
+        open_server("pi", KEY, board.port, notes.append) as served,
     ):
-        assert (served.started, served.key) == (False, KEY)
-        state = describe(HOST, served.port, served.key)
+        assert (notes, served.key) == ([], KEY)
+        state = describe(served)
         assert state is not None and state.machine == native().machine
 
 
@@ -161,19 +164,23 @@ def test_a_board_without_a_kit_says_how_it_gets_one(pi: Daemon, bundle: Bundle) 
 
 def test_a_tunnel_carries_and_ends(pi: Daemon, tmp_path: Path) -> None:
     with Board(tmp_path / "board") as board:
-        with open_tunnel("pi", board.port) as port:
-            assert port != board.port
-            assert describe(HOST, port, KEY)
+        with open_server("pi", KEY, board.port) as address:
+            assert address.port != board.port
+            assert describe(address)
         with pytest.raises(UserError, match="nobody listens"):
-            describe(HOST, port, KEY)
+            describe(address)
 
 
 def test_a_board_that_restarts_under_a_check_is_waited_for(
     kit: Daemon, bundle: Bundle
 ) -> None:
     notes: list[str] = []
-    open_it = through_ssh(bundle, "pi", None, wait=20, on_note=notes.append)
-    with open_board(open_it, 20, notes.append) as board:
+
+    def find() -> AbstractContextManager[Address]:
+        return open_server("pi", on_note=notes.append)
+
+    open_it = opener(bundle, find, wait=20)
+    with Fleet([(open_it, open_it())], 20, notes.append) as board:
         for index, (image, _) in enumerate(read_golden(bundle)):
             board.run(image)
             if index == 0:
@@ -232,7 +239,7 @@ def test_what_ssh_refuses_is_one_line_with_what_to_do(
         tmp_path,
         **{name: values.get(value, value) for name, value in changed.items()},
     )
-    with pytest.raises(UserError, match=f"^pi: {words}"), open_tunnel("pi", 9090):
+    with pytest.raises(UserError, match=f"^pi: {words}"), open_server("pi"):
         pass
 
 
@@ -248,7 +255,7 @@ def test_nobody_is_asked_anything(
     write_config(
         pi, tmp_path, UserKnownHostsFile="/dev/null", StrictHostKeyChecking="ask"
     )
-    with pytest.raises(UserError, match="host key is not known"), open_tunnel("pi", 1):
+    with pytest.raises(UserError, match="host key is not known"), open_server("pi"):
         pass
     assert not asked.exists()
 
@@ -259,7 +266,7 @@ def test_no_ssh_gives_the_line_that_installs_it(
     monkeypatch.setattr("shutil.which", lambda name: None)
     with (
         pytest.raises(UserError, match="`apt install openssh-client`"),
-        open_tunnel("pi", 9090),
+        open_server("pi"),
     ):
         pass
 
@@ -268,7 +275,7 @@ def test_no_ssh_gives_the_line_that_installs_it(
 def test_a_destination_is_never_an_option(destination: str) -> None:
     with (
         pytest.raises(UserError, match="is not USER@HOST"),
-        open_tunnel(destination, 1),
+        open_server(destination),
     ):
         pass
 

@@ -28,7 +28,7 @@ from compile.backends.standalone.emit import SelfTest, Standalone
 from compile.program.program import Call, Program, Tensor
 from targets import escapes, templates
 from targets.presets import native, resolve
-from targets.toolchain import zig
+from targets.toolchain import zig_path
 
 HOSTILE = {
     "quotes": "a\"'b",
@@ -65,7 +65,7 @@ def test_no_filter_lets_a_control_character_through(name: str) -> None:
 
 
 def test_a_template_must_choose_a_filter() -> None:
-    environment = templates.of_code(ROOT)
+    environment = templates.code_environment(ROOT)
 
     def render(source: str, **values: object) -> str:
         environment.loader = DictLoader({"t": source})
@@ -135,7 +135,7 @@ def test_a_library_s_texts_are_inert(
     )
     assert isinstance(hostile.body[0], ast.Expr)
     # C: it compiles without a warning, to the same symbols.
-    command = [zig(), "cc", "-Wall", "-Wextra", "-Werror", "-std=gnu11", "-c"]
+    command = [str(zig_path()), "cc", "-Wall", "-Wextra", "-Werror", "-std=gnu11", "-c"]
     subprocess.run(
         [*command, "library.c", "-o", "x.o"], cwd=tmp_path / "parts", check=True
     )
@@ -262,7 +262,7 @@ def test_a_model_file_s_name_reaches_no_interpreter(tmp_path: Path) -> None:
         cwd=output,
         check=True,
     )
-    command = [zig(), "cc", "-Wall", "-Werror", "example.c", "-I.", "libsmall.a"]
+    command = [str(zig_path()), "cc", "-Wall", "-Werror", "example.c", "-I.", "libsmall.a"]
     subprocess.run(
         [*command, "-lm", "-o", tmp_path / "example"], cwd=output, check=True
     )

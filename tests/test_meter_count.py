@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from conftest import run, succeed
 
-from meter import counting, cycles
+from meter import cycles
 from meter.__main__ import table
 from meter.candidate import CandidateMeter
-from meter.counting import Block, Cache, count, subtract
+from meter.counting import Block, Cache, count, find_qemu, subtract
 from meter.cycles import Costs, Trace, traces
 from meter.operators import Metered, Operator
 from targets.errors import UserError
 from targets.presets import resolve
-from targets.toolchain import compile_object
+from targets.toolchain import compile_object, run_zig
 
 NOP, BEGIN, END = 0xD503201F, 0xD5032C1F, 0xD5032C3F
 
@@ -30,9 +30,7 @@ def program(folder: Path, body: str, prelude: str = "") -> Path:
     source.write_text(
         f"#include <string.h>\n{prelude}\nint main(int argc, char **argv) {{\n{body}\n}}\n"
     )
-    counting.compile_c(
-        [source], made, "-target", "aarch64-linux-musl", "-static", "-O1"
-    )
+    run_zig("cc", made, "-target", "aarch64-linux-musl", "-static", "-O1", source)
     return made
 
 
@@ -208,10 +206,10 @@ def test_a_qemu_with_another_plugin_interface_is_refused(
     with pytest.raises(
         UserError, match=r"QEMU 9\.2 has another plugin API.*4\.2 to 8\.1"
     ):
-        counting.find_qemu()
+        find_qemu()
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     with pytest.raises(UserError, match="apt install qemu-user"):
-        counting.find_qemu()
+        find_qemu()
 
 
 MODEL = "mobilenetv2-0.35-96"

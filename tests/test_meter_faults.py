@@ -21,6 +21,7 @@ from meter.counting import Block, Cache, count, read_blocks
 from meter.operators import _attribution as attribution
 from targets.errors import UserError
 from targets.presets import resolve
+from targets.toolchain import run_zig
 
 CACHES = (Cache(4 << 10, 2), Cache(64 << 10, 8))
 
@@ -31,7 +32,7 @@ def program(folder: Path, body: str) -> list[str]:
         f"#include <signal.h>\n#include <string.h>\nint main(void) {{ {body} return 0; }}\n"
     )
     target = ("-target", "aarch64-linux-musl", "-static", "-O1")
-    counting.compile_c([source], made, *target)
+    run_zig("cc", made, *target, source)
     return [str(made)]
 
 
@@ -116,11 +117,11 @@ def test_a_library_without_symbols_is_refused(tmp_path: Path) -> None:
     source, library = tmp_path / "model.c", tmp_path / "model.so"
     source.write_text("int tvmgen_default_fused_add(void) { return 1; }\n")
     options = ("-target", "aarch64-linux-gnu.2.28", "-shared", "-fPIC")
-    counting.compile_c([source], library, *options)
+    run_zig("cc", library, *options, source)
     function = bytes.fromhex("20008052c0035fd6")  # mov w0, #1; ret
     kernel_at = attribution(library, [Block(0, function, 1)])
     assert kernel_at(0) == "fused_add"
-    counting.compile_c([source], library, *options, "-s")
+    run_zig("cc", library, *options, "-s", source)
     with pytest.raises(UserError, match="no symbols.*build it again"):
         attribution(library, [Block(0, function, 1)])
 
@@ -133,7 +134,7 @@ def test_c_that_a_kernel_calls_is_the_kernels(tmp_path: Path) -> None:
         "int other(void) { return 3; }\n"
     )
     options = ("-target", "aarch64-linux-gnu.2.28", "-shared", "-fPIC", "-O1")
-    counting.compile_c([source], library, *options)
+    run_zig("cc", library, *options, source)
     functions = [bytes.fromhex(f"{2 * n:x}0008052c0035fd6") for n in (1, 2, 3)]
     # mov w0, #n; ret, one after the other.
     blocks = [Block(8 * n, code, 1) for n, code in enumerate(functions)]

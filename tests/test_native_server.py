@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from boards import open_from_tracker
 from tiny import INPUT, tiny_bundle
 
 from bundle.golden import read_golden
@@ -29,10 +30,12 @@ from bundle.store import Bundle
 from devices import sysroot
 from devices.board.programs import native_server
 from devices.sessions.emulated import find_qemu
-from devices.sessions.rpc import open_rpc, open_tracker, request_board
+from devices.sessions.rpc import open_rpc
+from devices.transport.link import Address
+from devices.transport.tracker import request_board
 from targets.errors import UserError
 from targets.presets import native, resolve, this_cpu
-from targets.toolchain import zig
+from targets.toolchain import run_zig
 
 HOST = "127.0.0.1"
 MAGIC, MISMATCH, TRACKER_MAGIC = 0xFF271, 0xFF273, 0x2F271
@@ -149,8 +152,7 @@ def library(folder: Path, name: str, on_load: str) -> Path:
         "#include <signal.h>\n#include <stdio.h>\n#include <stdlib.h>\n#include <unistd.h>\n"
         f"__attribute__((constructor)) static void load(void) {{ {on_load} }}"
     )
-    command = [zig(), "cc", "-target", native().linker, "-shared"]
-    subprocess.run([*command, "-o", str(path), str(source)], check=True)
+    run_zig("cc", path, "-target", native().linker, "-shared", source)
     return path
 
 
@@ -177,7 +179,7 @@ def test_tvms_client_gets_the_reference(server: Server, bundle: Bundle) -> None:
 def test_our_client_gets_the_reference_profile_and_all(
     server: Server, bundle: Bundle
 ) -> None:
-    with open_rpc(bundle, HOST, server.port, key="pi", threads=2) as session:
+    with open_rpc(bundle, Address(HOST, server.port, "pi"), threads=2) as session:
         for image, [expected] in read_golden(bundle):
             np.testing.assert_allclose(session.run(image)[0], expected, atol=1e-6)
         assert session.profile(image)[-1].output_shape == (1, 5)
@@ -618,7 +620,7 @@ def test_a_tracker_gives_the_board_out_again_and_again(
         assert answer == MISMATCH
         for _ in range(3):
             # It takes 8 s to be free again by itself.
-            with open_tracker(bundle, HOST, port, "pi", wait=5) as session:
+            with open_from_tracker(bundle, port, wait=5) as session:
                 image, [expected] = read_golden(bundle)[0]
                 np.testing.assert_allclose(session.run(image)[0], expected, atol=1e-6)
         wait_for_boards(port, 1)
@@ -631,8 +633,8 @@ def test_a_board_that_is_asked_for_and_not_used_becomes_free_again(
     with tracker() as port:
         server = start("--key", "pi", "--tracker", f"{HOST}:{port}")
         wait_for_boards(port, 1)
-        _, board_port, _ = request_board(HOST, port, "pi", WITHIN, WITHIN)
-        assert board_port == server.port
+        board = request_board(Address(HOST, port, "pi"), WITHIN, timeout=WITHIN)
+        assert board.port == server.port
         wait_for_boards(port, 0)
         wait_for_boards(port, 1)
 
@@ -663,9 +665,10 @@ def test_what_is_no_tracker_is_said_once(
 
 # What a tuner does, with nothing of ours but the linker.
 RUNNER = """
-import os, subprocess, sys, tempfile
+import os, sys, tempfile
+from pathlib import Path
 from targets.engine import compiler
-from targets.toolchain import zig
+from targets.toolchain import run_zig
 tvm = compiler()
 from tvm import auto_scheduler, te
 
@@ -676,8 +679,7 @@ def product(n):
     return [a, b, te.compute((n, n), lambda i, j: te.sum(a[i, k] * b[k, j], k))]
 
 def link(path, objects, **options):
-    command = [zig(), "cc", "-target", os.environ["LINKER"], "-shared"]
-    subprocess.run([*command, "-o", path, *objects], check=True)
+    run_zig("cc", Path(path), "-target", os.environ["LINKER"], "-shared", *objects)
 
 link.output_format = "so"
 

@@ -35,7 +35,7 @@ from compile.ir.operators import Convolution
 from compile.kernels.neon import pack
 from devices.sessions.emulated import find_qemu
 from targets.presets import Target, resolve
-from targets.toolchain import compile_program, llvm_tool
+from targets.toolchain import llvm_tool, run_zig
 
 Integers = NDArray[np.int8]
 
@@ -191,7 +191,8 @@ def compiled(
     source, program = folder / "program.c", folder / "program"
     source.write_text(f'#define MOST_KERNEL {kernels}\n#include "kernels.h"\n{body}')
     options = worker.submit(options_for, target).result()
-    compile_program([source], program, target, "-static", *options)
+    triple = ("-target", target.linker)
+    run_zig("cc", program, *triple, "-O2", "-static", *options, source)
     return program
 
 

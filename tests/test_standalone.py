@@ -17,7 +17,7 @@ from conftest import run, succeed
 from integers import quantised, residuals
 
 from bundle.store import open_bundle
-from targets.toolchain import zig
+from targets.toolchain import run_zig
 
 Build = Callable[..., Path]
 SMALL = "mobilenetv2-0.35-96"
@@ -45,6 +45,14 @@ def must(command: list[object], folder: Path, **environment: str) -> str:
     result = shell(command, folder, **environment)
     assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
     return result.stdout
+
+
+def build(compiler: str, output: Path, *words: object) -> None:
+    """By gcc, ``zig cc`` or ``zig c++``."""
+    if compiler == "gcc":
+        must([tool("gcc"), *words, "-o", output], output.parent)
+    else:
+        run_zig(compiler.split()[1], output, *map(str, words))
 
 
 def tool(name: str) -> str:
@@ -119,7 +127,7 @@ def test_only_the_prefix_is_visible_and_only_libc_is_wanted(small: Path) -> None
 def test_the_example_builds_and_is_right(
     small: Path, tmp_path: Path, compiler: str, library: str
 ) -> None:
-    command = [tool("gcc")] if compiler == "gcc" else [zig(), compiler.split()[1]]
+    flags = [*STRICT, f"-I{small}", "-lpthread", "-lm"]
     if compiler == "zig c++":
         # The header must be C++; the example itself is C.
         (tmp_path / "use.cc").write_text(
@@ -127,14 +135,12 @@ def test_the_example_builds_and_is_right(
         )
         source: Path = tmp_path / "use.cc"
     else:
-        command.append("-std=c99")
+        flags.append("-std=c99")
         source = small / "example.c"
-    linked = ["-L.", "-lsmall"] if library == "shared" else ["libsmall.a"]
+    shared = library == "shared"
+    linked = [f"-L{small}", "-lsmall"] if shared else [small / "libsmall.a"]
     example = tmp_path / "example"
-    must(
-        [*command, *STRICT, source, "-I.", *linked, "-lpthread", "-lm", "-o", example],
-        small,
-    )
+    build(compiler, example, source, *linked, *flags)
     said = must([example, "golden/0.input.bin"], small, LD_LIBRARY_PATH=".")
     if compiler != "zig c++":
         assert "self-test: no error" in said
@@ -201,10 +207,7 @@ def test_two_models_live_in_one_program(
     options = [word for folder in folders for word in ("-I", folder)]
     archives = [small / "libsmall.a", portable[0] / "libcnn.a"]
     both = tmp_path / "both"
-    must(
-        [zig(), "cc", *STRICT, "both.c", *options, *archives, "-lm", "-o", both],
-        tmp_path,
-    )
+    build("zig cc", both, *STRICT, tmp_path / "both.c", *options, *archives, "-lm")
     must([both], tmp_path)
 
 
@@ -308,13 +311,9 @@ def test_the_generated_code_has_no_warning(
     portable: tuple[Path, Path], tmp_path: Path, compiler: str
 ) -> None:
     dump = portable[1]
-    command = [tool("gcc")] if compiler == "gcc" else [zig(), "cc"]
     flags = [*STRICT, "-Wconversion", "-Wpedantic", "-std=gnu11", "-c"]
     for source in ("library.c", "runtime.c"):
-        must(
-            [*command, *flags, dump / source, "-I", dump, "-o", tmp_path / "x.o"],
-            tmp_path,
-        )
+        build(compiler, tmp_path / "x.o", *flags, dump / source, f"-I{dump}")
 
 
 def test_the_trained_network_is_right_as_a_library(

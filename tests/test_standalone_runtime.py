@@ -17,7 +17,7 @@ import pytest
 from devices.sessions.emulated import find_qemu
 from targets.errors import UserError
 from targets.presets import PRESETS, native, this_cpu
-from targets.toolchain import zig
+from targets.toolchain import llvm_tool, run_tool, run_zig
 
 ROOT = Path(__file__).parent.parent
 RUNTIME = ROOT / "compile/backends/standalone/runtime.c"
@@ -26,7 +26,6 @@ FLAGS = (
     *("-std=gnu11", "-O2", "-fPIC", "-Wall", "-Wextra", "-Wconversion", "-Werror"),
     f"-I{RUNTIME.parent}",
 )
-ZIG = (zig(), "cc")
 SANITIZERS = {
     "address": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
     "thread": ("-fsanitize=thread",),
@@ -95,16 +94,15 @@ def qemu(machine: str, cpu: str) -> tuple[str, ...]:
         raise
 
 
-def compiled(folder: Path, *words: str) -> str:
+def compiled(folder: Path, *options: str, by_gcc: bool = False) -> str:
     """Compile the check program without one warning."""
     program = folder / "runtime_check"
-    result = subprocess.run(
-        [*words, *FLAGS, *map(str, SOURCES), "-o", str(program), "-pthread"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (result.returncode, result.stderr) == (0, "")
+    words = [*options, *FLAGS, *map(str, SOURCES), "-pthread"]
+    if by_gcc:
+        said = run_tool([gcc(), *words, "-o", str(program)], program).stderr
+    else:
+        said = run_zig("cc", program, *words)
+    assert said == ""
     return str(program)
 
 
@@ -124,11 +122,11 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
 def _build(kind: str, folder: Path) -> Build:
     if kind in SANITIZERS:
         # Without randomised addresses: ThreadSanitizer needs its shadow where it expects it.
-        program = compiled(folder, gcc(), "-g", *SANITIZERS[kind])
+        program = compiled(folder, "-g", *SANITIZERS[kind], by_gcc=True)
         return Build(("setarch", "-R", program))
     if kind == "gcc":
-        return Build((compiled(folder, gcc()),))
-    static = (*ZIG, "-static", "-target")
+        return Build((compiled(folder, by_gcc=True),))
+    static = ("-static", "-target")
     if kind == "arm64":
         emulator = qemu("aarch64", "cortex-a72")
         return Build((*emulator, compiled(folder, *static, "aarch64-linux-musl")))
@@ -141,7 +139,7 @@ def _build(kind: str, folder: Path) -> Build:
     if kind == "musl":
         linker = f"{platform.machine()}-linux-musl"
         return Build((compiled(folder, *static, linker),))
-    return Build((compiled(folder, *ZIG, "-target", native().linker),))
+    return Build((compiled(folder, "-target", native().linker),))
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -210,11 +208,8 @@ def test_an_old_x86_is_told_apart(make: Make) -> None:
 
 
 def test_it_asks_for_libc_alone_and_runs_nothing_by_itself(tmp_path: Path) -> None:
-    from targets.toolchain import llvm_tool
-
     item = tmp_path / "runtime.o"
-    command = [*ZIG, "-target", native().linker, *FLAGS, "-c", str(RUNTIME)]
-    subprocess.run([*command, "-o", str(item)], check=True)
+    run_zig("cc", item, "-target", native().linker, *FLAGS, "-c", RUNTIME)
 
     def tool(name: str, *options: str) -> str:
         return subprocess.run(

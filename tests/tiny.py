@@ -25,7 +25,7 @@ from bundle.manifest import (
 )
 from bundle.store import LIBRARY, MANIFEST, Bundle, open_bundle, sha256_of
 from targets.presets import Target
-from targets.toolchain import zig
+from targets.toolchain import run_zig
 
 Array = NDArray[np.float32]
 
@@ -124,9 +124,10 @@ def _compile(tvm_target: str, linker: str, extra_c: str, output: str) -> None:
         library = relay.build(module, tvm.target.Target(tvm_target))
 
     def link(path: str, objects: list[str], **_options: object) -> None:
-        command = [zig(), "cc", "-target", linker, "-shared", "-fPIC", "-O2", "-s"]
-        command += ["-o", path, *objects, "-xc", "-"]
-        subprocess.run(command, input=extra_c, text=True, check=True)
+        extra = Path(path).with_name("extra.c")
+        extra.write_text(extra_c)
+        options = ("-target", linker, "-shared", "-fPIC", "-O2", "-s")
+        run_zig("cc", Path(path), *options, *objects, extra)
 
     link.output_format = "so"  # type: ignore[attr-defined]
     library.export_library(output, fcompile=link)

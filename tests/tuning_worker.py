@@ -325,6 +325,7 @@ def boards(folder: Path) -> dict[str, Any]:
     """Two boards, one of which goes away and comes back; a kernel that crashes and one that hangs; then all are gone."""
     from tvm import auto_scheduler
 
+    from devices.transport.link import Address
     from tuning import boards as over_rpc
     from tuning import workers
     from tuning.measure import Kernel
@@ -342,8 +343,9 @@ def boards(folder: Path) -> dict[str, Any]:
         compile_object(source, compiled, native())
         kernels.insert(3, Kernel(compiled, [(1,)]))
     one, other = _Server(folder / "one"), _Server(folder / "other")
-    found = [over_rpc.at("127.0.0.1", server.port, "pi") for server in (one, other)]
-    measurer = over_rpc.BoardMeasurer(native(), found, 1, absence=3.0)
+    addresses = [Address("127.0.0.1", server.port, "pi") for server in (one, other)]
+    found = [over_rpc.of_address(address) for address in addresses]
+    measurer = over_rpc.BoardMeasurer(native(), found, 1, patience=3.0)
 
     def come_back() -> None:
         one.kill()

@@ -1,20 +1,25 @@
-"""Candidates measured on boards over TVM RPC: several at once, and one that goes away is waited for."""
+"""Candidates measured on boards over TVM RPC, on several at once."""
 
 from __future__ import annotations
 
 import statistics
-import threading
-import time
-from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, NamedTuple
 
-from devices.board import board_state
-from devices.sessions.rpc import Link, RefusedError, request_board
+from devices.sessions.rpc import describe
 from devices.sessions.session import Origin
+from devices.transport.link import (
+    Address,
+    Find,
+    Link,
+    LostError,
+    RefusedError,
+    limit_threads,
+)
+from devices.transport.pool import Pool
 from devices.transport.ssh import open_server
+from devices.transport.tracker import boards_of, request_board
 from targets.errors import UserError
 from targets.presets import Target
 from targets.toolchain import link_shared
@@ -23,72 +28,58 @@ from tuning.workers import Failure
 
 _CALL_SECONDS = 120.0
 _PROBE_SECONDS = 10.0
-# How long a board that went away is waited for, and how often it is looked for.
-_ABSENCE_SECONDS = 900.0
-_RETRY_SECONDS = 2.0
-# A candidate during which the connection was lost so often is to blame for it.
+# How long a board that went away is waited for.
+_PATIENCE_SECONDS = 900.0
 _LOSSES = 2
-# threading::ThreadGroup::kBig (tvm/runtime/threading_backend.h)
-_BIG_CORES = 1
 _REPEATS = 3
 _REPEAT_MILLISECONDS = 20
 
 
 class Board(NamedTuple):
-    """A board, for a message and for a connection.
-
-    Attributes:
-        find: its host, port and key; asked anew for each connection.
-    """
+    """A board, for a message and for a connection."""
 
     name: str
-    find: Callable[[], tuple[str, int, str]]
+    find: Find
 
 
-def at(host: str, port: int, key: str) -> Board:
-    """The board whose RPC server is at an address."""
-    return Board(f"{host}:{port}", lambda: (host, port, key))
+def of_address(address: Address) -> Board:
+    """The board whose RPC server is at ``address``."""
+    return Board(str(address), lambda: nullcontext(address))
 
 
-def of_tracker(host: str, port: int, key: str) -> list[Board]:
+def of_tracker(tracker: Address) -> list[Board]:
     """All boards that a tracker has under a key, free or busy.
 
     Raises:
-        UserError: no tracker there, or no board with that key (the keys that there are are named).
+        UserError: no tracker there, or no board with that key (the message names the keys that there are).
     """
 
-    def find() -> tuple[str, int, str]:
-        return request_board(host, port, key, _CALL_SECONDS, _PROBE_SECONDS)
+    def find() -> AbstractContextManager[Address]:
+        return nullcontext(
+            request_board(tracker, _CALL_SECONDS, timeout=_PROBE_SECONDS)
+        )
 
-    # Asks the tracker everything that can be missing; the board found so is free again when hung up.
-    _hang_up(*_connect(Board(key, find)))
-    from tvm import rpc
-
-    servers = rpc.connect_tracker(host, port).summary()["server_info"]
-    count = sum(server["key"].removeprefix("server:") == key for server in servers)
-    return [
-        Board(f"{key} {i + 1} of {host}:{port}", find) for i in range(max(count, 1))
-    ]
+    count = boards_of(tracker).boards
+    return [Board(f"{tracker.key} {i + 1} of {tracker}", find) for i in range(count)]
 
 
-def over_ssh(destination: str, key: str | None, cleanup: ExitStack) -> Board:
-    """The board that ssh reaches, through a tunnel that is dug anew for each connection.
+def of_ssh(destination: str, key: str | None) -> Board:
+    """The board that ssh reaches, with a tunnel of its own for each connection."""
+    return Board(destination, lambda: open_server(destination, key))
 
-    Args:
-        cleanup: closes the last one.
-    """
-    tunnel = cleanup.enter_context(ExitStack())
 
-    def find() -> tuple[str, int, str]:
-        tunnel.close()
-        served = tunnel.enter_context(open_server(destination, key))
-        return "127.0.0.1", served.port, served.key
+class _Connection(NamedTuple):
+    name: str
+    link: Link
+    remote: Any
+    cleanup: ExitStack
 
-    return Board(destination, find)
+    def close(self) -> None:
+        self.cleanup.close()
 
 
 class BoardMeasurer:
-    """On boards, linked on this machine, caches warm. The times of emulated ones are not a board's, and say so.
+    """On boards, linked on this machine, caches warm. The times of emulated boards are not a board's, and say so.
 
     Raises:
         UserError: a board does not answer, or is something else; some boards are emulated and others not.
@@ -99,70 +90,44 @@ class BoardMeasurer:
         target: Target,
         boards: Sequence[Board],
         threads: int,
-        absence: float = _ABSENCE_SECONDS,
+        patience: float = _PATIENCE_SECONDS,
     ) -> None:
-        self._target, self._boards, self._threads = target, list(boards), threads
-        self._absence = absence
-        self._stopped = threading.Event()
-        self.origin = _origin(self._boards)
+        self._target, self._threads = target, threads
+        self.origin = _origin(boards)
         names = ", ".join(board.name for board in boards)
         self.how = f"{self.origin}: {names} over RPC, {threads} thread(s), warm caches"
+        places = [(self._connect(board), None) for board in boards]
+        self._pool: Pool[_Connection] = Pool(places, patience, _LOSSES)
+
+    def _connect(self, board: Board) -> Callable[[], _Connection]:
+        def connect() -> _Connection:
+            with ExitStack() as stack:
+                address = stack.enter_context(board.find())
+                link = Link(address, _CALL_SECONDS, _PROBE_SECONDS)
+                stack.callback(link.close)
+                remote = link.connect()
+                link(lambda: limit_threads(remote, self._threads))
+                return _Connection(board.name, link, remote, stack.pop_all())
+
+        return connect
 
     def measure(self, kernels: Sequence[Kernel]) -> list[list[float] | Failure]:
-        batch = _Batch(kernels)
-        with ThreadPoolExecutor(len(self._boards)) as threads:
-            ends = [threads.submit(self._serve, board, batch) for board in self._boards]
-            errors = [end.result() for end in ends]
-        if batch.missing() and not self._stopped.is_set():
-            raise next(error for error in errors if error)
-        gone = Failure(RUNTIME_DEVICE, "the search ended")
-        return [batch.results.get(i, gone) for i in range(len(kernels))]
-
-    def _serve(self, board: Board, batch: _Batch) -> UserError | None:
-        """Measure on one board what no other does, until the batch is whole; why the board was given up."""
-        connection: tuple[Link, Any] | None = None
+        results: dict[int, list[float] | Failure] = {}
         try:
-            while batch.missing() and not self._stopped.is_set():
-                if connection is None:
-                    connection = self._wait_for(board, batch)
-                    continue
-                index = batch.take()
-                if index is None:
-                    self._stopped.wait(0.05)
-                    continue
-                try:
-                    batch.results[index] = self._time(*connection, batch.kernels[index])
-                except RefusedError as error:
-                    batch.results[index] = Failure(RUNTIME_DEVICE, str(error))
-                except UserError as error:
-                    batch.give_back(index, str(error))
-                    _hang_up(*connection)
-                    connection = None
-        except UserError as error:
-            return error
+            for (index, _), result in self._pool.map(
+                lambda board, item: self._time(board.link, board.remote, item[1]),
+                enumerate(kernels),
+                ahead=len(kernels),
+                give_up=lambda error: Failure(RUNTIME_DEVICE, str(error)),
+            ):
+                results[index] = result
+        except LostError as error:
+            if not self._pool.stopped.is_set():
+                raise UserError(f"{error}; what was measured is kept") from None
         finally:
-            if connection:
-                _hang_up(*connection)
-        return None
-
-    def _wait_for(self, board: Board, batch: _Batch) -> tuple[Link, Any] | None:
-        until = time.monotonic() + self._absence
-        while batch.missing() and not self._stopped.is_set():
-            try:
-                link, remote = _connect(board)
-                link(lambda r=remote: self._set_threads(r))  # type: ignore[misc]
-                return link, remote
-            except UserError as error:
-                if time.monotonic() > until:
-                    raise UserError(
-                        f"{error} (waited {self._absence:g} s for it; what was measured is kept: run the "
-                        "command again when the board is there)"
-                    ) from None
-            self._stopped.wait(_RETRY_SECONDS)
-        return None
-
-    def _set_threads(self, remote: Any) -> None:
-        remote.get_function("runtime.config_threadpool")(_BIG_CORES, self._threads)
+            self._pool.hang_up()
+        stopped = Failure(RUNTIME_DEVICE, "the search ended")
+        return [results.get(index, stopped) for index in range(len(kernels))]
 
     def _time(self, link: Link, remote: Any, kernel: Kernel) -> list[float] | Failure:
         import tvm
@@ -195,39 +160,16 @@ class BoardMeasurer:
             finally:
                 remote.remove(library.name)
 
-        return link(run)
+        try:
+            return link(run)
+        except RefusedError as error:
+            return Failure(RUNTIME_DEVICE, str(error))
 
     def stop(self) -> None:
-        self._stopped.set()
+        self._pool.stop()
 
     def close(self) -> None:
-        self._stopped.set()
-
-
-class _Batch:
-    """What several boards share: kernels that wait, and results."""
-
-    def __init__(self, kernels: Sequence[Kernel]) -> None:
-        self.kernels = kernels
-        self.results: dict[int, list[float] | Failure] = {}
-        self._waiting = deque(range(len(kernels)))
-        self._losses: Counter[int] = Counter()
-
-    def missing(self) -> bool:
-        return len(self.results) < len(self.kernels)
-
-    def take(self) -> int | None:
-        try:
-            return self._waiting.popleft()
-        except IndexError:
-            return None
-
-    def give_back(self, index: int, reason: str) -> None:
-        self._losses[index] += 1
-        if self._losses[index] >= _LOSSES:
-            self.results[index] = Failure(RUNTIME_DEVICE, reason)
-        else:
-            self._waiting.append(index)
+        self._pool.close()
 
 
 def _origin(boards: Sequence[Board]) -> Origin:
@@ -243,19 +185,6 @@ def _origin(boards: Sequence[Board]) -> Origin:
 
 
 def _is_emulated(board: Board) -> bool:
-    link, remote = _connect(board)
-    try:
-        said = link(lambda: board_state.ask(remote))
-    finally:
-        _hang_up(link, remote)
-    return said is not None and board_state.parse(said, board.name).emulated
-
-
-def _connect(board: Board) -> tuple[Link, Any]:
-    host, port, key = board.find()
-    link = Link(host, port, _CALL_SECONDS, _PROBE_SECONDS)
-    return link, link.connect(key)
-
-
-def _hang_up(link: Link, _remote: Any) -> None:
-    link.close()
+    with board.find() as address:
+        state = describe(address, _CALL_SECONDS)
+    return state is not None and state.emulated

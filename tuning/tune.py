@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from records import lookup
-from targets.arguments import count_up_to
+from targets.arguments import count_up_to, host_and_port
 from targets.errors import UserError, run_command
 from targets.presets import Target, missing_features, native, resolve, this_cpu
 from targets.progress import Progress
@@ -153,7 +153,7 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
         )
     with ExitStack() as cleanup:
         progress.stage("preparing to measure")
-        measurer = _measurer(target, arguments, cleanup)
+        measurer = _measurer(target, arguments)
         cleanup.callback(measurer.close)
         tasks, source = _tasks(target, arguments, progress)
         progress.finish()
@@ -301,9 +301,7 @@ def _tasks(
     return chosen, source
 
 
-def _measurer(
-    target: Target, arguments: argparse.Namespace, cleanup: ExitStack
-) -> Measurer:
+def _measurer(target: Target, arguments: argparse.Namespace) -> Measurer:
     threads, key = arguments.threads, arguments.key
     if arguments.measure == "meter":
         from tuning.measure import MeterMeasurer
@@ -313,21 +311,17 @@ def _measurer(
         from tuning.measure import LocalMeasurer
 
         return LocalMeasurer(target, threads)
+    from devices.transport.link import Address
     from tuning import boards
 
     if arguments.tracker:
-        found = boards.of_tracker(*_address(arguments.tracker), key)
+        tracker = Address(*host_and_port(arguments.tracker), key)
+        found = boards.of_tracker(tracker)
     else:
-        found = [boards.at(*_address(each), key or "") for each in arguments.rpc]
-        found += [boards.over_ssh(each, key, cleanup) for each in arguments.ssh]
+        addresses = [Address(*host_and_port(each), key or "") for each in arguments.rpc]
+        found = [boards.of_address(address) for address in addresses]
+        found += [boards.of_ssh(each, key) for each in arguments.ssh]
     return boards.BoardMeasurer(target, found, threads)
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-        raise UserError(f"{text!r} is not HOST:PORT, such as 127.0.0.1:9090")
-    return host.strip("[]"), int(port)
 
 
 def _warm(paths: Sequence[Path], target: Target, progress: Progress) -> list[RecordLog]:

@@ -28,7 +28,7 @@ import numpy as np
 
 from targets import engine
 from targets.errors import UserError
-from targets.toolchain import zig
+from targets.toolchain import run_zig
 
 tvm = engine.compiler()
 from tvm import te
@@ -285,10 +285,7 @@ def _fill(threads: int) -> Any:
 def load(kernel: Path) -> Any:
     """Link an object file for this machine and load it."""
     library = kernel.with_suffix(".so")
-    linker = [zig(), "ld.lld", "-shared"]
-    subprocess.run(
-        [*linker, "-o", str(library), str(kernel)], check=True, capture_output=True
-    )
+    run_zig("ld.lld", library, "-shared", kernel)
     return tvm.runtime.load_module(str(library))
 
 

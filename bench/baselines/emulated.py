@@ -12,10 +12,10 @@ from bench.baselines.runtimes import Baseline, Progress
 from devices import sysroot
 from devices.sessions.emulated import check_cpu, find_qemu
 from meter import board_files
-from meter.counting import compiled_once
 from meter.counts import Command
 from targets.errors import UserError
 from targets.files import cache_folder
+from targets.toolchain import compile_once
 
 _RUN = Path(__file__).with_name("run_baseline.py")
 _MARK = Path(__file__).with_name("mark.c")
@@ -106,6 +106,5 @@ def inference(
 def _marks() -> Path:
     """The library with the marks' two functions, for aarch64, compiled once and kept."""
     target = ("-target", "aarch64-linux-gnu.2.28")
-    return compiled_once(
-        _MARK, "baseline-marks", ".so", *target, "-O2", "-shared", "-fPIC"
-    )
+    options = (*target, "-O2", "-shared", "-fPIC")
+    return compile_once(_MARK, "baseline-marks.so", *options)

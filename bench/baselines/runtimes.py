@@ -5,12 +5,9 @@ Pinned wheels (baselines-arm64.lock), fetched by pip and verified by SHA-256; no
 
 from __future__ import annotations
 
-import hashlib
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +15,7 @@ from typing import NamedTuple
 
 from meter import board_files
 from targets.errors import UserError
-from targets.files import alone, cache_folder
+from targets.files import cached_path, make_once
 
 LOCK = Path(__file__).with_name("baselines-arm64.lock")
 SOURCES = (Path(__file__).parent, Path(board_files.__file__))
@@ -75,30 +72,24 @@ def fetch(on_progress: Progress) -> Path:
     Raises:
         UserError: no network or no pip; a pinned version is gone; a file's hash is not the lock's.
     """
-    cache = cache_folder()
-    key = hashlib.sha256(LOCK.read_bytes()).hexdigest()[:16]
-    path = cache / f"baselines-arm64-{key}"
-    if path.is_dir():
-        return path
-    waiting = "waiting for another process that fetches the runtimes"
-    with alone(cache / "baselines.lock", lambda: on_progress(waiting)):
-        if path.is_dir():
-            return path
-        for abandoned in cache.glob(".baselines-*"):
-            shutil.rmtree(abandoned)
-        on_progress(
-            f"fetching {len(_pins())} aarch64 wheels of other runtimes (about 140 MB)"
-        )
-        with tempfile.TemporaryDirectory(prefix=".baselines-", dir=cache) as work:
-            wheels, site = Path(work, "wheels"), Path(work, "site")
-            _download(wheels)
-            for wheel in sorted(wheels.iterdir()):
-                with zipfile.ZipFile(wheel) as archive:
-                    archive.extractall(site)
-            # zipfile drops the files' modes; QEMU needs this one.
-            pnnx(site).chmod(0o755)
-            site.rename(path)
-    return path
+    return make_once(
+        cached_path("baselines-arm64", files=[LOCK]),
+        lambda site: _unpack(site, on_progress),
+        lambda: on_progress("waiting for another process that fetches the runtimes"),
+    )
+
+
+def _unpack(site: Path, on_progress: Progress) -> None:
+    on_progress(
+        f"fetching {len(_pins())} aarch64 wheels of other runtimes (about 140 MB)"
+    )
+    wheels = site.with_name("wheels")
+    _download(wheels)
+    for wheel in sorted(wheels.iterdir()):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(site)
+    # zipfile drops the files' modes; QEMU needs this one.
+    pnnx(site).chmod(0o755)
 
 
 def pnnx(site: Path) -> Path:

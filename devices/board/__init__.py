@@ -1,1 +1,1 @@
-"""A board's own programs, what they say of it, and the kit that carries them there."""
+"""The programs for boards, the state that they report, and the kit that brings them to a board."""

@@ -28,9 +28,9 @@ const char* const kMachine = "x86_64";
 
 namespace {
 
-// Their places are the bits of AT_HWCAP and AT_HWCAP2 (arch/arm64/include/uapi/asm/hwcap.h and
-// arch/arm/include/uapi/asm/hwcap.h), their names those of /proc/cpuinfo. The kernel gives a program
-// the bits that hold for it; its /proc/cpuinfo lists 64-bit names even to a 32-bit program.
+// The index of a name is its bit of AT_HWCAP or AT_HWCAP2 (arch/arm64/include/uapi/asm/hwcap.h and
+// arch/arm/include/uapi/asm/hwcap.h); the names are those of /proc/cpuinfo. The bits are right for the
+// program, while /proc/cpuinfo lists 64-bit names to a 32-bit program too.
 #if defined __aarch64__
 constexpr const char* kHwcap =
     "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm jscvt fcma lrcpc "
@@ -58,7 +58,7 @@ std::string read_text(const std::string& path) {
   return trimmed({std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()});
 }
 
-// The first line `name : value` of such a file; empty where there is none.
+// The value of the first line `name : value` of a file; empty where there is none.
 std::string field(const char* path, const std::string& name) {
   std::ifstream file(path);
   for (std::string line; std::getline(file, line);) {
@@ -82,7 +82,7 @@ long number(const std::string& text, int base, long otherwise) {
 
 std::string cpu_part() {
 #if defined __aarch64__
-  // The kernel, and QEMU, let programs read this register where they say so.
+  // The kernel and QEMU let programs read this register where this bit is set.
   if (getauxval(AT_HWCAP) & HWCAP_CPUID) {
     unsigned long midr;
     __asm__("mrs %0, midr_el1" : "=r"(midr));
@@ -95,7 +95,7 @@ std::string cpu_part() {
 }
 
 long throttled() {
-  // The firmware's driver of Raspberry Pi OS gives it without a program.
+  // The firmware's driver of Raspberry Pi OS has it in a file, so no program need run.
   std::string text = read_text("/sys/devices/platform/soc/soc:firmware/get_throttled");
   if (text.empty()) {
     if (FILE* answer = popen("vcgencmd get_throttled 2>/dev/null", "re")) {
@@ -217,7 +217,7 @@ std::string to_text(const Condition& now) {
   }
   if (now.throttled < 0) return line + ", throttling unknown";
   if (now.throttled == 0) return line + ", not throttled";
-  // Bits 0 to 3 are of now, 16 to 19 of any time since the start.
+  // Bits 0 to 3 are the state now, 16 to 19 what has happened since the start.
   std::snprintf(text, sizeof text, ", throttled %s (0x%lx)",
                 now.throttled & 0xf ? "now" : "earlier", now.throttled);
   return line + text;

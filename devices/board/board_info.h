@@ -1,4 +1,4 @@
-// What Linux says of the board, read afresh at each call.
+// The state of the board according to Linux, read at each call.
 
 #pragma once
 
@@ -7,16 +7,16 @@
 
 namespace netship {
 
-// Of the board's programs.
+// The version of the programs for boards.
 constexpr const char* kVersion = "0.1.0";
 
 // As `uname -m` names the architecture of this program (a 32-bit one may run on a 64-bit kernel).
 extern const char* const kMachine;
 
-// What the CPU can do, by /proc/cpuinfo's words.
+// The features of the CPU, as /proc/cpuinfo names them.
 std::set<std::string> cpu_features();
 
-// The CPU's name for a person.
+// The CPU's name, for messages.
 std::string cpu_model();
 
 // Whether this program runs under QEMU on a machine of another architecture.
@@ -37,10 +37,10 @@ Condition condition();
 // One line for a person: "governor ondemand, 1500 MHz, 48.2 °C, not throttled".
 std::string to_text(const Condition& condition);
 
-// A JSON object of all that and of memory, disk and versions.
+// A JSON object with all of that, and memory, disk and versions.
 std::string board_json(const std::string& folder);
 
-// One line of plain ASCII, whatever a foreign file had in it.
+// `text` as one line of plain ASCII, whatever a foreign file has in it.
 std::string printable(std::string text);
 
 }  // namespace netship

@@ -1,4 +1,4 @@
-"""What a board's own server says of the board: whether a bundle fits it, and in what state it is measured."""
+"""The state of a board as its server reports it, and whether a bundle fits the board."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from bundle.store import Bundle
 from targets.errors import UserError
 
-# VideoCore's get_throttled: bits 0 to 3 say what is so now, 16 to 19 what has been since the start
+# VideoCore's get_throttled: bits 0 to 3 are the state now, 16 to 19 what has happened since the start
 # (Raspberry Pi documentation, vcgencmd).
 _THROTTLING = {
     0: "under-voltage",
@@ -21,11 +21,11 @@ _THROTTLING = {
 
 
 class BoardState(BaseModel):
-    """`netship.board` of the native server; None for what the board does not tell.
+    """What the native server's `netship.board` reports; None where the board cannot tell.
 
     Attributes:
         features: as /proc/cpuinfo names them.
-        throttled: the firmware's flags, bit by bit.
+        throttled: the firmware's flags, one a bit.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -48,7 +48,7 @@ class BoardState(BaseModel):
     disk_free_bytes: float | None = None
 
     def limits(self) -> list[str]:
-        """What slows the board now, in words."""
+        """What slows the board down now, in words."""
         flags = self.throttled or 0
         return [name for bit, name in _THROTTLING.items() if flags >> bit & 1]
 
@@ -68,7 +68,7 @@ def parse(text: str, where: str) -> BoardState:
     """Read the server's JSON.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not the JSON of a board's state.
     """
     try:
         return BoardState.model_validate_json(text)
@@ -83,7 +83,7 @@ def check_fits(state: BoardState, bundle: Bundle, where: str, engine: str) -> No
     """Refuse a bundle that the board cannot run, before anything is sent.
 
     Args:
-        engine: the version of TVM here, whose protocol and graph format the board must speak.
+        engine: the version of TVM here; the board must have the same one.
 
     Raises:
         UserError: another architecture, instructions that the CPU lacks, another TVM, no room.
@@ -120,7 +120,7 @@ def check_fits(state: BoardState, bundle: Bundle, where: str, engine: str) -> No
 
 
 def ask(remote: Any) -> str | None:
-    """The server's JSON; None of a server that is not ours. Talks to the board."""
+    """Ask the board for its state: JSON, or None where the server is not the kit's."""
     try:
         describe = remote.get_function("netship.board")
     except AttributeError:

@@ -75,7 +75,7 @@ class File {
   throw Refusal{"manifest.json: " + where + (where.empty() ? "" : ": ") + what + "; build the bundle again"};
 }
 
-// The parser calls itself at each bracket: a manifest of brackets alone must not end the stack.
+// The parser calls itself for each bracket, so a manifest of nothing but brackets must not exhaust the stack.
 bool is_deep(const std::string& text) {
   int depth = 0;
   bool quoted = false;
@@ -89,7 +89,7 @@ bool is_deep(const std::string& text) {
   return false;
 }
 
-// A value and the way to it, so that what is wrong can be named.
+// A value and its path in the manifest, which messages name.
 class Node {
  public:
   Node(const value& json, std::string where) : json_(json), where_(std::move(where)) {}
@@ -102,7 +102,7 @@ class Node {
     if (found == members.end()) invalid(where, "missing");
     return {found->second, where};
   }
-  // Bundles of before standalone libraries lack some names.
+  // Bundles that are older than standalone libraries lack some names.
   std::string text_or(const std::string& name, const std::string& otherwise) const {
     return json_.is<picojson::object>() && json_.contains(name) ? (*this)[name].text() : otherwise;
   }
@@ -155,7 +155,7 @@ value parse(const std::string& path) {
   return root;
 }
 
-// float32 values of a tensor.
+// The number of float32 values of a tensor.
 size_t size_of(const Node& tensor, std::vector<long>* shape) {
   if (tensor["dtype"].text() != "float32") invalid(tensor.where() + ".dtype", "is not float32");
   auto dimensions = tensor["shape"].list();
@@ -169,7 +169,7 @@ size_t size_of(const Node& tensor, std::vector<long>* shape) {
   return size;
 }
 
-// The absolute path of a file of the bundle: nothing above it, no link in between.
+// The absolute path of a file of the bundle; neither a parent folder nor a link may lead out of it.
 std::string inside(const std::string& folder, const std::string& relative) {
   char found[PATH_MAX];
   std::string path = folder + "/" + relative;

@@ -61,7 +61,7 @@ std::string hash(const std::string& path) {
   return sha256_of(file.descriptor);
 }
 
-// Into a new file: what is loaded or kept under that name stays as it is.
+// Writes a new file, so that what is loaded or kept under that name stays as it is.
 void write_file(const std::string& name, const std::string& data) {
   std::string path = path_of(name);
   unlink(path.c_str());
@@ -93,7 +93,7 @@ std::string read_file(const std::string& name) {
   return data;
 }
 
-// Oldest first.
+// The kept files, the oldest first.
 std::vector<std::string> kept_files() {
   std::vector<std::pair<std::pair<time_t, long>, std::string>> found;
   for (auto& name : names_in(kept_folder)) {
@@ -108,10 +108,10 @@ std::vector<std::string> kept_files() {
   return paths;
 }
 
-// So that the newest are those used last.
+// Makes a file the newest, so that the files used last are kept.
 void touch(const std::string& path) { utimensat(AT_FDCWD, path.c_str(), nullptr, 0); }
 
-// Keeps the client's file for later ones; its hash.
+// Keeps the client's file for later clients, and returns its hash.
 std::string keep(const std::string& name) {
   std::string path = path_of(name), digest = hash(path);
   if (digest.empty()) refuse(name, errno);
@@ -123,7 +123,7 @@ std::string keep(const std::string& name) {
   return digest;
 }
 
-// Gives the client a kept file with this hash under a name of its own, if there is one.
+// Gives the client the kept file with this hash, if there is one, under the name that it asks for.
 bool have(const std::string& digest, const std::string& name) {
   std::string path = path_of(name), kept = kept_folder + "/" + digest;
   if (!is_plain(digest) || access(kept.c_str(), F_OK)) return false;
@@ -143,7 +143,7 @@ Module load(const std::string& name) {
   return Module::LoadFromFile(path);
 }
 
-// TVM's own functions take a name or a path of the client's own machine and say nothing of failure.
+// TVM's own functions accept any path on this machine and do not report failures.
 void remove_file(const std::string& name) {
   if (is_plain(name)) unlink(path_of(name).c_str());
 }

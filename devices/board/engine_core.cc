@@ -1,5 +1,5 @@
-// The engine's runtime, first half: values, modules, memory, threads. One translation unit, since
-// most of the time to compile one of these files goes into the same headers.
+// The engine's runtime, first half: values, modules, memory, threads. They are one translation unit, as
+// compiling each file by itself takes most of its time for the same headers.
 
 #include "boxed_primitive.cc"
 #include "builtin_fp16.cc"

@@ -10,11 +10,11 @@ namespace netship {
 // The names in a folder, without those that begin with a dot; empty where it cannot be read.
 std::vector<std::string> names_in(const std::string& folder);
 
-// Removes it with all that is in it, following no link; says on stderr what stays.
+// Removes a folder and all that is in it without following links; reports on stderr what cannot be removed.
 void remove_tree(const std::string& path);
 
-// A server's folder in `parent`, locked for as long as the server lives; what one that was killed left
-// there is removed. Throws Refusal.
+// A server's folder in `parent`, locked while the server runs. Folders of servers that were killed are
+// removed. Throws Refusal.
 class WorkFolder {
  public:
   explicit WorkFolder(const std::string& parent);

@@ -1,4 +1,4 @@
-"""What goes to a board: one archive with the RPC server, ``verify``, a service and a page that says how."""
+"""The kit for a board: one archive with the RPC server, ``verify``, a systemd service and a page of instructions."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def write_kit(
     bundle: Bundle | None = None,
     on_progress: Callable[[str], None] = lambda stage: None,
 ) -> None:
-    """Write the kit for boards of ``machine``, a .tar.gz whose bytes depend on its content alone.
+    """Write the kit for boards of ``machine``, a .tar.gz whose bytes depend only on its content.
 
     Args:
         output: the archive; one that is there is replaced.
-        bundle: goes in as the folder ``bundle``, which ``./verify`` checks unasked.
+        bundle: becomes the folder ``bundle``, which ``./verify`` checks by default.
         on_progress: called with each stage.
 
     Raises:
@@ -75,13 +75,13 @@ def write_kit(
 
 
 def _filled(template: str, machine: Machine) -> bytes:
-    """A template with what is between at signs replaced."""
+    """A template with each ``@WORD@`` replaced."""
     third = engine_sources() / "3rdparty"
     words = {
         "MACHINE": machine,
         "SYSTEM": _SYSTEMS[machine],
         "TVM": _tvm_version(),
-        # What the licences of the parts that are compiled in want to go with them.
+        # The licences of the parts that are compiled in require these texts.
         "APACHE": (third / "dmlc-core/LICENSE").read_text(),
         "HALF": _first_comment(third / "compiler-rt/builtin_fp16.h"),
         "PICOJSON": _first_comment(third / "picojson/picojson.h"),

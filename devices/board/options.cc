@@ -40,7 +40,7 @@ void usage() {
       "Whoever has the key can run any program as the user that this runs as.");
 }
 
-// Unbuffered: what follows the line is not for us.
+// Reads unbuffered, as what follows the line is not for this program.
 std::string line_of_stdin() {
   std::string line;
   for (char c; read(STDIN_FILENO, &c, 1) == 1;) {

@@ -1,28 +1,24 @@
 """The programs for boards, built on this machine with zig: the RPC server and ``verify``.
 
-They are made of the runtime sources that the engine's wheel ships and of ``board/``, need
-no Python, and run on any Linux with glibc 2.28 or newer. The same sources and versions give
-the same bytes. A build takes half a minute a machine (two minutes the first time, when zig builds
-its C++ library) and is kept in the user's cache folder.
+Their sources are this folder and the runtime's sources in the engine's wheel. They need no
+Python and run on any Linux with glibc 2.28 or newer. The same sources and versions give the
+same bytes. A build takes half a minute (two minutes the first time, when zig builds its C++
+library) and is kept in the user's cache folder.
 """
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from bundle.accuracy import TOLERANCE
 from targets.errors import UserError
-from targets.files import alone, cache_folder
-from targets.toolchain import zig
+from targets.files import cached_path, make_once
+from targets.toolchain import run_zig
 
 Machine = Literal["aarch64", "arm", "x86_64"]
 Progress = Callable[[str], None]
@@ -37,7 +33,7 @@ _TRIPLES: dict[str, str] = {
     "x86_64": "x86_64-linux-gnu.2.28",
 }
 
-# Of board/: the engine's runtime, and each program's own.
+# The source files of this folder: the engine's runtime, and those of each program.
 _ENGINE = ("engine_core", "engine_rpc")
 _PROGRAMS = {
     SERVER: (
@@ -48,13 +44,18 @@ _PROGRAMS = {
 }
 _FLAGS = (
     *("-std=c++17", "-O2", "-g0", "-fPIC", "-ffunction-sections", "-fdata-sections"),
-    # The wheel's sources are not ours to warn about.
+    # Warnings in the wheel's sources are not for this project.
     *("-w", "-DDMLC_USE_LOGGING_LIBRARY=<tvm/runtime/logging.h>"),
-    # A 32-bit program else fails to list folders of large file systems.
+    # Without it a 32-bit program cannot list folders of large file systems.
     *("-D_FILE_OFFSET_BITS=64", "-DTVM_LOG_STACK_TRACE=0", "-DTVM_USE_LIBBACKTRACE=0"),
     f"-DNETSHIP_TOLERANCE={TOLERANCE}",
 )
 _LINK = ("-s", "-rdynamic", "-Wl,--build-id=none", "-ldl", "-lpthread")
+# Below the engine's package.
+_INCLUDES = (
+    *("include", "src/runtime", "3rdparty/dlpack/include"),
+    *("3rdparty/dmlc-core/include", "3rdparty/compiler-rt", "3rdparty/picojson"),
+)
 
 
 def native_server(machine: Machine, on_progress: Progress = lambda stage: None) -> Path:
@@ -64,7 +65,7 @@ def native_server(machine: Machine, on_progress: Progress = lambda stage: None) 
         on_progress: called with each stage of a build.
 
     Raises:
-        UserError: zig failed (its words are quoted), or the cache cannot be written.
+        UserError: as `targets.toolchain.run_zig`, or the cache cannot be written.
     """
     return _built(machine, on_progress) / SERVER
 
@@ -85,76 +86,58 @@ def is_built(machine: Machine) -> bool:
 
 
 def _built(machine: Machine, on_progress: Progress) -> Path:
-    folder = _folder(machine)
-    if folder.is_dir():
-        return folder
-    waiting = f"waiting for another process that builds for {machine}"
-    with alone(folder.parent / f"board-{machine}.lock", lambda: on_progress(waiting)):
-        if folder.is_dir():
-            return folder
-        for old in folder.parent.glob(f".board-{machine}-*"):
-            shutil.rmtree(old, ignore_errors=True)
-        with tempfile.TemporaryDirectory(
-            prefix=f".board-{machine}-", dir=folder.parent
-        ) as work:
-            done = Path(work, "done")
-            done.mkdir()
-            _build(machine, Path(work), done, on_progress)
-            done.rename(folder)
-    return folder
+    return make_once(
+        _folder(machine),
+        lambda folder: _build(machine, folder, on_progress),
+        lambda: on_progress(f"waiting for another process that builds for {machine}"),
+    )
 
 
 def _folder(machine: Machine) -> Path:
-    return cache_folder() / f"board-{machine}-{_key(machine)}"
+    return cached_path(
+        f"board-{machine}",
+        (_TRIPLES[machine], _FLAGS, _LINK, _INCLUDES, _ENGINE, _PROGRAMS),
+        packages=("ziglang", "xtc-tvm-python-bindings"),
+        files=sorted(SOURCES.rglob("*.[ch]*")),
+    )
 
 
-def _key(machine: Machine) -> str:
-    """Of everything that the bytes depend on."""
-    key = hashlib.sha256()
-    packages = ("ziglang", "xtc-tvm-python-bindings")
-    versions = [version(package) for package in packages]
-    words = (_TRIPLES[machine], *_FLAGS, *_LINK, *versions)
-    key.update("\0".join([*words, repr(_PROGRAMS)]).encode())
-    for source in sorted(SOURCES.rglob("*.[ch]*")):
-        key.update(source.name.encode() + b"\0" + source.read_bytes())
-    return key.hexdigest()[:16]
+def _build(machine: Machine, folder: Path, on_progress: Progress) -> None:
+    folder.mkdir()
+    with tempfile.TemporaryDirectory(prefix="netship-") as work:
+        _compile(machine, Path(work), folder, on_progress)
 
 
-def _build(machine: Machine, work: Path, done: Path, on_progress: Progress) -> None:
+def _compile(machine: Machine, work: Path, done: Path, on_progress: Progress) -> None:
     engine = engine_sources()
-    folders = [SOURCES / "shim", engine / "include", engine / "src/runtime"]
-    folders += [
-        engine / "3rdparty" / path
-        for path in ("dlpack/include", "dmlc-core/include", "compiler-rt", "picojson")
-    ]
+    folders = [SOURCES / "shim", *(engine / path for path in _INCLUDES)]
     includes = [f"-I{folder}" for folder in folders]
-    # Messages name a source file; which folder it lay in must not matter.
+    # Messages hold the names of source files; their folder must not change the bytes.
     maps = [f"-ffile-prefix-map={engine}=tvm", f"-ffile-prefix-map={SOURCES}=board"]
-    compiler = [zig(), "c++", "-target", _TRIPLES[machine]]
+    target = ("-target", _TRIPLES[machine])
 
-    def compile_one(name: str) -> str:
-        output = str(work / f"{name}.o")
-        source = str(SOURCES / f"{name}.cc")
-        _run([*compiler, *_FLAGS, *includes, *maps, "-c", source, "-o", output])
+    def compile_one(name: str) -> Path:
+        output, source = work / f"{name}.o", SOURCES / f"{name}.cc"
+        run_zig("c++", output, *target, *_FLAGS, *includes, *maps, "-c", source)
         return output
 
     def link_nothing() -> None:
         source = work / "nothing.cc"
         source.write_text("int main() { return 0; }")
-        _run([*compiler, "-o", str(work / "nothing"), str(source), *_LINK])
+        run_zig("c++", work / "nothing", *target, source, *_LINK)
 
     on_progress(f"compiling the board's programs for {machine}")
     own = sorted({name for names in _PROGRAMS.values() for name in names})
     names = [*_ENGINE, *own]
     with ThreadPoolExecutor(2) as pool:
-        # The first time for a machine zig builds its C++ library to link anything; let it begin.
+        # The first link for a machine builds zig's C++ library; that can go on while sources are compiled.
         library = pool.submit(link_nothing)
         objects = dict(zip(names, pool.map(compile_one, names), strict=True))
         library.result()
     for program, parts in _PROGRAMS.items():
         on_progress(f"linking {program} for {machine}")
         linked = [objects[name] for name in (*parts, *_ENGINE)]
-        _run([*compiler, "-o", str(done / program), *linked, *_LINK])
+        run_zig("c++", done / program, *target, *linked, *_LINK)
 
 
 def engine_sources() -> Path:
@@ -165,13 +148,3 @@ def engine_sources() -> Path:
             "the package xtc-tvm-python-bindings is missing; run make setup"
         )
     return Path(package.submodule_search_locations[0])
-
-
-def _run(command: Sequence[str]) -> None:
-    result = subprocess.run(
-        command, capture_output=True, text=True, errors="replace", check=False
-    )
-    if result.returncode:
-        said = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
-        wrong = next((line for line in said if "error:" in line), said[-1])
-        raise UserError(f"building for a board: {wrong.strip()}; run make setup again")

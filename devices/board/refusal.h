@@ -1,4 +1,4 @@
-// What the user can mend; a program's main() prints it in one line and exits with 2.
+// An error that the user can correct; a program's main() prints it in one line and exits with 2.
 
 #pragma once
 
@@ -11,7 +11,7 @@ struct Refusal {
   std::string what;
 };
 
-// The whole number that an option was given.
+// The whole number that is the value of an option.
 inline int to_number(const char* option, const char* text, int least, int most) {
   char* end;
   long value = std::strtol(text, &end, 10);

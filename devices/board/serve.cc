@@ -1,8 +1,8 @@
 // netship-serve: a TVM RPC server for a board that has no Python (see usage() for its options).
 //
-// It speaks the protocol of tvm/rpc/server.py. One client at a time has the board, in a process and
-// a folder of its own; others that know the key wait, all others are answered at once. The main
-// process runs nothing of a client's, so that nothing of a client's can end it.
+// It implements the protocol of tvm/rpc/server.py. One client at a time has the board, with a process
+// and a folder for it; others that know the key wait, and all others are answered at once. The main
+// process runs no code of a client, so that no client can end it.
 
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -104,7 +104,7 @@ int listen_on(const Options& options) {
                 "; choose another --port, or 0"};
 }
 
-// A client's connection as TVM's endpoint wants it, which does not wait for ever.
+// A client's connection for TVM's endpoint; it does not wait for ever.
 class Channel final : public tvm::runtime::RPCChannel {
  public:
   Channel(int socket, int idle_seconds) : socket_(socket), idle_seconds_(idle_seconds) {}
@@ -128,7 +128,7 @@ class Channel final : public tvm::runtime::RPCChannel {
   int socket_, idle_seconds_;
 };
 
-// Of one of TVM's messages, without the time and the line of source that it begins with.
+// The text of one of TVM's messages, without the time and the line of source before it.
 std::string first_line(const std::string& message) {
   size_t start = message.find(".cc:");
   if (start != std::string::npos) start = message.find(": ", start);
@@ -136,7 +136,7 @@ std::string first_line(const std::string& message) {
   return message.substr(start, message.find('\n', start) - start);
 }
 
-// Somebody who connected and has not got the board yet.
+// A client that has connected and does not have the board yet.
 struct Caller {
   int socket;
   std::string address;
@@ -184,7 +184,7 @@ class Server {
     }
   }
 
-  // `mask`: of signals, while it waits.
+  // `mask` is the signal mask while it waits.
   void run(const sigset_t* mask) {
     while (!asked_to_end) {
       wait_for_something(mask);
@@ -207,7 +207,7 @@ class Server {
     polled.push_back({session_ && !hung_up ? session_->client.socket : -1, POLLRDHUP, 0});
     if (session_) until = std::min(until, session_->end);
     for (auto& caller : callers_) {
-      // One that waits has nothing to say, but may hang up.
+      // A client that waits sends nothing, but may hang up.
       polled.push_back({caller.socket, caller.waiting ? short{POLLRDHUP} : short{POLLIN}, 0});
       if (!caller.waiting) until = std::min(until, caller.deadline);
     }
@@ -237,7 +237,7 @@ class Server {
     if (socket < 0) return;
     int one = 1, idle = 60, interval = 10, count = 3;
     setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    // A client whose machine is gone is found dead after a minute and a half.
+    // A client whose machine is gone is noticed after a minute and a half.
     setsockopt(socket, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one);
     setsockopt(socket, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof idle);
     setsockopt(socket, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof interval);
@@ -245,7 +245,7 @@ class Server {
     callers_.push_back({socket, address_text(address, size), Clock::now() + kGreetWithin, "", false, 0});
   }
 
-  // Some of a greeting: magic, size of the key, key. False if it is none.
+  // Reads a part of a greeting: magic, size of the key, key. False if it is not a greeting.
   bool receive(Caller* caller) {
     char part[256];
     ssize_t got = recv(caller->socket, part, std::min(sizeof part, caller->wanted()), 0);
@@ -324,7 +324,7 @@ class Server {
     for (auto& caller : callers_) close(caller.socket);
     int nothing = open("/dev/null", O_RDONLY | O_CLOEXEC);
     dup2(nothing, STDIN_FILENO);
-    // Callers read the port there, and nothing else.
+    // Callers read the port from standard output, and nothing else.
     dup2(STDERR_FILENO, STDOUT_FILENO);
     fcntl(client.socket, F_SETFL, fcntl(client.socket, F_GETFL) & ~O_NONBLOCK);
     try {
@@ -341,7 +341,7 @@ class Server {
       say("client %s: %s", client.address.c_str(), first_line(error.what()).c_str());
       _exit(1);
     }
-    // Threads of TVM's pool are not waited for.
+    // Do not wait for the threads of TVM's pool.
     _exit(0);
   }
 
@@ -366,7 +366,7 @@ class Server {
     remove_tree(folder_.client());
   }
 
-  // In the words of TVM's own server, which its runners look for.
+  // The same words as TVM's own server, as its runners look for them.
   void tell_expired(const Caller& client) {
     say("client %s: its %g s are over", client.address.c_str(), client.timeout);
     std::ostringstream words;
@@ -375,7 +375,7 @@ class Server {
     try {
       (*tvm::runtime::Registry::Get("rpc.ReturnException"))(client.socket, words.str());
     } catch (const std::exception&) {
-      // It is gone too.
+      // It has ended too.
     }
   }
 
@@ -405,23 +405,23 @@ void on_signal(int number) {
 int serve(int count, char** words) {
   try {
     Options options = parse_options(count, words);
-    // Read by TVM when its pool of threads begins, in each client's process.
+    // TVM reads it when it starts its thread pool, in each client's process.
     if (options.threads > 0) setenv("TVM_NUM_THREADS", std::to_string(options.threads).c_str(), 1);
     rlimit no_core{0, 0};
     setrlimit(RLIMIT_CORE, &no_core);
-    // Delivered only while the server waits, so that none is missed in between.
+    // Signals are delivered only while the server waits, so that none is missed.
     sigset_t blocked, while_waiting;
     sigemptyset(&blocked);
     for (int number : kSignals) {
       struct sigaction action {};
       sigaction(number, nullptr, &action);
-      // nohup has it ignored.
+      // It is ignored under nohup.
       if (number == SIGHUP && action.sa_handler == SIG_IGN) continue;
       action.sa_handler = on_signal;
       sigaction(number, &action, nullptr);
       sigaddset(&blocked, number);
     }
-    // A full disk is an error of write(), told to the client; so is a hung-up client.
+    // With these ignored write() fails instead: on a full disk, which the client is told, or when a client hung up.
     for (int number : {SIGPIPE, SIGXFSZ}) signal(number, SIG_IGN);
     sigprocmask(SIG_BLOCK, &blocked, &while_waiting);
     for (int number : kSignals) sigdelset(&while_waiting, number);

@@ -12,7 +12,7 @@ class Sha256 {
  public:
   void add(const void* data, size_t bytes);
 
-  // Lower-case hexadecimal; the object is used up.
+  // The hash in lower-case hexadecimal; the object cannot be used again.
   std::string hex();
 
  private:
@@ -25,7 +25,7 @@ class Sha256 {
   uint64_t bytes_ = 0;
 };
 
-// Of an open file, from its beginning; throws std::system_error where it cannot be read.
+// The hash of an open file, from its beginning; throws std::system_error where it cannot be read.
 std::string sha256_of(int file);
 
 }  // namespace netship

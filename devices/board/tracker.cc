@@ -23,8 +23,8 @@ constexpr int32_t kMagic = 0x2f271;
 constexpr int kPut = 3, kUpdateInfo = 5, kGetPending = 7;
 
 constexpr milliseconds kFirstPause{250}, kLongestPause{5000}, kAnswerWithin{10000};
-// As TVM's own server: asks every two seconds, and makes another key when a client that the tracker
-// gave this board to has not come for more than six.
+// As TVM's own server does: ask every two seconds, and make a new key when the client to which the
+// tracker gave this board has not come for more than six.
 constexpr milliseconds kPing{2000};
 constexpr int kMostUnclaimed = 3;
 constexpr size_t kLongestAnswer = 1 << 16;
@@ -112,7 +112,7 @@ void Tracker::retry(const char* why) {
 }
 
 void Tracker::send_bytes(const void* data, size_t bytes) {
-  // A few hundred bytes on a connection that waits for answers: they fit or it is broken.
+  // A few hundred bytes on an idle connection fit into its buffer, or the connection is broken.
   if (send(socket_, data, bytes, MSG_NOSIGNAL) != static_cast<ssize_t>(bytes))
     retry(std::strerror(errno));
 }

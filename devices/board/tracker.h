@@ -1,5 +1,5 @@
 // The board's side of TVM's tracker protocol (tvm/rpc/tracker.py, tvm/rpc/base.py): a registration
-// that outlives restarts of the tracker, as a machine of states that never waits.
+// that outlives restarts of the tracker, as a state machine that never waits.
 
 #pragma once
 
@@ -19,15 +19,15 @@ class Tracker {
   // The board is free, or has a client.
   void set_free(bool free);
 
-  // What the next client has to say; empty while there is no offer.
+  // The key that the next client has to give; empty while the board is not offered.
   const std::string& match_key() const { return match_key_; }
 
-  // For poll: -1 while there is no connection.
+  // The descriptor for poll; -1 while there is no connection.
   int descriptor() const { return socket_; }
   short events() const;
   Clock::time_point next_step() const { return deadline_; }
 
-  // Called when poll reported `events`, or `next_step` is past.
+  // Call it when poll reports `events`, or when `next_step` has passed.
   void step(short events);
 
  private:

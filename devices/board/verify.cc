@@ -1,4 +1,4 @@
-// netship-verify: checks a bundle on the board itself, with no host, no network and no Python.
+// netship-verify: checks a bundle on the board itself, without a host, a network or Python.
 
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -39,7 +39,7 @@ constexpr size_t kLongestLine = 1000;
 // Warm-up ends when the last few times are within 3 % of each other, or after so many inferences.
 constexpr size_t kWarm = 5, kMostWarm = 50;
 constexpr double kWarmSpread = 0.03, kWarmSeconds = 10;
-// Enough for a 99th percentile where the network is quick, a minute where it is slow.
+// Enough inferences for a 99th percentile of a quick network, a minute for a slow one.
 constexpr size_t kFewest = 5, kMost = 200;
 constexpr double kTimingSeconds = 60;
 
@@ -91,7 +91,7 @@ Options parse(int count, char** words) {
   return options;
 }
 
-// A loaded network: one inference on the input, every output back.
+// A loaded network, which runs one inference and returns every output.
 struct Network {
   std::function<void(const Values&)> set_input;
   std::function<void()> run;
@@ -152,7 +152,7 @@ Network load_standalone(const Bundle& bundle, int threads) {
   void* instance = create(threads);
   if (instance == nullptr) refuse_with(last_error());
   auto input = std::make_shared<Values>(bundle.input_size);
-  // What it leaves unwritten is no number, and no right answer.
+  // Values that the library does not write stay NaN, which is never a right answer.
   auto output = std::make_shared<Values>(bundle.output_sizes[0], NAN);
   auto infer = [=] {
     if (int code = run(instance, input->data(), output->data())) refuse_with(code);
@@ -172,8 +172,8 @@ struct Error {
   double absolute, relative;
 };
 
-// As compare() of bundle/accuracy.py: the largest error, and as a part of the reference's range; a value
-// that is no number is an infinite error.
+// As compare() of bundle/accuracy.py: the largest error, also relative to the reference's range; NaN is
+// an infinite error.
 Error compare(const Values& found, const Values& expected) {
   double most = 0;
   auto [low, high] = std::minmax_element(expected.begin(), expected.end());
@@ -186,7 +186,7 @@ Error compare(const Values& found, const Values& expected) {
   return {most, most / range};
 }
 
-// Hints that do nothing on any CPU, and tell the meter's QEMU plugin what to count: an inference.
+// Hints that do nothing on any CPU; the meter's QEMU plugin counts what lies between them: an inference.
 void begin_metered() {
 #ifdef __aarch64__
   __asm__ volatile("hint #0x60" ::: "memory");
@@ -251,7 +251,7 @@ std::vector<double> measure(const Network& network, int repeat) {
   return times;
 }
 
-// The smallest time that so many per cent of all do not exceed.
+// The smallest time that this percentage of all times does not exceed.
 double percentile(const std::vector<double>& sorted, double percent) {
   auto rank = static_cast<size_t>(std::ceil(percent / 100 * static_cast<double>(sorted.size())));
   return sorted[std::max<size_t>(rank, 1) - 1];
@@ -267,7 +267,7 @@ void time_it(const Network& network, const Options& options, int threads) {
               warm, threads, threads == 1 ? "" : "s");
 }
 
-// Reached when compiled code of the bundle does what this CPU or its memory does not allow.
+// The handler of the signals that compiled code of the bundle causes.
 void on_fault(int number) {
   static const char kIll[] =
       "error: the bundle's code needs an instruction that this CPU does not have; build for this board's CPU\n";
@@ -288,7 +288,7 @@ int verify(const Options& options) {
   std::printf("board      %s\n", printable(board_text()).c_str());
   std::printf("before     %s\n", to_text(condition()).c_str());
   std::fflush(stdout);
-  // Read by TVM when its pool of threads begins.
+  // TVM reads it when it starts its thread pool.
   setenv("TVM_NUM_THREADS", threads_text.c_str(), 1);
   for (int number : {SIGILL, SIGSEGV, SIGBUS, SIGFPE}) signal(number, on_fault);
   Network network = bundle.standalone ? load_standalone(bundle, threads) : load_graph(bundle);
@@ -326,6 +326,6 @@ int main(int count, char** words) {
     code = refuse(error.what());
   }
   std::fflush(stdout);
-  // Threads of TVM's pool are not waited for.
+  // Do not wait for the threads of TVM's pool.
   _exit(code);
 }

@@ -1,4 +1,4 @@
-"""The microcontroller boards that QEMU has: where their memory lies, how their clock counts."""
+"""The microcontroller boards of QEMU: their memory maps and their clocks."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Board:
 
     Attributes:
         cpu: for ``-mcpu``.
-        code: address of the memory that holds code and tables.
-        weights: external memory.
-        data: of arena, output and stack.
-        hertz: what SysTick counts at. With ``-icount shift=0`` an instruction takes 1 ns.
+        code: address of the memory for code and tables.
+        weights: external memory for the weights.
+        data: memory for arena, output and stack.
+        hertz: of SysTick. With ``-icount shift=0`` an instruction takes 1 ns.
     """
 
     machine: str

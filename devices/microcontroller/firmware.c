@@ -30,7 +30,7 @@ static int32_t open_file(const char *name, int32_t mode, int32_t length) {
   return host(SYS_OPEN, block);
 }
 
-/* What was not transferred, 0 when all was. */
+/* The bytes that were not transferred. */
 static int32_t transfer(int32_t operation, int32_t file, const void *data, uint32_t bytes) {
   const uintptr_t block[3] = {(uintptr_t)file, (uintptr_t)data, bytes};
   return host(operation, block);
@@ -72,7 +72,7 @@ void trace_step(int32_t step) {
 #ifndef TRACE
 #define PAINT 0xA5A5A5A5u
 
-/* The painted words below the caller's frame that a call wrote to, in bytes. */
+/* The bytes of stack that a call used: the painted words below the caller's frame that it wrote to. */
 static __attribute__((noinline)) int32_t measure_stack(VALUE *image, int32_t *code) {
   volatile uint32_t *const here = (volatile uint32_t *)__builtin_frame_address(0) - 64;
   for (volatile uint32_t *word = stack_bottom; word < here; word++) *word = PAINT;
@@ -104,7 +104,7 @@ static void work(void) {
     if (figures[1] != 0) leave(101);
     if (transfer(SYS_WRITE, out, output, OUTPUT_BYTES) != 0) leave(102);
 #ifndef TRACE
-    /* On whatever the input has become: the stack does not depend on it. */
+    /* The input may be overwritten by now; the stack does not depend on it. */
     if (probe && figures[2] == 0) figures[2] = measure_stack(image, &figures[1]);
 #endif
     if (transfer(SYS_WRITE, report, figures, sizeof figures) != 0) leave(102);

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,14 @@ from numpy.typing import NDArray
 from bundle.manifest import Firmware
 from devices.microcontroller.boards import Board
 from targets.errors import UserError
+from targets.toolchain import run_tool
 
 _HERE = Path(__file__).parent
 _GCC = "arm-none-eabi-gcc"
 _QEMU = "qemu-system-arm"
 _STACK = 16 << 10
 _PARTS = 4
+_ADVICE = "`apt install gcc-arm-none-eabi libnewlib-arm-none-eabi`, or report it"
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,15 @@ class Image:
 
 @dataclass(frozen=True)
 class Run:
-    """What one start of the board gave.
+    """The results of one start of the board.
 
     Attributes:
         outputs: [inputs, values], int8 or float32.
-        self_test: the code that NAME_self_test returned; 0 where it was not asked.
-        stack: bytes of stack at most, NAME_run's own and its callees'; 0 where it was not asked.
+        self_test: the code that NAME_self_test returned; 0 where it was not run.
+        stack: the most bytes of stack that NAME_run took with all that it calls; 0 where it was not measured.
         instructions: of each inference.
         parts: instructions of one inference, [steps, 4]: expand, depthwise, project, everything else;
-            None but in a traced run.
+            None except in a traced run.
     """
 
     outputs: NDArray[Any]
@@ -76,7 +77,7 @@ def find_tools() -> None:
 
 
 def definitions(name: str, interface: Firmware) -> list[str]:
-    """What harness.h must know of the project ``name``, as options of the compiler."""
+    """The compiler options that tell harness.h about the project ``name``."""
     values = {
         "NAME": name,
         "VALUE": interface.c_type,
@@ -101,10 +102,10 @@ def compile_firmware(
     """Compile the C project ``name`` in ``project`` with its harness into ``folder``.
 
     Args:
-        traced: count instructions by step and part; the counting itself costs some.
+        traced: count instructions by step and part; the counting itself takes some.
 
     Raises:
-        UserError: a tool is missing or failed; the program does not fit the board (by how much).
+        UserError: a tool is missing or failed; the program does not fit the board (the message says by how much).
     """
     find_tools()
     _check_fits(interface, board)
@@ -127,14 +128,15 @@ def compile_firmware(
     )
     objects = [folder / source.with_suffix(".o").name for source, _ in sources]
     for (source, arguments), output in zip(sources, objects, strict=True):
-        _run([_GCC, *arguments, "-c", str(source), "-o", str(output)])
+        command = [_GCC, *arguments, "-c", str(source), "-o", str(output)]
+        run_tool(command, output, _ADVICE)
     program = folder / f"{name}.elf"
     places = {
         "CODE": board.code,
         "WEIGHTS": board.weights.address,
         "DATA": board.data.address,
     }
-    _run(
+    run_tool(
         [
             _GCC,
             *options,
@@ -148,19 +150,23 @@ def compile_firmware(
             "-lm",
             "-o",
             str(program),
-        ]
+        ],
+        program,
+        _ADVICE,
     )
-    whole, alone = _sections(program), _sections(objects[0])
+    whole, network_only = _sections(program), _sections(objects[0])
     return Image(
         program,
         board,
         code=whole[".text"] + whole[".fixed"],
         network_code=sum(
-            size for s, size in alone.items() if s.startswith((".text", ".rodata"))
+            size
+            for s, size in network_only.items()
+            if s.startswith((".text", ".rodata"))
         ),
         weights=whole[".weights"],
         static=sum(
-            size for s, size in alone.items() if s.startswith((".data", ".bss"))
+            size for s, size in network_only.items() if s.startswith((".data", ".bss"))
         ),
     )
 
@@ -174,10 +180,10 @@ def run_firmware(
     *,
     probe: bool = True,
 ) -> Run:
-    """Start the board with ``inputs``, [inputs, values] of int8 or float32, and let it run to its end.
+    """Start the board with ``inputs``, [inputs, values] of int8 or float32, and wait for its end.
 
     Args:
-        probe: do the self-test first, and measure the stack: two more inferences.
+        probe: first run the self-test and measure the stack, which takes two more inferences.
 
     Raises:
         UserError: it took longer than ``timeout`` seconds, faulted, or an inference returned an error.
@@ -249,24 +255,11 @@ def _check_fits(interface: Firmware, board: Board) -> None:
 
 
 def _sections(file: Path) -> dict[str, int]:
-    """Sizes of an object's sections, those of one name added."""
+    """Bytes of an object's sections by name; sections with one name are added up."""
     sizes: dict[str, int] = {}
-    for line in _run(["arm-none-eabi-size", "-A", str(file)]).splitlines():
+    shown = run_tool(["arm-none-eabi-size", "-A", str(file)], file, _ADVICE).stdout
+    for line in shown.splitlines():
         words = line.split()
         if len(words) == 3 and words[1].isdecimal():
             sizes[words[0]] = sizes.get(words[0], 0) + int(words[1])
     return sizes
-
-
-def _run(command: Sequence[str]) -> str:
-    result = subprocess.run(
-        command, capture_output=True, text=True, errors="replace", check=False
-    )
-    if result.returncode:
-        errors = [line for line in result.stderr.splitlines() if "error" in line]
-        said = (errors or result.stderr.splitlines() or ["no message"])[0]
-        raise UserError(
-            f"{command[0]} failed: {said}; `apt install gcc-arm-none-eabi libnewlib-arm-none-eabi`, "
-            "or report it"
-        )
-    return result.stdout

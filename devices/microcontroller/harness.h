@@ -1,4 +1,4 @@
-/* What both harnesses have of a generated network: its functions and its memory.
+/* The functions and the memory of a generated network, for both harnesses.
  * Compiled with -DNAME=…, -DVALUE=int8_t or float, -DINPUT_BYTES=…, -DOUTPUT_BYTES=…, -DARENA_BYTES=…, -DINPUT_OFFSET=….
  */
 #ifndef HARNESS_H

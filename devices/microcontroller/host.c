@@ -1,4 +1,4 @@
-/* The C project on this machine: inputs from standard input, one output each to standard output. */
+/* Runs a C project on this machine: reads inputs from standard input, writes an output for each to standard output. */
 #include <stdint.h>
 #include <stdio.h>
 

@@ -1,4 +1,4 @@
-"""The same C compiled for this machine: what a board's output must equal, bit by bit in int8."""
+"""A C project compiled for this machine, for comparison with a board: int8 outputs must be equal bit by bit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bundle.manifest import Firmware
 from devices.microcontroller.firmware import definitions
 from targets.errors import UserError
 from targets.presets import native
-from targets.toolchain import compile_program
+from targets.toolchain import run_zig
 
 _SOURCE = Path(__file__).with_name("host.c")
 _SECONDS = 600.0
@@ -31,15 +31,16 @@ def run_on_host(
     target = native()
     with tempfile.TemporaryDirectory(prefix="netship-") as scratch:
         program = Path(scratch) / "host"
-        compile_program(
-            [project / f"{name}.c", project / f"{name}_weights.c", _SOURCE],
+        run_zig(
+            "cc",
             program,
-            target,
+            *("-target", target.linker, "-O2"),
             *("-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Werror"),
-            # Cortex-M's FPU has it, so that the same sums are rounded alike.
+            # Cortex-M's FPU has fused multiply-add, so sums must be rounded in the same way here.
             *(["-mfma"] if "fma" in target.features else []),
             "-lm",
             *definitions(name, interface),
+            *(project / f"{name}.c", project / f"{name}_weights.c", _SOURCE),
         )
         try:
             result = subprocess.run(

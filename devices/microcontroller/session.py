@@ -1,4 +1,4 @@
-"""A C project on the microcontroller board that it was built for, under QEMU."""
+"""A C project on the microcontroller board that it was built for, emulated by QEMU."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Figures:
-    """What an inference takes of the board: bytes, and instructions as counted by QEMU.
+    """The resources that an inference needs: bytes, and instructions as counted by QEMU.
 
     Attributes:
-        ram_bytes: arena (with the input in it), output, static data and stack at its highest.
+        ram_bytes: arena (which holds the input), output, static data and the most stack.
         flash_bytes: code, tables and weights of the network.
-        max_error: largest difference from the same C compiled for this machine, over every input run: in
-            steps of an int8 output, or as it is of a float32 one.
-        parts: by step; counted in a run of its own, whose counting costs under 1 %.
+        max_error: largest difference from the same C compiled for this machine, for every input that was
+            run: in steps of an int8 output, or the values' difference of a float32 one.
+        parts: by step; counted in a separate run, where the counting takes less than 1 %.
     """
 
     board: str
@@ -119,7 +119,7 @@ def open_firmware(
 
 
 class FirmwareSession:
-    """A `Session` whose board is a program of QEMU's that starts, answers and ends.
+    """A `Session` for which every run starts the emulated board anew.
 
     Attributes:
         image: the linked program.
@@ -153,7 +153,7 @@ class FirmwareSession:
         return [from_output(run.outputs[0], self._bundle)]
 
     def time(self, tensor: NDArray[np.float32], repeat: int) -> list[float]:
-        """Raises: UserError always: the emulator's times say nothing of the board."""
+        """Raises: UserError always, as the emulator's times say nothing of the board."""
         raise UserError(
             "--repeat: an emulated microcontroller has no times; leave it out, instructions are counted"
         )
@@ -163,15 +163,15 @@ class FirmwareSession:
         return []
 
     def figures(self) -> Figures:
-        """Memory and instructions of the first input that was run, by step and part; and how far all that
-        was run is from the same C on this machine.
+        """Memory and instructions of the first input that was run, by step and part; and the largest difference
+        between all outputs and those of the same C on this machine.
 
         Raises:
-            ValueError: nothing was run.
+            ValueError: no input was run.
             UserError: a tool failed.
         """
         if not self._runs:
-            raise ValueError("figures of what was not run")
+            raise ValueError("no input was run")
         manifest, interface = self._bundle.manifest, self._interface
         inputs, plain = self._runs[0]
         everything = np.concatenate([each for each, _ in self._runs])

@@ -1,4 +1,4 @@
-/* Given to the compiler before a generated network: where its time goes, step by step and part by part. */
+/* Included before the generated network: counts its instructions by step and part. */
 #include <stdint.h>
 void trace_mark(int32_t kind);
 void trace_step(int32_t step);

@@ -1,7 +1,7 @@
-"""A bundle on an emulated board: the boards' own server under QEMU's user mode, in a Debian system of theirs.
+"""A bundle on an emulated board: the kit's server under QEMU's user mode, with a Debian system of that architecture.
 
-Numbers are those of the board; times are the emulator's and say nothing of it. The kernel, the caches, the clock and
-the sizes of memory are this machine's.
+Results are the same as on the board. Times are the emulator's and say nothing of the board; kernel, caches, clock and
+memory sizes are this machine's.
 """
 
 from __future__ import annotations
@@ -12,45 +12,47 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import NamedTuple, cast
 
 from bundle.store import Bundle
 from devices.board.programs import Machine, native_server
-from devices.sessions.rpc import boards_of, open_served
+from devices.sessions.rpc import open_served
 from devices.sessions.session import Origin, Session
 from devices.sysroot import ARCHITECTURES, prepare
+from devices.transport.link import Address
 from devices.transport.server import Server, start_native
+from devices.transport.tracker import boards_of
 from targets.errors import UserError
 
-# More make the emulated process hang at its exit.
+# With more, the emulated process hangs at its exit.
 _THREADS = 1
 _START_SECONDS = 60.0
 _CALL_SECONDS = 600.0
-_KNOWN_EVERY_SECONDS = 0.1
-# Variables of this machine that the emulated dynamic linker would obey.
-_NOT_FOR_THE_BOARD = ("LD_PRELOAD", "LD_LIBRARY_PATH")
+_LOOK_SECONDS = 0.1
+# The emulated dynamic linker would obey these variables of this machine.
+_REMOVED_VARIABLES = ("LD_PRELOAD", "LD_LIBRARY_PATH")
 
 
 class Board(NamedTuple):
-    """An emulated board: ``program`` is the command that starts its server.
+    """An emulated board.
 
     Attributes:
-        cpu: QEMU's name of it.
+        cpu: its name in QEMU.
+        program: the command that starts its server.
     """
 
     cpu: str
     program: tuple[str, ...]
 
 
-def board(
+def prepare_board(
     machine: str, cpu: str, on_progress: Callable[[str], None] = lambda stage: None
 ) -> Board:
-    """Make an emulated board ready; the first time its system is fetched and its server built.
+    """Prepare an emulated board; the first time its system is fetched and its server is built.
 
     Args:
         machine: aarch64 or arm.
-        cpu: a name of QEMU's (``qemu-aarch64 -cpu help``).
+        cpu: one that QEMU knows (``qemu-aarch64 -cpu help``).
 
     Raises:
         UserError: no QEMU, QEMU does not know the CPU, the system cannot be fetched, the server not built.
@@ -59,22 +61,18 @@ def board(
     check_cpu(qemu, cpu)
     root = prepare(on_progress, machine)
     server = native_server(cast(Machine, machine), on_progress)
-    return Board(cpu, (*_emulator(qemu, cpu, root), str(server)))
-
-
-def _emulator(qemu: str, cpu: str, root: Path) -> list[str]:
-    unset = [word for name in _NOT_FOR_THE_BOARD for word in ("-U", name)]
-    return [qemu, "-cpu", cpu, "-L", str(root), *unset]
+    unset = [word for name in _REMOVED_VARIABLES for word in ("-U", name)]
+    return Board(cpu, (qemu, "-cpu", cpu, "-L", str(root), *unset, str(server)))
 
 
 @contextmanager
 def serve_boards(
     emulated: Board, count: int, key: str, tracker_port: int
 ) -> Iterator[list[Server]]:
-    """Servers of ``count`` emulated boards, which a tracker on 127.0.0.1 knows under ``key``, for as long as the context.
+    """Servers of ``count`` emulated boards, registered under ``key`` at a tracker on 127.0.0.1; they end with the context.
 
     Raises:
-        UserError: one did not start, or the tracker does not get to know them.
+        UserError: one did not start, or did not reach the tracker.
     """
     options = ["--threads", str(_THREADS), "--tracker", f"127.0.0.1:{tracker_port}"]
     with ExitStack() as stack:
@@ -84,18 +82,18 @@ def serve_boards(
             stack.callback(server.close)
             servers.append(server)
         end = time.monotonic() + _START_SECONDS
-        while not _all_known(tracker_port, key, count):
+        while not _all_registered(tracker_port, key, count):
             if time.monotonic() > end:
                 raise UserError(
                     f"the emulated boards did not reach the tracker within {_START_SECONDS:g} s; try again"
                 )
-            time.sleep(_KNOWN_EVERY_SECONDS)
+            time.sleep(_LOOK_SECONDS)
         yield servers
 
 
-def _all_known(port: int, key: str, count: int) -> bool:
+def _all_registered(port: int, key: str, count: int) -> bool:
     try:
-        return boards_of("127.0.0.1", port, key).boards >= count
+        return boards_of(Address("127.0.0.1", port, key)).boards >= count
     except UserError:  # none yet
         return False
 
@@ -108,11 +106,11 @@ def open_emulated(
     """Load a bundle on an emulated board, on one thread.
 
     Args:
-        cpu: a name of QEMU's (``qemu-aarch64 -cpu help``); the target's where None.
+        cpu: a CPU that QEMU knows (``qemu-aarch64 -cpu help``); the target's where None.
         on_progress: called with each stage.
 
     Raises:
-        UserError: as `board`; a bundle for another machine, or model.so needs an instruction
+        UserError: as `prepare_board`; a bundle for another machine, or model.so needs an instruction
             the CPU lacks.
     """
     target = bundle.manifest.target
@@ -121,7 +119,9 @@ def open_emulated(
             f"{bundle.path}: model.so is for {target.machine}, emulated boards are aarch64 or arm; "
             "build with --target arm-cortex-a72 or leave --board out"
         )
-    emulated = board(target.machine, cpu or target.qemu_cpu or "max", on_progress)
+    emulated = prepare_board(
+        target.machine, cpu or target.qemu_cpu or "max", on_progress
+    )
     on_progress(f"starting an emulated {emulated.cpu}")
     return open_served(
         bundle,
@@ -154,7 +154,7 @@ def check_cpu(qemu: str, cpu: str) -> None:
     """Refuse a CPU that QEMU does not know.
 
     Raises:
-        UserError: with the ones that it knows.
+        UserError: it does not know the CPU; the message lists those that it knows.
     """
     shown = subprocess.run(
         [qemu, "-cpu", "help"], capture_output=True, text=True, check=False

@@ -1,8 +1,7 @@
-"""A bundle's network on TVM's graph executor, whatever device that is on."""
+"""A bundle's network on TVM's graph executor, on this machine or a board."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -35,7 +34,7 @@ class Node(NamedTuple):
 
 
 class Graph(NamedTuple):
-    """What a library says of itself: its inputs without parameters, its kernels in order, its outputs."""
+    """A library's own description: its inputs without parameters, its kernels in order, its outputs."""
 
     inputs: tuple[Node, ...]
     kernels: tuple[Node, ...]
@@ -43,7 +42,7 @@ class Graph(NamedTuple):
 
 
 class Caller(Protocol):
-    """Runs an action that talks to the device, and turns the device's failures into `UserError`."""
+    """Runs an action that uses the device, and turns the device's failures into `UserError`."""
 
     def __call__(self, action: Callable[[], T]) -> T: ...
 
@@ -72,8 +71,7 @@ def parse_graph(text: str) -> Graph:
 def check_graph(graph: Graph, bundle: Bundle) -> None:
     """Compare the library's own inputs and outputs with the manifest's.
 
-    The executor copies bytes without looking at shapes, so this is where a manifest that
-    lies about them is caught.
+    The executor copies bytes without checking shapes, so a manifest with wrong ones must be refused here.
 
     Raises:
         UserError: another number, name, shape or dtype.
@@ -97,7 +95,7 @@ def _expect(
     bundle: Bundle,
     what: str,
     actual: list[tuple[str, tuple[int, ...], str]],
-    stated: list[tuple[str, tuple[int, ...], str]],
+    expected: list[tuple[str, tuple[int, ...], str]],
 ) -> None:
     def words(tensors: Iterable[tuple[str, tuple[int, ...], str]]) -> str:
         each = [
@@ -106,10 +104,10 @@ def _expect(
         ]
         return " and ".join(text.strip() for text in each) or "none"
 
-    if actual != stated:
+    if actual != expected:
         raise UserError(
             f"{bundle.path}: model.so has {what} {words(actual)}, the manifest says "
-            f"{words(stated)}; build the bundle again"
+            f"{words(expected)}; build the bundle again"
         )
 
 
@@ -119,12 +117,12 @@ class GraphSession:
     Args:
         library: the TVM module of model.so, local or remote.
         device: the TVM device it runs on, local or remote.
-        call: wraps everything that talks to the device.
-        on_close: what to end once the executor is gone.
-        remote: times come from the device's own clock, through TVM's evaluator, which makes
-            one inference first that it does not count; on this machine each inference is
-            timed by itself, so that it can alternate fairly with another runtime's.
-        state: asks for the board's state.
+        call: wraps everything that uses the device.
+        on_close: closes the connection to the device.
+        remote: times come from the device's own clock, through TVM's evaluator, which first
+            runs one inference that it does not count; on this machine each inference is
+            timed separately, so that it can alternate with another runtime's.
+        state: asks the board for its state.
 
     Raises:
         UserError: the library's inputs or outputs are not the manifest's.
@@ -197,8 +195,8 @@ class GraphSession:
     def profile(self, tensor: NDArray[np.float32]) -> list[OperatorTime]:
         """Each kernel's median time inside whole inferences, in order of execution.
 
-        Empty where the runtime has no debug executor, and on an emulated board, whose
-        operators do not share the time as the real board's do.
+        Empty where the runtime has no debug executor, and on an emulated board, where operators
+        take other shares of the time than on the real one.
         """
         if self.origin is Origin.EMULATED:
             return []
@@ -229,12 +227,9 @@ class GraphSession:
         """End the session; the second time does nothing."""
         if self._executor is None:
             return
-        try:
-            with contextlib.suppress(UserError):
-                self._call(self._drop)
-        finally:
-            self._drop()
-            self._on_close()
+        # First the connection: a call that another thread waits for ends with it.
+        self._on_close()
+        self._executor = self._library = self._device = None
 
     def _create(self, function: str, *arguments: str) -> Any:
         """An executor made by one of the library's functions."""
@@ -242,9 +237,6 @@ class GraphSession:
         if not self._remote:
             huge_pages.use_for_parameters(executor)
         return executor
-
-    def _drop(self) -> None:
-        self._executor = self._library = self._device = None
 
     def _set_input(self, executor: Any, tensor: NDArray[np.float32]) -> None:
         if tensor.shape != self._input.shape:

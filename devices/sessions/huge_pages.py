@@ -1,7 +1,7 @@
-"""Huge pages under an executor's parameters.
+"""Huge pages for the parameters of an executor.
 
-Weights are read from end to end once an inference. 14 MB of them in 4 KB pages are 3,600 pages, more than
-a CPU's TLB has entries for; in huge pages they are 7.
+An inference reads all weights once. 14 MB of them take 3,600 pages of 4 KB, more than the entries of a CPU's
+TLB; in huge pages they take 7.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from typing import Any
 
 import numpy as np
 
-# The second level's page on x86-64, and on aarch64 with pages of 4 KB; elsewhere the kernel refuses.
+# A page of the second level on x86-64, and on aarch64 with pages of 4 KB; elsewhere the kernel refuses it.
 HUGE_PAGE_BYTES = 2 << 20
-# Linux, include/uapi/asm-generic/mman-common.h. The first takes effect where pages are touched for the
-# first time, and lets the second move those that are in use, at once (Linux 6.1).
+# Linux, include/uapi/asm-generic/mman-common.h. The first applies to pages that are touched for the first
+# time later, and allows the second, which moves pages in use at once (Linux 6.1).
 _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25
 
 
 def use_for_parameters(executor: Any) -> None:
-    """Move the parameters of a graph executor in this process into huge pages, as far as Linux does it."""
+    """Move the parameters of a graph executor in this process into huge pages, where Linux allows it."""
     arrays = [executor["get_input"](i) for i in range(executor["get_num_inputs"]())]
     use_for((_address(array), _bytes(array)) for array in arrays)
 
 
 def use_for(spans: Iterable[tuple[int, int]]) -> None:
-    """Ask for huge pages under spans of memory, each an address and its bytes.
+    """Ask for huge pages for spans of memory, each an address and a number of bytes.
 
-    The C library maps arrays of some size one beside another, which Linux joins: a huge page holds
-    several. Where a whole one is not mapped alike, or there are none, nothing changes.
+    The C library maps large arrays next to each other, and Linux joins the mappings, so that a huge page can
+    hold several arrays. Nothing changes where Linux has no huge pages or a page is not mapped as a whole.
     """
     if sys.platform != "linux":
         return

@@ -10,7 +10,7 @@ from bundle.store import Bundle
 from devices.sessions.graph import GraphSession
 from devices.sessions.session import Origin, Session
 from targets import engine
-from targets.errors import UserError
+from targets.errors import UserError, last_line
 from targets.presets import this_cpu
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ def open_local(bundle: Bundle, threads: int | None = None) -> Session:
         library = tvm.runtime.load_module(str(bundle.library))
     except tvm.TVMError as error:
         raise UserError(
-            f"{bundle.library}: cannot be loaded: {last_line(error)}; build it for this machine"
+            f"{bundle.library}: cannot be loaded: {last_line(str(error))}; build it for this machine"
         ) from None
     return GraphSession(
         bundle,
@@ -67,12 +67,6 @@ def check_runs_here(bundle: Bundle) -> None:
 
 def _emulate(target: TargetIdentity) -> str:
     return "try --board emulated" if target.qemu_cpu else ""
-
-
-def last_line(error: Exception) -> str:
-    """The line of a TVM error that says what happened; the ones before are its C++ stack."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[-1].strip()
 
 
 def _directly(action: Callable[[], T]) -> T:

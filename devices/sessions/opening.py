@@ -1,4 +1,4 @@
-"""Where a build's format decides what runs it."""
+"""Opens a session for a build, by its format: bundle, standalone library or C source."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-/* A standalone library behind two pipes; devices/sessions/runner.py is at their other end.
+/* Runs a standalone library for devices/sessions/runner.py, over two pipes.
 
    Two ways to build it:
      with -DSTATIC_NAME=NAME it includes NAME.h, is linked to libNAME.a and takes no arguments;
      without, `runner /path/to/libNAME.so NAME` loads that library.
 
-   It speaks first, one answer, and then gives one answer to each request:
+   It first sends one answer, then one to each request:
      request   u32 command, u32 bytes, that many bytes
      answer    u32 status, u32 bytes, that many bytes (status 1: words that say what failed)
    Numbers are little-endian. It ends when its standard input does, even in mid-inference. */
@@ -24,12 +24,12 @@
 #include <time.h>
 #include <unistd.h>
 
-/* As class Command of devices/sessions/runner.py. */
+/* The same numbers as class Command of devices/sessions/runner.py. */
 enum { CREATE = 1, INPUT, RUN, TIME, SELF_TEST, MEMORY, QUIT };
 enum { ANSWERED, FAILED };
 enum { LONGEST_TEXT = 512, LONGEST_BATCH = 64, ALIGNMENT = 64, MARGIN = 4096, BAD_REQUEST = 2 };
 static const uint64_t LARGEST_TENSOR = UINT64_C(1) << 29;
-/* A signalling NaN: no arithmetic gives one. */
+/* A signalling NaN, which no arithmetic gives. */
 static const uint32_t UNWRITTEN = 0x7fa0beef;
 
 #define JOIN_(a, b) a##b
@@ -119,7 +119,7 @@ static void fail_with(const char *function, int code)
     fail("%s_%s gave error %d (%s)", model_name, function, code, text ? text : "it has no text");
 }
 
-/* What devices/sessions/runner.py never sends. */
+/* For requests that devices/sessions/runner.py never sends. */
 static void bad_request(const char *what)
 {
     fprintf(stderr, "runner: %s\n", what);
@@ -226,7 +226,7 @@ static void create(const unsigned char *payload)
         fail_with("create", model.last_error());
 }
 
-/* The words in [first, end) of the output and its margin that still are as `run` filled them. */
+/* The number of words in [first, end) of the output and its margin that are still as `run` filled them. */
 static size_t count_unwritten(size_t first, size_t end)
 {
     size_t unwritten = 0;
@@ -353,7 +353,7 @@ int main(int count, char **arguments)
     (void)count;
     struct rlimit none = {0, 0};
     setrlimit(RLIMIT_CORE, &none);
-    /* Whatever a library prints must not come between the answers. */
+    /* What a library prints must not get between the answers. */
     answers = dup(STDOUT_FILENO);
     pthread_t watcher;
     if (answers < 0 || dup2(STDERR_FILENO, STDOUT_FILENO) < 0 ||

@@ -1,4 +1,4 @@
-"""A standalone library in a process of its own: runner.c, and what is said to it over two pipes."""
+"""A standalone library in a process of its own, which runs runner.c and is controlled over two pipes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from bundle.store import Bundle
-from targets.errors import UserError
-from targets.toolchain import zig
+from targets.errors import UserError, last_line
+from targets.toolchain import run_zig
 
 SOURCE = Path(__file__).with_name("runner.c")
 _END_SECONDS = 10.0
@@ -25,9 +25,9 @@ _LONGEST_ANSWER = 1 << 30
 
 
 class Command(IntEnum):
-    """What the runner is told; the numbers are runner.c's."""
+    """The requests to the runner; runner.c has the same numbers."""
 
-    LOAD = 0  # what it does unasked, at its start
+    LOAD = 0  # done at its start, without a request
     CREATE = 1
     INPUT = 2
     RUN = 3
@@ -48,9 +48,9 @@ class Runner:
     """A runner process with a library. Close it; it also ends when this process does, however that ends.
 
     Args:
-        command: starts it, the emulator before it if need be.
-        bundle: whose library it has, for messages.
-        cpu: what it runs on, for messages.
+        command: starts the process, in an emulator where the library is for another architecture.
+        bundle: that the library belongs to, for messages.
+        cpu: that the process runs on, for messages.
         timeout: seconds for one answer.
 
     Attributes:
@@ -73,7 +73,7 @@ class Runner:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            # Ctrl-C in a terminal reaches this process alone, which then ends the runner in order.
+            # Ctrl-C in a terminal reaches only this process, which then ends the runner in order.
             start_new_session=True,
         )
         assert self._process.stdin and self._process.stdout
@@ -83,11 +83,11 @@ class Runner:
         self.greeting = self._exchange(Command.LOAD, b"")
 
     def ask(self, command: Command, payload: bytes = b"") -> bytes:
-        """Its answer to one request.
+        """The answer to one request.
 
         Raises:
-            UserError: the library gave an error, crashed, was killed, or took too long; after
-                all but the first the runner is gone.
+            UserError: the library gave an error, crashed, was killed, or took too long. The runner
+                has ended in all of these cases but the first.
         """
         if self._closed:
             raise UserError(
@@ -151,14 +151,15 @@ class Runner:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_SECONDS)
         code = self._process.poll()
-        said = self._last_line()
+        self._log.seek(0)
+        said = last_line(self._log.read().decode(errors="replace"), otherwise="")
         self._end()
         target = self._bundle.manifest.target.name
         if code is None:
             self._refuse(f"its process fell silent at {command.name}")
         if code >= 0:
             self._refuse(
-                f"ended its process at {command.name} (exit code {code}{said})"
+                f"ended its process at {command.name} (exit code {code}{said and ': '}{said})"
             )
         name = signal.Signals(-code).name
         if name == "SIGILL":
@@ -175,11 +176,6 @@ class Runner:
 
     def _refuse(self, what: str, advice: str = _AGAIN) -> NoReturn:
         raise UserError(f"{self._bundle.library}: {what}; {advice}")
-
-    def _last_line(self) -> str:
-        self._log.seek(0)
-        lines = self._log.read().decode(errors="replace").strip().splitlines()
-        return f": {lines[-1].strip()}" if lines else ""
 
     def _end(self) -> None:
         self._closed = True
@@ -200,23 +196,13 @@ def compile_runner(folder: Path, triple: str, options: Sequence[str]) -> Path:
     """Compile runner.c into ``folder``; zig's cache makes all but the first time quick.
 
     Args:
-        triple: what zig compiles for.
-        options: more of the compiler's, libraries too.
+        triple: the target, as zig names it.
+        options: more compiler options, and libraries.
 
     Raises:
-        UserError: a library does not fit; the linker's last words are quoted.
+        UserError: as `targets.toolchain.run_zig`; a library does not fit.
     """
     output = folder / "runner"
-    compiler = [zig(), "cc", "-target", triple]
-    result = subprocess.run(
-        [*compiler, "-std=c99", "-O2", "-s", "-o", str(output), str(SOURCE), *options],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    if result.returncode:
-        said = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
-        wrong = next((line for line in said if "error:" in line), said[-1])
-        raise UserError(f"{SOURCE.name} for {triple}: {wrong.strip()}; build it again")
+    common = ("-target", triple, "-std=c99", "-O2", "-s")
+    run_zig("cc", output, *common, SOURCE, *options, advice="build it again")
     return output

@@ -1,4 +1,4 @@
-"""What a device is to everything above it: load a bundle, run it, time it, close it."""
+"""The interface of a device with a bundle loaded: run it, time it, profile it, close it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from devices.board.board_state import BoardState
 
 
 class Origin(StrEnum):
-    """Where a figure comes from; figures of different origins are never put in a ratio."""
+    """Where a figure comes from. Figures of different origins are never compared in a ratio."""
 
     HOST = "measured on host"
     BOARD = "measured on board"
@@ -40,11 +40,11 @@ class Session(Protocol):
         ...
 
     def time(self, tensor: NDArray[np.float32], repeat: int) -> list[float]:
-        """Seconds of each of ``repeat`` inferences, by the device's own clock, transfers left out."""
+        """Seconds of each of ``repeat`` inferences by the device's own clock, without transfers."""
         ...
 
     def profile(self, tensor: NDArray[np.float32]) -> list[OperatorTime]:
-        """Time by fused operator; empty where the device cannot tell."""
+        """Time of each fused operator; empty where the device cannot measure it."""
         ...
 
     def board(self) -> BoardState | None:

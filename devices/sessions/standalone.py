@@ -25,12 +25,12 @@ _CALL_SECONDS = 60.0
 _EMULATED_CALL_SECONDS = 600.0
 # LONGEST_BATCH of runner.c
 _BATCH = 64
-# Static, so that an emulated board needs no system.
+# Static, so that an emulated board needs no C library.
 _STATIC = {"aarch64": "aarch64-linux-musl", "arm": "arm-linux-musleabihf"}
 
 
 class Memory(NamedTuple):
-    """Bytes resident in the library's process (an emulated one's: with the emulator's)."""
+    """Bytes resident in the library's process; on an emulated board the emulator's are included."""
 
     now: int
     peak: int
@@ -69,7 +69,7 @@ def open_standalone_emulated(
     The first time zig builds a C library for that architecture, which takes about a minute.
 
     Args:
-        cpu: a name of QEMU's (``qemu-aarch64 -cpu help``); the target's where None.
+        cpu: a CPU that QEMU knows (``qemu-aarch64 -cpu help``); the target's where None.
         on_progress: called with each stage.
 
     Raises:
@@ -119,7 +119,7 @@ class StandaloneSession:
     """A `Session` over a library in a runner; `open_standalone` and `open_standalone_emulated` make one.
 
     Attributes:
-        version: the library's own words: model, target, build.
+        version: as the library says it: model, target, build.
         workspace_bytes: memory that one model takes for activations.
 
     Raises:
@@ -171,12 +171,12 @@ class StandaloneSession:
         """Have the library check its weights and its golden data.
 
         Raises:
-            UserError: one is wrong, in the library's words.
+            UserError: one is wrong; the library says which.
         """
         self._runner.ask(Command.SELF_TEST)
 
     def memory(self) -> Memory:
-        """Of the process that holds the library and nothing else of size."""
+        """Memory of the process, which holds little else than the library."""
         return Memory(*struct.unpack("<QQ", self._runner.ask(Command.MEMORY)))
 
     def close(self) -> None:
@@ -202,6 +202,6 @@ class StandaloneSession:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # What went wrong first is what the user must see.
+        # An error while closing must not replace the first one.
         with contextlib.suppress(*([UserError] if error else [])):
             self.close()

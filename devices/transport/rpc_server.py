@@ -1,11 +1,11 @@
 """A script: TVM's stock RPC server on 127.0.0.1, for as long as its standard input stays open.
 
-It runs under any Python that has tvm, the emulated one too, and imports nothing of this
-project. Its argument is a folder for the files it is sent. The first line of standard input
-is the key a client has to give, so that nobody else on the machine can use the server; the
-port is the first line of standard output. When standard input ends, as it does however its
-parent ends, the server, the processes it started and the folder are removed. If a process
-that serves a client dies of a signal, the script exits with 128 + signal.
+It runs under any Python that has tvm and imports nothing of this project. Its argument is a
+folder for the files that clients send. The first line of standard input is the key that a
+client has to give, so that nobody else on the machine can use the server; the first line of
+standard output is "listening on HOST:PORT". When standard input ends, which also happens when
+the parent is killed, the server ends its processes, removes the folder and exits. If a signal
+ends a process that serves a client, the script exits with 128 + signal.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main() -> None:
     threading.excepthook = lambda died: end(_exit_code(str(died.exc_value)))
     port = _serve(_read_line())
     try:
-        print(port, flush=True)
+        print(f"listening on 127.0.0.1:{port}", flush=True)
         while os.read(0, 4096):
             pass
     finally:
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def _read_line() -> str:
-    # Not sys.stdin: a thread that waits in it holds its lock, and a forked child would hang on that.
+    # Not sys.stdin: a thread that waits for it holds its lock, and a forked child would hang on the lock.
     line = b""
     while not line.endswith(b"\n"):
         byte = os.read(0, 1)
@@ -55,7 +55,7 @@ def _serve(key: str) -> int:
             port = int(free.getsockname()[1])
         try:
             PopenRPCServerState("127.0.0.1", port, port + 1, key=key, silent=True)
-        except ValueError:  # somebody else took the port in between
+        except ValueError:  # another program took the port in the meantime
             continue
         return port
 
@@ -66,7 +66,7 @@ def _exit_code(message: str) -> int:
 
 
 def end(code: int) -> NoReturn:
-    """Leave nothing behind, and go without waiting for threads."""
+    """Remove everything, and exit without waiting for threads."""
     _ending.acquire()
     for child in multiprocessing.active_children():
         child.kill()

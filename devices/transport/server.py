@@ -1,4 +1,4 @@
-"""Starting a TVM RPC server of our own on this machine, and always ending it."""
+"""Starting TVM RPC servers on this machine, which always end with this process."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
-from targets.errors import UserError
+from targets.arguments import host_and_port
+from targets.errors import UserError, last_line
 
 SCRIPT = Path(__file__).with_name("rpc_server.py")
 _END_WITHIN = 10.0
@@ -28,7 +28,7 @@ class Server:
 
     Attributes:
         port: on 127.0.0.1.
-        key: what a client has to give; no other user of the machine knows it.
+        key: that a client has to give; no other user of the machine knows it.
     """
 
     def __init__(
@@ -47,15 +47,15 @@ class Server:
             stdout=subprocess.PIPE,
             stderr=self._log,
             env={**os.environ, **environment},
-            # Ctrl-C in a terminal reaches this process alone, which then ends the server in order.
+            # Ctrl-C in a terminal reaches only this process, which then ends the server in order.
             start_new_session=True,
         )
 
     def wait_until_ready(self, seconds: float) -> None:
-        """Give it the key and get its port.
+        """Send the key to the server, and read its port.
 
         Raises:
-            UserError: it ended, or said nothing in time.
+            UserError: the server ended, or printed nothing in time.
         """
         process = self._process
         assert process.stdin and process.stdout
@@ -67,13 +67,13 @@ class Server:
         if not line:
             raise UserError(
                 f"the RPC server did not start within {seconds:g} s: "
-                f"{_last_line(self._log)}; try again"
+                f"{last_line(self._said())}; try again"
             )
-        # A number, or "listening on HOST:PORT".
-        self.port = int(line.rpartition(b":")[2])
+        text = line.decode(errors="replace").strip()
+        _, self.port = host_and_port(text.removeprefix("listening on "))
 
-    def death(self, within: float = 2.0) -> str:
-        """Why the server, or its process for the last client, has ended or is about to; empty where it has not."""
+    def why_ended(self, within: float = 2.0) -> str:
+        """Why the server, or its process for the last client, has ended within so many seconds; empty where it has not."""
         deadline = time.monotonic() + within
         while (code := self._process.poll()) is None:
             if signalled := re.search(r"ended by (SIG\w+)", self._said()):
@@ -84,7 +84,7 @@ class Server:
         number = code - 128 if code > 128 else -code
         with contextlib.suppress(ValueError):
             return signal.Signals(number).name
-        return f"exit code {code}: {_last_line(self._log)}"
+        return f"exit code {code}: {last_line(self._said())}"
 
     def _said(self) -> str:
         self._log.seek(0)
@@ -99,7 +99,7 @@ class Server:
         assert process.stdin and process.stdout
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
-        # One that is not ready has started nothing, and would read that its input ended late.
+        # A server that is not ready has started no other process, and may notice the end of its input late.
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_END_WITHIN if self.port else 0)
         if process.poll() is None:
@@ -117,7 +117,7 @@ def start_server(
 
     Args:
         python: the command that is the interpreter.
-        environment: variables beside this process's own.
+        environment: variables in addition to this process's own.
         ready_within: seconds until it must listen.
 
     Raises:
@@ -141,9 +141,9 @@ def start_native(
     """Start the native server on a port of 127.0.0.1 that is free.
 
     Args:
-        program: the server's executable, the emulator before it if need be.
-        options: further options of the server's.
-        key: what a client has to give; a random one where None.
+        program: the command of the server, in an emulator where it is for another architecture.
+        options: further options of the server.
+        key: that a client has to give; a random one where None.
 
     Raises:
         UserError: as `start_server`.
@@ -168,9 +168,3 @@ def _started(server: Server, ready_within: float) -> Server:
 
 def this_python() -> list[str]:
     return [sys.executable]
-
-
-def _last_line(log: IO[bytes]) -> str:
-    log.seek(0)
-    lines = log.read().decode(errors="replace").strip().splitlines()
-    return lines[-1].strip() if lines else "it said nothing"

@@ -1,4 +1,4 @@
-"""A board's RPC server through the system's ssh: a tunnel to 127.0.0.1 there, and the server started if need be."""
+"""A board's RPC server through the system's ssh: a tunnel to the server, which is started where none runs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from typing import IO, NamedTuple, NoReturn, Self
+from typing import IO, NoReturn, Self
 
-from targets.errors import UserError
+from devices.transport.link import Address, Note
+from targets.errors import UserError, last_line
 
 SERVER_PORT = 9090
 _ALIVE_SECONDS = 5
@@ -23,19 +24,16 @@ _START_SECONDS = 20.0
 _END_SECONDS = 5.0
 
 _OPTIONS = (
-    # Nothing is asked: keys come from the agent or ~/.ssh.
+    # ssh asks nothing: keys come from its agent or ~/.ssh.
     *("-T", "-o", "BatchMode=yes"),
     *("-o", "ExitOnForwardFailure=yes"),
-    # A tunnel of our own that ends with us, not one of the user's shared connections.
+    # A tunnel that ends with this process, not one of the user's shared connections.
     *("-o", "ControlMaster=no", "-o", "ControlPath=none"),
     *("-o", f"ConnectTimeout={_CONNECT_SECONDS}"),
     *("-o", f"ServerAliveInterval={_ALIVE_SECONDS}", "-o", "ServerAliveCountMax=3"),
 )
 
-# Ends when its standard input does, as it does however this process ends.
-_WAIT = "echo ready; exec cat >/dev/null"
-
-# A running server is found by its listening socket (state 0A of /proc/net/tcp); its key is root's and its own.
+# A running server is found by its listening socket (state 0A of /proc/net/tcp); only root and the server can read its key.
 _SERVE = """\
 read key
 if grep -Eq ' (0100007F|00000000):{service:04X} 00000000:0000 0A ' /proc/net/tcp 2>/dev/null; then
@@ -52,51 +50,29 @@ echo started
 """
 
 
-class Served(NamedTuple):
-    """A server on a board and the way to it.
-
-    Attributes:
-        port: of 127.0.0.1 here, which leads there.
-        key: what a client has to give.
-        started: for this command; else it was running.
-    """
-
-    port: int
-    key: str
-    started: bool
-
-
-@contextlib.contextmanager
-def open_tunnel(destination: str, remote_port: int) -> Iterator[int]:
-    """A port of 127.0.0.1 here that leads to ``remote_port`` of 127.0.0.1 there, for as long as the context lasts.
-
-    Args:
-        destination: as ssh takes it: ``USER@HOST``, a name of ~/.ssh/config, ``ssh://USER@HOST:PORT``.
-
-    Raises:
-        UserError: no ssh, the host is unknown or its key changed, nobody answers, or it lets nobody in.
-    """
-    [port] = _free_ports(1)
-    with _Ssh(destination, [(port, remote_port)], _WAIT) as ssh:
-        if ssh.read_line(_CONNECT_SECONDS + _START_SECONDS) != "ready":
-            ssh.explain()
-        yield port
-
-
 @contextlib.contextmanager
 def open_server(
-    destination: str, key: str | None = None, port: int = SERVER_PORT
-) -> Iterator[Served]:
+    destination: str,
+    key: str | None = None,
+    port: int = SERVER_PORT,
+    on_note: Note = lambda line: None,
+) -> Iterator[Address]:
     """The RPC server of a board: the one that runs there, else the kit's in ~/netship for as long as the context lasts.
 
     Args:
+        destination: as ssh takes it: ``USER@HOST``, a name of ~/.ssh/config, ``ssh://USER@HOST:PORT``.
         key: the running server's; read from /etc/netship/key there where None.
         port: where a running one listens, on 127.0.0.1.
+        on_note: called with a line where the kit's server is started.
+
+    Returns:
+        the address here, which leads there through a tunnel.
 
     Raises:
-        UserError: as `open_tunnel`; there is neither a server nor a kit, or the server does not start.
+        UserError: no ssh, the host is unknown or its key changed, nobody answers, or it lets nobody in;
+            there is neither a server nor a kit, or the server does not start.
     """
-    # One that is free here is likely to be free there; if not, the command can be run again.
+    # A port that is free here is likely to be free there; if not, the command can be run again.
     running, own, there = _free_ports(3)
     new_key = secrets.token_hex(16)
     forwards = [(running, port), (own, there)]
@@ -105,11 +81,13 @@ def open_server(
         answer = ssh.read_line(_CONNECT_SECONDS + _START_SECONDS) or ""
         word, _, rest = answer.partition(" ")
         if word == "service" or (word == "locked" and key is not None):
-            yield Served(running, rest if key is None else key, False)
+            known = rest if key is None else key
+            yield Address("127.0.0.1", running, known, destination)
         elif word == "started":
             if not (ssh.read_line(_START_SECONDS) or "").startswith("listening"):
                 ssh.explain("netship/serve did not start there: ")
-            yield Served(own, new_key, True)
+            on_note(f"started ~/netship/serve on {destination} for this command")
+            yield Address("127.0.0.1", own, new_key, destination)
         elif word == "missing":
             machine = rest if rest in ("aarch64", "x86_64") else "arm"
             raise UserError(
@@ -127,10 +105,10 @@ def open_server(
 
 
 def run(destination: str, script: str, seconds: float = 20.0) -> str:
-    """What a shell script prints there.
+    """Run a shell script there; what it prints.
 
     Raises:
-        UserError: as `open_tunnel`, or the script fails.
+        UserError: as `open_server`, or the script fails.
     """
     with _Ssh(destination, [], f"{script}\necho; echo netship-end") as ssh:
         lines: list[str] = []
@@ -159,7 +137,7 @@ class _Ssh:
             for here, there in forwards
             for word in ("-L", f"127.0.0.1:{here}:127.0.0.1:{there}")
         ]
-        # Whatever the login shell is, a POSIX shell runs the script.
+        # A POSIX shell runs the script, whatever the login shell is.
         command = f"exec sh -c {shlex.quote(script)}"
         self._process = subprocess.Popen(
             [program, *_OPTIONS, *tunnels, "--", destination, command],
@@ -167,7 +145,7 @@ class _Ssh:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            # Ctrl-C in a terminal reaches this process alone, which then closes the tunnel in order.
+            # Ctrl-C in a terminal reaches only this process, which then closes the tunnel in order.
             start_new_session=True,
         )
         self._received = b""
@@ -198,7 +176,7 @@ class _Ssh:
         return self._process.poll() is not None
 
     def explain(self, before: str = "") -> NoReturn:
-        """Turn what ssh said into one line with what to do."""
+        """Raise what ssh printed as one line that says what to do."""
         ended = self.ended()
         self._log.seek(0)
         said = self._log.read().decode(errors="replace")
@@ -210,8 +188,7 @@ class _Ssh:
             raise UserError(
                 f"{where}: {before}ssh said nothing in time; try `ssh {where} true`"
             )
-        lines = [line.strip() for line in said.splitlines() if line.strip()]
-        last = lines[-1] if lines else f"ssh ended ({self._process.poll()})"
+        last = last_line(said, f"ssh ended ({self._process.poll()})")
         raise UserError(f"{where}: {before}{last}; try `ssh {where} true`")
 
     def close(self) -> None:
@@ -234,7 +211,7 @@ class _Ssh:
         self.close()
 
 
-# What ssh says (OpenSSH's ssh.c, sshconnect.c, sshconnect2.c), and what a user can do.
+# Messages of ssh (OpenSSH's ssh.c, sshconnect.c, sshconnect2.c), and what a user can do.
 _PROBLEMS = (
     (
         "Could not resolve hostname",

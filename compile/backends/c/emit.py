@@ -372,7 +372,7 @@ def _values(
 
 
 def _render(template: str, values: dict[str, Any]) -> str:
-    environment = templates.of_code(_HERE)
+    environment = templates.code_environment(_HERE)
     filters: dict[str, Callable[..., str]] = {
         "dims": lambda shape: "x".join(map(str, shape)),
         "number": "{:,}".format,

@@ -242,7 +242,7 @@ def _port(program: Program, layout: _Layout, index: int) -> dict[str, Any]:
 
 
 def _render(template: str, values: dict[str, Any]) -> str:
-    environment = templates.of_code(_HERE)
+    environment = templates.code_environment(_HERE)
     environment.filters |= {
         "c_float": lambda value: f"{float.hex(value)}f",
         "c_double": lambda value: float.hex(value),

@@ -1,5 +1,5 @@
-// The engine's wheel lacks this header, which tvm/runtime/metadata.h wants; nothing here uses what
-// it describes, so the few words that the compiler needs suffice.
+// The engine's wheel lacks this header, which tvm/runtime/metadata.h includes. Nothing here uses its
+// types, so these declarations are enough for the compiler.
 
 #pragma once
 
