@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -13,8 +14,7 @@ from targets.presets import Target
 
 tvm = engine.compiler()
 from tvm import auto_scheduler, relay
-from tvm.auto_scheduler.relay_integration import traverse_to_get_io_tensors
-from tvm.auto_scheduler.workload_registry import register_workload_tensors
+from tvm.relay.backend import te_compiler
 
 
 class Kernel(NamedTuple):
@@ -22,12 +22,32 @@ class Kernel(NamedTuple):
 
     Attributes:
         key: AutoScheduler's workload key. Kernels of one key may still differ: the key leaves padding out.
-        tensors: inputs and outputs of its computation.
     """
 
     key: str
     dag: Any
-    tensors: tuple[Any, ...]
+
+
+class _Listener(auto_scheduler.DispatchContext):  # type: ignore[misc]
+    """Notes what AutoScheduler is asked to schedule, and has no schedule for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kernels: list[Kernel] = []
+
+    def take(self) -> list[Kernel]:
+        """What was noted since the last call."""
+        taken, self._kernels = self._kernels, []
+        return taken
+
+    def query(
+        self, _target: Any, workload_key: str, has_sums: bool, dag: Any, _name: str
+    ) -> None:
+        if has_sums:
+            self._kernels.append(Kernel(workload_key, dag))
+
+    def update(self, _target: Any, _workload_key: str, _state: Any) -> None:
+        raise AssertionError("nothing was given a schedule")
 
 
 def kernels(module: Any, target: Any) -> list[Kernel]:
@@ -38,6 +58,7 @@ def kernels(module: Any, target: Any) -> list[Kernel]:
     Args:
         target: TVM's.
     """
+    found: list[Kernel] = []
     # As a build with records does, but for the weights' layouts, which depend on the schedules.
     with tvm.transform.PassContext(
         opt_level=3,
@@ -45,8 +66,22 @@ def kernels(module: Any, target: Any) -> list[Kernel]:
         disabled_pass={"AutoSchedulerLayoutRewrite"},
     ):
         optimised, _ = relay.optimize(module, target)
-        with target:
-            return list(filter(None, map(_kernel, _fused(optimised["main"]))))
+        compiler = te_compiler.get()
+        compiler.clear()
+        heard: dict[int, list[Kernel]] = {}
+        with target, _Listener() as listener:
+            for function in filter(_is_scheduled, _fused(optimised["main"])):
+                # Functions that are the same give one object, and AutoScheduler is asked once for all.
+                lowered = hash(compiler.lower(function, target))
+                heard.setdefault(lowered, listener.take())
+                found += heard[lowered]
+        compiler.clear()
+    return found
+
+
+def _is_scheduled(function: Any) -> bool:
+    """A fused pair of convolutions has code of its own."""
+    return all(call.op.name != conv2d_depthwise.OPERATOR for call in calls(function))
 
 
 def _fused(function: Any) -> Iterator[Any]:
@@ -59,18 +94,6 @@ def _fused(function: Any) -> Iterator[Any]:
 
     relay.analysis.post_order_visit(function, collect)
     return iter(found)
-
-
-def _kernel(function: Any) -> Kernel | None:
-    """None where it does not sum, and so has nothing to schedule, or has code of its own."""
-    if any(call.op.name == conv2d_depthwise.OPERATOR for call in calls(function)):
-        return None
-    lowered = tvm.get_global_func("relay.backend.LowerToTE")(function)
-    tensors, _, sums = traverse_to_get_io_tensors(list(lowered.outputs))
-    if not tensors or not sums:
-        return None
-    dag = auto_scheduler.ComputeDAG(tensors)
-    return Kernel(str(dag.workload_key()), dag, tuple(tensors))
 
 
 def tuning_tasks(
@@ -88,19 +111,15 @@ def tuning_tasks(
     tuned = module_passes.run(
         (*module_passes.FOLD, *module_passes.CHANNELS_LAST), module
     )
-    counts: dict[str, int] = {}
-    first: dict[str, Kernel] = {}
-    for kernel in kernels(tuned, tvm_target):
-        counts[kernel.key] = counts.get(kernel.key, 0) + 1
-        first.setdefault(kernel.key, kernel)
+    counts = Counter(kernel.key for kernel in kernels(tuned, tvm_target))
     rewriting = auto_scheduler.LayoutRewriteOption.get_target_default(tvm_target, True)
     tasks = [
         auto_scheduler.SearchTask(
-            workload_key=register_workload_tensors(key, list(kernel.tensors)),
+            workload_key=key,
             target=tvm_target,
             hardware_params=hardware,
             layout_rewrite_option=rewriting,
         )
-        for key, kernel in first.items()
+        for key in counts
     ]
     return tasks, list(counts.values())
