@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from urllib.parse import urlsplit
 
 from bundle.store import sha256_of
 from targets.errors import UserError, run_command
-from targets.files import alone, cache_folder
+from targets.files import cache_folder, made_once
 
 # Debian's names of the architectures, by the machine that Linux calls them.
 ARCHITECTURES = {"aarch64": "arm64", "arm": "armhf"}
@@ -120,28 +119,18 @@ def prepare(on_progress: Progress, machine: str = "aarch64") -> Path:
         UserError: no network, apt, dpkg or pip; a pinned version is gone; a file's hash
             is not the lock's.
     """
-    path = sysroot_path(machine)
-    if path.is_dir():
-        return path
-    cache = cache_folder()
+
+    def make(root: Path) -> None:
+        work = root.parent
+        for archive in _fetch_packages(work, on_progress, machine):
+            _run(["dpkg-deb", "-x", str(archive), str(root)])
+        wheels = _fetch_wheels(work, on_progress) if machine == "aarch64" else []
+        for wheel in wheels:
+            _unpack_wheel(wheel, site_packages(root))
+
     waiting = "waiting for another process that fetches a system"
-    with alone(cache / "sysroot.lock", lambda: on_progress(waiting)):
-        if path.is_dir():
-            return path
-        for abandoned in cache.glob(".sysroot-*"):
-            shutil.rmtree(abandoned)
-        with tempfile.TemporaryDirectory(prefix=".sysroot-", dir=cache) as work:
-            root = Path(work, "root")
-            root.mkdir()
-            for archive in _fetch_packages(Path(work), on_progress, machine):
-                _run(["dpkg-deb", "-x", str(archive), str(root)])
-            wheels = (
-                _fetch_wheels(Path(work), on_progress) if machine == "aarch64" else []
-            )
-            for wheel in wheels:
-                _unpack_wheel(wheel, site_packages(root))
-            root.rename(path)
-    return path
+    path = sysroot_path(machine)
+    return made_once(path, "sysroot", make, lambda: on_progress(waiting))
 
 
 def relock(on_progress: Progress, machine: str = "aarch64") -> None:
@@ -253,14 +242,32 @@ def _wheel_requirements() -> str:
 
 def _fetch_wheels(work: Path, on_progress: Progress) -> list[Path]:
     on_progress("fetching the engine's aarch64 wheels")
-    requirements, folder = work / "requirements.txt", work / "wheels"
+    requirements = work / "requirements.txt"
     requirements.write_text(_wheel_requirements())
+    return download_wheels(requirements, work / "wheels", _PLATFORMS)
+
+
+def download_wheels(
+    requirements: Path,
+    folder: Path,
+    platforms: Sequence[str],
+    abis: Sequence[str] = ("cp311",),
+) -> list[Path]:
+    """Wheels for the arm64 system's Python, fetched by pip into ``folder``.
+
+    Args:
+        requirements: with a hash of each wheel.
+
+    Raises:
+        UserError: no network or no pip; a pinned version is gone; a file's hash is another one.
+    """
     options = ["--require-hashes", "--no-deps", "--only-binary", ":all:", "--no-input"]
-    python = ["--python-version", "3.11", "--implementation", "cp", "--abi", "cp311"]
-    platforms = [word for name in _PLATFORMS for word in ("--platform", name)]
+    python = ["--python-version", "3.11", "--implementation", "cp"]
+    python += [word for name in abis for word in ("--abi", name)]
+    python += [word for name in platforms for word in ("--platform", name)]
     what = ["--requirement", str(requirements), "--dest", str(folder)]
     pip = [sys.executable, "-m", "pip", "download", "--quiet"]
-    _run([*pip, *options, *python, *platforms, *what])
+    _run([*pip, *options, *python, *what])
     return sorted(folder.iterdir())
 
 

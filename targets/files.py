@@ -6,6 +6,8 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -76,9 +78,9 @@ def cache_key(
     """A name of 24 hexadecimal digits for all that something kept was made of and by.
 
     Args:
-        options: told apart by their ``repr``, which must be the same in every process.
-        packages: Python packages, told apart by their versions.
-        files: told apart by name and content; of a folder all files in it but Python's byte code.
+        options: distinguished by their ``repr``, which must be the same in every process.
+        packages: Python packages, distinguished by their versions.
+        files: distinguished by name and content; of a folder all files in it but Python's byte code.
     """
     versions = [(name, version(name)) for name in packages]
     key = hashlib.sha256(repr((options, versions)).encode())
@@ -91,7 +93,7 @@ def cache_key(
 
 
 @contextlib.contextmanager
-def alone(lock: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+def file_lock(lock: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     """One process at a time behind the file ``lock``; ``on_wait`` is called first where another has it."""
     with lock.open("w") as file:
         try:
@@ -100,3 +102,28 @@ def alone(lock: Path, on_wait: Callable[[], None]) -> Iterator[None]:
             on_wait()
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def made_once(
+    path: Path, name: str, make: Callable[[Path], None], on_wait: Callable[[], None]
+) -> Path:
+    """The folder ``path``, made unless it is there: whole or not at all, by one process at a time.
+
+    Args:
+        name: of the lock and of half-made folders next to ``path``; those that a killed process left are removed.
+        make: fills the empty folder that it gets; the folder around it is for scratch files.
+        on_wait: called first where another process makes it.
+    """
+    if path.is_dir():
+        return path
+    with file_lock(path.with_name(f"{name}.lock"), on_wait):
+        if path.is_dir():
+            return path
+        for abandoned in path.parent.glob(f".{name}-*"):
+            shutil.rmtree(abandoned, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=path.parent) as work:
+            made = Path(work, "made")
+            made.mkdir()
+            make(made)
+            made.rename(path)
+    return path

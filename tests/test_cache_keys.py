@@ -26,7 +26,7 @@ from compile.backends.request import BuildRequest
 from meter import counting
 from records import lookup
 from targets import files
-from targets.files import cache_key
+from targets.files import cache_key, made_once
 from targets.presets import resolve
 from targets.progress import Progress
 from tuning import refine
@@ -299,3 +299,24 @@ def test_a_converted_model_is_made_again_when_what_makes_it_changed(
         change(monkeypatch, tmp_path)
         converted("cortex-a72")
     assert len(made) == 2
+
+
+def test_a_folder_is_made_once_and_whole(tmp_path: Path) -> None:
+    path, calls = tmp_path / "kept", []
+    (tmp_path / ".kept-killed").mkdir()
+
+    def make(folder: Path) -> None:
+        assert not (tmp_path / ".kept-killed").exists()
+        (folder / "part").touch()
+        (folder.parent / "scratch").touch()
+        calls.append(folder)
+        if len(calls) == 1:
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        made_once(path, "kept", make, lambda: None)
+    assert [each.name for each in tmp_path.iterdir()] == ["kept.lock"]
+    for _ in range(2):
+        assert made_once(path, "kept", make, lambda: None) == path
+    assert [each.name for each in path.iterdir()] == ["part"]
+    assert len(calls) == 2 and not calls[-1].parent.exists()

@@ -9,9 +9,7 @@ its C++ library) and is kept in the user's cache folder.
 from __future__ import annotations
 
 import hashlib
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -21,7 +19,7 @@ from typing import Literal
 
 from bundle.accuracy import TOLERANCE
 from targets.errors import UserError
-from targets.files import alone, cache_folder
+from targets.files import cache_folder, made_once
 from targets.toolchain import zig
 
 Machine = Literal["aarch64", "arm", "x86_64"]
@@ -85,23 +83,13 @@ def is_built(machine: Machine) -> bool:
 
 
 def _built(machine: Machine, on_progress: Progress) -> Path:
-    folder = _folder(machine)
-    if folder.is_dir():
-        return folder
     waiting = f"waiting for another process that builds for {machine}"
-    with alone(folder.parent / f"board-{machine}.lock", lambda: on_progress(waiting)):
-        if folder.is_dir():
-            return folder
-        for old in folder.parent.glob(f".board-{machine}-*"):
-            shutil.rmtree(old, ignore_errors=True)
-        with tempfile.TemporaryDirectory(
-            prefix=f".board-{machine}-", dir=folder.parent
-        ) as work:
-            done = Path(work, "done")
-            done.mkdir()
-            _build(machine, Path(work), done, on_progress)
-            done.rename(folder)
-    return folder
+    return made_once(
+        _folder(machine),
+        f"board-{machine}",
+        lambda done: _build(machine, done.parent, done, on_progress),
+        lambda: on_progress(waiting),
+    )
 
 
 def _folder(machine: Machine) -> Path:
