@@ -286,7 +286,7 @@ def _sums(
     if bias is not None:
         assert bias.value is not None
         scale = np.array(weights.quantisation.scale)
-        values = _real(bias)
+        values = real(bias)
         unit = source.scale * scale
         steps = np.rint(np.broadcast_to(values.ravel() / unit, (weights.shape[along],)))
         bias = replace(
@@ -305,7 +305,7 @@ def _sums(
     )
 
 
-def _real(tensor: Tensor) -> Array:
+def real(tensor: Tensor) -> Array:
     """The real numbers, float64, that a constant stands for."""
     assert tensor.value is not None
     values = tensor.value.astype(np.float64)
@@ -315,6 +315,12 @@ def _real(tensor: Tensor) -> Array:
     return values * _along(scale, tensor.quantisation.axis, values.ndim)
 
 
+def as_float(tensor: Tensor) -> Tensor:
+    """The tensor in float32; of a constant the real numbers."""
+    value = None if tensor.value is None else real(tensor).astype(np.float32)
+    return replace(tensor, dtype="float32", quantisation=None, value=value)
+
+
 def _with_real_constants(graph: Graph) -> Graph:
     """Operators that compute in float32 get their constants so."""
     made = []
@@ -322,12 +328,7 @@ def _with_real_constants(graph: Graph) -> Graph:
         if operator.outputs[0].quantisation is None:
             operator = operator.with_tensors(
                 {
-                    each.name: replace(
-                        each,
-                        dtype="float32",
-                        quantisation=None,
-                        value=_real(each).astype(np.float32),
-                    )
+                    each.name: as_float(each)
                     for each in operator.inputs
                     if each is not None and each.value is not None and each.quantisation
                 }
