@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.baselines import converters, emulated, qdq, runtimes
+from bench.baselines import converters, emulated, runtimes
+from bench.baselines.int8_graph import is_quantised
 from bench.baselines.runtimes import Baseline
 from bundle import accuracy
 from bundle.golden import seeded_inputs
@@ -116,7 +117,7 @@ def _case(model: Model) -> Case:
     )
     (tensor,) = seeded_inputs(model.input, preprocessing, 1)
     expected = Reference(model).run(tensor)[0]
-    quantised = qdq.is_quantised(model.proto)
+    quantised = is_quantised(model.proto)
     return Case(model, _sha256(model.proto), quantised, tensor, expected)
 
 

@@ -122,13 +122,12 @@ def prepare(on_progress: Progress, machine: str = "aarch64") -> Path:
 
     def fetch(root: Path) -> None:
         root.mkdir()
-        # On the cache's disk, as the temporary folder's may be small.
-        with tempfile.TemporaryDirectory(dir=root.parent) as work:
-            for archive in _fetch_packages(Path(work), on_progress, machine):
-                _run(["dpkg-deb", "-x", str(archive), str(root)])
-            if machine == "aarch64":
-                for wheel in _fetch_wheels(Path(work), on_progress):
-                    _unpack_wheel(wheel, site_packages(root))
+        work = root.parent
+        for archive in _fetch_packages(work, on_progress, machine):
+            _run(["dpkg-deb", "-x", str(archive), str(root)])
+        wheels = _fetch_wheels(work, on_progress) if machine == "aarch64" else []
+        for wheel in wheels:
+            _unpack_wheel(wheel, site_packages(root))
 
     waiting = "waiting for another process that fetches a system"
     return make_once(sysroot_path(machine), fetch, lambda: on_progress(waiting))
@@ -243,14 +242,32 @@ def _wheel_requirements() -> str:
 
 def _fetch_wheels(work: Path, on_progress: Progress) -> list[Path]:
     on_progress("fetching the engine's aarch64 wheels")
-    requirements, folder = work / "requirements.txt", work / "wheels"
+    requirements = work / "requirements.txt"
     requirements.write_text(_wheel_requirements())
+    return download_wheels(requirements, work / "wheels", _PLATFORMS)
+
+
+def download_wheels(
+    requirements: Path,
+    folder: Path,
+    platforms: Sequence[str],
+    abis: Sequence[str] = ("cp311",),
+) -> list[Path]:
+    """Wheels for the arm64 system's Python, fetched by pip into ``folder``.
+
+    Args:
+        requirements: with a hash of each wheel.
+
+    Raises:
+        UserError: no network or no pip; a pinned version is gone; a file's hash is another one.
+    """
     options = ["--require-hashes", "--no-deps", "--only-binary", ":all:", "--no-input"]
-    python = ["--python-version", "3.11", "--implementation", "cp", "--abi", "cp311"]
-    platforms = [word for name in _PLATFORMS for word in ("--platform", name)]
+    python = ["--python-version", "3.11", "--implementation", "cp"]
+    python += [word for name in abis for word in ("--abi", name)]
+    python += [word for name in platforms for word in ("--platform", name)]
     what = ["--requirement", str(requirements), "--dest", str(folder)]
     pip = [sys.executable, "-m", "pip", "download", "--quiet"]
-    _run([*pip, *options, *python, *platforms, *what])
+    _run([*pip, *options, *python, *what])
     return sorted(folder.iterdir())
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +15,10 @@ from meter.counting import (
     CountingError,
     count,
     find_qemu,
+    run,
 )
-from meter.cycles import Costs, traces
+from meter.counts import Counts, cost_of
+from meter.cycles import Costs
 from meter.memory import hierarchy
 from targets.presets import resolve
 from targets.toolchain import compile_once, run_zig
@@ -26,14 +27,6 @@ RUNNER = Path(__file__).with_name("runner.c")
 # Static: no libraries of the board's are needed, and a start takes a hundredth of a second.
 _LINK = ("-target", "aarch64-linux-musl", "-static", "-s")
 _SECONDS = 60.0
-
-
-class CandidateCost(NamedTuple):
-    """Estimated cost of one run with warm caches: data that is still in the first level costs nothing."""
-
-    instructions: int
-    core_cycles: float
-    memory_cycles: float
 
 
 class CandidateMeter:
@@ -52,8 +45,8 @@ class CandidateMeter:
         self._costs = Costs(cpu)
         self._runner = _runner_object()
 
-    def measure(self, kernel: Path, shapes: Sequence[tuple[int, ...]]) -> CandidateCost:
-        """Cost of one run on seeded float32 tensors, the last of them the output.
+    def measure(self, kernel: Path, shapes: Sequence[tuple[int, ...]]) -> Counts:
+        """Cost of one run on seeded float32 tensors, the last of them the output, with warm caches.
 
         Raises:
             CountingError: the kernel crashed, did not end, or needs what the CPU lacks.
@@ -76,17 +69,9 @@ class CandidateMeter:
             )
         return blocks
 
-    def cost(self, blocks: list[Block]) -> CandidateCost:
-        found = traces(blocks)
-        cycles = self._costs.of(found)
-        return CandidateCost(
-            sum(block.instructions * block.executions for block in blocks),
-            sum(
-                trace.executions * each
-                for trace, each in zip(found, cycles, strict=True)
-            ),
-            self._memory.cycles(blocks),
-        )
+    def cost(self, blocks: list[Block]) -> Counts:
+        """The cost of counted blocks; cycles not rounded."""
+        return cost_of(blocks, self._costs, self._memory)
 
     def run(
         self, kernel: Path, arrays: Sequence[NDArray[np.float32]]
@@ -99,13 +84,8 @@ class CandidateMeter:
         with tempfile.TemporaryDirectory(prefix="netship-meter-") as scratch:
             program, data = self._link(kernel, Path(scratch)), Path(scratch, "data")
             data.write_bytes(b"".join(array.tobytes() for array in arrays[:-1]))
-            command = [find_qemu(), "-cpu", self._cpu, str(program), "0", str(data)]
-            result = subprocess.run(
-                [*command, *_words([array.shape for array in arrays])],
-                capture_output=True,
-                timeout=_SECONDS,
-                check=False,
-            )
+            words = [str(program), "0", str(data), *_words([x.shape for x in arrays])]
+            result = run([find_qemu(), "-cpu", self._cpu, *words], {}, _SECONDS)
             if result.returncode:
                 raise CountingError(f"{kernel}: exit code {result.returncode}")
             output = data.read_bytes()[-arrays[-1].nbytes :]

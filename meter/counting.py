@@ -133,23 +133,47 @@ def count(
         if caches:
             words += ",caches=" + "/".join(f"{c.sets}:{c.ways}" for c in caches)
         where = ["-L", str(root)] if root else []
-        try:
-            result = subprocess.run(
-                [qemu, *_SAME_PLACE, "-cpu", cpu, *where, "-plugin", words, *command],
-                env=dict(environment or {}),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=seconds,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise CountingError(f"no end within {seconds:g} s under QEMU") from None
+        result = run(
+            [qemu, *_SAME_PLACE, "-cpu", cpu, *where, "-plugin", words, *command],
+            environment or {},
+            seconds,
+        )
         if result.returncode:
             said = result.stderr.strip() or result.stdout
             raise CountingError(_failure(cpu, result.returncode, said))
         return read_blocks(output), result.stdout
+
+
+def run(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    seconds: float | None = None,
+    folder: Path | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """A program's end under QEMU, with what it printed.
+
+    Args:
+        environment: the program's whole environment.
+        seconds: time limit.
+        folder: where it runs.
+
+    Raises:
+        CountingError: it took too long.
+    """
+    try:
+        return subprocess.run(
+            command,
+            env=dict(environment),
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise CountingError(f"no end within {seconds:g} s under QEMU") from None
 
 
 class CountingError(UserError):

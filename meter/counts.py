@@ -99,15 +99,23 @@ def cost(blocks: Iterable[Block], cpu: str) -> Counts:
     Raises:
         UserError: no model of the CPU.
     """
-    blocks = list(blocks)
-    found = cycles.traces(blocks)
     with closing(cycles.Costs(cpu)) as costs:
-        each = costs.of(found)
-    core = sum(t.executions * c for t, c in zip(found, each, strict=True))
+        found = cost_of(list(blocks), costs, memory.hierarchy(cpu))
+    return Counts(
+        found.instructions, round(found.core_cycles), round(found.memory_cycles)
+    )
+
+
+def cost_of(
+    blocks: list[Block], costs: cycles.Costs, hierarchy: memory.Hierarchy
+) -> Counts:
+    """As `cost`, by models that are there already; cycles not rounded."""
+    found = cycles.traces(blocks)
+    each = costs.of(found)
     return Counts(
         sum(block.instructions * block.executions for block in blocks),
-        round(core),
-        round(memory.hierarchy(cpu).cycles(blocks)),
+        sum(t.executions * c for t, c in zip(found, each, strict=True)),
+        hierarchy.cycles(blocks),
     )
 
 

@@ -94,9 +94,9 @@ def cache_key(
     """A name of 24 hexadecimal digits for all that something kept was made of and by.
 
     Args:
-        options: told apart by their ``repr``, which must be the same in every process.
-        packages: Python packages, told apart by their versions.
-        files: told apart by name and content; of a folder all files in it but Python's byte code.
+        options: distinguished by their ``repr``, which must be the same in every process.
+        packages: Python packages, distinguished by their versions.
+        files: distinguished by name and content; of a folder all files in it but Python's byte code.
     """
     versions = [(name, version(name)) for name in packages]
     key = hashlib.sha256(repr((options, versions)).encode())

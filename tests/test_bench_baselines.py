@@ -59,9 +59,9 @@ def test_the_emulated_process_sees_the_board(
     (system / "usr").mkdir(parents=True)
     (system / "proc").mkdir()
     root = board_files.root(system, cpu, tmp_path / "boards")
-    told = (root / "proc" / "cpuinfo").read_text()
-    assert f"CPU part\t: {part}\n" in told
-    assert ("asimddp" in told.split()) is dot
+    cpuinfo = (root / "proc" / "cpuinfo").read_text()
+    assert f"CPU part\t: {part}\n" in cpuinfo
+    assert ("asimddp" in cpuinfo.split()) is dot
     assert (root / "usr").resolve() == system / "usr"
     folder = root / "sys/devices/system/cpu"
     assert (folder / "possible").read_text() == "0\n"
@@ -111,19 +111,25 @@ class _AnyNumber:
 
 
 @pytest.mark.parametrize(
-    ("operator", "attributes", "said"),
+    ("operator", "inputs", "attributes", "said"),
     [
-        ("HardSwish", {}, "'n' (HardSwish): the conversion to .tflite does not know"),
-        ("MaxPool", {"kernel_shape": [2, 2], "ceil_mode": 1}, "ceil_mode=1"),
-        ("AveragePool", {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}, "padding"),
+        (
+            "HardSwish",
+            1,
+            {},
+            "'n' (HardSwish): the conversion to .tflite does not know",
+        ),
+        ("MaxPool", 1, {"kernel_shape": [2, 2], "ceil_mode": 1}, "ceil_mode=1"),
+        ("AveragePool", 1, {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}, "padding"),
+        ("Conv", 2, {}, "weights that are computed"),
     ],
 )
 def test_what_the_tflite_conversion_does_not_know_names_the_node(
-    operator: str, attributes: dict[str, Any], said: str
+    operator: str, inputs: int, attributes: dict[str, Any], said: str
 ) -> None:
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
-        [helper.make_node(operator, ["image"], ["y"], "n", **attributes)],
+        [helper.make_node(operator, ["image"] * inputs, ["y"], "n", **attributes)],
         "tiny",
         [value("image", 1, [1, 3, 8, 8])],
         [value("y", 1, None)],

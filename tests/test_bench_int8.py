@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import integers
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from integer_operators import per_tensor, quantised_tensor
 from networks import quantised
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from bench.baselines import int8_forms, qdq
-from bench.baselines.qdq import Network, Range
+from bench.baselines import int8_forms, int8_graph
+from bench.baselines.int8_forms import layers
+from compile.ir import onnx_form
+from compile.ir.graph import Graph, Tensor, check
+from compile.ir.kinds import make
+from compile.passes.integers import absorb_constants
+from compile.passes.simplify import dense_as_convolution, fold_normalisation
 from targets.errors import UserError
 
 Array = NDArray[np.float32]
@@ -66,8 +74,8 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
 
 
 @pytest.fixture(scope="module")
-def network(graph: onnx.ModelProto) -> Network:
-    return qdq.take_apart(graph)
+def network(graph: onnx.ModelProto) -> Graph:
+    return int8_forms.read(graph)
 
 
 def answer(proto: onnx.ModelProto) -> Array:
@@ -88,19 +96,18 @@ def distance(one: Array, other: Array) -> float:
 
 
 def test_the_float_network_is_the_graphs_without_its_rounding(
-    graph: onnx.ModelProto, network: Network
+    graph: onnx.ModelProto, network: Graph
 ) -> None:
-    proto = qdq.with_relu(network, layers_too=True)
-    assert not qdq.is_quantised(proto) and qdq.is_quantised(graph)
+    proto = int8_forms.with_relu(network)
+    assert not int8_graph.is_quantised(proto) and int8_graph.is_quantised(graph)
     assert distance(answer(proto), answer(graph)) < 0.05
     # The quantiser leaves ReLUs out.
-    assert distance(answer(network.proto), answer(graph)) > 0.2
-    assert set(network.layers) == {
-        node.output[0]
-        for node in network.proto.graph.node
-        if node.op_type in ("Conv", "Gemm")
+    bare = int8_forms.with_relu(network, without=network.tensors)
+    assert distance(answer(bare), answer(graph)) > 0.2
+    assert {layer.weights for layer in layers(network)} == {
+        node.input[1] for node in bare.graph.node if node.op_type in ("Conv", "Gemm")
     }
-    for layer in network.layers.values():
+    for layer in layers(network):
         shape = (-1, *[1] * (layer.kernel.ndim - 1))
         integers = layer.kernel / layer.scales.reshape(shape)
         np.testing.assert_allclose(integers, np.rint(integers), atol=1e-3)
@@ -108,7 +115,7 @@ def test_the_float_network_is_the_graphs_without_its_rounding(
 
 
 def test_mnn_gets_every_layer_by_the_name_of_its_output(
-    graph: onnx.ModelProto, network: Network
+    graph: onnx.ModelProto, network: Graph
 ) -> None:
     proto, text = int8_forms.for_mnn(network)
     [algorithm] = json.loads(text)["algo"]
@@ -128,9 +135,11 @@ def test_mnn_gets_every_layer_by_the_name_of_its_output(
         assert inputs["name"] == nodes[name].input[0]
         assert -128 <= inputs["zero_point"] <= 127 and outputs["scales"][0] > 0
         assert len(weights["scales"]) == kernels[nodes[name].input[1]].dims[0]
+    kinds = [node.op_type for node in nodes.values()]
+    assert kinds[-3:] == ["Reshape", "Conv", "Flatten"]
     # A layer's ReLU is its range; the sum's is a Clip.
-    assert [node.op_type for node in nodes.values()].count("Clip") == 1
-    whole, _ = int8_forms.for_mnn(network._replace(layers={}))
+    assert kinds.count("Clip") == 1
+    whole = int8_forms.with_relu(dense_as_convolution(network))
     assert distance(answer(whole), answer(graph)) < 0.05
 
 
@@ -162,16 +171,17 @@ BinaryOp sum 2 1 c f g 0=0
 """
 
 
-def test_ncnn_gets_scales_and_keeps_int8_between_convolutions(network: Network) -> None:
+def test_ncnn_gets_scales_and_keeps_int8_between_convolutions(network: Graph) -> None:
     names = ("stem", "expand", "dw", "project")
-    layers = {
-        name: next(v for k, v in network.layers.items() if k.startswith(name))
+    of_output = {each.output.name: each for each in layers(network)}
+    found = {
+        name: next(v for k, v in of_output.items() if k.startswith(name))
         for name in names
     }
     bias = np.arange(16, dtype=np.float32)
     parts = [
         b"\0\0\0\0" + each.kernel.tobytes() + bias[: len(each.kernel)].tobytes()
-        for each in layers.values()
+        for each in found.values()
     ]
     param, binary = int8_forms.for_ncnn(network, NCNN, b"".join(parts))
     terms = {
@@ -184,18 +194,18 @@ def test_ncnn_gets_scales_and_keeps_int8_between_convolutions(network: Network) 
     at = 0
     for name, part in zip(names, parts, strict=True):
         assert binary.startswith(part, at)
-        channels = len(layers[name].kernel)
+        channels = len(found[name].kernel)
         count = channels + (2 if name in ("expand", "dw") else 1)
         scales = np.frombuffer(binary, np.float32, count, at + len(part))
         at += len(part) + scales.nbytes
-        np.testing.assert_allclose(scales[:channels] * layers[name].scales, 1, 1e-6)
+        np.testing.assert_allclose(scales[:channels] * found[name].scales, 1, 1e-6)
         np.testing.assert_allclose(
-            scales[channels] * layers[name].input.magnitude, 127, 1e-6
+            scales[channels] * int8_graph.magnitude(found[name].input), 127, 1e-6
         )
     assert at == len(binary)
 
 
-def test_ncnns_files_in_another_form_are_refused(network: Network) -> None:
+def test_ncnns_files_in_another_form_are_refused(network: Graph) -> None:
     with pytest.raises(UserError, match="weights are unknown"):
         int8_forms.for_ncnn(network, "7767517\n1 1\nInput image 0 1 image\n", b"1234")
     half = b"\x47\x6b\x30\x01" + bytes(4 * 216)
@@ -209,8 +219,10 @@ def test_quantisation_of_another_kind_is_refused(graph: onnx.ModelProto) -> None
     other.CopyFrom(graph)
     [zero] = [i for i in other.graph.initializer if i.name == "image_zero_point"]
     zero.CopyFrom(numpy_helper.from_array(np.array(3, np.uint16), zero.name))
+    # The first opset with uint16.
+    other.opset_import[0].version = 21
     with pytest.raises(UserError, match="otherwise than in int8 or uint8"):
-        qdq.take_apart(other)
+        int8_forms.read(other)
 
 
 @pytest.mark.parametrize(
@@ -220,16 +232,52 @@ def test_quantisation_of_another_kind_is_refused(graph: onnx.ModelProto) -> None
 def test_a_range_is_what_its_integers_stand_for(
     zero: int, high: float, magnitude: float, relu: bool
 ) -> None:
-    found = Range(0.01, zero)
-    assert found.high == pytest.approx(high)
-    assert found.magnitude == pytest.approx(magnitude)
-    assert found.is_relu is relu
+    found = quantised_tensor("x", (1,), per_tensor(0.01, zero))
+    assert int8_graph.high(found) == pytest.approx(high)
+    assert int8_graph.magnitude(found) == pytest.approx(magnitude)
+    assert int8_graph.is_relu(found) is relu
 
 
 def test_uint8_is_int8_shifted() -> None:
-    node = helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["y"])
-    arrays: dict[str, NDArray[Any]] = {
-        "scale": np.array(0.5, np.float32),
-        "zero": np.array(3, np.uint8),
-    }
-    assert qdq.activation_range(node, arrays) == Range(0.5, -125)
+    scale = Tensor("scale", (), value=np.array(0.5, np.float32))
+    zero = Tensor("zero", (), "uint8", value=np.array(3, np.uint8))
+    inputs = [Tensor("x", (1,)), scale, zero]
+    node = make("QuantizeLinear", "", inputs, [Tensor("y", (1,), "uint8")])
+    stored = int8_graph.stored(node)
+    assert stored.dtype == "int8" and stored.quantisation == per_tensor(0.5, -125)
+
+
+def test_what_moves_values_stays_int8(tmp_path: Path) -> None:
+    g = integers.Graph(3, 12)
+    x = g.convolution("stem", "image", 3, 8, clip=False)
+    x = g.node("MaxPool", "largest", [x], kernel_shape=[2, 2], strides=[2, 2])
+    x = g.node("Concat", "both", [x, x], axis=1)
+    g.classifier(x, 16, 4)
+    proto = integers.quantised(g.finish((1, 4)), tmp_path, unsigned=True)
+    graph = absorb_constants(onnx_form.read_as_written(proto))
+    inside = int8_graph.int8_activations(graph)
+    check(inside)
+    kinds = ["Conv", "MaxPool", "Concat", "GlobalAveragePool", "Flatten", "Gemm"]
+    assert [each.kind for each in inside.operators] == [
+        *("QuantizeLinear", *kinds, "DequantizeLinear")
+    ]
+    assert {each.output.dtype for each in inside.operators[:-1]} == {"int8"}
+    ports = (*inside.inputs, *inside.outputs)
+    assert [(each.name, each.dtype) for each in ports] == [
+        *(("image", "float32"), ("scores", "float32"))
+    ]
+    throughout = int8_graph.int8_activations(graph, float_ports=False)
+    check(throughout)
+    assert [each.kind for each in throughout.operators] == kinds
+
+
+def test_a_normalisation_behind_computed_weights_stays() -> None:
+    x, weights = Tensor("x", (1, 3, 4, 4)), Tensor("weights", (8, 3, 1, 1))
+    y, z = (Tensor(name, (1, 8, 4, 4)) for name in "yz")
+    ones = [Tensor(f"{i}", (8,), value=np.ones(8, np.float32)) for i in range(4)]
+    operators = (
+        make("Conv", "", [x, weights], [y]),
+        make("BatchNormalization", "", [y, *ones], [z]),
+    )
+    graph = Graph((x, weights), (z,), operators)
+    assert fold_normalisation(graph).operators == operators

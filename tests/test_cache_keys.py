@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib.metadata
 import json
 import subprocess
@@ -284,3 +285,18 @@ def test_a_converted_model_is_made_again_when_what_makes_it_changed(
         change(monkeypatch, tmp_path)
         converted("cortex-a72")
     assert len(made) == 2
+
+
+def test_a_converted_models_key_has_what_conversions_import_of_the_compiler() -> None:
+    assert all(source.exists() for source in runtimes.SOURCES)
+    places = [
+        ROOT.joinpath(*node.module.split("."), name.name)
+        for path in (ROOT / "bench" / "baselines").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module
+        for name in node.names
+        if node.module.split(".")[0] == "compile"
+    ]
+    assert ROOT / "compile" / "ir" / "onnx_form" in places
+    for place in places:
+        assert any(place.is_relative_to(source) for source in runtimes.SOURCES)

@@ -262,7 +262,15 @@ def test_a_model_file_s_name_reaches_no_interpreter(tmp_path: Path) -> None:
         cwd=output,
         check=True,
     )
-    command = [str(zig_path()), "cc", "-Wall", "-Werror", "example.c", "-I.", "libsmall.a"]
+    command = [
+        str(zig_path()),
+        "cc",
+        "-Wall",
+        "-Werror",
+        "example.c",
+        "-I.",
+        "libsmall.a",
+    ]
     subprocess.run(
         [*command, "-lm", "-o", tmp_path / "example"], cwd=output, check=True
     )

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.util
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from bench.baselines import int8_forms, qdq, tflite
+from bench.baselines import int8_forms, tflite
 from bench.baselines.emulated import Emulated
+from bench.baselines.int8_graph import is_quantised
 from bench.baselines.runtimes import SOURCES, Baseline, Progress, pnnx
 from targets.errors import UserError
-from targets.files import cache_folder, cache_key
+from targets.files import cache_folder, cache_key, make_once
 
 if TYPE_CHECKING:
     import onnx
@@ -37,36 +36,31 @@ def convert(
     )
     name, converter = _CONVERTERS[runtime.package]
     path = cache_folder() / "baseline-models" / f"{runtime.package}-{key}"
-    if not path.is_dir():
+    path.parent.mkdir(exist_ok=True)
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
         on_progress(f"converting for {runtime.title}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".model-", dir=path.parent) as work:
-            folder = Path(work, "made")
-            folder.mkdir()
-            converter(machine, folder, model)
-            with contextlib.suppress(FileExistsError, OSError):
-                folder.rename(path)
-    return path / name
+        converter(machine, folder, model)
+
+    waiting = "waiting for another process that converts a network"
+    return make_once(path, make, lambda: on_progress(waiting)) / name
 
 
 Converter = Callable[[Emulated, Path, "onnx.ModelProto"], None]
 
 
-def _to_onnxruntime(_machine: Emulated, folder: Path, model: onnx.ModelProto) -> None:
-    _write(model, folder)
-
-
 def _to_openvino(_machine: Emulated, folder: Path, model: onnx.ModelProto) -> None:
-    quantised = qdq.is_quantised(model)
-    _write(int8_forms.for_openvino(model) if quantised else model, folder)
+    model = int8_forms.for_openvino(model) if is_quantised(model) else model
+    _write(model, folder)
 
 
 def _to_mnn(machine: Emulated, folder: Path, model: onnx.ModelProto) -> None:
     # Its command line installs packages without asking; the extension module does not.
     call = "import _tools, sys; _tools.mnnconvert(['mnnconvert', *sys.argv[1:]])"
     files = ["--modelFile", "model.onnx", "--MNNModel", "model.mnn"]
-    if qdq.is_quantised(model):
-        model, parameters = int8_forms.for_mnn(qdq.take_apart(model))
+    if is_quantised(model):
+        model, parameters = int8_forms.for_mnn(int8_forms.read(model))
         (folder / "int8.json").write_text(parameters)
         files += ["--compressionParamsFile", "int8.json"]
     _write(model, folder)
@@ -76,8 +70,10 @@ def _to_mnn(machine: Emulated, folder: Path, model: onnx.ModelProto) -> None:
 
 
 def _to_ncnn(machine: Emulated, folder: Path, model: onnx.ModelProto) -> None:
-    network = qdq.take_apart(model) if qdq.is_quantised(model) else None
-    _write(qdq.with_relu(network, layers_too=True) if network else model, folder)
+    network = int8_forms.read(model) if is_quantised(model) else None
+    if network:
+        model = int8_forms.with_relu(network)
+    _write(model, folder)
     dimensions = model.graph.input[0].type.tensor_type.shape.dim
     shape = ",".join(str(d.dim_value) for d in dimensions)
     program = str(pnnx(machine.site))
@@ -87,9 +83,8 @@ def _to_ncnn(machine: Emulated, folder: Path, model: onnx.ModelProto) -> None:
     for path in (param, weights):
         _must_exist(path, said)
     if network:
-        text, data = int8_forms.for_ncnn(
-            network, param.read_text(), weights.read_bytes()
-        )
+        given = param.read_text(), weights.read_bytes()
+        text, data = int8_forms.for_ncnn(network, *given)
         param.write_text(text)
         weights.write_bytes(data)
 
@@ -103,7 +98,7 @@ _CONVERTERS: dict[str, tuple[str, Converter]] = {
     "ai-edge-litert": ("model.tflite", _to_tflite),
     "mnn": ("model.mnn", _to_mnn),
     "ncnn": ("model.ncnn", _to_ncnn),
-    "onnxruntime": ("model.onnx", _to_onnxruntime),
+    "onnxruntime": ("model.onnx", lambda _, folder, model: _write(model, folder)),
     "openvino": ("model.onnx", _to_openvino),
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +10,7 @@ from bench.baselines import runtimes
 from bench.baselines.runtimes import Baseline, Progress
 from devices import sysroot
 from devices.sessions.emulated import check_cpu, find_qemu
-from meter import board_files
+from meter import board_files, counting
 from meter.counts import Command
 from targets.errors import UserError
 from targets.files import cache_folder
@@ -51,19 +50,8 @@ class Emulated(NamedTuple):
             UserError: it failed or took too long.
         """
         words = [self.qemu, "-cpu", self.cpu, "-L", str(command.root)]
-        try:
-            done = subprocess.run(
-                [*words, *command.arguments],
-                env=command.environment,
-                cwd=folder,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=_TIMEOUT_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise UserError(f"no end after {_TIMEOUT_SECONDS:.0f} s") from None
+        words += command.arguments
+        done = counting.run(words, command.environment, _TIMEOUT_SECONDS, folder)
         if done.returncode:
             said = (done.stderr or done.stdout).strip().splitlines()
             raise UserError(said[-1] if said else f"exit code {done.returncode}")
@@ -99,12 +87,7 @@ def inference(
     Raises:
         UserError: the marks cannot be compiled.
     """
-    files = [str(path.resolve()) for path in (model, tensor, output, _marks())]
+    options = ("-target", "aarch64-linux-gnu.2.28", "-O2", "-shared", "-fPIC")
+    marks = compile_once(_MARK, "baseline-marks.so", *options)
+    files = [str(path.resolve()) for path in (model, tensor, output, marks)]
     return machine.command([str(_RUN), runtime.name, *files])
-
-
-def _marks() -> Path:
-    """The library with the marks' two functions, for aarch64, compiled once and kept."""
-    target = ("-target", "aarch64-linux-gnu.2.28")
-    options = (*target, "-O2", "-shared", "-fPIC")
-    return compile_once(_MARK, "baseline-marks.so", *options)

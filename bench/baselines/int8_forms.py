@@ -7,84 +7,135 @@ that a ReLU's output has seven bits there.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from bench.baselines import qdq
-from bench.baselines.qdq import HIGHEST, LOWEST, Layer, Network, Range
+from bench.baselines.int8_graph import (
+    HIGHEST,
+    LOWEST,
+    high,
+    int8_activations,
+    is_relu,
+    magnitude,
+    stored,
+)
+from compile.ir import onnx_form
+from compile.ir.graph import Graph, Operator, Quantisation, Tensor
+from compile.ir.kinds import make
+from compile.ir.operators import Convolution, Quantise
+from compile.passes.integers import absorb_constants
+from compile.passes.simplify import dense_as_convolution
 from targets.errors import UserError
 
 if TYPE_CHECKING:
     import onnx
 
+Array = NDArray[np.float32]
 
-def for_mnn(network: Network) -> tuple[onnx.ModelProto, str]:
+# Operators whose values can lie outside the range of a QuantizeLinear after them.
+_UNBOUNDED = frozenset(["Conv", "Gemm", "Add", "BatchNormalization"])
+
+
+def read(proto: onnx.ModelProto) -> Graph:
+    """The network of a QDQ graph with int8 activations; a ReLU that only a range implies is missing: see `with_relu`.
+
+    Raises:
+        UserError: an activation that is neither int8 nor uint8 with one scale, or weights with a zero point.
+    """
+    graph = absorb_constants(onnx_form.read_as_written(proto))
+    return int8_activations(graph, float_ports=False)
+
+
+def with_relu(graph: Graph, without: Collection[str] = ()) -> onnx.ModelProto:
+    """The float32 network with the ReLUs that only ranges imply, as Clip to the range.
+
+    Args:
+        without: names of outputs that get none, such as those of int8 layers, which cannot be negative anyway.
+    """
+    made: list[Operator] = []
+    for operator in graph.operators:
+        output = operator.outputs[0]
+        implied = operator.kind in _UNBOUNDED and is_relu(output)
+        if implied and output.name not in without:
+            unbounded = Tensor(f"{output.name}/unbounded", output.shape)
+            operator = replace(operator, outputs=(unbounded,))
+            made += [operator, _clip(unbounded, output, high(output))]
+        else:
+            made.append(operator)
+    graph = graph.with_operators(made)
+    quantised = (each for each in graph.tensors.values() if each.quantisation)
+    floats = {each.name: each.as_float() for each in quantised}
+    return onnx_form.write(graph.with_tensors(floats))
+
+
+def _clip(source: Tensor, output: Tensor, highest: float) -> Operator:
+    bounds = [
+        Tensor(f"{output.name}/{end}", (), value=np.array(value, np.float32))
+        for end, value in (("low", 0), ("high", highest))
+    ]
+    return make("Clip", "", [source, *bounds], [output])
+
+
+class Layer(NamedTuple):
+    """A convolution or fully connected layer with int8 input and weights.
+
+    Attributes:
+        weights: their name.
+        kernel: float32, output channels first.
+        scales: of the kernel, float32, one for each output channel; its zero point is 0.
+    """
+
+    input: Tensor
+    output: Tensor
+    weights: str
+    kernel: Array
+    scales: Array
+
+
+def layers(graph: Graph) -> list[Layer]:
+    found = []
+    for each in dense_as_convolution(graph).operators:
+        weights = each.inputs[1] if isinstance(each, Convolution) else None
+        if weights and weights.quantisation and each.input.quantisation:
+            scale = np.array(weights.quantisation.scale, np.float32)
+            scales = np.broadcast_to(scale, weights.shape[:1])
+            kernel = weights.real.astype(np.float32)
+            found.append(Layer(each.input, each.output, weights.name, kernel, scales))
+    return found
+
+
+def for_mnn(graph: Graph) -> tuple[onnx.ModelProto, str]:
     """The float network, and its layers' ranges and scales as JSON for ``mnnconvert --compressionParamsFile``.
 
+    Fully connected layers become convolutions: MNN 3.6 cannot load its own int8 Gemm.
     The format: tools/converter/source/compression/MNN_compression.proto in MNN's sources.
     """
-    proto, dense = _dense_as_convolution(qdq.with_relu(network, layers_too=False))
-    layers = []
-    for node in proto.graph.node:
-        name = node.output[0]
-        layer = network.layers.get(dense.get(name, name))
-        if node.op_type == "Conv" and layer is not None and layer.output is not None:
-            kernel = {"name": node.input[1], "scales": layer.scales.tolist()}
-            limits = {"clamp_min": -HIGHEST, "clamp_max": HIGHEST}
-            layers.append(
-                {
-                    "input": [_mnn_activation(node.input[0], layer.input)],
-                    "output": [_mnn_activation(name, layer.output)],
-                    "weight": [kernel | limits],
-                }
-            )
-    algorithm = {"type": "QUANTIZE", "quant_params": {"layer": layers}}
-    return proto, json.dumps({"version": "0.0.0", "algo": [algorithm]})
-
-
-def _mnn_activation(name: str, found: Range) -> dict[str, Any]:
-    limits = {"clamp_min": LOWEST, "clamp_max": HIGHEST}
-    return {"name": name, "scales": [found.scale], "zero_point": found.zero} | limits
-
-
-def _dense_as_convolution(
-    proto: onnx.ModelProto,
-) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """Gemm as 1×1 convolutions: MNN 3.6 cannot load its own int8 Gemm; → the Gemm's output, by the convolution's."""
-    import onnx
-    from onnx import helper, numpy_helper
-
-    made = onnx.ModelProto()
-    made.CopyFrom(proto)
-    graph = made.graph
-    constants = {each.name: each for each in proto.graph.initializer}
-    dense: dict[str, str] = {}
-    del graph.node[:]
-    for node in proto.graph.node:
-        if node.op_type != "Gemm":
-            graph.node.add().CopyFrom(node)
-            continue
-        kernel = qdq.dense_kernel(node, numpy_helper.to_array(constants[node.input[1]]))
-        name, inputs = node.output[0], kernel.shape[1]
-        x, shape, weights, y = (
-            f"{name}/{part}" for part in ("image", "shape", "kernel", "convolved")
-        )
-        dense[y] = name
-        new = {
-            shape: np.array([1, inputs, 1, 1], np.int64),
-            weights: kernel.reshape(-1, inputs, 1, 1),
+    graph = dense_as_convolution(graph)
+    found = [each for each in layers(graph) if each.output.quantisation]
+    described = [
+        {
+            "input": [_mnn_activation(each.input)],
+            "output": [_mnn_activation(each.output)],
+            "weight": [_mnn_scales(each.weights, each.scales.tolist(), -HIGHEST)],
         }
-        graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in new.items())
-        graph.node.extend(
-            [
-                helper.make_node("Reshape", [node.input[0], shape], [x]),
-                helper.make_node("Conv", [x, weights, *node.input[2:]], [y]),
-                helper.make_node("Flatten", [y], [name]),
-            ]
-        )
-    return made, dense
+        for each in found
+    ]
+    algorithm = {"type": "QUANTIZE", "quant_params": {"layer": described}}
+    text = json.dumps({"version": "0.0.0", "algo": [algorithm]})
+    return with_relu(graph, [each.output.name for each in found]), text
+
+
+def _mnn_activation(tensor: Tensor) -> dict[str, Any]:
+    found = _mnn_scales(tensor.name, [tensor.scale], LOWEST)
+    return found | {"zero_point": tensor.zero}
+
+
+def _mnn_scales(name: str, scales: list[float], lowest: int) -> dict[str, Any]:
+    return {"name": name, "scales": scales, "clamp_min": lowest, "clamp_max": HIGHEST}
 
 
 class _Line(NamedTuple):
@@ -107,42 +158,39 @@ _NCNN_KEYS = {
 _NCNN_FLOAT32 = b"\0\0\0\0"
 
 
-def for_ncnn(network: Network, param: str, binary: bytes) -> tuple[str, bytes]:
-    """ncnn's conversion of ``qdq.with_relu(network)`` with int8 scales, as its ncnn2int8 writes them.
+def for_ncnn(graph: Graph, param: str, binary: bytes) -> tuple[str, bytes]:
+    """ncnn's conversion of ``with_relu(graph)`` with int8 scales, as its ncnn2int8 writes them.
 
     That tool is not in the wheel. Kernels stay float32 in the file: ncnn quantises them when it loads them.
 
     Raises:
         UserError: the conversion is not of the expected form.
     """
-    layers = {layer.kernel.tobytes(): layer for layer in network.layers.values()}
+    int8 = {each.kernel.tobytes(): each for each in layers(graph)}
     lines = list(_ncnn_lines(param, binary))
-    found = {i: layers[x.kernel] for i, x in enumerate(lines) if x.kernel in layers}
     texts, parts = param.splitlines()[:2], list[bytes]()
-    for index, line in enumerate(lines):
+    for line in lines:
         texts.append(line.text)
         parts.append(line.data)
-        if index not in found:
+        if line.kernel not in int8:
             continue
+        layer = int8[line.kernel]
         term = 1 if line.kind == "ConvolutionDepthWise" else 2
-        scales = np.float32(1) / found[index].scales
-        parts += [scales.astype(np.float32).tobytes(), _ncnn_scale(found[index])]
+        parts += [(1 / layer.scales).tobytes(), _ncnn_scale(layer)]
         users = list(_ncnn_users(lines, line.outputs[0]))
-        int8 = [i for i in users if i in found and _is_ncnn_convolution(lines[i])]
-        if _is_ncnn_convolution(line) and users and int8 == users:
+        if users and all(
+            each.kind.startswith("Convolution") and each.kernel in int8
+            for each in (line, *users)
+        ):
             # All its readers take int8, so its output is int8 too.
             term += 100
-            parts.append(_ncnn_scale(found[users[0]]))
+            parts.append(_ncnn_scale(int8[users[0].kernel]))
         texts[-1] += f" 8={term}"
     return "\n".join([*texts, ""]), b"".join(parts)
 
 
-def _is_ncnn_convolution(line: _Line) -> bool:
-    return line.kind in ("Convolution", "ConvolutionDepthWise")
-
-
 def _ncnn_scale(layer: Layer) -> bytes:
-    return np.float32(HIGHEST / layer.input.magnitude).tobytes()
+    return np.float32(HIGHEST / magnitude(layer.input)).tobytes()
 
 
 def _ncnn_lines(param: str, binary: bytes) -> Iterator[_Line]:
@@ -167,16 +215,14 @@ def _ncnn_lines(param: str, binary: bytes) -> Iterator[_Line]:
         raise UserError("no int8: its conversion has a layer whose weights are unknown")
 
 
-def _ncnn_users(lines: list[_Line], blob: str) -> Iterator[int]:
+def _ncnn_users(lines: list[_Line], blob: str) -> Iterator[_Line]:
     """The layers that read a blob, also through Split."""
-    for index, line in enumerate(lines):
-        if blob not in line.inputs:
-            continue
-        if line.kind == "Split":
+    for line in lines:
+        if blob in line.inputs and line.kind == "Split":
             for output in line.outputs:
                 yield from _ncnn_users(lines, output)
-        else:
-            yield index
+        elif blob in line.inputs:
+            yield line
 
 
 def for_openvino(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -185,47 +231,21 @@ def for_openvino(proto: onnx.ModelProto) -> onnx.ModelProto:
     OpenVINO's ARM plugin has int8 convolutions of one group whose input and output are of one type. It computes
     other quantised operators in float16, or refuses them on a core without it. Its depthwise convolutions are float.
     """
-    import onnx
-    from onnx import helper, numpy_helper
-
-    arrays = {i.name: numpy_helper.to_array(i) for i in proto.graph.initializer}
-    made = onnx.ModelProto()
-    made.CopyFrom(proto)
-    graph = made.graph
-    del graph.node[:], graph.value_info[:]
-    makers = {output: node for node in proto.graph.node for output in node.output}
-    for node in proto.graph.node:
-        quantiser = node
-        if node.op_type == "DequantizeLinear":
-            quantiser = makers.get(node.input[0], node)
-        if quantiser.op_type != "QuantizeLinear":
-            graph.node.add().CopyFrom(node)
-            continue
-        found = qdq.activation_range(quantiser, arrays)
-        maker = makers.get(quantiser.input[0])
-        bounded = found.is_relu and maker is not None and _is_convolution(maker)
-        used = found if bounded else Range(found.magnitude / HIGHEST, 0)
-        name = node.output[0]
-        source, scale, zero = node.input[0], f"{name}/scale", f"{name}/zero"
-        new = {scale: np.float32(used.scale), zero: np.int8(used.zero)}
-        if node is quantiser and found.is_relu and not bounded:
-            new |= {
-                f"{name}/low": np.float32(0),
-                f"{name}/high": np.float32(found.high),
-            }
-            limits = [source, f"{name}/low", f"{name}/high"]
-            source = f"{name}/bounded"
-            graph.node.append(helper.make_node("Clip", limits, [source]))
-        graph.node.append(
-            helper.make_node(node.op_type, [source, scale, zero], [name], node.name)
-        )
-        graph.initializer.extend(
-            numpy_helper.from_array(np.asarray(v), k) for k, v in new.items()
-        )
-    qdq.drop_unused(graph)
-    return made
-
-
-def _is_convolution(node: onnx.NodeProto) -> bool:
-    grouped = any(a.name == "group" and a.i > 1 for a in node.attribute)
-    return node.op_type == "Conv" and not grouped
+    graph = onnx_form.read_as_written(proto)
+    made: list[Operator] = []
+    typed: dict[str, Tensor] = {}
+    for operator in graph.operators:
+        if isinstance(operator, Quantise):
+            source, output = operator.input, stored(operator)
+            maker = graph.makers.get(source.name)
+            in_layer = isinstance(maker, Convolution) and maker.group == 1
+            if not (is_relu(output) and in_layer):
+                if is_relu(output):
+                    bounded = replace(source, name=f"{output.name}/bounded")
+                    made.append(_clip(source, bounded, high(output)))
+                    operator = replace(operator, inputs=(bounded,))
+                symmetric = Quantisation((magnitude(output) / HIGHEST,))
+                output = replace(output, quantisation=symmetric)
+            typed[output.name] = output
+        made.append(operator.with_tensors(typed))
+    return onnx_form.write(graph.with_operators(made))

@@ -11,6 +11,7 @@ import ctypes
 import importlib
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -93,10 +94,6 @@ def _ncnn(model: str, _tensor: Array, half: bool = False) -> Infer:
     return infer
 
 
-def _ncnn_default(model: str, tensor: Array) -> Infer:
-    return _ncnn(model, tensor, half=True)
-
-
 def _mnn(model: str, tensor: Array) -> Infer:
     nn, expr = (importlib.import_module(f"MNN.{name}") for name in ("nn", "expr"))
     manager = nn.create_runtime_manager(
@@ -130,7 +127,7 @@ _RUNTIMES: dict[str, Callable[[str, Array], Infer]] = {
     "litert": _litert,
     "mnn": _mnn,
     "ncnn": _ncnn,
-    "ncnn-default": _ncnn_default,
+    "ncnn-default": partial(_ncnn, half=True),
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
 }

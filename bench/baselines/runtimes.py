@@ -6,22 +6,28 @@ Pinned wheels (baselines-arm64.lock), fetched by pip and verified by SHA-256; no
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from devices.sysroot import download_wheels
 from meter import board_files
 from targets.errors import UserError
 from targets.files import cached_path, make_once
 
 LOCK = Path(__file__).with_name("baselines-arm64.lock")
-SOURCES = (Path(__file__).parent, Path(board_files.__file__))
-"""What a runtime's model and its run depend on in the project: this folder, and the description of boards."""
+_COMPILE = Path(__file__).parents[2] / "compile"
+_GRAPH = ("frontend/fold.py", "ir", "passes")
+SOURCES = (
+    Path(__file__).parent,
+    Path(board_files.__file__),
+    *(_COMPILE / each for each in _GRAPH),
+)
+"""What a runtime's model and its run depend on in the project: this folder, the description of boards, the operator graph."""
 # The wheels' glibc, newest first; the arm64 system has Debian 12's 2.36.
 _PLATFORMS = tuple(f"manylinux_2_{n}_aarch64" for n in (36, 35, 31, 28, 27, 24, 17))
+_ABIS = ("cp311", "abi3", "none")
 
 Progress = Callable[[str], None]
 
@@ -83,9 +89,11 @@ def _unpack(site: Path, on_progress: Progress) -> None:
     on_progress(
         f"fetching {len(_pins())} aarch64 wheels of other runtimes (about 140 MB)"
     )
-    wheels = site.with_name("wheels")
-    _download(wheels)
-    for wheel in sorted(wheels.iterdir()):
+    try:
+        wheels = download_wheels(LOCK, site.with_name("wheels"), _PLATFORMS, _ABIS)
+    except UserError as error:
+        raise UserError(f"{LOCK.name}: {error}") from None
+    for wheel in wheels:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(site)
     # zipfile drops the files' modes; QEMU needs this one.
@@ -95,24 +103,3 @@ def _unpack(site: Path, on_progress: Progress) -> None:
 def pnnx(site: Path) -> Path:
     """The program that converts ONNX for ncnn."""
     return site / "pnnx" / "pnnx"
-
-
-def _download(folder: Path) -> None:
-    options = ["--require-hashes", "--no-deps", "--only-binary", ":all:", "--no-input"]
-    python = ["--python-version", "3.11", "--implementation", "cp"]
-    for abi in ("cp311", "abi3", "none"):
-        python += ["--abi", abi]
-    for name in _PLATFORMS:
-        python += ["--platform", name]
-    what = ["--requirement", str(LOCK), "--dest", str(folder)]
-    pip = [sys.executable, "-m", "pip", "download", "--quiet"]
-    result = subprocess.run(
-        [*pip, *options, *python, *what], capture_output=True, text=True, check=False
-    )
-    if result.returncode:
-        lines = result.stderr.strip().splitlines() or ["pip said nothing"]
-        said = [line for line in lines if "ERROR" in line] or lines[-1:]
-        why = re.sub(r"^ERROR:\s*", "", said[0].strip())
-        raise UserError(
-            f"{LOCK.name}: {why}; check the network and the index that pip uses"
-        )

@@ -8,9 +8,8 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from compile.ir.graph import Tensor
 
 _SCHEMA_VERSION = 3
 _IDENTIFIER = b"TFL3"
@@ -25,35 +24,29 @@ class TfliteFile:
 
     def __init__(self, schema: ModuleType) -> None:
         self.schema = schema
-        self.tensors: list[Any] = []
+        self._tensors: list[Any] = []
         self._buffers: list[Any] = [schema.BufferT()]
         self._operators: list[Any] = []
         self._codes: list[int] = []
 
-    def tensor(self, name: str, shape: Sequence[int], dtype: int, buffer: int) -> int:
-        tensor = self.schema.TensorT()
-        tensor.name, tensor.shape = name.encode(), list(shape)
-        tensor.type, tensor.buffer = dtype, buffer
-        self.tensors.append(tensor)
-        return len(self.tensors) - 1
-
-    def constant(self, name: str, value: Array) -> int:
-        """A tensor of float32, int8 or int32 values."""
-        types = self.schema.TensorType
-        dtype = {"int8": types.INT8, "int32": types.INT32}.get(
-            value.dtype.name, types.FLOAT32
-        )
-        buffer = self.schema.BufferT()
-        buffer.data = np.frombuffer(np.ascontiguousarray(value).tobytes(), np.uint8)
-        self._buffers.append(buffer)
-        return self.tensor(name, value.shape, dtype, len(self._buffers) - 1)
-
-    def quantise(self, index: int, scale: Array, zero: Array, axis: int = 0) -> None:
-        """Say what a tensor's integers stand for: (value - zero) * scale."""
-        parameters = self.schema.QuantizationParametersT()
-        parameters.scale, parameters.zeroPoint = scale.tolist(), zero.tolist()
-        parameters.quantizedDimension = axis
-        self.tensors[index].quantization = parameters
+    def tensor(self, tensor: Tensor) -> int:
+        """Add a tensor of float32, int8 or int32 values, its axes in the file's order."""
+        made = self.schema.TensorT()
+        made.name, made.shape = tensor.name.encode(), list(tensor.shape)
+        made.type = getattr(self.schema.TensorType, tensor.dtype.upper())
+        if tensor.value is not None:
+            made.buffer = len(self._buffers)
+            buffer = self.schema.BufferT()
+            buffer.data = np.frombuffer(tensor.value.tobytes(), np.uint8)
+            self._buffers.append(buffer)
+        given = tensor.quantisation
+        if given is not None:
+            zeros = [*given.zero] * (len(given.scale) // len(given.zero))
+            made.quantization = parameters = self.schema.QuantizationParametersT()
+            parameters.scale, parameters.zeroPoint = list(given.scale), zeros
+            parameters.quantizedDimension = given.axis or 0
+        self._tensors.append(made)
+        return len(self._tensors) - 1
 
     def operator(
         self,
@@ -83,7 +76,7 @@ class TfliteFile:
 
     def serialised(self, inputs: Sequence[int], outputs: Sequence[int]) -> bytes:
         subgraph = self.schema.SubGraphT()
-        subgraph.tensors, subgraph.operators = self.tensors, self._operators
+        subgraph.tensors, subgraph.operators = self._tensors, self._operators
         subgraph.inputs, subgraph.outputs = list(inputs), list(outputs)
         subgraph.name = b"main"
         model = self.schema.ModelT()

@@ -126,6 +126,11 @@ class Tensor:
         height, width, channels = self.image
         return self.layout != NHWC or channels == 1 or height * width == 1
 
+    def as_float(self) -> Self:
+        """The tensor in float32; of a constant the real numbers."""
+        value = None if self.value is None else self.real.astype(np.float32)
+        return replace(self, dtype="float32", quantisation=None, value=value)
+
 
 @dataclass(frozen=True)
 class Operator:

@@ -9,10 +9,10 @@ import onnx
 from onnx import helper, numpy_helper
 
 from compile.frontend.canonical.rules import canonical
-from compile.frontend.fold import opset, values
+from compile.frontend.fold import fold, opset, values
 from compile.ir.graph import Graph, Operator, Tensor
 from compile.ir.kinds import make
-from compile.ir.operators import Dequantise, Quantise, View
+from compile.ir.operators import Dequantise, Quantise
 
 
 def read(proto: onnx.ModelProto) -> Graph:
@@ -21,7 +21,15 @@ def read(proto: onnx.ModelProto) -> Graph:
     Raises:
         UserError: a form that has no equal among those; the node is named.
     """
-    clean = canonical(proto)
+    return _graph(canonical(proto))
+
+
+def read_as_written(proto: onnx.ModelProto) -> Graph:
+    """As `read`, each operator in the model's own form: for other runtimes."""
+    return _graph(fold(proto))
+
+
+def _graph(clean: onnx.ModelProto) -> Graph:
     known = values(clean.graph)
     tensors = {each.name: _constant(each) for each in clean.graph.initializer}
 
@@ -51,7 +59,7 @@ def read(proto: onnx.ModelProto) -> Graph:
 
 def write(graph: Graph, name: str = "graph") -> onnx.ModelProto:
     """The graph in ONNX; of operators that ONNX has."""
-    written = [_in_onnx_form(each) for each in graph.operators]
+    written = [_as_onnx(each) for each in graph.operators]
     constants = {
         each.name: numpy_helper.from_array(each.value, each.name)
         for operator in written
@@ -85,26 +93,28 @@ def write(graph: Graph, name: str = "graph") -> onnx.ModelProto:
     )
 
 
-def _in_onnx_form(operator: Operator) -> Operator:
-    """With the inputs that ONNX has: scale and zero point, or the shape, which here are tensors' own."""
-    if isinstance(operator, View) and len(operator.inputs) == 1:
-        shape = np.array(operator.output.shape, np.int64)
-        name = f"{operator.output.name}/shape"
-        given = Tensor(name, shape.shape, "int64", value=shape)
-        return replace(operator, kind="Reshape", inputs=(operator.input, given))
-    if not isinstance(operator, Quantise | Dequantise):
+def _as_onnx(operator: Operator) -> Operator:
+    """Scale, zero point and shape as ONNX has them: inputs, where here they are the tensor's own."""
+    output = operator.output
+    if operator.kind == "Reshape" and len(operator.inputs) == 1:
+        if len(output.shape) == 2 and output.shape[0] == operator.input.shape[0]:
+            return replace(operator, kind="Flatten")
+        added = {"shape": np.array(output.shape, np.int64)}
+    elif isinstance(operator, Quantise | Dequantise):
+        stored = output if isinstance(operator, Quantise) else operator.input
+        if stored.quantisation is None:
+            return operator
+        added = {
+            "scale": np.array(stored.scale, np.float32),
+            "zero": np.array(stored.zero, stored.dtype),
+        }
+    else:
         return operator
-    quantised = operator.output if isinstance(operator, Quantise) else operator.input
-    if quantised.quantisation is None:
-        return operator
-    scale, zero = (
-        Tensor(f"{operator.output.name}/{what}", (), value.dtype.name, value=value)
-        for what, value in (
-            ("scale", np.array(quantised.scale, np.float32)),
-            ("zero", np.array(quantised.zero, quantised.dtype)),
-        )
+    constants = (
+        Tensor(f"{output.name}/{what}", value.shape, value.dtype.name, value=value)
+        for what, value in added.items()
     )
-    return replace(operator, inputs=(operator.input, scale, zero))
+    return replace(operator, inputs=(operator.input, *constants))
 
 
 def _constant(proto: onnx.TensorProto) -> Tensor:

@@ -293,12 +293,7 @@ def _with_real_constants(graph: Graph) -> Graph:
         if operator.outputs[0].quantisation is None:
             operator = operator.with_tensors(
                 {
-                    each.name: replace(
-                        each,
-                        dtype="float32",
-                        quantisation=None,
-                        value=each.real.astype(np.float32),
-                    )
+                    each.name: each.as_float()
                     for each in operator.inputs
                     if each is not None and each.value is not None and each.quantisation
                 }

@@ -71,7 +71,7 @@ def mean_as_pool(graph: Graph) -> Graph:
 
 
 def fold_normalisation(graph: Graph) -> Graph:
-    """A batch normalisation that alone reads a convolution becomes part of its weights and bias."""
+    """A batch normalisation that is the only reader of a convolution becomes part of its weights and bias."""
     made: dict[str, Operator] = {}
     for operator in graph.operators:
         before = (
@@ -80,6 +80,7 @@ def fold_normalisation(graph: Graph) -> Graph:
         if (
             operator.kind == "BatchNormalization"
             and isinstance(before, Convolution)
+            and before.constant(1) is not None
             and graph.only_reader(before.output) is operator
             and all(operator.constant(index) is not None for index in range(1, 5))
         ):
@@ -113,7 +114,7 @@ def _normalised(convolution: Convolution, normalisation: Operator) -> Operator:
 
 
 def fold_limits(graph: Graph) -> Graph:
-    """A ReLU or Clip that alone reads a convolution, fully connected layer or addition becomes part of it."""
+    """A ReLU or Clip that is the only reader of a convolution, fully connected layer or addition becomes part of it."""
     made: dict[str, Operator] = {}
     for operator in graph.operators:
         source = operator.activations[:1]
