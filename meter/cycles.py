@@ -18,12 +18,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 
 from meter.counting import Block
 from targets.errors import UserError
 from targets.files import cache_folder
-from targets.toolchain import llvm_tool
 
 
 class Core(NamedTuple):
@@ -349,9 +350,11 @@ def _disassemble(words: set[bytes]) -> dict[bytes, str]:
 
 
 def _run(tool: str, options: list[str], text: str) -> str:
-    command = [llvm_tool(tool), *options]
+    found = find_spec("llvm")
+    assert found and found.submodule_search_locations
+    path = Path(found.submodule_search_locations[0], "bin", tool)
     result = subprocess.run(
-        command, input=text, capture_output=True, text=True, check=False
+        [path, *options], input=text, capture_output=True, text=True, check=False
     )
     # llvm-mc names what it cannot decode and goes on.
     if result.returncode and not result.stdout:
