@@ -1,4 +1,4 @@
-"""Run the engine in a child process, so that an abort inside LLVM becomes one line and Ctrl-C acts at once."""
+"""Run TVM or ONNX Runtime in a child process, so that its abort becomes one line and Ctrl-C acts at once."""
 
 from __future__ import annotations
 

@@ -1,9 +1,20 @@
-"""ONNX Runtime on this machine's CPU: every session of the product is made here, with the same settings."""
+"""ONNX Runtime on this machine's CPU: every session of the product is made here, with the same settings.
+
+It was seen to end by SIGSEGV on small valid models, so sessions live in a process of their own
+(targets/onnx_runtime_server.py), one for all of them.
+"""
 
 from __future__ import annotations
 
 import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import weakref
 from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,16 +23,20 @@ from numpy.typing import NDArray
 from targets.errors import UserError
 
 Array = NDArray[Any]
+Optimisation = Literal["none", "basic", "all"]
 
 # What its messages say of its own sources, and before what is wrong.
 _INTERNAL = re.compile(
     r"^\[ONNXRuntimeError\] : \d+ : \w+ : |Non-zero status code returned while running |"
     r"/onnxruntime_src/\S+ .*? was false\. "
 )
+_FEWER: dict[Optimisation, Optimisation] = {"all": "basic", "basic": "none"}
 
 
 class Session:
     """A model in ONNX Runtime's CPU provider; its telemetry is off since ``targets`` was imported.
+
+    Where ONNX Runtime crashes on the model, fewer optimisations are tried.
 
     Args:
         model: serialised ONNX.
@@ -30,8 +45,11 @@ class Session:
         optimisation: "basic" keeps to operators of ONNX.
         optimised: a file that the optimised graph is written to.
 
+    Attributes:
+        version: of ONNX Runtime, with its optimisations where they are fewer than asked for.
+
     Raises:
-        UserError: ONNX Runtime refuses the model.
+        UserError: ONNX Runtime refuses the model, or crashes on it.
     """
 
     def __init__(
@@ -40,32 +58,42 @@ class Session:
         name: str,
         *,
         threads: int = 1,
-        optimisation: Literal["basic", "all"] = "all",
+        optimisation: Optimisation = "all",
         optimised: Path | None = None,
     ) -> None:
-        import onnxruntime
+        self._model, self._name = model, name
+        self._threads, self._optimised = threads, optimised
+        self._optimisation = self._asked = optimisation
+        self._open()
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        # On x86 it would compute a QDQ graph's int8 activations, unlike uint8 ones, in float32.
-        options.add_session_config_entry("session.qdqisint8allowed", "1")
-        options.graph_optimization_level = getattr(
-            onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{optimisation.upper()}"
-        )
-        if optimised is not None:
-            options.optimized_model_filepath = str(optimised)
-        self._name = name
-        self.version = f"onnxruntime {onnxruntime.__version__}"
+    def _open(self) -> None:
+        self._server = _server()
+        optimised = str(self._optimised.resolve()) if self._optimised else None
+        options = (self._threads, self._optimisation, optimised)
         try:
-            self._session = onnxruntime.InferenceSession(
-                model, options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # noqa: BLE001  (its errors share no public base class)
+            opened = self._server.ask("open", self._model, *options)
+        except _Crash as crash:
+            self._try_fewer_optimisations(crash)
+            return
+        except _Refusal as error:
             raise UserError(
-                f"{name}: ONNX Runtime refuses it ({_reason(error)}); export it again"
+                f"{self._name}: ONNX Runtime refuses it ({error}); export it again"
             ) from None
+        self._key, version = opened
+        fewer = self._optimisation != self._asked
+        how = f" with optimisations: {self._optimisation}" if fewer else ""
+        self.version = f"onnxruntime {version}{how}"
+        weakref.finalize(self, self._server.unused.append, self._key)
+
+    def _try_fewer_optimisations(self, crash: _Crash) -> None:
+        fewer = _FEWER.get(self._optimisation)
+        if fewer is None:
+            raise UserError(
+                f"{self._name}: ONNX Runtime crashes on it ({crash}), so there is nothing to compare with; "
+                "export it with another opset, or report the model to ONNX Runtime"
+            ) from None
+        self._optimisation = fewer
+        self._open()
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Array]) -> list[Array]:
         """One inference: the outputs named, in that order.
@@ -73,15 +101,112 @@ class Session:
         Raises:
             UserError: an operator refuses its inputs: ONNX Runtime looks at many shapes here only.
         """
+        found: list[Array] = self._ask("run", list(outputs), dict(inputs))
+        return found
+
+    def time(
+        self, outputs: Sequence[str], inputs: Mapping[str, Array], repeat: int
+    ) -> list[float]:
+        """Seconds of each of ``repeat`` inferences.
+
+        Raises:
+            UserError: as `run`.
+        """
+        seconds: list[float] = self._ask("time", list(outputs), dict(inputs), repeat)
+        return seconds
+
+    def _ask(self, what: str, *arguments: object) -> Any:
+        if self._server.ended:
+            self._open()
         try:
-            return list(self._session.run(list(outputs), dict(inputs)))
-        except Exception as error:  # noqa: BLE001  (its errors share no public base class)
+            return self._server.ask(what, self._key, *arguments)
+        except _Crash as crash:
+            self._try_fewer_optimisations(crash)
+            return self._ask(what, *arguments)
+        except _Refusal as error:
             raise UserError(
-                f"{self._name}: ONNX Runtime cannot run it ({_reason(error)}); "
+                f"{self._name}: ONNX Runtime cannot run it ({error}); "
                 "check --input-shape and the sizes in the graph, or export it again"
             ) from None
 
 
-def _reason(error: Exception) -> str:
-    lines = str(error).splitlines() or [type(error).__name__]
+class _Refusal(Exception):
+    """ONNX Runtime's own words."""
+
+
+class _Crash(Exception):
+    """The signal that ended ONNX Runtime."""
+
+
+class _Server:
+    """The process that ONNX Runtime runs in.
+
+    Attributes:
+        ended: it crashed or was interrupted; its sessions went with it.
+        unused: keys of sessions that it can forget.
+    """
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        self.ended = False
+        self.unused: list[int] = []
+        self._lock = threading.Lock()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", f"{__name__}_server", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                cwd=Path(__file__).parents[1],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                # Ctrl-C is for this process, which ends that one.
+                start_new_session=True,
+            )
+        self._connection = Connection(ours.detach())
+
+    def ask(self, *question: object) -> Any:
+        """The answer of targets/onnx_runtime_server.py.
+
+        Raises:
+            _Refusal: ONNX Runtime's own error.
+            _Crash: it ended.
+        """
+        with self._lock:
+            try:
+                # What is appended meanwhile goes with the next question.
+                unused = [self.unused.pop() for _ in range(len(self.unused))]
+                self._connection.send((unused, *question))
+                kind, answer = self._connection.recv()
+            except (EOFError, OSError):
+                raise _Crash(self._end()) from None
+            except BaseException:
+                # An answer that nobody waits for must not be taken for the next one's.
+                self._process.kill()
+                self._end()
+                raise
+        if kind == "refused":
+            raise _Refusal(_reason(answer))
+        return answer
+
+    def _end(self) -> str:
+        self.ended = True
+        self._connection.close()
+        code = self._process.wait()
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+_lock = threading.Lock()
+_running: list[_Server] = []
+
+
+def _server() -> _Server:
+    """The process of all sessions; a new one where the last one ended."""
+    with _lock:
+        if not _running or _running[-1].ended:
+            _running[:] = [_Server()]
+        return _running[-1]
+
+
+def _reason(said: str) -> str:
+    lines = said.splitlines() or [said]
     return _INTERNAL.sub("", lines[0])[:300]

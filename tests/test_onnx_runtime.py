@@ -18,8 +18,10 @@ from bundle.manifest import ModelIdentity
 from compile.frontend import gate
 from compile.frontend.reference import Reference
 from compile.quantize.calibrate import quantise
+from targets import onnx_runtime
 from targets.errors import UserError
 from targets.onnx_runtime import Session
+from targets.progress import Progress
 
 X = np.ones((1, 3, 8, 8), np.float32)
 
@@ -64,7 +66,7 @@ def test_what_only_a_run_finds_is_one_line(what: str) -> None:
     attempts = (
         lambda: Reference(model).run(X),
         lambda: Reference(model).time(X, 1),
-        lambda: quantise(model, [X], False, lambda stage: None),
+        lambda: quantise(model, [X], False, Progress(quiet=True)),
     )
     for attempt in attempts:
         with pytest.raises(UserError, match=said) as refusal:
@@ -136,7 +138,7 @@ def test_int8_activations_are_computed_in_integers(tmp_path: Path) -> None:
 
 def test_no_other_module_makes_sessions() -> None:
     # The emulated Python of the baselines has nothing of the project.
-    allowed = {"targets.onnx_runtime", "bench.baselines.run_baseline"}
+    allowed = {"targets.onnx_runtime_server", "bench.baselines.run_baseline"}
     for name, path in MODULES.items():
         if name not in allowed:
             named = {
@@ -204,3 +206,50 @@ def test_a_quantised_softmax_is_compared_with_the_real_numbers(tmp_path: Path) -
     assert exactly <= 0.5 + 1e-3
     # The reason for it; where this fails after an update, the difference can go.
     assert coarsely > 0.6
+
+
+def crashing() -> onnx.ModelProto:
+    """Valid ONNX at which ONNX Runtime 1.32 ends by SIGSEGV, unless its optimisations are fewer."""
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["turned"], perm=[1, 2, 0, 3]),
+        helper.make_node("Less", ["turned", "turned"], ["less"]),
+        helper.make_node("Cast", ["less"], ["number"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["number", "w"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "crash",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, X.shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.ones((8, 2), np.float32), "w")],
+    )
+    opset = [helper.make_opsetid("", 13)]
+    return helper.make_model(graph, ir_version=8, opset_imports=opset)
+
+
+def test_a_crash_leads_to_fewer_optimisations() -> None:
+    other = Session(network("Relu").SerializeToString(), "other")
+    session = Session(crashing().SerializeToString(), "m")
+    assert session.version.endswith(" with optimisations: basic")
+    (found,) = session.run(["y"], {"x": X})
+    np.testing.assert_array_equal(found, np.zeros((3, 8, 1, 2), np.float32))
+    # The session that ended with it is made again.
+    assert other.run(["y"], {"x": X})[0].flat[0] == 1
+    assert other.version == session.version.partition(" with")[0]
+
+
+def test_a_crash_with_and_without_optimisations_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(onnx_runtime, "_FEWER", {})
+    with pytest.raises(UserError, match=r"^m: ONNX Runtime crashes on it \(SIGSEGV\)"):
+        Session(crashing().SerializeToString(), "m")
+
+
+def test_a_crash_while_it_runs_leads_to_fewer_optimisations() -> None:
+    session = Session(network("Relu").SerializeToString(), "m")
+    session._server._process.kill()
+    assert session.run(["y"], {"x": X})[0].flat[0] == 1
+    assert session.version.endswith(" with optimisations: basic")
+    with pytest.raises(UserError, match="^m: ONNX Runtime cannot run it"):
+        session.run(["y"], {"x": X[0]})

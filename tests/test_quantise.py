@@ -395,7 +395,7 @@ def test_options_that_do_not_fit_are_refused_in_one_line(
 def test_the_layer_that_lost_most_is_named() -> None:
     model = gate.check(residuals(), IDENTITY)
     images = patterns(residuals(), 2)
-    calibrated = calibrate.quantise(model, images, True, lambda stage: None)
+    calibrated = calibrate.quantise(model, images, True, Progress(quiet=True))
     scale = next(
         n.input[1]
         for n in calibrated.model.proto.graph.node

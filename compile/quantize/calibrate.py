@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -19,7 +16,9 @@ from compile.frontend.fold import is_onnx
 from compile.frontend.model import Model
 from compile.frontend.normalisation import fold_normalisation
 from compile.frontend.reference import Reference
+from targets.child import run_in_child
 from targets.errors import UserError
+from targets.progress import Progress
 
 Array = NDArray[np.float32]
 
@@ -46,7 +45,7 @@ def quantise(
     model: Model,
     images: Sequence[Array],
     unsigned: bool,
-    stage: Callable[[str], None],
+    progress: Progress,
 ) -> Calibrated:
     """Quantise a float model: weights symmetric per channel, activations per tensor.
 
@@ -62,11 +61,14 @@ def quantise(
     """
     folded = fold_normalisation(model)
     expected = [Reference(model).run(image)[0] for image in images]
+    arguments = (folded, model, images, unsigned)
+    # Its calibration ends the process with ONNX Runtime, where that crashes.
+    candidates = run_in_child(
+        _candidates, *arguments, stage=progress.stage, tick=progress.tick
+    )
     best: tuple[float, _Method, Model] | None = None
     cosines: dict[str, float] = {}
-    for method in METHODS:
-        stage(f"calibrating by {method} on {len(images)} images")
-        proto = _quantised(folded, model, images, method, unsigned)
+    for method, proto in candidates.items():
         candidate = replace(model, proto=proto)
         reference = Reference(candidate)
         cosine = min(
@@ -86,54 +88,51 @@ def cosine_of(ours: Array, theirs: Array) -> float:
     return float(a @ b) / norms if norms else 1.0
 
 
-def _quantised(
+def _candidates(
     folded: onnx.ModelProto,
     model: Model,
     images: Sequence[Array],
-    method: _Method,
     unsigned: bool,
-) -> onnx.ModelProto:
+    stage: Callable[[str], None],
+) -> dict[_Method, onnx.ModelProto]:
+    """The QDQ graph by each method."""
     from onnxruntime import quantization
 
     methods = quantization.CalibrationMethod
-    kinds = {
-        "min-max": methods.MinMax,
-        "percentile": methods.Percentile,
-        "entropy": methods.Entropy,
-    }
-    # It talks through print and the root logger.
-    level = logging.root.level
-    logging.root.setLevel(logging.ERROR)
-    try:
-        with (
-            contextlib.redirect_stdout(io.StringIO()),
-            tempfile.TemporaryDirectory() as scratch,
-        ):
+    kinds = (methods.MinMax, methods.Percentile, methods.Entropy)
+    activations = (
+        quantization.QuantType.QUInt8 if unsigned else quantization.QuantType.QInt8
+    )
+    found = {}
+    for method, kind in zip(METHODS, kinds, strict=True):
+        stage(f"calibrating by {method} on {len(images)} images")
+        with tempfile.TemporaryDirectory() as scratch:
             # Of a model in memory it writes external data, and loses them.
             source, path = Path(scratch) / "float.onnx", Path(scratch) / "int8.onnx"
             onnx.save(folded, source)
-            quantization.quantize_static(
-                source,
-                path,
-                _reader(model.input.name, images),
-                quant_format=quantization.QuantFormat.QDQ,
-                per_channel=True,
-                weight_type=quantization.QuantType.QInt8,
-                activation_type=quantization.QuantType.QUInt8
-                if unsigned
-                else quantization.QuantType.QInt8,
-                calibrate_method=kinds[method],
-                extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
-            )
-            return _plain(onnx.load(path))
-    except Exception as error:
-        first = str(error).splitlines() or [type(error).__name__]
-        raise UserError(
-            f"{model.identity.name}: ONNX Runtime's quantiser refuses it ({first[0][:200]}); "
-            "give a QDQ model, or build without --quantize"
-        ) from error
-    finally:
-        logging.root.setLevel(level)
+            try:
+                quantization.quantize_static(
+                    source,
+                    path,
+                    _reader(model.input.name, images),
+                    quant_format=quantization.QuantFormat.QDQ,
+                    per_channel=True,
+                    weight_type=quantization.QuantType.QInt8,
+                    activation_type=activations,
+                    calibrate_method=kind,
+                    extra_options={
+                        "WeightSymmetric": True,
+                        "ActivationSymmetric": False,
+                    },
+                )
+            except Exception as error:
+                first = str(error).splitlines() or [type(error).__name__]
+                raise UserError(
+                    f"{model.identity.name}: ONNX Runtime's quantiser refuses it ({first[0][:200]}); "
+                    "give a QDQ model, or build without --quantize"
+                ) from error
+            found[method] = _plain(onnx.load(path))
+    return found
 
 
 def _plain(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -99,7 +99,7 @@ def prepare(
     if len(found) > MAX_IMAGES:
         progress.note(f"calibration: the first {MAX_IMAGES} of {len(found)} images")
     images, tensors, skipped = _read(found[:MAX_IMAGES], model, preprocessing, progress)
-    calibrated = quantise(model, tensors, unsigned, progress.stage)
+    calibrated = quantise(model, tensors, unsigned, progress)
     graph = passes.read(calibrated.model.proto, passes.INTEGERS, dump)
     progress.stage("comparing int8 with float32")
     measured = loss.compare(model, calibrated, tensors)
