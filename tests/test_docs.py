@@ -159,7 +159,15 @@ NETWORKS: dict[str, list[Network]] = {
     "Relu, Clip behind a Conv": [node("Relu")],
     **{
         kind: [node(kind)]
-        for kind in ("Sigmoid", "HardSwish", "LeakyRelu", "Tanh", "Exp", "Abs")
+        for kind in (
+            "Sigmoid",
+            "HardSigmoid",
+            "HardSwish",
+            "LeakyRelu",
+            "Tanh",
+            "Exp",
+            "Abs",
+        )
     },
     "SiLU (x × Sigmoid(x))": [silu],
     "MaxPool": [node("MaxPool", kernel_shape=[2, 2])],
@@ -226,7 +234,8 @@ def of_c(graph: Graph, relay: str) -> str:
     except UserError:
         return "–"
     if any(
-        each.kind in ("Sigmoid", "HardSwish", "LeakyRelu", "Tanh", "Exp", "Abs")
+        each.kind
+        in ("Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Tanh", "Exp", "Abs")
         for each in lowered.operators
     ):
         return "function"
