@@ -126,6 +126,12 @@ def pooled(network: Network) -> Network:
     return lambda w, x: network(w, w.node("GlobalAveragePool", "pool", [x]))
 
 
+def flat(network: Network) -> Network:
+    return lambda w, x: network(
+        w, w.node("Flatten", "flat", [w.node("GlobalAveragePool", "pool", [x])])
+    )
+
+
 def both(kind: str) -> Network:
     def write(w: Writer, x: str) -> str:
         other = w.convolution("other", "image", 3, 8, 1, clip=False)
@@ -179,7 +185,7 @@ NETWORKS: dict[str, list[Network]] = {
     "SiLU (x × Sigmoid(x))": [silu],
     "MaxPool": [node("MaxPool", kernel_shape=[2, 2])],
     "Concat": [both("Concat")],
-    "Softmax": [node("Softmax", axis=1)],
+    "Softmax": [node("Softmax", axis=1), flat(node("Softmax", axis=1))],
 }
 
 

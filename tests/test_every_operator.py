@@ -20,8 +20,12 @@ pytestmark = pytest.mark.slow
 
 
 def together() -> onnx.ModelProto:
-    """A network with an output for each row, all of one image."""
+    """A network with an output for each row, all of one image, and one that ends in a Softmax."""
     rows = [model(network) for networks in NETWORKS.values() for network in networks]
+    w = Writer(3, 8)
+    w.classifier(w.convolution("stem", "image", 3, 8), 8, 5)
+    w.node("Softmax", "probabilities", ["scores"], axis=1)
+    rows.append(finished(w))
     whole = rows[0]
     del whole.graph.value_info[:]
     for index, row in enumerate(rows[1:]):
