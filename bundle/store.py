@@ -76,11 +76,10 @@ def open_bundle(path: Path) -> Bundle:
         _expect_size(path / pair.input, manifest.input.nbytes)
         for output, tensor in zip(pair.outputs, manifest.outputs, strict=True):
             _expect_size(path / output, tensor.nbytes)
-    if manifest.format == "c":
-        return Bundle(path, manifest)
     library = path / manifest.library
-    machine = elf_machine(library)
-    if machine != manifest.target.machine:
+    if not manifest.is_source and (
+        (machine := elf_machine(library)) != manifest.target.machine
+    ):
         raise UserError(
             f"{library}: is for {machine}, the manifest says {manifest.target.machine}"
         )

@@ -100,10 +100,8 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
     Raises:
         UserError: the bundle, the model, an image or the device is not fit.
     """
-    from bundle import photos
+    from bundle import golden, photos
     from bundle.store import open_bundle
-    from devices.microcontroller.session import FirmwareSession
-    from devices.sessions.fleet import Fleet
     from devices.sessions.session import Origin
     from runtime_demo import comparison
     from runtime_demo.result import Board, CheckResult
@@ -139,19 +137,20 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
         else:
             results = comparison.compare_golden(bundle, session, progress)
         emulated = session.origin is Origin.EMULATED
-        times = comparison.time_golden(
-            bundle,
-            session,
-            # A ratio needs the same hardware under both.
-            reference if session.origin is Origin.HOST else None,
-            arguments.repeat or (0 if emulated else _DEFAULT_REPEAT),
-            progress,
+        tensor, _ = golden.read_golden(bundle)[0]
+        repeat = arguments.repeat or (0 if emulated else _DEFAULT_REPEAT)
+        if repeat:
+            progress.stage(f"timing {repeat} inferences")
+        # A ratio needs the same hardware under both.
+        alternating = reference if session.origin is Origin.HOST else None
+        ours, theirs = comparison.time_both(
+            session, alternating, tensor, repeat, progress
         )
         operators = []
         if arguments.report is not None and not emulated:
-            operators = comparison.profile_golden(bundle, session, progress)
+            progress.stage("timing each operator")
+            operators = session.profile(tensor)
         after = session.board() if before else None
-        figures = session.figures() if isinstance(session, FirmwareSession) else None
         return CheckResult(
             bundle=bundle,
             compared="images" if found else "golden inputs",
@@ -161,12 +160,12 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
             if reference
             else comparison.built_against(bundle),
             inputs=results,
-            latency=times.ours,
-            reference_latency=times.reference,
+            latency=ours,
+            reference_latency=theirs,
             operators=tuple(operators),
-            figures=figures,
+            figures=session.figures(),
             board=Board(before, after) if before and after else None,
-            boards=session.done if isinstance(session, Fleet) else {},
+            boards=session.done,
         )
 
 
@@ -222,8 +221,8 @@ def _table(result: CheckResult) -> str:
         lines += _latency_lines(result)
         lines += result.board.lines() if result.board else []
         lines += _share_lines(result)
-    elif result.bundle.manifest.firmware is not None:
-        lines += microcontroller.lines(result.figures, result.bundle.manifest.firmware)
+    else:
+        lines += microcontroller.lines(result.figures)
     verdict = (
         "PASSED"
         if result.passed

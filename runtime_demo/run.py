@@ -58,7 +58,7 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     from bundle.store import open_bundle
     from devices.sessions.session import Origin
     from runtime_demo.comparison import read_images, time_both
-    from runtime_demo.result import Latency, answers
+    from runtime_demo.result import answers
 
     progress.stage("verifying the bundle")
     bundle = open_bundle(arguments.bundle)
@@ -76,9 +76,7 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
                     f"{bundle.path}: its output is not one score a class; use check"
                 )
             if latency is None and session.origin is not Origin.EMULATED:
-                latency = Latency.of(
-                    time_both(session, None, item.tensor, _REPEAT, progress)[0]
-                )
+                latency, _ = time_both(session, None, item.tensor, _REPEAT, progress)
             seen.append(
                 {"name": item.name, "top": [answer._asdict() for answer in top]}
             )

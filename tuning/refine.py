@@ -257,6 +257,7 @@ def time_in_turn(
 
     from bundle.store import open_bundle
     from devices.sessions import huge_pages
+    from devices.sessions.graph import kernel_seconds
     from targets import engine
 
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
@@ -274,15 +275,8 @@ def time_in_turn(
     runs: list[list[list[float]]] = [[] for _ in executors]
     for _ in range(rounds):
         for own, profile in zip(runs, executors, strict=True):
-            turn = [json.loads(profile())["calls"] for _ in range(_TURN)]
-            own += [
-                [
-                    call["Duration (us)"]["microseconds"] / 1e6
-                    for call in calls
-                    if call["Name"]["string"] != "__nop"
-                ]
-                for calls in turn[1:]
-            ]
+            turn = [kernel_seconds(profile()) for _ in range(_TURN)]
+            own += turn[1:]
     return [[median(times) for times in zip(*own, strict=True)] for own in runs]
 
 

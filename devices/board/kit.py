@@ -53,7 +53,7 @@ def write_kit(
             programs cannot be built.
     """
     check_writable(output, "--output")
-    if bundle and bundle.manifest.format == "c":
+    if bundle and bundle.manifest.is_source:
         raise UserError(
             f"{bundle.path}: is C source for a microcontroller, a kit is for Linux boards; "
             "leave it out, or build it for one"

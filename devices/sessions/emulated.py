@@ -34,12 +34,7 @@ _REMOVED_VARIABLES = ("LD_PRELOAD", "LD_LIBRARY_PATH")
 
 
 class Board(NamedTuple):
-    """An emulated board.
-
-    Attributes:
-        cpu: its name in QEMU.
-        program: the command that starts its server.
-    """
+    """An emulated board: the name of its CPU in QEMU, and the command that starts its server."""
 
     cpu: str
     program: tuple[str, ...]
@@ -52,7 +47,7 @@ def prepare_board(
 
     Args:
         machine: aarch64 or arm.
-        cpu: one that QEMU knows (``qemu-aarch64 -cpu help``).
+        cpu: its name in QEMU.
 
     Raises:
         UserError: no QEMU, QEMU does not know the CPU, the system cannot be fetched, the server not built.
@@ -102,17 +97,19 @@ def open_emulated(
     bundle: Bundle,
     cpu: str | None = None,
     on_progress: Callable[[str], None] = lambda stage: None,
+    threads: int | None = None,
 ) -> Session:
     """Load a bundle on an emulated board, on one thread.
 
     Args:
         cpu: a CPU that QEMU knows (``qemu-aarch64 -cpu help``); the target's where None.
-        on_progress: called with each stage.
 
     Raises:
-        UserError: as `prepare_board`; a bundle for another machine, or model.so needs an instruction
-            the CPU lacks.
+        UserError: as `prepare_board`; more ``threads``, a bundle for another machine, or model.so needs an
+            instruction the CPU lacks.
     """
+    if threads not in (None, _THREADS):
+        raise UserError("--threads: an emulated board runs on 1 thread; leave it out")
     target = bundle.manifest.target
     if target.machine not in ARCHITECTURES:
         raise UserError(
@@ -136,11 +133,7 @@ def open_emulated(
 
 
 def find_qemu(machine: str = "aarch64") -> str:
-    """QEMU's user-mode emulator of ``machine``, aarch64 or arm.
-
-    Raises:
-        UserError: not installed.
-    """
+    """QEMU's user-mode emulator of ``machine``, aarch64 or arm; a UserError where it is not installed."""
     for name in (f"qemu-{machine}-static", f"qemu-{machine}"):
         if found := shutil.which(name):
             return found
@@ -151,11 +144,7 @@ def find_qemu(machine: str = "aarch64") -> str:
 
 
 def check_cpu(qemu: str, cpu: str) -> None:
-    """Refuse a CPU that QEMU does not know.
-
-    Raises:
-        UserError: it does not know the CPU; the message lists those that it knows.
-    """
+    """Refuse a CPU that QEMU does not know; the UserError lists those that it knows."""
     shown = subprocess.run(
         [qemu, "-cpu", "help"], capture_output=True, text=True, check=False
     )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +15,7 @@ from bundle.store import Bundle
 from devices.sessions.emulated import check_cpu, find_qemu
 from devices.sessions.local import check_runs_here
 from devices.sessions.runner import Command, Runner, compile_runner
-from devices.sessions.session import OperatorTime, Origin
+from devices.sessions.session import Origin, Session
 from targets.errors import UserError
 from targets.presets import native, this_cpu
 
@@ -60,8 +58,8 @@ def open_standalone_emulated(
     bundle: Bundle,
     cpu: str | None = None,
     on_progress: Callable[[str], None] = lambda stage: None,
-    *,
     threads: int | None = None,
+    *,
     call_timeout: float = _EMULATED_CALL_SECONDS,
 ) -> StandaloneSession:
     """Link the static library into a program and run that on an emulated aarch64 or armv7 board.
@@ -70,7 +68,6 @@ def open_standalone_emulated(
 
     Args:
         cpu: a CPU that QEMU knows (``qemu-aarch64 -cpu help``); the target's where None.
-        on_progress: called with each stage.
 
     Raises:
         UserError: for another architecture, no QEMU, QEMU does not know the CPU, the library cannot
@@ -115,8 +112,8 @@ def _check_one_output(bundle: Bundle) -> None:
         )
 
 
-class StandaloneSession:
-    """A `Session` over a library in a runner; `open_standalone` and `open_standalone_emulated` make one.
+class StandaloneSession(Session):
+    """A session over a library in a runner; `open_standalone` and `open_standalone_emulated` make one.
 
     Attributes:
         version: as the library says it: model, target, build.
@@ -139,13 +136,7 @@ class StandaloneSession:
         runner.ask(Command.CREATE, struct.pack("<QQI", *sizes, self.threads))
 
     def run(self, tensor: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """One inference: float32 of the manifest's input shape in, the output back.
-
-        Raises:
-            ValueError: another shape.
-            UserError: the library gives an error, does not write its output or writes more than
-                that, crashes, or takes too long.
-        """
+        """As `Session.run`; to write no output, or more than that, is an error of the library."""
         self._set_input(tensor)
         answer = np.frombuffer(self._runner.ask(Command.RUN), "<f4")
         return [answer.reshape(self._output.shape).copy()]
@@ -160,13 +151,6 @@ class StandaloneSession:
             seconds += np.frombuffer(answer, "<f8").tolist()
         return seconds
 
-    def profile(self, tensor: NDArray[np.float32]) -> list[OperatorTime]:
-        """Empty: the library does not time its operators."""
-        return []
-
-    def board(self) -> None:
-        """Nothing: the library runs on this machine, or in an emulator here."""
-
     def self_test(self) -> None:
         """Have the library check its weights and its golden data.
 
@@ -180,7 +164,7 @@ class StandaloneSession:
         return Memory(*struct.unpack("<QQ", self._runner.ask(Command.MEMORY)))
 
     def close(self) -> None:
-        """Destroy the model and end its process; the second time does nothing.
+        """Destroy the model and end its process.
 
         Raises:
             UserError: the library crashed in that, or took too long.
@@ -192,16 +176,3 @@ class StandaloneSession:
             raise ValueError(f"input is {tensor.shape}, not {self._input.shape}")
         data = np.ascontiguousarray(tensor, "<f4").tobytes()
         self._runner.ask(Command.INPUT, data)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        # An error while closing must not replace the first one.
-        with contextlib.suppress(*([UserError] if error else [])):
-            self.close()
