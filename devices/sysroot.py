@@ -100,15 +100,6 @@ def sysroot_path(machine: str = "aarch64") -> Path:
     return cache_folder() / f"sysroot-{ARCHITECTURES[machine]}-{key.hexdigest()[:16]}"
 
 
-def is_ready(machine: str = "aarch64") -> bool:
-    return sysroot_path(machine).is_dir()
-
-
-def site_packages(sysroot: Path) -> Path:
-    """The folder of the engine, and of what it imports, in a system."""
-    return sysroot / "opt" / "site-packages"
-
-
 def prepare(on_progress: Progress, machine: str = "aarch64") -> Path:
     """Fetch and unpack the system if it is not there yet; its folder.
 
@@ -125,9 +116,8 @@ def prepare(on_progress: Progress, machine: str = "aarch64") -> Path:
         work = root.parent
         for archive in _fetch_packages(work, on_progress, machine):
             _run(["dpkg-deb", "-x", str(archive), str(root)])
-        wheels = _fetch_wheels(work, on_progress) if machine == "aarch64" else []
-        for wheel in wheels:
-            _unpack_wheel(wheel, site_packages(root))
+        if machine == "aarch64":
+            _unpack_wheels(work, root / "opt" / "site-packages", on_progress)
 
     waiting = "waiting for another process that fetches a system"
     return make_once(sysroot_path(machine), fetch, lambda: on_progress(waiting))
@@ -240,11 +230,15 @@ def _wheel_requirements() -> str:
     return "\n".join(block for block in blocks if wanted.match(block)) + "\n"
 
 
-def _fetch_wheels(work: Path, on_progress: Progress) -> list[Path]:
+def _unpack_wheels(work: Path, site: Path, on_progress: Progress) -> None:
+    """The engine and what it imports, fetched and unpacked in ``site``."""
     on_progress("fetching the engine's aarch64 wheels")
     requirements = work / "requirements.txt"
     requirements.write_text(_wheel_requirements())
-    return download_wheels(requirements, work / "wheels", _PLATFORMS)
+    for wheel in download_wheels(requirements, work / "wheels", _PLATFORMS):
+        with zipfile.ZipFile(wheel) as archive:
+            names = archive.namelist()
+            archive.extractall(site, [x for x in names if not _LEFT_OUT.match(x)])
 
 
 def download_wheels(
@@ -269,12 +263,6 @@ def download_wheels(
     pip = [sys.executable, "-m", "pip", "download", "--quiet"]
     _run([*pip, *options, *python, *what])
     return sorted(folder.iterdir())
-
-
-def _unpack_wheel(wheel: Path, folder: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        kept = [name for name in archive.namelist() if not _LEFT_OUT.match(name)]
-        archive.extractall(folder, kept)
 
 
 def _run(

@@ -64,14 +64,18 @@ class BoardState(BaseModel):
         return ", ".join(parts)
 
 
-def parse(text: str, where: str) -> BoardState:
-    """Read the server's JSON.
+def ask(remote: Any, where: str) -> BoardState | None:
+    """Ask a server for the state of its board; None where it is not the kit's.
 
     Raises:
-        UserError: it is not the JSON of a board's state.
+        UserError: its answer is not the JSON of a board's state.
     """
     try:
-        return BoardState.model_validate_json(text)
+        describe = remote.get_function("netship.board")
+    except AttributeError:
+        return None
+    try:
+        return BoardState.model_validate_json(str(describe()))
     except ValidationError:
         raise UserError(
             f"{where}: the server describes its board in a way that is not known here; put the kit of "
@@ -117,12 +121,3 @@ def check_fits(state: BoardState, bundle: Bundle, where: str, engine: str) -> No
             f"{where}: {state.disk_free_bytes / 1e6:.0f} MB free on the board, model.so takes "
             f"{size / 1e6:.0f} MB; make room there"
         )
-
-
-def ask(remote: Any) -> str | None:
-    """Ask the board for its state: JSON, or None where the server is not the kit's."""
-    try:
-        describe = remote.get_function("netship.board")
-    except AttributeError:
-        return None
-    return str(describe())

@@ -8,7 +8,6 @@ library) and is kept in the user's cache folder.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -81,10 +80,6 @@ def native_verifier(
     return _built(machine, on_progress) / VERIFIER
 
 
-def is_built(machine: Machine) -> bool:
-    return _folder(machine).is_dir()
-
-
 def _built(machine: Machine, on_progress: Progress) -> Path:
     return make_once(
         _folder(machine),
@@ -102,13 +97,9 @@ def _folder(machine: Machine) -> Path:
     )
 
 
-def _build(machine: Machine, folder: Path, on_progress: Progress) -> None:
-    folder.mkdir()
-    with tempfile.TemporaryDirectory(prefix="netship-") as work:
-        _compile(machine, Path(work), folder, on_progress)
-
-
-def _compile(machine: Machine, work: Path, done: Path, on_progress: Progress) -> None:
+def _build(machine: Machine, done: Path, on_progress: Progress) -> None:
+    done.mkdir()
+    work = done.parent
     engine = engine_sources()
     folders = [SOURCES / "shim", *(engine / path for path in _INCLUDES)]
     includes = [f"-I{folder}" for folder in folders]

@@ -160,7 +160,7 @@ class FirmwareSession(Session):
             interface=interface,
             stack_bytes=plain.stack,
             static_bytes=image.static,
-            code_bytes=image.network_code,
+            code_bytes=image.code,
             weights_bytes=image.weights,
             instructions=round(plain.instructions[0]),
             max_error=float(np.abs(board.astype(np.float64) - host).max()),

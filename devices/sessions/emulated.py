@@ -110,15 +110,8 @@ def open_emulated(
     """
     if threads not in (None, _THREADS):
         raise UserError("--threads: an emulated board runs on 1 thread; leave it out")
-    target = bundle.manifest.target
-    if target.machine not in ARCHITECTURES:
-        raise UserError(
-            f"{bundle.path}: model.so is for {target.machine}, emulated boards are aarch64 or arm; "
-            "build with --target arm-cortex-a72 or leave --board out"
-        )
-    emulated = prepare_board(
-        target.machine, cpu or target.qemu_cpu or "max", on_progress
-    )
+    machine, cpu = emulated_cpu(bundle, bundle.manifest.library, cpu)
+    emulated = prepare_board(machine, cpu, on_progress)
     on_progress(f"starting an emulated {emulated.cpu}")
     return open_served(
         bundle,
@@ -130,6 +123,21 @@ def open_emulated(
         origin=Origin.EMULATED,
         call_timeout=_CALL_SECONDS,
     )
+
+
+def emulated_cpu(bundle: Bundle, library: str, cpu: str | None) -> tuple[str, str]:
+    """The architecture of the board to emulate for a library of the bundle, and the CPU: the target's where None.
+
+    Raises:
+        UserError: no board of that architecture is emulated.
+    """
+    target = bundle.manifest.target
+    if target.machine not in ARCHITECTURES:
+        raise UserError(
+            f"{bundle.path}: {library} is for {target.machine}, emulated boards are aarch64 or arm; "
+            "build with --target arm-cortex-a72 or leave --board out"
+        )
+    return target.machine, cpu or target.qemu_cpu or "max"
 
 
 def find_qemu(machine: str = "aarch64") -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle.store import Bundle
-from devices.sessions.emulated import check_cpu, find_qemu
+from devices.sessions.emulated import check_cpu, emulated_cpu, find_qemu
 from devices.sessions.local import check_runs_here
 from devices.sessions.runner import Command, Runner, compile_runner
 from devices.sessions.session import Origin, Session
@@ -74,20 +74,14 @@ def open_standalone_emulated(
             be linked, needs an instruction the CPU lacks, or gives no model.
     """
     manifest, library = bundle.manifest, f"lib{bundle.manifest.name}.a"
-    target, header = manifest.target, f"{manifest.name}.h"
-    if target.machine not in _STATIC:
-        raise UserError(
-            f"{bundle.path}: {library} is for {target.machine}, emulated boards are aarch64 or arm; "
-            "build with --target arm-cortex-a72 or leave --board out"
-        )
+    machine, cpu = emulated_cpu(bundle, library, cpu)
     _check_one_output(bundle)
-    for file in (library, header):
+    for file in (library, f"{manifest.name}.h"):
         if file not in manifest.files:
             raise UserError(f"{bundle.path}: it has no {file}; build it again")
-    qemu = find_qemu(target.machine)
-    cpu = cpu or target.qemu_cpu or "max"
+    qemu = find_qemu(machine)
     check_cpu(qemu, cpu)
-    on_progress(f"linking {library} for {target.machine}")
+    on_progress(f"linking {library} for {machine}")
     options = [
         f"-DSTATIC_NAME={manifest.name}",
         "-iquote",
@@ -96,7 +90,7 @@ def open_standalone_emulated(
         "-static",
     ]
     with tempfile.TemporaryDirectory(prefix="netship-") as scratch:
-        program = compile_runner(Path(scratch), _STATIC[target.machine], options)
+        program = compile_runner(Path(scratch), _STATIC[machine], options)
         on_progress(f"starting an emulated {cpu}")
         command = [qemu, "-cpu", cpu, str(program)]
         runner = Runner(command, bundle, f"the emulated {cpu}", call_timeout)
