@@ -7,7 +7,6 @@ unpacked in the user's cache folder. Nothing on the machine is installed or chan
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from bundle.store import sha256_of
+from targets.arguments import add_json, command_parser
 from targets.errors import UserError, run_command
 from targets.files import cache_folder, make_once
 
@@ -51,10 +51,10 @@ class Package(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m devices.sysroot",
-        description="Fetch the systems that emulated boards run on, into the cache folder.",
-        epilog=f"Packages come from this machine's Debian mirror; ${MIRROR_VARIABLE} names another.",
+    parser = command_parser(
+        "devices.sysroot",
+        "Fetch the systems that emulated boards run on, into the cache folder.",
+        f"Packages come from this machine's Debian mirror; ${MIRROR_VARIABLE} names another.",
     )
     parser.add_argument(
         "--lock",
@@ -67,9 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="aarch64",
         help="aarch64 (64-bit boards, the default) or arm (32-bit ones)",
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object, for machines"
-    )
+    add_json(parser)
     arguments = parser.parse_args(argv)
     if arguments.lock:
         relock(_say, arguments.machine)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from targets.arguments import add_result_options, command_parser, show_result
 from targets.errors import UserError, run_command
-from targets.files import check_writable
 from targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -45,39 +44,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] and words[0] in _MOVED:
         raise UserError(f"python -m meter {words[0]}: is now {_MOVED[words[0]]}")
     arguments = _parser().parse_args(words)
-    if arguments.report is not None:
-        check_writable(arguments.report, "--report")
     from meter.calibrate import factor
     from meter.operators import measure_bundle
+    from meter.page import write_page
 
     with Progress(quiet=arguments.json) as progress:
         metered = measure_bundle(arguments.bundle, arguments.cpu, progress.stage)
     calibration = factor(arguments.cpu)
-    if arguments.report is not None:
-        from meter.page import write_page
-
-        write_page(metered, arguments.bundle, calibration, arguments.report)
-    if arguments.json:
-        print(json.dumps(to_json(metered), indent=2))
-    else:
-        print(table(metered, calibration))
-        if arguments.report is not None:
-            print(f"report      {arguments.report}")
+    show_result(
+        arguments,
+        to_json(metered),
+        table(metered, calibration),
+        lambda path: write_page(metered, arguments.bundle, calibration, path),
+    )
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m meter",
-        description="Estimate how many cycles an inference of a bundle takes on a Cortex-A core.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "meter",
+        "Estimate how many cycles an inference of a bundle takes on a Cortex-A core.",
+        _EPILOG,
     )
     option = parser.add_argument
     option("bundle", type=Path, help="a bundle or standalone library for aarch64")
     option("--cpu", required=True, help="cortex-a53, cortex-a72 or cortex-a76")
-    option("--report", type=Path, metavar="FILE", help="write one HTML page")
-    option("--json", action="store_true", help="print one JSON object, for machines")
+    add_result_options(parser)
     return parser
 
 

@@ -20,6 +20,7 @@ from devices.sessions.session import Origin
 from meter import board_files
 from meter.counts import Counts, count_bundle, meter_version, milliseconds
 from meter.memory import hierarchy
+from targets.arguments import add_json, command_parser
 from targets.errors import UserError, run_command
 from targets.files import write_whole
 
@@ -221,11 +222,10 @@ def _forget(cpu: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m meter calibrate",
-        description="Compare the meter with a measurement on your own board.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "meter calibrate",
+        "Compare the meter with a measurement on your own board.",
+        _EPILOG,
     )
     option = parser.add_argument
     option(
@@ -248,7 +248,7 @@ def _parser() -> argparse.ArgumentParser:
         help="the board's clock (default: as the Raspberry Pi with that CPU is sold)",
     )
     option("--forget", metavar="CPU", help="remove what is stored for a CPU")
-    option("--json", action="store_true", help="print one JSON object")
+    add_json(parser)
     return parser
 
 

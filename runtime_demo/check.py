@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +15,9 @@ from runtime_demo.options import (
     threads_text,
 )
 from targets import escapes
+from targets.arguments import add_result_options, command_parser, show_result
 from targets.errors import UserError, run_command
 from targets.escapes import shown
-from targets.files import check_writable
 from targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -43,29 +42,24 @@ _DEFAULT_REPEAT = 50
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    if arguments.report is not None:
-        check_writable(arguments.report, "--report")
     with Progress(quiet=arguments.json) as progress:
         result = check(arguments, progress)
-    if arguments.report is not None:
-        from runtime_demo.report import write_report
+    from runtime_demo.report import write_report
 
-        write_report(result, arguments.report)
-    if arguments.json:
-        print(json.dumps(result.to_json(), indent=2))
-    else:
-        print(escapes.lines(_table(result)))
-        if arguments.report is not None:
-            print(f"report     {arguments.report}")
+    show_result(
+        arguments,
+        result.to_json(),
+        escapes.lines(_table(result)),
+        lambda path: write_report(result, path),
+    )
     return 0 if result.passed else 1
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m runtime_demo.check",
-        description="Compare a bundle with ONNX Runtime on the same ONNX and the same inputs.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "runtime_demo.check",
+        "Compare a bundle with ONNX Runtime on the same ONNX and the same inputs.",
+        _EPILOG,
     )
     add_device_options(parser)
     parser.add_argument(
@@ -88,9 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="IMAGE",
         help="images or folders of them; needs --model",
     )
-    parser.add_argument(
-        "--report", type=Path, metavar="FILE", help="write one self-contained HTML page"
-    )
+    add_result_options(parser)
     return parser
 
 

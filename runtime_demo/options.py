@@ -68,9 +68,6 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=count, metavar="N", help="threads (default: the manifest's)"
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object, for machines"
-    )
 
 
 def open_session(

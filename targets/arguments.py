@@ -1,12 +1,63 @@
-"""Types of command-line arguments that several commands share."""
+"""What several command lines share: their parsers, types of arguments, and how a result is shown."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 from targets.errors import UserError
+from targets.files import check_writable
+
+
+def command_parser(
+    module: str, description: str, epilog: str
+) -> argparse.ArgumentParser:
+    """The parser of ``python -m MODULE``; its epilog keeps its line ends."""
+    raw = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(
+        f"python -m {module}", None, description, epilog, formatter_class=raw
+    )
+
+
+def add_result_options(parser: argparse.ArgumentParser) -> None:
+    """``--report`` and ``--json``, which `show_result` obeys."""
+    page = file_to_write("--report")
+    parser.add_argument(
+        "--report", type=page, metavar="FILE", help="write one self-contained HTML page"
+    )
+    add_json(parser)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object, for machines"
+    )
+
+
+def show_result(
+    arguments: argparse.Namespace,
+    data: object,
+    text: str,
+    write_page: Callable[[Path], None],
+) -> None:
+    """Write a result's page where one is asked for, and print the result, as JSON or as text."""
+    if arguments.report:
+        write_page(arguments.report)
+        text += f"\nreport     {arguments.report}"
+    print(json.dumps(data, indent=2) if arguments.json else text)
+
+
+def file_to_write(option: str) -> Callable[[str], Path]:
+    """For argparse's ``type``: a file that can be written; another one is a UserError before any work is done."""
+
+    def path(text: str) -> Path:
+        check_writable(Path(text), option)
+        return Path(text)
+
+    return path
 
 
 def count_up_to(most: int) -> Callable[[str], int]:

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from devices.sessions.session import Origin
 from records import lookup
 from records.lookup import Record, RecordLog
-from targets.arguments import count_up_to
+from targets.arguments import command_parser, count_up_to, file_to_write
 from targets.child import run_in_child
 from targets.errors import UserError, run_command
-from targets.files import cache_key, check_writable, write_whole
+from targets.files import cache_key, write_whole
 from targets.presets import Target, missing_features, resolve, this_cpu
 from targets.progress import Progress
 
@@ -66,24 +66,29 @@ _count = count_up_to(10_000)
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    check_writable(arguments.output, "--output")
     with Progress() as progress:
         _refine(arguments, progress)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tuning.refine",
-        description="Choose among each task's best records by their time inside the network.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "tuning.refine",
+        "Choose among each task's best records by their time inside the network.",
+        _EPILOG,
     )
     add = parser.add_argument
     add("--model", required=True, help="as --model of compile.build")
     add("--target", default="native", help="see python -m targets (default: native)")
     add("--records", type=Path, required=True, metavar="FILE", help="a tuning log")
-    add("--output", type=Path, required=True, metavar="FILE", help="the chosen records")
+    output = file_to_write("--output")
+    add(
+        "--output",
+        type=output,
+        required=True,
+        metavar="FILE",
+        help="the chosen records",
+    )
     add(
         "--top",
         type=_count,

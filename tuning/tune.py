@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from records import lookup
-from targets.arguments import count_up_to, host_and_port
+from targets.arguments import command_parser, count_up_to, host_and_port
 from targets.errors import UserError, run_command
 from targets.presets import Target, missing_features, native, resolve, this_cpu
 from targets.progress import Progress
@@ -62,11 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tuning.tune",
-        description="Search for quick schedules with AutoScheduler, operator by operator of a network.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "tuning.tune",
+        "Search for quick schedules with AutoScheduler, operator by operator of a network.",
+        _EPILOG,
     )
     add = parser.add_argument
     add("--model", required=True, help="as --model of compile.build")
