@@ -75,11 +75,7 @@ def compare(
     bundle: Path | None = None,
     tflite: Path | None = None,
 ) -> Comparison:
-    """Count our bundle and each runtime.
-
-    Raises:
-        UserError: the gate refuses the model, or the meter has no model of the CPU.
-    """
+    """Count our bundle and each runtime."""
     where = hierarchy(cpu)
     progress.stage("reading the model")
     case = read_case(model, progress.stage)

@@ -13,11 +13,7 @@ if TYPE_CHECKING:
 
 
 def write_comparison(result: Comparison, path: Path) -> None:
-    """Write the page whole or not at all; one that is there is replaced.
-
-    Raises:
-        UserError: ``path`` cannot be written.
-    """
+    """Write the page whole or not at all; one that is there is replaced."""
     sums = [row.counts.cycles for row in result.rows if row.counts]
     templates.write_page(
         path,

@@ -65,11 +65,7 @@ class Calibration:
 
 
 def factor(cpu: str) -> Calibration | None:
-    """The stored factor of the user's own board with ``cpu``; None where nothing is stored.
-
-    Raises:
-        UserError: the file with the factors is damaged.
-    """
+    """The stored factor of the user's own board with ``cpu``; None where nothing is stored."""
     stored = _stored().get(cpu)
     if stored is None:
         return None
@@ -120,12 +116,7 @@ class Measured:
 
 
 def read_result(path: Path) -> Measured:
-    """A result of ``runtime_demo.check --json``, measured on a board with one thread.
-
-    Raises:
-        UserError: not such a result, or one of another origin, another CPU, more threads,
-            or without times.
-    """
+    """A result of ``runtime_demo.check --json``, measured on a board with one thread."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -17,11 +17,7 @@ if TYPE_CHECKING:
 def write_page(
     metered: Metered, bundle: Path, calibration: Calibration | None, path: Path
 ) -> None:
-    """Write the page whole or not at all; one that is there is replaced.
-
-    Raises:
-        UserError: ``path`` cannot be written.
-    """
+    """Write the page whole or not at all; one that is there is replaced."""
     hierarchy = memory.hierarchy(metered.cpu)
     operators = metered.operators
     templates.write_page(

@@ -87,11 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
-    """Run the whole check that the options ask for.
-
-    Raises:
-        UserError: the bundle, the model, an image or the device is not fit.
-    """
+    """Run the whole check that the options ask for."""
     from bundle import golden, photos
     from bundle.store import open_bundle
     from devices.sessions.session import Origin

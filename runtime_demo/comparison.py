@@ -50,11 +50,7 @@ class References(NamedTuple):
 def reference_for(
     bundle: Bundle, model: str, threads: int, progress: Progress
 ) -> References:
-    """ONNX Runtime on the model that the bundle was built from, and on its QDQ graph.
-
-    Raises:
-        UserError: the gate refuses it, or its SHA-256 is not the manifest's.
-    """
+    """ONNX Runtime on the model that the bundle was built from, and on its QDQ graph."""
     tensor = bundle.manifest.input
     shapes = {tensor.name: tensor.shape}
     source = sources.find(model, shapes, tensor.layout or None, progress.stage)
@@ -194,11 +190,7 @@ def built_against(bundle: Bundle) -> str:
 
 
 def _labels_csv(path: Path) -> dict[str, int]:
-    """File name → class index, of the rows that have one.
-
-    Raises:
-        UserError: no columns file and class_index, or an index that is no number.
-    """
+    """File name → class index, of the rows that have one."""
     if not path.is_file():
         return {}
     try:

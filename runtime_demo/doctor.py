@@ -214,11 +214,7 @@ say throttled "$(vcgencmd get_throttled 2>/dev/null | cut -d= -f2)"
 
 
 def ask_system(destination: str) -> tuple[BoardState, str]:
-    """What a board reports without our server, and the name of its system.
-
-    Raises:
-        UserError: as `devices.transport.ssh.run`.
-    """
+    """What a board reports without our server, and the name of its system."""
     from devices.transport.ssh import run
 
     said = dict(
@@ -254,11 +250,7 @@ def ask_system(destination: str) -> tuple[BoardState, str]:
 
 
 def examine_ssh(destination: str, key: str | None) -> Found:
-    """A board that ssh reaches, with a server or without.
-
-    Raises:
-        UserError: it cannot be reached.
-    """
+    """A board that ssh reaches, with a server or without."""
     from devices.sessions.rpc import describe
     from devices.transport.ssh import open_server
 
@@ -275,11 +267,7 @@ def examine_ssh(destination: str, key: str | None) -> Found:
 
 
 def examine_rpc(address: Address) -> Found:
-    """A board whose server is at ``address``.
-
-    Raises:
-        UserError: nobody or something else is there, or it says nothing of its board.
-    """
+    """A board whose server is at ``address``."""
     from devices.sessions.rpc import describe
 
     state = describe(address)

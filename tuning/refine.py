@@ -8,7 +8,6 @@ that was quickest there.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 from collections import defaultdict
@@ -152,10 +151,9 @@ def _refine(arguments: argparse.Namespace, progress: Progress) -> None:
         "preset": target.name,
         "kept": f"of each task's {len(builds)} best {which}",
     }
-    lines = [record.line for record in chosen.values()]
-    text = "\n".join([f"# {json.dumps(header, ensure_ascii=False)}", *lines, ""])
-    write_whole(arguments.output, text.encode(), "--output")
-    print(f"written: {arguments.output}, {len(lines)} records")
+    made = replace(log, header=header, records=tuple(chosen.values()))
+    write_whole(arguments.output, made.text.encode(), "--output")
+    print(f"written: {arguments.output}, {len(made.lines)} records")
 
 
 class _Build(NamedTuple):
@@ -191,8 +189,8 @@ class _Work:
         from compile.driver import build
 
         header = self._log.header | {"preset": self._target.name}
-        lines = [record.line for record in chosen.values()]
-        text = "\n".join([f"# {json.dumps(header, ensure_ascii=False)}", *lines, ""])
+        records = tuple(chosen.values())
+        text = replace(self._log, header=header, records=records).text
         path = self._folder / f"{cache_key(text)}.json"
         self._progress.finish()
         self._progress.note(what)

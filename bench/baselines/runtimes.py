@@ -73,11 +73,7 @@ def _pins() -> dict[str, str]:
 
 
 def fetch(on_progress: Progress) -> Path:
-    """Fetch and unpack the runtimes unless they are there; returns the folder with their Python packages.
-
-    Raises:
-        UserError: no network or no pip; a pinned version is gone; a file's hash is not the lock's.
-    """
+    """Fetch and unpack the runtimes unless they are there; returns the folder with their Python packages."""
     return make_once(
         cached_path("baselines-arm64", files=[LOCK]),
         lambda site: _unpack(site, on_progress),

@@ -65,11 +65,7 @@ class BoardState(BaseModel):
 
 
 def ask(remote: Any, where: str) -> BoardState | None:
-    """Ask a server for the state of its board; None where it is not the kit's.
-
-    Raises:
-        UserError: its answer is not the JSON of a board's state.
-    """
+    """Ask a server for the state of its board; None where it is not the kit's."""
     try:
         describe = remote.get_function("netship.board")
     except AttributeError:
@@ -88,9 +84,6 @@ def check_fits(state: BoardState, bundle: Bundle, where: str, engine: str) -> No
 
     Args:
         engine: the version of TVM here; the board must have the same one.
-
-    Raises:
-        UserError: another architecture, instructions that the CPU lacks, another TVM, no room.
     """
     target = bundle.manifest.target
     if state.machine != target.machine:

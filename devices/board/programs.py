@@ -62,9 +62,6 @@ def native_server(machine: Machine, on_progress: Progress = lambda stage: None) 
 
     Args:
         on_progress: called with each stage of a build.
-
-    Raises:
-        UserError: as `targets.toolchain.run_zig`, or the cache cannot be written.
     """
     return _built(machine, on_progress) / SERVER
 
@@ -72,11 +69,7 @@ def native_server(machine: Machine, on_progress: Progress = lambda stage: None) 
 def native_verifier(
     machine: Machine, on_progress: Progress = lambda stage: None
 ) -> Path:
-    """``verify``'s executable for ``machine``, as `native_server`.
-
-    Raises:
-        UserError: as `native_server`.
-    """
+    """``verify``'s executable for ``machine``, as `native_server`."""
     return _built(machine, on_progress) / VERIFIER
 
 

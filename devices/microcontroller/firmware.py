@@ -100,9 +100,6 @@ def compile_firmware(
 
     Args:
         traced: count instructions by step and part; the counting itself takes some.
-
-    Raises:
-        UserError: a tool is missing or failed; the program does not fit the board (the message says by how much).
     """
     _find_tools()
     _check_fits(interface, board)
@@ -158,9 +155,6 @@ def run_firmware(
 
     Args:
         probe: first run the self-test and measure the stack, which takes two more inferences.
-
-    Raises:
-        UserError: it took longer than ``timeout`` seconds, faulted, or an inference returned an error.
     """
     (folder / "input.bin").write_bytes(inputs.astype(interface.dtype).tobytes())
     if probe:

@@ -63,12 +63,7 @@ def open_firmware(
     on_progress: Callable[[str], None] = lambda stage: None,
     threads: int | None = None,
 ) -> FirmwareSession:
-    """Compile the project for its board; each run starts the board anew.
-
-    Raises:
-        UserError: no cross compiler, no QEMU, no board for the target, or it does not fit; a ``cpu`` or more
-            ``threads`` were asked for.
-    """
+    """Compile the project for its board; each run starts the board anew."""
     if cpu is not None:
         raise UserError(
             f"--cpu: {bundle.path} is for one microcontroller; leave it out"
@@ -131,10 +126,6 @@ class FirmwareSession(Session):
     def figures(self) -> Figures:
         """Memory and instructions of the first input that was run, by step and part; and the largest difference
         between all outputs and those of the same C on this machine.
-
-        Raises:
-            ValueError: no input was run.
-            UserError: a tool failed.
         """
         if not self._runs:
             raise ValueError("no input was run")

@@ -48,9 +48,6 @@ def prepare_board(
     Args:
         machine: aarch64 or arm.
         cpu: its name in QEMU.
-
-    Raises:
-        UserError: no QEMU, QEMU does not know the CPU, the system cannot be fetched, the server not built.
     """
     qemu = find_qemu(machine)
     check_cpu(qemu, cpu)
@@ -64,11 +61,7 @@ def prepare_board(
 def serve_boards(
     emulated: Board, count: int, key: str, tracker_port: int
 ) -> Iterator[list[Server]]:
-    """Servers of ``count`` emulated boards, registered under ``key`` at a tracker on 127.0.0.1; they end with the context.
-
-    Raises:
-        UserError: one did not start, or did not reach the tracker.
-    """
+    """Servers of ``count`` emulated boards, registered under ``key`` at a tracker on 127.0.0.1; they end with the context."""
     options = ["--threads", str(_THREADS), "--tracker", f"127.0.0.1:{tracker_port}"]
     with ExitStack() as stack:
         servers = []
@@ -126,11 +119,7 @@ def open_emulated(
 
 
 def emulated_cpu(bundle: Bundle, library: str, cpu: str | None) -> tuple[str, str]:
-    """The architecture of the board to emulate for a library of the bundle, and the CPU: the target's where None.
-
-    Raises:
-        UserError: no board of that architecture is emulated.
-    """
+    """The architecture of the board to emulate for a library of the bundle, and the CPU: the target's where None."""
     target = bundle.manifest.target
     if target.machine not in ARCHITECTURES:
         raise UserError(

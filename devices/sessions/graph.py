@@ -31,12 +31,9 @@ class Caller(Protocol):
 
 
 def check_graph(graph: ExecutorGraph, bundle: Bundle) -> None:
-    """Compare the library's own inputs and outputs with the manifest's; outputs have no names to compare.
+    """Refuse a library whose inputs or outputs are not the manifest's; outputs have no names to compare.
 
     The executor copies bytes without checking shapes, so a manifest with wrong ones must be refused here.
-
-    Raises:
-        UserError: another number, name, shape or dtype.
     """
     manifest = bundle.manifest
     for what, names, indices, tensors in (
@@ -78,9 +75,6 @@ class GraphSession(Session):
             runs one inference that it does not count; on this machine each inference is
             timed separately, so that it can alternate with another runtime's.
         state: asks the board for its state.
-
-    Raises:
-        UserError: the library's inputs or outputs are not the manifest's.
     """
 
     def __init__(

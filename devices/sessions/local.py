@@ -44,11 +44,7 @@ def open_local(bundle: Bundle, threads: int | None = None) -> Session:
 
 
 def check_runs_here(bundle: Bundle) -> None:
-    """Refuse a bundle whose instructions this machine does not have.
-
-    Raises:
-        UserError: another architecture, or a CPU feature that /proc/cpuinfo does not list.
-    """
+    """Refuse a bundle whose instructions this machine does not have."""
     cpu, target, library = this_cpu(), bundle.manifest.target, bundle.manifest.library
     if target.machine != cpu.machine:
         instead = f"run it on a {target.machine} machine"

@@ -44,11 +44,7 @@ def open_on_emulated(
 
 
 def check_served(bundle: Bundle) -> None:
-    """Refuse to send a build to a TVM RPC server that cannot run it.
-
-    Raises:
-        UserError: it is no bundle for TVM's runtime.
-    """
+    """Refuse to send a build to a TVM RPC server that cannot run it."""
     if instead := _FORMATS[bundle.manifest.format].not_served:
         raise UserError(f"{bundle.path}: {instead.format(name=bundle.manifest.name)}")
 

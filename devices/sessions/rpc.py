@@ -70,9 +70,6 @@ def describe(address: Address, seconds: float = PROBE_SECONDS) -> BoardState | N
 
     Args:
         seconds: for another client to leave, and for the answer.
-
-    Raises:
-        UserError: as `open_rpc`.
     """
     link = Link(address, seconds)
     try:
@@ -86,11 +83,7 @@ def _state(link: Link, remote: Any) -> BoardState | None:
 
 
 def open_rpc_local(bundle: Bundle, threads: int | None = None) -> Session:
-    """Load a bundle in a stock RPC server that is started on this machine and ends with the session.
-
-    Raises:
-        UserError: built for another architecture or CPU, or the server did not start.
-    """
+    """Load a bundle in a stock RPC server that is started on this machine and ends with the session."""
     check_runs_here(bundle)
     threads = threads or bundle.manifest.threads
     environment = {"TVM_NUM_THREADS": str(threads)}

@@ -53,9 +53,6 @@ class Runner(Process):
 
     Attributes:
         greeting: its first answer (see ``greet`` of runner.c).
-
-    Raises:
-        UserError: the library cannot be loaded.
     """
 
     def __init__(

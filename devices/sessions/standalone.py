@@ -112,9 +112,6 @@ class StandaloneSession(Session):
     Attributes:
         version: as the library says it: model, target, build.
         workspace_bytes: memory that one model takes for activations.
-
-    Raises:
-        UserError: the library gives no model.
     """
 
     def __init__(
@@ -146,11 +143,7 @@ class StandaloneSession(Session):
         return seconds
 
     def self_test(self) -> None:
-        """Have the library check its weights and its golden data.
-
-        Raises:
-            UserError: one is wrong; the library says which.
-        """
+        """Have the library check its weights and its golden data; a UserError says which is wrong."""
         self._runner.ask(Command.SELF_TEST)
 
     def memory(self) -> Memory:
@@ -158,11 +151,7 @@ class StandaloneSession(Session):
         return Memory(*struct.unpack("<QQ", self._runner.ask(Command.MEMORY)))
 
     def close(self) -> None:
-        """Destroy the model and end its process.
-
-        Raises:
-            UserError: the library crashed in that, or took too long.
-        """
+        """Destroy the model and end its process."""
         self._runner.close()
 
     def _set_input(self, tensor: NDArray[np.float32]) -> None:

@@ -31,9 +31,6 @@ class Server(Process):
     Attributes:
         port: on 127.0.0.1.
         key: that a client has to give; no other user of the machine knows it.
-
-    Raises:
-        UserError: it ended, or did not listen in time.
     """
 
     def __init__(
@@ -87,11 +84,7 @@ class Server(Process):
 def start_server(
     python: Sequence[str], environment: Mapping[str, str], ready_within: float
 ) -> Server:
-    """Start `rpc_server.py` under the command of an interpreter that has tvm.
-
-    Raises:
-        UserError: it did not start, or not in time.
-    """
+    """Start `rpc_server.py` under the command of an interpreter that has tvm."""
     return Server(
         lambda scratch: [*python, "-P", str(SCRIPT), scratch],
         {**environment, "TVM_USE_RUNTIME_LIB": "1"},
@@ -111,9 +104,6 @@ def start_native(
         program: the command of the server, in an emulator where it is for another architecture.
         options: further options of the server.
         key: that a client has to give; a random one where None.
-
-    Raises:
-        UserError: as `start_server`.
     """
     own = ("--port", "0", "--key-stdin", "--end-with-stdin")
     return Server(

@@ -103,11 +103,7 @@ def open_server(
 
 
 def run(destination: str, script: str, seconds: float = 20.0) -> str:
-    """Run a shell script there; what it prints.
-
-    Raises:
-        UserError: as `open_server`, or the script fails.
-    """
+    """Run a shell script there; what it prints."""
     script = f"{script}\necho; echo netship-end"
     with contextlib.closing(_Ssh(destination, [], script)) as ssh:
         lines: list[str] = []
