@@ -115,7 +115,16 @@ def prepare(on_progress: Progress, machine: str = "aarch64") -> Path:
         for archive in _fetch_packages(work, on_progress, machine):
             _run(["dpkg-deb", "-x", str(archive), str(root)])
         if machine == "aarch64":
-            _unpack_wheels(work, root / "opt" / "site-packages", on_progress)
+            on_progress("fetching the engine's aarch64 wheels")
+            requirements = work / "requirements.txt"
+            requirements.write_text(_wheel_requirements())
+            site = root / "opt" / "site-packages"
+            unpack_wheels(
+                requirements,
+                site,
+                _PLATFORMS,
+                wanted=lambda name: not _LEFT_OUT.match(name),
+            )
 
     waiting = "waiting for another process that fetches a system"
     return make_once(sysroot_path(machine), fetch, lambda: on_progress(waiting))
@@ -228,27 +237,18 @@ def _wheel_requirements() -> str:
     return "\n".join(block for block in blocks if wanted.match(block)) + "\n"
 
 
-def _unpack_wheels(work: Path, site: Path, on_progress: Progress) -> None:
-    """The engine and what it imports, fetched and unpacked in ``site``."""
-    on_progress("fetching the engine's aarch64 wheels")
-    requirements = work / "requirements.txt"
-    requirements.write_text(_wheel_requirements())
-    for wheel in download_wheels(requirements, work / "wheels", _PLATFORMS):
-        with zipfile.ZipFile(wheel) as archive:
-            names = archive.namelist()
-            archive.extractall(site, [x for x in names if not _LEFT_OUT.match(x)])
-
-
-def download_wheels(
+def unpack_wheels(
     requirements: Path,
-    folder: Path,
+    site: Path,
     platforms: Sequence[str],
     abis: Sequence[str] = ("cp311",),
-) -> list[Path]:
-    """Wheels for the arm64 system's Python, fetched by pip into ``folder``.
+    wanted: Callable[[str], object] = bool,
+) -> None:
+    """Wheels for the arm64 system's Python, fetched by pip and unpacked in the folder ``site``.
 
     Args:
         requirements: with a hash of each wheel.
+        wanted: whether a file of that name is unpacked; by default all are.
 
     Raises:
         UserError: no network or no pip; a pinned version is gone; a file's hash is another one.
@@ -257,10 +257,15 @@ def download_wheels(
     python = ["--python-version", "3.11", "--implementation", "cp"]
     python += [word for name in abis for word in ("--abi", name)]
     python += [word for name in platforms for word in ("--platform", name)]
-    what = ["--requirement", str(requirements), "--dest", str(folder)]
+    what = ["--requirement", str(requirements)]
     pip = [sys.executable, "-m", "pip", "download", "--quiet"]
-    _run([*pip, *options, *python, *what])
-    return sorted(folder.iterdir())
+    site.mkdir(parents=True)
+    with tempfile.TemporaryDirectory(dir=site.parent) as folder:
+        _run([*pip, *options, *python, *what, "--dest", folder])
+        for wheel in sorted(Path(folder).iterdir()):
+            with zipfile.ZipFile(wheel) as archive:
+                names = [name for name in archive.namelist() if wanted(name)]
+                archive.extractall(site, names)
 
 
 def _run(

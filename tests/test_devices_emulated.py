@@ -206,7 +206,7 @@ def test_what_an_interrupted_fetch_left_is_removed(
 ) -> None:
     (empty_cache / ".sysroot-killed" / "root").mkdir(parents=True)
     monkeypatch.setattr(sysroot, "_fetch_packages", lambda *_: [])
-    monkeypatch.setattr(sysroot, "_unpack_wheels", lambda *_: None)
+    monkeypatch.setattr(sysroot, "unpack_wheels", lambda *_, **__: None)
     path = sysroot.prepare(lambda stage: None)
     assert left_over(empty_cache) == [path.name]
     assert sysroot.sysroot_path().is_dir()
