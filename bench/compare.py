@@ -43,13 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             bundle=arguments.bundle,
             tflite=arguments.tflite,
         )
-    from bench.comparison_page import write_comparison
-
     show_result(
         arguments,
         result.to_json(),
         table(result),
-        lambda path: write_comparison(result, path),
+        result.write_page,
     )
     return 0 if all(row.counts for row in result.rows) else 1
 

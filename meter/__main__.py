@@ -46,7 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(words)
     from meter.calibrate import factor
     from meter.operators import measure_bundle
-    from meter.page import write_page
 
     with Progress(quiet=arguments.json) as progress:
         metered = measure_bundle(arguments.bundle, arguments.cpu, progress.stage)
@@ -71,6 +70,34 @@ def _parser() -> argparse.ArgumentParser:
     option("--cpu", required=True, help="cortex-a53, cortex-a72 or cortex-a76")
     add_result_options(parser)
     return parser
+
+
+def write_page(
+    metered: Metered, bundle: Path, calibration: Calibration | None, path: Path
+) -> None:
+    """Write the estimate as one self-contained HTML page, whole or not at all."""
+    from meter import cycles, memory
+    from meter.counts import meter_version
+    from targets import templates
+
+    hierarchy = memory.hierarchy(metered.cpu)
+    low, high = metered.milliseconds(hierarchy.clock)
+    templates.write_page(
+        path,
+        "--report",
+        Path(__file__).with_name("operators.html.jinja"),
+        metered=metered,
+        bundle=bundle.name,
+        calibration=calibration,
+        core_model=cycles.model(metered.cpu),
+        hierarchy=hierarchy,
+        peak=metered.peak,
+        worst=max(each.cycles for each in metered.operators),
+        total=metered.cycles,
+        low=low,
+        high=high,
+        meter=meter_version(),
+    )
 
 
 def to_json(metered: Metered) -> dict[str, object]:
@@ -105,8 +132,7 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
     from meter import cycles, memory
 
     hierarchy = memory.hierarchy(metered.cpu)
-    low = max(metered.core_cycles, metered.memory_cycles)
-    high = metered.core_cycles + metered.memory_cycles
+    low, high = metered.milliseconds(hierarchy.clock)
     lines = [
         f"{'core':>8} {'memory':>8} {'share':>6} {'instr.':>8} {'MACs':>7} {'a cycle':>8} {'of peak':>8}  {'L1, L2 missed':>17}  operator",
         f"{'Mcycles':>8} {'Mcycles':>8} {'':>6} {'M':>8} {'M':>7} {'':>8} {'':>8}  {'MB':>17}",
@@ -115,17 +141,16 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
         missed = ", ".join(f"{count / 1e6:.2f}" for count in each.missed_bytes)
         rate = f"{each.macs_per_cycle:8.2f} {each.macs_per_cycle / metered.peak:8.0%}"
         lines.append(
-            f"{each.core_cycles / 1e6:8.3f} {each.memory_cycles / 1e6:8.3f} {each.cycles / high:6.1%} "
+            f"{each.core_cycles / 1e6:8.3f} {each.memory_cycles / 1e6:8.3f} {each.cycles / metered.cycles:6.1%} "
             f"{each.instructions / 1e6:8.3f} "
             f"{each.macs / 1e6:7.2f} {rate if each.macs else '':>17}  {missed:>17}  {_row(each)}"
         )
-    scale = hierarchy.clock * 1e6
     lines += [
         "",
         f"instructions {metered.instructions / 1e6:.1f} M, exact (QEMU)",
         f"core         {metered.core_cycles / 1e6:.1f} M cycles, estimated (LLVM's model of {cycles.model(metered.cpu)}, no caches)",
         f"memory       {metered.memory_cycles / 1e6:.1f} M cycles, estimated (cache model of the {hierarchy.board}; no prefetching)",
-        f"time         {low / scale:.1f} to {high / scale:.1f} ms at {hierarchy.clock} GHz, 1 thread, estimated",
+        f"time         {low:.1f} to {high:.1f} ms at {hierarchy.clock} GHz, 1 thread, estimated",
     ]
     if calibration is not None and not calibration.is_current:
         lines.append(
@@ -134,7 +159,7 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
         )
     elif calibration is not None:
         lines.append(
-            f"calibrated   {high / scale * calibration.factor:.1f} ms by your board's factor of "
+            f"calibrated   {high * calibration.factor:.1f} ms by your board's factor of "
             f"{calibration.factor:.2f} ({calibration.date})"
         )
     return "\n".join(lines)

@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -184,9 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("give a RESULT.json of `python -m runtime_demo.check … --json`")
     measured = read_result(arguments.result)
     if arguments.bundle is not None:
-        measured = Measured(
-            arguments.bundle, measured.model_sha256, measured.cpu, measured.milliseconds
-        )
+        measured = replace(measured, bundle=arguments.bundle)
     clock = arguments.clock or hierarchy(measured.cpu).clock
     made = calibrate(measured, clock, count_bundle)
     if arguments.json:

@@ -85,3 +85,11 @@ def host_and_port(text: str) -> tuple[str, int]:
             f"{text!r} is not HOST:PORT, such as 127.0.0.1:9090 or [::1]:9090"
         )
     return match[1] or match[2], int(match[3])
+
+
+def check_key(arguments: argparse.Namespace) -> None:
+    """Refuse a --tracker without a --key, and a --key that is for nothing."""
+    if arguments.tracker and not arguments.key:
+        raise UserError("--tracker needs --key KEY: which of its boards?")
+    if arguments.key and not (arguments.tracker or arguments.rpc or arguments.ssh):
+        raise UserError("--key goes with --tracker, --rpc or --ssh; leave it out")

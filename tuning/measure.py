@@ -129,8 +129,7 @@ class MeterMeasurer:
             return Failure(RUNTIME_DEVICE, str(error))
 
     def _seconds(self, blocks: list[Block]) -> float:
-        cost = self._meter.cost(blocks)
-        return (cost.core_cycles + cost.memory_cycles) / self._hertz
+        return self._meter.cost(blocks).cycles / self._hertz
 
     def stop(self) -> None:
         self._stopped = True

@@ -242,8 +242,7 @@ class _Work:
             bundle.path, self._target.qemu_cpu, self._progress.stage
         )
         each = {
-            operator.name: (operator.core_cycles + operator.memory_cycles)
-            / max(operator.calls, 1)
+            operator.name: operator.cycles / max(operator.calls, 1)
             for operator in metered.operators
         }
         return [each[group.name] for group in bundle.manifest.lowering.groups]

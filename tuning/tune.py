@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from records import lookup
-from targets.arguments import command_parser, count_up_to, host_and_port
+from targets.arguments import check_key, command_parser, count_up_to, host_and_port
 from targets.errors import UserError, run_command
 from targets.presets import Target, missing_features, native, resolve, this_cpu
 from targets.progress import Progress
@@ -131,11 +131,8 @@ def _hours(text: str) -> float:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    if arguments.tracker and not arguments.key:
-        raise UserError("--tracker needs --key KEY: which of its boards?")
+    check_key(arguments)
     boards = bool(arguments.rpc or arguments.ssh)
-    if arguments.key and not (arguments.tracker or boards):
-        raise UserError("--key goes with --tracker, --rpc or --ssh; leave it out")
     if bool(arguments.tracker) + boards + (arguments.measure == "meter") > 1:
         raise UserError(
             "--tracker, --measure meter and --rpc or --ssh: take one; each has a log of its own"
