@@ -20,7 +20,7 @@ from devices.sessions.session import Origin
 from meter import board_files
 from meter.counts import Counts, count_bundle, meter_version, milliseconds
 from meter.memory import hierarchy
-from targets.arguments import add_json, command_parser
+from targets.arguments import add_json, command_parser, number_between
 from targets.errors import UserError, run_command
 from targets.files import write_whole
 
@@ -232,23 +232,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     option(
         "--clock",
-        type=_gigahertz,
+        type=number_between(0.1, 10, "a clock in GHz, such as 1.5"),
         metavar="GHZ",
         help="the board's clock (default: as the Raspberry Pi with that CPU is sold)",
     )
     option("--forget", metavar="CPU", help="remove what is stored for a CPU")
     add_json(parser)
     return parser
-
-
-def _gigahertz(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0.1 <= value <= 10:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a clock in GHz, such as 1.5")
-    return value
 
 
 if __name__ == "__main__":

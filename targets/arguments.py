@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,21 @@ def count_up_to(most: int) -> Callable[[str], int]:
         return int(text)
 
     return count
+
+
+def number_between(low: float, high: float, what: str) -> Callable[[str], float]:
+    """For argparse's ``type``: a number from ``low`` to ``high``; ``what`` it is goes into the error."""
+
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        return value
+
+    return number
 
 
 def host_and_port(text: str) -> tuple[str, int]:

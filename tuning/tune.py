@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from records import lookup
-from targets.arguments import check_key, command_parser, count_up_to, host_and_port
+from targets.arguments import (
+    check_key,
+    command_parser,
+    count_up_to,
+    host_and_port,
+    number_between,
+)
 from targets.errors import UserError, run_command
 from targets.presets import Target, missing_features, native, resolve, this_cpu
 from targets.progress import Progress
@@ -77,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="in all, those already in the log included (default: 4000)",
     )
-    add("--hours", type=_hours, metavar="H", help="stop after so many hours")
+    hours = number_between(1e-6, 10_000, "a number of hours")
+    add("--hours", type=hours, metavar="H", help="stop after so many hours")
     add("--measure", choices=["here", "meter"], default="here", help="see below")
     add("--rpc", action="append", default=[], metavar="HOST:PORT", help="see below")
     add("--ssh", action="append", default=[], metavar="USER@HOST", help="see below")
@@ -118,16 +125,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--json", action="store_true", help="print only one JSON object, at the end")
     return parser
-
-
-def _hours(text: str) -> float:
-    try:
-        hours = float(text)
-    except ValueError:
-        hours = 0.0
-    if not 0 < hours < 10_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of hours")
-    return hours
 
 
 def _check(arguments: argparse.Namespace) -> None:

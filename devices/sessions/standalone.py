@@ -59,8 +59,6 @@ def open_standalone_emulated(
     cpu: str | None = None,
     on_progress: Callable[[str], None] = lambda stage: None,
     threads: int | None = None,
-    *,
-    call_timeout: float = _EMULATED_CALL_SECONDS,
 ) -> StandaloneSession:
     """Link the static library into a program and run that on an emulated aarch64 or armv7 board.
 
@@ -93,7 +91,7 @@ def open_standalone_emulated(
         program = compile_runner(Path(scratch), _STATIC[machine], options)
         on_progress(f"starting an emulated {cpu}")
         command = [qemu, "-cpu", cpu, str(program)]
-        runner = Runner(command, bundle, f"the emulated {cpu}", call_timeout)
+        runner = Runner(command, bundle, f"the emulated {cpu}", _EMULATED_CALL_SECONDS)
     return StandaloneSession(bundle, runner, Origin.EMULATED, threads)
 
 

@@ -18,7 +18,7 @@ from targets.arguments import host_and_port
 from targets.errors import UserError, last_line
 
 SCRIPT = Path(__file__).with_name("rpc_server.py")
-_END_WITHIN = 10.0
+_END_WITHIN, _NOTICED_WITHIN = 10.0, 2.0
 
 
 class Server(Process):
@@ -57,9 +57,9 @@ class Server(Process):
             self.close()
             raise
 
-    def why_ended(self, within: float = 2.0) -> str:
-        """Why the server, or its process for the last client, has ended within so many seconds; empty where it has not."""
-        deadline = time.monotonic() + within
+    def why_ended(self) -> str:
+        """Why the server, or its process for the last client, has ended; empty where it has not soon."""
+        deadline = time.monotonic() + _NOTICED_WITHIN
         while (code := self.code_within(0)) is None:
             if signalled := re.search(r"ended by (SIG\w+)", self.said()):
                 return signalled[1]
