@@ -78,13 +78,9 @@ def open_bundle(path: Path) -> Bundle:
         _expect_size(path / pair.input, manifest.input.nbytes)
         for output, tensor in zip(pair.outputs, manifest.outputs, strict=True):
             _expect_size(path / output, tensor.nbytes)
-    library = path / manifest.library
-    if not manifest.is_source and (
-        (machine := elf_machine(library)) != manifest.target.machine
-    ):
-        raise UserError(
-            f"{library}: is for {machine}, the manifest says {manifest.target.machine}"
-        )
+    library, expected = path / manifest.library, manifest.target.machine
+    if not manifest.is_source and (machine := elf_machine(library)) != expected:
+        raise UserError(f"{library}: is for {machine}, the manifest says {expected}")
     return Bundle(path, manifest)
 
 
@@ -247,7 +243,7 @@ def _remove_parents(created: list[Path]) -> None:
 
 def _members(folder: Path) -> Iterator[tuple[str, int, bytes]]:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = f"{folder.name}/{path.relative_to(folder).as_posix()}"
+        name = path.relative_to(folder.parent).as_posix()
         yield name, 0o755 if path.suffix == ".so" else 0o644, path.read_bytes()
 
 
