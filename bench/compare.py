@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.baselines import runtimes
-from targets.files import check_writable
+from targets.arguments import add_result_options, command_parser, show_result
 from targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -32,8 +31,6 @@ Exit codes: 0 compared, 1 a runtime could not be compared, 2 refused (one line s
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    if arguments.report is not None:
-        check_writable(arguments.report, "--report")
     chosen = [runtimes.find(name) for name in arguments.runtimes]
     with Progress(quiet=arguments.json) as progress:
         from bench.comparison import compare
@@ -46,25 +43,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             bundle=arguments.bundle,
             tflite=arguments.tflite,
         )
-    if arguments.report is not None:
-        from bench.comparison_page import write_comparison
-
-        write_comparison(result, arguments.report)
-    if arguments.json:
-        print(json.dumps(result.to_json(), indent=2))
-    else:
-        print(table(result))
-        if arguments.report is not None:
-            print(f"report  {arguments.report}")
+    show_result(
+        arguments,
+        result.to_json(),
+        table(result),
+        result.write_page,
+    )
     return 0 if all(row.counts for row in result.rows) else 1
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench compare",
-        description="Estimate a network's cycles on a Cortex-A core in our bundle and in other runtimes.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "bench compare",
+        "Estimate a network's cycles on a Cortex-A core in our bundle and in other runtimes.",
+        _EPILOG,
     )
     option = parser.add_argument
     option(
@@ -99,8 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="what LiteRT runs in place of the model, converted",
     )
-    option("--report", type=Path, metavar="FILE", help="write one HTML page")
-    option("--json", action="store_true", help="print one JSON object")
+    add_result_options(parser)
     return parser
 
 

@@ -17,6 +17,7 @@ from devices.sessions.session import Origin
 from meter.counting import find_qemu
 from meter.counts import Counts, count_bundle, meter_version
 from meter.memory import hierarchy
+from targets import templates
 from targets.errors import UserError
 from targets.files import cache_folder, write_whole
 from targets.progress import Progress
@@ -43,6 +44,18 @@ class Comparison:
     def sorted_rows(self) -> list[Row]:
         return sorted(
             self.rows, key=lambda r: r.counts.cycles if r.counts else float("inf")
+        )
+
+    def write_page(self, path: Path) -> None:
+        """Write the comparison as one self-contained HTML page, whole or not at all."""
+        sums = [row.counts.cycles for row in self.rows if row.counts]
+        templates.write_page(
+            path,
+            "--report",
+            Path(__file__).with_name("comparison.html.jinja"),
+            result=self,
+            worst=max(sums, default=1),
+            meter=meter_version(),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -75,11 +88,7 @@ def compare(
     bundle: Path | None = None,
     tflite: Path | None = None,
 ) -> Comparison:
-    """Count our bundle and each runtime.
-
-    Raises:
-        UserError: the gate refuses the model, or the meter has no model of the CPU.
-    """
+    """Count our bundle and each runtime."""
     where = hierarchy(cpu)
     progress.stage("reading the model")
     case = read_case(model, progress.stage)

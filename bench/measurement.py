@@ -96,11 +96,7 @@ class Case(NamedTuple):
 def read_case(
     model: Path, on_progress: Callable[[str], None] = lambda stage: None
 ) -> Case:
-    """Read a model as a build does, and ask ONNX Runtime for its answer to a smooth seeded pattern.
-
-    Raises:
-        UserError: the gate or ONNX Runtime refuses the model.
-    """
+    """Read a model as a build does, and ask ONNX Runtime for its answer to a smooth seeded pattern."""
     return _case(sources.find(str(model), {}, None, on_progress).model)
 
 
@@ -214,11 +210,7 @@ def _compare(
 
 
 def _compare_best_class(case: Case, answer: list[float]) -> tuple[float | None, bool]:
-    """As ``_compare``, for a file whose numbers may be others.
-
-    Raises:
-        UserError: another best class.
-    """
+    """As ``_compare``, for a file whose numbers may be others."""
     expected = case.expected.ravel()
     # TensorFlow's networks have a background class before the others.
     found = np.array(answer)[-expected.size :]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from bench.baselines import runtimes
 from bench.validation import CLOSE, Summary, Validation, measure, read, summary
-from targets.files import check_writable
+from targets.arguments import add_result_options, command_parser, show_result
 from targets.progress import Progress
 
 _EPILOG = """\
@@ -24,40 +22,33 @@ Exit codes: 0 shown, 2 refused (one line says why), 130 interrupted.
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    if arguments.report is not None:
-        check_writable(arguments.report, "--report")
     if arguments.measure:
         with Progress(quiet=arguments.json) as progress:
             measure(read(), progress)
     validation = read()
-    if arguments.report is not None:
-        from bench.validation_page import write_validation
+    from bench.validation_page import write_validation
 
-        write_validation(validation, arguments.report)
-    if arguments.json:
-        print(json.dumps(validation.to_json(), indent=2))
-    else:
-        print(markdown(validation))
-        if arguments.report is not None:
-            print(f"\nreport  {arguments.report}")
+    show_result(
+        arguments,
+        validation.to_json(),
+        markdown(validation),
+        lambda path: write_validation(validation, path),
+    )
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench validate",
-        description="Compare the meter's estimates with published measurements on Raspberry Pis.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "bench validate",
+        "Compare the meter's estimates with published measurements on Raspberry Pis.",
+        _EPILOG,
     )
-    option = parser.add_argument
-    option(
+    parser.add_argument(
         "--measure",
         action="store_true",
         help="estimate everything again and store the results in the project",
     )
-    option("--report", type=Path, metavar="FILE", help="write one HTML page")
-    option("--json", action="store_true", help="print one JSON object")
+    add_result_options(parser)
     return parser
 
 

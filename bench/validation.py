@@ -206,11 +206,7 @@ def _ranks(values: Sequence[float]) -> list[float]:
 
 
 def read() -> Validation:
-    """The published measurements with the stored estimates.
-
-    Raises:
-        UserError: a file is damaged.
-    """
+    """The published measurements with the stored estimates."""
     results: dict[str, Any] = {"meter": "", "versions": {}, "estimates": {}}
     try:
         published = json.loads(PUBLISHED.read_text(encoding="utf-8"))
@@ -237,11 +233,7 @@ def _key(runtime: str, network: str, cpu: str) -> str:
 
 
 def measure(validation: Validation, progress: Progress) -> None:
-    """Estimate every pair's runtime and network on its core, and write the results.
-
-    Raises:
-        UserError: a network cannot be converted, run or counted.
-    """
+    """Estimate every pair's runtime and network on its core, and write the results."""
     from bench.measurement import case_of
     from bench.measurement import measure as measure_row
 

@@ -43,11 +43,7 @@ class Plot(NamedTuple):
 
 
 def write_validation(validation: Validation, path: Path) -> None:
-    """Write the page whole or not at all; one that is there is replaced.
-
-    Raises:
-        UserError: ``path`` cannot be written.
-    """
+    """Write the page whole or not at all; one that is there is replaced."""
     cpus = sorted({pair.source.cpu for pair in validation.pairs})
     templates.write_page(
         path,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 # A reshape, which moves nothing.
-_NO_OPERATION = "__nop"
+NO_OPERATION = "__nop"
 
 
 class Entry(NamedTuple):
@@ -64,7 +64,7 @@ def parse(text: str) -> ExecutorGraph:
             for i in outputs
         ]
         if node["op"] == "tvm_op":
-            kernel = node["attrs"]["func_name"].replace(_NO_OPERATION, "")
+            kernel = node["attrs"]["func_name"].replace(NO_OPERATION, "")
             inputs = tuple(
                 starts[source] + which for source, which, _ in node["inputs"]
             )

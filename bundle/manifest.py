@@ -323,6 +323,9 @@ class Golden(_Model):
     outputs: tuple[RelativePath, ...]
 
 
+_IS_SOURCE = {"bundle": False, "standalone": False, "c": True}
+
+
 class Manifest(_Model):
     """Everything a host, a device or a person needs to know of a bundle.
 
@@ -356,6 +359,11 @@ class Manifest(_Model):
     golden: Annotated[tuple[Golden, ...], Field(min_length=1)]
     files: dict[RelativePath, Sha256]
     measured: dict[str, Any] = {}
+
+    @property
+    def is_source(self) -> bool:
+        """Whether the library is source, not machine code for Linux."""
+        return _IS_SOURCE[self.format]
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:

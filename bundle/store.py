@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import io
 import json
 import os
 import shutil
 import struct
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from bundle.manifest import MAX_MANIFEST_BYTES, Manifest, parse
 from targets.errors import UserError
@@ -76,14 +78,9 @@ def open_bundle(path: Path) -> Bundle:
         _expect_size(path / pair.input, manifest.input.nbytes)
         for output, tensor in zip(pair.outputs, manifest.outputs, strict=True):
             _expect_size(path / output, tensor.nbytes)
-    if manifest.format == "c":
-        return Bundle(path, manifest)
-    library = path / manifest.library
-    machine = elf_machine(library)
-    if machine != manifest.target.machine:
-        raise UserError(
-            f"{library}: is for {machine}, the manifest says {manifest.target.machine}"
-        )
+    library, expected = path / manifest.library, manifest.target.machine
+    if not manifest.is_source and (machine := elf_machine(library)) != expected:
+        raise UserError(f"{library}: is for {machine}, the manifest says {expected}")
     return Bundle(path, manifest)
 
 
@@ -197,7 +194,9 @@ def staging(output: Path) -> Iterator[Path]:
         content = stage / output.name
         content.mkdir()
         yield content
-        _write_archive(content, archive)
+        with archive.open("wb") as file:
+            write_archive(file, _members(content), level=1)
+        archive.chmod(0o644)
         if output.exists():
             output.rename(stage / "replaced")
         content.rename(output)
@@ -242,21 +241,25 @@ def _remove_parents(created: list[Path]) -> None:
             path.rmdir()
 
 
-def _write_archive(folder: Path, archive: Path) -> None:
-    """A .tar.gz whose bytes depend on the files' names and contents only."""
+def _members(folder: Path) -> Iterator[tuple[str, int, bytes]]:
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder.parent).as_posix()
+        yield name, 0o755 if path.suffix == ".so" else 0o644, path.read_bytes()
+
+
+def write_archive(
+    archive: IO[bytes], files: Iterable[tuple[str, int, bytes]], level: int
+) -> None:
+    """Write a .tar.gz of files, each a name, a mode and content; its bytes depend on nothing else.
+
+    Args:
+        level: gzip's, 1 for quick to 9 for small.
+    """
     with (
-        archive.open("wb") as raw,
-        gzip.GzipFile(
-            filename="", fileobj=raw, mode="wb", compresslevel=1, mtime=0
-        ) as packed,
+        gzip.GzipFile("", "wb", level, archive, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar,
     ):
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            entry = tarfile.TarInfo(
-                f"{folder.name}/{path.relative_to(folder).as_posix()}"
-            )
-            entry.size = path.stat().st_size
-            entry.mode = 0o755 if path.suffix == ".so" else 0o644
-            with path.open("rb") as file:
-                tar.addfile(entry, file)
-    os.chmod(archive, 0o644)
+        for name, mode, content in files:
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(content), mode
+            tar.addfile(entry, io.BytesIO(content))

@@ -7,7 +7,6 @@ unpacked in the user's cache folder. Nothing on the machine is installed or chan
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from bundle.store import sha256_of
+from targets.arguments import add_json, command_parser
 from targets.errors import UserError, run_command
 from targets.files import cache_folder, make_once
 
@@ -51,10 +51,10 @@ class Package(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m devices.sysroot",
-        description="Fetch the systems that emulated boards run on, into the cache folder.",
-        epilog=f"Packages come from this machine's Debian mirror; ${MIRROR_VARIABLE} names another.",
+    parser = command_parser(
+        "devices.sysroot",
+        "Fetch the systems that emulated boards run on, into the cache folder.",
+        f"Packages come from this machine's Debian mirror; ${MIRROR_VARIABLE} names another.",
     )
     parser.add_argument(
         "--lock",
@@ -67,9 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="aarch64",
         help="aarch64 (64-bit boards, the default) or arm (32-bit ones)",
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object, for machines"
-    )
+    add_json(parser)
     arguments = parser.parse_args(argv)
     if arguments.lock:
         relock(_say, arguments.machine)
@@ -100,15 +98,6 @@ def sysroot_path(machine: str = "aarch64") -> Path:
     return cache_folder() / f"sysroot-{ARCHITECTURES[machine]}-{key.hexdigest()[:16]}"
 
 
-def is_ready(machine: str = "aarch64") -> bool:
-    return sysroot_path(machine).is_dir()
-
-
-def site_packages(sysroot: Path) -> Path:
-    """The folder of the engine, and of what it imports, in a system."""
-    return sysroot / "opt" / "site-packages"
-
-
 def prepare(on_progress: Progress, machine: str = "aarch64") -> Path:
     """Fetch and unpack the system if it is not there yet; its folder.
 
@@ -125,9 +114,17 @@ def prepare(on_progress: Progress, machine: str = "aarch64") -> Path:
         work = root.parent
         for archive in _fetch_packages(work, on_progress, machine):
             _run(["dpkg-deb", "-x", str(archive), str(root)])
-        wheels = _fetch_wheels(work, on_progress) if machine == "aarch64" else []
-        for wheel in wheels:
-            _unpack_wheel(wheel, site_packages(root))
+        if machine == "aarch64":
+            on_progress("fetching the engine's aarch64 wheels")
+            requirements = work / "requirements.txt"
+            requirements.write_text(_wheel_requirements())
+            site = root / "opt" / "site-packages"
+            unpack_wheels(
+                requirements,
+                site,
+                _PLATFORMS,
+                wanted=lambda name: not _LEFT_OUT.match(name),
+            )
 
     waiting = "waiting for another process that fetches a system"
     return make_once(sysroot_path(machine), fetch, lambda: on_progress(waiting))
@@ -240,23 +237,18 @@ def _wheel_requirements() -> str:
     return "\n".join(block for block in blocks if wanted.match(block)) + "\n"
 
 
-def _fetch_wheels(work: Path, on_progress: Progress) -> list[Path]:
-    on_progress("fetching the engine's aarch64 wheels")
-    requirements = work / "requirements.txt"
-    requirements.write_text(_wheel_requirements())
-    return download_wheels(requirements, work / "wheels", _PLATFORMS)
-
-
-def download_wheels(
+def unpack_wheels(
     requirements: Path,
-    folder: Path,
+    site: Path,
     platforms: Sequence[str],
     abis: Sequence[str] = ("cp311",),
-) -> list[Path]:
-    """Wheels for the arm64 system's Python, fetched by pip into ``folder``.
+    wanted: Callable[[str], object] = bool,
+) -> None:
+    """Wheels for the arm64 system's Python, fetched by pip and unpacked in the folder ``site``.
 
     Args:
         requirements: with a hash of each wheel.
+        wanted: whether a file of that name is unpacked; by default all are.
 
     Raises:
         UserError: no network or no pip; a pinned version is gone; a file's hash is another one.
@@ -265,16 +257,15 @@ def download_wheels(
     python = ["--python-version", "3.11", "--implementation", "cp"]
     python += [word for name in abis for word in ("--abi", name)]
     python += [word for name in platforms for word in ("--platform", name)]
-    what = ["--requirement", str(requirements), "--dest", str(folder)]
+    what = ["--requirement", str(requirements)]
     pip = [sys.executable, "-m", "pip", "download", "--quiet"]
-    _run([*pip, *options, *python, *what])
-    return sorted(folder.iterdir())
-
-
-def _unpack_wheel(wheel: Path, folder: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        kept = [name for name in archive.namelist() if not _LEFT_OUT.match(name)]
-        archive.extractall(folder, kept)
+    site.mkdir(parents=True)
+    with tempfile.TemporaryDirectory(dir=site.parent) as folder:
+        _run([*pip, *options, *python, *what, "--dest", folder])
+        for wheel in sorted(Path(folder).iterdir()):
+            with zipfile.ZipFile(wheel) as archive:
+                names = [name for name in archive.namelist() if wanted(name)]
+                archive.extractall(site, names)
 
 
 def _run(

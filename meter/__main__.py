@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from targets.arguments import add_result_options, command_parser, show_result
 from targets.errors import UserError, run_command
-from targets.files import check_writable
 from targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -45,40 +44,60 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] and words[0] in _MOVED:
         raise UserError(f"python -m meter {words[0]}: is now {_MOVED[words[0]]}")
     arguments = _parser().parse_args(words)
-    if arguments.report is not None:
-        check_writable(arguments.report, "--report")
     from meter.calibrate import factor
     from meter.operators import measure_bundle
 
     with Progress(quiet=arguments.json) as progress:
         metered = measure_bundle(arguments.bundle, arguments.cpu, progress.stage)
     calibration = factor(arguments.cpu)
-    if arguments.report is not None:
-        from meter.page import write_page
-
-        write_page(metered, arguments.bundle, calibration, arguments.report)
-    if arguments.json:
-        print(json.dumps(to_json(metered), indent=2))
-    else:
-        print(table(metered, calibration))
-        if arguments.report is not None:
-            print(f"report      {arguments.report}")
+    show_result(
+        arguments,
+        to_json(metered),
+        table(metered, calibration),
+        lambda path: write_page(metered, arguments.bundle, calibration, path),
+    )
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m meter",
-        description="Estimate how many cycles an inference of a bundle takes on a Cortex-A core.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "meter",
+        "Estimate how many cycles an inference of a bundle takes on a Cortex-A core.",
+        _EPILOG,
     )
     option = parser.add_argument
     option("bundle", type=Path, help="a bundle or standalone library for aarch64")
     option("--cpu", required=True, help="cortex-a53, cortex-a72 or cortex-a76")
-    option("--report", type=Path, metavar="FILE", help="write one HTML page")
-    option("--json", action="store_true", help="print one JSON object, for machines")
+    add_result_options(parser)
     return parser
+
+
+def write_page(
+    metered: Metered, bundle: Path, calibration: Calibration | None, path: Path
+) -> None:
+    """Write the estimate as one self-contained HTML page, whole or not at all."""
+    from meter import cycles, memory
+    from meter.counts import meter_version
+    from targets import templates
+
+    hierarchy = memory.hierarchy(metered.cpu)
+    low, high = metered.milliseconds(hierarchy.clock)
+    templates.write_page(
+        path,
+        "--report",
+        Path(__file__).with_name("operators.html.jinja"),
+        metered=metered,
+        bundle=bundle.name,
+        calibration=calibration,
+        core_model=cycles.model(metered.cpu),
+        hierarchy=hierarchy,
+        peak=metered.peak,
+        worst=max(each.cycles for each in metered.operators),
+        total=metered.cycles,
+        low=low,
+        high=high,
+        meter=meter_version(),
+    )
 
 
 def to_json(metered: Metered) -> dict[str, object]:
@@ -113,8 +132,7 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
     from meter import cycles, memory
 
     hierarchy = memory.hierarchy(metered.cpu)
-    low = max(metered.core_cycles, metered.memory_cycles)
-    high = metered.core_cycles + metered.memory_cycles
+    low, high = metered.milliseconds(hierarchy.clock)
     lines = [
         f"{'core':>8} {'memory':>8} {'share':>6} {'instr.':>8} {'MACs':>7} {'a cycle':>8} {'of peak':>8}  {'L1, L2 missed':>17}  operator",
         f"{'Mcycles':>8} {'Mcycles':>8} {'':>6} {'M':>8} {'M':>7} {'':>8} {'':>8}  {'MB':>17}",
@@ -123,17 +141,16 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
         missed = ", ".join(f"{count / 1e6:.2f}" for count in each.missed_bytes)
         rate = f"{each.macs_per_cycle:8.2f} {each.macs_per_cycle / metered.peak:8.0%}"
         lines.append(
-            f"{each.core_cycles / 1e6:8.3f} {each.memory_cycles / 1e6:8.3f} {each.cycles / high:6.1%} "
+            f"{each.core_cycles / 1e6:8.3f} {each.memory_cycles / 1e6:8.3f} {each.cycles / metered.cycles:6.1%} "
             f"{each.instructions / 1e6:8.3f} "
             f"{each.macs / 1e6:7.2f} {rate if each.macs else '':>17}  {missed:>17}  {_row(each)}"
         )
-    scale = hierarchy.clock * 1e6
     lines += [
         "",
         f"instructions {metered.instructions / 1e6:.1f} M, exact (QEMU)",
         f"core         {metered.core_cycles / 1e6:.1f} M cycles, estimated (LLVM's model of {cycles.model(metered.cpu)}, no caches)",
         f"memory       {metered.memory_cycles / 1e6:.1f} M cycles, estimated (cache model of the {hierarchy.board}; no prefetching)",
-        f"time         {low / scale:.1f} to {high / scale:.1f} ms at {hierarchy.clock} GHz, 1 thread, estimated",
+        f"time         {low:.1f} to {high:.1f} ms at {hierarchy.clock} GHz, 1 thread, estimated",
     ]
     if calibration is not None and not calibration.is_current:
         lines.append(
@@ -142,7 +159,7 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
         )
     elif calibration is not None:
         lines.append(
-            f"calibrated   {high / scale * calibration.factor:.1f} ms by your board's factor of "
+            f"calibrated   {high * calibration.factor:.1f} ms by your board's factor of "
             f"{calibration.factor:.2f} ({calibration.date})"
         )
     return "\n".join(lines)

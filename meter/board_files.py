@@ -100,17 +100,10 @@ def _files(board: Board, memory: Hierarchy) -> dict[str, str]:
         f"{cpu}/cpufreq/cpuinfo_max_freq": str(int(memory.clock * 1e6)),
         f"{cpu}/cpufreq/cpuinfo_min_freq": str(int(memory.clock * 1e6)),
     }
-    files |= {
-        f"{cpus}/{name}": "0"
-        for name in ("possible", "present", "online", "kernel_max")
-    }
-    for name in (
-        "core_id",
-        "physical_package_id",
-        "core_cpus_list",
-        "package_cpus_list",
-    ):
-        files[f"{cpu}/topology/{name}"] = "0"
+    cpu_names = ("possible", "present", "online", "kernel_max")
+    files |= {f"{cpus}/{name}": "0" for name in cpu_names}
+    lists = ("core_id", "physical_package_id", "core_cpus_list", "package_cpus_list")
+    files |= {f"{cpu}/topology/{name}": "0" for name in lists}
     for name in ("core_siblings", "thread_siblings"):
         files |= {f"{cpu}/topology/{name}": "1", f"{cpu}/topology/{name}_list": "0"}
     for number, cache in enumerate(memory.caches):

@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from devices.sessions.session import Origin
 from meter import board_files
 from meter.counts import Counts, count_bundle, meter_version, milliseconds
 from meter.memory import hierarchy
+from targets.arguments import add_json, command_parser, number_between
 from targets.errors import UserError, run_command
 from targets.files import write_whole
 
@@ -64,11 +65,7 @@ class Calibration:
 
 
 def factor(cpu: str) -> Calibration | None:
-    """The stored factor of the user's own board with ``cpu``; None where nothing is stored.
-
-    Raises:
-        UserError: the file with the factors is damaged.
-    """
+    """The stored factor of the user's own board with ``cpu``; None where nothing is stored."""
     stored = _stored().get(cpu)
     if stored is None:
         return None
@@ -119,12 +116,7 @@ class Measured:
 
 
 def read_result(path: Path) -> Measured:
-    """A result of ``runtime_demo.check --json``, measured on a board with one thread.
-
-    Raises:
-        UserError: not such a result, or one of another origin, another CPU, more threads,
-            or without times.
-    """
+    """A result of ``runtime_demo.check --json``, measured on a board with one thread."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -192,9 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("give a RESULT.json of `python -m runtime_demo.check … --json`")
     measured = read_result(arguments.result)
     if arguments.bundle is not None:
-        measured = Measured(
-            arguments.bundle, measured.model_sha256, measured.cpu, measured.milliseconds
-        )
+        measured = replace(measured, bundle=arguments.bundle)
     clock = arguments.clock or hierarchy(measured.cpu).clock
     made = calibrate(measured, clock, count_bundle)
     if arguments.json:
@@ -221,11 +211,10 @@ def _forget(cpu: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m meter calibrate",
-        description="Compare the meter with a measurement on your own board.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "meter calibrate",
+        "Compare the meter with a measurement on your own board.",
+        _EPILOG,
     )
     option = parser.add_argument
     option(
@@ -243,23 +232,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     option(
         "--clock",
-        type=_gigahertz,
+        type=number_between(0.1, 10, "a clock in GHz, such as 1.5"),
         metavar="GHZ",
         help="the board's clock (default: as the Raspberry Pi with that CPU is sold)",
     )
     option("--forget", metavar="CPU", help="remove what is stored for a CPU")
-    option("--json", action="store_true", help="print one JSON object")
+    add_json(parser)
     return parser
-
-
-def _gigahertz(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0.1 <= value <= 10:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a clock in GHz, such as 1.5")
-    return value
 
 
 if __name__ == "__main__":

@@ -32,11 +32,10 @@ _SECONDS = 60.0
 class CandidateMeter:
     """Measures kernels, each an object file with a function ``default_function``.
 
+    A kernel that crashes, does not end, or needs what the CPU lacks is a CountingError.
+
     Args:
         cpu: cortex-a53, cortex-a72 or cortex-a76.
-
-    Raises:
-        UserError: no QEMU that takes plugins, no model for the CPU, no room for the cache.
     """
 
     def __init__(self, cpu: str) -> None:
@@ -46,19 +45,11 @@ class CandidateMeter:
         self._runner = _runner_object()
 
     def measure(self, kernel: Path, shapes: Sequence[tuple[int, ...]]) -> Counts:
-        """Cost of one run on seeded float32 tensors, the last of them the output, with warm caches.
-
-        Raises:
-            CountingError: the kernel crashed, did not end, or needs what the CPU lacks.
-        """
+        """Cost of one run on seeded float32 tensors, the last of them the output, with warm caches."""
         return self.cost(self.count(kernel, shapes))
 
     def count(self, kernel: Path, shapes: Sequence[tuple[int, ...]]) -> list[Block]:
-        """Only the counting; several threads may count at the same time.
-
-        Raises:
-            CountingError: as `measure`.
-        """
+        """Only the counting; several threads may count at the same time."""
         with tempfile.TemporaryDirectory(prefix="netship-meter-") as scratch:
             program = self._link(kernel, Path(scratch))
             blocks, _ = count(
@@ -76,11 +67,7 @@ class CandidateMeter:
     def run(
         self, kernel: Path, arrays: Sequence[NDArray[np.float32]]
     ) -> NDArray[np.float32]:
-        """The output for given inputs; the last of ``arrays`` has the output's shape.
-
-        Raises:
-            CountingError: as `measure`.
-        """
+        """The output for given inputs; the last of ``arrays`` has the output's shape."""
         with tempfile.TemporaryDirectory(prefix="netship-meter-") as scratch:
             program, data = self._link(kernel, Path(scratch)), Path(scratch, "data")
             data.write_bytes(b"".join(array.tobytes() for array in arrays[:-1]))

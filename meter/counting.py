@@ -65,11 +65,7 @@ class Block(NamedTuple):
 
 
 def find_qemu() -> str:
-    """The QEMU that takes plugins.
-
-    Raises:
-        UserError: not installed, or of a version with another plugin API.
-    """
+    """The QEMU that takes plugins; a UserError where there is none, or one with another plugin API."""
     found = shutil.which("qemu-aarch64")
     if found is None:
         raise UserError(f"no qemu-aarch64 to count with; {_INSTALL}")
@@ -93,11 +89,7 @@ def qemu_version() -> str:
 
 
 def plugin() -> Path:
-    """The plugin's library for this machine, compiled once and kept in the cache folder.
-
-    Raises:
-        UserError: it cannot be compiled or written.
-    """
+    """The plugin's library for this machine, compiled once and kept in the cache folder."""
     target = ("-target", native().linker)
     options = ("-O2", "-shared", "-fPIC")
     return compile_once(PLUGIN, "meter-plugin.so", *target, *options)
@@ -192,11 +184,7 @@ def _failure(cpu: str, code: int, said: str) -> str:
 
 
 def read_blocks(path: Path) -> list[Block]:
-    """Read the plugin's file; a block that was translated several times is one block.
-
-    Raises:
-        CountingError: it is missing or cut short.
-    """
+    """Read the plugin's file; a block that was translated several times is one block."""
     try:
         lines = path.read_text().splitlines()
     except OSError:

@@ -77,11 +77,7 @@ def counter_version() -> str:
 
 
 def count_program(command: Command, cpu: str) -> list[Block]:
-    """The blocks that a program marks, with the misses of the CPU's caches.
-
-    Raises:
-        UserError: QEMU cannot count, or the program fails.
-    """
+    """The blocks that a program marks, with the misses of the CPU's caches."""
     blocks, _ = counting.count(
         command.arguments,
         cpu=cpu,
@@ -94,11 +90,7 @@ def count_program(command: Command, cpu: str) -> list[Block]:
 
 
 def cost(blocks: Iterable[Block], cpu: str) -> Counts:
-    """The cost of blocks on a core.
-
-    Raises:
-        UserError: no model of the CPU.
-    """
+    """The cost of blocks on a core."""
     with closing(cycles.Costs(cpu)) as costs:
         found = cost_of(list(blocks), costs, memory.hierarchy(cpu))
     return Counts(
@@ -122,11 +114,7 @@ def cost_of(
 def count_bundle(
     bundle: Path, cpu: str, on_progress: Callable[[str], None] = lambda stage: None
 ) -> Counts:
-    """Count one inference of our bundle.
-
-    Raises:
-        UserError: not a bundle for the CPU, or QEMU cannot count.
-    """
+    """Count one inference of our bundle."""
     metered = measure_bundle(bundle, cpu, on_progress)
     return Counts(
         metered.instructions, round(metered.core_cycles), round(metered.memory_cycles)

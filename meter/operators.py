@@ -97,6 +97,15 @@ class Metered(NamedTuple):
         return sum(operator.memory_cycles for operator in self.operators)
 
     @property
+    def cycles(self) -> float:
+        return self.core_cycles + self.memory_cycles
+
+    def milliseconds(self, clock: float) -> tuple[float, float]:
+        """At a clock in GHz: if core and memory overlap completely, and if they do not."""
+        most = max(self.core_cycles, self.memory_cycles)
+        return most / clock / 1e6, self.cycles / clock / 1e6
+
+    @property
     def macs(self) -> int:
         return sum(operator.macs for operator in self.operators)
 

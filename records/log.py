@@ -8,10 +8,9 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Self
 
-from records.lookup import RecordLog, canonical, read
+from records.lookup import RecordLog, read
 from targets.errors import UserError
 
 
@@ -57,11 +56,11 @@ class TuningLog:
         if os.fstat(self._file.fileno()).st_size == 0:
             self._write(f"# {json.dumps(header)}\n")
             return
-        present = read(self.path).header
-        for key in ("target", "origin", "threads", "tvm"):
-            if _comparable(key, present) != _comparable(key, header):
+        present = self.read().comparable
+        for key, ours in RecordLog("", dict(header), (), ()).comparable.items():
+            if present[key] != ours:
                 raise UserError(
-                    f"{self.path}: its records are of {key} {present.get(key)!r}, not {header.get(key)!r}; "
+                    f"{self.path}: its records are of {key} {present[key]!r}, not {ours!r}; "
                     "choose another --output"
                 )
 
@@ -69,11 +68,7 @@ class TuningLog:
         return read(self.path)
 
     def append(self, records: Iterable[str]) -> None:
-        """Add records, one JSON text each.
-
-        Raises:
-            UserError: the disk is full, or the file cannot be written.
-        """
+        """Add records, one JSON text each."""
         text = "".join(record.strip() + "\n" for record in records)
         self._file.seek(max(os.fstat(self._file.fileno()).st_size - 1, 0))
         torn = self._file.read(1) not in (b"\n", b"")
@@ -91,23 +86,9 @@ class TuningLog:
                 "run the command again"
             ) from None
 
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._file.close()
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-def _comparable(key: str, header: Mapping[str, object]) -> object:
-    if key == "target":
-        return canonical(str(header.get(key)))
-    return header.get(key, 1 if key == "threads" else None)
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()

@@ -87,9 +87,25 @@ class RecordLog:
         return threads if isinstance(threads, int) else 1
 
     @property
+    def comparable(self) -> dict[str, object]:
+        """In what logs must agree for their times to be compared."""
+        return {
+            "target": canonical(str(self.header.get("target", ""))),
+            "origin": self.origin,
+            "threads": self.header.get("threads", 1),
+            "tvm": self.header.get("tvm"),
+        }
+
+    @property
     def lines(self) -> tuple[str, ...]:
         """The records as JSON text."""
         return tuple(record.line for record in self.records)
+
+    @property
+    def text(self) -> str:
+        """The file's content."""
+        header = json.dumps(self.header, ensure_ascii=False)
+        return "\n".join([f"# {header}", *self.lines, ""])
 
     @cached_property
     def best(self) -> dict[str, list[Record]]:
@@ -100,11 +116,6 @@ class RecordLog:
                 steps = json.dumps(json.loads(record.line)["i"][1])
                 found.setdefault(record.workload, {}).setdefault(steps, record)
         return {key: list(each.values()) for key, each in found.items()}
-
-    @property
-    def workloads(self) -> frozenset[str]:
-        """AutoScheduler's workload keys that have a record without an error."""
-        return frozenset(self.best)
 
 
 def parse(line: str) -> Record:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from runtime_demo.options import count
 from targets import escapes
-from targets.arguments import host_and_port
+from targets.arguments import add_json, command_parser, host_and_port
 from targets.errors import UserError, run_command
 from targets.progress import Progress
 
@@ -46,12 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="python -m runtime_demo.board",
-        description="Boards: the kit for one, whether one is fit, and emulated ones.",
-        epilog=_EPILOG,
-        formatter_class=raw,
+    parser = command_parser(
+        "runtime_demo.board",
+        "Boards: the kit for one, whether one is fit, and emulated ones.",
+        _EPILOG,
     )
     verbs = parser.add_subparsers(required=True, metavar="kit | doctor | emulate")
 
@@ -77,15 +75,13 @@ def _parser() -> argparse.ArgumentParser:
     place.add_argument("--ssh", metavar="USER@HOST", help="a board that ssh reaches")
     place.add_argument("--rpc", metavar="HOST:PORT", help="a native server")
     doctor.add_argument("--key", help="the server's")
-    doctor.add_argument(
-        "--json", action="store_true", help="print one JSON object, for machines"
-    )
+    add_json(doctor)
 
     emulate = verbs.add_parser(
         "emulate",
         help="keep emulated boards up",
         description=_EMULATE,
-        formatter_class=raw,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     emulate.set_defaults(run=_emulate)
     emulate.add_argument("--count", type=count, default=1, metavar="N", help="boards")

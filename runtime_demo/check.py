@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +15,9 @@ from runtime_demo.options import (
     threads_text,
 )
 from targets import escapes
+from targets.arguments import add_result_options, command_parser, show_result
 from targets.errors import UserError, run_command
 from targets.escapes import shown
-from targets.files import check_writable
 from targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -43,29 +42,24 @@ _DEFAULT_REPEAT = 50
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    if arguments.report is not None:
-        check_writable(arguments.report, "--report")
     with Progress(quiet=arguments.json) as progress:
         result = check(arguments, progress)
-    if arguments.report is not None:
-        from runtime_demo.report import write_report
+    from runtime_demo.report import write_report
 
-        write_report(result, arguments.report)
-    if arguments.json:
-        print(json.dumps(result.to_json(), indent=2))
-    else:
-        print(escapes.lines(_table(result)))
-        if arguments.report is not None:
-            print(f"report     {arguments.report}")
+    show_result(
+        arguments,
+        result.to_json(),
+        escapes.lines(_table(result)),
+        lambda path: write_report(result, path),
+    )
     return 0 if result.passed else 1
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m runtime_demo.check",
-        description="Compare a bundle with ONNX Runtime on the same ONNX and the same inputs.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "runtime_demo.check",
+        "Compare a bundle with ONNX Runtime on the same ONNX and the same inputs.",
+        _EPILOG,
     )
     add_device_options(parser)
     parser.add_argument(
@@ -88,22 +82,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="IMAGE",
         help="images or folders of them; needs --model",
     )
-    parser.add_argument(
-        "--report", type=Path, metavar="FILE", help="write one self-contained HTML page"
-    )
+    add_result_options(parser)
     return parser
 
 
 def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
-    """Run the whole check that the options ask for.
-
-    Raises:
-        UserError: the bundle, the model, an image or the device is not fit.
-    """
-    from bundle import photos
+    """Run the whole check that the options ask for."""
+    from bundle import golden, photos
     from bundle.store import open_bundle
-    from devices.microcontroller.session import FirmwareSession
-    from devices.sessions.fleet import Fleet
     from devices.sessions.session import Origin
     from runtime_demo import comparison
     from runtime_demo.result import Board, CheckResult
@@ -139,19 +125,20 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
         else:
             results = comparison.compare_golden(bundle, session, progress)
         emulated = session.origin is Origin.EMULATED
-        times = comparison.time_golden(
-            bundle,
-            session,
-            # A ratio needs the same hardware under both.
-            reference if session.origin is Origin.HOST else None,
-            arguments.repeat or (0 if emulated else _DEFAULT_REPEAT),
-            progress,
+        tensor, _ = golden.read_golden(bundle)[0]
+        repeat = arguments.repeat or (0 if emulated else _DEFAULT_REPEAT)
+        if repeat:
+            progress.stage(f"timing {repeat} inferences")
+        # A ratio needs the same hardware under both.
+        alternating = reference if session.origin is Origin.HOST else None
+        ours, theirs = comparison.time_both(
+            session, alternating, tensor, repeat, progress
         )
         operators = []
         if arguments.report is not None and not emulated:
-            operators = comparison.profile_golden(bundle, session, progress)
+            progress.stage("timing each operator")
+            operators = session.profile(tensor)
         after = session.board() if before else None
-        figures = session.figures() if isinstance(session, FirmwareSession) else None
         return CheckResult(
             bundle=bundle,
             compared="images" if found else "golden inputs",
@@ -161,12 +148,12 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
             if reference
             else comparison.built_against(bundle),
             inputs=results,
-            latency=times.ours,
-            reference_latency=times.reference,
+            latency=ours,
+            reference_latency=theirs,
             operators=tuple(operators),
-            figures=figures,
+            figures=session.figures(),
             board=Board(before, after) if before and after else None,
-            boards=session.done if isinstance(session, Fleet) else {},
+            boards=session.done,
         )
 
 
@@ -222,8 +209,8 @@ def _table(result: CheckResult) -> str:
         lines += _latency_lines(result)
         lines += result.board.lines() if result.board else []
         lines += _share_lines(result)
-    elif result.bundle.manifest.firmware is not None:
-        lines += microcontroller.lines(result.figures, result.bundle.manifest.firmware)
+    else:
+        lines += microcontroller.lines(result.figures)
     verdict = (
         "PASSED"
         if result.passed

@@ -17,8 +17,7 @@ from bundle.accuracy import compare
 from bundle.store import Bundle, sha256_of
 from compile.frontend import gate, sources
 from compile.frontend.reference import Reference
-from devices.sessions.fleet import Fleet
-from devices.sessions.session import OperatorTime, Origin, Session
+from devices.sessions.session import Origin, Session
 from runtime_demo.result import InputResult, Latency, answers
 from targets.errors import UserError
 from targets.progress import Progress
@@ -51,11 +50,7 @@ class References(NamedTuple):
 def reference_for(
     bundle: Bundle, model: str, threads: int, progress: Progress
 ) -> References:
-    """ONNX Runtime on the model that the bundle was built from, and on its QDQ graph.
-
-    Raises:
-        UserError: the gate refuses it, or its SHA-256 is not the manifest's.
-    """
+    """ONNX Runtime on the model that the bundle was built from, and on its QDQ graph."""
     tensor = bundle.manifest.input
     shapes = {tensor.name: tensor.shape}
     source = sources.find(model, shapes, tensor.layout or None, progress.stage)
@@ -104,7 +99,7 @@ def compare_images(
 ) -> tuple[InputResult, ...]:
     """Each image through the bundle, on as many boards as the session has, and through ONNX Runtime."""
     results = []
-    for item, ours in _outputs(session, inputs):
+    for item, ours in session.run_all(inputs, lambda item: item.tensor):
         progress.tick()
         result = _result(bundle, item, ours, references.exact.run(item.tensor))
         if references.floating is not None:
@@ -128,22 +123,11 @@ def compare_golden(
         for index, (tensor, _) in enumerate(pairs)
     )
     results = []
-    for (item, ours), (_, expected) in zip(
-        _outputs(session, inputs), pairs, strict=True
-    ):
+    outputs = session.run_all(inputs, lambda item: item.tensor)
+    for (item, ours), (_, expected) in zip(outputs, pairs, strict=True):
         progress.tick()
         results.append(_result(bundle, item, ours, expected))
     return tuple(results)
-
-
-def _outputs(
-    session: Session, inputs: Iterator[Input]
-) -> Iterator[tuple[Input, list[Array]]]:
-    if isinstance(session, Fleet):
-        yield from session.run_all(inputs, lambda item: item.tensor)
-    else:
-        for item in inputs:
-            yield item, session.run(item.tensor)
 
 
 def _result(
@@ -169,15 +153,14 @@ def time_both(
     tensor: Array,
     repeat: int,
     progress: Progress,
-) -> tuple[list[float], list[float]]:
-    """Seconds of ``repeat`` warm inferences of each, in alternating rounds so that a noisy machine
-    hits both; ``reference`` None leaves the second list empty.
+) -> tuple[Latency | None, Latency | None]:
+    """Latencies of ``repeat`` warm inferences of each, in alternating rounds so that a noisy machine hits both.
 
-    Each round begins with one that does not count, after a pause in which the other's threads stop spinning.
+    The second is None without a reference, both without a ``repeat``. Each round begins with one that does not count, after a pause in which the other's threads stop spinning.
     """
     ours: list[float] = []
     theirs: list[float] = []
-    if session.origin is Origin.BOARD:
+    if repeat and session.origin is Origin.BOARD:
         _warm_up(session, tensor, progress)
     while len(ours) < repeat:
         progress.tick()
@@ -187,7 +170,7 @@ def time_both(
         if reference is not None:
             time.sleep(_PAUSE_SECONDS)
             theirs += reference.time(tensor, size + 1)[1:]
-    return ours, theirs
+    return Latency.of(ours), Latency.of(theirs)
 
 
 def _warm_up(session: Session, tensor: Array, progress: Progress) -> None:
@@ -200,38 +183,6 @@ def _warm_up(session: Session, tensor: Array, progress: Progress) -> None:
         before = now
 
 
-class Times(NamedTuple):
-    """Latencies measured in alternation; None where that was not measured."""
-
-    ours: Latency | None
-    reference: Latency | None
-
-
-def time_golden(
-    bundle: Bundle,
-    session: Session,
-    reference: Reference | None,
-    repeat: int,
-    progress: Progress,
-) -> Times:
-    """Time ``repeat`` inferences of the first golden input (none: nothing is measured)."""
-    if not repeat:
-        return Times(None, None)
-    progress.stage(f"timing {repeat} inferences")
-    tensor, _ = golden.read_golden(bundle)[0]
-    ours, theirs = time_both(session, reference, tensor, repeat, progress)
-    return Times(Latency.of(ours), Latency.of(theirs) if theirs else None)
-
-
-def profile_golden(
-    bundle: Bundle, session: Session, progress: Progress
-) -> list[OperatorTime]:
-    """Time of each fused operator on the first golden input."""
-    progress.stage("timing each operator")
-    tensor, _ = golden.read_golden(bundle)[0]
-    return session.profile(tensor)
-
-
 def built_against(bundle: Bundle) -> str:
     """The runtime that computed the golden outputs."""
     verification = bundle.manifest.measured.get("verification") or {}
@@ -239,11 +190,7 @@ def built_against(bundle: Bundle) -> str:
 
 
 def _labels_csv(path: Path) -> dict[str, int]:
-    """File name → class index, of the rows that have one.
-
-    Raises:
-        UserError: no columns file and class_index, or an index that is no number.
-    """
+    """File name → class index, of the rows that have one."""
     if not path.is_file():
         return {}
     try:

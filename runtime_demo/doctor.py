@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 from devices.board.board_state import BoardState
+from devices.board.programs import SERVER, SOURCES
 from devices.transport.link import Address
 from targets.errors import UserError
 from targets.presets import PRESETS
@@ -54,35 +55,107 @@ class Found(NamedTuple):
 def checks(found: Found) -> list[Check]:
     """Every row of the table."""
     state = found.state
-    rows = [Check("reachable", found.how), _machine(state)]
-    if found.system:
-        rows.append(Check("system", found.system))
-    rows += [_glibc(state), _cpu(state), _cores(state), _memory(state), _disk(state)]
-    rows += [_governor(state), _temperature(state), _throttling(state)]
-    rows += [_server(found), _tvm(found)]
-    return rows
+    if state.emulated:
+        # These are this machine's.
+        changing = ("governor", "temperature_c", "throttled")
+        state = state.model_copy(update=dict.fromkeys(changing))
+    what, _, advice = found.no_server.partition("; ")
+    server = "" if found.no_server else f"{SERVER} {state.server}"
+    tvm = "" if found.no_server else state.tvm
+    engine = ".".join(version("xtc-tvm-python-bindings").split(".")[:3])
+    return [
+        Check("reachable", found.how),
+        _check(
+            "architecture",
+            state.machine,
+            state.machine not in _MACHINES,
+            "the kit is for aarch64, ARMv7 with NEON and x86_64: take another board, or a 64-bit system",
+            Grade.MISSING,
+        ),
+        *([Check("system", found.system)] if found.system else []),
+        _glibc(state.glibc or "none"),
+        _cpu(state),
+        _check(
+            "cores",
+            f"{state.cores}, the server uses {state.threads or state.cores}",
+            0 < state.threads < state.cores,
+            f"start it with --threads {state.cores} to use all",
+        ),
+        _check(
+            "memory",
+            _amount(state.memory_kb, 1e3, "MB"),
+            (state.memory_kb or 0) < _MEMORY_KB,
+            "build a smaller network",
+        ),
+        _check(
+            "disk",
+            _amount(state.disk_free_bytes, 1e6, "MB free"),
+            (state.disk_free_bytes or 0) < _DISK_BYTES,
+            "make room: `sudo apt clean`, `df -h`; or give the server another --work-dir",
+            Grade.MISSING,
+        ),
+        _check(
+            "governor",
+            state.governor or "",
+            state.governor != "performance",
+            "times vary with the clock; for steady ones run there `echo performance | sudo tee "
+            "/sys/devices/system/cpu/cpu*/cpufreq/scaling_governor`",
+        ),
+        _check(
+            "temperature",
+            _amount(state.temperature_c, 1, "°C"),
+            (state.temperature_c or 0) >= _HOT,
+            "it slows down at 80 °C: cool it",
+        ),
+        _check(
+            "throttling",
+            "" if state.throttled is None else ", ".join(state.limits()) or "none now",
+            bool(state.limits()),
+            "times are not the CPU's: give it a better power supply, or cool it",
+        ),
+        Check("server", what, Grade.MISSING, advice)
+        if found.no_server
+        else _check(
+            "server",
+            server,
+            state.server != _our_version(),
+            f"this project is {_our_version()}: put a kit of it on the board",
+        ),
+        _check(
+            "TVM",
+            tvm,
+            tvm != engine,
+            f"{engine} is needed: put a kit of this version on the board",
+            Grade.MISSING,
+        ),
+    ]
+
+
+def _check(
+    name: str, found: str, wrong: bool, advice: str, grade: Grade = Grade.NOTE
+) -> Check:
+    """A row: unknown where nothing was found, of that grade and with advice only where it is wrong."""
+    if not found:
+        return Check(name, "", Grade.UNKNOWN)
+    return Check(name, found, grade, advice) if wrong else Check(name, found)
+
+
+def _amount(value: float | None, unit: float, name: str) -> str:
+    return "" if value is None else f"{value / unit:.0f} {name}"
 
 
 def fit(rows: list[Check]) -> bool:
     return all(row.grade is not Grade.MISSING for row in rows)
 
 
-def _machine(state: BoardState) -> Check:
-    if state.machine in _MACHINES:
-        return Check("architecture", state.machine)
-    advice = "the kit is for aarch64, ARMv7 with NEON and x86_64: take another board, or a 64-bit system"
-    return Check("architecture", state.machine, Grade.MISSING, advice)
-
-
-def _glibc(state: BoardState) -> Check:
-    parts = (state.glibc or "").split(".")
-    if len(parts) < 2 or not all(part.isdecimal() for part in parts[:2]):
+def _glibc(found: str) -> Check:
+    release = re.match(r"(\d+)\.(\d+)", found)
+    if release is None:
         advice = "a system without glibc cannot run the kit: install Raspberry Pi OS, Debian or Ubuntu"
-        return Check("glibc", state.glibc or "none", Grade.MISSING, advice)
-    if (int(parts[0]), int(parts[1])) < _OLDEST_GLIBC:
-        advice = "2.28 or newer is needed: upgrade to Debian 10, Ubuntu 20.04 or later"
-        return Check("glibc", str(state.glibc), Grade.MISSING, advice)
-    return Check("glibc", str(state.glibc))
+        return Check("glibc", found, Grade.MISSING, advice)
+    old = (int(release[1]), int(release[2])) < _OLDEST_GLIBC
+    advice = "2.28 or newer is needed: upgrade to Debian 10, Ubuntu 20.04 or later"
+    return _check("glibc", found, old, advice, Grade.MISSING)
 
 
 def _cpu(state: BoardState) -> Check:
@@ -94,104 +167,15 @@ def _cpu(state: BoardState) -> Check:
         and target.features <= set(state.features)
     ]
     found = f"{state.cpu_model or state.board or 'unknown'}: {', '.join(fitting) or 'no target'}"
-    if fitting:
-        return Check("CPU", found)
-    return Check("CPU", found, Grade.MISSING, "no target fits: take another board")
-
-
-def _cores(state: BoardState) -> Check:
-    found = f"{state.cores}, the server uses {state.threads or state.cores}"
-    if state.threads and state.threads < state.cores:
-        advice = f"start it with --threads {state.cores} to use all"
-        return Check("cores", found, Grade.NOTE, advice)
-    return Check("cores", found)
-
-
-def _memory(state: BoardState) -> Check:
-    if state.memory_kb is None:
-        return Check("memory", "", Grade.UNKNOWN)
-    found = f"{state.memory_kb / 1e3:.0f} MB"
-    if state.memory_kb < _MEMORY_KB:
-        return Check("memory", found, Grade.NOTE, "build a smaller network")
-    return Check("memory", found)
-
-
-def _disk(state: BoardState) -> Check:
-    if state.disk_free_bytes is None:
-        return Check("disk", "", Grade.UNKNOWN)
-    found = f"{state.disk_free_bytes / 1e6:.0f} MB free"
-    if state.disk_free_bytes < _DISK_BYTES:
-        advice = "make room: `sudo apt clean`, `df -h`; or give the server another --work-dir"
-        return Check("disk", found, Grade.MISSING, advice)
-    return Check("disk", found)
-
-
-def _governor(state: BoardState) -> Check:
-    if state.emulated or not state.governor:
-        return Check("governor", "", Grade.UNKNOWN)
-    if state.governor == "performance":
-        return Check("governor", state.governor)
-    advice = (
-        "times vary with the clock; for steady ones run there `echo performance | sudo tee "
-        "/sys/devices/system/cpu/cpu*/cpufreq/scaling_governor`"
-    )
-    return Check("governor", state.governor, Grade.NOTE, advice)
-
-
-def _temperature(state: BoardState) -> Check:
-    if state.emulated or state.temperature_c is None:
-        return Check("temperature", "", Grade.UNKNOWN)
-    found = f"{state.temperature_c:.0f} °C"
-    if state.temperature_c >= _HOT:
-        return Check(
-            "temperature", found, Grade.NOTE, "it slows down at 80 °C: cool it"
-        )
-    return Check("temperature", found)
-
-
-def _throttling(state: BoardState) -> Check:
-    if state.emulated or state.throttled is None:
-        return Check("throttling", "", Grade.UNKNOWN)
-    if limits := state.limits():
-        advice = "times are not the CPU's: give it a better power supply, or cool it"
-        return Check("throttling", ", ".join(limits), Grade.NOTE, advice)
-    return Check("throttling", "none now")
-
-
-def _server(found: Found) -> Check:
-    if found.no_server:
-        what, _, advice = found.no_server.partition("; ")
-        return Check("server", what, Grade.MISSING, advice)
-    from devices.board.programs import SERVER
-
-    state, ours = found.state, _our_version()
-    if state.server != ours:
-        advice = f"this project is {ours}: put a kit of it on the board"
-        return Check("server", f"{SERVER} {state.server}", Grade.NOTE, advice)
-    return Check("server", f"{SERVER} {state.server}")
-
-
-def _tvm(found: Found) -> Check:
-    if found.no_server:
-        return Check("TVM", "", Grade.UNKNOWN)
-    wanted, there = ".".join(_engine().split(".")[:3]), found.state.tvm
-    if there != wanted:
-        advice = f"{wanted} is needed: put a kit of this version on the board"
-        return Check("TVM", there, Grade.MISSING, advice)
-    return Check("TVM", there)
+    advice = "no target fits: take another board"
+    return _check("CPU", found, not fitting, advice, Grade.MISSING)
 
 
 def _our_version() -> str:
-    from devices.board.programs import SOURCES
-
     text = (SOURCES / "board_info.h").read_text()
     found = re.search(r'kVersion = "([^"]+)"', text)
     assert found
     return found[1]
-
-
-def _engine() -> str:
-    return version("xtc-tvm-python-bindings")
 
 
 # Prints `name value`, one a line, without what the board does not report.
@@ -214,51 +198,34 @@ say throttled "$(vcgencmd get_throttled 2>/dev/null | cut -d= -f2)"
 
 
 def ask_system(destination: str) -> tuple[BoardState, str]:
-    """What a board reports without our server, and the name of its system.
-
-    Raises:
-        UserError: as `devices.transport.ssh.run`.
-    """
+    """What a board reports without our server, and the name of its system."""
     from devices.transport.ssh import run
 
-    said = dict(
-        line.split(" ", 1)
-        for line in run(destination, _SCRIPT).splitlines()
-        if " " in line
-    )
-    machine = said.get("machine", "unknown")
+    lines = run(destination, _SCRIPT).splitlines()
+    said = dict(line.split(" ", 1) for line in lines if " " in line)
+    machine, features = said.get("machine", "unknown"), said.get("features", "").split()
     if machine == "armv7l" or (machine == "aarch64" and said.get("bits") == "32"):
         machine = "arm"
-    features = tuple(said.get("features", "").split())
-    degrees = said.get("millidegrees")
-    disk = said.get("disk_kb")
-    state = BoardState(
-        server="",
-        tvm="",
-        machine=machine,
-        # The 64-bit kernel's names differ for a 32-bit program; each board with one has both.
-        features=(*features, "neon", "vfpv4")
-        if machine == "arm" and "asimd" in features
-        else features,
-        board=said.get("board"),
-        cpu_model=said.get("cpu_model", "").strip() or None,
-        cores=int(said.get("cores", 0)),
-        glibc=said.get("glibc"),
-        governor=said.get("governor"),
-        temperature_c=int(degrees) / 1000 if degrees else None,
-        throttled=int(said["throttled"], 0) if "throttled" in said else None,
-        memory_kb=float(said["memory_kb"]) if "memory_kb" in said else None,
-        disk_free_bytes=float(disk) * 1024 if disk else None,
-    )
+        if "asimd" in features:
+            # The 64-bit kernel's names differ for a 32-bit program; each board with one has both.
+            features += ["neon", "vfpv4"]
+    degrees, disk = said.get("millidegrees"), said.get("disk_kb")
+    found = {
+        "server": "",
+        "tvm": "",
+        "machine": machine,
+        "features": features,
+        "cpu_model": said.get("cpu_model", "").strip() or None,
+        "temperature_c": int(degrees) / 1000 if degrees else None,
+        "throttled": int(said["throttled"], 0) if "throttled" in said else None,
+        "disk_free_bytes": float(disk) * 1024 if disk else None,
+    }
+    state = BoardState.model_validate({**said, **found})
     return state, said.get("system", "")
 
 
 def examine_ssh(destination: str, key: str | None) -> Found:
-    """A board that ssh reaches, with a server or without.
-
-    Raises:
-        UserError: it cannot be reached.
-    """
+    """A board that ssh reaches, with a server or without."""
     from devices.sessions.rpc import describe
     from devices.transport.ssh import open_server
 
@@ -275,11 +242,7 @@ def examine_ssh(destination: str, key: str | None) -> Found:
 
 
 def examine_rpc(address: Address) -> Found:
-    """A board whose server is at ``address``.
-
-    Raises:
-        UserError: nobody or something else is there, or it says nothing of its board.
-    """
+    """A board whose server is at ``address``."""
     from devices.sessions.rpc import describe
 
     state = describe(address)

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 from targets.escapes import shown
 
 if TYPE_CHECKING:
-    from bundle.manifest import Firmware
-    from devices.microcontroller.session import Figures
+    from devices.microcontroller.figures import Figures
 
 # MHz that boards with these cores commonly run at.
 _CLOCKS = {"cortex-m4": 168, "cortex-m7": 480, "cortex-m33": 160, "cortex-m55": 400}
@@ -25,7 +24,7 @@ def to_json(figures: Figures | None, quantised: bool) -> dict[str, Any]:
     return {
         "board": figures.board,
         "ram_bytes": figures.ram_bytes,
-        "arena_bytes": figures.arena_bytes,
+        "arena_bytes": figures.interface.arena_bytes,
         "stack_bytes": figures.stack_bytes,
         "flash_bytes": figures.flash_bytes,
         "code_bytes": figures.code_bytes,
@@ -36,8 +35,9 @@ def to_json(figures: Figures | None, quantised: bool) -> dict[str, Any]:
     }
 
 
-def lines(figures: Figures, interface: Firmware) -> list[str]:
+def lines(figures: Figures) -> list[str]:
     """The same as text."""
+    interface = figures.interface
     macs = sum(part.macs for part in figures.parts)
     clock = _CLOCKS[interface.cpu]
     milliseconds = figures.instructions / clock / 1e3
@@ -50,7 +50,7 @@ def lines(figures: Figures, interface: Firmware) -> list[str]:
         for part in figures.parts
     ]
     ram = (
-        f"arena {figures.arena_bytes:,} with the input in it, output {interface.output_bytes:,}, "
+        f"arena {interface.arena_bytes:,} with the input in it, output {interface.output_bytes:,}, "
         f"static data {figures.static_bytes:,}, stack {figures.stack_bytes:,}"
     )
     work = f"{figures.instructions:,} instructions, {macs / figures.instructions:.2f} multiply-adds each"

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from targets.arguments import count_up_to, host_and_port
+from targets.arguments import check_key, count_up_to, host_and_port
 from targets.errors import UserError
 
 if TYPE_CHECKING:
@@ -68,9 +68,6 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=count, metavar="N", help="threads (default: the manifest's)"
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object, for machines"
-    )
 
 
 def open_session(
@@ -87,10 +84,7 @@ def open_session(
     Raises:
         UserError: the options contradict each other, or the device cannot take the bundle.
     """
-    if arguments.tracker and not arguments.key:
-        raise UserError("--tracker needs --key KEY: which of its boards?")
-    if arguments.key and not (arguments.tracker or arguments.rpc or arguments.ssh):
-        raise UserError("--key goes with --tracker, --rpc or --ssh; leave it out")
+    check_key(arguments)
     if arguments.cpu and not arguments.board:
         raise UserError("--cpu goes with --board emulated; leave it out")
     from devices.sessions.opening import check_served, open_here, open_on_emulated

@@ -32,11 +32,7 @@ _LATENCY_BINS = 40
 
 
 def write_report(result: CheckResult, path: Path) -> None:
-    """Write the page whole or not at all; a report that is there is replaced.
-
-    Raises:
-        UserError: ``path`` cannot be written, or is there and is no file.
-    """
+    """Write the page whole or not at all; a report that is there is replaced."""
     manifest = result.bundle.manifest
     shown = _worth_showing(result.inputs)
     kernels = _kernels(result)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bundle.accuracy import INT8_STEPS, TOLERANCE, Accuracy
 from bundle.store import Bundle
 from devices.board.board_state import BoardState
-from devices.microcontroller.session import Figures
+from devices.microcontroller.figures import Figures
 from devices.sessions.session import OperatorTime, Origin
 from runtime_demo import microcontroller
 
@@ -36,7 +36,10 @@ class Latency(NamedTuple):
     samples: tuple[float, ...]
 
     @classmethod
-    def of(cls, seconds: Sequence[float]) -> Latency:
+    def of(cls, seconds: Sequence[float]) -> Latency | None:
+        """None where nothing was timed."""
+        if not seconds:
+            return None
         ms = np.asarray(seconds) * 1e3
         median, p90, p99 = np.percentile(ms, [50, 90, 99])
         return cls(

@@ -14,6 +14,7 @@ from runtime_demo.options import (
     open_session,
     threads_text,
 )
+from targets.arguments import add_json, command_parser
 from targets.errors import UserError, run_command
 from targets.escapes import lines, shown
 from targets.progress import Progress
@@ -31,11 +32,10 @@ _REPEAT = 20
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m runtime_demo.run",
-        description="Classify photographs with a bundle: the five best classes and the latency.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "runtime_demo.run",
+        "Classify photographs with a bundle: the five best classes and the latency.",
+        _EPILOG,
     )
     add_device_options(parser)
     parser.add_argument(
@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="IMAGE",
         help="images or folders",
     )
+    add_json(parser)
     arguments = parser.parse_args(argv)
     with Progress(quiet=arguments.json) as progress:
         answer = _run(arguments, progress)
@@ -58,7 +59,7 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     from bundle.store import open_bundle
     from devices.sessions.session import Origin
     from runtime_demo.comparison import read_images, time_both
-    from runtime_demo.result import Latency, answers
+    from runtime_demo.result import answers
 
     progress.stage("verifying the bundle")
     bundle = open_bundle(arguments.bundle)
@@ -76,9 +77,7 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
                     f"{bundle.path}: its output is not one score a class; use check"
                 )
             if latency is None and session.origin is not Origin.EMULATED:
-                latency = Latency.of(
-                    time_both(session, None, item.tensor, _REPEAT, progress)[0]
-                )
+                latency, _ = time_both(session, None, item.tensor, _REPEAT, progress)
             seen.append(
                 {"name": item.name, "top": [answer._asdict() for answer in top]}
             )

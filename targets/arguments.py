@@ -1,12 +1,64 @@
-"""Types of command-line arguments that several commands share."""
+"""What several command lines share: their parsers, types of arguments, and how a result is shown."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 from targets.errors import UserError
+from targets.files import check_writable
+
+
+def command_parser(
+    module: str, description: str, epilog: str
+) -> argparse.ArgumentParser:
+    """The parser of ``python -m MODULE``; its epilog keeps its line ends."""
+    raw = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(
+        f"python -m {module}", None, description, epilog, formatter_class=raw
+    )
+
+
+def add_result_options(parser: argparse.ArgumentParser) -> None:
+    """``--report`` and ``--json``, which `show_result` obeys."""
+    page = file_to_write("--report")
+    parser.add_argument(
+        "--report", type=page, metavar="FILE", help="write one self-contained HTML page"
+    )
+    add_json(parser)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object, for machines"
+    )
+
+
+def show_result(
+    arguments: argparse.Namespace,
+    data: object,
+    text: str,
+    write_page: Callable[[Path], None],
+) -> None:
+    """Write a result's page where one is asked for, and print the result, as JSON or as text."""
+    if arguments.report:
+        write_page(arguments.report)
+        text += f"\nreport     {arguments.report}"
+    print(json.dumps(data, indent=2) if arguments.json else text)
+
+
+def file_to_write(option: str) -> Callable[[str], Path]:
+    """For argparse's ``type``: a file that can be written; another one is a UserError before any work is done."""
+
+    def path(text: str) -> Path:
+        check_writable(Path(text), option)
+        return Path(text)
+
+    return path
 
 
 def count_up_to(most: int) -> Callable[[str], int]:
@@ -22,6 +74,21 @@ def count_up_to(most: int) -> Callable[[str], int]:
     return count
 
 
+def number_between(low: float, high: float, what: str) -> Callable[[str], float]:
+    """For argparse's ``type``: a number from ``low`` to ``high``; ``what`` it is goes into the error."""
+
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        return value
+
+    return number
+
+
 def host_and_port(text: str) -> tuple[str, int]:
     """The host, as a name or an address, and the port of ``HOST:PORT``; an IPv6 address stands in brackets.
 
@@ -34,3 +101,11 @@ def host_and_port(text: str) -> tuple[str, int]:
             f"{text!r} is not HOST:PORT, such as 127.0.0.1:9090 or [::1]:9090"
         )
     return match[1] or match[2], int(match[3])
+
+
+def check_key(arguments: argparse.Namespace) -> None:
+    """Refuse a --tracker without a --key, and a --key that is for nothing."""
+    if arguments.tracker and not arguments.key:
+        raise UserError("--tracker needs --key KEY: which of its boards?")
+    if arguments.key and not (arguments.tracker or arguments.rpc or arguments.ssh):
+        raise UserError("--key goes with --tracker, --rpc or --ssh; leave it out")

@@ -61,7 +61,7 @@ def dot_product(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.mark.slow
 def test_the_emulated_board_gives_the_reference(board: Path, bundle: Bundle) -> None:
-    assert sysroot.is_ready()
+    assert sysroot.sysroot_path().is_dir()
     stages: list[str] = []
     with open_emulated(bundle, on_progress=stages.append) as session:
         assert (session.origin, session.threads) == (Origin.EMULATED, 1)
@@ -198,7 +198,7 @@ def test_no_network_is_one_line_and_leaves_nothing(
     with pytest.raises(UserError, match="127.0.0.1.*check the network"):
         sysroot.prepare(lambda stage: None)
     assert left_over(empty_cache) == []
-    assert not sysroot.is_ready()
+    assert not sysroot.sysroot_path().is_dir()
 
 
 def test_what_an_interrupted_fetch_left_is_removed(
@@ -206,10 +206,10 @@ def test_what_an_interrupted_fetch_left_is_removed(
 ) -> None:
     (empty_cache / ".sysroot-killed" / "root").mkdir(parents=True)
     monkeypatch.setattr(sysroot, "_fetch_packages", lambda *_: [])
-    monkeypatch.setattr(sysroot, "_fetch_wheels", lambda *_: [])
+    monkeypatch.setattr(sysroot, "unpack_wheels", lambda *_, **__: None)
     path = sysroot.prepare(lambda stage: None)
     assert left_over(empty_cache) == [path.name]
-    assert sysroot.is_ready()
+    assert sysroot.sysroot_path().is_dir()
 
 
 def test_two_at_once_fetch_once(

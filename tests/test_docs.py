@@ -21,6 +21,7 @@ from compile.backends.c.build import PASSES
 from compile.ir import onnx_form
 from compile.ir.graph import Graph
 from compile.ir.operators import View
+from compile.ir.pointwise import FUNCTIONS, Pointwise
 from compile.kernels.neon import pack
 from compile.passes.layout import channels_last
 from compile.passes.storage import store_as_int8
@@ -125,6 +126,12 @@ def pooled(network: Network) -> Network:
     return lambda w, x: network(w, w.node("GlobalAveragePool", "pool", [x]))
 
 
+def flat(network: Network) -> Network:
+    return lambda w, x: network(
+        w, w.node("Flatten", "flat", [w.node("GlobalAveragePool", "pool", [x])])
+    )
+
+
 def both(kind: str) -> Network:
     def write(w: Writer, x: str) -> str:
         other = w.convolution("other", "image", 3, 8, 1, clip=False)
@@ -138,6 +145,23 @@ def both(kind: str) -> Network:
 def reshape(w: Writer, x: str) -> str:
     shape = w.constant("it.shape", np.array([1, 32, 4, 4], np.int64))
     return w.node("Reshape", "it", [x, shape])
+
+
+def function(kind: str) -> Network:
+    """One of FUNCTIONS, its parameters not the default ones."""
+
+    def write(w: Writer, x: str) -> str:
+        parameters = {k: 1.5 * v for k, v in FUNCTIONS[kind].parameters.items()}
+        if kind == "Clip":
+            bounds = [
+                w.constant(f"{x}.{v}", np.array(v, np.float32)) for v in (-0.4, 0.7)
+            ]
+            return w.node(kind, f"{kind} of {x}", [x, *bounds])
+        if kind == "Sqrt":
+            x = w.node("Abs", f"{x}.positive", [x])
+        return w.node(kind, f"{kind} of {x}", [x], **parameters)
+
+    return write
 
 
 def silu(w: Writer, x: str) -> str:
@@ -157,14 +181,11 @@ NETWORKS: dict[str, list[Network]] = {
     "Flatten of an image before a Gemm": [node("Flatten")],
     "Reshape of channels into rows and columns": [reshape],
     "Relu, Clip behind a Conv": [node("Relu")],
-    **{
-        kind: [node(kind)]
-        for kind in ("Sigmoid", "HardSwish", "LeakyRelu", "Tanh", "Exp", "Abs")
-    },
+    **{kind: [function(kind)] for kind in FUNCTIONS if kind not in ("Relu", "Clip")},
     "SiLU (x × Sigmoid(x))": [silu],
     "MaxPool": [node("MaxPool", kernel_shape=[2, 2])],
     "Concat": [both("Concat")],
-    "Softmax": [node("Softmax", axis=1)],
+    "Softmax": [node("Softmax", axis=1), flat(node("Softmax", axis=1))],
 }
 
 
@@ -225,10 +246,7 @@ def of_c(graph: Graph, relay: str) -> str:
         support.check(lowered)
     except UserError:
         return "–"
-    if any(
-        each.kind in ("Sigmoid", "HardSwish", "LeakyRelu", "Tanh", "Exp", "Abs")
-        for each in lowered.operators
-    ):
+    if any(isinstance(each, Pointwise) for each in lowered.operators):
         return "function"
     return {"float32": "kernel"}.get(relay, relay)
 

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from meter import calibrate
-from meter.__main__ import table
+from meter.__main__ import table, write_page
 from meter.counts import Counts
 from meter.operators import Metered, Operator
-from meter.page import write_page
 from targets.errors import UserError
 
 CHECKED = {

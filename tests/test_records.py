@@ -166,7 +166,7 @@ def test_what_the_user_names_comes_first_and_what_cannot_be_read_is_named(
 
 def test_a_failed_trial_is_no_record_of_its_task(tmp_path: Path) -> None:
     path = log(tmp_path / "x.json", record("a", error=2), record("b"))
-    assert lookup.read(path).workloads == {key("b")}
+    assert lookup.read(path).best.keys() == {key("b")}
 
 
 def test_distilling_keeps_the_quickest_each_schedule_once(tmp_path: Path) -> None:

@@ -48,11 +48,7 @@ def of_address(address: Address) -> Board:
 
 
 def of_tracker(tracker: Address) -> list[Board]:
-    """All boards that a tracker has under a key, free or busy.
-
-    Raises:
-        UserError: no tracker there, or no board with that key (the message names the keys that there are).
-    """
+    """All boards that a tracker has under a key, free or busy."""
 
     def find() -> AbstractContextManager[Address]:
         return nullcontext(
@@ -79,11 +75,7 @@ class _Connection(NamedTuple):
 
 
 class BoardMeasurer:
-    """On boards, linked on this machine, caches warm. The times of emulated boards are not a board's, and say so.
-
-    Raises:
-        UserError: a board does not answer, or is something else; some boards are emulated and others not.
-    """
+    """On boards, linked on this machine, caches warm. The times of emulated boards are not a board's, and say so."""
 
     def __init__(
         self,

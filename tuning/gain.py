@@ -93,9 +93,6 @@ def compile_kernels(
 
     Returns:
         Whether records are used, and the kernels.
-
-    Raises:
-        UserError: a kernel has a tensor that is not float32.
     """
     from compile.relay.convert import to_relay
     from compile.relay.lower import lower

@@ -65,9 +65,6 @@ class LocalMeasurer:
     """On this machine: one persistent worker on cores of its own.
 
     Caches are as between two operators of a network: they hold the inputs and not the weights.
-
-    Raises:
-        UserError: this machine's CPU lacks what the target needs, or has fewer cores than ``threads``.
     """
 
     origin = Origin.HOST
@@ -97,11 +94,7 @@ class LocalMeasurer:
 
 
 class MeterMeasurer:
-    """By the meter: exact counts, estimated cycles; a candidate has the same figure in every run.
-
-    Raises:
-        UserError: no meter for this target, or no QEMU for it.
-    """
+    """By the meter: exact counts, estimated cycles; a candidate has the same figure in every run."""
 
     origin = Origin.ESTIMATED
 
@@ -136,8 +129,7 @@ class MeterMeasurer:
             return Failure(RUNTIME_DEVICE, str(error))
 
     def _seconds(self, blocks: list[Block]) -> float:
-        cost = self._meter.cost(blocks)
-        return (cost.core_cycles + cost.memory_cycles) / self._hertz
+        return self._meter.cost(blocks).cycles / self._hertz
 
     def stop(self) -> None:
         self._stopped = True

@@ -84,9 +84,6 @@ def write_search(
     Args:
         peak: operations a second; None where it is not known.
         gain: None if it was not measured.
-
-    Raises:
-        UserError: ``path`` cannot be written.
     """
     known = [state for state in states if math.isfinite(state.best)]
     templates.write_page(

@@ -6,7 +6,7 @@ import argparse
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from bundle.store import sha256_of
 from records import lookup
 from records.lookup import Record, RecordLog
-from targets.arguments import count_up_to
+from targets.arguments import add_json, command_parser, count_up_to, file_to_write
 from targets.errors import UserError, run_command
-from targets.files import check_writable, write_whole
+from targets.files import write_whole
 from targets.presets import resolve
 from targets.progress import Progress
 
@@ -30,8 +30,6 @@ examples:
 
 Exit codes: 0 fine, 1 check found a problem or coverage a task without records, 2 refused (one line says why).
 """
-# Header fields in which logs must agree to be merged.
-_SAME = ("origin", "tvm", "threads")
 
 
 class Covered(NamedTuple):
@@ -45,6 +43,7 @@ class Covered(NamedTuple):
 
 
 _count = count_up_to(100_000)
+Action = Callable[[argparse.Namespace], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,31 +53,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tuning.records",
-        description="Tuning records: AutoScheduler's JSON lines below a header, one origin and target a file.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "tuning.records",
+        "Tuning records: AutoScheduler's JSON lines below a header, one origin and target a file.",
+        _EPILOG,
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    verb = verbs.add_parser("best", help="keep the best few records of each task")
-    verb.set_defaults(action=_best)
-    verb.add_argument("log", type=Path, metavar="FILE")
-    verb.add_argument(
+
+    def verb(name: str, action: Action, what: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=what)
+        added.set_defaults(action=action)
+        return added
+
+    output = file_to_write("--output")
+    best = verb("best", _best, "keep the best few records of each task")
+    best.add_argument("log", type=Path, metavar="FILE")
+    best.add_argument(
         "--keep",
         type=_count,
         default=2,
         metavar="K",
         help="records for each task (default: 2)",
     )
-    verb.add_argument("--output", type=Path, required=True, metavar="FILE")
-    verb = verbs.add_parser("coverage", help="which tasks of a network have records")
-    verb.set_defaults(action=_coverage)
-    verb.add_argument("--model", required=True, help="as --model of compile.build")
-    verb.add_argument(
+    best.add_argument("--output", type=output, required=True, metavar="FILE")
+    coverage = verb("coverage", _coverage, "which tasks of a network have records")
+    coverage.add_argument("--model", required=True, help="as --model of compile.build")
+    coverage.add_argument(
         "--target", default="native", help="see python -m targets (default: native)"
     )
-    verb.add_argument(
+    coverage.add_argument(
         "--records",
         type=Path,
         nargs="+",
@@ -86,25 +89,17 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="preferred to those found in tuned/ and the shipped ones",
     )
-    verb.add_argument("--json", action="store_true", help="one JSON object")
-    verb = verbs.add_parser(
-        "merge",
-        help="merge logs of one target and origin; repeated records are dropped",
-    )
-    verb.set_defaults(action=_merge)
-    verb.add_argument("logs", type=Path, nargs="+", metavar="FILE")
-    verb.add_argument("--output", type=Path, required=True, metavar="FILE")
-    verb = verbs.add_parser(
-        "check", help="list every line that is cut short, foreign or of another version"
-    )
-    verb.set_defaults(action=_check)
-    verb.add_argument("logs", type=Path, nargs="+", metavar="FILE")
-    verb.add_argument("--json", action="store_true", help="one JSON object")
-    verb = verbs.add_parser(
-        "manifest", help="a table of logs: target, network, how measured, date, SHA-256"
-    )
-    verb.set_defaults(action=_manifest)
-    verb.add_argument("logs", type=Path, nargs="+", metavar="FILE")
+    what = "merge logs of one target and origin; repeated records are dropped"
+    merged = verb("merge", _merge, what)
+    merged.add_argument("--output", type=output, required=True, metavar="FILE")
+    what = "list every line that is cut short, foreign or of another version"
+    checked = verb("check", _check, what)
+    what = "a table of logs: target, network, how measured, date, SHA-256"
+    listed = verb("manifest", _manifest, what)
+    for several in (merged, checked, listed):
+        several.add_argument("logs", type=Path, nargs="+", metavar="FILE")
+    for reader in (coverage, checked):
+        add_json(reader)
     return parser
 
 
@@ -119,20 +114,15 @@ def distil(log: RecordLog, keep: int) -> RecordLog:
 
 
 def merge(logs: Sequence[RecordLog]) -> RecordLog:
-    """One log of several, each record once.
-
-    Raises:
-        UserError: they are of different targets, origins, TVM versions or thread counts.
-    """
+    """One log of several, each record once."""
     first = logs[0]
     for other in logs[1:]:
-        _expect(first, other, "target", _target(first), _target(other))
-        for key in _SAME:
-            ours, theirs = (
-                log.origin if key == "origin" else log.header.get(key)
-                for log in (first, other)
-            )
-            _expect(first, other, key, ours, theirs)
+        for what, ours in first.comparable.items():
+            if (theirs := other.comparable[what]) != ours:
+                raise UserError(
+                    f"{other.name}: its {what} is {theirs!r}, that of {first.name} {ours!r}; such records "
+                    "are not comparable: keep them in files of their own"
+                )
     measured = dict.fromkeys(log.measured for log in logs)
     header = first.header | {"measured": "; ".join(measured)}
     header.pop("trials", None)
@@ -140,50 +130,27 @@ def merge(logs: Sequence[RecordLog]) -> RecordLog:
     return RecordLog(first.name, header, tuple(found.values()), ())
 
 
-def _target(log: RecordLog) -> str:
-    return lookup.canonical(str(log.header.get("target", "")))
-
-
-def _expect(
-    one: RecordLog, other: RecordLog, what: str, ours: object, theirs: object
-) -> None:
-    if ours != theirs:
-        raise UserError(
-            f"{other.name}: its {what} is {theirs!r}, that of {one.name} {ours!r}; such records are not "
-            "comparable: keep them in files of their own"
-        )
-
-
-def _write(log: RecordLog, output: Path) -> None:
-    text = "\n".join([f"# {json.dumps(log.header, ensure_ascii=False)}", *log.lines])
-    write_whole(output, f"{text}\n".encode(), "--output")
+def _write(arguments: argparse.Namespace, kept: RecordLog, skipped: list[str]) -> str:
+    """Write a log and show the lines that were skipped; the beginning of the line that says so."""
+    write_whole(arguments.output, kept.text.encode(), "--output")
+    for line in skipped:
+        print(line)
+    return f"{arguments.output}: {len(kept.lines)} records of {len(kept.best)} tasks"
 
 
 def _best(arguments: argparse.Namespace) -> int:
-    check_writable(arguments.output, "--output")
     log = lookup.read(arguments.log)
-    kept = distil(log, arguments.keep)
-    _write(kept, arguments.output)
-    for line in log.skipped:
-        print(line)
-    print(
-        f"{arguments.output}: {len(kept.lines)} records of {len(log.best)} tasks, out of {len(log.lines)} trials"
-    )
+    done = _write(arguments, distil(log, arguments.keep), list(log.skipped))
+    print(f"{done}, out of {len(log.lines)} trials")
     return 0
 
 
 def _merge(arguments: argparse.Namespace) -> int:
-    check_writable(arguments.output, "--output")
     logs = [lookup.read(path) for path in arguments.logs]
     whole = merge(logs)
-    _write(whole, arguments.output)
-    for line in (line for log in logs for line in log.skipped):
-        print(line)
-    total = sum(len(log.lines) for log in logs)
-    print(
-        f"{arguments.output}: {len(whole.lines)} records of {len(whole.best)} tasks, "
-        f"{total - len(whole.lines)} repeats dropped"
-    )
+    done = _write(arguments, whole, [line for log in logs for line in log.skipped])
+    repeats = sum(len(log.lines) for log in logs) - len(whole.lines)
+    print(f"{done}, {repeats} repeats dropped")
     return 0
 
 
@@ -200,7 +167,7 @@ def _check(arguments: argparse.Namespace) -> int:
             problems.append(
                 f"{path}:1: measured {log.measured!r}: begins with none of {', '.join((*lookup.ORIGINS, lookup.EMULATED))}"
             )
-        ours = _target(log)
+        ours = log.comparable["target"]
         for target, count in Counter(map(_line_target, log.lines)).items():
             if ours and lookup.canonical(target) != ours:
                 problems.append(
@@ -218,8 +185,7 @@ def _check(arguments: argparse.Namespace) -> int:
         )
     if arguments.json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
-        return int(any(each["problems"] for each in found))
-    for each in found:
+    for each in [] if arguments.json else found:
         for line in each["problems"]:
             print(line)
         if "records" in each:
@@ -240,11 +206,7 @@ def _manifest(arguments: argparse.Namespace) -> int:
 
 
 def manifest(paths: Sequence[Path]) -> str:
-    """A Markdown table with a row for each log; its date is that of the newest record.
-
-    Raises:
-        UserError: one cannot be read.
-    """
+    """A Markdown table with a row for each log; its date is that of the newest record."""
     lines = [
         "| file | target | network | tasks | out of trials | measured | newest | TVM | SHA-256 |",
         "|---|---|---|--:|--:|---|---|---|---|",
@@ -285,19 +247,13 @@ def _coverage(arguments: argparse.Namespace) -> int:
             rows.append(Covered(task.operator, task.weight, task.flops, log, record))
     covered = sum(row.record is not None for row in rows)
     if arguments.json:
-        tasks = [_fields(row) for row in rows]
-        print(
-            json.dumps(
-                {
-                    "target": target.name,
-                    "tasks": len(rows),
-                    "covered": covered,
-                    "rows": tasks,
-                },
-                indent=2,
-                ensure_ascii=False,
-            )
-        )
+        whole = {
+            "target": target.name,
+            "tasks": len(rows),
+            "covered": covered,
+            "rows": [_fields(row) for row in rows],
+        }
+        print(json.dumps(whole, indent=2, ensure_ascii=False))
     else:
         print("\n".join([*notes, *_table(rows)]))
         print(f"{covered} of {len(rows)} tasks have records for {target.name}")

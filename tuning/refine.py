@@ -8,7 +8,6 @@ that was quickest there.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 from collections import defaultdict
@@ -21,10 +20,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from devices.sessions.session import Origin
 from records import lookup
 from records.lookup import Record, RecordLog
-from targets.arguments import count_up_to
+from targets.arguments import command_parser, count_up_to, file_to_write
 from targets.child import run_in_child
 from targets.errors import UserError, run_command
-from targets.files import cache_key, check_writable, write_whole
+from targets.files import cache_key, write_whole
 from targets.presets import Target, missing_features, resolve, this_cpu
 from targets.progress import Progress
 
@@ -66,24 +65,29 @@ _count = count_up_to(10_000)
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    check_writable(arguments.output, "--output")
     with Progress() as progress:
         _refine(arguments, progress)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tuning.refine",
-        description="Choose among each task's best records by their time inside the network.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "tuning.refine",
+        "Choose among each task's best records by their time inside the network.",
+        _EPILOG,
     )
     add = parser.add_argument
     add("--model", required=True, help="as --model of compile.build")
     add("--target", default="native", help="see python -m targets (default: native)")
     add("--records", type=Path, required=True, metavar="FILE", help="a tuning log")
-    add("--output", type=Path, required=True, metavar="FILE", help="the chosen records")
+    output = file_to_write("--output")
+    add(
+        "--output",
+        type=output,
+        required=True,
+        metavar="FILE",
+        help="the chosen records",
+    )
     add(
         "--top",
         type=_count,
@@ -147,10 +151,9 @@ def _refine(arguments: argparse.Namespace, progress: Progress) -> None:
         "preset": target.name,
         "kept": f"of each task's {len(builds)} best {which}",
     }
-    lines = [record.line for record in chosen.values()]
-    text = "\n".join([f"# {json.dumps(header, ensure_ascii=False)}", *lines, ""])
-    write_whole(arguments.output, text.encode(), "--output")
-    print(f"written: {arguments.output}, {len(lines)} records")
+    made = replace(log, header=header, records=tuple(chosen.values()))
+    write_whole(arguments.output, made.text.encode(), "--output")
+    print(f"written: {arguments.output}, {len(made.lines)} records")
 
 
 class _Build(NamedTuple):
@@ -186,8 +189,8 @@ class _Work:
         from compile.driver import build
 
         header = self._log.header | {"preset": self._target.name}
-        lines = [record.line for record in chosen.values()]
-        text = "\n".join([f"# {json.dumps(header, ensure_ascii=False)}", *lines, ""])
+        records = tuple(chosen.values())
+        text = replace(self._log, header=header, records=records).text
         path = self._folder / f"{cache_key(text)}.json"
         self._progress.finish()
         self._progress.note(what)
@@ -239,8 +242,7 @@ class _Work:
             bundle.path, self._target.qemu_cpu, self._progress.stage
         )
         each = {
-            operator.name: (operator.core_cycles + operator.memory_cycles)
-            / max(operator.calls, 1)
+            operator.name: operator.cycles / max(operator.calls, 1)
             for operator in metered.operators
         }
         return [each[group.name] for group in bundle.manifest.lowering.groups]
@@ -257,6 +259,7 @@ def time_in_turn(
 
     from bundle.store import open_bundle
     from devices.sessions import huge_pages
+    from devices.sessions.graph import kernel_seconds
     from targets import engine
 
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
@@ -274,15 +277,8 @@ def time_in_turn(
     runs: list[list[list[float]]] = [[] for _ in executors]
     for _ in range(rounds):
         for own, profile in zip(runs, executors, strict=True):
-            turn = [json.loads(profile())["calls"] for _ in range(_TURN)]
-            own += [
-                [
-                    call["Duration (us)"]["microseconds"] / 1e6
-                    for call in calls
-                    if call["Name"]["string"] != "__nop"
-                ]
-                for calls in turn[1:]
-            ]
+            turn = [kernel_seconds(profile()) for _ in range(_TURN)]
+            own += turn[1:]
     return [[median(times) for times in zip(*own, strict=True)] for own in runs]
 
 

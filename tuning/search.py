@@ -316,7 +316,8 @@ class Search:
                 if int(each.error_no) == 0
             }
             measured = self._measurer.measure(list(kernels.values()))
-            results = _with(results, dict(zip(kernels, measured, strict=True)))
+            for index, each in zip(kernels, measured, strict=True):
+                results[index] = each
             self._prove(inputs, kernels, results)
         except Exception as error:  # noqa: BLE001 - raised by `_check`, not through C++
             self._end(error)
@@ -378,12 +379,6 @@ class Search:
         self._builders.close()
         self._provers.close()
         shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _with(
-    results: list[list[float] | Failure], measured: dict[int, list[float] | Failure]
-) -> list[list[float] | Failure]:
-    return [measured.get(i, each) for i, each in enumerate(results)]
 
 
 def _result(outcome: list[float] | Failure) -> Any:

@@ -52,11 +52,7 @@ def peak(target: Target, threads: int) -> float | None:
 
 
 def extract(model: Model, target: Target, threads: int = 1) -> list[Task]:
-    """The tasks of a network, as compile.relay.lower finds them; loads the engine's compiler.
-
-    Raises:
-        UserError: the network has no task, or cannot be imported.
-    """
+    """The tasks of a network, as compile.relay.lower finds them; loads the engine's compiler."""
     from compile.ir import onnx_form
     from compile.relay.importer import to_relay
     from compile.relay.tasks import tuning_tasks

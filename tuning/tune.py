@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from records import lookup
-from targets.arguments import count_up_to, host_and_port
+from targets.arguments import (
+    check_key,
+    command_parser,
+    count_up_to,
+    host_and_port,
+    number_between,
+)
 from targets.errors import UserError, run_command
 from targets.presets import Target, missing_features, native, resolve, this_cpu
 from targets.progress import Progress
@@ -62,11 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tuning.tune",
-        description="Search for quick schedules with AutoScheduler, operator by operator of a network.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "tuning.tune",
+        "Search for quick schedules with AutoScheduler, operator by operator of a network.",
+        _EPILOG,
     )
     add = parser.add_argument
     add("--model", required=True, help="as --model of compile.build")
@@ -78,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="in all, those already in the log included (default: 4000)",
     )
-    add("--hours", type=_hours, metavar="H", help="stop after so many hours")
+    hours = number_between(1e-6, 10_000, "a number of hours")
+    add("--hours", type=hours, metavar="H", help="stop after so many hours")
     add("--measure", choices=["here", "meter"], default="here", help="see below")
     add("--rpc", action="append", default=[], metavar="HOST:PORT", help="see below")
     add("--ssh", action="append", default=[], metavar="USER@HOST", help="see below")
@@ -121,22 +127,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _hours(text: str) -> float:
-    try:
-        hours = float(text)
-    except ValueError:
-        hours = 0.0
-    if not 0 < hours < 10_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of hours")
-    return hours
-
-
 def _check(arguments: argparse.Namespace) -> None:
-    if arguments.tracker and not arguments.key:
-        raise UserError("--tracker needs --key KEY: which of its boards?")
+    check_key(arguments)
     boards = bool(arguments.rpc or arguments.ssh)
-    if arguments.key and not (arguments.tracker or boards):
-        raise UserError("--key goes with --tracker, --rpc or --ssh; leave it out")
     if bool(arguments.tracker) + boards + (arguments.measure == "meter") > 1:
         raise UserError(
             "--tracker, --measure meter and --rpc or --ssh: take one; each has a log of its own"

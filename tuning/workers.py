@@ -195,11 +195,7 @@ def build(serialised: str, folder: str) -> str | Failure:
 
 
 def compile_function(function: Any, target: str, path: Path) -> None:
-    """Compile a kernel of a build into an object file as `build` makes them.
-
-    Raises:
-        UserError: it has a tensor that is not float32.
-    """
+    """Compile a kernel of a build into an object file as `build` makes them."""
     buffers = [function.buffer_map[parameter] for parameter in function.params]
     if any(buffer.dtype != "float32" for buffer in buffers):
         raise UserError("not all of the network is float32")

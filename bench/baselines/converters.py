@@ -23,11 +23,7 @@ if TYPE_CHECKING:
 def convert(
     machine: Emulated, runtime: Baseline, model: onnx.ModelProto, on_progress: Progress
 ) -> Path:
-    """The file that the runtime loads, made of an ONNX graph with a static input, and kept.
-
-    Raises:
-        UserError: the runtime's converter refuses it, in its own words.
-    """
+    """The file that the runtime loads, made of an ONNX graph with a static input, and kept."""
     key = cache_key(
         hashlib.sha256(model.SerializeToString(deterministic=True)).digest(),
         (machine.cpu, str(machine.root)),

@@ -44,11 +44,7 @@ class Emulated(NamedTuple):
         return Command(self.root, (*python, *arguments), environment)
 
     def run(self, command: Command, folder: Path) -> str:
-        """Run to the end in ``folder``; returns what it printed.
-
-        Raises:
-            UserError: it failed or took too long.
-        """
+        """Run to the end in ``folder``; returns what it printed."""
         words = [self.qemu, "-cpu", self.cpu, "-L", str(command.root)]
         words += command.arguments
         done = counting.run(words, command.environment, _TIMEOUT_SECONDS, folder)
@@ -59,11 +55,7 @@ class Emulated(NamedTuple):
 
 
 def prepare(cpu: str, on_progress: Progress) -> Emulated:
-    """The arm64 system of the board with ``cpu``, with every runtime; fetched the first time.
-
-    Raises:
-        UserError: no QEMU, a CPU that it does not know or that no board here has, or a failed fetch.
-    """
+    """The arm64 system of the board with ``cpu``, with every runtime; fetched the first time."""
     board_files.board(cpu)
     qemu = find_qemu()
     check_cpu(qemu, cpu)
@@ -83,9 +75,6 @@ def inference(
     Args:
         model: as ``converters.convert`` made it.
         tensor: a .npy file of the ONNX input; output: a .npy file of the first output.
-
-    Raises:
-        UserError: the marks cannot be compiled.
     """
     options = ("-target", "aarch64-linux-gnu.2.28", "-O2", "-shared", "-fPIC")
     marks = compile_once(_MARK, "baseline-marks.so", *options)

@@ -162,9 +162,6 @@ def for_ncnn(graph: Graph, param: str, binary: bytes) -> tuple[str, bytes]:
     """ncnn's conversion of ``with_relu(graph)`` with int8 scales, as its ncnn2int8 writes them.
 
     That tool is not in the wheel. Kernels stay float32 in the file: ncnn quantises them when it loads them.
-
-    Raises:
-        UserError: the conversion is not of the expected form.
     """
     int8 = {each.kernel.tobytes(): each for each in layers(graph)}
     lines = list(_ncnn_lines(param, binary))

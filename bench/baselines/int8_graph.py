@@ -20,11 +20,7 @@ def is_quantised(proto: onnx.ModelProto) -> bool:
 
 
 def stored(quantiser: Operator) -> Tensor:
-    """What a QuantizeLinear of an activation makes, as int8; uint8 is the same, shifted by 128.
-
-    Raises:
-        UserError: neither int8 nor uint8 with one scale.
-    """
+    """What a QuantizeLinear of an activation makes, as int8; uint8 is the same, shifted by 128."""
     output, scale, zero = quantiser.output, quantiser.constant(1), quantiser.constant(2)
     shift = {"int8": 0, "uint8": 128}.get(output.dtype)
     if scale is None or scale.size != 1 or shift is None:
@@ -42,9 +38,6 @@ def int8_activations(graph: Graph, float_ports: bool = True) -> Graph:
 
     Args:
         float_ports: keep these operators at the network's inputs and outputs, which stay float32.
-
-    Raises:
-        UserError: as `stored`.
     """
     ports = (*graph.inputs, *graph.outputs) if float_ports else ()
     floats = {each.name for each in ports}

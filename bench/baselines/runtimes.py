@@ -6,12 +6,11 @@ Pinned wheels (baselines-arm64.lock), fetched by pip and verified by SHA-256; no
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from devices.sysroot import download_wheels
+from devices.sysroot import unpack_wheels
 from meter import board_files
 from targets.errors import UserError
 from targets.files import cached_path, make_once
@@ -73,11 +72,7 @@ def _pins() -> dict[str, str]:
 
 
 def fetch(on_progress: Progress) -> Path:
-    """Fetch and unpack the runtimes unless they are there; returns the folder with their Python packages.
-
-    Raises:
-        UserError: no network or no pip; a pinned version is gone; a file's hash is not the lock's.
-    """
+    """Fetch and unpack the runtimes unless they are there; returns the folder with their Python packages."""
     return make_once(
         cached_path("baselines-arm64", files=[LOCK]),
         lambda site: _unpack(site, on_progress),
@@ -90,12 +85,9 @@ def _unpack(site: Path, on_progress: Progress) -> None:
         f"fetching {len(_pins())} aarch64 wheels of other runtimes (about 140 MB)"
     )
     try:
-        wheels = download_wheels(LOCK, site.with_name("wheels"), _PLATFORMS, _ABIS)
+        unpack_wheels(LOCK, site, _PLATFORMS, _ABIS)
     except UserError as error:
         raise UserError(f"{LOCK.name}: {error}") from None
-    for wheel in wheels:
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(site)
     # zipfile drops the files' modes; QEMU needs this one.
     pnnx(site).chmod(0o755)
 

@@ -86,7 +86,8 @@ def _quantise(operator: Quantise, x: Any) -> Any:
     zero = operator.output.zero
     low, high = (float(limit - zero) for limit in operator.output.limits)
     # Division by a scalar would become multiplication by its inverse, which rounds to other steps.
-    scale = relay.const(np.full((1, 1, 1, 1), operator.output.scale, np.float32))
+    ones = (1,) * len(operator.output.shape)
+    scale = relay.const(np.full(ones, operator.output.scale, np.float32))
     steps = relay.clip(relay.divide(x, scale), low, high)
     # Subtractions: a sum of constants would be simplified away.
     rounded = relay.subtract(

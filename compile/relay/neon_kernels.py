@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from compile import passes
-from compile.ir.graph import Graph, Operator
+from compile.ir.graph import NHWC, Graph, Operator
 from compile.ir.operators import Convolution, Quantise, Table, View
 from compile.kernels.neon import pack
 from compile.passes.layout import channels_last
@@ -81,7 +81,9 @@ class NeonKernels:
         symbol = self._symbols.setdefault(key, f"netship_{kernel.kind}_{number}")
         shape = (1, *operator.output.image)
         name = "" if isinstance(operator, Quantise) else operator.label
-        return call(kernel, symbol, inputs, shape, name)
+        made = call(kernel, symbol, inputs, shape, name)
+        output = operator.output
+        return made if output.layout == NHWC else relay.reshape(made, output.shape)
 
     def _without_kernel(self, operator: Operator, inputs: list[Any]) -> Any | None:
         """An integer operator by TVM's own code, in uint8 with channels first."""

@@ -64,14 +64,14 @@ class BoardState(BaseModel):
         return ", ".join(parts)
 
 
-def parse(text: str, where: str) -> BoardState:
-    """Read the server's JSON.
-
-    Raises:
-        UserError: it is not the JSON of a board's state.
-    """
+def ask(remote: Any, where: str) -> BoardState | None:
+    """Ask a server for the state of its board; None where it is not the kit's."""
     try:
-        return BoardState.model_validate_json(text)
+        describe = remote.get_function("netship.board")
+    except AttributeError:
+        return None
+    try:
+        return BoardState.model_validate_json(str(describe()))
     except ValidationError:
         raise UserError(
             f"{where}: the server describes its board in a way that is not known here; put the kit of "
@@ -84,9 +84,6 @@ def check_fits(state: BoardState, bundle: Bundle, where: str, engine: str) -> No
 
     Args:
         engine: the version of TVM here; the board must have the same one.
-
-    Raises:
-        UserError: another architecture, instructions that the CPU lacks, another TVM, no room.
     """
     target = bundle.manifest.target
     if state.machine != target.machine:
@@ -117,12 +114,3 @@ def check_fits(state: BoardState, bundle: Bundle, where: str, engine: str) -> No
             f"{where}: {state.disk_free_bytes / 1e6:.0f} MB free on the board, model.so takes "
             f"{size / 1e6:.0f} MB; make room there"
         )
-
-
-def ask(remote: Any) -> str | None:
-    """Ask the board for its state: JSON, or None where the server is not the kit's."""
-    try:
-        describe = remote.get_function("netship.board")
-    except AttributeError:
-        return None
-    return str(describe())

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import re
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-from bundle.store import MANIFEST, Bundle
+from bundle.store import MANIFEST, Bundle, write_archive
 from devices.board.programs import (
     SOURCES,
     Machine,
@@ -53,7 +51,7 @@ def write_kit(
             programs cannot be built.
     """
     check_writable(output, "--output")
-    if bundle and bundle.manifest.format == "c":
+    if bundle and bundle.manifest.is_source:
         raise UserError(
             f"{bundle.path}: is C source for a microcontroller, a kit is for Linux boards; "
             "leave it out, or build it for one"
@@ -71,7 +69,9 @@ def write_kit(
     if bundle:
         for name in sorted([MANIFEST, *bundle.manifest.files]):
             files.append((f"bundle/{name}", _PLAIN, bundle.read(name)))
-    write_whole(output, _archive(files), "--output")
+    packed = io.BytesIO()
+    write_archive(packed, files, level=9)
+    write_whole(output, packed.getvalue(), "--output")
 
 
 def _filled(template: str, machine: Machine) -> bytes:
@@ -100,16 +100,3 @@ def _tvm_version() -> str:
 def _first_comment(source: Path) -> str:
     inside = source.read_text().split("/*", 1)[1].split("*/", 1)[0]
     return re.sub(r"(?m)^ \* ?", "", inside).strip() + "\n"
-
-
-def _archive(files: list[tuple[str, int, bytes]]) -> bytes:
-    packed = io.BytesIO()
-    with (
-        gzip.GzipFile(filename="", fileobj=packed, mode="wb", mtime=0) as stream,
-        tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar,
-    ):
-        for name, mode, content in files:
-            entry = tarfile.TarInfo(name)
-            entry.size, entry.mode = len(content), mode
-            tar.addfile(entry, io.BytesIO(content))
-    return packed.getvalue()

@@ -8,7 +8,6 @@ library) and is kept in the user's cache folder.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -63,9 +62,6 @@ def native_server(machine: Machine, on_progress: Progress = lambda stage: None) 
 
     Args:
         on_progress: called with each stage of a build.
-
-    Raises:
-        UserError: as `targets.toolchain.run_zig`, or the cache cannot be written.
     """
     return _built(machine, on_progress) / SERVER
 
@@ -73,16 +69,8 @@ def native_server(machine: Machine, on_progress: Progress = lambda stage: None) 
 def native_verifier(
     machine: Machine, on_progress: Progress = lambda stage: None
 ) -> Path:
-    """``verify``'s executable for ``machine``, as `native_server`.
-
-    Raises:
-        UserError: as `native_server`.
-    """
+    """``verify``'s executable for ``machine``, as `native_server`."""
     return _built(machine, on_progress) / VERIFIER
-
-
-def is_built(machine: Machine) -> bool:
-    return _folder(machine).is_dir()
 
 
 def _built(machine: Machine, on_progress: Progress) -> Path:
@@ -102,13 +90,9 @@ def _folder(machine: Machine) -> Path:
     )
 
 
-def _build(machine: Machine, folder: Path, on_progress: Progress) -> None:
-    folder.mkdir()
-    with tempfile.TemporaryDirectory(prefix="netship-") as work:
-        _compile(machine, Path(work), folder, on_progress)
-
-
-def _compile(machine: Machine, work: Path, done: Path, on_progress: Progress) -> None:
+def _build(machine: Machine, done: Path, on_progress: Progress) -> None:
+    done.mkdir()
+    work = done.parent
     engine = engine_sources()
     folders = [SOURCES / "shim", *(engine / path for path in _INCLUDES)]
     includes = [f"-I{folder}" for folder in folders]

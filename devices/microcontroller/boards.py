@@ -7,10 +7,14 @@ from typing import NamedTuple
 
 
 class Memory(NamedTuple):
-    """Where a memory begins, and its bytes."""
+    """Where a memory begins, and its size."""
 
     address: int
-    size: int
+    mebibytes: float
+
+    @property
+    def size(self) -> int:
+        return int(self.mebibytes * (1 << 20))
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Board:
         code: address of the memory for code and tables.
         weights: external memory for the weights.
         data: memory for arena, output and stack.
-        hertz: of SysTick. With ``-icount shift=0`` an instruction takes 1 ns.
+        megahertz: of SysTick. With ``-icount shift=0`` an instruction takes 1 ns.
     """
 
     machine: str
@@ -30,50 +34,20 @@ class Board:
     code: int
     weights: Memory
     data: Memory
-    hertz: int
+    megahertz: int
 
     @property
     def instructions_per_tick(self) -> float:
-        return 1e9 / self.hertz
+        return 1e3 / self.megahertz
 
-
-_MIB = 1 << 20
 
 # Addresses and sizes: Arm application notes AN386, AN500, AN505 and AN547, memory maps.
-BOARDS: dict[str, Board] = {
-    board.cpu: board
-    for board in (
-        Board(
-            "mps2-an386",
-            "cortex-m4",
-            code=0,
-            weights=Memory(0x2100_0000, 16 * _MIB),
-            data=Memory(0x2000_0000, 4 * _MIB),
-            hertz=25_000_000,
-        ),
-        Board(
-            "mps2-an500",
-            "cortex-m7",
-            code=0,
-            weights=Memory(0x6000_0000, 16 * _MIB),
-            data=Memory(0x2000_0000, 4 * _MIB),
-            hertz=25_000_000,
-        ),
-        Board(
-            "mps2-an505",
-            "cortex-m33",
-            code=0x1000_0000,
-            weights=Memory(0x8000_0000, 16 * _MIB),
-            data=Memory(0x3800_0000, 4 * _MIB),
-            hertz=20_000_000,
-        ),
-        Board(
-            "mps3-an547",
-            "cortex-m55",
-            code=0,
-            weights=Memory(0x6000_0000, 256 * _MIB),
-            data=Memory(0x2000_0000, _MIB // 2),
-            hertz=32_000_000,
-        ),
+BOARDS = {
+    cpu: Board(machine, cpu, code, Memory(*weights), Memory(*data), megahertz)
+    for machine, cpu, code, weights, data, megahertz in (
+        ("mps2-an386", "cortex-m4", 0, (0x2100_0000, 16), (0x2000_0000, 4), 25),
+        ("mps2-an500", "cortex-m7", 0, (0x6000_0000, 16), (0x2000_0000, 4), 25),
+        ("mps2-an505", "cortex-m33", 1 << 28, (0x8000_0000, 16), (0x3800_0000, 4), 20),
+        ("mps3-an547", "cortex-m55", 0, (0x6000_0000, 256), (0x2000_0000, 0.5), 32),
     )
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ _HERE = Path(__file__).parent
 _GCC = "arm-none-eabi-gcc"
 _QEMU = "qemu-system-arm"
 _STACK = 16 << 10
-_PARTS = 4
 _ADVICE = "`apt install gcc-arm-none-eabi libnewlib-arm-none-eabi`, or report it"
 
 
@@ -29,8 +29,7 @@ class Image:
     """A linked program.
 
     Attributes:
-        code: bytes of code and tables of the network and its harness.
-        network_code: bytes of code and tables of the network alone.
+        code: bytes of code and tables of the network, without its harness.
         weights: bytes of weights, biases and multipliers.
         static: bytes of data and zeroed memory that the network itself declares.
     """
@@ -38,7 +37,6 @@ class Image:
     path: Path
     board: Board
     code: int
-    network_code: int
     weights: int
     static: int
 
@@ -63,8 +61,7 @@ class Run:
     parts: NDArray[np.float64] | None
 
 
-def find_tools() -> None:
-    """Raises: UserError when the cross compiler or the emulator is not installed."""
+def _find_tools() -> None:
     for tool, package in (
         (_GCC, "gcc-arm-none-eabi libnewlib-arm-none-eabi"),
         (_QEMU, "qemu-system-arm"),
@@ -103,19 +100,12 @@ def compile_firmware(
 
     Args:
         traced: count instructions by step and part; the counting itself takes some.
-
-    Raises:
-        UserError: a tool is missing or failed; the program does not fit the board (the message says by how much).
     """
-    find_tools()
+    _find_tools()
     _check_fits(interface, board)
     options = [
-        f"-mcpu={board.cpu}",
-        "-mthumb",
-        "-mfloat-abi=hard",
-        "-O3",
-        "-ffunction-sections",
-        "-fdata-sections",
+        *(f"-mcpu={board.cpu}", "-mthumb", "-mfloat-abi=hard", "-O3"),
+        *("-ffunction-sections", "-fdata-sections"),
     ]
     network = [*options, "-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
     if traced:
@@ -136,38 +126,19 @@ def compile_firmware(
         "WEIGHTS": board.weights.address,
         "DATA": board.data.address,
     }
-    run_tool(
-        [
-            _GCC,
-            *options,
-            "-nostartfiles",
-            "-specs=nosys.specs",
-            "-Wl,--gc-sections",
-            *(f"-Wl,--defsym={symbol}={address}" for symbol, address in places.items()),
-            "-T",
-            str(_HERE / "board.ld"),
-            *map(str, objects),
-            "-lm",
-            "-o",
-            str(program),
-        ],
-        program,
-        _ADVICE,
-    )
-    whole, network_only = _sections(program), _sections(objects[0])
+    command = [
+        *(_GCC, *options, "-nostartfiles", "-specs=nosys.specs", "-Wl,--gc-sections"),
+        *(f"-Wl,--defsym={symbol}={address}" for symbol, address in places.items()),
+        *("-T", str(_HERE / "board.ld"), *map(str, objects), "-lm"),
+        *("-o", str(program)),
+    ]
+    run_tool(command, program, _ADVICE)
     return Image(
         program,
         board,
-        code=whole[".text"] + whole[".fixed"],
-        network_code=sum(
-            size
-            for s, size in network_only.items()
-            if s.startswith((".text", ".rodata"))
-        ),
-        weights=whole[".weights"],
-        static=sum(
-            size for s, size in network_only.items() if s.startswith((".data", ".bss"))
-        ),
+        code=_section_bytes(objects[0], ".text", ".rodata"),
+        weights=_section_bytes(program, ".weights"),
+        static=_section_bytes(objects[0], ".data", ".bss"),
     )
 
 
@@ -184,9 +155,6 @@ def run_firmware(
 
     Args:
         probe: first run the self-test and measure the stack, which takes two more inferences.
-
-    Raises:
-        UserError: it took longer than ``timeout`` seconds, faulted, or an inference returned an error.
     """
     (folder / "input.bin").write_bytes(inputs.astype(interface.dtype).tobytes())
     if probe:
@@ -235,7 +203,7 @@ def run_firmware(
         int(each[0, 0]),
         int(each[0, 2]),
         tuple((each[:, 3] * scale).tolist()),
-        figures[4 * count :].reshape(-1, _PARTS)[:-1] * scale if traced else None,
+        figures[4 * count :].reshape(-1, 4)[:-1] * scale if traced else None,
     )
 
 
@@ -254,12 +222,8 @@ def _check_fits(interface: Firmware, board: Board) -> None:
         )
 
 
-def _sections(file: Path) -> dict[str, int]:
-    """Bytes of an object's sections by name; sections with one name are added up."""
-    sizes: dict[str, int] = {}
+def _section_bytes(file: Path, *prefixes: str) -> int:
+    """Bytes of an object's sections whose names begin with one of ``prefixes``."""
     shown = run_tool(["arm-none-eabi-size", "-A", str(file)], file, _ADVICE).stdout
-    for line in shown.splitlines():
-        words = line.split()
-        if len(words) == 3 and words[1].isdecimal():
-            sizes[words[0]] = sizes.get(words[0], 0) + int(words[1])
-    return sizes
+    found = re.findall(r"^(\S+) +(\d+) +\d+$", shown, re.MULTILINE)
+    return sum(int(size) for name, size in found if name.startswith(prefixes))

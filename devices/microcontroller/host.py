@@ -23,11 +23,7 @@ _SECONDS = 600.0
 def run_on_host(
     project: Path, name: str, interface: Firmware, inputs: NDArray[Any]
 ) -> NDArray[Any]:
-    """[inputs, values], int8 or float32, through the C project ``name`` → [inputs, values] of the output.
-
-    Raises:
-        UserError: the C does not compile, an inference returned an error, or it takes too long.
-    """
+    """[inputs, values], int8 or float32, through the C project ``name`` → [inputs, values] of the output."""
     target = native()
     with tempfile.TemporaryDirectory(prefix="netship-") as scratch:
         program = Path(scratch) / "host"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,47 +13,13 @@ from numpy.typing import NDArray
 from bundle.manifest import Firmware
 from bundle.store import Bundle
 from devices.microcontroller.boards import BOARDS
+from devices.microcontroller.figures import Figures, Part
 from devices.microcontroller.firmware import Image, Run, compile_firmware, run_firmware
 from devices.microcontroller.host import run_on_host
-from devices.sessions.session import OperatorTime, Origin
+from devices.sessions.session import Origin, Session
 from targets.errors import UserError
 
 _SECONDS = 600.0
-
-
-class Part(NamedTuple):
-    """A step's multiply-adds, its instructions, and those of its parts."""
-
-    name: str
-    macs: int
-    instructions: float
-    expand: float
-    depthwise: float
-    project: float
-
-
-@dataclass(frozen=True)
-class Figures:
-    """The resources that an inference needs: bytes, and instructions as counted by QEMU.
-
-    Attributes:
-        ram_bytes: arena (which holds the input), output, static data and the most stack.
-        flash_bytes: code, tables and weights of the network.
-        max_error: largest difference from the same C compiled for this machine, for every input that was
-            run: in steps of an int8 output, or the values' difference of a float32 one.
-        parts: by step; counted in a separate run, where the counting takes less than 1 %.
-    """
-
-    board: str
-    ram_bytes: int
-    arena_bytes: int
-    stack_bytes: int
-    static_bytes: int
-    flash_bytes: int
-    code_bytes: int
-    instructions: int
-    max_error: float
-    parts: tuple[Part, ...]
 
 
 def to_input(tensor: NDArray[np.float32], bundle: Bundle) -> NDArray[Any]:
@@ -93,13 +58,18 @@ def interface_of(bundle: Bundle) -> Firmware:
 
 
 def open_firmware(
-    bundle: Bundle, on_progress: Callable[[str], None] = lambda stage: None
+    bundle: Bundle,
+    cpu: str | None = None,
+    on_progress: Callable[[str], None] = lambda stage: None,
+    threads: int | None = None,
 ) -> FirmwareSession:
-    """Compile the project for its board; each run starts the board anew.
-
-    Raises:
-        UserError: no cross compiler, no QEMU, no board for the target, or it does not fit.
-    """
+    """Compile the project for its board; each run starts the board anew."""
+    if cpu is not None:
+        raise UserError(
+            f"--cpu: {bundle.path} is for one microcontroller; leave it out"
+        )
+    if threads not in (None, 1):
+        raise UserError("--threads: a microcontroller has one; leave it out")
     interface = interface_of(bundle)
     board = BOARDS.get(interface.cpu)
     if board is None:
@@ -118,7 +88,7 @@ def open_firmware(
         raise
 
 
-class FirmwareSession:
+class FirmwareSession(Session):
     """A `Session` for which every run starts the emulated board anew.
 
     Attributes:
@@ -136,12 +106,7 @@ class FirmwareSession:
         self._runs: list[tuple[NDArray[Any], Run]] = []
 
     def run(self, tensor: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """One inference; the first one is preceded by the project's self-test.
-
-        Raises:
-            ValueError: another shape.
-            UserError: the self-test failed, or the board did.
-        """
+        """As `Session.run`; the first one is preceded by the project's self-test."""
         inputs = to_input(tensor, self._bundle)[np.newaxis]
         run = self._start(self.image, inputs, probe=not self._runs)
         if run.self_test:
@@ -158,17 +123,9 @@ class FirmwareSession:
             "--repeat: an emulated microcontroller has no times; leave it out, instructions are counted"
         )
 
-    def profile(self, tensor: NDArray[np.float32]) -> list[OperatorTime]:
-        """Empty: instructions are counted, see `figures`."""
-        return []
-
     def figures(self) -> Figures:
         """Memory and instructions of the first input that was run, by step and part; and the largest difference
         between all outputs and those of the same C on this machine.
-
-        Raises:
-            ValueError: no input was run.
-            UserError: a tool failed.
         """
         if not self._runs:
             raise ValueError("no input was run")
@@ -191,15 +148,11 @@ class FirmwareSession:
         image = self.image
         return Figures(
             board=f"{image.board.machine} ({image.board.cpu})",
-            ram_bytes=interface.arena_bytes
-            + interface.output_bytes
-            + image.static
-            + plain.stack,
-            arena_bytes=interface.arena_bytes,
+            interface=interface,
             stack_bytes=plain.stack,
             static_bytes=image.static,
-            flash_bytes=image.network_code + image.weights,
-            code_bytes=image.network_code,
+            code_bytes=image.code,
+            weights_bytes=image.weights,
             instructions=round(plain.instructions[0]),
             max_error=float(np.abs(board.astype(np.float64) - host).max()),
             parts=tuple(
@@ -207,9 +160,6 @@ class FirmwareSession:
                 for group, row in zip(manifest.lowering.groups, parts, strict=True)
             ),
         )
-
-    def board(self) -> None:
-        """Nothing: an emulated microcontroller has no governor."""
 
     def close(self) -> None:
         self._folder.cleanup()
@@ -219,9 +169,3 @@ class FirmwareSession:
         return run_firmware(
             image, self._interface, inputs, folder, _SECONDS, probe=probe
         )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

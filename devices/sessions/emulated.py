@@ -34,12 +34,7 @@ _REMOVED_VARIABLES = ("LD_PRELOAD", "LD_LIBRARY_PATH")
 
 
 class Board(NamedTuple):
-    """An emulated board.
-
-    Attributes:
-        cpu: its name in QEMU.
-        program: the command that starts its server.
-    """
+    """An emulated board: the name of its CPU in QEMU, and the command that starts its server."""
 
     cpu: str
     program: tuple[str, ...]
@@ -52,10 +47,7 @@ def prepare_board(
 
     Args:
         machine: aarch64 or arm.
-        cpu: one that QEMU knows (``qemu-aarch64 -cpu help``).
-
-    Raises:
-        UserError: no QEMU, QEMU does not know the CPU, the system cannot be fetched, the server not built.
+        cpu: its name in QEMU.
     """
     qemu = find_qemu(machine)
     check_cpu(qemu, cpu)
@@ -69,11 +61,7 @@ def prepare_board(
 def serve_boards(
     emulated: Board, count: int, key: str, tracker_port: int
 ) -> Iterator[list[Server]]:
-    """Servers of ``count`` emulated boards, registered under ``key`` at a tracker on 127.0.0.1; they end with the context.
-
-    Raises:
-        UserError: one did not start, or did not reach the tracker.
-    """
+    """Servers of ``count`` emulated boards, registered under ``key`` at a tracker on 127.0.0.1; they end with the context."""
     options = ["--threads", str(_THREADS), "--tracker", f"127.0.0.1:{tracker_port}"]
     with ExitStack() as stack:
         servers = []
@@ -102,26 +90,21 @@ def open_emulated(
     bundle: Bundle,
     cpu: str | None = None,
     on_progress: Callable[[str], None] = lambda stage: None,
+    threads: int | None = None,
 ) -> Session:
     """Load a bundle on an emulated board, on one thread.
 
     Args:
         cpu: a CPU that QEMU knows (``qemu-aarch64 -cpu help``); the target's where None.
-        on_progress: called with each stage.
 
     Raises:
-        UserError: as `prepare_board`; a bundle for another machine, or model.so needs an instruction
-            the CPU lacks.
+        UserError: as `prepare_board`; more ``threads``, a bundle for another machine, or model.so needs an
+            instruction the CPU lacks.
     """
-    target = bundle.manifest.target
-    if target.machine not in ARCHITECTURES:
-        raise UserError(
-            f"{bundle.path}: model.so is for {target.machine}, emulated boards are aarch64 or arm; "
-            "build with --target arm-cortex-a72 or leave --board out"
-        )
-    emulated = prepare_board(
-        target.machine, cpu or target.qemu_cpu or "max", on_progress
-    )
+    if threads not in (None, _THREADS):
+        raise UserError("--threads: an emulated board runs on 1 thread; leave it out")
+    machine, cpu = emulated_cpu(bundle, bundle.manifest.library, cpu)
+    emulated = prepare_board(machine, cpu, on_progress)
     on_progress(f"starting an emulated {emulated.cpu}")
     return open_served(
         bundle,
@@ -135,12 +118,19 @@ def open_emulated(
     )
 
 
-def find_qemu(machine: str = "aarch64") -> str:
-    """QEMU's user-mode emulator of ``machine``, aarch64 or arm.
+def emulated_cpu(bundle: Bundle, library: str, cpu: str | None) -> tuple[str, str]:
+    """The architecture of the board to emulate for a library of the bundle, and the CPU: the target's where None."""
+    target = bundle.manifest.target
+    if target.machine not in ARCHITECTURES:
+        raise UserError(
+            f"{bundle.path}: {library} is for {target.machine}, emulated boards are aarch64 or arm; "
+            "build with --target arm-cortex-a72 or leave --board out"
+        )
+    return target.machine, cpu or target.qemu_cpu or "max"
 
-    Raises:
-        UserError: not installed.
-    """
+
+def find_qemu(machine: str = "aarch64") -> str:
+    """QEMU's user-mode emulator of ``machine``, aarch64 or arm; a UserError where it is not installed."""
     for name in (f"qemu-{machine}-static", f"qemu-{machine}"):
         if found := shutil.which(name):
             return found
@@ -151,11 +141,7 @@ def find_qemu(machine: str = "aarch64") -> str:
 
 
 def check_cpu(qemu: str, cpu: str) -> None:
-    """Refuse a CPU that QEMU does not know.
-
-    Raises:
-        UserError: it does not know the CPU; the message lists those that it knows.
-    """
+    """Refuse a CPU that QEMU does not know; the UserError lists those that it knows."""
     shown = subprocess.run(
         [qemu, "-cpu", "help"], capture_output=True, text=True, check=False
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import NamedTuple, Self, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,8 +42,8 @@ class Opened(NamedTuple):
 Open = Callable[[], Opened]
 
 
-class Fleet:
-    """A `Session` over several boards. What is timed or profiled runs on the first one that is there.
+class Fleet(Session):
+    """A session over several boards. What is timed or profiled runs on the first one that is there.
 
     A board that goes away leaves its inputs to the others and is waited for.
 
@@ -51,10 +51,9 @@ class Fleet:
         boards: what opens the bundle on each, and the bundle open there.
         patience: seconds that a board which went away is waited for.
         on_note: called with a line when a board goes away or comes back, from any thread.
-
-    Attributes:
-        done: how many inputs each board has run.
     """
+
+    done: Counter[str]
 
     def __init__(
         self,
@@ -111,12 +110,6 @@ class Fleet:
 
     def close(self) -> None:
         self._pool.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _check_alike(opened: Opened, origin: Origin) -> Opened:

@@ -3,42 +3,25 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from statistics import median
 from time import perf_counter
-from typing import Any, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bundle.executor_graph import NO_OPERATION, Entry, ExecutorGraph, parse
+from bundle.manifest import Tensor
 from bundle.store import Bundle
 from devices.board.board_state import BoardState
 from devices.sessions import huge_pages
-from devices.sessions.session import OperatorTime, Origin
+from devices.sessions.session import OperatorTime, Origin, Session
 from targets.errors import UserError
 
 T = TypeVar("T")
+Array = NDArray[np.float32]
 _PROFILE_REPEATS = 5
-# A reshape, which moves nothing.
-_NO_OPERATION = "__nop"
-
-
-class Node(NamedTuple):
-    """One input, parameter or kernel of the executor's graph."""
-
-    name: str
-    kernel: str
-    shape: tuple[int, ...]
-    dtype: str
-
-
-class Graph(NamedTuple):
-    """A library's own description: its inputs without parameters, its kernels in order, its outputs."""
-
-    inputs: tuple[Node, ...]
-    kernels: tuple[Node, ...]
-    outputs: tuple[Node, ...]
 
 
 class Caller(Protocol):
@@ -47,71 +30,40 @@ class Caller(Protocol):
     def __call__(self, action: Callable[[], T]) -> T: ...
 
 
-def parse_graph(text: str) -> Graph:
-    """Read the graph JSON that the library holds (``get_graph_json``)."""
-    graph = json.loads(text)
-    starts = graph["node_row_ptr"]
-    shapes, types = graph["attrs"]["shape"][1], graph["attrs"]["dltype"][1]
-
-    def node(index: int, output: int = 0) -> Node:
-        entry, what = starts[index] + output, graph["nodes"][index]
-        kernel = what.get("attrs", {}).get("func_name", "")
-        return Node(what["name"], kernel, tuple(shapes[entry]), types[entry])
-
-    leaves = [node(index) for index in graph["arg_nodes"]]
-    calls = [node(i) for i, what in enumerate(graph["nodes"]) if what["op"] == "tvm_op"]
-    return Graph(
-        # Relay names the constants it lifts out of the network p0, p1, ….
-        inputs=tuple(leaf for leaf in leaves if not re.fullmatch(r"p\d+", leaf.name)),
-        kernels=tuple(call for call in calls if call.kernel != _NO_OPERATION),
-        outputs=tuple(node(head[0], head[1]) for head in graph["heads"]),
-    )
-
-
-def check_graph(graph: Graph, bundle: Bundle) -> None:
-    """Compare the library's own inputs and outputs with the manifest's.
+def check_graph(graph: ExecutorGraph, bundle: Bundle) -> None:
+    """Refuse a library whose inputs or outputs are not the manifest's; outputs have no names to compare.
 
     The executor copies bytes without checking shapes, so a manifest with wrong ones must be refused here.
-
-    Raises:
-        UserError: another number, name, shape or dtype.
     """
     manifest = bundle.manifest
-    _expect(
-        bundle,
-        "input",
-        [(node.name, node.shape, node.dtype) for node in graph.inputs],
-        [(manifest.input.name, manifest.input.shape, manifest.input.dtype)],
-    )
-    _expect(
-        bundle,
-        "output",
-        [("", node.shape, node.dtype) for node in graph.outputs],
-        [("", tensor.shape, tensor.dtype) for tensor in manifest.outputs],
-    )
+    for what, names, indices, tensors in (
+        ("input", True, graph.inputs, [manifest.input]),
+        ("output", False, graph.outputs, manifest.outputs),
+    ):
+        actual = [_words(graph.entries[index], names) for index in indices]
+        expected = [_words(tensor, names) for tensor in tensors]
+        if actual != expected:
+            raise UserError(
+                f"{bundle.path}: model.so has {what} {' and '.join(actual) or 'none'}, the manifest says "
+                f"{' and '.join(expected)}; build the bundle again"
+            )
 
 
-def _expect(
-    bundle: Bundle,
-    what: str,
-    actual: list[tuple[str, tuple[int, ...], str]],
-    expected: list[tuple[str, tuple[int, ...], str]],
-) -> None:
-    def words(tensors: Iterable[tuple[str, tuple[int, ...], str]]) -> str:
-        each = [
-            f"{name} {dtype}[{','.join(map(str, shape))}]"
-            for name, shape, dtype in tensors
-        ]
-        return " and ".join(text.strip() for text in each) or "none"
-
-    if actual != expected:
-        raise UserError(
-            f"{bundle.path}: model.so has {what} {words(actual)}, the manifest says "
-            f"{words(expected)}; build the bundle again"
-        )
+def _words(tensor: Entry | Tensor, named: bool) -> str:
+    shape = f"{tensor.dtype}[{','.join(map(str, tensor.shape))}]"
+    return f"{tensor.name} {shape}" if named else shape
 
 
-class GraphSession:
+def kernel_seconds(report: str) -> list[float]:
+    """The time of each kernel, in order of execution, of the debug executor's ``profile_rpc``."""
+    return [
+        call["Duration (us)"]["microseconds"] / 1e6
+        for call in json.loads(report)["calls"]
+        if call["Name"]["string"] != NO_OPERATION
+    ]
+
+
+class GraphSession(Session):
     """A `Session` over a loaded library; `open_local`, `open_rpc` and `open_emulated` make one.
 
     Args:
@@ -123,9 +75,6 @@ class GraphSession:
             runs one inference that it does not count; on this machine each inference is
             timed separately, so that it can alternate with another runtime's.
         state: asks the board for its state.
-
-    Raises:
-        UserError: the library's inputs or outputs are not the manifest's.
     """
 
     def __init__(
@@ -144,7 +93,7 @@ class GraphSession:
         self.origin = origin
         self.threads = threads
         try:
-            self._graph = parse_graph(call(lambda: library["get_graph_json"]()))
+            self._graph = parse(call(lambda: library["get_graph_json"]()))
         except AttributeError:
             raise UserError(
                 f"{bundle.library}: holds no network of TVM's graph executor; build the bundle again"
@@ -159,15 +108,10 @@ class GraphSession:
         self._state = state
         self._executor = self._create("default")
 
-    def run(self, tensor: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """One inference: float32 of the manifest's input shape in, every output back.
+    def run(self, tensor: Array) -> list[Array]:
+        """As `Session.run`."""
 
-        Raises:
-            ValueError: another shape.
-            UserError: the device is gone.
-        """
-
-        def infer() -> list[NDArray[np.float32]]:
+        def infer() -> list[Array]:
             self._set_input(self._executor, tensor)
             self._executor["run"]()
             read = self._executor["get_output"]
@@ -175,7 +119,7 @@ class GraphSession:
 
         return self._call(infer)
 
-    def time(self, tensor: NDArray[np.float32], repeat: int) -> list[float]:
+    def time(self, tensor: Array, repeat: int) -> list[float]:
         """Seconds of each of ``repeat`` inferences on ``tensor``, transfers left out."""
         self._call(lambda: self._set_input(self._executor, tensor))
         if self._remote:
@@ -192,7 +136,7 @@ class GraphSession:
             seconds.append(perf_counter() - start)
         return seconds
 
-    def profile(self, tensor: NDArray[np.float32]) -> list[OperatorTime]:
+    def profile(self, tensor: Array) -> list[OperatorTime]:
         """Each kernel's median time inside whole inferences, in order of execution.
 
         Empty where the runtime has no debug executor, and on an emulated board, where operators
@@ -206,17 +150,13 @@ class GraphSession:
         except AttributeError:
             return []
         self._call(lambda: self._set_input(executor, tensor))
-        runs = [
-            [
-                call["Duration (us)"]["microseconds"]
-                for call in json.loads(text)["calls"]
-                if call["Name"]["string"] != _NO_OPERATION
-            ]
-            for text in (self._call(report) for _ in range(_PROFILE_REPEATS))
-        ]
+        runs = [kernel_seconds(self._call(report)) for _ in range(_PROFILE_REPEATS)]
+        kernels = (call for call in self._graph.calls if call.kernel)
         return [
-            OperatorTime(kernel.kernel, kernel.shape, median(times) / 1e6)
-            for kernel, *times in zip(self._graph.kernels, *runs, strict=True)
+            OperatorTime(
+                call.kernel, self._graph.entries[call.outputs[0]].shape, median(times)
+            )
+            for call, *times in zip(kernels, *runs, strict=True)
         ]
 
     def board(self) -> BoardState | None:
@@ -238,14 +178,8 @@ class GraphSession:
             huge_pages.use_for_parameters(executor)
         return executor
 
-    def _set_input(self, executor: Any, tensor: NDArray[np.float32]) -> None:
+    def _set_input(self, executor: Any, tensor: Array) -> None:
         if tensor.shape != self._input.shape:
             raise ValueError(f"input is {tensor.shape}, not {self._input.shape}")
         slot = executor["get_input"](self._input.name)
         slot.copyfrom(np.ascontiguousarray(tensor, np.float32))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -23,8 +23,13 @@ _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25
 
 def use_for_parameters(executor: Any) -> None:
     """Move the parameters of a graph executor in this process into huge pages, where Linux allows it."""
-    arrays = [executor["get_input"](i) for i in range(executor["get_num_inputs"]())]
-    use_for((_address(array), _bytes(array)) for array in arrays)
+    spans = []
+    for index in range(executor["get_num_inputs"]()):
+        array = executor["get_input"](index)
+        tensor = array.handle.contents
+        address = int(tensor.data) + int(tensor.byte_offset)
+        spans.append((address, np.dtype(array.dtype).itemsize * math.prod(array.shape)))
+    use_for(spans)
 
 
 def use_for(spans: Iterable[tuple[int, int]]) -> None:
@@ -44,12 +49,3 @@ def use_for(spans: Iterable[tuple[int, int]]) -> None:
 
 def _pages(address: int, size: int) -> range:
     return range(address // HUGE_PAGE_BYTES, -(-(address + size) // HUGE_PAGE_BYTES))
-
-
-def _address(array: Any) -> int:
-    tensor = array.handle.contents
-    return int(tensor.data) + int(tensor.byte_offset)
-
-
-def _bytes(array: Any) -> int:
-    return int(np.dtype(array.dtype).itemsize * math.prod(array.shape))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from bundle.manifest import TargetIdentity
 from bundle.store import Bundle
 from devices.sessions.graph import GraphSession
 from devices.sessions.session import Origin, Session
@@ -45,14 +44,12 @@ def open_local(bundle: Bundle, threads: int | None = None) -> Session:
 
 
 def check_runs_here(bundle: Bundle) -> None:
-    """Refuse a bundle whose instructions this machine does not have.
-
-    Raises:
-        UserError: another architecture, or a CPU feature that /proc/cpuinfo does not list.
-    """
+    """Refuse a bundle whose instructions this machine does not have."""
     cpu, target, library = this_cpu(), bundle.manifest.target, bundle.manifest.library
     if target.machine != cpu.machine:
-        instead = _emulate(target) or f"run it on a {target.machine} machine"
+        instead = f"run it on a {target.machine} machine"
+        if target.qemu_cpu:
+            instead = "try --board emulated"
         raise UserError(
             f"{bundle.path}: {library} is for {target.machine} ({target.name}), "
             f"this machine is {cpu.machine}; {instead}"
@@ -63,10 +60,6 @@ def check_runs_here(bundle: Bundle) -> None:
             f"{bundle.path}: {library} is for {target.name}, this CPU ({cpu.model}) lacks "
             f"{', '.join(missing)}; build it with --target native"
         )
-
-
-def _emulate(target: TargetIdentity) -> str:
-    return "try --board emulated" if target.qemu_cpu else ""
 
 
 def _directly(action: Callable[[], T]) -> T:

@@ -1,89 +1,73 @@
-"""Opens a session for a build, by its format: bundle, standalone library or C source."""
+"""Opens a session for a build: what each format runs on, in one table."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from bundle.store import Bundle
+from devices.microcontroller.session import open_firmware
+from devices.sessions.emulated import open_emulated
+from devices.sessions.local import open_local
 from devices.sessions.session import Session
+from devices.sessions.standalone import open_standalone, open_standalone_emulated
 from targets.errors import UserError
+
+Progress = Callable[[str], None]
 
 
 def open_here(bundle: Bundle, threads: int | None = None) -> Session:
-    """Load a bundle or a standalone library on this machine; C source on its emulated board.
+    """Load a build on this machine; C source on its emulated board.
 
     Raises:
         UserError: as `open_local`, `open_standalone` and `open_firmware`.
     """
-    if bundle.manifest.format == "c":
-        return _open_firmware(bundle, threads)
-    if bundle.manifest.format == "standalone":
-        from devices.sessions.standalone import open_standalone
-
-        return open_standalone(bundle, threads)
-    from devices.sessions.local import open_local
-
-    return open_local(bundle, threads)
+    return _FORMATS[bundle.manifest.format].here(bundle, threads)
 
 
 def open_on_emulated(
     bundle: Bundle,
     threads: int | None = None,
-    on_progress: Callable[[str], None] = lambda stage: None,
+    on_progress: Progress = lambda stage: None,
     cpu: str | None = None,
 ) -> Session:
-    """Load a bundle or a standalone library on an emulated board.
+    """Load a build on an emulated board.
 
     Args:
         cpu: QEMU's name of it; the target's where None.
 
     Raises:
-        UserError: a bundle on more than one thread; and as `open_emulated` and
-            `open_standalone_emulated`.
+        UserError: as `open_emulated`, `open_standalone_emulated` and `open_firmware`.
     """
-    if bundle.manifest.format == "c":
-        if cpu is not None:
-            raise UserError(
-                f"--cpu: {bundle.path} is for one microcontroller; leave it out"
-            )
-        return _open_firmware(bundle, threads, on_progress)
-    if bundle.manifest.format == "standalone":
-        from devices.sessions.standalone import open_standalone_emulated
-
-        return open_standalone_emulated(
-            bundle, cpu, on_progress=on_progress, threads=threads
-        )
-    from devices.sessions.emulated import open_emulated
-
-    if threads not in (None, 1):
-        raise UserError("--threads: an emulated board runs on 1 thread; leave it out")
-    return open_emulated(bundle, cpu, on_progress=on_progress)
-
-
-def _open_firmware(
-    bundle: Bundle,
-    threads: int | None,
-    on_progress: Callable[[str], None] = lambda stage: None,
-) -> Session:
-    if threads not in (None, 1):
-        raise UserError("--threads: a microcontroller has one; leave it out")
-    from devices.microcontroller.session import open_firmware
-
-    return open_firmware(bundle, on_progress)
+    emulated = _FORMATS[bundle.manifest.format].emulated
+    return emulated(bundle, cpu, on_progress, threads)
 
 
 def check_served(bundle: Bundle) -> None:
-    """Refuse to send a standalone library or C source to a TVM RPC server.
+    """Refuse to send a build to a TVM RPC server that cannot run it."""
+    if instead := _FORMATS[bundle.manifest.format].not_served:
+        raise UserError(f"{bundle.path}: {instead.format(name=bundle.manifest.name)}")
 
-    Raises:
-        UserError: it is one.
-    """
-    if bundle.manifest.format == "c":
-        raise UserError(
-            f"{bundle.path}: is C source for a microcontroller; leave --ssh, --rpc and --tracker out"
-        )
-    if bundle.manifest.format == "standalone":
-        raise UserError(
-            f"{bundle.path}: a standalone library needs no RPC server; leave --ssh, --rpc and --tracker "
-            f"out, copy the folder to the board and run {bundle.manifest.name}_self_test there"
-        )
+
+class _Format(NamedTuple):
+    """What opens a build of one format, and why a server cannot run it; empty where one can."""
+
+    here: Callable[[Bundle, int | None], Session]
+    emulated: Callable[[Bundle, str | None, Progress, int | None], Session]
+    not_served: str
+
+
+_FORMATS = {
+    "bundle": _Format(open_local, open_emulated, ""),
+    "standalone": _Format(
+        open_standalone,
+        open_standalone_emulated,
+        "a standalone library needs no RPC server; leave --ssh, --rpc and --tracker "
+        "out, copy the folder to the board and run {name}_self_test there",
+    ),
+    "c": _Format(
+        lambda bundle, threads: open_firmware(bundle, threads=threads),
+        open_firmware,
+        "is C source for a microcontroller; leave --ssh, --rpc and --tracker out",
+    ),
+}

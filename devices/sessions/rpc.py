@@ -70,25 +70,20 @@ def describe(address: Address, seconds: float = PROBE_SECONDS) -> BoardState | N
 
     Args:
         seconds: for another client to leave, and for the answer.
-
-    Raises:
-        UserError: nobody or something else listens there, or it is lost.
     """
     link = Link(address, seconds)
     try:
-        remote = link.connect()
-        said = link(lambda: board_state.ask(remote), "what the board is")
-        return None if said is None else board_state.parse(said, link.where)
+        return _state(link, link.connect())
     finally:
         link.close()
 
 
-def open_rpc_local(bundle: Bundle, threads: int | None = None) -> Session:
-    """Load a bundle in a stock RPC server that is started on this machine and ends with the session.
+def _state(link: Link, remote: Any) -> BoardState | None:
+    return link(lambda: board_state.ask(remote, link.where), "what the board is")
 
-    Raises:
-        UserError: built for another architecture or CPU, or the server did not start.
-    """
+
+def open_rpc_local(bundle: Bundle, threads: int | None = None) -> Session:
+    """Load a bundle in a stock RPC server that is started on this machine and ends with the session."""
     check_runs_here(bundle)
     threads = threads or bundle.manifest.threads
     environment = {"TVM_NUM_THREADS": str(threads)}
@@ -146,14 +141,9 @@ def _open(
 ) -> Session:
     cleanup.callback(link.close)
     remote = link.connect(wait, on_note)
-
-    def state() -> BoardState | None:
-        said = link(lambda: board_state.ask(remote), "what the board is")
-        return None if said is None else board_state.parse(said, link.where)
-
     # A server that ends with the session need not keep the library for the next one.
     lasting = origin is Origin.BOARD
-    found = state()
+    found = _state(link, remote)
     if found is not None:
         check_fits(found, bundle, link.where, str(client().__version__))
         if found.emulated:
@@ -181,7 +171,7 @@ def _open(
         call=link,
         on_close=cleanup.pop_all().close,
         remote=True,
-        state=state,
+        state=lambda: _state(link, remote),
     )
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import signal
 import struct
-import subprocess
-import tempfile
 import time
 from collections.abc import Sequence
 from enum import IntEnum
@@ -16,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from bundle.store import Bundle
+from devices.transport.process import Process
 from targets.errors import UserError, last_line
 from targets.toolchain import run_zig
 
@@ -44,7 +42,7 @@ _ADVICE = {
 }
 
 
-class Runner:
+class Runner(Process):
     """A runner process with a library. Close it; it also ends when this process does, however that ends.
 
     Args:
@@ -55,9 +53,6 @@ class Runner:
 
     Attributes:
         greeting: its first answer (see ``greet`` of runner.c).
-
-    Raises:
-        UserError: the library cannot be loaded.
     """
 
     def __init__(
@@ -66,18 +61,7 @@ class Runner:
         self._bundle = bundle
         self._cpu = cpu
         self._timeout = timeout
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the runner
-        self._process = subprocess.Popen(
-            command,
-            bufsize=0,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            # Ctrl-C in a terminal reaches only this process, which then ends the runner in order.
-            start_new_session=True,
-        )
-        assert self._process.stdin and self._process.stdout
-        self._to, self._from = self._process.stdin, self._process.stdout
+        super().__init__(command)
         os.set_blocking(self._to.fileno(), False)
         self._closed = False
         self.greeting = self._exchange(Command.LOAD, b"")
@@ -148,11 +132,8 @@ class Runner:
         return b"".join(parts)
 
     def _explain_end(self, command: Command) -> NoReturn:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_END_SECONDS)
-        code = self._process.poll()
-        self._log.seek(0)
-        said = last_line(self._log.read().decode(errors="replace"), otherwise="")
+        code = self.code_within(_END_SECONDS)
+        said = last_line(self.said(), otherwise="")
         self._end()
         target = self._bundle.manifest.target.name
         if code is None:
@@ -179,10 +160,7 @@ class Runner:
 
     def _end(self) -> None:
         self._closed = True
-        self._process.kill()
-        self._process.wait()
-        for file in (self._to, self._from, self._log):
-            file.close()
+        self.end(0)
 
 
 def _wait(descriptor: int, event: int, deadline: float) -> None:
@@ -197,10 +175,7 @@ def compile_runner(folder: Path, triple: str, options: Sequence[str]) -> Path:
 
     Args:
         triple: the target, as zig names it.
-        options: more compiler options, and libraries.
-
-    Raises:
-        UserError: as `targets.toolchain.run_zig`; a library does not fit.
+        options: more compiler options, and libraries; where one does not fit, it is a UserError.
     """
     output = folder / "runner"
     common = ("-target", triple, "-std=c99", "-O2", "-s")

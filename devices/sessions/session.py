@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
-from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from types import MappingProxyType
+from typing import NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from devices.board.board_state import BoardState
+from devices.microcontroller.figures import Figures
+from targets.errors import UserError
+
+T = TypeVar("T")
+Array = NDArray[np.float32]
 
 
 class Origin(StrEnum):
@@ -30,34 +37,56 @@ class OperatorTime(NamedTuple):
 
 
 class Session(Protocol):
-    """A bundle loaded on one device. Not thread-safe; close it, or use it in ``with``."""
+    """A bundle loaded on one device. Not thread-safe; close it, or use it in ``with``.
+
+    Attributes:
+        done: how many inputs each board of several has run; empty for a single device.
+    """
 
     origin: Origin
     threads: int
+    done: Mapping[str, int] = MappingProxyType({})
 
-    def run(self, tensor: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """One inference: the input tensor in the manifest's shape, every output back."""
+    def run(self, tensor: Array) -> list[Array]:
+        """One inference: float32 of the manifest's input shape in, every output back.
+
+        Raises:
+            ValueError: another shape.
+            UserError: the device is gone, or what runs there fails.
+        """
         ...
 
-    def time(self, tensor: NDArray[np.float32], repeat: int) -> list[float]:
+    def run_all(
+        self, items: Iterable[T], tensor: Callable[[T], Array]
+    ) -> Iterator[tuple[T, list[Array]]]:
+        """Every item with the outputs of its tensor, in order."""
+        for item in items:
+            yield item, self.run(tensor(item))
+
+    def time(self, tensor: Array, repeat: int) -> list[float]:
         """Seconds of each of ``repeat`` inferences by the device's own clock, without transfers."""
         ...
 
-    def profile(self, tensor: NDArray[np.float32]) -> list[OperatorTime]:
+    def profile(self, tensor: Array) -> list[OperatorTime]:
         """Time of each fused operator; empty where the device cannot measure it."""
-        ...
+        return []
+
+    def figures(self) -> Figures | None:
+        """What an inference needs of a microcontroller; None on other devices."""
+        return None
 
     def board(self) -> BoardState | None:
         """The board's state now; None where it cannot tell, and on this machine."""
+        return None
+
+    def close(self) -> None:
+        """End the session; the second time does nothing."""
         ...
 
-    def close(self) -> None: ...
+    def __enter__(self) -> Self:
+        return self
 
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # An error while closing must not replace the first one.
+        with contextlib.suppress(*([UserError] if kind else [])):
+            self.close()

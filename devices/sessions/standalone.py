@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bundle.store import Bundle
-from devices.sessions.emulated import check_cpu, find_qemu
+from devices.sessions.emulated import check_cpu, emulated_cpu, find_qemu
 from devices.sessions.local import check_runs_here
 from devices.sessions.runner import Command, Runner, compile_runner
-from devices.sessions.session import OperatorTime, Origin
+from devices.sessions.session import Origin, Session
 from targets.errors import UserError
 from targets.presets import native, this_cpu
 
@@ -60,9 +58,7 @@ def open_standalone_emulated(
     bundle: Bundle,
     cpu: str | None = None,
     on_progress: Callable[[str], None] = lambda stage: None,
-    *,
     threads: int | None = None,
-    call_timeout: float = _EMULATED_CALL_SECONDS,
 ) -> StandaloneSession:
     """Link the static library into a program and run that on an emulated aarch64 or armv7 board.
 
@@ -70,27 +66,20 @@ def open_standalone_emulated(
 
     Args:
         cpu: a CPU that QEMU knows (``qemu-aarch64 -cpu help``); the target's where None.
-        on_progress: called with each stage.
 
     Raises:
         UserError: for another architecture, no QEMU, QEMU does not know the CPU, the library cannot
             be linked, needs an instruction the CPU lacks, or gives no model.
     """
     manifest, library = bundle.manifest, f"lib{bundle.manifest.name}.a"
-    target, header = manifest.target, f"{manifest.name}.h"
-    if target.machine not in _STATIC:
-        raise UserError(
-            f"{bundle.path}: {library} is for {target.machine}, emulated boards are aarch64 or arm; "
-            "build with --target arm-cortex-a72 or leave --board out"
-        )
+    machine, cpu = emulated_cpu(bundle, library, cpu)
     _check_one_output(bundle)
-    for file in (library, header):
+    for file in (library, f"{manifest.name}.h"):
         if file not in manifest.files:
             raise UserError(f"{bundle.path}: it has no {file}; build it again")
-    qemu = find_qemu(target.machine)
-    cpu = cpu or target.qemu_cpu or "max"
+    qemu = find_qemu(machine)
     check_cpu(qemu, cpu)
-    on_progress(f"linking {library} for {target.machine}")
+    on_progress(f"linking {library} for {machine}")
     options = [
         f"-DSTATIC_NAME={manifest.name}",
         "-iquote",
@@ -99,10 +88,10 @@ def open_standalone_emulated(
         "-static",
     ]
     with tempfile.TemporaryDirectory(prefix="netship-") as scratch:
-        program = compile_runner(Path(scratch), _STATIC[target.machine], options)
+        program = compile_runner(Path(scratch), _STATIC[machine], options)
         on_progress(f"starting an emulated {cpu}")
         command = [qemu, "-cpu", cpu, str(program)]
-        runner = Runner(command, bundle, f"the emulated {cpu}", call_timeout)
+        runner = Runner(command, bundle, f"the emulated {cpu}", _EMULATED_CALL_SECONDS)
     return StandaloneSession(bundle, runner, Origin.EMULATED, threads)
 
 
@@ -115,15 +104,12 @@ def _check_one_output(bundle: Bundle) -> None:
         )
 
 
-class StandaloneSession:
-    """A `Session` over a library in a runner; `open_standalone` and `open_standalone_emulated` make one.
+class StandaloneSession(Session):
+    """A session over a library in a runner; `open_standalone` and `open_standalone_emulated` make one.
 
     Attributes:
         version: as the library says it: model, target, build.
         workspace_bytes: memory that one model takes for activations.
-
-    Raises:
-        UserError: the library gives no model.
     """
 
     def __init__(
@@ -139,13 +125,7 @@ class StandaloneSession:
         runner.ask(Command.CREATE, struct.pack("<QQI", *sizes, self.threads))
 
     def run(self, tensor: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """One inference: float32 of the manifest's input shape in, the output back.
-
-        Raises:
-            ValueError: another shape.
-            UserError: the library gives an error, does not write its output or writes more than
-                that, crashes, or takes too long.
-        """
+        """As `Session.run`; to write no output, or more than that, is an error of the library."""
         self._set_input(tensor)
         answer = np.frombuffer(self._runner.ask(Command.RUN), "<f4")
         return [answer.reshape(self._output.shape).copy()]
@@ -160,19 +140,8 @@ class StandaloneSession:
             seconds += np.frombuffer(answer, "<f8").tolist()
         return seconds
 
-    def profile(self, tensor: NDArray[np.float32]) -> list[OperatorTime]:
-        """Empty: the library does not time its operators."""
-        return []
-
-    def board(self) -> None:
-        """Nothing: the library runs on this machine, or in an emulator here."""
-
     def self_test(self) -> None:
-        """Have the library check its weights and its golden data.
-
-        Raises:
-            UserError: one is wrong; the library says which.
-        """
+        """Have the library check its weights and its golden data; a UserError says which is wrong."""
         self._runner.ask(Command.SELF_TEST)
 
     def memory(self) -> Memory:
@@ -180,11 +149,7 @@ class StandaloneSession:
         return Memory(*struct.unpack("<QQ", self._runner.ask(Command.MEMORY)))
 
     def close(self) -> None:
-        """Destroy the model and end its process; the second time does nothing.
-
-        Raises:
-            UserError: the library crashed in that, or took too long.
-        """
+        """Destroy the model and end its process."""
         self._runner.close()
 
     def _set_input(self, tensor: NDArray[np.float32]) -> None:
@@ -192,16 +157,3 @@ class StandaloneSession:
             raise ValueError(f"input is {tensor.shape}, not {self._input.shape}")
         data = np.ascontiguousarray(tensor, "<f4").tobytes()
         self._runner.ask(Command.INPUT, data)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        # An error while closing must not replace the first one.
-        with contextlib.suppress(*([UserError] if error else [])):
-            self.close()

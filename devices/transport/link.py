@@ -72,9 +72,6 @@ class Link:
         probe_timeout: seconds for the server's first answer.
         why_ended: says, after a failure, why the server ended, in words for the user; empty
             where it cannot tell.
-
-    Raises:
-        UserError: nobody or something else listens there.
     """
 
     def __init__(
@@ -205,9 +202,6 @@ def connect(
         timeout: seconds for this and every later step.
         hint: what to do where nobody listens.
         what: goes before the host in messages, with a space.
-
-    Raises:
-        UserError: the host is unknown, or nobody listens there.
     """
     host, port, *_ = address
     try:

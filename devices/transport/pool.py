@@ -147,21 +147,13 @@ class Pool(Generic[C]):
                 jobs.put(None)
 
     def do(self, work: Callable[[C, T], R], item: T) -> R:
-        """The result of one item.
-
-        Raises:
-            LostError: as `map`, or the pool is stopped.
-        """
+        """The result of one item; a LostError as of `map`."""
         for _, result in self.map(work, [item], 1):
             return result
         raise LostError("the boards were let go; run the command again")
 
     def first(self) -> C:
-        """The connection of the first board that is there.
-
-        Raises:
-            UserError: none is.
-        """
+        """The connection of the first board that is there."""
         for board in self._boards:
             if board.connection is not None:
                 return board.connection
@@ -183,11 +175,7 @@ class Pool(Generic[C]):
         self.hang_up()
 
     def _connected(self, board: _Board[C], ended: Event) -> C | None:
-        """The board's connection, opened if need be; None where the map has ended.
-
-        Raises:
-            LostError: the board stays away.
-        """
+        """The board's connection, opened if need be; None where the map has ended."""
         end = time.monotonic() + self._patience
         while not (board.connection or ended.is_set() or self.stopped.is_set()):
             try:

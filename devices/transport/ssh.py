@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import select
 import shlex
 import shutil
 import socket
-import subprocess
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
-from typing import IO, NoReturn, Self
+from typing import NoReturn
 
 from devices.transport.link import Address, Note
+from devices.transport.process import Process
 from targets.errors import UserError, last_line
 
 SERVER_PORT = 9090
@@ -76,8 +73,9 @@ def open_server(
     running, own, there = _free_ports(3)
     new_key = secrets.token_hex(16)
     forwards = [(running, port), (own, there)]
-    with _Ssh(destination, forwards, _SERVE.format(service=port, port=there)) as ssh:
-        ssh.send(new_key)
+    script = _SERVE.format(service=port, port=there)
+    with contextlib.closing(_Ssh(destination, forwards, script)) as ssh:
+        ssh.send_line(new_key)
         answer = ssh.read_line(_CONNECT_SECONDS + _START_SECONDS) or ""
         word, _, rest = answer.partition(" ")
         if word == "service" or (word == "locked" and key is not None):
@@ -105,12 +103,9 @@ def open_server(
 
 
 def run(destination: str, script: str, seconds: float = 20.0) -> str:
-    """Run a shell script there; what it prints.
-
-    Raises:
-        UserError: as `open_server`, or the script fails.
-    """
-    with _Ssh(destination, [], f"{script}\necho; echo netship-end") as ssh:
+    """Run a shell script there; what it prints."""
+    script = f"{script}\necho; echo netship-end"
+    with contextlib.closing(_Ssh(destination, [], script)) as ssh:
         lines: list[str] = []
         while (line := ssh.read_line(seconds)) != "netship-end":
             if line is None:
@@ -119,7 +114,7 @@ def run(destination: str, script: str, seconds: float = 20.0) -> str:
         return "\n".join(lines).strip()
 
 
-class _Ssh:
+class _Ssh(Process):
     """A run of ssh; closing it closes the tunnel and ends the command there."""
 
     def __init__(
@@ -131,7 +126,6 @@ class _Ssh:
         if destination.startswith("-") or not destination.strip():
             raise UserError(f"--ssh {destination!r}: is not USER@HOST")
         self._destination = destination
-        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with ssh
         tunnels = [
             word
             for here, there in forwards
@@ -139,76 +133,21 @@ class _Ssh:
         ]
         # A POSIX shell runs the script, whatever the login shell is.
         command = f"exec sh -c {shlex.quote(script)}"
-        self._process = subprocess.Popen(
-            [program, *_OPTIONS, *tunnels, "--", destination, command],
-            bufsize=0,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            # Ctrl-C in a terminal reaches only this process, which then closes the tunnel in order.
-            start_new_session=True,
-        )
-        self._received = b""
-
-    def send(self, line: str) -> None:
-        assert self._process.stdin
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(f"{line}\n".encode())
-
-    def read_line(self, seconds: float) -> str | None:
-        """The next line of the script's output; None where ssh ended, or said nothing in time."""
-        assert self._process.stdout
-        deadline = time.monotonic() + seconds
-        while b"\n" not in self._received:
-            left = max(0.0, deadline - time.monotonic())
-            if not select.select([self._process.stdout], [], [], left)[0]:
-                return None
-            part = self._process.stdout.read(4096)
-            if not part:
-                return None
-            self._received += part
-        line, _, self._received = self._received.partition(b"\n")
-        return line.decode(errors="replace").strip()
-
-    def ended(self) -> bool:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(1)
-        return self._process.poll() is not None
+        super().__init__([program, *_OPTIONS, *tunnels, "--", destination, command])
 
     def explain(self, before: str = "") -> NoReturn:
         """Raise what ssh printed as one line that says what to do."""
-        ended = self.ended()
-        self._log.seek(0)
-        said = self._log.read().decode(errors="replace")
-        where = self._destination
+        code, said, where = self.code_within(1), self.said(), self._destination
         for words, problem in _PROBLEMS:
             if words.lower() in said.lower():
                 raise UserError(f"{where}: {problem.format(where=where)}")
-        if not ended and not said.strip():
-            raise UserError(
-                f"{where}: {before}ssh said nothing in time; try `ssh {where} true`"
-            )
-        last = last_line(said, f"ssh ended ({self._process.poll()})")
+        last = "ssh said nothing in time"
+        if code is not None or said.strip():
+            last = last_line(said, f"ssh ended ({code})")
         raise UserError(f"{where}: {before}{last}; try `ssh {where} true`")
 
     def close(self) -> None:
-        process = self._process
-        assert process.stdin and process.stdout
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_END_SECONDS)
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        process.stdout.close()
-        self._log.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self.end(_END_SECONDS)
 
 
 # Messages of ssh (OpenSSH's ssh.c, sshconnect.c, sshconnect2.c), and what a user can do.

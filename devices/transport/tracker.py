@@ -138,9 +138,6 @@ def open_tracker(port: int) -> Iterator[int]:
 
     Args:
         port: 0 for any that is free.
-
-    Raises:
-        UserError: the port is taken.
     """
     engine.runtime(1)
     # The tracker logs a warning for every client that hangs up.
