@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import onnx
 
-from compile.frontend.canonical.graph import Graph, attributes_of, make_node, refusal
+from compile.frontend.canonical.graph import Chain, Graph, attributes_of, refusal
 
 # Without axes these still square, take magnitudes or logarithms, each element for itself.
 _NOT_IDENTITY_WITHOUT_AXES = ("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceSumSquare")
@@ -25,43 +25,38 @@ def reduction(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     if not axes and noop and node.op_type in _NOT_IDENTITY_WITHOUT_AXES:
         raise refusal(node, "noop_with_empty_axes is not built; reduce over named axes")
     if not axes and noop:
-        return [make_node(node, "Identity", node.input[:1], node.output)]
-    axes = sorted(axis % rank for axis in axes) if axes else list(range(rank))
-    inputs, named = axes_form(node.op_type, axes, graph, node.output[0])
-    inputs = [node.input[0], *inputs]
-    return [make_node(node, node.op_type, inputs, node.output, **named, **attributes)]
+        return Chain(node, graph).end("Identity", node.input[0])
+    axes = sorted(axis % rank for axis in axes) if axes else range(rank)
+    inputs, named = axes_form(node.op_type, axes, graph)
+    chain = Chain(node, graph)
+    return chain.end(node.op_type, node.input[0], *inputs, **named, **attributes)
 
 
 def axes_form(
-    op_type: str, axes: Sequence[int], graph: Graph, stem: str
-) -> tuple[list[str], dict[str, list[int]]]:
-    """A reduction's axes as its opset has them: an input of their name, or an attribute."""
+    op_type: str, axes: Sequence[int], graph: Graph
+) -> tuple[list[Any], dict[str, Any]]:
+    """A reduction's axes as its opset has them: inputs, or attributes."""
     if graph.opset < (13 if op_type == "ReduceSum" else 18):
-        return [], {"axes": list(axes)}
-    return [graph.add_constant(f"{stem}/axes", axes, np.int64)], {}
+        return [], {"axes": axes}
+    return [axes], {}
 
 
 def unsqueeze(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     """Negative axes are counted from the wrong end: a Reshape says the same."""
     shape = graph.shape(node.output[0])
-    sizes = graph.add_constant(f"{node.output[0]}/shape", shape, np.int64)
-    return [make_node(node, "Reshape", [node.input[0], sizes], node.output)]
+    return Chain(node, graph).end("Reshape", node.input[0], shape)
 
 
 def split(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     """num_outputs (opset 18) that does not divide the axis: sizes from the shapes instead."""
-    axis = attributes_of(node).get("axis", 0) % len(graph.shape(node.input[0]))
-    if len(node.output) == 1:
-        return [make_node(node, "Identity", node.input[:1], node.output)]
+    chain, source, count = Chain(node, graph), node.input[0], len(node.output)
+    axis = attributes_of(node).get("axis", 0) % len(graph.shape(source))
+    if count == 1:
+        return chain.end("Identity", source)
     sizes = [graph.shape(name)[axis] for name in node.output]
     if graph.opset < 13:
-        return [
-            make_node(
-                node, "Split", node.input[:1], node.output, axis=axis, split=sizes
-            )
-        ]
-    given = graph.add_constant(f"{node.output[0]}/split", sizes, np.int64)
-    return [make_node(node, "Split", [node.input[0], given], node.output, axis=axis)]
+        return chain.end("Split", source, outputs=count, axis=axis, split=sizes)
+    return chain.end("Split", source, sizes, outputs=count, axis=axis)
 
 
 def slice_axes(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
@@ -70,4 +65,4 @@ def slice_axes(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     if "axes" in attributes:
         rank = len(graph.shape(node.input[0]))
         attributes["axes"] = [axis % rank for axis in attributes["axes"]]
-    return [make_node(node, "Slice", node.input, node.output, **attributes)]
+    return Chain(node, graph).end("Slice", *node.input, **attributes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from compile.frontend.canonical.graph import Graph, attributes_of, make_node, refusal
+from compile.frontend.canonical.graph import Chain, Graph, attributes_of, refusal
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -17,15 +17,11 @@ def clip(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     low, high = (graph.constant(node, index) for index in (1, 2))
     if (low is None) == (high is None):
         return [node]
-    bounds = [
-        graph.add_constant(
-            f"{node.output[0]}/bound",
-            default if bound is None else bound.item(),
-            np.float32,
-        )
+    bounds = (
+        default if bound is None else float(bound.item())
         for bound, default in ((low, -_FLOAT32_MAX), (high, _FLOAT32_MAX))
-    ]
-    return [make_node(node, "Clip", [node.input[0], *bounds], node.output)]
+    )
+    return Chain(node, graph).end("Clip", node.input[0], *bounds)
 
 
 def dropout(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
@@ -33,19 +29,17 @@ def dropout(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     training = graph.constant(node, 2)
     if training is not None and training.item():
         raise refusal(node, "is in training mode; export with model.eval()")
-    if any(name in graph.read for name in node.output[1:]):
+    if graph.read.intersection(node.output[1:]):
         raise refusal(
             node,
             "its mask output is used, which only training does; export for inference",
         )
-    return [make_node(node, "Identity", node.input[:1], node.output[:1])]
+    return Chain(node, graph).end("Identity", node.input[0])
 
 
 def batch_normalisation(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     """The importer ignores training mode, which is refused; the statistics' outputs are dropped."""
     attributes = attributes_of(node)
-    if attributes.pop("training_mode", 0) or any(
-        name in graph.read for name in node.output[1:]
-    ):
+    if attributes.pop("training_mode", 0) or graph.read.intersection(node.output[1:]):
         raise refusal(node, "is in training mode; export with model.eval()")
-    return [make_node(node, node.op_type, node.input, node.output[:1], **attributes)]
+    return Chain(node, graph).end(node.op_type, *node.input, **attributes)

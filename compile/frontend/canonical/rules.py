@@ -32,21 +32,12 @@ _RULES: dict[str, Rule] = {
     "Split": axes.split,
     "Unsqueeze": axes.unsqueeze,
     "Upsample": resize.resize,
-    **dict.fromkeys(
-        [
-            "ReduceL1",
-            "ReduceL2",
-            "ReduceLogSum",
-            "ReduceLogSumExp",
-            "ReduceMax",
-            "ReduceMean",
-            "ReduceMin",
-            "ReduceProd",
-            "ReduceSum",
-            "ReduceSumSquare",
-        ],
-        axes.reduction,
-    ),
+    **{
+        f"Reduce{name}": axes.reduction
+        for name in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod")
+    },
+    "ReduceSum": axes.reduction,
+    "ReduceSumSquare": axes.reduction,
 }
 
 
@@ -64,10 +55,13 @@ def canonical(proto: onnx.ModelProto) -> onnx.ModelProto:
     """
     folded = fold(proto)
     graph = Graph(folded)
-    nodes = [new for node in folded.graph.node for new in _rewritten(node, graph)]
+    nodes = [
+        new
+        for node in folded.graph.node
+        for new in _RULES.get(node.op_type, _unchanged)(node, graph)
+    ]
     return infer(with_nodes(folded, nodes, graph.constants))
 
 
-def _rewritten(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
-    rule = _RULES.get(node.op_type)
-    return [node] if rule is None else rule(node, graph)
+def _unchanged(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
+    return [node]
