@@ -32,16 +32,13 @@ def check_opsets(proto: onnx.ModelProto) -> None:
             f"opset {version} of ai.onnx, this takes {OPSETS[0]} to {OPSETS[-1]}; export with "
             "opset_version=17, or use onnx.version_converter"
         )
-    if not proto.graph.node:
-        raise Unfit("the graph has no nodes; export a network")
 
 
 def inlined_functions(proto: onnx.ModelProto) -> onnx.ModelProto:
     if not proto.functions:
         return proto
     _check_expansion(proto)
-    inlined: onnx.ModelProto = inline_local_functions(proto)
-    return inlined
+    return inline_local_functions(proto)
 
 
 def _check_expansion(proto: onnx.ModelProto) -> None:
@@ -157,12 +154,9 @@ def check_all_inlined(proto: onnx.ModelProto) -> None:
 
 
 def check_weights(proto: onnx.ModelProto) -> None:
-    constants = [node for node in proto.graph.node if node.op_type == "Constant"]
-    made = (constant_value(node) for node in constants)
-    for tensor in (
-        *proto.graph.initializer,
-        *(each for each in made if each is not None),
-    ):
+    constants = (node for node in proto.graph.node if node.op_type == "Constant")
+    made = filter(None, map(constant_value, constants))
+    for tensor in (*proto.graph.initializer, *made):
         if tensor.data_type != TensorProto.FLOAT:
             continue
         array = numpy_helper.to_array(tensor)

@@ -25,7 +25,7 @@ from targets.escapes import shown
 
 def load(
     path: Path,
-    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    input_shapes: Mapping[str, tuple[int, ...]] = {},
     layout: Layout | None = None,
 ) -> Model:
     """Read an ONNX file, with its external data, and check it.
@@ -47,7 +47,7 @@ def load(
     identity = ModelIdentity(
         name=path.name, sha256=hashlib.sha256(data).hexdigest(), external_data=external
     )
-    return _check(proto, identity, input_shapes or {}, layout, where)
+    return check(proto, identity, input_shapes, layout, where)
 
 
 def _parse(data: bytes) -> onnx.ModelProto:
@@ -66,22 +66,12 @@ def _parse(data: bytes) -> onnx.ModelProto:
 def check(
     proto: onnx.ModelProto,
     identity: ModelIdentity,
-    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    input_shapes: Mapping[str, tuple[int, ...]] = {},
     layout: Layout | None = None,
+    where: str = "",
 ) -> Model:
-    """As :func:`load`, for a model already in memory."""
-    return _check(
-        proto, identity, input_shapes or {}, layout, shown(identity.name, 300)
-    )
-
-
-def _check(
-    proto: onnx.ModelProto,
-    identity: ModelIdentity,
-    input_shapes: Mapping[str, tuple[int, ...]],
-    layout: Layout | None,
-    where: str,
-) -> Model:
+    """As :func:`load`, for a model already in memory; ``where`` is what errors call it, by default its name."""
+    where = where or shown(identity.name, 300)
     try:
         return _checked(proto, identity, input_shapes, layout)
     except Unfit as error:

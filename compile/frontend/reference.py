@@ -23,7 +23,6 @@ class Reference:
         self._session = Session(data, name, threads=threads)
         self._input = model.input.name
         self._outputs = [tensor.name for tensor in model.outputs]
-        self.threads = threads
         self.version = self._session.version
 
     def run(self, tensor: NDArray[np.float32]) -> list[NDArray[np.float32]]:

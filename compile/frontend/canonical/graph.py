@@ -29,10 +29,9 @@ class Graph:
         }
 
     def shape(self, name: str) -> tuple[int, ...]:
-        shape = self._values[name].shape
-        if shape is None:
-            raise KeyError(name)
-        return tuple(dim or 0 for dim in shape)
+        sizes = self._values[name].sizes
+        assert sizes is not None
+        return sizes
 
     def constant(self, node: onnx.NodeProto, index: int) -> NDArray[Any] | None:
         """Input ``index`` of ``node``; None where the node has none.
