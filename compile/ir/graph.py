@@ -6,7 +6,7 @@ packer needs the operator alone; in one graph a name stands for one tensor (`che
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -132,6 +132,13 @@ class Tensor:
         return replace(self, dtype="float32", quantisation=None, value=value)
 
 
+def constant(
+    name: str, value: Array, quantisation: Quantisation | None = None
+) -> Tensor:
+    """A tensor of that value, of its shape and type."""
+    return Tensor(name, value.shape, value.dtype.name, quantisation, value=value)
+
+
 @dataclass(frozen=True)
 class Operator:
     """One operator.
@@ -214,10 +221,13 @@ class Graph:
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by its name."""
-        return {
-            tensor.name: tensor
-            for tensor in (*self.inputs, *self._of_operators(), *self.outputs)
-        }
+        of_operators = (
+            tensor
+            for operator in self.operators
+            for tensor in (*operator.inputs, *operator.outputs)
+        )
+        every = (*self.inputs, *of_operators, *self.outputs)
+        return {tensor.name: tensor for tensor in every if tensor is not None}
 
     @cached_property
     def makers(self) -> dict[str, Operator]:
@@ -272,6 +282,14 @@ class Graph:
                 needed.update(each.name for each in operator.inputs if each)
         return replace(self, operators=tuple(reversed(live)))
 
+    def rewritten(self, rule: Callable[[Operator], Sequence[Operator] | None]) -> Graph:
+        """The graph with what ``rule`` makes of each operator in its place; None keeps the operator."""
+        made: list[Operator] = []
+        for operator in self.operators:
+            new = rule(operator)
+            made += [operator] if new is None else new
+        return self.with_operators(made)
+
     def fresh_names(self) -> Callable[[str], str]:
         """A function that makes of a stem a name which no tensor of the network has, each time another."""
         taken = set(self.tensors)
@@ -284,11 +302,6 @@ class Graph:
             return name
 
         return fresh
-
-    def _of_operators(self) -> Iterable[Tensor]:
-        for operator in self.operators:
-            yield from (each for each in operator.inputs if each is not None)
-            yield from operator.outputs
 
 
 def check(graph: Graph) -> None:

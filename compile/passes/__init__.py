@@ -8,7 +8,7 @@ import onnx
 
 from compile.ir import onnx_form
 from compile.ir.graph import Graph, check
-from compile.passes import integers, simplify, tables
+from compile.passes import integers, simplify, tables, views
 
 Pass = Callable[[Graph], Graph]
 Dump = Callable[[str, Graph], None]
@@ -26,7 +26,7 @@ INTEGERS: tuple[Pass, ...] = (
     simplify.mean_as_pool,
     simplify.fold_limits,
     simplify.dense_as_convolution,
-    integers.move_views,
+    views.move_views,
     integers.to_integers,
     tables.as_tables,
     simplify.drop_identities,
