@@ -26,9 +26,6 @@ def check_writable(path: Path, option: str) -> None:
 
     Args:
         option: the command-line option that named the file, for the error.
-
-    Raises:
-        UserError: ``path`` exists and is not a file, or its folder cannot be written to.
     """
     try:
         if path.exists() and not path.is_file():
@@ -72,15 +69,18 @@ def why_full(folder: Path) -> str:
 
 
 def cache_folder(program: str = "netship") -> Path:
-    """Where what can be made again is kept: ``$XDG_CACHE_HOME/netship``, by default below ``~/.cache``.
-
-    Raises:
-        UserError: it cannot be made.
-    """
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    """Where what can be made again is kept: ``$XDG_CACHE_HOME/netship``, by default below ``~/.cache``."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
     folder = Path(base, program)
     try:
+        # The XDG base directory specification: a relative path is to be ignored.
+        if not os.path.isabs(base):
+            folder = Path.home() / ".cache" / program
         folder.mkdir(parents=True, exist_ok=True)
+    except RuntimeError:
+        raise UserError(
+            "cache: this user has no home; set XDG_CACHE_HOME to a folder"
+        ) from None
     except OSError as error:
         raise UserError(
             f"{folder}: {error.strerror}; set XDG_CACHE_HOME to a folder that can be written"

@@ -120,9 +120,6 @@ def build(width: float, resolution: int, classes: int = 1000) -> onnx.ModelProto
     float32 [1, classes]. Batch normalisation is folded into the convolutions. The weights
     are random: labels mean nothing, but activations keep their spread to the last layer,
     and different photographs get different answers.
-
-    Raises:
-        UserError: width or resolution out of range.
     """
     _check_range(width, resolution)
     graph = _Graph()

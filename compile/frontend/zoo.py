@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from bundle.manifest import Preprocessing
 from bundle.store import sha256_of
 from targets.errors import UserError
+from targets.files import cache_folder
 
 Progress = Callable[[int, int], None]
 
@@ -86,13 +87,12 @@ def fetch(name: str, on_progress: Progress) -> Path:
     if name not in MODELS:
         raise UserError(f"zoo model {name[:80]!r}: unknown; known: {', '.join(MODELS)}")
     model = MODELS[name]
-    folder = _cache()
+    folder = cache_folder("netship/models")
     path = folder / f"{name}.onnx"
     try:
         if _is_whole(path, model):
             return path
         url = f"{_address()}/{model.path}"
-        folder.mkdir(parents=True, exist_ok=True)
         part = folder / f"{name}.part"
         with _file_lock(folder / f"{name}.lock", part, model, on_progress):
             if not _is_whole(path, model):
@@ -104,19 +104,6 @@ def fetch(name: str, on_progress: Progress) -> Path:
             "set XDG_CACHE_HOME to a folder that can be written to and has room"
         ) from None
     return path
-
-
-def _cache() -> Path:
-    configured = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG base directory specification: a relative path is to be ignored.
-    if os.path.isabs(configured):
-        return Path(configured) / "netship" / "models"
-    try:
-        return Path.home() / ".cache" / "netship" / "models"
-    except RuntimeError:
-        raise UserError(
-            "cache: this user has no home; set XDG_CACHE_HOME to a folder"
-        ) from None
 
 
 def _address() -> str:

@@ -16,11 +16,7 @@ from compile.ir.operators import Scaled
 
 
 def read(proto: onnx.ModelProto) -> Graph:
-    """The operator graph of a model that passed the gate, each operator in the one form that the compiler knows.
-
-    Raises:
-        UserError: a form that has no equal among those; the node is named.
-    """
+    """The operator graph of a model that passed the gate, each operator in the one form that the compiler knows."""
     return _graph(canonical(proto))
 
 

@@ -44,9 +44,6 @@ def of_sums(
         weights: [channels, products of one sum].
         bias: [channels], in units of input scale × weight scale.
         ratio: [channels], of these units and the output's scale.
-
-    Raises:
-        UserError: a sum does not fit 32 bits.
     """
     source = operator.input
     begin = bias - source.zero * weights.sum(axis=1)

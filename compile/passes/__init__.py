@@ -45,11 +45,7 @@ FLOATS: tuple[Pass, ...] = (
 
 
 def read(proto: onnx.ModelProto, passes: Iterable[Pass], dump: Dump = no_dump) -> Graph:
-    """The operator graph of a model that passed the gate, after the passes.
-
-    Raises:
-        UserError: as `onnx_form.read` and the passes.
-    """
+    """The operator graph of a model that passed the gate, after the passes."""
     graph = onnx_form.read(proto)
     dump("read", graph)
     return run(passes, graph, dump)

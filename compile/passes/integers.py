@@ -73,12 +73,7 @@ def _zero(operator: Scaled) -> NDArray[np.int64]:
 
 
 def to_integers(graph: Graph) -> Graph:
-    """Integer operators in the place of float ones between DequantizeLinear and QuantizeLinear.
-
-    Raises:
-        UserError: a quantisation that is not built: an activation with a scale for each channel, or of another type than
-            int8 and uint8, with scale 0.
-    """
+    """Integer operators in the place of float ones between DequantizeLinear and QuantizeLinear."""
     return _Integers(graph).run()
 
 

@@ -34,11 +34,7 @@ class Graph:
         return sizes
 
     def constant(self, node: onnx.NodeProto, index: int) -> NDArray[Any] | None:
-        """Input ``index`` of ``node``; None where the node has none.
-
-        Raises:
-            UserError: the input is computed while the model runs.
-        """
+        """Input ``index`` of ``node``; None where the node has none."""
         if index >= len(node.input) or not node.input[index]:
             return None
         tensor = self.constants.get(node.input[index])
