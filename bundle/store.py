@@ -76,14 +76,9 @@ def open_bundle(path: Path) -> Bundle:
         _expect_size(path / pair.input, manifest.input.nbytes)
         for output, tensor in zip(pair.outputs, manifest.outputs, strict=True):
             _expect_size(path / output, tensor.nbytes)
-    if manifest.format == "c":
-        return Bundle(path, manifest)
-    library = path / manifest.library
-    machine = elf_machine(library)
-    if machine != manifest.target.machine:
-        raise UserError(
-            f"{library}: is for {machine}, the manifest says {manifest.target.machine}"
-        )
+    library, expected = path / manifest.library, manifest.target.machine
+    if manifest.format != "c" and (machine := elf_machine(library)) != expected:
+        raise UserError(f"{library}: is for {machine}, the manifest says {expected}")
     return Bundle(path, manifest)
 
 
@@ -180,11 +175,13 @@ def staging(output: Path) -> Iterator[Path]:
     An archive ``<output>.tar.gz`` of the same files takes its place with it.
     """
     check_replaceable(output)
-    created = _make_parents(output.parent)
+    folders = (output.parent, *output.parent.parents)
+    created = [folder for folder in folders if not folder.exists()]
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     except OSError as error:
-        _remove_parents(created)
+        _remove(created)
         raise UserError(
             f"{output.parent}: {error.strerror}; choose another --output"
         ) from None
@@ -203,7 +200,7 @@ def staging(output: Path) -> Iterator[Path]:
             (stage / "replaced").rename(output)
         archive.unlink(missing_ok=True)
         shutil.rmtree(stage, ignore_errors=True)
-        _remove_parents(created)
+        _remove(created)
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise UserError(
                 f"{output.parent}: {error.strerror}; make room or choose another --output"
@@ -216,41 +213,22 @@ def archive_of(output: Path) -> Path:
     return output.with_name(output.name + ".tar.gz")
 
 
-def _make_parents(folder: Path) -> list[Path]:
-    """Make ``folder``; returns the folders that were made, deepest first."""
-    missing = []
-    while not folder.exists():
-        missing.append(folder)
-        folder = folder.parent
-    for path in reversed(missing):
-        try:
-            path.mkdir()
-        except OSError as error:
-            raise UserError(
-                f"{path}: {error.strerror}; choose another --output"
-            ) from None
-    return missing
-
-
-def _remove_parents(created: list[Path]) -> None:
-    with contextlib.suppress(OSError):
-        for path in created:
-            path.rmdir()
+def _remove(folders: list[Path]) -> None:
+    """Those of the folders, deepest first, that are empty."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _write_archive(folder: Path, archive: Path) -> None:
     """A .tar.gz whose bytes depend on the files' names and contents only."""
     with (
         archive.open("wb") as raw,
-        gzip.GzipFile(
-            filename="", fileobj=raw, mode="wb", compresslevel=1, mtime=0
-        ) as packed,
+        gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar,
     ):
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            entry = tarfile.TarInfo(
-                f"{folder.name}/{path.relative_to(folder).as_posix()}"
-            )
+            entry = tarfile.TarInfo(path.relative_to(folder.parent).as_posix())
             entry.size = path.stat().st_size
             entry.mode = 0o755 if path.suffix == ".so" else 0o644
             with path.open("rb") as file:

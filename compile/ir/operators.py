@@ -150,14 +150,15 @@ class Convolution(Limited):
         return self.input.shape[0], self._weights.shape[0], *size
 
     def evaluate(self, *values: Array) -> Array:
-        if self.output.quantisation:
-            # Sums stay below 2³¹: double precision is exact, and BLAS is fast.
-            sums = self._sums(values[0].astype(np.float64) - self.input.zero)
-            whole = sums.astype(np.int64) + self.bias.reshape(-1, 1, 1)
-            ratio = self.requantisation.ratio.reshape(-1, 1, 1)
-            return requantise.requantise(whole, ratio, self.output, self.stored_limits)
-        sums = self._sums(values[0].astype(np.float64)) + self.bias.reshape(-1, 1, 1)
-        return np.asarray(np.clip(sums, *self.limits))
+        integers = self.output.quantisation is not None
+        # Sums of integers stay below 2³¹: double precision is exact, and BLAS is fast.
+        x = values[0].astype(np.float64) - (self.input.zero if integers else 0)
+        sums = self._sums(x) + self.bias.reshape(-1, 1, 1)
+        if not integers:
+            return np.asarray(np.clip(sums, *self.limits))
+        ratio = self.requantisation.ratio.reshape(-1, 1, 1)
+        whole = sums.astype(np.int64)
+        return requantise.requantise(whole, ratio, self.output, self.stored_limits)
 
     def _sums(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         top, left, bottom, right = self.pads
