@@ -112,68 +112,34 @@ def _layer(operator: Operator) -> Layer:
     )
 
 
-@dataclass(frozen=True)
-class _Report:
-    width: float
-    resolution: int
-    layers: tuple[Layer, ...]
-
-    @property
-    def name(self) -> str:
-        return network_name(self.width, self.resolution)
-
-    @property
-    def macs(self) -> int:
-        return sum(layer.macs for layer in self.layers)
-
-    @property
-    def parameters(self) -> int:
-        return sum(layer.parameters for layer in self.layers)
-
-    @property
-    def released(self) -> Figures | None:
-        return RELEASED.get((self.width, self.resolution))
-
-    @property
-    def paper(self) -> Figures | None:
-        return PAPER.get((self.width, self.resolution))
-
-    @property
-    def bottleneck_bytes(self) -> int:
-        """The largest tensor between two bottlenecks, in 16-bit floats."""
-        between = (x.output for x in self.layers if x.name.endswith(".project"))
-        return max(2 * math.prod(shape) for shape in between)
-
-    def as_json(self, with_layers: bool) -> dict[str, Any]:
-        report: dict[str, Any] = {
-            "name": self.name,
-            "width": self.width,
-            "resolution": self.resolution,
-            "macs": self.macs,
-            "parameters": self.parameters,
-            "bottleneck_bytes_16_bit": self.bottleneck_bytes,
-            "released": self.released and self.released._asdict(),
-            "paper": self.paper and self.paper._asdict(),
-        }
-        if with_layers:
-            report["layers"] = [asdict(layer) for layer in self.layers]
-        return report
+def _report(width: float, resolution: int, model: onnx.ModelProto) -> dict[str, Any]:
+    """One network as ``--json`` prints it."""
+    layers = count(model)
+    released, paper = (table.get((width, resolution)) for table in (RELEASED, PAPER))
+    between = (x.output for x in layers if x.name.endswith(".project"))
+    return {
+        "name": network_name(width, resolution),
+        "width": width,
+        "resolution": resolution,
+        "macs": sum(layer.macs for layer in layers),
+        "parameters": sum(layer.parameters for layer in layers),
+        "bottleneck_bytes_16_bit": max(2 * math.prod(shape) for shape in between),
+        "released": released and released._asdict(),
+        "paper": paper and paper._asdict(),
+        "layers": [asdict(layer) for layer in layers],
+    }
 
 
-def _print_table(reports: Sequence[_Report]) -> None:
-    print(f"{'':24}{'parameters':^29}  {'multiply-adds':^31}")
+def _print_table(reports: Sequence[dict[str, Any]]) -> None:
+    columns = "{:<24}{:>11}{:>10}{:>8}  {:>13}{:>10}{:>8}"
     heads = ("counted", "released", "paper")
-    print(
-        "{:<24}{:>11}{:>10}{:>8}  {:>13}{:>10}{:>8}".format("network", *heads, *heads)
-    )
+    print(f"{'':24}{'parameters':^29}  {'multiply-adds':^31}")
+    print(columns.format("network", *heads, *heads))
     for x in reports:
-        known = (x.released, x.paper)
-        parameters = [f"{f.parameters} M" if f else "" for f in known]
-        macs = [f"{f.macs} M" if f else "" for f in known]
-        print(
-            f"{x.name:<24}{x.parameters:>11,}{parameters[0]:>10}{parameters[1]:>8}"
-            f"  {x.macs:>13,}{macs[0]:>10}{macs[1]:>8}"
-        )
+        known, figures = (x["released"], x["paper"]), []
+        for kind in ("parameters", "macs"):
+            figures += [f"{x[kind]:,}", *(f"{f[kind]} M" if f else "" for f in known)]
+        print(columns.format(x["name"], *figures))
     print(
         "\nparameters: convolutions and classifier without batch normalisation; "
         "multiply-adds: the same layers\n"
@@ -183,31 +149,24 @@ def _print_table(reports: Sequence[_Report]) -> None:
     )
 
 
-def _print_layers(report: _Report) -> None:
+def _print_layers(report: dict[str, Any]) -> None:
     columns = "{:<18}{:<9}{:>13}{:>13}{:>8}{:>15}{:>12}"
     heads = "layer kernel input output stride multiply-adds parameters"
     print("\n" + columns.format(*heads.split()))
-    for x in report.layers:
-        kernel = "×".join(map(str, x.kernel)) + (" dw" if x.groups > 1 else "")
-        print(
-            columns.format(
-                x.name,
-                kernel,
-                "×".join(map(str, x.input[1:])),
-                "×".join(map(str, x.output[1:])),
-                x.stride[0] if x.stride else "",
-                f"{x.macs:,}",
-                f"{x.parameters:,}",
-            )
+    for x in report["layers"]:
+        kernel, source, output = (
+            "×".join(map(str, sizes))
+            for sizes in (x["kernel"], x["input"][1:], x["output"][1:])
         )
-    paper = (
-        f"; the paper's Table 3 has {PAPER_ACTIVATIONS}"
-        if report.name == DEFAULT
-        else ""
-    )
+        kernel += " dw" if x["groups"] > 1 else ""
+        stride = x["stride"][0] if x["stride"] else ""
+        counts = (f"{x[kind]:,}" for kind in ("macs", "parameters"))
+        print(columns.format(x["name"], kernel, source, output, stride, *counts))
+    is_papers = report["name"] == DEFAULT
+    paper = f"; the paper's Table 3 has {PAPER_ACTIVATIONS}" if is_papers else ""
     print(
         f"\nlargest tensor between bottlenecks, as 16-bit floats: "
-        f"{report.bottleneck_bytes:,} bytes{paper}"
+        f"{report['bottleneck_bytes_16_bit']:,} bytes{paper}"
     )
 
 
@@ -268,7 +227,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     reports = []
     for width, resolution in networks:
         model = build(width, resolution)
-        reports.append(_Report(width, resolution, count(model)))
+        reports.append(_report(width, resolution, model))
+        if not arguments.layers:
+            del reports[-1]["layers"]
         if arguments.output:
             write_whole(
                 arguments.output,
@@ -276,8 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "--output",
             )
     if arguments.json:
-        networks_as_json = [report.as_json(arguments.layers) for report in reports]
-        print(json.dumps({"networks": networks_as_json}, indent=2))
+        print(json.dumps({"networks": reports}, indent=2))
         return 0
     _print_table(reports)
     if arguments.layers:

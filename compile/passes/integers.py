@@ -135,21 +135,19 @@ class _Integers:
 
     def _integer(self, operator: Operator, output: Tensor) -> Operator | None:
         """The operator on stored values; None where it has no such form."""
-        if (
-            not isinstance(operator, _INTEGER)
-            or self._graph.only_reader(operator.output) is None
-        ):
+        if not isinstance(operator, _INTEGER):
             return None
+        count = 2 if isinstance(operator, Addition) else 1
         stored = [self._stored.get(each.name) for each in operator.activations]
-        wanted = 2 if isinstance(operator, Addition) else 1
-        if len(stored) != wanted or any(each is None for each in stored):
+        if len(stored) != count or not all(stored):
             return None
-        inputs = [*stored, *operator.inputs[wanted:]]
-        if isinstance(operator, Addition):
-            return _addition(operator, inputs, output)
-        if isinstance(operator, Convolution):
-            return _sums(operator, inputs, output)
-        return replace(operator, inputs=tuple(inputs), outputs=(output,))
+        if self._graph.only_reader(operator.output) is None:
+            return None
+        inputs = (*stored, *operator.inputs[count:])
+        integer = replace(operator, inputs=inputs, outputs=(output,))
+        if isinstance(integer, Addition):
+            return _addition(integer)
+        return _sums(integer) if isinstance(integer, Convolution) else integer
 
 
 def _quantisation(operator: Scaled) -> Quantisation:
@@ -173,39 +171,30 @@ def _quantisation(operator: Scaled) -> Quantisation:
     return Quantisation((float(scale[0]),), (int(zero[0]),))
 
 
-def _addition(
-    operator: Operator, inputs: list[Tensor | None], output: Tensor
-) -> Operator | None:
-    first, second = inputs
-    if first is None or second is None or first.shape != second.shape:
+def _addition(operator: Addition) -> Addition | None:
+    first, second = operator.input, operator.other
+    if first.shape != second.shape:
         return None
-    if {first.dtype, second.dtype} != {output.dtype}:
+    if {first.dtype, second.dtype} != {operator.output.dtype}:
         _refuse(operator, "adds int8 and uint8; quantise both and the sum alike")
-    return replace(operator, inputs=tuple(inputs), outputs=(output,))
+    return operator
 
 
-def _sums(
-    operator: Convolution, inputs: list[Tensor | None], output: Tensor
-) -> Operator | None:
-    weights = inputs[1]
+def _sums(operator: Convolution) -> Convolution | None:
+    """With a bias in units of input scale × weight scale."""
+    source, weights, *rest = operator.inputs
+    facts = weights.quantisation if weights else None
     # Of a scale for each input channel no integer sum can be made.
-    if (
-        weights is None
-        or weights.quantisation is None
-        or weights.quantisation.axis not in (None, 0)
-        or weights.dtype != "int8"
-    ):
+    if not weights or not facts or facts.axis not in (None, 0):
         return None
-    source, _, *rest = inputs
-    assert source is not None
-    bias = rest[0] if rest else None
-    if bias is not None:
-        steps = bias.real.ravel() / (
-            source.scale * np.array(weights.quantisation.scale)
-        )
-        whole = np.rint(np.broadcast_to(steps, weights.shape[:1])).astype(np.int64)
-        bias = constant(bias.name, whole)
-    return replace(operator, inputs=(source, weights, bias), outputs=(output,))
+    if weights.dtype != "int8":
+        return None
+    inputs = [source, weights]
+    for bias in filter(None, rest):
+        unit = operator.input.scale * np.array(facts.scale)
+        steps = np.broadcast_to(bias.real.ravel() / unit, weights.shape[:1])
+        inputs.append(constant(bias.name, np.rint(steps).astype(np.int64)))
+    return replace(operator, inputs=tuple(inputs))
 
 
 def _with_real_constants(operator: Operator) -> list[Operator] | None:
