@@ -41,11 +41,7 @@ class Photo(NamedTuple):
 
 
 def find(paths: Sequence[Path]) -> list[Path]:
-    """The image files that the paths name: files as they are, folders by suffix, sorted.
-
-    Raises:
-        UserError: a path does not exist, or a folder holds no image.
-    """
+    """The image files that the paths name: files as they are, folders by suffix, sorted."""
     found: list[Path] = []
     for path in paths:
         if not path.exists():

@@ -79,11 +79,7 @@ class Layer:
 
 
 def count(model: onnx.ModelProto) -> tuple[Layer, ...]:
-    """Every Conv and Gemm of a static graph, in the graph's order.
-
-    Raises:
-        UserError: a shape that is not static.
-    """
+    """Every Conv and Gemm of a static graph, in the graph's order."""
     from compile.ir.onnx_form import read_as_written
 
     operators = read_as_written(model).operators

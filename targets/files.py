@@ -9,7 +9,9 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -42,11 +44,7 @@ def check_writable(path: Path, option: str) -> None:
 
 
 def write_whole(path: Path, content: bytes, option: str) -> None:
-    """Write a file; one that is there is replaced only when the new one is whole on the disk.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Write a file; one that is there is replaced only when the new one is whole on the disk."""
     check_writable(path, option)
     part = path.with_name(f".{os.getpid()}.part")
     try:
@@ -133,12 +131,12 @@ def make_once(
     Args:
         path: what begins with the same word of its name, up to a hyphen, is made by one process at a time.
         make: writes the file or folder at the path that it is given.
-        on_wait: called where another process is making one.
+        on_wait: called once where another process is making one.
     """
     if path.exists():
         return path
     name = path.name.partition("-")[0]
-    with file_lock(path.with_name(f"{name}.lock"), on_wait):
+    with file_lock(path.with_name(f"{name}.lock"), cache(on_wait)):
         if path.exists():
             return path
         for abandoned in path.parent.glob(f".{name}-*"):
@@ -152,11 +150,13 @@ def make_once(
 
 @contextlib.contextmanager
 def file_lock(lock: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Let one process at a time hold the file ``lock``; ``on_wait`` is called where another one holds it."""
+    """Let one process at a time hold the file ``lock``; ``on_wait`` is called again and again while another one holds it."""
     with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_wait()
-            fcntl.flock(file, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                on_wait()
+                time.sleep(0.2)
         yield

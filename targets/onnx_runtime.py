@@ -68,11 +68,7 @@ class Session:
             ) from None
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Array]) -> list[Array]:
-        """One inference: the outputs named, in that order.
-
-        Raises:
-            UserError: an operator refuses its inputs: ONNX Runtime looks at many shapes here only.
-        """
+        """One inference: the outputs named, in that order; ONNX Runtime looks at many shapes here only."""
         try:
             return list(self._session.run(list(outputs), dict(inputs)))
         except Exception as error:  # noqa: BLE001  (its errors share no public base class)

@@ -53,11 +53,7 @@ def network_name(width: float, resolution: int) -> str:
 
 
 def parse_name(name: str) -> tuple[float, int]:
-    """``mobilenetv2-WIDTH-RESOLUTION`` → (width, resolution).
-
-    Raises:
-        UserError: not of that form, or out of range.
-    """
+    """``mobilenetv2-WIDTH-RESOLUTION`` → (width, resolution)."""
     match = re.fullmatch(r"mobilenetv2-([0-9]+(?:\.[0-9]+)?)-([0-9]{1,6})", name[:80])
     if not match:
         raise UserError(

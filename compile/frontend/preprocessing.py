@@ -78,11 +78,7 @@ def _message(error: ValidationError) -> str:
 
 
 def load_sidecar(model: Path) -> Overrides:
-    """What ``model.toml`` next to ``model.onnx`` states; nothing where there is none.
-
-    Raises:
-        UserError: not TOML, an unknown key, a value of the wrong kind.
-    """
+    """What ``model.toml`` next to ``model.onnx`` states; nothing where there is none."""
     if not model.name:
         return Overrides()
     path = model.with_suffix(".toml")
@@ -180,12 +176,10 @@ def _note(
     return f"preprocessing: {formula}; {geometry}"
 
 
-def read_labels(path: Path, classes: int) -> list[str]:
-    """Class names, one a line.
-
-    Raises:
-        UserError: unreadable, or not ``classes`` lines.
-    """
+def read_labels(path: Path | None, classes: int) -> list[str]:
+    """Class names, one a line of the file; none without one."""
+    if path is None:
+        return []
     try:
         names = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import http.client
 import os
 import re
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -19,7 +17,7 @@ from urllib.parse import urlsplit
 from bundle.manifest import Preprocessing
 from bundle.store import sha256_of
 from targets.errors import UserError
-from targets.files import cache_folder
+from targets.files import cache_folder, file_lock
 
 Progress = Callable[[int, int], None]
 
@@ -94,7 +92,10 @@ def fetch(name: str, on_progress: Progress) -> Path:
             return path
         url = f"{_address()}/{model.path}"
         part = folder / f"{name}.part"
-        with _file_lock(folder / f"{name}.lock", part, model, on_progress):
+        # While another process has the lock: the progress of its part.
+        with file_lock(
+            folder / f"{name}.lock", lambda: on_progress(_size(part), model.nbytes)
+        ):
             if not _is_whole(path, model):
                 _download(url, part, model, on_progress)
                 part.replace(path)
@@ -136,22 +137,6 @@ def _is_whole(path: Path, model: ZooModel) -> bool:
         and path.stat().st_size == model.nbytes
         and sha256_of(path) == model.sha256
     )
-
-
-@contextmanager
-def _file_lock(
-    lock: Path, part: Path, model: ZooModel, on_progress: Progress
-) -> Iterator[None]:
-    """Hold ``lock``; while another process has it, show the progress of its ``part``."""
-    with lock.open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                on_progress(_size(part), model.nbytes)
-                time.sleep(0.2)
-        yield
 
 
 def _size(path: Path) -> int:

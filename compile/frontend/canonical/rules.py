@@ -47,9 +47,6 @@ def canonical(proto: onnx.ModelProto) -> onnx.ModelProto:
     Args:
         proto: a static model (every shape known or inferable), one opset of ai.onnx.
 
-    Returns:
-        A new model, folded and shape-inferred.
-
     Raises:
         UserError: a form that has no right rewrite, named with its node.
     """
