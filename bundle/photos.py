@@ -35,7 +35,6 @@ _RESAMPLING = {
 class Photo(NamedTuple):
     """One image file, decoded upright in RGB (or grey), with what was done to it, a line each."""
 
-    path: Path
     image: Image.Image
     notes: tuple[str, ...]
 
@@ -106,7 +105,7 @@ def read(path: Path, channels: int = 3) -> Photo:
         raise
     except Exception as error:  # noqa: BLE001  (decoders raise errors of any class on hostile input)
         raise UserError(f"{path}: damaged image ({error}); replace it") from None
-    return Photo(path, image, tuple(notes))
+    return Photo(image, tuple(notes))
 
 
 def _eight_bit(image: Image.Image, mode: str) -> Image.Image:

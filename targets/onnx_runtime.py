@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from targets.errors import UserError
+from targets.errors import UserError, first_line
 
 Array = NDArray[Any]
 
@@ -79,5 +79,4 @@ class Session:
 
 
 def _reason(error: Exception) -> str:
-    lines = str(error).splitlines() or [type(error).__name__]
-    return _INTERNAL.sub("", lines[0])[:300]
+    return _INTERNAL.sub("", first_line(error))[:300]

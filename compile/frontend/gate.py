@@ -19,7 +19,7 @@ from compile.frontend.model import Model
 from compile.frontend.model_file import MAX_MODEL_BYTES, inline_external, read_regular
 from compile.frontend.names import Unfit
 from compile.frontend.preprocessing import Layout
-from targets.errors import UserError
+from targets.errors import UserError, first_line
 from targets.escapes import shown
 
 
@@ -58,7 +58,7 @@ def _parse(data: bytes) -> onnx.ModelProto:
         proto.ParseFromString(data)
     except Exception as error:  # noqa: BLE001  (protobuf's errors have no public base class)
         raise Unfit(
-            f"not an ONNX model, or cut short ({_excerpt(error)}); export or copy it again"
+            f"not an ONNX model, or cut short ({shown(first_line(error), 160)}); export or copy it again"
         ) from None
     return proto
 
@@ -78,7 +78,7 @@ def check(
         raise UserError(f"{where}: {error}") from None
     except Exception as error:  # noqa: BLE001  (onnx and protobuf raise errors of any class on hostile input)
         raise UserError(
-            f"{where}: not a valid ONNX model ({_excerpt(error)}); export it again"
+            f"{where}: not a valid ONNX model ({shown(first_line(error), 160)}); export it again"
         ) from None
 
 
@@ -106,8 +106,3 @@ def _checked(
     for output, inferred in zip(static.graph.output, folded.graph.output, strict=True):
         output.CopyFrom(inferred)
     return Model(static, identity, tensor, outputs, shapes.is_softmax(folded), notes)
-
-
-def _excerpt(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return shown(lines[0] if lines else type(error).__name__, 160)

@@ -79,9 +79,7 @@ def _message(error: ValidationError) -> str:
 
 def load_sidecar(model: Path) -> Overrides:
     """What ``model.toml`` next to ``model.onnx`` states; nothing where there is none."""
-    if not model.name:
-        return Overrides()
-    path = model.with_suffix(".toml")
+    path = model.with_suffix(".toml") if model.name else model
     if not path.is_file():
         return Overrides()
     try:

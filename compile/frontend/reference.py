@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+import timeit
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +32,4 @@ class Reference:
 
     def time(self, tensor: NDArray[np.float32], repeat: int) -> list[float]:
         """Seconds of each of ``repeat`` inferences."""
-        times = []
-        for _ in range(repeat):
-            start = time.perf_counter()
-            self.run(tensor)
-            times.append(time.perf_counter() - start)
-        return times
+        return timeit.repeat(partial(self.run, tensor), repeat=repeat, number=1)

@@ -62,17 +62,14 @@ def make_static(
             else f"has rank {len(shape)} {_shown_shape(source)}"
         )
         raise Unfit(f"input {name!r} {found}, need rank 4: an image with its batch")
-    wanted = given.get(source.name)
-    if wanted is not None:
-        fits = len(wanted) == 4 and all(
-            new > 0 and old in (None, new)
-            for old, new in zip(shape, wanted, strict=True)
+    wanted = given.get(source.name, ())
+    if len(wanted) not in (0, 4) or any(
+        new <= 0 or old not in (None, new) for old, new in zip(shape, wanted)
+    ):
+        raise Unfit(
+            f"--input-shape {name}:{','.join(map(str, wanted))} contradicts the input's "
+            f"{_shown_shape(source)}; it fills in symbolic dimensions only"
         )
-        if not fits:
-            raise Unfit(
-                f"--input-shape {name}:{','.join(map(str, wanted))} contradicts the input's "
-                f"{_shown_shape(source)}; it fills in symbolic dimensions only"
-            )
     notes: tuple[str, ...] = ()
     final = list(wanted or shape)
     if final[0] is None:

@@ -71,7 +71,6 @@ class _Cut(Exception):
 def fetch(name: str, on_progress: Progress) -> Path:
     """The file of a zoo model, from the cache or the network.
 
-    The cache is ``$XDG_CACHE_HOME/netship/models`` (``~/.cache`` where that is not set).
     A download that was cut continues where it stopped, now and at the next call; several
     processes may call at the same time.
 
@@ -245,17 +244,16 @@ def _network() -> Iterator[None]:
     """Turn errors of the network into _Cut: errors of files are OSErrors too."""
     try:
         yield
-    except TimeoutError:
-        raise _Cut(f"no answer in {TIMEOUT_SECONDS:g} s") from None
-    except urllib.error.URLError as error:
-        if isinstance(error.reason, TimeoutError):
-            raise _Cut(f"no answer in {TIMEOUT_SECONDS:g} s") from None
-        raise _Cut(f"cannot be reached ({error.reason})") from None
     except http.client.IncompleteRead:
         raise _Cut("the connection was cut") from None
     except http.client.HTTPException as error:
         raise _Cut(f"does not speak HTTP ({type(error).__name__})") from None
     except OSError as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, TimeoutError):
+            raise _Cut(f"no answer in {TIMEOUT_SECONDS:g} s") from None
+        if isinstance(error, urllib.error.URLError):
+            raise _Cut(f"cannot be reached ({reason})") from None
         raise _Cut(f"the connection failed ({error.strerror or error})") from None
 
 

@@ -16,6 +16,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from compile.frontend.names import fresh_names
+
 Array = NDArray[Any]
 
 NHWC = "NHWC"
@@ -291,17 +293,8 @@ class Graph:
         return self.with_operators(made)
 
     def fresh_names(self) -> Callable[[str], str]:
-        """A function that makes of a stem a name which no tensor of the network has, each time another."""
-        taken = set(self.tensors)
-
-        def fresh(stem: str) -> str:
-            name, number = stem, 2
-            while name in taken:
-                name, number = f"{stem}/{number}", number + 1
-            taken.add(name)
-            return name
-
-        return fresh
+        """As `names.fresh_names`, of names that no tensor of the network has."""
+        return fresh_names(self.tensors)
 
 
 def check(graph: Graph) -> None:

@@ -135,19 +135,10 @@ class Convolution(Limited):
         return requantise.of_sums(self, flat, self.bias, ratio)
 
     def shape(self) -> tuple[int, ...]:
-        size = (
-            (whole + before + after - (kernel - 1) * dilation - 1) // stride + 1
-            for whole, before, after, kernel, dilation, stride in zip(
-                self.input.shape[2:],
-                self.pads[:2],
-                self.pads[2:],
-                self.kernel,
-                self.dilations,
-                self.strides,
-                strict=True,
-            )
-        )
-        return self.input.shape[0], self._weights.shape[0], *size
+        image, (before, after) = self.input.shape[2:], np.reshape(self.pads, (2, 2))
+        extent = (np.array(self.kernel) - 1) * self.dilations + 1
+        size = (image + before + after - extent) // self.strides + 1
+        return self.input.shape[0], self._weights.shape[0], *size.tolist()
 
     def evaluate(self, *values: Array) -> Array:
         integers = self.output.quantisation is not None

@@ -27,7 +27,7 @@ from targets.errors import UserError
 from targets.escapes import shown
 
 _ACTIVATIONS = ("int8", "uint8")
-# Operators whose integers ONNX Runtime computes, and which of their inputs are activations.
+# Operators whose integers ONNX Runtime computes.
 _INTEGER = (Convolution, Addition, GlobalAverage)
 
 
@@ -96,9 +96,8 @@ class _Integers:
             if isinstance(operator, Dequantise):
                 operator = self._dequantise(operator)
             elif isinstance(operator, View) and operator.input.quantisation:
-                operator = replace(
-                    operator, outputs=(self._type(operator.output, operator.input),)
-                )
+                typed = self._type(operator.output, operator.input)
+                operator = replace(operator, outputs=(typed,))
             self._made[operator.output.name] = operator
         graph = self._graph.with_tensors(self._typed)
         made = graph.with_operators(self._made.values())

@@ -20,7 +20,7 @@ from bundle.accuracy import cosine
 from compile.frontend.fold import is_onnx, opset
 from compile.frontend.model import Model
 from compile.frontend.reference import Reference
-from targets.errors import UserError
+from targets.errors import UserError, first_line
 from targets.onnx_runtime import Session
 
 Array = NDArray[np.float32]
@@ -129,9 +129,8 @@ def _quantised(
             )
             return _plain(onnx.load(path))
     except Exception as error:
-        first = str(error).splitlines() or [type(error).__name__]
         raise UserError(
-            f"{model.identity.name}: ONNX Runtime's quantiser refuses it ({first[0][:200]}); "
+            f"{model.identity.name}: ONNX Runtime's quantiser refuses it ({first_line(error)[:200]}); "
             "give a QDQ model, or build without --quantize"
         ) from error
     finally:

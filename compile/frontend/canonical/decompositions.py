@@ -7,7 +7,7 @@ import math
 import numpy as np
 import onnx
 
-from compile.frontend.canonical.axes import axes_form
+from compile.frontend.canonical.forms import axes_form
 from compile.frontend.canonical.graph import Chain, Graph, attributes_of, text_of
 
 

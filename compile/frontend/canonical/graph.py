@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from compile.frontend.fold import opset, values
-from compile.frontend.names import node_label
+from compile.frontend.names import fresh_names, node_label
 from targets.errors import UserError
 
 
@@ -24,9 +24,9 @@ class Graph:
         self.read = {name for node in proto.graph.node for name in node.input}
         self.read.update(output.name for output in proto.graph.output)
         self._values = values(proto.graph)
-        self._taken = {
+        self.fresh = fresh_names(
             name for node in proto.graph.node for name in (*node.input, *node.output)
-        }
+        )
 
     def shape(self, name: str) -> tuple[int, ...]:
         sizes = self._values[name].sizes
@@ -44,13 +44,6 @@ class Graph:
                 f"input {index} is computed while the model runs; make it a constant and export again",
             )
         return numpy_helper.to_array(tensor)
-
-    def fresh(self, stem: str) -> str:
-        number = 0
-        while (name := f"{stem}/{number}") in self._taken:
-            number += 1
-        self._taken.add(name)
-        return name
 
 
 class Chain:

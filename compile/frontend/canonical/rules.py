@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import onnx
 
-from compile.frontend.canonical import axes, decompositions, inference, resize, windows
+from compile.frontend.canonical import decompositions, forms, resize, windows
 from compile.frontend.canonical.graph import Graph, Rule
 from compile.frontend.fold import fold, infer, with_nodes
 
 _RULES: dict[str, Rule] = {
     "AveragePool": windows.pool,
-    "BatchNormalization": inference.batch_normalisation,
-    "Clip": inference.clip,
+    "BatchNormalization": forms.batch_normalisation,
+    "Clip": forms.clip,
     "Conv": windows.convolution,
     "ConvTranspose": windows.transposed_convolution,
-    "Dropout": inference.dropout,
+    "Dropout": forms.dropout,
     "Gelu": decompositions.gelu,
     "GroupNormalization": decompositions.group_normalisation,
     "LogSoftmax": decompositions.log_softmax,
@@ -27,17 +27,18 @@ _RULES: dict[str, Rule] = {
     "Mean": decompositions.mean,
     "Pad": windows.pad,
     "Resize": resize.resize,
-    "Slice": axes.slice_axes,
+    "Slice": forms.slice_axes,
     "Softplus": decompositions.softplus,
-    "Split": axes.split,
-    "Unsqueeze": axes.unsqueeze,
+    "Split": forms.split,
+    "Unsqueeze": forms.unsqueeze,
     "Upsample": resize.resize,
     **{
-        f"Reduce{name}": axes.reduction
-        for name in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod")
+        f"Reduce{kind}": forms.reduction
+        for kind in (
+            *("L1", "L2", "LogSum", "LogSumExp", "Max"),
+            *("Mean", "Min", "Prod", "Sum", "SumSquare"),
+        )
     },
-    "ReduceSum": axes.reduction,
-    "ReduceSumSquare": axes.reduction,
 }
 
 
