@@ -117,11 +117,8 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
                 checked = backend.verify(folder, request, progress)
                 break
             except UserError as error:
-                if (
-                    built.lowering.layout != "NHWC"
-                    or not attempt
-                    or request.require_tuned
-                ):
+                used = attempt and built.lowering.layout == "NHWC"
+                if not used or request.require_tuned:
                     raise
                 records = built.lowering.records
                 progress.finish()
