@@ -178,7 +178,8 @@ def staging(output: Path) -> Iterator[Path]:
     folders = (output.parent, *output.parent.parents)
     created = [folder for folder in folders if not folder.exists()]
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
+        if created:
+            output.parent.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     except OSError as error:
         _remove(created)
