@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from targets.errors import UserError
+from targets.errors import UserError, first_line
 
 Array = NDArray[Any]
 
@@ -68,11 +68,7 @@ class Session:
             ) from None
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Array]) -> list[Array]:
-        """One inference: the outputs named, in that order.
-
-        Raises:
-            UserError: an operator refuses its inputs: ONNX Runtime looks at many shapes here only.
-        """
+        """One inference: the outputs named, in that order; ONNX Runtime looks at many shapes here only."""
         try:
             return list(self._session.run(list(outputs), dict(inputs)))
         except Exception as error:  # noqa: BLE001  (its errors share no public base class)
@@ -83,5 +79,4 @@ class Session:
 
 
 def _reason(error: Exception) -> str:
-    lines = str(error).splitlines() or [type(error).__name__]
-    return _INTERNAL.sub("", lines[0])[:300]
+    return _INTERNAL.sub("", first_line(error))[:300]
