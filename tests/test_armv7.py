@@ -17,7 +17,8 @@ SCRIPT = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from compile.backends.library import _link
+from types import SimpleNamespace
+from compile.backends.bundle import link
 from targets.engine import compiler
 from targets.errors import UserError
 from targets.presets import resolve
@@ -29,7 +30,11 @@ x = tvm.relay.var("x", shape=(1, 8))
 module = tvm.IRModule.from_expr(tvm.relay.Function([x], tvm.relay.exp(x)))
 factory = tvm.relay.build(module, tvm.target.Target(target.tvm))
 try:
-    _link(factory, target, Path(sys.argv[3]))
+    link(
+        SimpleNamespace(factory=factory),
+        SimpleNamespace(source=None),
+        SimpleNamespace(target=target, library=Path(sys.argv[3])),
+    )
 except UserError as error:
     sys.exit(f"refused: {error}")
 """
