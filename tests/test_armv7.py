@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from targets.presets import resolve
-from targets.toolchain import is_hard_float
+from targets.presets import native, resolve
+from targets.toolchain import compile_object, is_hard_float
 
 # Builds and links an exponential for a preset, as given or without hard-float.
 SCRIPT = """
@@ -68,8 +68,9 @@ def test_soft_float_code_is_refused_before_it_is_linked(tmp_path: Path) -> None:
 
 
 def test_what_is_no_arm_code_is_not_hard_float(tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    other.write_bytes(b"\x7fELF" + bytes(60))
+    source, other = tmp_path / "a.c", tmp_path / "a.o"
+    source.write_text("float f(float x) { return x; }")
+    compile_object(source, other, native())
     assert not is_hard_float(other)
 
 
