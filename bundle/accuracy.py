@@ -58,10 +58,16 @@ def compare(outputs: Sequence[Array], reference: Sequence[Array]) -> Accuracy:
     ours = np.concatenate([o.ravel() for o in outputs]).astype(np.float64)
     theirs = np.concatenate([r.ravel() for r in reference]).astype(np.float64)
     error = np.abs(ours - theirs)
-    norms = float(np.linalg.norm(ours) * np.linalg.norm(theirs))
     return Accuracy(
         max_abs_error=float(error.max()),
         rms_error=float(np.sqrt((error**2).mean())),
         relative_error=float(relative),
-        cosine=float(ours @ theirs) / norms if norms else 1.0,
+        cosine=cosine(ours, theirs),
     )
+
+
+def cosine(ours: NDArray[np.floating], theirs: NDArray[np.floating]) -> float:
+    """Of the angle between two answers as vectors; 1 where one of them is 0."""
+    a, b = ours.ravel().astype(np.float64), theirs.ravel().astype(np.float64)
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / norms if norms else 1.0

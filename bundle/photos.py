@@ -35,17 +35,12 @@ _RESAMPLING = {
 class Photo(NamedTuple):
     """One image file, decoded upright in RGB (or grey), with what was done to it, a line each."""
 
-    path: Path
     image: Image.Image
     notes: tuple[str, ...]
 
 
 def find(paths: Sequence[Path]) -> list[Path]:
-    """The image files that the paths name: files as they are, folders by suffix, sorted.
-
-    Raises:
-        UserError: a path does not exist, or a folder holds no image.
-    """
+    """The image files that the paths name: files as they are, folders by suffix, sorted."""
     found: list[Path] = []
     for path in paths:
         if not path.exists():
@@ -110,7 +105,7 @@ def read(path: Path, channels: int = 3) -> Photo:
         raise
     except Exception as error:  # noqa: BLE001  (decoders raise errors of any class on hostile input)
         raise UserError(f"{path}: damaged image ({error}); replace it") from None
-    return Photo(path, image, tuple(notes))
+    return Photo(image, tuple(notes))
 
 
 def _eight_bit(image: Image.Image, mode: str) -> Image.Image:

@@ -107,11 +107,7 @@ def _expect_size(file: Path, expected: int) -> None:
 
 
 def elf_machine(file: Path) -> str:
-    """The architecture an ELF file is for, as ``uname -m`` names it.
-
-    Raises:
-        UserError: not a little-endian ELF file, or of an unknown machine.
-    """
+    """The architecture an ELF file is for, as ``uname -m`` names it."""
     with file.open("rb") as stream:
         header = stream.read(20)
     if len(header) < 20 or header[:4] != b"\x7fELF" or header[5] != 1:
@@ -181,11 +177,14 @@ def staging(output: Path) -> Iterator[Path]:
     An archive ``<output>.tar.gz`` of the same files takes its place with it.
     """
     check_replaceable(output)
-    created = _make_parents(output.parent)
+    folders = (output.parent, *output.parent.parents)
+    created = [folder for folder in folders if not folder.exists()]
     try:
+        if created:
+            output.parent.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     except OSError as error:
-        _remove_parents(created)
+        _remove(created)
         raise UserError(
             f"{output.parent}: {error.strerror}; choose another --output"
         ) from None
@@ -206,7 +205,7 @@ def staging(output: Path) -> Iterator[Path]:
             (stage / "replaced").rename(output)
         archive.unlink(missing_ok=True)
         shutil.rmtree(stage, ignore_errors=True)
-        _remove_parents(created)
+        _remove(created)
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise UserError(
                 f"{output.parent}: {error.strerror}; make room or choose another --output"
@@ -219,26 +218,11 @@ def archive_of(output: Path) -> Path:
     return output.with_name(output.name + ".tar.gz")
 
 
-def _make_parents(folder: Path) -> list[Path]:
-    """Make ``folder``; returns the folders that were made, deepest first."""
-    missing = []
-    while not folder.exists():
-        missing.append(folder)
-        folder = folder.parent
-    for path in reversed(missing):
-        try:
-            path.mkdir()
-        except OSError as error:
-            raise UserError(
-                f"{path}: {error.strerror}; choose another --output"
-            ) from None
-    return missing
-
-
-def _remove_parents(created: list[Path]) -> None:
-    with contextlib.suppress(OSError):
-        for path in created:
-            path.rmdir()
+def _remove(folders: list[Path]) -> None:
+    """Those of the folders, deepest first, that are empty."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _members(folder: Path) -> Iterator[tuple[str, int, bytes]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -169,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
         ("layout", "NCHW|NHWC", "of the input (default: seen from its shape)"),
         ("labels", "FILE", "class names, one a line"),
     ):
-        option(f"--{name}", type=_override(name), metavar=metavar, help=text)
+        option(f"--{name}", type=partial(_override, name), metavar=metavar, help=text)
     return parser
 
 
@@ -264,12 +265,9 @@ def _int8(manifest: Manifest) -> list[tuple[str, str]]:
             f"top-1 {measured['top1_agreement']:.0%}, cosine {measured['cosine']:.4f}"
         )
     inside = manifest.lowering.float_operators
-    counted = (
-        ""
-        if inside is None
-        else f"; {inside} float operators inside, sums rounded in float32 as ONNX Runtime does"
-    )
-    return [("int8", how + counted)]
+    if inside is not None:
+        how += f"; {inside} float operators inside, sums rounded in float32 as ONNX Runtime does"
+    return [("int8", how)]
 
 
 def _size(manifest: Manifest) -> str:
@@ -321,18 +319,14 @@ def _bytes(text: str) -> int:
     return int(match[1]) * units.get(match[2], 1)
 
 
-def _override(name: str) -> Callable[[str], Any]:
-    """For argparse's ``type``: an option of the preprocessing, as model.toml takes it too."""
+def _override(name: str, text: str) -> Any:
+    """An option of the preprocessing, as model.toml takes it too."""
+    from compile.frontend.preprocessing import parse_option
 
-    def parse(text: str) -> Any:
-        from compile.frontend.preprocessing import parse_option
-
-        try:
-            return parse_option(name, text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return parse
+    try:
+        return parse_option(name, text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _input_shape(text: str) -> tuple[str, tuple[int, ...]]:

@@ -45,17 +45,17 @@ _MAX_GOLDEN = 4
 
 
 def build(request: BuildRequest, progress: Progress) -> Bundle:
-    """Build, verify and write one bundle.
-
-    Returns:
-        The bundle at its final place.
+    """Build, verify and write one bundle; returns it at its final place.
 
     Raises:
         UserError: anything that the user can correct; nothing half-made is left behind.
     """
     started = time.monotonic()
     backend = BACKENDS[request.format]
-    _check_options(request, backend)
+    backend.check_target(request.target)
+    for field, why in backend.refused_options.items():
+        if getattr(request, field):
+            raise UserError(why.format(target=request.target.name))
     if request.output is not None:
         check_replaceable(request.output)
     progress.stage("reading the model")
@@ -66,11 +66,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     preprocessing, note = resolve_preprocessing(
         overrides, source.preprocessing, source.model.input
     )
-    labels = (
-        read_labels(overrides.labels, source.model.outputs[0].shape[-1])
-        if overrides.labels
-        else None
-    )
+    labels = read_labels(overrides.labels, source.model.outputs[0].shape[-1])
     inputs = _golden_inputs(request.golden, source.model, preprocessing, progress)
     progress.finish()
     for line in filter(None, (source.note, *source.model.notes, note)):
@@ -91,7 +87,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     with staging(output) as folder:
         pairs = golden.write_golden(folder, inputs, answer)
         quantisation = write_reference(int8, folder) if int8 else None
-        if labels is not None:
+        if labels:
             text = "\n".join(labels) + "\n"
             (folder / "labels.txt").write_text(text, encoding="utf-8")
         low, high = (preprocessing.normalised(value)[0] for value in (0.0, 255.0))
@@ -121,11 +117,8 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
                 checked = backend.verify(folder, request, progress)
                 break
             except UserError as error:
-                if (
-                    built.lowering.layout != "NHWC"
-                    or not attempt
-                    or request.require_tuned
-                ):
+                used = attempt and built.lowering.layout == "NHWC"
+                if not used or request.require_tuned:
                     raise
                 records = built.lowering.records
                 progress.finish()
@@ -151,13 +144,6 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
         manifest = manifest.model_copy(update={"measured": measured})
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return Bundle(output, manifest)
-
-
-def _check_options(request: BuildRequest, backend: Backend) -> None:
-    backend.check_target(request.target)
-    for field, why in backend.refused_options.items():
-        if getattr(request, field):
-            raise UserError(why.format(target=request.target.name))
 
 
 def _quantised(

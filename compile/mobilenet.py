@@ -27,6 +27,8 @@ from targets.files import write_whole
 if TYPE_CHECKING:
     import onnx
 
+    from compile.ir.graph import Operator
+
 
 class Figures(NamedTuple):
     """Published figures of one network, both in millions."""
@@ -39,28 +41,16 @@ class Figures(NamedTuple):
 # tensorflow/models, research/slim/nets/mobilenet/README.md. Multiply-adds are of
 # convolutions and classifier, truncated; parameters without batch normalisation, rounded.
 RELEASED = {
-    (1.4, 224): Figures(582, 6.06),
-    (1.3, 224): Figures(509, 5.34),
-    (1.0, 224): Figures(300, 3.47),
-    (1.0, 192): Figures(221, 3.47),
-    (1.0, 160): Figures(154, 3.47),
-    (1.0, 128): Figures(99, 3.47),
-    (1.0, 96): Figures(56, 3.47),
-    (0.75, 224): Figures(209, 2.61),
-    (0.75, 192): Figures(153, 2.61),
-    (0.75, 160): Figures(107, 2.61),
-    (0.75, 128): Figures(69, 2.61),
-    (0.75, 96): Figures(39, 2.61),
-    (0.5, 224): Figures(97, 1.95),
-    (0.5, 192): Figures(71, 1.95),
-    (0.5, 160): Figures(50, 1.95),
-    (0.5, 128): Figures(32, 1.95),
-    (0.5, 96): Figures(18, 1.95),
-    (0.35, 224): Figures(59, 1.66),
-    (0.35, 192): Figures(43, 1.66),
-    (0.35, 160): Figures(30, 1.66),
-    (0.35, 128): Figures(20, 1.66),
-    (0.35, 96): Figures(11, 1.66),
+    (width, resolution): Figures(macs, parameters)
+    for width, parameters, by_resolution in (
+        (1.4, 6.06, {224: 582}),
+        (1.3, 5.34, {224: 509}),
+        (1.0, 3.47, {224: 300, 192: 221, 160: 154, 128: 99, 96: 56}),
+        (0.75, 2.61, {224: 209, 192: 153, 160: 107, 128: 69, 96: 39}),
+        (0.5, 1.95, {224: 97, 192: 71, 160: 50, 128: 32, 96: 18}),
+        (0.35, 1.66, {224: 59, 192: 43, 160: 30, 128: 20, 96: 11}),
+    )
+    for resolution, macs in by_resolution.items()
 }
 # Paper, Table 4.
 PAPER = {(1.0, 224): Figures(300, 3.4), (1.4, 224): Figures(585, 6.9)}
@@ -89,120 +79,63 @@ class Layer:
 
 
 def count(model: onnx.ModelProto) -> tuple[Layer, ...]:
-    """Every Conv and Gemm of a static graph, in the graph's order.
+    """Every Conv and Gemm of a static graph, in the graph's order."""
+    from compile.ir.onnx_form import read_as_written
 
-    Raises:
-        UserError: a shape that is not static.
-    """
-    import onnx
-
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in inferred.initializer}
-    for value in (*inferred.input, *inferred.value_info, *inferred.output):
-        sizes = tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
-        shapes.setdefault(value.name, sizes)
-    return tuple(
-        _layer(node, shapes)
-        for node in inferred.node
-        if node.op_type in ("Conv", "Gemm")
-    )
+    operators = read_as_written(model).operators
+    return tuple(_layer(x) for x in operators if x.kind in ("Conv", "Gemm"))
 
 
-def _layer(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> Layer:
-    from onnx import helper
-
-    for name in (*node.input, *node.output):
-        if name and not all(shapes.get(name, (0,))):
+def _layer(operator: Operator) -> Layer:
+    weights, *bias = filter(None, operator.inputs[1:])
+    for tensor in (operator.input, weights, *bias, operator.output):
+        if not tensor.size:
             raise UserError(
-                f"node {node.name or node.output[0]!r}: the shape of {name!r} is not "
+                f"node {operator.label!r}: the shape of {tensor.name!r} is not "
                 "static; give the model fixed input shapes"
             )
-    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    data, weight = shapes[node.input[0]], shapes[node.input[1]]
-    output = shapes[node.output[0]]
-    parameters = math.prod(weight)
-    if node.op_type == "Conv":
-        summed = math.prod(weight[1:])
-        stride = tuple(attributes.get("strides", [1] * len(weight[2:])))
-    else:
-        summed = data[0] if attributes.get("transA") else data[1]
-        stride = ()
-        parameters += sum(math.prod(shapes[name]) for name in node.input[2:])
+    kernel, is_convolution = weights.shape[2:], operator.kind == "Conv"
     return Layer(
-        name=node.name,
-        operator=node.op_type,
-        input=data,
-        output=output,
-        kernel=weight[2:],
-        stride=stride,
-        groups=attributes.get("group", 1),
-        macs=math.prod(output) * summed,
-        parameters=parameters,
+        name=operator.name,
+        operator=operator.kind,
+        input=operator.input.shape,
+        output=operator.output.shape,
+        kernel=kernel,
+        stride=tuple(operator.attributes.get("strides", [1] * len(kernel))),
+        groups=operator.attributes.get("group", 1),
+        macs=operator.macs,
+        parameters=weights.size + sum(x.size for x in bias if not is_convolution),
     )
 
 
-@dataclass(frozen=True)
-class _Report:
-    width: float
-    resolution: int
-    layers: tuple[Layer, ...]
-
-    @property
-    def name(self) -> str:
-        return network_name(self.width, self.resolution)
-
-    @property
-    def macs(self) -> int:
-        return sum(layer.macs for layer in self.layers)
-
-    @property
-    def parameters(self) -> int:
-        return sum(layer.parameters for layer in self.layers)
-
-    @property
-    def released(self) -> Figures | None:
-        return RELEASED.get((self.width, self.resolution))
-
-    @property
-    def paper(self) -> Figures | None:
-        return PAPER.get((self.width, self.resolution))
-
-    @property
-    def bottleneck_bytes(self) -> int:
-        """The largest tensor between two bottlenecks, in 16-bit floats."""
-        between = (x.output for x in self.layers if x.name.endswith(".project"))
-        return max(2 * math.prod(shape) for shape in between)
-
-    def as_json(self, with_layers: bool) -> dict[str, Any]:
-        report: dict[str, Any] = {
-            "name": self.name,
-            "width": self.width,
-            "resolution": self.resolution,
-            "macs": self.macs,
-            "parameters": self.parameters,
-            "bottleneck_bytes_16_bit": self.bottleneck_bytes,
-            "released": self.released and self.released._asdict(),
-            "paper": self.paper and self.paper._asdict(),
-        }
-        if with_layers:
-            report["layers"] = [asdict(layer) for layer in self.layers]
-        return report
+def _report(width: float, resolution: int, model: onnx.ModelProto) -> dict[str, Any]:
+    """One network as ``--json`` prints it."""
+    layers = count(model)
+    released, paper = (table.get((width, resolution)) for table in (RELEASED, PAPER))
+    between = (x.output for x in layers if x.name.endswith(".project"))
+    return {
+        "name": network_name(width, resolution),
+        "width": width,
+        "resolution": resolution,
+        "macs": sum(layer.macs for layer in layers),
+        "parameters": sum(layer.parameters for layer in layers),
+        "bottleneck_bytes_16_bit": max(2 * math.prod(shape) for shape in between),
+        "released": released and released._asdict(),
+        "paper": paper and paper._asdict(),
+        "layers": [asdict(layer) for layer in layers],
+    }
 
 
-def _print_table(reports: Sequence[_Report]) -> None:
-    print(f"{'':24}{'parameters':^29}  {'multiply-adds':^31}")
+def _print_table(reports: Sequence[dict[str, Any]]) -> None:
+    columns = "{:<24}{:>11}{:>10}{:>8}  {:>13}{:>10}{:>8}"
     heads = ("counted", "released", "paper")
-    print(
-        "{:<24}{:>11}{:>10}{:>8}  {:>13}{:>10}{:>8}".format("network", *heads, *heads)
-    )
+    print(f"{'':24}{'parameters':^29}  {'multiply-adds':^31}")
+    print(columns.format("network", *heads, *heads))
     for x in reports:
-        known = (x.released, x.paper)
-        parameters = [f"{f.parameters} M" if f else "" for f in known]
-        macs = [f"{f.macs} M" if f else "" for f in known]
-        print(
-            f"{x.name:<24}{x.parameters:>11,}{parameters[0]:>10}{parameters[1]:>8}"
-            f"  {x.macs:>13,}{macs[0]:>10}{macs[1]:>8}"
-        )
+        known, figures = (x["released"], x["paper"]), []
+        for kind in ("parameters", "macs"):
+            figures += [f"{x[kind]:,}", *(f"{f[kind]} M" if f else "" for f in known)]
+        print(columns.format(x["name"], *figures))
     print(
         "\nparameters: convolutions and classifier without batch normalisation; "
         "multiply-adds: the same layers\n"
@@ -212,41 +145,24 @@ def _print_table(reports: Sequence[_Report]) -> None:
     )
 
 
-def _print_layers(report: _Report) -> None:
+def _print_layers(report: dict[str, Any]) -> None:
     columns = "{:<18}{:<9}{:>13}{:>13}{:>8}{:>15}{:>12}"
-    print()
-    print(
-        columns.format(
-            "layer",
-            "kernel",
-            "input",
-            "output",
-            "stride",
-            "multiply-adds",
-            "parameters",
+    heads = "layer kernel input output stride multiply-adds parameters"
+    print("\n" + columns.format(*heads.split()))
+    for x in report["layers"]:
+        kernel, source, output = (
+            "×".join(map(str, sizes))
+            for sizes in (x["kernel"], x["input"][1:], x["output"][1:])
         )
-    )
-    for x in report.layers:
-        kernel = "×".join(map(str, x.kernel)) + (" dw" if x.groups > 1 else "")
-        print(
-            columns.format(
-                x.name,
-                kernel,
-                "×".join(map(str, x.input[1:])),
-                "×".join(map(str, x.output[1:])),
-                x.stride[0] if x.stride else "",
-                f"{x.macs:,}",
-                f"{x.parameters:,}",
-            )
-        )
-    paper = (
-        f"; the paper's Table 3 has {PAPER_ACTIVATIONS}"
-        if report.name == DEFAULT
-        else ""
-    )
+        kernel += " dw" if x["groups"] > 1 else ""
+        stride = x["stride"][0] if x["stride"] else ""
+        counts = (f"{x[kind]:,}" for kind in ("macs", "parameters"))
+        print(columns.format(x["name"], kernel, source, output, stride, *counts))
+    is_papers = report["name"] == DEFAULT
+    paper = f"; the paper's Table 3 has {PAPER_ACTIVATIONS}" if is_papers else ""
     print(
         f"\nlargest tensor between bottlenecks, as 16-bit floats: "
-        f"{report.bottleneck_bytes:,} bytes{paper}"
+        f"{report['bottleneck_bytes_16_bit']:,} bytes{paper}"
     )
 
 
@@ -294,19 +210,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--json", action="store_true", help="print one JSON object, for machines"
     )
     arguments = parser.parse_args(argv)
+    width, resolution = arguments.width, arguments.resolution
     networks = list(RELEASED)
-    one = (arguments.width, arguments.resolution) != (None, None)
-    if one or arguments.layers or arguments.output:
-        width, resolution = parse_name(DEFAULT)
-        if arguments.width is not None:
-            width = arguments.width
-        if arguments.resolution is not None:
-            resolution = arguments.resolution
-        networks = [(width, resolution)]
+    if arguments.layers or arguments.output or (width, resolution) != (None, None):
+        default = parse_name(DEFAULT)
+        networks = [
+            (
+                default[0] if width is None else width,
+                default[1] if resolution is None else resolution,
+            )
+        ]
     reports = []
     for width, resolution in networks:
         model = build(width, resolution)
-        reports.append(_Report(width, resolution, count(model)))
+        reports.append(_report(width, resolution, model))
+        if not arguments.layers:
+            del reports[-1]["layers"]
         if arguments.output:
             write_whole(
                 arguments.output,
@@ -314,8 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "--output",
             )
     if arguments.json:
-        networks_as_json = [report.as_json(arguments.layers) for report in reports]
-        print(json.dumps({"networks": networks_as_json}, indent=2))
+        print(json.dumps({"networks": reports}, indent=2))
         return 0
     _print_table(reports)
     if arguments.layers:

@@ -28,6 +28,12 @@ def last_line(text: str, otherwise: str = "it said nothing") -> str:
     return lines[-1] if lines else otherwise
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says first; its class where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
 def _interrupt(_signum: int, _frame: object) -> NoReturn:
     # A second one must not interrupt the cleaning up.
     for number in (signal.SIGINT, signal.SIGTERM):

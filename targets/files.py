@@ -9,7 +9,9 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,9 +28,6 @@ def check_writable(path: Path, option: str) -> None:
 
     Args:
         option: the command-line option that named the file, for the error.
-
-    Raises:
-        UserError: ``path`` exists and is not a file, or its folder cannot be written to.
     """
     try:
         if path.exists() and not path.is_file():
@@ -45,11 +44,7 @@ def check_writable(path: Path, option: str) -> None:
 
 
 def write_whole(path: Path, content: bytes, option: str) -> None:
-    """Write a file; one that is there is replaced only when the new one is whole on the disk.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Write a file; one that is there is replaced only when the new one is whole on the disk."""
     check_writable(path, option)
     part = path.with_name(f".{os.getpid()}.part")
     try:
@@ -72,15 +67,18 @@ def why_full(folder: Path) -> str:
 
 
 def cache_folder(program: str = "netship") -> Path:
-    """Where what can be made again is kept: ``$XDG_CACHE_HOME/netship``, by default below ``~/.cache``.
-
-    Raises:
-        UserError: it cannot be made.
-    """
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    """Where what can be made again is kept: ``$XDG_CACHE_HOME/netship``, by default below ``~/.cache``."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
     folder = Path(base, program)
     try:
+        # The XDG base directory specification: a relative path is to be ignored.
+        if not os.path.isabs(base):
+            folder = Path.home() / ".cache" / program
         folder.mkdir(parents=True, exist_ok=True)
+    except RuntimeError:
+        raise UserError(
+            "cache: this user has no home; set XDG_CACHE_HOME to a folder"
+        ) from None
     except OSError as error:
         raise UserError(
             f"{folder}: {error.strerror}; set XDG_CACHE_HOME to a folder that can be written"
@@ -133,12 +131,12 @@ def make_once(
     Args:
         path: what begins with the same word of its name, up to a hyphen, is made by one process at a time.
         make: writes the file or folder at the path that it is given.
-        on_wait: called where another process is making one.
+        on_wait: called once where another process is making one.
     """
     if path.exists():
         return path
     name = path.name.partition("-")[0]
-    with file_lock(path.with_name(f"{name}.lock"), on_wait):
+    with file_lock(path.with_name(f"{name}.lock"), cache(on_wait)):
         if path.exists():
             return path
         for abandoned in path.parent.glob(f".{name}-*"):
@@ -152,11 +150,13 @@ def make_once(
 
 @contextlib.contextmanager
 def file_lock(lock: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Let one process at a time hold the file ``lock``; ``on_wait`` is called where another one holds it."""
+    """Let one process at a time hold the file ``lock``; ``on_wait`` is called again and again while another one holds it."""
     with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_wait()
-            fcntl.flock(file, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                on_wait()
+                time.sleep(0.2)
         yield

@@ -208,5 +208,4 @@ def _server() -> _Server:
 
 
 def _reason(said: str) -> str:
-    lines = said.splitlines() or [said]
-    return _INTERNAL.sub("", lines[0])[:300]
+    return _INTERNAL.sub("", said)[:300]

@@ -10,6 +10,8 @@ from typing import Any
 
 import onnxruntime
 
+from targets.errors import first_line
+
 
 def serve(connection: Connection) -> None:
     """Answer each question with ("done", value) or ("refused", what ONNX Runtime says)."""
@@ -41,7 +43,7 @@ def serve(connection: Connection) -> None:
         try:
             connection.send(("done", answer(what, *arguments)))
         except Exception as error:  # noqa: BLE001  (its errors share no public base class)
-            connection.send(("refused", str(error) or type(error).__name__))
+            connection.send(("refused", first_line(error)))
 
 
 def _session(

@@ -53,23 +53,16 @@ _V2 = frozenset(["cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"
 _V3 = _V2 | frozenset(["abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"])
 _V4 = _V3 | frozenset(["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"])
 # What LLVM's znver4 adds over level 4 and may emit (llvm/lib/TargetParser/X86TargetParser.cpp).
-_ZNVER4 = _V4 | frozenset(
-    [
-        "avx512_bf16",
-        "avx512_vnni",
-        "avx512vbmi",
-        "avx512ifma",
-        "avx512_vbmi2",
-        "gfni",
-        "vaes",
-    ]
+_ZNVER4 = _V4.union(
+    ["avx512_bf16", "avx512_vnni", "avx512vbmi", "avx512ifma", "avx512_vbmi2"],
+    ["gfni", "vaes"],
 )
-
 # What LLVM's sapphirerapids adds to that.
 _SAPPHIRE_RAPIDS = _ZNVER4 | frozenset(["avx512_fp16", "avx_vnni"])
 
 _X86_LINKER = "x86_64-linux-gnu.2.28"
 _ARM64_LINKER = "aarch64-linux-gnu.2.28"
+_ARM32_LINKER = "arm-linux-gnueabihf.2.28"
 
 
 def _x86(name: str, summary: str, features: frozenset[str]) -> Target:
@@ -96,17 +89,10 @@ _ARMV7 = (
 
 
 def _arm32(cpu: str, name: str, summary: str) -> Target:
-    tvm = f"{_ARMV7} -mcpu={cpu} -num-cores=4"
+    tvm, features = f"{_ARMV7} -mcpu={cpu} -num-cores=4", frozenset(["neon", "vfpv4"])
     # QEMU's arm has no Cortex-A53; its Cortex-A7 lacks nothing that the code for one may use.
-    return Target(
-        name=name,
-        summary=summary,
-        tvm=tvm,
-        linker="arm-linux-gnueabihf.2.28",
-        machine="arm",
-        features=frozenset(["neon", "vfpv4"]),
-        qemu_cpu="cortex-a7" if cpu == "cortex-a7" else "max",
-    )
+    qemu = "cortex-a7" if cpu == "cortex-a7" else "max"
+    return Target(name, summary, tvm, _ARM32_LINKER, "arm", features, qemu)
 
 
 PRESETS: tuple[Target, ...] = (

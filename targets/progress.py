@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 from typing import Self
 
 from targets.escapes import one_line
@@ -24,17 +23,11 @@ class Progress:
         self._text = ""
         self._started = 0.0
         self._turns = 0
-        self.seconds: dict[str, float] = {}
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.finish()
         elif self._live:
@@ -56,24 +49,22 @@ class Progress:
 
     def finish(self) -> None:
         """End the current stage and print how long it took."""
-        if not self._text:
-            return
-        self.seconds[self._text] = self._elapsed()
-        if not self._quiet:
-            clear = "\r\x1b[K" if self._live else ""
-            self._write(f"{clear}  {self._elapsed():5.1f} s  {self._text}\n")
-        self._text = ""
+        if self._text:
+            self._line(f"{self._elapsed():5.1f} s  {self._text}")
+            self._text = ""
 
     def note(self, text: str) -> None:
         """Print a line that stays, between stages."""
+        self._line(f"         {one_line(text)}")
+
+    def _line(self, text: str) -> None:
         if not self._quiet:
             clear = "\r\x1b[K" if self._live else ""
-            self._write(f"{clear}          {one_line(text)}\n")
+            self._write(f"{clear}  {text}\n")
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._started
 
     @staticmethod
     def _write(text: str) -> None:
-        sys.stderr.write(text)
-        sys.stderr.flush()
+        print(text, end="", file=sys.stderr, flush=True)

@@ -30,9 +30,6 @@ def write_page(
 
     Args:
         option: the command-line option that names ``path``, for the message.
-
-    Raises:
-        UserError: ``path`` cannot be written.
     """
     environment = _environment([template.parent, _HERE])
     environment.filters |= filters or {}

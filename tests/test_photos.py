@@ -202,9 +202,7 @@ def test_a_network_of_four_channels_takes_no_photograph(tmp_path: Path) -> None:
 
 
 def tensor_of(image: Image.Image, preprocessing: Preprocessing, tensor: Tensor) -> Any:
-    return photos.to_tensor(
-        photos.Photo(Path("photo"), image, ()), preprocessing, tensor
-    )
+    return photos.to_tensor(photos.Photo(image, ()), preprocessing, tensor)
 
 
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (224, 224), (1000, 130)])

@@ -134,12 +134,13 @@ def _check_target(target: Target) -> None:
 
 
 def _write_kernels(folder: Path, network: Converted, factory: Any) -> None:
-    """The fused TIR, the assembly, and the C that is called with its own assembly."""
+    """Relay's fused kernels, their TIR, the assembly, and the C that is called with its own assembly."""
+    metadata = factory.function_metadata
+    (fused,) = metadata["__tvm_main__"].relay_primfuncs.values()
+    (folder / "kernels.txt").write_text(fused.astext(show_meta_data=False))
     kernels = [
         f"# {name}\n{function.script()}\n"
-        for name, information in sorted(
-            factory.function_metadata.items(), key=lambda item: str(item[0])
-        )
+        for name, information in sorted(metadata.items(), key=lambda item: str(item[0]))
         for function in information.tir_primfuncs.values()
     ]
     (folder / "tir.txt").write_text("\n".join(kernels))

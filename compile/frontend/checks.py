@@ -32,16 +32,13 @@ def check_opsets(proto: onnx.ModelProto) -> None:
             f"opset {version} of ai.onnx, this takes {OPSETS[0]} to {OPSETS[-1]}; export with "
             "opset_version=17, or use onnx.version_converter"
         )
-    if not proto.graph.node:
-        raise Unfit("the graph has no nodes; export a network")
 
 
 def inlined_functions(proto: onnx.ModelProto) -> onnx.ModelProto:
     if not proto.functions:
         return proto
     _check_expansion(proto)
-    inlined: onnx.ModelProto = inline_local_functions(proto)
-    return inlined
+    return inline_local_functions(proto)
 
 
 def _check_expansion(proto: onnx.ModelProto) -> None:
@@ -108,27 +105,25 @@ def _is_integer_operator(node: onnx.NodeProto) -> bool:
 
 
 def check_order(graph: onnx.GraphProto) -> None:
-    """Refuse an input that no earlier node produces: with its cause, a missing node, a cycle or a wrong order."""
+    """Refuse an input that no earlier node produces."""
     made = {each.name for each in (*graph.input, *graph.initializer)}
+    for node in graph.node:
+        for name in node.input:
+            if name and name not in made:
+                raise Unfit(_why_not_made(graph, node, name))
+        made.update(node.output)
+
+
+def _why_not_made(graph: onnx.GraphProto, node: onnx.NodeProto, name: str) -> str:
+    """A missing node, a cycle or a wrong order."""
     maker = {
         name: index
         for index, node in enumerate(graph.node)
         for name in node.output
         if name
     }
-    early = None
-    for node in graph.node:
-        for name in node.input:
-            if name and name not in made and early is None:
-                early = node, name
-        made.update(node.output)
-    if early is None:
-        return
-    node, name = early
     if name not in maker:
-        raise Unfit(
-            f"{node_label(node)}: reads {shown(name)!r}, which nothing makes; export it again"
-        )
+        return f"{node_label(node)}: reads {shown(name)!r}, which nothing makes; export it again"
     edges = {
         index: {maker[each] for each in node.input if each in maker}
         for index, node in enumerate(graph.node)
@@ -136,14 +131,11 @@ def check_order(graph: onnx.GraphProto) -> None:
     try:
         TopologicalSorter(edges).prepare()
     except CycleError as error:
-        labels = " → ".join(
-            node_label(graph.node[index]) for index in error.args[1][:4]
-        )
-        raise Unfit(
-            f"its nodes form a cycle ({labels}); export a feed-forward network"
-        ) from None
-    raise Unfit(
-        f"{node_label(node)}: reads {shown(name)!r} before it is made; sort the nodes or export it again"
+        found = (node_label(graph.node[index]) for index in error.args[1][:4])
+        return f"its nodes form a cycle ({' → '.join(found)}); export a feed-forward network"
+    return (
+        f"{node_label(node)}: reads {shown(name)!r} before it is made; "
+        "sort the nodes or export it again"
     )
 
 
@@ -157,12 +149,9 @@ def check_all_inlined(proto: onnx.ModelProto) -> None:
 
 
 def check_weights(proto: onnx.ModelProto) -> None:
-    constants = [node for node in proto.graph.node if node.op_type == "Constant"]
-    made = (constant_value(node) for node in constants)
-    for tensor in (
-        *proto.graph.initializer,
-        *(each for each in made if each is not None),
-    ):
+    constants = (node for node in proto.graph.node if node.op_type == "Constant")
+    made = filter(None, map(constant_value, constants))
+    for tensor in (*proto.graph.initializer, *made):
         if tensor.data_type != TensorProto.FLOAT:
             continue
         array = numpy_helper.to_array(tensor)

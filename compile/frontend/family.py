@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,25 +21,17 @@ WIDTHS = (0.1, 4.0)
 RESOLUTIONS = (32, 1024)
 
 
-class Stage(NamedTuple):
-    """``repeats`` bottlenecks that end in ``channels``; the first of them strides."""
-
-    expansion: int
-    channels: int
-    repeats: int
-    stride: int
-
-
-# Paper, Table 2: columns t, c, n, s, between the stem (32, stride 2) and the head (1280).
+# Paper, Table 2, between the stem (32, stride 2) and the head (1280): t, c, n, s, which are the expansion, the
+# channels, the number of bottlenecks, and the stride of the first of them.
 STEM_CHANNELS = 32
 STAGES = (
-    Stage(1, 16, 1, 1),
-    Stage(6, 24, 2, 2),
-    Stage(6, 32, 3, 2),
-    Stage(6, 64, 4, 2),
-    Stage(6, 96, 3, 1),
-    Stage(6, 160, 3, 2),
-    Stage(6, 320, 1, 1),
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
 )
 HEAD_CHANNELS = 1280
 
@@ -61,11 +53,7 @@ def network_name(width: float, resolution: int) -> str:
 
 
 def parse_name(name: str) -> tuple[float, int]:
-    """``mobilenetv2-WIDTH-RESOLUTION`` → (width, resolution).
-
-    Raises:
-        UserError: not of that form, or out of range.
-    """
+    """``mobilenetv2-WIDTH-RESOLUTION`` → (width, resolution)."""
     match = re.fullmatch(r"mobilenetv2-([0-9]+(?:\.[0-9]+)?)-([0-9]{1,6})", name[:80])
     if not match:
         raise UserError(
@@ -120,9 +108,6 @@ def build(width: float, resolution: int, classes: int = 1000) -> onnx.ModelProto
     float32 [1, classes]. Batch normalisation is folded into the convolutions. The weights
     are random: labels mean nothing, but activations keep their spread to the last layer,
     and different photographs get different answers.
-
-    Raises:
-        UserError: width or resolution out of range.
     """
     _check_range(width, resolution)
     graph = _Graph()
@@ -134,14 +119,12 @@ def build(width: float, resolution: int, classes: int = 1000) -> onnx.ModelProto
         stride=2,
     )
     block = 0
-    for stage in STAGES:
-        channels = divisible(stage.channels * width)
-        for repeat in range(stage.repeats):
+    for expansion, unscaled, repeats, first_stride in STAGES:
+        channels = divisible(unscaled * width)
+        for repeat in range(repeats):
             block += 1
-            stride = stage.stride if repeat == 0 else 1
-            x = _bottleneck(
-                graph, f"block{block}", x, stage.expansion, channels, stride
-            )
+            stride = 1 if repeat else first_stride
+            x = _bottleneck(graph, f"block{block}", x, expansion, channels, stride)
     head = divisible(HEAD_CHANNELS * max(1.0, width))
     return graph.finish(graph.convolution("head", x, head), resolution, classes)
 

@@ -34,6 +34,16 @@ class Value(NamedTuple):
     dtype: int
     shape: tuple[int | None, ...] | None
 
+    @property
+    def sizes(self) -> tuple[int, ...] | None:
+        """The shape, where all of it is known."""
+        if self.shape is None or None in self.shape:
+            return None
+        return tuple(dim or 0 for dim in self.shape)
+
+
+UNKNOWN = Value(0, None)
+
 
 def value_of(info: onnx.ValueInfoProto) -> Value:
     tensor = info.type.tensor_type
@@ -149,28 +159,25 @@ def _evaluate(
         return constant_value(node)
     if node.op_type not in _FOLDABLE or len(node.output) != 1:
         return None
-    result = known.get(node.output[0])
-    size = _elements(result)
-    if result is None or size is None or size > limit:
+    result = known.get(node.output[0], UNKNOWN)
+    if result.sizes is None or prod(result.sizes) > limit:
         return None
     if node.op_type in ("Shape", "Size"):
-        shape = known[node.input[0]].shape if node.input[0] in known else None
-        if shape is None or None in shape:
+        sizes = known.get(node.input[0], UNKNOWN).sizes
+        if sizes is None:
             return None
         # Only the shape matters, so the array has no bytes of its own.
-        inputs = {
-            node.input[0]: np.broadcast_to(np.float32(0), [dim or 0 for dim in shape])
-        }
+        inputs = {node.input[0]: np.broadcast_to(np.float32(0), sizes)}
     else:
         names = [name for name in node.input if name]
         if any(name not in constants for name in names):
             return None
         inputs = {name: numpy_helper.to_array(constants[name]) for name in names}
     output = _run(node, inputs, version)
-    if output is None:
+    if output is None or output.shape != result.sizes:
         return None
-    agrees = output.shape == result.shape and _onnx_dtype(output) == result.dtype
-    return numpy_helper.from_array(output, node.output[0]) if agrees else None
+    tensor = numpy_helper.from_array(output, node.output[0])
+    return tensor if tensor.data_type == result.dtype else None
 
 
 def _run(
@@ -178,35 +185,16 @@ def _run(
 ) -> NDArray[Any] | None:
     from onnx.reference import ReferenceEvaluator
 
-    graph = onnx.helper.make_graph(
-        [node],
-        "constant",
-        [
-            onnx.helper.make_tensor_value_info(name, _onnx_dtype(array), array.shape)
-            for name, array in inputs.items()
-        ],
-        [onnx.ValueInfoProto(name=node.output[0])],
-    )
-    model = onnx.helper.make_model(
-        graph, opset_imports=[onnx.helper.make_opsetid("", version)]
+    opsets = [onnx.helper.make_opsetid("", version)]
+    function = onnx.helper.make_function(
+        "", "constant", list(inputs), node.output, [node], opsets
     )
     try:
         with np.errstate(all="ignore"):
-            result: Any = ReferenceEvaluator(model).run(None, inputs)
+            result: Any = ReferenceEvaluator(function).run(None, inputs, {})
     except Exception:  # noqa: BLE001  (the evaluator does not support every form of every operator)
         return None
     return np.asarray(result[0])
-
-
-def _onnx_dtype(array: NDArray[Any]) -> int:
-    return int(onnx.helper.np_dtype_to_tensor_dtype(array.dtype))
-
-
-def _elements(value: Value | None) -> int | None:
-    if value is None or value.shape is None:
-        return None
-    known = [dim for dim in value.shape if dim is not None]
-    return prod(known) if len(known) == len(value.shape) else None
 
 
 def with_nodes(

@@ -19,13 +19,13 @@ from compile.frontend.model import Model
 from compile.frontend.model_file import MAX_MODEL_BYTES, inline_external, read_regular
 from compile.frontend.names import Unfit
 from compile.frontend.preprocessing import Layout
-from targets.errors import UserError
+from targets.errors import UserError, first_line
 from targets.escapes import shown
 
 
 def load(
     path: Path,
-    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    input_shapes: Mapping[str, tuple[int, ...]] = {},
     layout: Layout | None = None,
 ) -> Model:
     """Read an ONNX file, with its external data, and check it.
@@ -47,7 +47,7 @@ def load(
     identity = ModelIdentity(
         name=path.name, sha256=hashlib.sha256(data).hexdigest(), external_data=external
     )
-    return _check(proto, identity, input_shapes or {}, layout, where)
+    return check(proto, identity, input_shapes, layout, where)
 
 
 def _parse(data: bytes) -> onnx.ModelProto:
@@ -58,7 +58,7 @@ def _parse(data: bytes) -> onnx.ModelProto:
         proto.ParseFromString(data)
     except Exception as error:  # noqa: BLE001  (protobuf's errors have no public base class)
         raise Unfit(
-            f"not an ONNX model, or cut short ({_excerpt(error)}); export or copy it again"
+            f"not an ONNX model, or cut short ({shown(first_line(error), 160)}); export or copy it again"
         ) from None
     return proto
 
@@ -66,29 +66,19 @@ def _parse(data: bytes) -> onnx.ModelProto:
 def check(
     proto: onnx.ModelProto,
     identity: ModelIdentity,
-    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    input_shapes: Mapping[str, tuple[int, ...]] = {},
     layout: Layout | None = None,
+    where: str = "",
 ) -> Model:
-    """As :func:`load`, for a model already in memory."""
-    return _check(
-        proto, identity, input_shapes or {}, layout, shown(identity.name, 300)
-    )
-
-
-def _check(
-    proto: onnx.ModelProto,
-    identity: ModelIdentity,
-    input_shapes: Mapping[str, tuple[int, ...]],
-    layout: Layout | None,
-    where: str,
-) -> Model:
+    """As :func:`load`, for a model already in memory; ``where`` is what errors call it, by default its name."""
+    where = where or shown(identity.name, 300)
     try:
         return _checked(proto, identity, input_shapes, layout)
     except Unfit as error:
         raise UserError(f"{where}: {error}") from None
     except Exception as error:  # noqa: BLE001  (onnx and protobuf raise errors of any class on hostile input)
         raise UserError(
-            f"{where}: not a valid ONNX model ({_excerpt(error)}); export it again"
+            f"{where}: not a valid ONNX model ({shown(first_line(error), 160)}); export it again"
         ) from None
 
 
@@ -116,8 +106,3 @@ def _checked(
     for output, inferred in zip(static.graph.output, folded.graph.output, strict=True):
         output.CopyFrom(inferred)
     return Model(static, identity, tensor, outputs, shapes.is_softmax(folded), notes)
-
-
-def _excerpt(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return shown(lines[0] if lines else type(error).__name__, 160)

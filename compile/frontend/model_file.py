@@ -132,9 +132,6 @@ def _attribute_tensors(nodes: Any) -> Iterator[TensorProto]:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
-            for graph in (
-                *attribute.graphs,
-                *([attribute.g] if attribute.HasField("g") else []),
-            ):
+            for graph in (*attribute.graphs, attribute.g):
                 yield from graph.initializer
                 yield from _attribute_tensors(graph.node)

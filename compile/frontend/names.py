@@ -1,6 +1,8 @@
-"""How errors about an untrusted model name its parts."""
+"""How errors about an untrusted model name its parts, and names for new parts."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable
 
 import onnx
 
@@ -12,6 +14,20 @@ def node_label(node: onnx.NodeProto) -> str:
     made = next((name for name in node.output if name), "")
     called = f"{shown(node.name)!r}" if node.name else f"that makes {shown(made)!r}"
     return f"node {called} ({shown(node.op_type)})"
+
+
+def fresh_names(taken: Iterable[str]) -> Callable[[str], str]:
+    """A function that makes of a stem a name which is not taken, each time another."""
+    known = set(taken)
+
+    def fresh(stem: str) -> str:
+        name, number = stem, 2
+        while name in known:
+            name, number = f"{stem}/{number}", number + 1
+        known.add(name)
+        return name
+
+    return fresh
 
 
 class Unfit(Exception):

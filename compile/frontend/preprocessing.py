@@ -78,14 +78,8 @@ def _message(error: ValidationError) -> str:
 
 
 def load_sidecar(model: Path) -> Overrides:
-    """What ``model.toml`` next to ``model.onnx`` states; nothing where there is none.
-
-    Raises:
-        UserError: not TOML, an unknown key, a value of the wrong kind.
-    """
-    if not model.name:
-        return Overrides()
-    path = model.with_suffix(".toml")
+    """What ``model.toml`` next to ``model.onnx`` states; nothing where there is none."""
+    path = model.with_suffix(".toml") if model.name else model
     if not path.is_file():
         return Overrides()
     try:
@@ -180,12 +174,10 @@ def _note(
     return f"preprocessing: {formula}; {geometry}"
 
 
-def read_labels(path: Path, classes: int) -> list[str]:
-    """Class names, one a line.
-
-    Raises:
-        UserError: unreadable, or not ``classes`` lines.
-    """
+def read_labels(path: Path | None, classes: int) -> list[str]:
+    """Class names, one a line of the file; none without one."""
+    if path is None:
+        return []
     try:
         names = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:

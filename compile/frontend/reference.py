@@ -27,15 +27,16 @@ class Reference:
         self._model = model
         self._input = model.input.name
         self._outputs = [tensor.name for tensor in model.outputs]
-        self.threads = threads
         kept = _coarse(model.proto.graph)
-        self._session = self._open(with_outputs(model.proto, kept))
-        self._as_by_default = self._open(model.proto) if kept else self._session
+        self._session = self._open(with_outputs(model.proto, kept), threads)
+        self._as_by_default = (
+            self._open(model.proto, threads) if kept else self._session
+        )
         self.version = self._session.version
 
-    def _open(self, proto: onnx.ModelProto) -> Session:
+    def _open(self, proto: onnx.ModelProto, threads: int) -> Session:
         name = self._model.identity.name
-        return Session(proto.SerializeToString(), name, threads=self.threads)
+        return Session(proto.SerializeToString(), name, threads=threads)
 
     def run(self, tensor: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """One inference: every output of the graph, in the graph's order."""

@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto
 
 from bundle.manifest import Tensor
-from compile.frontend.fold import Value, is_onnx, opset, value_of, values
+from compile.frontend.fold import UNKNOWN, Value, is_onnx, opset, value_of, values
 from compile.frontend.names import Unfit, node_label
 from compile.frontend.preprocessing import Layout
 from targets.escapes import shown
@@ -62,17 +62,14 @@ def make_static(
             else f"has rank {len(shape)} {_shown_shape(source)}"
         )
         raise Unfit(f"input {name!r} {found}, need rank 4: an image with its batch")
-    wanted = given.get(source.name)
-    if wanted is not None:
-        fits = len(wanted) == 4 and all(
-            new > 0 and old in (None, new)
-            for old, new in zip(shape, wanted, strict=True)
+    wanted = given.get(source.name, ())
+    if len(wanted) not in (0, 4) or any(
+        new <= 0 or old not in (None, new) for old, new in zip(shape, wanted)
+    ):
+        raise Unfit(
+            f"--input-shape {name}:{','.join(map(str, wanted))} contradicts the input's "
+            f"{_shown_shape(source)}; it fills in symbolic dimensions only"
         )
-        if not fits:
-            raise Unfit(
-                f"--input-shape {name}:{','.join(map(str, wanted))} contradicts the input's "
-                f"{_shown_shape(source)}; it fills in symbolic dimensions only"
-            )
     notes: tuple[str, ...] = ()
     final = list(wanted or shape)
     if final[0] is None:
@@ -161,19 +158,22 @@ def check_values(proto: onnx.ModelProto) -> None:
         # An output that no node reads (a Dropout's mask) often has no inferred shape.
         for name in read.intersection(node.output):
             label = f"{node_label(node)}: its output {shown(name)!r}"
-            dtype, shape = known.get(name, Value(0, None))
-            if shape is None or None in shape:
+            value = known.get(name, UNKNOWN)
+            if value.sizes is None:
                 raise Unfit(f"{label} has no static shape; export with fixed sizes")
-            if dtype not in _DTYPES:
-                raise Unfit(_wrong_dtype(label, dtype))
-            size = prod(dim or 0 for dim in shape) * _itemsize(dtype)
+            if value.dtype not in _DTYPES:
+                raise Unfit(_wrong_dtype(label, value.dtype))
+            itemsize = onnx.helper.tensor_dtype_to_np_dtype(value.dtype).itemsize
+            size = prod(value.sizes) * itemsize
             total += size
             if size > MAX_TENSOR_BYTES:
                 raise Unfit(
                     f"{label} takes {size} bytes, more than the {MAX_TENSOR_BYTES} allowed"
                 )
             if size <= 0:
-                raise Unfit(f"{label} is empty {list(shape)}; export with larger sizes")
+                raise Unfit(
+                    f"{label} is empty {list(value.sizes)}; export with larger sizes"
+                )
     if total > MAX_ALL_TENSORS_BYTES:
         raise Unfit(
             f"its tensors take {total} bytes, more than the {MAX_ALL_TENSORS_BYTES} allowed"
@@ -183,10 +183,6 @@ def check_values(proto: onnx.ModelProto) -> None:
             raise Unfit(
                 _wrong_dtype(f"weights {shown(tensor.name)!r}", tensor.data_type)
             )
-
-
-def _itemsize(dtype: int) -> int:
-    return onnx.helper.tensor_dtype_to_np_dtype(dtype).itemsize
 
 
 def _wrong_dtype(label: str, dtype: int) -> str:
@@ -223,9 +219,7 @@ def outputs_of(proto: onnx.ModelProto) -> tuple[Tensor, ...]:
 
 
 def tensor_of(name: str, value: Value, layout: Layout | Literal[""]) -> Tensor:
-    return Tensor(
-        name=name, shape=tuple(dim or 0 for dim in value.shape or ()), layout=layout
-    )
+    return Tensor(name=name, shape=value.sizes or (), layout=layout)
 
 
 def layout_of(source: onnx.ValueInfoProto, given: Layout | None) -> Layout:
@@ -243,7 +237,7 @@ def is_softmax(proto: onnx.ModelProto) -> bool:
         node = maker.get(node.input[0])
     if node is None or node.op_type != "Softmax":
         return False
-    shape = [dim or 0 for dim in known[node.input[0]].shape or ()]
+    shape = known[node.input[0]].sizes or ()
     one_axis = opset(proto) >= 13
     axis = next(
         (a.i for a in node.attribute if a.name == "axis"), -1 if one_axis else 1

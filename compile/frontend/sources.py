@@ -53,13 +53,9 @@ def find(
                 f"downloading {text}, {done * 100 // size} %"
             ),
         )
-        own, note = (
-            zoo.MODELS[text].preprocessing,
-            "the ONNX Model Zoo's trained network",
-        )
-        return Source(
-            text, gate.load(path, input_shapes, "NCHW"), own, Overrides(), note
-        )
+        model = gate.load(path, input_shapes, "NCHW")
+        note = "the ONNX Model Zoo's trained network"
+        return Source(text, model, zoo.MODELS[text].preprocessing, Overrides(), note)
     if re.fullmatch(r"mobilenetv2-[^/.]+\.?[^/]*-[^/.]+", text) and not path.exists():
         return _built_in(text)
     overrides = load_sidecar(path)

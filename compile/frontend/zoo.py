@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import http.client
 import os
 import re
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -19,6 +17,7 @@ from urllib.parse import urlsplit
 from bundle.manifest import Preprocessing
 from bundle.store import sha256_of
 from targets.errors import UserError
+from targets.files import cache_folder, file_lock
 
 Progress = Callable[[int, int], None]
 
@@ -72,7 +71,6 @@ class _Cut(Exception):
 def fetch(name: str, on_progress: Progress) -> Path:
     """The file of a zoo model, from the cache or the network.
 
-    The cache is ``$XDG_CACHE_HOME/netship/models`` (``~/.cache`` where that is not set).
     A download that was cut continues where it stopped, now and at the next call; several
     processes may call at the same time.
 
@@ -86,15 +84,17 @@ def fetch(name: str, on_progress: Progress) -> Path:
     if name not in MODELS:
         raise UserError(f"zoo model {name[:80]!r}: unknown; known: {', '.join(MODELS)}")
     model = MODELS[name]
-    folder = _cache()
+    folder = cache_folder("netship/models")
     path = folder / f"{name}.onnx"
     try:
         if _is_whole(path, model):
             return path
         url = f"{_address()}/{model.path}"
-        folder.mkdir(parents=True, exist_ok=True)
         part = folder / f"{name}.part"
-        with _file_lock(folder / f"{name}.lock", part, model, on_progress):
+        # While another process has the lock: the progress of its part.
+        with file_lock(
+            folder / f"{name}.lock", lambda: on_progress(_size(part), model.nbytes)
+        ):
             if not _is_whole(path, model):
                 _download(url, part, model, on_progress)
                 part.replace(path)
@@ -104,19 +104,6 @@ def fetch(name: str, on_progress: Progress) -> Path:
             "set XDG_CACHE_HOME to a folder that can be written to and has room"
         ) from None
     return path
-
-
-def _cache() -> Path:
-    configured = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG base directory specification: a relative path is to be ignored.
-    if os.path.isabs(configured):
-        return Path(configured) / "netship" / "models"
-    try:
-        return Path.home() / ".cache" / "netship" / "models"
-    except RuntimeError:
-        raise UserError(
-            "cache: this user has no home; set XDG_CACHE_HOME to a folder"
-        ) from None
 
 
 def _address() -> str:
@@ -149,22 +136,6 @@ def _is_whole(path: Path, model: ZooModel) -> bool:
         and path.stat().st_size == model.nbytes
         and sha256_of(path) == model.sha256
     )
-
-
-@contextmanager
-def _file_lock(
-    lock: Path, part: Path, model: ZooModel, on_progress: Progress
-) -> Iterator[None]:
-    """Hold ``lock``; while another process has it, show the progress of its ``part``."""
-    with lock.open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                on_progress(_size(part), model.nbytes)
-                time.sleep(0.2)
-        yield
 
 
 def _size(path: Path) -> int:
@@ -273,17 +244,16 @@ def _network() -> Iterator[None]:
     """Turn errors of the network into _Cut: errors of files are OSErrors too."""
     try:
         yield
-    except TimeoutError:
-        raise _Cut(f"no answer in {TIMEOUT_SECONDS:g} s") from None
-    except urllib.error.URLError as error:
-        if isinstance(error.reason, TimeoutError):
-            raise _Cut(f"no answer in {TIMEOUT_SECONDS:g} s") from None
-        raise _Cut(f"cannot be reached ({error.reason})") from None
     except http.client.IncompleteRead:
         raise _Cut("the connection was cut") from None
     except http.client.HTTPException as error:
         raise _Cut(f"does not speak HTTP ({type(error).__name__})") from None
     except OSError as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, TimeoutError):
+            raise _Cut(f"no answer in {TIMEOUT_SECONDS:g} s") from None
+        if isinstance(error, urllib.error.URLError):
+            raise _Cut(f"cannot be reached ({reason})") from None
         raise _Cut(f"the connection failed ({error.strerror or error})") from None
 
 

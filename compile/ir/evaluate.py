@@ -46,7 +46,9 @@ def apply(
         with np.errstate(all="ignore"):
             results: Any = ReferenceEvaluator(onnx_form.write(alone)).run(None, free)
             made = list(results)
-    return {
-        tensor.name: np.asarray(value, tensor.dtype).reshape(tensor.shape)
-        for tensor, value in zip(operator.outputs, made, strict=True)
-    }
+    # A value that float32 has no room for is infinite.
+    with np.errstate(over="ignore"):
+        return {
+            tensor.name: np.asarray(value, tensor.dtype).reshape(tensor.shape)
+            for tensor, value in zip(operator.outputs, made, strict=True)
+        }

@@ -6,7 +6,7 @@ packer needs the operator alone; in one graph a name stands for one tensor (`che
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -15,6 +15,8 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from compile.frontend.names import fresh_names
 
 Array = NDArray[Any]
 
@@ -132,6 +134,13 @@ class Tensor:
         return replace(self, dtype="float32", quantisation=None, value=value)
 
 
+def constant(
+    name: str, value: Array, quantisation: Quantisation | None = None
+) -> Tensor:
+    """A tensor of that value, of its shape and type."""
+    return Tensor(name, value.shape, value.dtype.name, quantisation, value=value)
+
+
 @dataclass(frozen=True)
 class Operator:
     """One operator.
@@ -214,10 +223,13 @@ class Graph:
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by its name."""
-        return {
-            tensor.name: tensor
-            for tensor in (*self.inputs, *self._of_operators(), *self.outputs)
-        }
+        of_operators = (
+            tensor
+            for operator in self.operators
+            for tensor in (*operator.inputs, *operator.outputs)
+        )
+        every = (*self.inputs, *of_operators, *self.outputs)
+        return {tensor.name: tensor for tensor in every if tensor is not None}
 
     @cached_property
     def makers(self) -> dict[str, Operator]:
@@ -272,23 +284,17 @@ class Graph:
                 needed.update(each.name for each in operator.inputs if each)
         return replace(self, operators=tuple(reversed(live)))
 
-    def fresh_names(self) -> Callable[[str], str]:
-        """A function that makes of a stem a name which no tensor of the network has, each time another."""
-        taken = set(self.tensors)
-
-        def fresh(stem: str) -> str:
-            name, number = stem, 2
-            while name in taken:
-                name, number = f"{stem}/{number}", number + 1
-            taken.add(name)
-            return name
-
-        return fresh
-
-    def _of_operators(self) -> Iterable[Tensor]:
+    def rewritten(self, rule: Callable[[Operator], Sequence[Operator] | None]) -> Graph:
+        """The graph with what ``rule`` makes of each operator in its place; None keeps the operator."""
+        made: list[Operator] = []
         for operator in self.operators:
-            yield from (each for each in operator.inputs if each is not None)
-            yield from operator.outputs
+            new = rule(operator)
+            made += [operator] if new is None else new
+        return self.with_operators(made)
+
+    def fresh_names(self) -> Callable[[str], str]:
+        """As `names.fresh_names`, of names that no tensor of the network has."""
+        return fresh_names(self.tensors)
 
 
 def check(graph: Graph) -> None:

@@ -10,17 +10,13 @@ from onnx import helper, numpy_helper
 
 from compile.frontend.canonical.rules import canonical
 from compile.frontend.fold import fold, opset, values
-from compile.ir.graph import Graph, Operator, Tensor
+from compile.ir.graph import Graph, Operator, Tensor, constant
 from compile.ir.kinds import make
-from compile.ir.operators import Dequantise, Quantise
+from compile.ir.operators import Scaled
 
 
 def read(proto: onnx.ModelProto) -> Graph:
-    """The operator graph of a model that passed the gate, each operator in the one form that the compiler knows.
-
-    Raises:
-        UserError: a form that has no equal among those; the node is named.
-    """
+    """The operator graph of a model that passed the gate, each operator in the one form that the compiler knows."""
     return _graph(canonical(proto))
 
 
@@ -31,13 +27,17 @@ def read_as_written(proto: onnx.ModelProto) -> Graph:
 
 def _graph(clean: onnx.ModelProto) -> Graph:
     known = values(clean.graph)
-    tensors = {each.name: _constant(each) for each in clean.graph.initializer}
+    tensors = {
+        each.name: constant(each.name, numpy_helper.to_array(each))
+        for each in clean.graph.initializer
+    }
 
     def tensor(name: str) -> Tensor:
         if name not in tensors:
             dtype, shape = known[name]
             sizes = tuple(size or 0 for size in shape or ())
-            tensors[name] = Tensor(name, sizes, _dtype_name(dtype))
+            stored = helper.tensor_dtype_to_np_dtype(dtype).name
+            tensors[name] = Tensor(name, sizes, stored)
         return tensors[name]
 
     return Graph(
@@ -100,10 +100,8 @@ def _as_onnx(operator: Operator) -> Operator:
         if len(output.shape) == 2 and output.shape[0] == operator.input.shape[0]:
             return replace(operator, kind="Flatten")
         added = {"shape": np.array(output.shape, np.int64)}
-    elif isinstance(operator, Quantise | Dequantise):
-        stored = output if isinstance(operator, Quantise) else operator.input
-        if stored.quantisation is None:
-            return operator
+    elif isinstance(operator, Scaled) and operator.stored.quantisation:
+        stored = operator.stored
         added = {
             "scale": np.array(stored.scale, np.float32),
             "zero": np.array(stored.zero, stored.dtype),
@@ -111,20 +109,9 @@ def _as_onnx(operator: Operator) -> Operator:
     else:
         return operator
     constants = (
-        Tensor(f"{output.name}/{what}", value.shape, value.dtype.name, value=value)
-        for what, value in added.items()
+        constant(f"{output.name}/{what}", value) for what, value in added.items()
     )
     return replace(operator, inputs=(operator.input, *constants))
-
-
-def _constant(proto: onnx.TensorProto) -> Tensor:
-    dtype = _dtype_name(proto.data_type)
-    value = numpy_helper.to_array(proto)
-    return Tensor(proto.name, tuple(proto.dims), dtype, value=value)
-
-
-def _dtype_name(dtype: int) -> str:
-    return helper.tensor_dtype_to_np_dtype(dtype).name
 
 
 def _value_info(tensor: Tensor) -> onnx.ValueInfoProto:

@@ -23,8 +23,8 @@ class Known(Operator):
     """An operator whose shape rule and numbers stand here."""
 
     def shape(self) -> tuple[int, ...]:
-        """Of the output; from the inputs."""
-        raise NotImplementedError
+        """Of the output, from the inputs: the first one's where the class does not say otherwise."""
+        return self.input.shape
 
     def evaluate(self, *values: Array) -> Array:
         """The output, of the stored values of the inputs that are there; float32 sums are exact within their rounding."""
@@ -46,18 +46,9 @@ class Limited(Known):
     @property
     def stored_limits(self) -> tuple[int, int]:
         """The lowest and the highest stored value of a quantised output."""
-        low, high = (
-            int(
-                np.clip(
-                    self.output.zero + round(real / self.output.scale),
-                    *self.output.limits,
-                )
-            )
-            if np.isfinite(real)
-            else default
-            for real, default in zip(self.limits, self.output.limits, strict=True)
-        )
-        return low, high
+        steps = np.rint(np.array(self.limits) / self.output.scale) + self.output.zero
+        low, high = np.clip(steps, *self.output.limits)
+        return int(low), int(high)
 
 
 class Convolution(Limited):
@@ -138,33 +129,27 @@ class Convolution(Limited):
         weights = self.inputs[1]
         assert weights is not None and weights.quantisation is not None
         flat = self._weights.reshape(self._weights.shape[0], -1).astype(np.int64)
-        scales = np.broadcast_to(np.array(weights.quantisation.scale), flat.shape[:1])
-        return requantise.of_sums(self, flat, self.bias, scales)
+        scales = np.array(weights.quantisation.scale, np.float32)
+        ratio = np.float32(self.input.scale) * scales / np.float32(self.output.scale)
+        ratio = np.broadcast_to(ratio, flat.shape[:1])
+        return requantise.of_sums(self, flat, self.bias, ratio)
 
     def shape(self) -> tuple[int, ...]:
-        size = (
-            (whole + before + after - (kernel - 1) * dilation - 1) // stride + 1
-            for whole, before, after, kernel, dilation, stride in zip(
-                self.input.shape[2:],
-                self.pads[:2],
-                self.pads[2:],
-                self.kernel,
-                self.dilations,
-                self.strides,
-                strict=True,
-            )
-        )
-        return self.input.shape[0], self._weights.shape[0], *size
+        image, (before, after) = self.input.shape[2:], np.reshape(self.pads, (2, 2))
+        extent = (np.array(self.kernel) - 1) * self.dilations + 1
+        size = (image + before + after - extent) // self.strides + 1
+        return self.input.shape[0], self._weights.shape[0], *size.tolist()
 
     def evaluate(self, *values: Array) -> Array:
-        if self.output.quantisation:
-            # Sums stay below 2³¹: double precision is exact, and BLAS is fast.
-            sums = self._sums(values[0].astype(np.float64) - self.input.zero)
-            whole = sums.astype(np.int64) + self.bias.reshape(-1, 1, 1)
-            ratio = self.requantisation.ratio.reshape(-1, 1, 1)
-            return requantise.requantise(whole, ratio, self.output, self.stored_limits)
-        sums = self._sums(values[0].astype(np.float64)) + self.bias.reshape(-1, 1, 1)
-        return np.asarray(np.clip(sums, *self.limits))
+        integers = self.output.quantisation is not None
+        # Sums of integers stay below 2³¹: double precision is exact, and BLAS is fast.
+        x = values[0].astype(np.float64) - (self.input.zero if integers else 0)
+        sums = self._sums(x) + self.bias.reshape(-1, 1, 1)
+        if not integers:
+            return np.asarray(np.clip(sums, *self.limits))
+        ratio = self.requantisation.ratio.reshape(-1, 1, 1)
+        whole = sums.astype(np.int64)
+        return requantise.requantise(whole, ratio, self.output, self.stored_limits)
 
     def _sums(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         top, left, bottom, right = self.pads
@@ -249,7 +234,11 @@ class GlobalAverage(Known):
 
     @property
     def requantisation(self) -> requantise.Requantisation:
-        return requantise.of_mean(self, self.pixels)
+        """Of a sum over all pixels: one for all channels, the division part of the ratio."""
+        ones, zero = np.ones((1, self.pixels), np.int64), np.zeros(1, np.int64)
+        divisor = np.float32(self.output.scale * self.pixels)
+        ratio = np.array([np.float32(self.input.scale) / divisor])
+        return requantise.of_sums(self, ones, zero, ratio)
 
     def shape(self) -> tuple[int, ...]:
         return *self.input.shape[:2], *(1 for _ in self.input.shape[2:])
@@ -265,18 +254,20 @@ class GlobalAverage(Known):
         return requantise.requantise(sums, ratio, self.output, self.output.limits)
 
 
-class _Scaled(Known):
-    """An operator with scale and zero point: in ONNX two inputs, after a pass the quantised tensor's own."""
+class Scaled(Known):
+    """An operator with scale and zero point: in ONNX two inputs, after a pass those of ``stored``."""
 
-    def shape(self) -> tuple[int, ...]:
-        return self.input.shape
+    @property
+    def stored(self) -> Tensor:
+        """The tensor of integers."""
+        raise NotImplementedError
 
-    def _facts(self, quantised: Tensor, given: Sequence[Array]) -> tuple[Array, Array]:
+    def _facts(self, given: Sequence[Array]) -> tuple[Array, Array]:
         """Scale and zero point, which broadcast."""
         if not given:
-            return np.array(quantised.scale, np.float32), np.array(quantised.zero)
+            return np.array(self.stored.scale, np.float32), np.array(self.stored.zero)
         scale, *rest = given
-        zero = rest[0] if rest else np.zeros(1, quantised.dtype)
+        zero = rest[0] if rest else np.zeros(1, self.stored.dtype)
         axis, rank = int(self.attributes.get("axis", 1)), len(self.input.shape)
         return (
             along_axis(scale, axis, rank),
@@ -284,21 +275,29 @@ class _Scaled(Known):
         )
 
 
-class Quantise(_Scaled):
+class Quantise(Scaled):
     """float32 to the stored values of the output's type."""
 
+    @property
+    def stored(self) -> Tensor:
+        return self.output
+
     def evaluate(self, *values: Array) -> Array:
-        scale, zero = self._facts(self.output, values[1:])
+        scale, zero = self._facts(values[1:])
         low, high = (limit - zero for limit in self.output.limits)
         # A division: the product with the reciprocal rounds to other steps.
         return np.asarray(np.clip(np.rint(values[0] / scale), low, high) + zero)
 
 
-class Dequantise(_Scaled):
+class Dequantise(Scaled):
     """Stored values to float32."""
 
+    @property
+    def stored(self) -> Tensor:
+        return self.input
+
     def evaluate(self, *values: Array) -> Array:
-        scale, zero = self._facts(self.input, values[1:])
+        scale, zero = self._facts(values[1:])
         return (values[0].astype(np.int64) - zero).astype(np.float32) * scale
 
 
@@ -331,9 +330,6 @@ class Table(Known):
         assert values is not None
         return values
 
-    def shape(self) -> tuple[int, ...]:
-        return self.input.shape
-
     def evaluate(self, *values: Array) -> Array:
         return self.values[values[0].astype(np.int64) - self.input.limits[0]]
 
@@ -350,9 +346,6 @@ class FirstChannels(Known):
 
 class Identity(Known):
     """The same tensor by another name."""
-
-    def shape(self) -> tuple[int, ...]:
-        return self.input.shape
 
     def evaluate(self, *values: Array) -> Array:
         return values[0]

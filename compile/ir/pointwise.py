@@ -79,9 +79,6 @@ class Pointwise(Known):
             values[name] = float(given if bound is None else bound.item())
         return values
 
-    def shape(self) -> tuple[int, ...]:
-        return self.input.shape
-
     def evaluate(self, *values: Array) -> Array:
         compute = FUNCTIONS[self.kind].compute
         with np.errstate(all="ignore"):

@@ -36,48 +36,25 @@ def of_sums(
     operator: Operator,
     weights: Integers,
     bias: Integers,
-    weight_scales: NDArray[np.float64],
+    ratio: NDArray[np.float32],
 ) -> Requantisation:
     """Of sums of products.
 
     Args:
         weights: [channels, products of one sum].
         bias: [channels], in units of input scale × weight scale.
-        weight_scales: [channels].
-
-    Raises:
-        UserError: a sum does not fit 32 bits.
+        ratio: [channels], of these units and the output's scale.
     """
-    source, output = operator.input, operator.output
+    source = operator.input
     begin = bias - source.zero * weights.sum(axis=1)
     most = max(abs(limit) for limit in source.limits)
     largest = np.abs(begin) + most * np.abs(weights).sum(axis=1)
-    _check(operator, largest)
-    scales = np.float32(source.scale) * weight_scales.astype(np.float32)
-    return Requantisation(begin, scales / np.float32(output.scale), largest)
-
-
-def of_mean(operator: Operator, count: int) -> Requantisation:
-    """Of a mean over ``count`` values: one for all channels, the division part of the ratio.
-
-    Raises:
-        UserError: a sum does not fit 32 bits.
-    """
-    source, output = operator.input, operator.output
-    begin = np.array([-source.zero * count])
-    most = max(abs(limit) for limit in source.limits)
-    largest = np.abs(begin) + most * count
-    _check(operator, largest)
-    ratio = np.float32(source.scale) / np.float32(output.scale * count)
-    return Requantisation(begin, np.array([ratio]), largest)
-
-
-def _check(operator: Operator, largest: Integers) -> None:
     if largest.max() >= 1 << 31:
         raise UserError(
             f"node {operator.label!r}: its sums reach {int(largest.max()):,}, which 32 bits do not hold; "
             "calibrate again"
         )
+    return Requantisation(begin, ratio, largest)
 
 
 class Addition(NamedTuple):

@@ -8,7 +8,7 @@ import onnx
 
 from compile.ir import onnx_form
 from compile.ir.graph import Graph, check
-from compile.passes import integers, simplify, tables
+from compile.passes import integers, simplify, tables, views
 
 Pass = Callable[[Graph], Graph]
 Dump = Callable[[str, Graph], None]
@@ -26,7 +26,7 @@ INTEGERS: tuple[Pass, ...] = (
     simplify.mean_as_pool,
     simplify.fold_limits,
     simplify.dense_as_convolution,
-    integers.move_views,
+    views.move_views,
     integers.to_integers,
     tables.as_tables,
     simplify.drop_identities,
@@ -45,11 +45,7 @@ FLOATS: tuple[Pass, ...] = (
 
 
 def read(proto: onnx.ModelProto, passes: Iterable[Pass], dump: Dump = no_dump) -> Graph:
-    """The operator graph of a model that passed the gate, after the passes.
-
-    Raises:
-        UserError: as `onnx_form.read` and the passes.
-    """
+    """The operator graph of a model that passed the gate, after the passes."""
     graph = onnx_form.read(proto)
     dump("read", graph)
     return run(passes, graph, dump)

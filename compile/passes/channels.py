@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compile.ir.graph import Graph, Operator, Tensor
+from compile.ir.graph import Graph, Operator, Tensor, constant
 from compile.ir.kinds import make
 from compile.ir.operators import (
     Addition,
@@ -49,16 +49,15 @@ class _Filler:
         """The operator on all channels; None where it is one that wants its own alone."""
         if operator.output.quantisation is None:
             return None
+        source = self._filled.get(operator.input.name, operator.input)
         if isinstance(operator, Convolution):
-            return self._convolution(operator)
+            return self._convolution(operator, source.shape[1])
         if isinstance(operator, Addition | GlobalAverage):
-            channels = self._filled.get(operator.input.name, operator.input).shape[1]
-        elif isinstance(operator, View) and self._is_dense(operator):
+            return self._filled_up(operator, source.shape[1])
+        if isinstance(operator, View) and self._is_dense(operator):
             # Channels lie first in such a row: what is added comes behind it.
-            channels = self._filled.get(operator.input.name, operator.input).size
-        else:
-            return None
-        return self._filled_up(operator, channels)
+            return self._filled_up(operator, source.size)
+        return None
 
     def _is_dense(self, view: View) -> bool:
         reader = self._graph.only_reader(view.output)
@@ -68,8 +67,7 @@ class _Filler:
             and view.output.shape[2:] == (1, 1)
         )
 
-    def _convolution(self, operator: Convolution) -> Operator:
-        into = self._filled.get(operator.input.name, operator.input).shape[1]
+    def _convolution(self, operator: Convolution, into: int) -> Operator | None:
         channels = -(-operator.output.shape[1] // BLOCK) * BLOCK
         attributes = dict(operator.attributes)
         if operator.depthwise:
@@ -78,7 +76,7 @@ class _Filler:
         elif operator.group == 1:
             per_group = into
         else:
-            return operator.with_tensors(self._with_first(operator))
+            return None
         _, weights, *rest = operator.inputs
         assert weights is not None and weights.value is not None
         value = _longer(_longer(weights.value, 0, channels), 1, per_group)
@@ -87,15 +85,11 @@ class _Filler:
             added = channels - len(quantisation.scale)
             scale = quantisation.scale + quantisation.scale[-1:] * added
             quantisation = replace(quantisation, scale=scale)
-        weights = replace(
-            weights, shape=value.shape, value=value, quantisation=quantisation
-        )
-        if rest and rest[0] is not None and rest[0].value is not None:
-            bias = _longer(rest[0].value, 0, channels)
-            rest = [replace(rest[0], shape=bias.shape, value=bias)]
-        made = replace(
-            operator, inputs=(operator.input, weights, *rest), attributes=attributes
-        )
+        inputs = [operator.input, constant(weights.name, value, quantisation)]
+        for bias in filter(None, rest):
+            assert bias.value is not None
+            inputs.append(constant(bias.name, _longer(bias.value, 0, channels)))
+        made = replace(operator, inputs=tuple(inputs), attributes=attributes)
         return self._filled_up(made, channels)
 
     def _filled_up(self, operator: Operator, channels: int) -> Operator:

@@ -24,11 +24,6 @@ def integer_ports(graph: Graph) -> Graph:
         if isinstance(maker, Dequantise):
             tensor = maker.input
         outputs.append(changed.get(tensor.name, tensor))
+    bare = replace(graph, inputs=tuple(inputs), outputs=tuple(outputs))
     kept = (each for each in graph.operators if each.output.name not in changed)
-    bare = replace(
-        graph,
-        inputs=tuple(inputs),
-        outputs=tuple(outputs),
-        operators=tuple(each.with_tensors(changed) for each in kept),
-    )
-    return bare.with_operators(bare.operators)
+    return bare.with_operators(each.with_tensors(changed) for each in kept)

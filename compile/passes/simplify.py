@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
-from compile.ir.graph import Graph, Operator, Tensor
+from compile.ir.graph import Graph, Operator, Tensor, constant
 from compile.ir.kinds import make
 from compile.ir.operators import Convolution, Dense, Limited, View
+from compile.ir.pointwise import Pointwise
 
 
 def drop_identities(graph: Graph) -> Graph:
@@ -36,58 +38,49 @@ def drop_identities(graph: Graph) -> Graph:
 def matmul_as_gemm(graph: Graph) -> Graph:
     """A row times a constant matrix is a fully connected layer."""
 
-    def changed(operator: Operator) -> Operator:
+    def rule(operator: Operator) -> list[Operator] | None:
         if operator.kind != "MatMul" or operator.constant(1) is None:
-            return operator
-        left, right = operator.inputs
-        assert left and right
-        if len(left.shape) != 2 or len(right.shape) != 2:
-            return operator
-        return make("Gemm", operator.name, operator.inputs, operator.outputs)
+            return None
+        if any(tensor and len(tensor.shape) != 2 for tensor in operator.inputs):
+            return None
+        return [make("Gemm", operator.name, operator.inputs, operator.outputs)]
 
-    return graph.with_operators(map(changed, graph.operators))
+    return graph.rewritten(rule)
 
 
 def mean_as_pool(graph: Graph) -> Graph:
     """A mean over height and width is a global average pool, and a view where the axes disappear."""
     fresh = graph.fresh_names()
-    made: list[Operator] = []
-    for operator in graph.operators:
-        axes = operator.attributes.get("axes", operator.constant(1))
-        rank = len(operator.input.shape) if operator.activations else 0
-        if operator.kind != "ReduceMean" or rank != 4 or list(axes) != [2, 3]:
-            made.append(operator)
-            continue
+
+    def rule(operator: Operator) -> list[Operator] | None:
+        if operator.kind != "ReduceMean" or len(operator.input.shape) != 4:
+            return None
+        if list(operator.attributes.get("axes", operator.constant(1))) != [2, 3]:
+            return None
         pooled = replace(
             operator.output,
             name=fresh(f"{operator.output.name}/pooled"),
             shape=(*operator.input.shape[:2], 1, 1),
         )
-        made += [
+        return [
             make("GlobalAveragePool", operator.name, operator.inputs[:1], [pooled]),
             make("Reshape", "", [pooled], operator.outputs),
         ]
-    return drop_identities(graph.with_operators(made))
+
+    return drop_identities(graph.rewritten(rule))
 
 
 def fold_normalisation(graph: Graph) -> Graph:
     """A batch normalisation that is the only reader of a convolution becomes part of its weights and bias."""
-    made: dict[str, Operator] = {}
-    for operator in graph.operators:
-        before = (
-            made.get(operator.activations[0].name) if operator.activations else None
-        )
-        if (
-            operator.kind == "BatchNormalization"
-            and isinstance(before, Convolution)
-            and before.constant(1) is not None
-            and graph.only_reader(before.output) is operator
-            and all(operator.constant(index) is not None for index in range(1, 5))
-        ):
-            del made[before.output.name]
-            operator = _normalised(before, operator)
-        made[operator.outputs[0].name] = operator
-    return graph.with_operators(made.values())
+
+    def merge(before: Operator, operator: Operator) -> Operator | None:
+        if operator.kind != "BatchNormalization" or len(operator.activations) != 1:
+            return None
+        if not isinstance(before, Convolution) or before.constant(1) is None:
+            return None
+        return _normalised(before, operator)
+
+    return _merged(graph, merge)
 
 
 def _normalised(convolution: Convolution, normalisation: Operator) -> Operator:
@@ -107,7 +100,7 @@ def _normalised(convolution: Convolution, normalisation: Operator) -> Operator:
         inputs=(
             convolution.input,
             replace(weights, name=f"{name}/weights", value=value),
-            Tensor(f"{name}/bias", bias.shape, value=bias),
+            constant(f"{name}/bias", bias),
         ),
         outputs=normalisation.outputs,
     )
@@ -115,54 +108,55 @@ def _normalised(convolution: Convolution, normalisation: Operator) -> Operator:
 
 def fold_limits(graph: Graph) -> Graph:
     """A ReLU or Clip that is the only reader of a convolution, fully connected layer or addition becomes part of it."""
+
+    def merge(before: Operator, operator: Operator) -> Operator | None:
+        limits = limits_of(operator)
+        if limits is None or not isinstance(before, Limited):
+            return None
+        both = max(limits[0], before.limits[0]), min(limits[1], before.limits[1])
+        return replace(before, outputs=operator.outputs).with_attributes(limits=both)
+
+    return _merged(graph, merge)
+
+
+def _merged(
+    graph: Graph, merge: Callable[[Operator, Operator], Operator | None]
+) -> Graph:
+    """The graph with one operator in the place of two, of which the second is the first's only reader, where ``merge`` has one."""
     made: dict[str, Operator] = {}
     for operator in graph.operators:
         source = operator.activations[:1]
         before = made.get(source[0].name) if source else None
-        limits = limits_of(operator)
-        if (
-            limits is None
-            or not isinstance(before, Limited)
-            or graph.only_reader(before.output) is not operator
-        ):
-            made |= dict.fromkeys((t.name for t in operator.outputs), operator)
-            continue
-        low, high = (
-            choose(pair)
-            for choose, pair in zip((max, min), zip(limits, before.limits), strict=True)
-        )
-        merged = replace(before, outputs=operator.outputs)
-        del made[before.output.name]
-        made[operator.output.name] = merged.with_attributes(limits=(low, high))
+        alone = before is not None and graph.only_reader(before.output) is operator
+        if before and alone and (merged := merge(before, operator)):
+            del made[before.output.name]
+            operator = merged
+        made |= dict.fromkeys((t.name for t in operator.outputs), operator)
     return graph.with_operators(dict.fromkeys(made.values()))
 
 
 def unfold_limits(graph: Graph) -> Graph:
     """A Clip of its own behind each operator that stays float: ONNX's have no limits."""
     fresh = graph.fresh_names()
-    made: list[Operator] = []
-    for operator in graph.operators:
-        if (
-            not isinstance(operator, Limited)
-            or operator.output.quantisation is not None
-            or not operator.limited
-        ):
-            made.append(operator)
-            continue
+
+    def rule(operator: Operator) -> list[Operator] | None:
         output = operator.output
+        if not isinstance(operator, Limited) or output.quantisation is not None:
+            return None
+        if not operator.limited:
+            return None
         free = replace(output, name=fresh(f"{output.name}/free"))
-        bounds = [
-            Tensor(
-                fresh(f"{output.name}/{name}"), (), value=np.array(bound, np.float32)
-            )
+        bounds = (
+            constant(fresh(f"{output.name}/{name}"), np.array(bound, np.float32))
             for name, bound in zip(("low", "high"), operator.limits, strict=True)
-        ]
+        )
         attributes = {k: v for k, v in operator.attributes.items() if k != "limits"}
-        made += [
+        return [
             replace(operator, outputs=(free,), attributes=attributes),
             make("Clip", "", [free, *bounds], [output]),
         ]
-    return graph.with_operators(made)
+
+    return graph.rewritten(rule)
 
 
 def limits_of(operator: Operator) -> tuple[float, float] | None:
@@ -171,27 +165,17 @@ def limits_of(operator: Operator) -> tuple[float, float] | None:
         return 0.0, math.inf
     if operator.kind != "Clip" or len(operator.activations) != 1:
         return None
-    bounds = []
-    for index, (name, default) in enumerate((("min", -math.inf), ("max", math.inf)), 1):
-        bound = operator.constant(index)
-        bounds.append(
-            float(
-                operator.attributes.get(name, default)
-                if bound is None
-                else bound.item()
-            )
-        )
-    return bounds[0], bounds[1]
+    assert isinstance(operator, Pointwise)
+    return operator.parameters["min"], operator.parameters["max"]
 
 
 def dense_as_convolution(graph: Graph) -> Graph:
     """A fully connected layer is a 1×1 convolution of one pixel, between two views."""
     fresh = graph.fresh_names()
-    made: list[Operator] = []
-    for operator in graph.operators:
+
+    def rule(operator: Operator) -> list[Operator] | None:
         if not isinstance(operator, Dense) or not _is_plain(operator):
-            made.append(operator)
-            continue
+            return None
         weights = operator.inputs[1]
         assert weights and weights.value is not None
         source, output = operator.input, operator.output
@@ -201,30 +185,21 @@ def dense_as_convolution(graph: Graph) -> Graph:
             )
             for tensor in (source, output)
         )
-        quantisation = weights.quantisation
-        if quantisation is not None and quantisation.axis is not None:
-            quantisation = replace(quantisation, axis=0)
-        matrix = (
-            weights.value if operator.attributes.get("transB", 0) else weights.value.T
-        )
-        kernel = replace(
-            weights,
-            shape=(*matrix.shape, 1, 1),
-            value=matrix[:, :, None, None],
-            quantisation=quantisation,
-        )
-        made += [
+        facts = weights.quantisation
+        if facts is not None and facts.axis is not None:
+            facts = replace(facts, axis=0)
+        transposed = operator.attributes.get("transB", 0)
+        matrix = weights.value if transposed else weights.value.T
+        kernel = constant(weights.name, matrix[:, :, None, None], facts)
+        limits = {"limits": operator.limits} if operator.limited else {}
+        inputs = [pixel, kernel, *operator.inputs[2:]]
+        return [
             make("Reshape", "", [source], [pixel]),
-            make(
-                "Conv",
-                operator.name,
-                [pixel, kernel, *operator.inputs[2:]],
-                [sums],
-                {"limits": operator.limits} if operator.limited else {},
-            ),
+            make("Conv", operator.name, inputs, [sums], limits),
             make("Reshape", "", [sums], [output]),
         ]
-    return graph.with_operators(made)
+
+    return graph.rewritten(rule)
 
 
 def _is_plain(operator: Dense) -> bool:

@@ -7,38 +7,26 @@ from dataclasses import replace
 import numpy as np
 
 from compile.ir import onnx_form
-from compile.ir.graph import Array, Graph, Operator, Tensor
+from compile.ir.graph import Array, Graph, Operator, Tensor, constant
 from compile.ir.kinds import make
-from compile.ir.operators import Dequantise, Quantise
+from compile.ir.operators import Quantise, Scaled
 from compile.ir.pointwise import is_pointwise
 from targets.onnx_runtime import Session
 
 
 def as_tables(graph: Graph) -> Graph:
     """A table in the place of float operators from one quantised value to another, each of which is pointwise."""
-    made: list[Operator] = []
-    for operator in graph.operators:
+
+    def rule(operator: Operator) -> list[Operator] | None:
         found = _function(graph, operator) if isinstance(operator, Quantise) else None
         if found is None:
-            made.append(operator)
-            continue
+            return None
         source, function = found
-        values = _values(source, function)
-        table = Tensor(
-            f"{operator.output.name}/table",
-            values.shape,
-            values.dtype.name,
-            value=values,
-        )
-        names = (
-            each.label
-            for each in function
-            if not isinstance(each, Quantise | Dequantise)
-        )
-        made.append(
-            make("table", " + ".join(names), [source, table], [operator.output])
-        )
-    return graph.with_operators(made)
+        table = constant(f"{operator.output.name}/table", _values(source, function))
+        name = " + ".join(x.label for x in function if not isinstance(x, Scaled))
+        return [make("table", name, [source, table], [operator.output])]
+
+    return graph.rewritten(rule)
 
 
 def _function(graph: Graph, last: Quantise) -> tuple[Tensor, list[Operator]] | None:
@@ -50,10 +38,9 @@ def _function(graph: Graph, last: Quantise) -> tuple[Tensor, list[Operator]] | N
         # Of several values the one that is made last may be a function of the others.
         name = max(needed, key=lambda each: order.get(each, -1))
         operator = graph.makers.get(name)
-        if not (
-            isinstance(operator, Quantise | Dequantise)
-            or (operator and is_pointwise(operator))
-        ):
+        if operator is None:
+            return None
+        if not isinstance(operator, Scaled) and not is_pointwise(operator):
             return None
         del needed[name]
         inside.insert(0, operator)

@@ -17,16 +17,8 @@ from targets.escapes import shown
 Array = NDArray[np.float32]
 
 
-def output_step(graph: Graph) -> float:
-    """What one step of the first output stands for.
-
-    Raises:
-        UserError: an output is not quantised.
-    """
-    return _step(graph, graph.outputs[0])
-
-
-def _step(graph: Graph, output: Tensor) -> float:
+def output_step(graph: Graph, output: Tensor) -> float:
+    """What one step of an output stands for."""
     maker = graph.makers.get(output.name)
     while isinstance(maker, View):
         maker = graph.makers.get(maker.input.name)
@@ -51,7 +43,7 @@ def answer(
     """
     ours, theirs = evaluate.run(graph, image), reference.run(image)
     for tensor, own, given in zip(graph.outputs, ours, theirs, strict=True):
-        step = _step(graph, tensor)
+        step = output_step(graph, tensor)
         steps = float(np.abs(own - given).max()) / step
         best = np.sort(given.ravel())[::-1]
         gap = float(best[0] - best[1]) / step if best.size > 1 else 0

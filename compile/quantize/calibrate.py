@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from types import SimpleNamespace
+from typing import Literal, NamedTuple
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from compile.frontend.fold import is_onnx
+from bundle.accuracy import cosine
+from compile.frontend.fold import is_onnx, opset
 from compile.frontend.model import Model
-from compile.frontend.normalisation import fold_normalisation
 from compile.frontend.reference import Reference
 from targets.child import run_in_child
-from targets.errors import UserError
+from targets.errors import UserError, first_line
+from targets.onnx_runtime import Session
 from targets.progress import Progress
 
 Array = NDArray[np.float32]
 
 _Method = Literal["min-max", "percentile", "entropy"]
-METHODS: tuple[_Method, ...] = ("min-max", "percentile", "entropy")
+# By our names: ONNX Runtime's.
+METHODS: dict[_Method, str] = {
+    "min-max": "MinMax",
+    "percentile": "Percentile",
+    "entropy": "Entropy",
+}
 
 
 class Calibrated(NamedTuple):
@@ -55,37 +63,40 @@ def quantise(
     Args:
         images: float32 tensors of the model's input shape.
         unsigned: activations as uint8, which x86's dot product takes, in the place of int8.
-
-    Raises:
-        UserError: the quantiser refused the model.
     """
-    folded = fold_normalisation(model)
-    expected = [Reference(model).run(image)[0] for image in images]
-    arguments = (folded, model, images, unsigned)
+    folded, reference = _folded(model), Reference(model)
+    expected = [reference.run(image)[0] for image in images]
     # Its calibration ends the process with ONNX Runtime, where that crashes.
     candidates = run_in_child(
-        _candidates, *arguments, stage=progress.stage, tick=progress.tick
+        _candidates,
+        *(folded, model, images, unsigned),
+        stage=progress.stage,
+        tick=progress.tick,
     )
-    best: tuple[float, _Method, Model] | None = None
-    cosines: dict[str, float] = {}
+    found: list[tuple[float, _Method, Model]] = []
     for method, proto in candidates.items():
-        candidate = replace(model, proto=proto)
-        reference = Reference(candidate)
-        cosine = min(
-            cosine_of(reference.run(image)[0], answer)
+        candidate = Reference(replace(model, proto=proto))
+        cosines = (
+            cosine(candidate.run(image)[0], answer)
             for image, answer in zip(images, expected, strict=True)
         )
-        cosines[method] = round(cosine, 6)
-        if best is None or cosine > best[0]:
-            best = cosine, method, candidate
-    assert best is not None
-    return Calibrated(best[2], folded, best[1], cosines)
+        found.append((min(cosines), method, replace(model, proto=proto)))
+    _, method, best = max(found, key=lambda each: each[0])
+    return Calibrated(
+        best, folded, method, {name: round(least, 6) for least, name, _ in found}
+    )
 
 
-def cosine_of(ours: Array, theirs: Array) -> float:
-    a, b = ours.ravel().astype(np.float64), theirs.ravel().astype(np.float64)
-    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / norms if norms else 1.0
+def _folded(model: Model) -> onnx.ModelProto:
+    """Batch normalisation in the convolutions' weights, in an opset that has scales per channel (13)."""
+    proto = model.proto
+    if opset(proto) < 13:
+        proto = onnx.version_converter.convert_version(proto, 13)
+    with tempfile.TemporaryDirectory() as scratch:
+        folded = Path(scratch) / "folded.onnx"
+        data, name = proto.SerializeToString(), model.identity.name
+        Session(data, name, optimisation="basic", optimised=folded)
+        return onnx.load(folded)
 
 
 def _candidates(
@@ -98,37 +109,33 @@ def _candidates(
     """The QDQ graph by each method."""
     from onnxruntime import quantization
 
-    methods = quantization.CalibrationMethod
-    kinds = (methods.MinMax, methods.Percentile, methods.Entropy)
-    activations = (
-        quantization.QuantType.QUInt8 if unsigned else quantization.QuantType.QInt8
-    )
+    types = quantization.QuantType
     found = {}
-    for method, kind in zip(METHODS, kinds, strict=True):
-        stage(f"calibrating by {method} on {len(images)} images")
-        with tempfile.TemporaryDirectory() as scratch:
-            # Of a model in memory it writes external data, and loses them.
-            source, path = Path(scratch) / "float.onnx", Path(scratch) / "int8.onnx"
-            onnx.save(folded, source)
+    with tempfile.TemporaryDirectory() as scratch:
+        # Of a model in memory it writes external data, and loses them.
+        source, path = Path(scratch) / "float.onnx", Path(scratch) / "int8.onnx"
+        onnx.save(folded, source)
+        for method, theirs in METHODS.items():
+            stage(f"calibrating by {method} on {len(images)} images")
+            feeds = iter([{model.input.name: image} for image in images])
             try:
                 quantization.quantize_static(
                     source,
                     path,
-                    _reader(model.input.name, images),
+                    SimpleNamespace(get_next=partial(next, feeds, None)),
                     quant_format=quantization.QuantFormat.QDQ,
                     per_channel=True,
-                    weight_type=quantization.QuantType.QInt8,
-                    activation_type=activations,
-                    calibrate_method=kind,
+                    weight_type=types.QInt8,
+                    activation_type=types.QUInt8 if unsigned else types.QInt8,
+                    calibrate_method=quantization.CalibrationMethod[theirs],
                     extra_options={
                         "WeightSymmetric": True,
                         "ActivationSymmetric": False,
                     },
                 )
             except Exception as error:
-                first = str(error).splitlines() or [type(error).__name__]
                 raise UserError(
-                    f"{model.identity.name}: ONNX Runtime's quantiser refuses it ({first[0][:200]}); "
+                    f"{model.identity.name}: ONNX Runtime's quantiser refuses it ({first_line(error)[:200]}); "
                     "give a QDQ model, or build without --quantize"
                 ) from error
             found[method] = _plain(onnx.load(path))
@@ -141,17 +148,3 @@ def _plain(proto: onnx.ModelProto) -> onnx.ModelProto:
     del proto.opset_import[:]
     proto.opset_import.extend(imports)
     return proto
-
-
-def _reader(name: str, images: Sequence[Array]) -> Any:
-    from onnxruntime.quantization import CalibrationDataReader
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.rest: Iterator[Array] = iter(images)
-
-        def get_next(self) -> dict[str, Array] | None:
-            image = next(self.rest, None)
-            return None if image is None else {name: image}
-
-    return Reader()

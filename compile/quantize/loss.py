@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from bundle.accuracy import INT8_COSINE
+from bundle.accuracy import INT8_COSINE, cosine
 from compile.frontend.model import Model
 from compile.frontend.names import node_label
 from compile.frontend.reference import Reference, with_outputs
-from compile.quantize.calibrate import Calibrated, cosine_of
+from compile.quantize.calibrate import Calibrated
 from targets.onnx_runtime import Session
 
 Array = NDArray[np.float32]
@@ -29,9 +29,8 @@ def compare(
     floating, ours = Reference(model), Reference(calibrated.model)
     answers = [(ours.run(x)[0].ravel(), floating.run(x)[0].ravel()) for x in images]
     same = sum(int(a.argmax()) == int(b.argmax()) for a, b in answers)
-    cosine = min(cosine_of(a, b) for a, b in answers)
     return {
-        "cosine": round(cosine, 6),
+        "cosine": round(min(cosine(a, b) for a, b in answers), 6),
         "top1_agreement": same / len(images),
         "images": len(images),
         "cosine_by_method": calibrated.cosines,
@@ -42,15 +41,12 @@ def verdict(
     measured: dict[str, Any], calibrated: Calibrated, images: Sequence[Array]
 ) -> str:
     """What int8 loses, and where most, if it is too much; else empty."""
-    same, cosine = (
-        round(measured["top1_agreement"] * len(images)),
-        measured["cosine"],
-    )
-    if cosine >= INT8_COSINE and len(images) - same <= max(1, len(images) // 16):
+    same, least = round(measured["top1_agreement"] * len(images)), measured["cosine"]
+    if least >= INT8_COSINE and len(images) - same <= max(1, len(images) // 16):
         return ""
     layer, decibels = worst_layer(calibrated, images[0])
     return (
-        f"int8 loses too much: top-1 as float32's on {same} of {len(images)} images, cosine {cosine:.4f} (at "
+        f"int8 loses too much: top-1 as float32's on {same} of {len(images)} images, cosine {least:.4f} (at "
         f"least {INT8_COSINE}); most at {layer} (signal to noise {decibels:.1f} dB)"
     )
 
@@ -69,15 +65,15 @@ def worst_layer(calibrated: Calibrated, image: Array) -> tuple[str, float]:
     pairs = [(after, name) for after, name in dequantised.items() if name in makers]
     ours = _outputs(quantised, [after for after, _ in pairs], calibrated, image)
     theirs = _outputs(calibrated.folded, [name for _, name in pairs], calibrated, image)
-    worst, before, after_it = "the output", np.inf, 0.0
-    fall = -np.inf
-    for (_, name), a, b in zip(pairs, ours, theirs, strict=True):
-        noise = float(((a - b) ** 2).sum()) or 1e-30
-        ratio = 10 * float(np.log10((float((b**2).sum()) or 1e-30) / noise))
-        if before - ratio > fall and np.isfinite(before):
-            worst, fall, after_it = node_label(makers[name]), before - ratio, ratio
-        before = ratio
-    return worst, after_it
+    energies = [
+        ((b**2).sum() or 1e-30, ((a - b) ** 2).sum() or 1e-30)
+        for a, b in zip(ours, theirs, strict=True)
+    ]
+    ratios = [10 * float(np.log10(signal / noise)) for signal, noise in energies]
+    if len(ratios) < 2:
+        return "the output", 0.0
+    worst = int(np.argmin(np.diff(ratios))) + 1
+    return node_label(makers[pairs[worst][1]]), ratios[worst]
 
 
 def _outputs(

@@ -85,7 +85,12 @@ def prepare(
         return None
     if given:
         graph = passes.read(model.proto, passes.INTEGERS, dump)
-        return Int8(model, graph, Quantisation(output_step=output_step(graph)), {})
+        return Int8(
+            model,
+            graph,
+            Quantisation(output_step=output_step(graph, graph.outputs[0])),
+            {},
+        )
     if not calibration:
         raise UserError(
             "--quantize int8: needs --calibration PHOTOS, a folder of 16 or more images of the kind that "
@@ -116,7 +121,7 @@ def prepare(
         method=calibrated.method,
         images=images,
         skipped=skipped,
-        output_step=output_step(graph),
+        output_step=output_step(graph, graph.outputs[0]),
     )
     return Int8(calibrated.model, graph, facts, measured)
 

@@ -2,166 +2,81 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import numpy as np
 import onnx
 
-from compile.frontend.canonical.axes import axes_form
-from compile.frontend.canonical.graph import Graph, attributes_of, make_node, text_of
+from compile.frontend.canonical.forms import axes_form
+from compile.frontend.canonical.graph import Chain, Graph, attributes_of, text_of
 
 
 def mean(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     """Inputs of different ranks are concatenated without broadcasting."""
-    total = graph.fresh(f"{node.output[0]}/sum")
-    count = graph.add_constant(f"{node.output[0]}/count", len(node.input), np.float32)
-    return [
-        make_node(node, "Sum", node.input, [total]),
-        make_node(node, "Div", [total, count], node.output),
-    ]
+    chain = Chain(node, graph)
+    return chain.end("Div", chain.add("Sum", *node.input), float(len(node.input)))
 
 
 def softplus(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     """log(1 + exp(x)) overflows from 89 on: max(x, 0) + log(1 + exp(-|x|)) does not."""
-    return _chain(
-        node,
-        graph,
-        ("Relu", ["x"], "positive"),
-        ("Abs", ["x"], "magnitude"),
-        ("Neg", ["magnitude"], "negative"),
-        ("Exp", ["negative"], "small"),
-        ("Add", ["small", 1.0], "more"),
-        ("Log", ["more"], "log"),
-        ("Add", ["positive", "log"], "y"),
-    )
+    chain, x = Chain(node, graph), node.input[0]
+    small = chain.add("Exp", chain.add("Neg", chain.add("Abs", x)))
+    log = chain.add("Log", chain.add("Add", small, 1.0))
+    return chain.end("Add", chain.add("Relu", x), log)
 
 
 def gelu(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
-    """approximate="tanh" is ignored."""
+    """approximate="tanh" is ignored: 0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³)))."""
     if text_of(attributes_of(node).get("approximate", "none")) != "tanh":
         return [node]
-    return _chain(
-        node,
-        graph,
-        ("Mul", ["x", "x"], "square"),
-        ("Mul", ["square", 0.044715], "scaled"),
-        ("Add", ["scaled", 1.0], "factor"),
-        ("Mul", ["x", "factor"], "cubic"),
-        ("Mul", ["cubic", float(np.sqrt(2 / np.pi))], "argument"),
-        ("Tanh", ["argument"], "tanh"),
-        ("Add", ["tanh", 1.0], "more"),
-        ("Mul", ["x", "more"], "twice"),
-        ("Mul", ["twice", 0.5], "y"),
-    )
+    chain, x = Chain(node, graph), node.input[0]
+    scaled = chain.add("Mul", chain.add("Mul", x, x), 0.044715)
+    cubic = chain.add("Mul", x, chain.add("Add", scaled, 1.0))
+    tanh = chain.add("Tanh", chain.add("Mul", cubic, math.sqrt(2 / math.pi)))
+    twice = chain.add("Mul", x, chain.add("Add", tanh, 1.0))
+    return chain.end("Mul", twice, 0.5)
 
 
 def log_softmax(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     """log(softmax(x)) is -inf where the softmax underflows: x - max - log(sum(exp(x - max))) is not."""
-    shape = graph.shape(node.input[0])
-    axis = attributes_of(node).get("axis", -1 if graph.opset >= 13 else 1) % len(shape)
-    axes = [axis] if graph.opset >= 13 else list(range(axis, len(shape)))
-    return _chain(
-        node,
-        graph,
-        ("ReduceMax", ["x"], "max", axes),
-        ("Sub", ["x", "max"], "less"),
-        ("Exp", ["less"], "exp"),
-        ("ReduceSum", ["exp"], "sum", axes),
-        ("Log", ["sum"], "log"),
-        ("Sub", ["less", "log"], "y"),
-    )
+    chain, x = Chain(node, graph), node.input[0]
+    rank = len(graph.shape(x))
+    axis = attributes_of(node).get("axis", -1 if graph.opset >= 13 else 1) % rank
+    axes = [axis] if graph.opset >= 13 else range(axis, rank)
 
+    def reduced(op_type: str, source: str) -> str:
+        inputs, attributes = axes_form(op_type, axes, graph)
+        return chain.add(op_type, source, *inputs, **attributes)
 
-def _chain(
-    node: onnx.NodeProto, graph: Graph, *steps: tuple[Any, ...]
-) -> list[onnx.NodeProto]:
-    """Nodes in the place of one: each step (operator, inputs, result, a reduction's axes); numbers are constants."""
-    names = {"x": node.input[0], "y": node.output[0]}
-    nodes = []
-    for op_type, inputs, result, *axes in steps:
-        if result != "y":
-            names[result] = graph.fresh(f"{node.output[0]}/{result}")
-        read = [
-            names[each]
-            if isinstance(each, str)
-            else graph.add_constant(f"{node.output[0]}/{result}", each, np.float32)
-            for each in inputs
-        ]
-        given, attributes = (
-            axes_form(op_type, axes[0], graph, names[result]) if axes else ([], {})
-        )
-        nodes.append(
-            make_node(node, op_type, [*read, *given], [names[result]], **attributes)
-        )
-    return nodes
+    less = chain.add("Sub", x, reduced("ReduceMax", x))
+    total = reduced("ReduceSum", chain.add("Exp", less))
+    return chain.end("Sub", less, chain.add("Log", total))
 
 
 def matrix_vector(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     """A vector on the right of more than two dimensions is a type error: a one-column matrix instead."""
-    right = graph.shape(node.input[1])
-    if len(right) != 1 or len(graph.shape(node.input[0])) < 3:
+    left, vector = node.input
+    shape = graph.shape(vector)
+    if len(shape) != 1 or len(graph.shape(left)) < 3:
         return [node]
-    column, product = (
-        graph.fresh(f"{node.output[0]}/{stem}") for stem in ("column", "product")
-    )
-    shapes = [
-        graph.add_constant(f"{node.output[0]}/shape", shape, np.int64)
-        for shape in ((*right, 1), graph.shape(node.output[0]))
-    ]
-    return [
-        make_node(node, "Reshape", [node.input[1], shapes[0]], [column]),
-        make_node(node, "MatMul", [node.input[0], column], [product]),
-        make_node(node, "Reshape", [product, shapes[1]], node.output),
-    ]
+    chain = Chain(node, graph)
+    product = chain.add("MatMul", left, chain.add("Reshape", vector, (*shape, 1)))
+    return chain.end("Reshape", product, graph.shape(node.output[0]))
 
 
 def group_normalisation(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     """Unknown to the importer: an InstanceNormalization over groups, then scale and bias a channel."""
     attributes = attributes_of(node)
     groups = attributes["num_groups"]
-    shape = graph.shape(node.input[0])
+    batch, channels, *sizes = shape = graph.shape(node.input[0])
     scale, bias = graph.constant(node, 1), graph.constant(node, 2)
     assert scale is not None and bias is not None
-    if scale.size != shape[1]:  # One value a group, before opset 21.
-        scale, bias = (np.repeat(each, shape[1] // groups) for each in (scale, bias))
-    stem = node.output[0]
-    per_channel = (shape[1], *[1] * (len(shape) - 2))
-    grouped, normal, back, scaled = (
-        graph.fresh(f"{stem}/{each}")
-        for each in ("grouped", "normal", "back", "scaled")
-    )
-    add = graph.add_constant
-    return [
-        make_node(
-            node,
-            "Reshape",
-            [node.input[0], add(f"{stem}/shape", (shape[0], groups, -1), np.int64)],
-            [grouped],
-        ),
-        make_node(
-            node,
-            "InstanceNormalization",
-            [
-                grouped,
-                add(f"{stem}/one", np.ones(groups), np.float32),
-                add(f"{stem}/zero", np.zeros(groups), np.float32),
-            ],
-            [normal],
-            epsilon=attributes.get("epsilon", 1e-5),
-        ),
-        make_node(
-            node, "Reshape", [normal, add(f"{stem}/shape", shape, np.int64)], [back]
-        ),
-        make_node(
-            node,
-            "Mul",
-            [back, add(f"{stem}/scale", scale.reshape(per_channel), np.float32)],
-            [scaled],
-        ),
-        make_node(
-            node,
-            "Add",
-            [scaled, add(f"{stem}/bias", bias.reshape(per_channel), np.float32)],
-            node.output,
-        ),
-    ]
+    if scale.size != channels:  # One value a group, before opset 21.
+        scale, bias = (np.repeat(each, channels // groups) for each in (scale, bias))
+    scale, bias = (each.reshape(-1, *[1] * len(sizes)) for each in (scale, bias))
+    chain, epsilon = Chain(node, graph), attributes.get("epsilon", 1e-5)
+    grouped = chain.add("Reshape", node.input[0], (batch, groups, -1))
+    neutral = np.ones(groups), np.zeros(groups)
+    normal = chain.add("InstanceNormalization", grouped, *neutral, epsilon=epsilon)
+    back = chain.add("Reshape", normal, shape)
+    return chain.end("Add", chain.add("Mul", back, scale), bias)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from compile.frontend.fold import Value, opset, values
-from compile.frontend.names import node_label
+from compile.frontend.fold import opset, values
+from compile.frontend.names import fresh_names, node_label
 from targets.errors import UserError
 
 
@@ -23,43 +23,65 @@ class Graph:
         self.constants = {tensor.name: tensor for tensor in proto.graph.initializer}
         self.read = {name for node in proto.graph.node for name in node.input}
         self.read.update(output.name for output in proto.graph.output)
-        self._values: dict[str, Value] = values(proto.graph)
-        self._taken = {
+        self._values = values(proto.graph)
+        self.fresh = fresh_names(
             name for node in proto.graph.node for name in (*node.input, *node.output)
-        }
+        )
 
     def shape(self, name: str) -> tuple[int, ...]:
-        shape = self._values[name].shape
-        if shape is None:
-            raise KeyError(name)
-        return tuple(dim or 0 for dim in shape)
+        sizes = self._values[name].sizes
+        assert sizes is not None
+        return sizes
 
     def constant(self, node: onnx.NodeProto, index: int) -> NDArray[Any] | None:
-        """Input ``index`` of ``node``; None where the node has none.
-
-        Raises:
-            UserError: the input is computed while the model runs.
-        """
+        """Input ``index`` of ``node``; None where the node has none."""
         if index >= len(node.input) or not node.input[index]:
             return None
         tensor = self.constants.get(node.input[index])
         if tensor is None:
-            raise UserError(
-                f"{node_label(node)}: input {index} is computed while the model runs; "
-                "make it a constant and export again"
+            raise refusal(
+                node,
+                f"input {index} is computed while the model runs; make it a constant and export again",
             )
         return numpy_helper.to_array(tensor)
 
-    def fresh(self, stem: str) -> str:
-        number = 0
-        while (name := f"{stem}/{number}") in self._taken:
-            number += 1
-        self._taken.add(name)
-        return name
 
-    def add_constant(self, stem: str, value: Any, dtype: Any) -> str:
-        name = self.fresh(stem)
-        self.constants[name] = numpy_helper.from_array(np.asarray(value, dtype), name)
+class Chain:
+    """The nodes that take the place of one; inputs are names, or numbers that become constants."""
+
+    def __init__(self, node: onnx.NodeProto, graph: Graph) -> None:
+        self._node, self._graph = node, graph
+        self._made: list[onnx.NodeProto] = []
+
+    def add(self, op_type: str, *inputs: Any, **attributes: Any) -> str:
+        """Add a node; returns the name of its output."""
+        output = self._graph.fresh(f"{self._node.output[0]}/{op_type}")
+        self._append(op_type, inputs, [output], attributes)
+        return output
+
+    def end(
+        self, op_type: str, *inputs: Any, outputs: int = 1, **attributes: Any
+    ) -> list[onnx.NodeProto]:
+        """Add the node that makes the first ``outputs`` of the outputs; returns all nodes."""
+        self._append(op_type, inputs, self._node.output[:outputs], attributes)
+        return self._made
+
+    def _append(self, op_type: str, inputs: Any, outputs: Any, attributes: Any) -> None:
+        names = [
+            each if isinstance(each, str) else self._constant(f"{outputs[0]}/in", each)
+            for each in inputs
+        ]
+        self._made.append(
+            helper.make_node(
+                op_type, names, outputs, name=self._node.name, **attributes
+            )
+        )
+
+    def _constant(self, stem: str, value: Any) -> str:
+        """Whole numbers are int64, others float32."""
+        array, name = np.asarray(value), self._graph.fresh(stem)
+        dtype = np.int64 if array.dtype.kind == "i" else np.float32
+        self._graph.constants[name] = numpy_helper.from_array(array.astype(dtype), name)
         return name
 
 
@@ -68,16 +90,6 @@ Rule = Callable[[onnx.NodeProto, Graph], "list[onnx.NodeProto]"]
 
 def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
     return {each.name: helper.get_attribute_value(each) for each in node.attribute}
-
-
-def make_node(
-    original: onnx.NodeProto,
-    op_type: str,
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    **attributes: Any,
-) -> onnx.NodeProto:
-    return helper.make_node(op_type, inputs, outputs, name=original.name, **attributes)
 
 
 def text_of(attribute: Any) -> str:

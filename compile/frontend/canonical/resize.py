@@ -1,4 +1,4 @@
-"""Resize and Upsample as constant matrices, an axis at a time."""
+"""The rule of Resize and Upsample."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from compile.frontend.canonical.graph import (
+    Chain,
     Graph,
     attributes_of,
-    make_node,
     refusal,
     text_of,
 )
@@ -25,73 +25,49 @@ def resize(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     result for the identity. Where each output is one input, it is a Gather.
     """
     attributes = attributes_of(node)
-    if (
-        text_of(attributes.get("coordinate_transformation_mode", ""))
-        == "tf_crop_and_resize"
-    ):
+    mode = text_of(attributes.get("coordinate_transformation_mode", ""))
+    if mode == "tf_crop_and_resize":
         raise refusal(
             node, "tf_crop_and_resize is not supported; use half_pixel or align_corners"
         )
     if text_of(attributes.get("keep_aspect_ratio_policy", "stretch")) != "stretch":
         raise refusal(node, "keep_aspect_ratio_policy is not supported; give the sizes")
+    chain, current = Chain(node, graph), node.input[0]
     before, after = graph.shape(node.input[0]), graph.shape(node.output[0])
-    resized = [
-        axis for axis, (m, n) in enumerate(zip(before, after, strict=True)) if m != n
-    ]
-    nodes, current = [], node.input[0]
-    for axis in resized:
+    for axis in np.flatnonzero(np.not_equal(before, after)).tolist():
         matrix = _axis_matrix(node, graph, axis)
-        result = graph.fresh(f"{node.output[0]}/axis{axis}")
         if np.isin(matrix, (0, 1)).all() and (matrix.sum(axis=0) == 1).all():
-            picked = graph.add_constant(
-                f"{result}/from", matrix.argmax(axis=0), np.int64
-            )
-            nodes.append(
-                make_node(node, "Gather", [current, picked], [result], axis=axis)
-            )
+            current = chain.add("Gather", current, matrix.argmax(axis=0), axis=axis)
         else:
             order = [each for each in range(len(before)) if each != axis] + [axis]
-            last, product = (
-                graph.fresh(f"{result}/{stem}") for stem in ("last", "product")
-            )
-            weights = graph.add_constant(f"{result}/weights", matrix, np.float32)
+            last = chain.add("Transpose", current, perm=order)
+            product = chain.add("MatMul", last, matrix)
             back = np.argsort(order).tolist()
-            nodes += [
-                make_node(node, "Transpose", [current], [last], perm=order),
-                make_node(node, "MatMul", [last, weights], [product]),
-                make_node(node, "Transpose", [product], [result], perm=back),
-            ]
-        current = result
-    return [*nodes, make_node(node, "Identity", [current], node.output)]
+            current = chain.add("Transpose", product, perm=back)
+    return chain.end("Identity", current)
 
 
 def _axis_matrix(node: onnx.NodeProto, graph: Graph, axis: int) -> NDArray[np.float32]:
     """[size before, size after]: ``x @ matrix`` resizes the last axis as ``node`` does ``axis``."""
-    before = graph.shape(node.input[0])[axis]
-    after = graph.shape(node.output[0])[axis]
+    shape = graph.shape(node.input[0])
+    before, after = shape[axis], graph.shape(node.output[0])[axis]
     attributes = attributes_of(node)
-    upsample = node.op_type == "Upsample"
-    sizes = None if upsample or graph.opset < 11 else graph.constant(node, 3)
-    axes = attributes.pop("axes", None) or list(range(len(graph.shape(node.input[0]))))
-    at = [each % len(graph.shape(node.input[0])) for each in axes].index(axis)
-    none = numpy_helper.from_array(np.zeros(0, np.float32), "none")
-    constants, inputs = [none], ["x"]
+    axes = attributes.pop("axes", None) or range(len(shape))
+    place = [each % len(shape) for each in axes].index(axis)
+    has_region = node.op_type == "Resize" and graph.opset >= 11
+    sizes = graph.constant(node, 3) if has_region else None
     if sizes is not None and sizes.size:
-        given = np.array([1, 1, before, after], np.int64)
-        constants.append(numpy_helper.from_array(given, "sizes"))
-        inputs += ["none", "none", "sizes"]
+        inputs, value = ["x", "none", "none", "sizes"], np.array([1, 1, before, after])
     else:
         scales = attributes.pop("scales", None)
         if scales is None:
-            found = graph.constant(node, 1 if upsample or graph.opset < 11 else 2)
-            assert found is not None
-            scales = found.tolist()
-        scale = np.array([1, 1, 1, scales[at]], np.float32)
-        if upsample and graph.opset < 9:
-            attributes["scales"] = scale.tolist()
-        else:
-            constants.append(numpy_helper.from_array(scale, "scales"))
-            inputs += ["scales"] if upsample or graph.opset < 11 else ["none", "scales"]
+            scales = graph.constant(node, 2 if has_region else 1)
+            assert scales is not None
+        inputs = ["x", "none", "scales"] if has_region else ["x", "scales"]
+        value = np.array([1, 1, 1, scales[place]], np.float32)
+    if node.op_type == "Upsample" and graph.opset < 9:
+        inputs, attributes["scales"] = ["x"], value.tolist()
+    constants = {"none": np.zeros(0, np.float32), inputs[-1]: value}
     source, result = (
         helper.make_tensor_value_info(
             name, onnx.TensorProto.FLOAT, (1, 1, before, size)
@@ -104,7 +80,10 @@ def _axis_matrix(node: onnx.NodeProto, graph: Graph, axis: int) -> NDArray[np.fl
             "axis",
             [source],
             [result],
-            [each for each in constants if each.name in inputs],
+            [
+                numpy_helper.from_array(constants[name], name)
+                for name in dict.fromkeys(inputs[1:])
+            ],
         ),
         opset_imports=[helper.make_opsetid("", graph.opset)],
         ir_version=8,

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import onnx
 
-from compile.frontend.canonical import axes, decompositions, inference, resize, windows
+from compile.frontend.canonical import decompositions, forms, resize, windows
 from compile.frontend.canonical.graph import Graph, Rule
 from compile.frontend.fold import fold, infer, with_nodes
 
 _RULES: dict[str, Rule] = {
     "AveragePool": windows.pool,
-    "BatchNormalization": inference.batch_normalisation,
-    "Clip": inference.clip,
+    "BatchNormalization": forms.batch_normalisation,
+    "Clip": forms.clip,
     "Conv": windows.convolution,
     "ConvTranspose": windows.transposed_convolution,
-    "Dropout": inference.dropout,
+    "Dropout": forms.dropout,
     "Gelu": decompositions.gelu,
     "GroupNormalization": decompositions.group_normalisation,
     "LogSoftmax": decompositions.log_softmax,
@@ -27,26 +27,18 @@ _RULES: dict[str, Rule] = {
     "Mean": decompositions.mean,
     "Pad": windows.pad,
     "Resize": resize.resize,
-    "Slice": axes.slice_axes,
+    "Slice": forms.slice_axes,
     "Softplus": decompositions.softplus,
-    "Split": axes.split,
-    "Unsqueeze": axes.unsqueeze,
+    "Split": forms.split,
+    "Unsqueeze": forms.unsqueeze,
     "Upsample": resize.resize,
-    **dict.fromkeys(
-        [
-            "ReduceL1",
-            "ReduceL2",
-            "ReduceLogSum",
-            "ReduceLogSumExp",
-            "ReduceMax",
-            "ReduceMean",
-            "ReduceMin",
-            "ReduceProd",
-            "ReduceSum",
-            "ReduceSumSquare",
-        ],
-        axes.reduction,
-    ),
+    **{
+        f"Reduce{kind}": forms.reduction
+        for kind in (
+            *("L1", "L2", "LogSum", "LogSumExp", "Max"),
+            *("Mean", "Min", "Prod", "Sum", "SumSquare"),
+        )
+    },
 }
 
 
@@ -56,18 +48,18 @@ def canonical(proto: onnx.ModelProto) -> onnx.ModelProto:
     Args:
         proto: a static model (every shape known or inferable), one opset of ai.onnx.
 
-    Returns:
-        A new model, folded and shape-inferred.
-
     Raises:
         UserError: a form that has no right rewrite, named with its node.
     """
     folded = fold(proto)
     graph = Graph(folded)
-    nodes = [new for node in folded.graph.node for new in _rewritten(node, graph)]
+    nodes = [
+        new
+        for node in folded.graph.node
+        for new in _RULES.get(node.op_type, _unchanged)(node, graph)
+    ]
     return infer(with_nodes(folded, nodes, graph.constants))
 
 
-def _rewritten(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
-    rule = _RULES.get(node.op_type)
-    return [node] if rule is None else rule(node, graph)
+def _unchanged(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
+    return [node]

@@ -7,42 +7,40 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from compile.frontend.canonical.graph import (
+    Chain,
     Graph,
     attributes_of,
-    make_node,
     refusal,
     text_of,
 )
 
 
 class _Windows:
-    """The sliding windows of a convolution or pooling, each attribute a list over the spatial axes."""
+    """The sliding windows of a convolution or pooling, each attribute an array over the spatial axes."""
 
     def __init__(self, node: onnx.NodeProto, graph: Graph) -> None:
         attributes = attributes_of(node)
-        self.input = graph.shape(node.input[0])[2:]
-        self.output = graph.shape(node.output[0])[2:]
+        self.input = np.array(graph.shape(node.input[0])[2:])
+        self.output = np.array(graph.shape(node.output[0])[2:])
         kernel = attributes.get("kernel_shape") or graph.shape(node.input[1])[2:]
-        axes = len(self.input)
-        self.strides = list(attributes.get("strides") or [1] * axes)
-        dilations = list(attributes.get("dilations") or [1] * axes)
-        self.extent = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-        pads = list(attributes.get("pads") or [0] * (2 * axes))
-        self.before, self.after = pads[:axes], pads[axes:]
-
-    def padded_to(self) -> list[int]:
-        """How far the last window reaches, in elements from the first one's start."""
-        sizes = zip(self.output, self.strides, self.extent, strict=True)
-        return [(count - 1) * stride + extent for count, stride, extent in sizes]
+        ones = [1] * len(kernel)
+        self.strides = np.array(attributes.get("strides") or ones)
+        dilations = np.array(attributes.get("dilations") or ones)
+        self.extent = (np.array(kernel) - 1) * dilations + 1
+        pads = attributes.get("pads") or [0, 0] * len(kernel)
+        self.before, self.after = np.reshape(pads, (2, -1))
+        # How far the last window reaches, in elements from the first one's start.
+        self.reach = (self.output - 1) * self.strides + self.extent
 
 
-def _split_padding(total: Sequence[int], lower: bool) -> list[int]:
+def _split_padding(total: NDArray[np.int64], lower: bool) -> list[int]:
     """``pads`` (all begins, then all ends): SAME_UPPER puts the odd element at the end, SAME_LOWER at the begin."""
-    small = [max(each, 0) // 2 for each in total]
-    large = [max(each, 0) - s for each, s in zip(total, small, strict=True)]
-    return large + small if lower else small + large
+    total = np.maximum(total, 0)
+    small, large = (total // 2).tolist(), (total - total // 2).tolist()
+    return [*large, *small] if lower else [*small, *large]
 
 
 def _same_pads(node: onnx.NodeProto, graph: Graph) -> dict[str, Any]:
@@ -53,60 +51,47 @@ def _same_pads(node: onnx.NodeProto, graph: Graph) -> dict[str, Any]:
         attributes.pop("pads", None)
     if mode.startswith("SAME"):
         windows = _Windows(node, graph)
-        total = [
-            reach - size
-            for reach, size in zip(windows.padded_to(), windows.input, strict=True)
-        ]
+        total = windows.reach - windows.input
         attributes["pads"] = _split_padding(total, mode == "SAME_LOWER")
     return attributes
 
 
 def convolution(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     """auto_pad=SAME_* fails in LLVM's verifier; pads take its place."""
-    return [make_node(node, "Conv", node.input, node.output, **_same_pads(node, graph))]
+    return Chain(node, graph).end("Conv", *node.input, **_same_pads(node, graph))
 
 
 def pool(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     """SAME_*, as above; TVM refuses an unread Indices output, and counts the padding that ceil_mode adds."""
-    if any(name in graph.read for name in node.output[1:]):
+    if graph.read.intersection(node.output[1:]):
         raise refusal(
             node, "its Indices output is used, which TVM cannot make; pool without it"
         )
     attributes = _same_pads(node, graph)
-    attributes.pop(
-        "storage_order", None
-    )  # The order of the Indices, which no node reads.
-    source = node.input[0]
-    padding: list[onnx.NodeProto] = []
+    # The order of the Indices, which no node reads.
+    attributes.pop("storage_order", None)
+    chain, source = Chain(node, graph), node.input[0]
     if attributes.pop("ceil_mode", 0):
         windows = _Windows(node, graph)
-        reach = windows.padded_to()
-        starts = [r - extent for r, extent in zip(reach, windows.extent, strict=True)]
-        ends = zip(starts, windows.before, windows.input, strict=True)
-        if any(start >= before + size for start, before, size in ends):
+        before, size = windows.before, windows.input
+        if np.any(windows.reach - windows.extent >= before + size):
             raise refusal(
                 node,
                 "with ceil_mode its last window lies in the padding, where ONNX Runtime and "
                 "ONNX's shapes disagree; export with ceil_mode off",
             )
-        if attributes.get("count_include_pad") and any(windows.before + windows.after):
+        if attributes.get("count_include_pad") and np.any([before, windows.after]):
             # The padding counts but what ceil_mode adds does not, so a node of its own pads first.
-            source = graph.fresh(f"{node.output[0]}/padded")
-            pads = [0, 0, *windows.before, 0, 0, *windows.after]
-            padding.append(_pad_node(node, graph, node.input[0], source, pads))
-            sizes = zip(windows.before, windows.input, windows.after, strict=True)
-            sizes_in, begin = [sum(each) for each in sizes], [0] * len(reach)
-        else:
-            sizes_in, begin = list(windows.input), windows.before
+            pads = [0, 0, *before.tolist(), 0, 0, *windows.after.tolist()]
+            inputs, named = _pad_form(pads, 0.0, graph)
+            source = chain.add("Pad", source, *inputs, **named)
+            before, size = 0 * before, before + size + windows.after
         attributes["count_include_pad"] = 0
-        needs = zip(reach, begin, sizes_in, strict=True)
-        attributes["pads"] = begin + [max(0, r - b - size) for r, b, size in needs]
+        after = np.maximum(windows.reach - before - size, 0)
+        attributes["pads"] = np.concatenate([before, after]).tolist()
     if node.op_type != "AveragePool":
         attributes.pop("count_include_pad", None)
-    return [
-        *padding,
-        make_node(node, node.op_type, [source], node.output[:1], **attributes),
-    ]
+    return chain.end(node.op_type, source, **attributes)
 
 
 def transposed_convolution(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
@@ -116,52 +101,33 @@ def transposed_convolution(node: onnx.NodeProto, graph: Graph) -> list[onnx.Node
     windows = _Windows(node, graph)
     if "output_shape" in attributes or mode.startswith("SAME"):
         attributes.pop("output_shape", None)
-        extra = attributes.get("output_padding") or [0] * len(windows.strides)
-        sizes = zip(
-            windows.strides,
-            windows.input,
-            windows.extent,
-            extra,
-            windows.output,
-            strict=True,
-        )
-        total = [s * (i - 1) + k + e - o for s, i, k, e, o in sizes]
+        extra = np.array(attributes.get("output_padding") or 0)
+        wanted = windows.output - extra
+        total = windows.strides * (windows.input - 1) + windows.extent - wanted
         attributes["pads"] = _split_padding(total, mode != "SAME_UPPER")
-    inputs = list(node.input)
+    inputs: list[Any] = list(node.input)
     dilations = attributes.pop("dilations", None) or []
     if any(each != 1 for each in dilations):
         weights = graph.constant(node, 1)
         assert weights is not None
-        holed = np.zeros((*weights.shape[:2], *windows.extent), weights.dtype)
-        holes: tuple[Any, ...] = tuple(slice(None, None, each) for each in dilations)
-        holed[(slice(None), slice(None), *holes)] = weights
-        inputs[1] = graph.add_constant(f"{node.input[1]}/dilated", holed, holed.dtype)
-        attributes["kernel_shape"] = windows.extent
-    return [make_node(node, "ConvTranspose", inputs, node.output, **attributes)]
+        inputs[1] = np.zeros((*weights.shape[:2], *windows.extent), weights.dtype)
+        inputs[1][..., *(slice(None, None, each) for each in dilations)] = weights
+        attributes["kernel_shape"] = windows.extent.tolist()
+    return Chain(node, graph).end("ConvTranspose", *inputs, **attributes)
 
 
-def _pad_node(
-    node: onnx.NodeProto,
-    graph: Graph,
-    source: str,
-    output: str,
-    pads: Sequence[int],
-    mode: str = "constant",
-    value: float = 0.0,
-) -> onnx.NodeProto:
+def _pad_form(
+    pads: Sequence[int], value: float, graph: Graph
+) -> tuple[list[Any], dict[str, Any]]:
+    """The amounts and the value of a padding as its opset has them: inputs, or attributes."""
     if graph.opset < 11:
-        return make_node(
-            node, "Pad", [source], [output], pads=list(pads), mode=mode, value=value
-        )
-    amounts = graph.add_constant(f"{output}/pads", pads, np.int64)
-    fill = graph.add_constant(f"{output}/value", value, np.float32)
-    return make_node(node, "Pad", [source, amounts, fill], [output], mode=mode)
+        return [], {"pads": pads, "value": value}
+    return [pads, value], {}
 
 
 def pad(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     """Axes (opset 18) abort the importer, so pads of all axes are given; mode wrap is unknown."""
-    attributes = attributes_of(node)
-    mode = text_of(attributes.get("mode", "constant"))
+    mode = text_of(attributes_of(node).get("mode", "constant"))
     if mode == "wrap":
         raise refusal(
             node, "mode wrap is not known to TVM; pad with constant, edge or reflect"
@@ -171,9 +137,7 @@ def pad(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     pads, axes, value = (graph.constant(node, index) for index in (1, 3, 2))
     assert pads is not None
     rank = len(graph.shape(node.input[0]))
-    chosen = range(rank) if axes is None else [int(axis) % rank for axis in axes]
     full = np.zeros((2, rank), np.int64)
-    full[:, list(chosen)] = pads.reshape(2, -1)
+    full[:, np.arange(rank) if axes is None else axes] = pads.reshape(2, -1)
     fill = 0.0 if value is None or not value.size else float(value.flat[0])
-    flat = full.ravel().tolist()
-    return [_pad_node(node, graph, node.input[0], node.output[0], flat, mode, fill)]
+    return Chain(node, graph).end("Pad", node.input[0], full.ravel(), fill, mode=mode)
