@@ -17,7 +17,6 @@ from bundle.manifest import (
 from compile import passes
 from compile.backends.c import arrange, emit, support
 from compile.backends.c.emit import Constants, Project
-from compile.backends.memory import describe_plan
 from compile.ir.graph import Graph, Operator, Tensor
 from compile.ir.operators import Convolution
 from compile.passes.layout import channels_last
@@ -121,7 +120,7 @@ def _lowering(project: Project) -> Lowering:
             for index, step in enumerate(project.steps)
         ),
         workspace_bytes=plan.nbytes,
-        memory=describe_plan(plan, project.arranged.program),
+        memory=plan.describe(project.arranged.program),
     )
 
 

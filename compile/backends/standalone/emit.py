@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from bundle.accuracy import TOLERANCE
 from bundle.manifest import MemoryPlan
-from compile.backends.memory import describe_plan
 from compile.program.planner import Plan, plan
 from compile.program.program import Program
 from compile.program.verifier import verify
@@ -129,7 +128,7 @@ def emit(
         ("README.md.jinja", "README.md"),
     ):
         (folder / file).write_text(_render(template, values), encoding="utf-8")
-    return describe_plan(layout.plan, program)
+    return layout.plan.describe(program)
 
 
 @dataclass(frozen=True)
