@@ -23,8 +23,12 @@ class Tensor:
     weights: bytes | None = None
 
     @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
-        return prod(self.shape) * np.dtype(self.dtype).itemsize
+        return self.elements * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,7 @@ from compile.backends.backend import Built, Job
 from compile.backends.bundle import BundleBackend, build_in_engine
 from compile.backends.engine import EngineJob
 from compile.backends.request import Format
-from compile.backends.standalone.emit import (
-    SelfTest,
-    Standalone,
-    emit,
-    self_test_input,
-)
+from compile.backends.standalone.emit import Standalone, emit, self_test_input
 from records.lookup import RecordLog
 from targets.progress import Progress
 
@@ -46,7 +41,9 @@ class StandaloneBackend(BundleBackend):
             name=job.name,
             model=job.model.identity.name,
             version=f"{job.version}, by Apache TVM 0.19",
-            self_test=SelfTest(low, high, tuple(outputs[0].ravel().tolist())),
+            low=low,
+            high=high,
+            expected=tuple(outputs[0].ravel().tolist()),
         )
         library = self.library(job.name)
         return build_in_engine(
