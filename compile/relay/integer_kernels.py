@@ -22,7 +22,7 @@ from compile.ir.operators import (
 from compile.ir.requantise import Requantisation
 from compile.passes.channels import fill_blocks
 from compile.passes.storage import store_as_uint8
-from compile.relay.ops import depthwise, dot_product, requantise
+from compile.relay.ops import depthwise, dot_product, registration, requantise
 from targets import engine
 from targets.presets import Target
 
@@ -75,8 +75,7 @@ class IntegerKernels:
             sums = depthwise.depthwise(source, operator)
         else:
             sums = _plain_convolution(source, operator)
-        span = relay.Span(relay.SourceName(operator.label), 0, 0, 0, 0)
-        sums = relay.Call(sums.op, sums.args, sums.attrs, sums.type_args, span)
+        sums = registration.named(sums, operator.label)
         return _requantised(
             sums, operator, operator.requantisation, operator.stored_limits
         )

@@ -43,15 +43,6 @@ def fuse(module: Any) -> Any:
     return tvm.IRModule.from_expr(_Fuse(users).visit(module["main"]))
 
 
-def _macs(call: Any) -> int:
-    """Multiply-adds of one call of the operator, rows that two threads compute counted once."""
-    types = [argument.checked_type for argument in call.args]
-    data, weight, _, filters, _ = _shapes(types, call.attrs)
-    kernel = prod(weight[:3])
-    expanded = prod(_expanded(data, weight, call.attrs))
-    return expanded * kernel + prod(_shape(call.checked_type)) * prod(filters[:2])
-
-
 def _users(function: Any) -> Counter[Any]:
     counts: Counter[Any] = Counter()
 
@@ -95,8 +86,17 @@ class _Fuse(relay.ExprMutator):  # type: ignore[misc]
         data, layout = first.convolution.args[0], "NHWC"
         if _is(data, "layout_transform") and data.attrs.src_layout == "NCHW":
             data, layout = data.args[0], "NCHW"
-        attributes = tvm.ir.make_node(
-            "DictAttrs",
+        # HWOI of one input channel each.
+        filters = second.convolution.args[1].data.numpy()[..., 0]
+        return registration.call(
+            OPERATOR,
+            [
+                self.visit(data),
+                first.convolution.args[1],
+                relay.const(first.bias),
+                relay.const(filters),
+                relay.const(second.bias),
+            ],
             data_layout=layout,
             strides=first.convolution.attrs.strides,
             padding=first.convolution.attrs.padding,
@@ -105,16 +105,6 @@ class _Fuse(relay.ExprMutator):  # type: ignore[misc]
             depthwise_padding=second.convolution.attrs.padding,
             depthwise_limits=second.limits,
         )
-        # HWOI of one input channel each.
-        filters = second.convolution.args[1].data.numpy()[..., 0]
-        arguments = [
-            self.visit(data),
-            first.convolution.args[1],
-            relay.const(first.bias),
-            relay.const(filters),
-            relay.const(second.bias),
-        ]
-        return relay.Call(relay.op.get(OPERATOR), arguments, attributes)
 
     def _layer(self, node: Any) -> _Layer | None:
         """The convolution that ``node`` is the end of, if nothing else uses what lies between."""
@@ -168,78 +158,39 @@ def _shape(tensor_type: Any) -> tuple[int, ...]:
     return tuple(int(size) for size in tensor_type.shape)
 
 
-def _shapes(tensors: Any, attrs: Any) -> list[tuple[int, ...]]:
-    """Of the operator's arguments, that of the data as NHWC."""
-    data, *others = map(_shape, tensors)
+def _pair(tensors: Any, attrs: Any) -> rows.FusedConvDepthwise:
+    """What a call with arguments ``tensors`` computes."""
+    data, weight, _, filters, *_ = map(_shape, tensors)
     if attrs["data_layout"] == "NCHW":
-        batch, channels, *size = data
-        data = (batch, *size, channels)
-    return [data, *others]
+        data = tuple(data[axis] for axis in (0, 2, 3, 1))
+    numbers: dict[str, Any] = {
+        f"{which}{name}": tuple(map(kind, attrs[f"{which}{name}"]))
+        for which in ("", "depthwise_")
+        for name, kind in (("strides", int), ("padding", int), ("limits", float))
+    }
+    layout = str(attrs["data_layout"])
+    return rows.FusedConvDepthwise(data, layout, weight, filters, **numbers)
 
 
-def _convolved(size: int, kernel: int, stride: int, before: int, after: int) -> int:
-    return (size + before + after - kernel) // stride + 1
-
-
-def _expanded(
-    data: tuple[int, ...], weight: tuple[int, ...], attrs: Any
-) -> tuple[int, int, int, int]:
-    top, left, bottom, right = (int(pad) for pad in attrs["padding"])
-    rows, columns = (int(stride) for stride in attrs["strides"])
-    return (
-        data[0],
-        _convolved(data[1], weight[0], rows, top, bottom),
-        _convolved(data[2], weight[1], columns, left, right),
-        weight[3],
-    )
-
-
-def _output(
-    data: tuple[int, ...], weight: tuple[int, ...], filters: tuple[int, ...], attrs: Any
-) -> tuple[int, int, int, int]:
-    batch, height, width, channels = _expanded(data, weight, attrs)
-    top, left, bottom, right = (int(pad) for pad in attrs["depthwise_padding"])
-    rows, columns = (int(stride) for stride in attrs["depthwise_strides"])
-    return (
-        batch,
-        _convolved(height, filters[0], rows, top, bottom),
-        _convolved(width, filters[1], columns, left, right),
-        channels,
-    )
+def _macs(call: Any) -> int:
+    """Multiply-adds of one call of the operator, rows that two threads compute counted once."""
+    pair = _pair([argument.checked_type for argument in call.args], call.attrs)
+    expanded = prod(pair.expanded) * prod(pair.weight[:3])
+    return expanded + prod(pair.output) * prod(pair.filters[:2])
 
 
 def _relation(types: Any, attrs: Any) -> Any:
-    data, weight, _, filters, _ = _shapes(types[:5], attrs)
-    return relay.TensorType(_output(data, weight, filters, attrs), types[0].dtype)
+    return relay.TensorType(_pair(types[:5], attrs).output, types[0].dtype)
 
 
 def _compute(attrs: Any, inputs: Any, output_type: Any) -> list[Any]:
-    data, weight, _, filters, _ = _shapes(inputs, attrs)
-    numbers = {
-        name: tuple(int(number) for number in attrs[name])
-        for name in ("strides", "padding", "depthwise_strides", "depthwise_padding")
-    }
-    pair = rows.FusedConvDepthwise(
-        data=data,
-        data_layout=str(attrs["data_layout"]),
-        weight=weight,
-        filters=filters,
-        expanded=_expanded(data, weight, attrs),
-        output=_shape(output_type),
-        limits=tuple(float(limit) for limit in attrs["limits"]),
-        depthwise_limits=tuple(float(limit) for limit in attrs["depthwise_limits"]),
-        **numbers,
-    )
+    pair = _pair(inputs, attrs)
     tile = _tile(tvm.target.Target.current())
 
     def body(buffers: Any, outputs: Any) -> Any:
         return rows.kernel(pair, tile, buffers, outputs[0])
 
     return [te.extern(pair.output, inputs, body, name="pair", tag=OPERATOR)]
-
-
-def _schedule(_: Any, outputs: Any, target: Any) -> Any:
-    return te.create_schedule([output.op for output in outputs])
 
 
 def _tile(target: Any) -> rows.Tile:
@@ -273,4 +224,4 @@ _operator = registration.register(
     macs=_macs,
     layers=2,
 )
-registration.use(_operator, _compute, _schedule)
+registration.use(_operator, _compute)

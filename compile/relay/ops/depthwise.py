@@ -46,8 +46,9 @@ def depthwise(data: Any, operator: Convolution) -> Any:
     packed = np.zeros((channels // _LANES, height, _LANES, _TAPS), np.int8)
     packed[..., :width] = blocks.transpose(2, 0, 3, 1)
     rows, columns, _ = operator.output.image
-    attributes = tvm.ir.make_node(
-        "DictAttrs",
+    return registration.call(
+        OPERATOR,
+        [data, relay.const(packed)],
         strides=operator.strides,
         pads=operator.pads,
         zero=operator.input.zero,
@@ -55,7 +56,6 @@ def depthwise(data: Any, operator: Convolution) -> Any:
         columns=columns,
         macs=operator.macs,
     )
-    return relay.Call(relay.op.get(OPERATOR), [data, relay.const(packed)], attributes)
 
 
 def _relation(types: Any, attrs: Any) -> Any:

@@ -42,7 +42,8 @@ def requantise(
         zero, low, high: 0 to 255.
     """
     constants = [relay.const(each.reshape(1, -1, 1, 1)) for each in (bias, ratio)]
-    return _call(REQUANTISE, [sums, *constants], zero=zero, low=low, high=high)
+    arguments = [sums, *constants]
+    return registration.call(REQUANTISE, arguments, zero=zero, low=low, high=high)
 
 
 def add(
@@ -62,12 +63,7 @@ def add(
     """
     a, b = (float(ratio) for ratio in ratios)
     numbers = {"first": a, "second": b, "fixed": float(fixed), "offset": offset}
-    return _call(ADD, [first, second], **numbers, low=low, high=high)
-
-
-def _call(name: str, arguments: list[Any], **attributes: float) -> Any:
-    attrs = tvm.ir.make_node("DictAttrs", **attributes)
-    return relay.Call(relay.op.get(name), arguments, attrs)
+    return registration.call(ADD, [first, second], **numbers, low=low, high=high)
 
 
 def _requantise(attrs: Any, inputs: Any, output_type: Any) -> list[Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from targets import engine
@@ -36,14 +37,38 @@ class FusedConvDepthwise:
     data_layout: str
     weight: tuple[int, ...]
     filters: tuple[int, ...]
-    output: tuple[int, ...]
-    expanded: tuple[int, ...]
     strides: tuple[int, ...]
     padding: tuple[int, ...]
     limits: tuple[float, ...]
     depthwise_strides: tuple[int, ...]
     depthwise_padding: tuple[int, ...]
     depthwise_limits: tuple[float, ...]
+
+    @cached_property
+    def expanded(self) -> tuple[int, ...]:
+        size = _convolved(self.data, self.weight, self.strides, self.padding)
+        return self.data[0], *size, self.weight[3]
+
+    @cached_property
+    def output(self) -> tuple[int, ...]:
+        strides, padding = self.depthwise_strides, self.depthwise_padding
+        size = _convolved(self.expanded, self.filters, strides, padding)
+        return self.data[0], *size, self.weight[3]
+
+
+def _convolved(
+    image: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[int],
+) -> list[int]:
+    """Height and width of what a convolution makes of ``image``."""
+    return [
+        (image[1 + axis] + padding[axis] + padding[2 + axis] - kernel[axis])
+        // strides[axis]
+        + 1
+        for axis in (0, 1)
+    ]
 
 
 @dataclass(frozen=True)
