@@ -56,7 +56,7 @@ class Source(NamedTuple):
 
 
 class NeonKernels:
-    """Operators as calls of C functions (compile.relay.convert.Kernels), int8 with channels last."""
+    """Operators as calls of C functions, int8 with channels last; attributes as those of `IntegerKernels`."""
 
     passes: tuple[passes.Pass, ...] = (store_as_int8, channels_last)
 

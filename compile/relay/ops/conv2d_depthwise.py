@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compile.relay.expressions import is_call, nodes, shape
 from compile.relay.ops import registration, rows
 from compile.relay.prefetch import LINE
 from targets import engine
@@ -45,14 +46,11 @@ def fuse(module: Any) -> Any:
 
 def _users(function: Any) -> Counter[Any]:
     counts: Counter[Any] = Counter()
-
-    def count(node: Any) -> None:
+    for node in nodes(function):
         if isinstance(node, relay.Call):
             counts.update(node.args)
         if isinstance(node, relay.Tuple):
             counts.update(node.fields)
-
-    relay.analysis.post_order_visit(function, count)
     return counts
 
 
@@ -80,11 +78,11 @@ class _Fuse(relay.ExprMutator):  # type: ignore[misc]
             first is None
             or self._users[between] > 1
             or not (first.limits and _is_plain(first.convolution))
-            or prod(_shape(between.checked_type)) * 4 <= CACHE_BYTES
+            or prod(shape(between.checked_type)) * 4 <= CACHE_BYTES
         ):
             return super().visit_call(call)
         data, layout = first.convolution.args[0], "NHWC"
-        if _is(data, "layout_transform") and data.attrs.src_layout == "NCHW":
+        if is_call(data, "layout_transform") and data.attrs.src_layout == "NCHW":
             data, layout = data.args[0], "NCHW"
         # HWOI of one input channel each.
         filters = second.convolution.args[1].data.numpy()[..., 0]
@@ -111,15 +109,15 @@ class _Fuse(relay.ExprMutator):  # type: ignore[misc]
         limits: tuple[float, ...] = ()
         bias = None
         between = []
-        if _is(node, "clip"):
+        if is_call(node, "clip"):
             limits = (float(node.attrs.a_min), float(node.attrs.a_max))
             node = node.args[0]
             between.append(node)
-        if _is(node, "add") and isinstance(node.args[1], relay.Constant):
+        if is_call(node, "add") and isinstance(node.args[1], relay.Constant):
             bias, node = node.args[1].data.numpy(), node.args[0]
             between.append(node)
         if not (
-            _is(node, "nn.conv2d")
+            is_call(node, "nn.conv2d")
             and isinstance(node.args[1], relay.Constant)
             and node.checked_type.dtype == "float32"
             and node.attrs.data_layout == "NHWC"
@@ -127,20 +125,12 @@ class _Fuse(relay.ExprMutator):  # type: ignore[misc]
             and all(self._users[each] == 1 for each in between)
         ):
             return None
-        channels = _shape(node.checked_type)[3]
+        channels = shape(node.checked_type)[3]
         if bias is None:
             bias = np.zeros(channels, np.float32)
         if bias.shape[-1:] != (channels,) or bias.size != channels:
             return None
         return _Layer(node, bias.reshape(channels), limits)
-
-
-def _is(node: Any, name: str) -> bool:
-    return (
-        isinstance(node, relay.Call)
-        and isinstance(node.op, tvm.ir.Op)
-        and node.op.name == name
-    )
 
 
 def _is_plain(call: Any) -> bool:
@@ -149,18 +139,14 @@ def _is_plain(call: Any) -> bool:
 
 def _is_depthwise(call: Any) -> bool:
     shapes = (call.args[0].checked_type, call.checked_type)
-    channels = {_shape(each)[3] for each in shapes}
+    channels = {shape(each)[3] for each in shapes}
     groups = int(call.attrs.groups)
     return call.attrs.kernel_layout == "HWOI" and channels == {groups} != {1}
 
 
-def _shape(tensor_type: Any) -> tuple[int, ...]:
-    return tuple(int(size) for size in tensor_type.shape)
-
-
 def _pair(tensors: Any, attrs: Any) -> rows.FusedConvDepthwise:
     """What a call with arguments ``tensors`` computes."""
-    data, weight, _, filters, *_ = map(_shape, tensors)
+    data, weight, _, filters, *_ = map(shape, tensors)
     if attrs["data_layout"] == "NCHW":
         data = tuple(data[axis] for axis in (0, 2, 3, 1))
     numbers: dict[str, Any] = {

@@ -7,6 +7,7 @@ LLVM 21 ``vpdpbusd`` takes bytes, where TOPI still passes it words and LLVM abor
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from targets import engine
@@ -124,40 +125,48 @@ def _dot_product() -> Any:
         name="C",
     )
 
-    def buffer(tensor: Any, name: str, strides: list[Any]) -> Any:
-        return tir.decl_buffer(
-            tensor.shape, tensor.dtype, name, strides=strides, offset_factor=1
-        )
+    return intrinsic(result, ([1], [te.var("row"), 1]), _load)
+
+
+def _load(data: Any, kernel: Any) -> tuple[Any, Any]:
+    lanes = get_simd_32bit_lanes()
+    octets = f"int8x{_DEPTH * lanes}"
+    word = tir.call_intrin("int32", "tir.reinterpret", data.vload([0], "uint8x4"))
+    words = word.astype(f"int32x{lanes}")
+    loaded = tir.call_intrin(octets, "tir.reinterpret", words)
+    return loaded, kernel.vload([0, 0], octets)
+
+
+def intrinsic(
+    result: Any, strides: Sequence[Any], load: Callable[[Any, Any], tuple[Any, Any]]
+) -> Any:
+    """A tensor intrinsic that computes ``result``, int32 of a register, by `add_products`.
+
+    Args:
+        strides: of its two inputs, uint8 data and int8 weights.
+        load: makes of buffers of the two what `add_products` takes.
+    """
+
+    def body(inputs: Any, outputs: Any) -> tuple[Any, Any, Any]:
+        """What TVM asks of a tensor intrinsic: the whole, setting to zero, adding."""
+        (output,) = outputs
+        sums = f"int32x{get_simd_32bit_lanes()}"
+
+        def added(before: Any) -> Any:
+            return output.vstore(0, add_products(before, *load(*inputs)))
+
+        zero = tir.const(0, sums)
+        return added(zero), output.vstore(0, zero), added(output.vload([0], sums))
 
     buffers = {
-        data: buffer(data, "data", [1]),
-        kernel: buffer(kernel, "kernel", [te.var("row"), 1]),
+        each: tir.decl_buffer(
+            each.shape, each.dtype, each.name, strides=stride, offset_factor=1
+        )
+        for each, stride in zip(result.op.input_tensors, strides, strict=True)
     }
     return te.decl_tensor_intrin(
-        result.op,
-        _body,
-        binds=buffers,
-        default_buffer_params={"offset_factor": 1},
+        result.op, body, binds=buffers, default_buffer_params={"offset_factor": 1}
     )
-
-
-def _body(inputs: Any, outputs: Any) -> tuple[Any, Any, Any]:
-    """What TOPI asks of a tensor intrinsic: the whole, setting to zero, adding."""
-    (output,) = outputs
-    lanes = get_simd_32bit_lanes()
-    sums, octets = f"int32x{lanes}", f"int8x{_DEPTH * lanes}"
-
-    def added(before: Any) -> Any:
-        word = tir.call_intrin(
-            "int32", "tir.reinterpret", inputs[0].vload([0], "uint8x4")
-        )
-        data = tir.call_intrin(octets, "tir.reinterpret", word.astype(sums))
-        return output.vstore(
-            0, add_products(before, data, inputs[1].vload([0, 0], octets))
-        )
-
-    zero = tir.const(0, sums)
-    return added(zero), output.vstore(0, zero), added(output.vload([0], sums))
 
 
 def add_products(before: Any, data: Any, weights: Any) -> Any:
