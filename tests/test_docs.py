@@ -21,6 +21,7 @@ from compile.backends.c.build import PASSES
 from compile.ir import onnx_form
 from compile.ir.graph import Graph
 from compile.ir.operators import View
+from compile.ir.pointwise import FUNCTIONS, Pointwise
 from compile.kernels.neon import pack
 from compile.passes.layout import channels_last
 from compile.passes.storage import store_as_int8
@@ -140,6 +141,23 @@ def reshape(w: Writer, x: str) -> str:
     return w.node("Reshape", "it", [x, shape])
 
 
+def function(kind: str) -> Network:
+    """One of FUNCTIONS, its parameters not the default ones."""
+
+    def write(w: Writer, x: str) -> str:
+        parameters = {k: 1.5 * v for k, v in FUNCTIONS[kind].parameters.items()}
+        if kind == "Clip":
+            bounds = [
+                w.constant(f"{x}.{v}", np.array(v, np.float32)) for v in (-0.4, 0.7)
+            ]
+            return w.node(kind, f"{kind} of {x}", [x, *bounds])
+        if kind == "Sqrt":
+            x = w.node("Abs", f"{x}.positive", [x])
+        return w.node(kind, f"{kind} of {x}", [x], **parameters)
+
+    return write
+
+
 def silu(w: Writer, x: str) -> str:
     return w.node("Mul", "it", [x, w.node("Sigmoid", "gate", [x])])
 
@@ -157,10 +175,7 @@ NETWORKS: dict[str, list[Network]] = {
     "Flatten of an image before a Gemm": [node("Flatten")],
     "Reshape of channels into rows and columns": [reshape],
     "Relu, Clip behind a Conv": [node("Relu")],
-    **{
-        kind: [node(kind)]
-        for kind in ("Sigmoid", "HardSwish", "LeakyRelu", "Tanh", "Exp", "Abs")
-    },
+    **{kind: [function(kind)] for kind in FUNCTIONS if kind not in ("Relu", "Clip")},
     "SiLU (x × Sigmoid(x))": [silu],
     "MaxPool": [node("MaxPool", kernel_shape=[2, 2])],
     "Concat": [both("Concat")],
@@ -225,10 +240,7 @@ def of_c(graph: Graph, relay: str) -> str:
         support.check(lowered)
     except UserError:
         return "–"
-    if any(
-        each.kind in ("Sigmoid", "HardSwish", "LeakyRelu", "Tanh", "Exp", "Abs")
-        for each in lowered.operators
-    ):
+    if any(isinstance(each, Pointwise) for each in lowered.operators):
         return "function"
     return {"float32": "kernel"}.get(relay, relay)
 

@@ -394,18 +394,22 @@ def test_what_has_no_integer_form_stays_float_between_its_quantisers(
 
 
 def test_functions_of_one_int8_value_are_tables_of_onnx_runtime(tmp_path: Path) -> None:
-    """One operator, and a product of a value with a function of it (SiLU)."""
+    """One operator, and products of a value with a function of it (SiLU, a gate of HardSigmoid)."""
     w = Writer(3, 9)
     x = w.convolution("a", "image", 3, 4, 3, clip=False)
     x = w.node("Mul", "silu", [x, w.node("Sigmoid", "gate", [x])])
     x = w.convolution("b", x, 4, 4, 1, clip=False)
     x = w.node("Tanh", "tanh", [x])
     x = w.convolution("c", x, 4, 4, 1, clip=False)
+    gate = w.node("HardSigmoid", "hard gate", [x], alpha=-0.4, beta=0.3)
+    x = w.node("Mul", "product", [x, gate])
+    x = w.convolution("d", x, 4, 4, 1, clip=False)
     w.classifier(x, 4, 3)
     proto = quantised(w.finish((1, 3)), tmp_path)
     graph = graph_of(proto)
     kinds = [each.kind for each in graph.operators]
-    assert kinds.count("table") == 2 and "Sigmoid" not in kinds
+    assert kinds.count("table") == 3
+    assert not {"Sigmoid", "HardSigmoid", "Mul"} & set(kinds)
     for image in patterns(proto, 3):
         expected = reference(proto, image)
         for each in (graph, store_as_int8(graph), store_as_uint8(graph)):

@@ -46,6 +46,11 @@ FUNCTIONS = {
         lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
         "x < -3.0f ? 0.0f : x > 3.0f ? x : x * (x / 6.0f + 0.5f)",
     ),
+    "HardSigmoid": Function(
+        lambda x, alpha, beta: np.clip(alpha * x + beta, 0, 1),
+        "{alpha} * x + {beta} < 0.0f ? 0.0f : {alpha} * x + {beta} > 1.0f ? 1.0f : {alpha} * x + {beta}",
+        {"alpha": 0.2, "beta": 0.5},
+    ),
     "Sigmoid": Function(
         lambda x: 1 / (1 + np.exp(-x)),
         "1.0f / (1.0f + expf(-x))",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bundle.accuracy import INT8_COSINE
 from compile.frontend.model import Model
 from compile.frontend.names import node_label
-from compile.frontend.reference import Reference
+from compile.frontend.reference import Reference, with_outputs
 from compile.quantize.calibrate import Calibrated, cosine_of
 from targets.onnx_runtime import Session
 
@@ -83,12 +83,7 @@ def worst_layer(calibrated: Calibrated, image: Array) -> tuple[str, float]:
 def _outputs(
     proto: onnx.ModelProto, names: list[str], calibrated: Calibrated, image: Array
 ) -> list[Array]:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    known = {output.name for output in copy.graph.output}
-    copy.graph.output.extend(
-        onnx.helper.make_empty_tensor_value_info(n) for n in names if n not in known
-    )
-    session = Session(copy.SerializeToString(), calibrated.model.identity.name)
+    data = with_outputs(proto, names).SerializeToString()
+    session = Session(data, calibrated.model.identity.name)
     found = session.run(names, {calibrated.model.input.name: image})
     return [each.astype(np.float64) for each in found]

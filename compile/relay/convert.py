@@ -61,10 +61,11 @@ def to_relay(
         if made is not None:
             values[operator.output.name] = made
             continue
-        inputs = [
-            _in_order(each, x)
-            for each, x in zip(operator.activations, inputs, strict=True)
-        ]
+        if operator.attributes.get("order") != NHWC:
+            inputs = [
+                _in_order(each, x)
+                for each, x in zip(operator.activations, inputs, strict=True)
+            ]
         if isinstance(operator, Dequantise):
             outputs = [_dequantised(operator, inputs[0])]
         elif isinstance(operator, View):

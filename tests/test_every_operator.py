@@ -1,0 +1,84 @@
+"""Every row of the table of operators in one network, built for each kind of target and compared with ONNX Runtime."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from conftest import succeed
+from integers import SAME, quantised
+from integers import Graph as Writer
+from onnx import compose
+from test_docs import NETWORKS, finished, function, model
+
+from compile.ir.pointwise import FUNCTIONS
+
+pytestmark = pytest.mark.slow
+
+
+def together() -> onnx.ModelProto:
+    """A network with an output for each row, all of one image."""
+    rows = [model(network) for networks in NETWORKS.values() for network in networks]
+    whole = rows[0]
+    del whole.graph.value_info[:]
+    for index, row in enumerate(rows[1:]):
+        named = compose.add_prefix(row, f"{index}/", rename_inputs=False)
+        for node in named.graph.node:
+            node.input[:] = [
+                "image" if each.endswith("/image") else each for each in node.input
+            ]
+        whole.graph.node.extend(named.graph.node)
+        whole.graph.initializer.extend(named.graph.initializer)
+        whole.graph.output.extend(named.graph.output)
+    return onnx.shape_inference.infer_shapes(whole, strict_mode=True)
+
+
+@pytest.mark.parametrize(
+    "target, numbers",
+    [
+        ("native", "float32"),
+        ("native", "uint8"),
+        ("arm-cortex-a72", "int8"),
+        ("arm-cortex-a76", "int8"),
+    ],
+)
+def test_every_operator_answers_as_onnx_runtime(
+    target: str, numbers: str, tmp_path: Path
+) -> None:
+    proto = together()
+    if numbers != "float32":
+        proto = quantised(proto, tmp_path, unsigned=numbers == "uint8")
+    checked = built(proto, target, tmp_path)["verification"]
+    # Of what computes in float32 among integers the last is rounded to a step.
+    assert checked["relative_error"] < 1e-5 or numbers != "float32"
+    where = "emulated" if target.startswith("arm") else "measured on host"
+    assert checked["origin"] == where
+
+
+@pytest.mark.parametrize("numbers", ["float32", "int8"])
+def test_every_function_in_c_answers_as_onnx_runtime(
+    numbers: str, tmp_path: Path
+) -> None:
+    w = Writer(3, 8)
+    sums = w.convolution("stem", "image", 3, 4, 3, 1, SAME)
+    for kind in FUNCTIONS:
+        x = w.convolution(f"{kind}.source", "image", 3, 4, 1, clip=False)
+        sums = w.node("Add", f"{kind}.sum", [sums, function(kind)(w, x)])
+    proto = finished(w)
+    if numbers == "int8":
+        proto = quantised(proto, tmp_path)
+    checked = built(proto, "cortex-m7", tmp_path)["verification"]
+    assert checked["relative_error"] < (1e-6 if numbers == "float32" else 1e-9)
+
+
+def built(proto: onnx.ModelProto, target: str, folder: Path) -> dict[str, Any]:
+    """What a build that must succeed says of itself."""
+    onnx.save(proto, folder / "all.onnx")
+    options = ("--model", folder / "all.onnx", "--target", target, "--json")
+    said: dict[str, Any] = json.loads(
+        succeed("compile.build", *options, "--output", folder / "built")
+    )
+    return said
