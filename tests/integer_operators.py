@@ -62,11 +62,10 @@ def convolution(
         constant(f"{name}.weight", weights, per_channel),
         constant(f"{name}.bias", np.asarray(bias, np.int64)),
     )
-    made = make("Conv", name, inputs, (), attributes)
+    shapeless = quantised_tensor(name, (), output, source.dtype)
+    made = make("Conv", name, inputs, (shapeless,), attributes)
     assert isinstance(made, Convolution)
-    return replace(
-        made, outputs=(quantised_tensor(name, made.shape(), output, source.dtype),)
-    )
+    return replace(made, outputs=(replace(shapeless, shape=made.shape()),))
 
 
 def addition(first: Tensor, second: Tensor, output: Tensor) -> Addition:
