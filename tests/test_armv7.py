@@ -17,7 +17,8 @@ SCRIPT = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from compile.backends.library import _link
+from types import SimpleNamespace
+from compile.backends.bundle import link
 from targets.engine import compiler
 from targets.errors import UserError
 from targets.presets import resolve
@@ -28,8 +29,9 @@ tvm = compiler()
 x = tvm.relay.var("x", shape=(1, 8))
 module = tvm.IRModule.from_expr(tvm.relay.Function([x], tvm.relay.exp(x)))
 factory = tvm.relay.build(module, tvm.target.Target(target.tvm))
+job = SimpleNamespace(target=target, library=Path(sys.argv[3]))
 try:
-    _link(factory, target, Path(sys.argv[3]))
+    link(SimpleNamespace(factory=factory), SimpleNamespace(source=None), job)
 except UserError as error:
     sys.exit(f"refused: {error}")
 """
@@ -64,7 +66,7 @@ def test_soft_float_code_is_refused_before_it_is_linked(tmp_path: Path) -> None:
 
 def test_what_is_no_arm_code_is_not_hard_float(tmp_path: Path) -> None:
     other = tmp_path / "other"
-    other.write_bytes(b"\x7fELF" + bytes(60))
+    other.write_bytes(b"\x7fELF\1\1\1" + bytes(57))
     assert not is_hard_float(other)
 
 
