@@ -174,7 +174,7 @@ def _compute(attrs: Any, inputs: Any, output_type: Any) -> list[Any]:
     tile = _tile(tvm.target.Target.current())
 
     def body(buffers: Any, outputs: Any) -> Any:
-        return rows.kernel(pair, tile, buffers, outputs[0])
+        return rows.Kernel(pair, tile, buffers, outputs[0]).statement()
 
     return [te.extern(pair.output, inputs, body, name="pair", tag=OPERATOR)]
 
