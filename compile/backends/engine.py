@@ -50,12 +50,7 @@ Link = Callable[["Lowered", "Converted", EngineJob], "MemoryPlan | None"]
 def compile_network(
     job: EngineJob, link: Link, stage: Callable[[str], None]
 ) -> Lowering:
-    """Compile ``job.graph`` into ``job.library``.
-
-    Raises:
-        UserError: the importer, the compiler or the linker refused, or the result is for another
-            machine.
-    """
+    """Compile ``job.graph`` into ``job.library``; a UserError says what the importer, compiler or linker refused."""
     _check_target(job.target)
     stage("importing into Relay")
     from compile.relay.convert import to_relay

@@ -31,13 +31,7 @@ class Verification(NamedTuple):
 
 
 def verify(folder: Path, emulated: bool, stage: Callable[[str], None]) -> Verification:
-    """Run the golden data of the bundle in ``folder``, here or on an emulated board.
-
-    Runs in a process of its own: a wrong kernel may crash it.
-
-    Raises:
-        UserError: an output is farther from the reference than ``accuracy.TOLERANCE``.
-    """
+    """Run the golden data of a bundle, in a process of its own: a wrong kernel may crash it."""
     bundle = open_bundle(folder)
     where = "an emulated board" if emulated else "this machine"
     session = (
@@ -110,7 +104,7 @@ def verify_c(folder: Path) -> Verification:
     """Run the golden data of the C project in ``folder``, compiled for this machine.
 
     Raises:
-        UserError: an output is farther from the reference than `TOLERANCE`: of int8, another integer.
+        UserError: an answer is wrong.
     """
     bundle = open_bundle(folder)
     interface = interface_of(bundle)

@@ -66,38 +66,29 @@ class Plan:
         )
 
 
-Algorithm = Callable[[Buffer, Sequence[int]], tuple[int, ...]]
-# Each an order in which buffers are placed, of a buffer and the bytes that are live at once in each call. The first is the
-# greedy-by-size strategy of Pisarchyk and Lee (arXiv 2001.03288, section 5.2).
-ALGORITHMS: dict[str, Algorithm] = {
-    "largest first": lambda b, needs: (-b.room, b.first),
-    "fullest calls first": lambda b, needs: (
-        -max(needs[b.first : b.last + 1]),
-        -b.room,
-        b.first,
-    ),
-    "as they are made": lambda b, needs: (b.first, -b.room),
-}
+_Order = Callable[[Buffer, Sequence[int]], tuple[int, ...]]
+# Orders in which buffers are placed, by a buffer and the bytes that are live at once in each call. The first is the
+# greedy-by-size strategy of Pisarchyk and Lee (arXiv 2001.03288, section 5.2); then those of the fullest calls first; then
+# as they are made.
+_ORDERS: tuple[_Order, ...] = (
+    lambda b, needs: (-b.room, b.first),
+    lambda b, needs: (-max(needs[b.first : b.last + 1]), -b.room, b.first),
+    lambda b, needs: (b.first, -b.room),
+)
 
 
-def plan(
-    program: Program,
-    alignment: int,
-    outside: Collection[int] = (),
-    algorithms: Iterable[str] = ALGORITHMS,
-) -> Plan:
+def plan(program: Program, alignment: int, outside: Collection[int] = ()) -> Plan:
     """Place every tensor that is no constant, and the calls' scratch memory.
 
-    Each buffer goes to the lowest place that its neighbours in time leave. The smallest of the arenas that the algorithms
-    give is taken, the first of several.
+    Each buffer goes to the lowest place that its neighbours in time leave. The smallest of the arenas that the orders give
+    is taken, the first of several.
 
     Args:
         outside: tensors whose memory is the caller's.
     """
     wanted = buffers(program, alignment, outside)
     needs = [_need(index, wanted) for index in range(len(program.calls))]
-    arenas = (_placed(wanted, ALGORITHMS[name], needs) for name in algorithms)
-    placed = min(arenas, key=_end)
+    placed = min((_placed(wanted, order, needs) for order in _ORDERS), key=_end)
     offsets = {each.tensor: each.offset for each in placed if each.tensor is not None}
     scratch = {each.first: each.offset for each in placed if each.tensor is None}
     return Plan(
@@ -166,7 +157,7 @@ def inplace_distance(pairs: Iterable[tuple[int, int]]) -> int:
 
 
 def _placed(
-    wanted: Sequence[Buffer], order: Algorithm, needs: Sequence[int]
+    wanted: Sequence[Buffer], order: _Order, needs: Sequence[int]
 ) -> list[Buffer]:
     """``wanted`` with their places."""
     placed: dict[int, Buffer] = {}

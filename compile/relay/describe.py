@@ -11,6 +11,7 @@ from typing import Any
 
 from bundle.executor_graph import parse
 from bundle.manifest import Group
+from compile.program.planner import aligned
 from compile.relay.expressions import calls, shape
 from compile.relay.ops import registration
 from targets import engine
@@ -117,15 +118,8 @@ def _workspace(body: Any) -> tuple[int, int]:
             depth += statement.kind == tvm.tir.ForKind.PARALLEL
         else:
             kind = tvm.DataType(statement.dtype)
-            nbytes = (
-                prod(int(extent) for extent in statement.extents)
-                * kind.bits
-                * kind.lanes
-                // 8
-            )
-            totals[depth > 0] += (
-                -(-nbytes // _WORKSPACE_ALIGNMENT) * _WORKSPACE_ALIGNMENT
-            )
+            bits = prod(map(int, statement.extents)) * kind.bits * kind.lanes
+            totals[depth > 0] += aligned(bits // 8, _WORKSPACE_ALIGNMENT)
 
     def leave(statement: Any) -> None:
         nonlocal depth

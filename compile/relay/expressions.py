@@ -1,4 +1,4 @@
-"""Relay expressions: what they consist of. Only the engine's process imports this."""
+"""Relay expressions: what they consist of."""
 
 from __future__ import annotations
 

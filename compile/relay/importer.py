@@ -39,8 +39,11 @@ def to_relay(graph: Graph) -> Any:
             whose shape is not the one ONNX gives it; the node or the output is named.
     """
     tvm = compiler()
+    from tvm.relay.frontend import onnx as frontend
+
     proto = _with_axes_as_attributes(write(graph))
-    unknown = unsupported(proto, graph.opset)
+    known = frontend._get_convert_map(graph.opset).keys() - _NOT_BUILT
+    unknown = [node for node in proto.graph.node if node.op_type not in known]
     if unknown:
         named = listed([node_label(node) for node in unknown], 3)
         raise UserError(
@@ -56,9 +59,6 @@ def operator(operator: Operator, inputs: list[Any], opset: int) -> list[Any]:
 
     Args:
         inputs: expressions, one for each of ``operator.activations``.
-
-    Raises:
-        UserError: as `to_relay`.
     """
     tvm = compiler()
     alone = Graph(operator.activations, operator.outputs, (operator,), opset)
@@ -81,15 +81,6 @@ def _with_axes_as_attributes(proto: onnx.ModelProto) -> onnx.ModelProto:
             axes = numpy_helper.to_array(constants[node.input.pop()]).tolist()
             node.attribute.append(helper.make_attribute("axes", axes))
     return proto
-
-
-def unsupported(proto: onnx.ModelProto, version: int) -> list[onnx.NodeProto]:
-    """The nodes whose operator TVM's ONNX importer does not know, in the graph's order."""
-    compiler()
-    from tvm.relay.frontend import onnx as frontend
-
-    known = frontend._get_convert_map(version).keys() - _NOT_BUILT
-    return [node for node in proto.graph.node if node.op_type not in known]
 
 
 def _import(tvm: Any, proto: onnx.ModelProto, version: int) -> Any:

@@ -1,7 +1,6 @@
 """Integer operators in Relay for x86 and 32-bit ARM: no float operator between quantising and dequantising.
 
-Activations are uint8: what ReLU6 leaves then has the zero point 0, and a convolution's padding costs nothing. Only the
-engine's process imports this.
+Activations are uint8: what ReLU6 leaves then has the zero point 0, and a convolution's padding costs nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Relay: fold, plan, lay out, compile. Only the engine's process imports this."""
+"""Relay: fold, plan, lay out, compile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Integer operators for 64-bit ARM: the C functions that Relay's operators call. Only the engine's process imports this."""
+"""Integer operators for 64-bit ARM: the C functions that Relay's operators call."""
 
 from __future__ import annotations
 
@@ -44,11 +44,7 @@ class Source(NamedTuple):
     target: Target
 
     def compile(self, output: Path, *extra: str) -> None:
-        """As an object file, or with ``-S`` as assembly.
-
-        Raises:
-            UserError: the compiler failed.
-        """
+        """As an object file, or with ``-S`` as assembly."""
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch, "int8.c")
             file.write_text(self.text)

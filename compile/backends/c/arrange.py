@@ -78,11 +78,7 @@ def _planned(graph: Graph, steps: tuple[Step, ...]) -> Arranged:
 
 
 def check_limit(arranged: Arranged, limit: int | None) -> None:
-    """Refuse an arena larger than the user's ``--arena-limit``.
-
-    Raises:
-        UserError: it is larger: by how much, and which step is the peak.
-    """
+    """Refuse an arena larger than the user's ``--arena-limit`` in a UserError."""
     arena = arranged.plan
     if limit is None or arena.nbytes <= limit:
         return

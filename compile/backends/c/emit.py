@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,35 +28,21 @@ from targets.escapes import C_RESERVED
 
 _HERE = Path(__file__).parent
 _KERNELS = Path(cortex_m.__file__).parent
-# Files that are called as their templates.
-_SAME_NAMES = (
-    "Makefile",
-    "CMakeLists.txt",
-    "toolchain.cmake",
-    "README.md",
-    "memory.svg",
-)
+# What files are called whose templates have another name.
+_FILES = {
+    "network.h": "{name}.h",
+    "network.c": "{name}.c",
+    "weights.c": "{name}_weights.c",
+    "main.c": "example/main.c",
+}
 # What the templates call theirs, by themselves and after the network's name.
 _OWN_NAMES = ("overlap", "golden_output", "nn_table")
 _FILE_SCOPE = ("weights", "bias", "scales", "run", "self_test")
 # What functions of one value and the run function use, and <math.h>.
-_LOCAL_NAMES = [
-    "x",
-    "i",
-    "from",
-    "to",
-    "count",
-    "input",
-    "output",
-    "arena",
-    "base",
-    "byte",
-    "crc",
-    "expf",
-    "fabsf",
-    "sqrtf",
-    "tanhf",
-]
+_LOCAL_NAMES = re.findall(
+    r"\w+",
+    "x i from to count input output arena base byte crc expf fabsf sqrtf tanhf",
+)
 _FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
@@ -92,8 +78,7 @@ class Project:
         return self.graph.outputs[0]
 
 
-@dataclass(frozen=True)
-class Constants:
+class Constants(NamedTuple):
     """What lies in flash besides code.
 
     Attributes:
@@ -137,13 +122,8 @@ def emit(project: Project, folder: Path) -> Constants:
         **drawing.geometry(project.plan, len(project.steps)),
     }
     (folder / "example").mkdir(exist_ok=True)
-    for template, file in (
-        ("network.h", f"{name}.h"),
-        ("network.c", f"{name}.c"),
-        ("weights.c", f"{name}_weights.c"),
-        ("main.c", "example/main.c"),
-        *((same, same) for same in _SAME_NAMES),
-    ):
+    for template in {path.stem for path in _HERE.glob("*.jinja")} - {"golden.h"}:
+        file = _FILES.get(template, template).format(name=name)
         _write(folder / file, template, values)
     for header in ("kernels", kind):
         shutil.copy(_KERNELS / f"{header}.h", folder / f"{name}_{header}.h")

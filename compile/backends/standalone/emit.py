@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import zlib
@@ -26,18 +27,10 @@ from targets.toolchain import archive, compile_object, hide_symbols, link_shared
 
 _HERE = Path(__file__).parent
 _ALIGNMENT = 64
-_EXPORTED = [
-    "version",
-    "workspace_bytes",
-    "memory_bytes",
-    "create",
-    "create_in",
-    "last_error",
-    "error_text",
-    "run",
-    "destroy",
-    "self_test",
-]
+_EXPORTED = re.findall(
+    r"\w+",
+    "version workspace_bytes memory_bytes create create_in last_error error_text run destroy self_test",
+)
 # DLDataType codes (dlpack.h): signed integer, unsigned integer, float.
 _DTYPES = {
     "float32": (2, 32),

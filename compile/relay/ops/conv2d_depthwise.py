@@ -4,8 +4,7 @@ An inverted residual (arXiv 1801.04381, figure 3) expands its input six-fold onl
 28×28 on the expanded tensor is larger than a small second-level cache, and crosses it twice. Here its rows
 are computed as the output needs them (compile/relay/ops/rows.py).
 
-AutoScheduler cannot do this by itself: its sketches never compute one convolution inside another. Only the
-engine's process imports this.
+AutoScheduler cannot do this by itself: its sketches never compute one convolution inside another.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Channels lie in blocks of 16, so that four neighbouring pixels are 64 bytes. These, transposed to 16 channels of four
 pixels, are what a dot product by fours takes: a 3×3 kernel is three of them for each 16 outputs, with a zero as fourth tap.
-Only the engine's process imports this.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ LLVM 21 ``vpdpbusd`` takes bytes, where TOPI still passes it words and LLVM abor
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 from targets import engine
@@ -76,7 +77,7 @@ _topi_depthwise = depthwise_conv2d._fallback_schedule
 def _tile_pointwise(cfg: Any, workload: Any, **sizes: int) -> None:
     _topi_pointwise(cfg, workload, **sizes)
     if not _has_vnni():
-        width = cfg["tile_ow"].size[0] * cfg["tile_ow"].size[1]
+        width = prod(cfg["tile_ow"].size)
         height = workload.height // workload.stride_h
         _, rows, columns = max(
             (h * w, h, w)
@@ -91,9 +92,7 @@ def _tile_pointwise(cfg: Any, workload: Any, **sizes: int) -> None:
 def _tile_common(cfg: Any, workload: Any, **sizes: int) -> None:
     _topi_common(cfg, workload, **sizes)
     if not _has_vnni():
-        width = cfg["tile_ow"].size[0] * cfg["tile_ow"].size[1]
-        columns = max(w for w in range(1, _most_pixels(width) + 1) if width % w == 0)
-        cfg["tile_ow"] = SplitEntity([width // columns, columns])
+        _tile_columns(cfg)
 
 
 def _tile_depthwise(cfg: Any, workload: Any) -> None:
@@ -102,9 +101,13 @@ def _tile_depthwise(cfg: Any, workload: Any) -> None:
     if workload.in_dtype == "uint8" and serves() and channels % BLOCK == 0:
         # AVX2's own block, of 8, would change the layout before and after.
         cfg["tile_ic"] = cfg["tile_oc"] = SplitEntity([channels // BLOCK, BLOCK])
-        width = cfg["tile_ow"].size[0] * cfg["tile_ow"].size[1]
-        columns = max(w for w in range(1, _most_pixels(width) + 1) if width % w == 0)
-        cfg["tile_ow"] = SplitEntity([width // columns, columns])
+        _tile_columns(cfg)
+
+
+def _tile_columns(cfg: Any) -> None:
+    width = prod(cfg["tile_ow"].size)
+    columns = max(w for w in range(1, _most_pixels(width) + 1) if width % w == 0)
+    cfg["tile_ow"] = SplitEntity([width // columns, columns])
 
 
 def _most_pixels(width: int) -> int:

@@ -1,4 +1,4 @@
-"""Relay's side of compile.kernels.neon: an operator is a call of a C function. Only the engine's process imports this."""
+"""Relay's side of compile.kernels.neon: an operator is a call of a C function."""
 
 from __future__ import annotations
 

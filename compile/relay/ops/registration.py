@@ -1,4 +1,4 @@
-"""Relay operators of our own: how one is registered. Only the engine's process imports this."""
+"""Relay operators of our own: how one is registered."""
 
 from __future__ import annotations
 

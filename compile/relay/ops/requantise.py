@@ -1,7 +1,7 @@
 """Two Relay operators that turn 32-bit sums into uint8 as ONNX Runtime does, bit by bit (compile.ir.evaluate says how).
 
 The product with the ratio of scales is one of float32 because ONNX Runtime's is: no fixed-point product rounds as
-it does. Relay sees integers go in and come out. Only the engine's process imports this.
+it does. Relay sees integers go in and come out.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 For a block of channels, a row of the expanded tensor is computed, clipped and put into a ring with as many rows as
 the depthwise kernel has; each row of the output is computed when the last row that it needs is there. Borders are
 zeros in the ring. Rows of all blocks are shared out to the threads in runs; only at a run's beginning are
-rows computed that another thread computes too. Only the engine's process imports this.
+rows computed that another thread computes too.
 """
 
 from __future__ import annotations
