@@ -61,7 +61,34 @@ class BundleBackend:
         return LIBRARY
 
     def build(self, job: Job, logs: Sequence[RecordLog], progress: Progress) -> Built:
-        return build_in_engine(job, self.library(job.name), logs, progress, link)
+        return self._compile(job, logs, progress, link)
+
+    def _compile(
+        self,
+        job: Job,
+        logs: Sequence[RecordLog],
+        progress: Progress,
+        link: Link,
+        symbols: str | None = None,
+    ) -> Built:
+        """Compile in the engine's process, and say in which layout and why."""
+        asked = EngineJob(
+            model=job.model.identity.name,
+            graph=job.graph,
+            target=job.target,
+            records=tuple(logs),
+            library=job.folder.resolve() / self.library(job.name),
+            dump=job.dump and job.dump.resolve(),
+            symbols=symbols,
+        )
+        lowering = run_in_child(
+            compile_network, asked, link, stage=progress.stage, tick=progress.tick
+        )
+        progress.finish()
+        progress.note(f"layout {lowering.layout}: {lowering.reason}")
+        for line in lowering.records.refused if lowering.records else ():
+            progress.note(line)
+        return Built(lowering)
 
     def verify(
         self, folder: Path, request: BuildRequest, progress: Progress
@@ -69,34 +96,6 @@ class BundleBackend:
         return verify_here_or_emulated(
             folder, request.target, progress, needs_system=self._needs_system
         )
-
-
-def build_in_engine(
-    job: Job,
-    library: str,
-    logs: Sequence[RecordLog],
-    progress: Progress,
-    link: Link,
-    symbols: str | None = None,
-) -> Built:
-    """Compile in the engine's process, and say in which layout and why."""
-    asked = EngineJob(
-        model=job.model.identity.name,
-        graph=job.graph,
-        target=job.target,
-        records=tuple(logs),
-        library=job.folder.resolve() / library,
-        dump=job.dump and job.dump.resolve(),
-        symbols=symbols,
-    )
-    lowering = run_in_child(
-        compile_network, asked, link, stage=progress.stage, tick=progress.tick
-    )
-    progress.finish()
-    progress.note(f"layout {lowering.layout}: {lowering.reason}")
-    for line in lowering.records.refused if lowering.records else ():
-        progress.note(line)
-    return Built(lowering)
 
 
 def link(lowered: Lowered, network: Converted, job: EngineJob) -> None:

@@ -23,14 +23,8 @@ from tvm import relay
 
 HEADER = Path(pack.__file__).with_name("kernels.h")
 # No contraction: a product is rounded before its sum, as ONNX Runtime rounds. No calls of memcpy in the place of loops.
-_OPTIONS = (
-    "-std=c11",
-    "-Wall",
-    "-Wextra",
-    "-Werror",
-    "-ffp-contract=off",
-    "-fno-builtin",
-)
+_WARNINGS = ("-Wall", "-Wextra", "-Werror")
+_OPTIONS = ("-std=c11", *_WARNINGS, "-ffp-contract=off", "-fno-builtin")
 
 
 def _moved(x: Any, by: int, dtype: str) -> Any:
@@ -96,24 +90,13 @@ class NeonKernels:
     @property
     def source(self) -> Source:
         """The functions of the operators lowered so far."""
-        lines = [
-            f"#define MOST_KERNEL {self._largest_kernel}",
-            f'#include "{HEADER.name}"',
-            "",
+        functions = [
+            pack.definition(kind, call, symbol)
+            for (kind, call), symbol in self._symbols.items()
         ]
-        for (kind, body), symbol in self._symbols.items():
-            inputs = {
-                "addition": "const int8_t *a, const int8_t *b",
-                "quantise": "const float *a",
-            }.get(kind, "const int8_t *a")
-            signature = (
-                f"int first, int last, {inputs}, const int8_t *parameters, int8_t *y"
-            )
-            declared = (
-                f'__attribute__((visibility("hidden"))) void {symbol}({signature})'
-            )
-            lines += [f"{declared};", f"void {symbol}({signature}) {{ {body} }}"]
-        return Source("\n".join(lines) + "\n", self._target)
+        most = f"#define MOST_KERNEL {self._largest_kernel}"
+        text = "\n".join([most, f'#include "{HEADER.name}"', "", *functions, ""])
+        return Source(text, self._target)
 
 
 def has_dot_product(target: Target) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bundle.manifest import MemoryPlan
 from compile.backends.backend import Built, Job
-from compile.backends.bundle import BundleBackend, build_in_engine
+from compile.backends.bundle import BundleBackend
 from compile.backends.engine import EngineJob
 from compile.backends.request import Format
 from compile.backends.standalone.emit import Standalone, emit, self_test_input
@@ -45,10 +45,7 @@ class StandaloneBackend(BundleBackend):
             high=high,
             expected=tuple(outputs[0].ravel().tolist()),
         )
-        library = self.library(job.name)
-        return build_in_engine(
-            job, library, logs, progress, partial(link, wanted), symbols=job.name
-        )
+        return self._compile(job, logs, progress, partial(link, wanted), job.name)
 
 
 def link(

@@ -15,15 +15,15 @@ from compile.ir.requantise import Requantisation
 
 Bytes = NDArray[np.int8]
 
-# kernels.h: the structure of sizes that each function takes.
-_STRUCTURES = {
-    "quantise": "Quantisation",
-    "convolution": "Convolution",
-    "depthwise": "Depthwise",
-    "addition": "Addition",
-    "average": "Average",
+# kernels.h: the structure of sizes that each function takes, and its inputs.
+_FUNCTIONS = {
+    "quantise": ("Quantisation", "const float *a"),
+    "convolution": ("Convolution", "const int8_t *a"),
+    "depthwise": ("Depthwise", "const int8_t *a"),
+    "addition": ("Addition", "const int8_t *a, const int8_t *b"),
+    "average": ("Average", "const int8_t *a"),
 }
-KINDS = tuple(_STRUCTURES)
+KINDS = tuple(_FUNCTIONS)
 _LANES = 8
 _HEAD = 64
 _MAGIC = int(np.float32(1.5 * 2**23).view(np.int32))
@@ -58,6 +58,15 @@ class Kernel:
     @property
     def tasks(self) -> int:
         return min(self.units, _CORES)
+
+
+def definition(kind: str, call: str, symbol: str) -> str:
+    """The C function ``symbol`` of a kernel, declared before it is defined."""
+    _, inputs = _FUNCTIONS[kind]
+    parameters = f"int first, int last, {inputs}, const int8_t *parameters, int8_t *y"
+    signature = f"void {symbol}({parameters})"
+    hidden = '__attribute__((visibility("hidden")))'
+    return f"{hidden} {signature};\n{signature} {{ {call} }}"
 
 
 def kernel(operator: Operator, dot: bool) -> Kernel | None:
@@ -246,7 +255,7 @@ def _made(
 ) -> Kernel:
     fields = ", ".join(f".{name} = {int(value)}" for name, value in sizes.items())
     inputs = "a, b" if kind == "addition" else "a"
-    constants = f"({_STRUCTURES[kind]}){{{fields}}}"
+    constants = f"({_FUNCTIONS[kind][0]}){{{fields}}}"
     call = f"{kind}(first, last, {inputs}, parameters, y, {constants});"
     return Kernel(kind, call, units, parameters, macs)
 
