@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +13,10 @@ from bundle.accuracy import TOLERANCE, Accuracy, compare
 from bundle.store import open_bundle
 from devices.microcontroller.host import run_on_host
 from devices.microcontroller.session import from_output, interface_of, to_input
+from devices.sessions.emulated import find_qemu
 from devices.sessions.opening import open_here, open_on_emulated
 from devices.sessions.session import Origin
+from devices.sysroot import prepare
 from targets.child import run_in_child
 from targets.errors import UserError
 from targets.presets import Target, missing_features, this_cpu
@@ -75,29 +77,18 @@ def verify_here_or_emulated(
         UserError: an answer is wrong.
     """
     missing = missing_features(target, this_cpu())
-    if missing:
-        try:
-            _prepare_emulator(target, missing, progress, needs_system)
-        except UserError as error:
-            return str(error)
+    if missing and not target.qemu_cpu:
+        return f"this machine lacks {', '.join(missing)}, and {target.name} has no emulated board"
+    try:
+        if missing:
+            find_qemu(target.machine)
+        if missing and needs_system:
+            prepare(progress.stage)
+    except UserError as error:
+        return str(error)
     return run_in_child(
         verify, folder, bool(missing), stage=progress.stage, tick=progress.tick
     )
-
-
-def _prepare_emulator(
-    target: Target, missing: Collection[str], progress: Progress, needs_system: bool
-) -> None:
-    from devices.sessions.emulated import find_qemu
-    from devices.sysroot import prepare
-
-    if not target.qemu_cpu:
-        raise UserError(
-            f"this machine lacks {', '.join(missing)}, and {target.name} has no emulated board"
-        )
-    find_qemu(target.machine)
-    if needs_system:
-        prepare(progress.stage)
 
 
 def verify_c(folder: Path) -> Verification:

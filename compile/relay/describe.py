@@ -21,16 +21,12 @@ tvm = engine.compiler()
 # TVM's kernels take their workspace in multiples of a cache line.
 _WORKSPACE_ALIGNMENT = 64
 _PREFIX = re.compile(r"^tvmgen_\w+?_(?=fused)")
-_CONVOLUTIONS = frozenset(
-    [
-        "nn.conv2d",
-        "nn.contrib_conv2d_NCHWc",
-        "nn.contrib_depthwise_conv2d_NCHWc",
-        "nn.contrib_conv2d_winograd_without_weight_transform",
-        "nn.conv2d_transpose",
-    ]
-)
-_DENSE = frozenset(["nn.dense", "nn.contrib_dense_pack"])
+_CONVOLUTIONS = {
+    *("nn.conv2d", "nn.conv2d_transpose", "nn.contrib_conv2d_NCHWc"),
+    "nn.contrib_depthwise_conv2d_NCHWc",
+    "nn.contrib_conv2d_winograd_without_weight_transform",
+}
+_DENSE = {"nn.dense", "nn.contrib_dense_pack"}
 
 
 def operators(module: Any) -> dict[str, int]:

@@ -174,20 +174,11 @@ def intrinsic(
 
 def add_products(before: Any, data: Any, weights: Any) -> Any:
     """``before`` (int32 of a register) + products of bytes, summed by fours: uint8 ``data``, int8 ``weights``."""
-    add = _add_with_vnni if _has_vnni() else _add_by_halves
-    return add(before, data, weights)
-
-
-def _add_with_vnni(before: Any, data: Any, weights: Any) -> Any:
     lanes = get_simd_32bit_lanes()
-    *_, multiply_add = _INSTRUCTIONS[lanes * 4]
-    return _call(f"int32x{lanes}", multiply_add, before, data, weights)
-
-
-def _add_by_halves(before: Any, data: Any, weights: Any) -> Any:
-    lanes = get_simd_32bit_lanes()
-    multiply, add_pairs, _ = _INSTRUCTIONS[lanes * 4]
+    multiply, add_pairs, multiply_add = _INSTRUCTIONS[lanes * 4]
     sums, words = f"int32x{lanes}", f"int16x{2 * lanes}"
+    if _has_vnni():
+        return _call(sums, multiply_add, before, data, weights)
     one = tir.const(1, f"int8x{_DEPTH * lanes}")
     for part, factor in ((weights >> one, 2), (weights & one, 1)):
         products = _call(words, multiply, data, part)
