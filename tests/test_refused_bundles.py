@@ -102,8 +102,6 @@ def newer(bundle: Path) -> None:
 
 
 AGAIN = "build the bundle again"
-
-
 BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a byte of model.so": (flip("model.so"), "model.so|SHA-256|copy or build"),
     "a byte of a golden output": (flip("golden/0.output0.bin"), "0.output0|SHA-256"),

@@ -67,8 +67,6 @@ def operator(name: str, domain: str = "", called: str = "odd") -> Callable[[Any]
 
 
 RANDOM = np.random.Generator(np.random.PCG64(11)).bytes(4096)
-
-
 MODELS: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "is empty|copy the model again"),
     "truncated": (VALID[: len(VALID) // 2], "cut short|copy it again"),
