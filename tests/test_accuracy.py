@@ -11,9 +11,7 @@ from whole_bundles import INPUT, PREPROCESSING
 
 from bundle.accuracy import TOLERANCE, compare
 from bundle.golden import normalise, seeded_inputs
-from bundle.manifest import (
-    Tensor,
-)
+from bundle.manifest import Tensor
 
 
 def digest(tensor: Any) -> str:

@@ -13,13 +13,7 @@ from pathlib import Path
 import pytest
 from whole_bundles import elf, fill
 
-from bundle.store import (
-    MANIFEST,
-    archive_of,
-    check_replaceable,
-    open_bundle,
-    staging,
-)
+from bundle.store import MANIFEST, archive_of, check_replaceable, open_bundle, staging
 from targets.errors import UserError
 
 

@@ -17,11 +17,7 @@ from bundle.manifest import (
     TargetIdentity,
     Tensor,
 )
-from bundle.store import (
-    LIBRARY,
-    MANIFEST,
-    sha256_of,
-)
+from bundle.store import LIBRARY, MANIFEST, sha256_of
 
 INPUT = Tensor(name="image", shape=(1, 3, 4, 6), layout="NCHW")
 OUTPUT = Tensor(name="scores", shape=(1, 5))
