@@ -65,7 +65,7 @@ def _breaks(module: str, imported: str) -> bool:
 def test_imports_go_down_only(module: str) -> None:
     imported = {name for name, _ in _imports(MODULES[module].read_text())}
     assert [name for name in sorted(imported) if _breaks(module, name)] == []
-    # What a module of ours is called changes with the files: no name may lead nowhere.
+    # Every module that is named exists, also after files were renamed.
     assert imported <= MODULES.keys()
 
 
