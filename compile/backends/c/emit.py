@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -126,7 +125,10 @@ def emit(project: Project, folder: Path) -> Constants:
         file = _FILES.get(template, template).format(name=name)
         _write(folder / file, template, values)
     for header in ("kernels", kind):
-        shutil.copy(_KERNELS / f"{header}.h", folder / f"{name}_{header}.h")
+        text = (_KERNELS / f"{header}.h").read_text(encoding="utf-8")
+        # A header's first lines from // on are for who reads this project.
+        text = re.sub(r"\A(//[^\n]*\n)+", "", text)
+        (folder / f"{name}_{header}.h").write_text(text, encoding="utf-8")
     crc = zlib.crc32(constants.tobytes(), zlib.crc32(weights.tobytes()))
     return Constants(weights.nbytes + constants.nbytes, crc)
 
