@@ -150,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
         "--dump",
         type=Path,
         metavar="DIR",
-        help="write Relay before and after, the fused TIR and the assembly; for a standalone "
+        help="write the network after each pass, the fused TIR and the assembly; for a standalone "
         "library also the C that it is made of",
     )
     option(

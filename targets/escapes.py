@@ -7,6 +7,7 @@ megabyte long. Of ordinary names no function here changes a character.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from keyword import kwlist
 
 from markupsafe import Markup, escape
@@ -28,6 +29,12 @@ def shown(text: object, limit: int = 80) -> str:
 def one_line(text: str, limit: int = 1000) -> str:
     """A message on one line, without control characters, at most ``limit`` characters long."""
     return shown(" ".join(text.split()), limit)
+
+
+def listed(texts: Sequence[str], most: int) -> str:
+    """The first ``most`` of ``texts``, and how many more there are."""
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
 
 
 def lines(text: str) -> str:

@@ -29,12 +29,9 @@ tvm = compiler()
 x = tvm.relay.var("x", shape=(1, 8))
 module = tvm.IRModule.from_expr(tvm.relay.Function([x], tvm.relay.exp(x)))
 factory = tvm.relay.build(module, tvm.target.Target(target.tvm))
+job = SimpleNamespace(target=target, library=Path(sys.argv[3]))
 try:
-    link(
-        SimpleNamespace(factory=factory),
-        SimpleNamespace(source=None),
-        SimpleNamespace(target=target, library=Path(sys.argv[3])),
-    )
+    link(SimpleNamespace(factory=factory), SimpleNamespace(source=None), job)
 except UserError as error:
     sys.exit(f"refused: {error}")
 """

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from conftest import ROOT
+from conftest import ROOT, succeed
 from integers import Graph as Writer
 from integers import graph_of, quantised
 from relay_worker import relay_worker
@@ -84,6 +85,30 @@ def test_files_links_and_modules_that_a_page_names_are_there(page: Path) -> None
     missing += [link for link in links if not (page.parent / link).exists()]
     modules = re.findall(rf"python -m ((?:{'|'.join(FLOORS)})[\w.]*)", text)
     missing += [module for module in modules if find_spec(module.rstrip(".")) is None]
+    assert missing == []
+
+
+VERBS = {"runtime_demo.board", "tuning.records", "bench", "meter"}
+
+
+@cache
+def help_of(*command: str) -> str:
+    return succeed(*command, "--help")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_options_of_the_commands_that_a_page_gives_exist(page: Path) -> None:
+    fenced = r"^```\w*\n(.*?)^```"
+    blocks = re.findall(fenced, page.read_text(), re.DOTALL | re.MULTILINE)
+    text = "".join(blocks).replace("\\\n", " ")
+    ours = rf"python -m ((?:{'|'.join(FLOORS)})[\w.]*)([^#|;&\n]*)"
+    missing = []
+    for module, rest in re.findall(ours, text):
+        words = rest.split()
+        verb = words[:1] if module in VERBS and words[0].isalpha() else []
+        known = re.findall(r"--[a-z-]+", help_of(module, *verb))
+        options = [word for word in words if word.startswith("--")]
+        missing += [(module, *verb, word) for word in options if word not in known]
     assert missing == []
 
 

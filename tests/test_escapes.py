@@ -24,7 +24,7 @@ from tiny import tiny_bundle
 from bundle.store import MANIFEST, open_bundle
 from compile.backends.c.build import build as build_c
 from compile.backends.standalone import emit
-from compile.backends.standalone.emit import SelfTest, Standalone
+from compile.backends.standalone.emit import Standalone
 from compile.program.program import Call, Program, Tensor
 from targets import escapes, templates
 from targets.presets import native, resolve
@@ -95,8 +95,8 @@ def program(layer: str) -> Program:
 
 def library(folder: Path, text: str) -> dict[str, str]:
     """The texts of a library in which ``text`` is the model's name and a layer's."""
-    test = SelfTest(-1.0, 1.0, (0.0, 1.0, 2.0, 3.0))
-    wanted = Standalone("small", text, f"small: {text} (SHA-256 0123) for x", test)
+    version = f"small: {text} (SHA-256 0123) for x"
+    wanted = Standalone("small", text, version, -1.0, 1.0, (0.0, 1.0, 2.0, 3.0))
     made = program(text)
     layout = emit._lay_out(made)
     values = emit._values(wanted, made, layout, native())

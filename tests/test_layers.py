@@ -1,8 +1,9 @@
-"""The house has one direction: imports go down the list of folders only, and never in a circle."""
+"""The layout of the code: imports go down the list of folders only, never in a circle; a long file says why it is long."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -64,7 +65,7 @@ def _breaks(module: str, imported: str) -> bool:
 def test_imports_go_down_only(module: str) -> None:
     imported = {name for name, _ in _imports(MODULES[module].read_text())}
     assert [name for name in sorted(imported) if _breaks(module, name)] == []
-    # What a module of ours is called changes with the files: no name may lead nowhere.
+    # Every module that is named exists, also after files were renamed.
     assert imported <= MODULES.keys()
 
 
@@ -92,3 +93,53 @@ def test_the_checks_can_fail() -> None:
     assert _circle({"a": {"b"}, "b": {"c"}, "c": {"a"}})
     late = "def f():\n    from tuning.records import main\nimport records.lookup"
     assert dict(_imports(late)) == {"tuning.records": False, "records.lookup": True}
+
+
+# The length of files
+
+MOST_LINES = 450
+SOURCES = {".py", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".S", ".jinja"}
+
+
+def _first_comment(name: str, text: str) -> str:
+    """The docstring of a Python file; the comment that another file begins with."""
+    if name.endswith(".py"):
+        return ast.get_docstring(ast.parse(text)) or ""
+    begins = re.match(r"\s*(/\*.*?\*/|(//[^\n]*\n)+|\{#.*?#\})", text, re.DOTALL)
+    return begins[1] if begins else ""
+
+
+def _lacks_a_reason(name: str, text: str) -> bool:
+    long = len(text.splitlines()) > MOST_LINES
+    reason = rf"Longer than {MOST_LINES} lines: \w"
+    return long and not re.search(reason, _first_comment(name, text))
+
+
+def test_a_long_file_says_why_it_is_long() -> None:
+    lacking = {
+        path.relative_to(ROOT).as_posix()
+        for folder in (*FLOORS, "tests")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in SOURCES
+        and _lacks_a_reason(path.name, path.read_text(encoding="utf-8"))
+    }
+    assert not lacking
+
+
+@pytest.mark.parametrize(
+    ("name", "comment"),
+    [
+        ("a.py", '"""A.\n\n{}\n"""\n'),
+        ("a.h", "/* A.\n * {} */\n"),
+        ("a.cc", "// A.\n// {}\n"),
+        ("a.jinja", "{{# A.\n   {} #}}\n"),
+    ],
+)
+def test_only_a_reason_in_the_first_comment_counts(name: str, comment: str) -> None:
+    reason = "Longer than 450 lines: one table."
+    lines = "x = 0;\n" * MOST_LINES
+    assert not _lacks_a_reason(name, comment.format(reason) + lines)
+    assert not _lacks_a_reason(name, comment.format("") + lines[: len(lines) // 2])
+    for wrong in ("", "Longer than 450 lines: ", "Longer than others: one table."):
+        assert _lacks_a_reason(name, comment.format(wrong) + lines)
+    assert _lacks_a_reason(name, lines + comment.format(reason))

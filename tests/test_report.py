@@ -1,199 +1,29 @@
-"""The report of a check: one page that tells the whole of it and needs nothing beside itself."""
+"""The report of a check: one page that says all of it and needs no other file."""
 
 from __future__ import annotations
 
 import base64
-import errno
 import io
-import os
 import re
-from collections.abc import Sequence
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from check_results import LABELS, a_result, an_input, manifest, written
 from PIL import Image
 
 from bundle.accuracy import TOLERANCE, Accuracy
-from bundle.manifest import (
-    Golden,
-    Group,
-    Lowering,
-    Manifest,
-    ModelIdentity,
-    Preprocessing,
-    Records,
-    TargetIdentity,
-    Tensor,
-)
 from bundle.store import Bundle
 from devices.sessions.session import OperatorTime, Origin
-from runtime_demo.report import (
-    GALLERY_LIMIT,
-    Series,
-    bars,
-    distribution,
-    histogram,
-    write_report,
-)
-from runtime_demo.result import Answer, CheckResult, InputResult, Latency
-from targets.errors import UserError
-
-LABELS = ["ash", "birch", "<script>alert('cedar')</script>", "dogwood", "elm"]
-VOID = {"meta", "link", "br", "img"}
-
-
-class Page(HTMLParser):
-    """Checks that every tag is closed where it should be, and keeps text and attributes."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str]] = []
-        self.texts: list[str] = []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(name, value or "") for name, value in attrs]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.texts.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.texts).split())
-
-    def photographs(self) -> int:
-        return sum(v.startswith("data:image/jpeg;base64,") for _, v in self.attributes)
-
-
-def manifest(**changes: Any) -> Manifest:
-    return Manifest(
-        **{
-            "model": ModelIdentity(name="trees.onnx", sha256="ab" * 32),
-            "target": TargetIdentity(
-                name="znver4", tvm="llvm -mcpu=znver4", machine="x86_64"
-            ),
-            "engine": "Engine 0.19",
-            "threads": 3,
-            "input": Tensor(name="image", shape=(1, 3, 8, 8), layout="NCHW"),
-            "outputs": (Tensor(name="scores", shape=(1, 5)),),
-            "probabilities": False,
-            "preprocessing": Preprocessing(
-                resize=8, crop=(8, 8), scale=1, mean=(0,), std=(1,)
-            ),
-            "labels": "labels.txt",
-            "lowering": Lowering(
-                layout="NHWC",
-                reason="tuning records cover all 7 tasks",
-                records=Records(
-                    file="znver4.json", measured="on a Zen core", tasks=7, covered=7
-                ),
-                operators={"nn.conv2d": 1},
-                groups=(
-                    Group(
-                        name="fused_conv",
-                        operators=("nn.conv2d", "add"),
-                        output_shape=(1, 5, 1, 1),
-                        macs=2_000_000,
-                    ),
-                ),
-                workspace_bytes=1_230_000,
-            ),
-            "golden": (Golden(input="golden/in", outputs=("golden/out",)),),
-            "files": {
-                name: "0" * 64
-                for name in ("model.so", "labels.txt", "golden/in", "golden/out")
-            },
-            "measured": {
-                "built_on": "a build machine",
-                "library_bytes": 4_560_000,
-                "verification": {
-                    "origin": "emulated",
-                    "inputs": 2,
-                    "relative_error": 3e-7,
-                },
-            },
-            **changes,
-        }
-    )
-
-
-def an_input(
-    path: Path | None,
-    ours: int = 0,
-    reference: int = 0,
-    relative: float = 1e-6,
-    expected: int | None = None,
-    name: str = "",
-) -> InputResult:
-    def five(best: int, probability: float) -> tuple[Answer, ...]:
-        order = [best, *(i for i in range(5) if i != best)]
-        return tuple(Answer(i, LABELS[i], probability) for i in order)
-
-    return InputResult(
-        name=name or (path.name if path else "golden input 0"),
-        path=path,
-        ours=five(ours, 0.873),
-        reference=five(reference, 0.651),
-        accuracy=Accuracy(relative * 20, relative * 5, relative, 0.999),
-        gap=4.5e-5,
-        expected=expected,
-        errors=np.array([0.0, relative, relative * 20]),
-    )
+from runtime_demo.report import GALLERY_LIMIT
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     Image.new("RGB", (1200, 800), "green").save(tmp_path / "tree.png")
     return tmp_path / "tree.png"
-
-
-def a_result(
-    folder: Path, inputs: Sequence[InputResult], **changes: Any
-) -> CheckResult:
-    (folder / "labels.txt").write_text("\n".join(LABELS) + "\n")
-    return replace(
-        CheckResult(
-            bundle=Bundle(folder, manifest()),
-            compared="images",
-            origin=Origin.HOST,
-            threads=2,
-            reference="onnxruntime 9",
-            inputs=tuple(inputs),
-            latency=Latency.of([0.0125, 0.0126, 0.0130]),
-            reference_latency=Latency.of([0.0250, 0.0252, 0.0260]),
-            operators=(
-                OperatorTime("tvmgen_default_fused_conv", (1, 5, 1, 1), 4e-4),
-                OperatorTime("tvmgen_default_fused_other", (1, 5), 1e-4),
-            ),
-        ),
-        **changes,
-    )
-
-
-def written(result: CheckResult, folder: Path) -> Page:
-    path = folder / "report.html"
-    write_report(result, path)
-    return Page(path.read_text(encoding="utf-8"))
 
 
 def test_a_passed_check_shows_photographs_answers_times_and_the_build(
@@ -383,84 +213,6 @@ def test_infinite_errors_are_said(tmp_path: Path) -> None:
     assert "Failed" in page.text
     assert "The largest error is infinite of the reference’s range" in page.text
     assert "2 are infinite or not a number" in page.text
-
-
-@pytest.mark.parametrize(
-    ("where", "words"),
-    [
-        (".", "is not a file"),
-        ("missing/report.html", "no such folder"),
-        ("labels.txt/report.html", "no such folder"),
-        ("n" * 300, "File name too long"),
-    ],
-)
-def test_an_unwritable_place_is_refused_in_one_line(
-    where: str, words: str, tmp_path: Path
-) -> None:
-    result = a_result(tmp_path, [an_input(None)])
-    with pytest.raises(UserError, match=words) as caught:
-        write_report(result, tmp_path / where)
-    assert "--report" in str(caught.value) and "\n" not in str(caught.value)
-    assert os.listdir(tmp_path) == ["labels.txt"]
-
-
-def test_a_full_disk_leaves_the_old_report_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    result = a_result(tmp_path, [an_input(None)])
-    (tmp_path / "report.html").write_text("the old one")
-
-    def full(path: Path, content: bytes) -> int:
-        path.write_text(content[:100].decode(errors="replace"))
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(UserError, match="No space left on device"):
-        write_report(result, tmp_path / "report.html")
-    assert (tmp_path / "report.html").read_text() == "the old one"
-    assert sorted(os.listdir(tmp_path)) == ["labels.txt", "report.html"]
-
-
-def test_who_reads_the_old_report_keeps_it_whole(tmp_path: Path) -> None:
-    path = tmp_path / "report.html"
-    path.write_text("the old one")
-    with path.open() as reader:
-        write_report(a_result(tmp_path, [an_input(None)]), path)
-        assert reader.read() == "the old one"
-    assert "Passed" in path.read_text(encoding="utf-8")
-    assert sorted(os.listdir(tmp_path)) == ["labels.txt", "report.html"]
-
-
-def test_the_histogram_counts_every_error_once() -> None:
-    errors = np.array([0.0, 1e-12, 2e-7, 3e-7, 5e-3, np.nan])
-    chart = histogram(errors, 1e-2)
-    assert chart is not None
-    drawn = re.findall(r"<title>[^<]*: (\d+)</title>", chart.svg)
-    assert sum(map(int, drawn)) == 3
-    assert "6 outputs in all" in chart.notes
-    assert "2 of them, equal or nearer than 10⁻⁹" in chart.notes
-    assert "1 are infinite or not a number" in chart.notes
-    assert "tolerance" in chart.svg
-    assert histogram(np.zeros(4), 1e-2) is None
-
-
-def test_the_distribution_counts_every_time_once_and_names_the_unit() -> None:
-    chart = distribution(
-        [Series("a & b", "ours", [7.0] * 19 + [90.0]), Series("c", "theirs", [8.0])]
-    )
-    drawn = re.findall(r"<title>[^<]* ms: (\d+)</title>", chart.svg)
-    assert sum(map(int, drawn)) == 20
-    assert "1 slower ones, up to 90.0 ms" in chart.notes
-    assert "in ms" in chart.svg
-    assert "a &amp; b, median 7.00 ms" in chart.svg
-
-
-def test_bars_are_as_high_as_their_times() -> None:
-    chart = bars([("conv2d", 50.0), ("add", 100.0), ("nothing", 0.0)])
-    heights = [float(h) for h in re.findall(r'<rect[^>]* height="([\d.]+)"', chart.svg)]
-    assert len(heights) == 2
-    assert heights[1] == pytest.approx(2 * heights[0], abs=0.02)
-    assert "time, in µs" in chart.svg
 
 
 def test_every_error_in_the_page_is_judged_by_the_tolerance_it_states(

@@ -45,7 +45,7 @@ examples:
   python -m tuning.tune --model model.onnx --trials 4000
   python -m tuning.tune --target arm-cortex-a72 --model model.onnx --tracker 127.0.0.1:9190 --key pi4
   python -m tuning.tune --target arm-cortex-a72 --model model.onnx --measure meter --hours 8 \\
-      --warm ../shared/tuning/cortex-a72-1thread-float32-estimated.json
+      --warm tuned/arm-cortex-a53-estimated.json
   nohup python -m tuning.tune … > tune.log &      runs in the background; the log has no escape codes
 
 Every batch is on the disk before the next begins: a crash loses at most one batch. Ctrl-C ends the search and

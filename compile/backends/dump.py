@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +12,31 @@ from compile.ir.graph import Graph, Tensor
 class Dump:
     """Numbered files of one build in a folder."""
 
-    def __init__(self, folder: Path, fresh: bool = False) -> None:
-        """Go on with the files that are there; ``fresh``: those of an earlier build go."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path | None, fresh: bool = False) -> None:
+        """Go on with the files that are there; ``fresh``: those of an earlier build go. None: nothing is written."""
         self._folder = folder
-        present = sorted(folder.glob("[0-9][0-9]-*.txt"))
-        for old in present if fresh else ():
-            old.unlink()
-        self._count = 0 if fresh else len(present)
+        self._count = 0
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            present = sorted(folder.glob("[0-9][0-9]-*.txt"))
+            for old in present if fresh else ():
+                old.unlink()
+            self._count = 0 if fresh else len(present)
 
     def graph(self, name: str, graph: Graph) -> None:
         """The operator graph that pass ``name`` made."""
-        self._write("graph", name, text_of(graph))
+        self._write("graph", name, lambda: text_of(graph))
 
     def module(self, name: str, module: Any) -> None:
         """The Relay module that pass ``name`` made."""
-        self._write("relay", name, module.astext(show_meta_data=False))
+        self._write("relay", name, lambda: module.astext(show_meta_data=False))
 
-    def _write(self, kind: str, name: str, text: str) -> None:
+    def _write(self, kind: str, name: str, text: Callable[[], str]) -> None:
+        if self._folder is None:
+            return
         plain = name.replace(" ", "-").replace("_", "-")
         file = f"{self._count:02d}-{kind}-{plain}.txt"
-        (self._folder / file).write_text(text, encoding="utf-8")
+        (self._folder / file).write_text(text(), encoding="utf-8")
         self._count += 1
 
 

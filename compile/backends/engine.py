@@ -15,16 +15,13 @@ from compile.backends.dump import Dump
 from compile.ir.graph import Graph
 from records.lookup import RecordLog
 from targets import engine
-from targets.errors import UserError
-from targets.escapes import shown
+from targets.errors import UserError, last_line
+from targets.escapes import listed, shown
 from targets.presets import Target
 
 if TYPE_CHECKING:
     from compile.relay.convert import Converted
     from compile.relay.lower import Lowered
-
-
-_NAMED = 6
 
 
 @dataclass(frozen=True)
@@ -53,17 +50,14 @@ Link = Callable[["Lowered", "Converted", EngineJob], "MemoryPlan | None"]
 def compile_network(
     job: EngineJob, link: Link, stage: Callable[[str], None]
 ) -> Lowering:
-    """Compile ``job.graph`` into ``job.library``.
-
-    Raises:
-        UserError: the importer, the compiler or the linker refused, or the result is for another
-            machine.
-    """
+    """Compile ``job.graph`` into ``job.library``; a UserError says what the importer, compiler or linker refused."""
     _check_target(job.target)
     stage("importing into Relay")
-    dump = Dump(job.dump) if job.dump else None
+    from compile.relay.convert import to_relay
+
+    dump = Dump(job.dump)
     try:
-        network = _convert(job, dump)
+        network = to_relay(job.graph, job.target, dump.graph)
         stage(f"lowering and compiling for {job.target.name}")
         lowered = _lower(job, network, dump)
     except UserError as error:
@@ -79,39 +73,25 @@ def compile_network(
         )
     facts: dict[str, Any] = {"memory": memory}
     if job.graph.quantised:
+        islands = [repr(shown(name)) for name in network.islands]
+        floats = f"; in float32: {listed(islands, 6)}" if islands else ""
         facts |= {
-            "reason": network.instruction + _islands(network.islands),
-            "float_operators": len(network.islands),
+            "reason": network.instruction + floats,
+            "float_operators": len(islands),
         }
     return lowered.description.model_copy(update=facts)
 
 
-def _islands(names: tuple[str, ...]) -> str:
-    """The operators of an integer network that compute in float32, for the line that says what it multiplies by."""
-    if not names:
-        return ""
-    named = ", ".join(repr(shown(name)) for name in names[:_NAMED])
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"; in float32: {named}{more}"
-
-
-def _convert(job: EngineJob, dump: Dump | None) -> Converted:
-    from compile.relay.convert import to_relay
-
-    return to_relay(job.graph, job.target, *([dump.graph] if dump else []))
-
-
-def _lower(job: EngineJob, network: Converted, dump: Dump | None) -> Lowered:
+def _lower(job: EngineJob, network: Converted, dump: Dump) -> Lowered:
     from compile.relay.lower import lower
 
-    modules = [dump.module] if dump else []
     try:
-        return lower(network, job.target, job.records, job.symbols, *modules)
+        return lower(network, job.target, job.records, job.symbols, dump.module)
     except Exception as error:
         # TVM has no class for "this network I cannot compile": it fails in whatever way.
-        last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        kind = type(error).__name__
         raise UserError(
-            f"TVM cannot compile it for {job.target.name} ({type(error).__name__}: {last[:200]}); "
+            f"TVM cannot compile it for {job.target.name} ({kind}: {last_line(str(error), kind)[:200]}); "
             "try another --target, or replace what it names"
         ) from error
 
@@ -123,7 +103,7 @@ def _check_target(target: Target) -> None:
         parsed = tvm.target.Target(target.tvm)
         known = set(map(str, tvm.target.codegen.llvm_get_cpu_archlist(parsed)))
     except (ValueError, TypeError, AttributeError, tvm.TVMError) as error:
-        said = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
+        said = last_line(str(error)).removeprefix("ValueError: ")
         raise UserError(f"--target {target.tvm!r}: {said[:300]}") from None
     if parsed.mcpu and parsed.mcpu not in known:
         near = difflib.get_close_matches(parsed.mcpu, sorted(known), cutoff=0.4)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from bundle import golden
-from bundle.accuracy import TOLERANCE, compare
+from bundle.accuracy import TOLERANCE, Accuracy, compare
 from bundle.store import open_bundle
 from devices.microcontroller.host import run_on_host
 from devices.microcontroller.session import from_output, interface_of, to_input
+from devices.sessions.emulated import find_qemu
 from devices.sessions.opening import open_here, open_on_emulated
 from devices.sessions.session import Origin
+from devices.sysroot import prepare
 from targets.child import run_in_child
 from targets.errors import UserError
 from targets.presets import Target, missing_features, this_cpu
@@ -31,13 +33,7 @@ class Verification(NamedTuple):
 
 
 def verify(folder: Path, emulated: bool, stage: Callable[[str], None]) -> Verification:
-    """Run the golden data of the bundle in ``folder``, here or on an emulated board.
-
-    Runs in a process of its own: a wrong kernel may crash it.
-
-    Raises:
-        UserError: an output is farther from the reference than ``accuracy.TOLERANCE``.
-    """
+    """Run the golden data of a bundle, in a process of its own: a wrong kernel may crash it."""
     bundle = open_bundle(folder)
     where = "an emulated board" if emulated else "this machine"
     session = (
@@ -49,16 +45,21 @@ def verify(folder: Path, emulated: bool, stage: Callable[[str], None]) -> Verifi
             compare(session.run(x), outputs)
             for x, outputs in golden.read_golden(bundle)
         ]
+    wrong = f"the compiled model gives other answers than ONNX Runtime on {where}"
+    return _worst(results, session.origin, wrong, ", and try another --target")
+
+
+def _worst(
+    results: Sequence[Accuracy], origin: Origin, wrong: str, advice: str = ""
+) -> Verification:
     worst = max(results, key=lambda result: result.relative_error)
     if not worst.passed:
         raise UserError(
-            f"the compiled model is wrong on {where}: max-abs error {worst.max_abs_error:.1e} against "
-            f"ONNX Runtime, {worst.relative_error:.1e} of its range (at most {TOLERANCE:.0e}); "
-            "please report the model, and try another --target"
+            f"{wrong}: max-abs error {worst.max_abs_error:.1e}, "
+            f"{worst.relative_error:.1e} of its range (at most {TOLERANCE:.0e}); "
+            f"please report the model{advice}"
         )
-    return Verification(
-        session.origin, len(results), worst.max_abs_error, worst.relative_error
-    )
+    return Verification(origin, len(results), worst.max_abs_error, worst.relative_error)
 
 
 def verify_here_or_emulated(
@@ -76,36 +77,25 @@ def verify_here_or_emulated(
         UserError: an answer is wrong.
     """
     missing = missing_features(target, this_cpu())
-    if missing:
-        try:
-            _prepare_emulator(target, missing, progress, needs_system)
-        except UserError as error:
-            return str(error)
+    if missing and not target.qemu_cpu:
+        return f"this machine lacks {', '.join(missing)}, and {target.name} has no emulated board"
+    try:
+        if missing:
+            find_qemu(target.machine)
+        if missing and needs_system:
+            prepare(progress.stage)
+    except UserError as error:
+        return str(error)
     return run_in_child(
         verify, folder, bool(missing), stage=progress.stage, tick=progress.tick
     )
-
-
-def _prepare_emulator(
-    target: Target, missing: Collection[str], progress: Progress, needs_system: bool
-) -> None:
-    from devices.sessions.emulated import find_qemu
-    from devices.sysroot import prepare
-
-    if not target.qemu_cpu:
-        raise UserError(
-            f"this machine lacks {', '.join(missing)}, and {target.name} has no emulated board"
-        )
-    find_qemu(target.machine)
-    if needs_system:
-        prepare(progress.stage)
 
 
 def verify_c(folder: Path) -> Verification:
     """Run the golden data of the C project in ``folder``, compiled for this machine.
 
     Raises:
-        UserError: an output is farther from the reference than `TOLERANCE`: of int8, another integer.
+        UserError: an answer is wrong.
     """
     bundle = open_bundle(folder)
     interface = interface_of(bundle)
@@ -116,12 +106,4 @@ def verify_c(folder: Path) -> Verification:
         compare([from_output(output, bundle)], expected)
         for output, (_, expected) in zip(outputs, pairs, strict=True)
     ]
-    worst = max(results, key=lambda result: result.relative_error)
-    if not worst.passed:
-        raise UserError(
-            f"the C gives other answers than the reference: max-abs error {worst.max_abs_error:.1e}, "
-            f"{worst.relative_error:.1e} of its range (at most {TOLERANCE:.0e}); please report the model"
-        )
-    return Verification(
-        Origin.HOST, len(results), worst.max_abs_error, worst.relative_error
-    )
+    return _worst(results, Origin.HOST, "the C gives other answers than the reference")

@@ -108,8 +108,10 @@ class Convolution(Limited):
 
     @property
     def depth(self) -> int:
-        """Products that one output sums."""
-        return prod(self._weights.shape[1:])
+        """Products that one output sums; weights that a DequantizeLinear gives count too."""
+        weights = self.inputs[1]
+        assert weights is not None
+        return prod(weights.shape[1:])
 
     @property
     def macs(self) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from compile.program.program import Call, Program
+from bundle.manifest import MemoryPlan, PlannedBuffer
+from compile.program.program import Program
 
 
 @dataclass(frozen=True)
@@ -13,9 +14,9 @@ class Buffer:
     """Memory that lives from call ``first`` to call ``last``, both included.
 
     Attributes:
-        nbytes: without what rounds them up to the alignment.
         tensor: of the program; None of a call's scratch memory.
         inplace_of: the tensor whose memory it may share, at least ``inplace_distance`` bytes below it.
+        room: ``nbytes``, rounded up to the alignment.
     """
 
     name: str
@@ -25,11 +26,12 @@ class Buffer:
     tensor: int | None = None
     inplace_of: int | None = None
     inplace_distance: int = 0
+    room: int = 0
     offset: int = 0
 
     @property
     def end(self) -> int:
-        return self.offset + self.nbytes
+        return self.offset + self.room
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Plan:
     """Where each buffer lies.
 
     Attributes:
-        offsets: by a tensor's index: where its memory begins.
+        offsets: by a tensor that owns memory: where it begins.
         scratch: of each call: where its scratch memory begins.
         lower_bound: bytes that are live at once in the worst call: no plan can need less.
         peak: that call.
@@ -50,70 +52,52 @@ class Plan:
     offsets: Mapping[int, int]
     scratch: tuple[int, ...]
 
+    def describe(self, program: Program) -> MemoryPlan:
+        """As the manifest has it."""
+        return MemoryPlan(
+            arena_bytes=self.nbytes,
+            lower_bound=self.lower_bound,
+            outer_workspace_bytes=program.outer_bytes,
+            inner_workspace_bytes=program.inner_bytes,
+            buffers=tuple(
+                PlannedBuffer.model_validate(each, from_attributes=True)
+                for each in self.buffers
+            ),
+        )
 
-# Each an order in which buffers are placed, of a buffer and the bytes that are live at once in each call. The first is the
-# greedy-by-size strategy of Pisarchyk and Lee (arXiv 2001.03288, section 5.2).
-ALGORITHMS: dict[str, Callable[[Buffer, Sequence[int]], tuple[int, ...]]] = {
-    "largest first": lambda b, needs: (-b.nbytes, b.first),
-    "fullest calls first": lambda b, needs: (
-        -max(needs[b.first : b.last + 1]),
-        -b.nbytes,
-        b.first,
-    ),
-    "as they are made": lambda b, needs: (b.first, -b.nbytes),
-}
+
+_Order = Callable[[Buffer, Sequence[int]], tuple[int, ...]]
+# Orders in which buffers are placed, by a buffer and the bytes that are live at once in each call. The first is the
+# greedy-by-size strategy of Pisarchyk and Lee (arXiv 2001.03288, section 5.2); then those of the fullest calls first; then
+# as they are made.
+_ORDERS: tuple[_Order, ...] = (
+    lambda b, needs: (-b.room, b.first),
+    lambda b, needs: (-max(needs[b.first : b.last + 1]), -b.room, b.first),
+    lambda b, needs: (b.first, -b.room),
+)
 
 
-def plan(
-    program: Program,
-    alignment: int,
-    outside: Collection[int] = (),
-    algorithms: Iterable[str] = ALGORITHMS,
-) -> Plan:
+def plan(program: Program, alignment: int, outside: Collection[int] = ()) -> Plan:
     """Place every tensor that is no constant, and the calls' scratch memory.
 
-    Each buffer goes to the lowest place that its neighbours in time leave. The smallest of the arenas that the algorithms
-    give is taken, the first of several.
+    Each buffer goes to the lowest place that its neighbours in time leave. The smallest of the arenas that the orders give
+    is taken, the first of several.
 
     Args:
         outside: tensors whose memory is the caller's.
     """
-    exact = buffers(program, alignment, outside)
-    wanted = [replace(each, nbytes=_aligned(each.nbytes, alignment)) for each in exact]
+    wanted = buffers(program, alignment, outside)
     needs = [_need(index, wanted) for index in range(len(program.calls))]
-    placed = min(
-        (
-            _placed(sorted(wanted, key=lambda b: ALGORITHMS[name](b, needs)))
-            for name in algorithms
-        ),
-        key=lambda found: max((buffer.end for buffer in found), default=0),
-    )
-    tensors = {each.tensor: each for each in placed if each.tensor is not None}
-    scratch = {each.first: each for each in placed if each.tensor is None}
-    places = {tensor: each.offset for tensor, each in tensors.items()}
+    placed = min((_placed(wanted, order, needs) for order in _ORDERS), key=_end)
+    offsets = {each.tensor: each.offset for each in placed if each.tensor is not None}
+    scratch = {each.first: each.offset for each in placed if each.tensor is None}
     return Plan(
-        buffers=tuple(
-            replace(
-                each,
-                offset=(
-                    scratch[each.first] if each.tensor is None else tensors[each.tensor]
-                ).offset,
-            )
-            for each in exact
-        ),
-        nbytes=max((buffer.end for buffer in placed), default=0),
+        buffers=tuple(placed),
+        nbytes=_end(placed),
         lower_bound=max(needs, default=0),
         peak=needs.index(max(needs)) if needs else 0,
-        offsets=places
-        | {
-            alias: places[program.storage(alias)]
-            for alias in program.aliases
-            if program.storage(alias) in places
-        },
-        scratch=tuple(
-            scratch[index].offset if index in scratch else 0
-            for index in range(len(program.calls))
-        ),
+        offsets=offsets,
+        scratch=tuple(scratch.get(index, 0) for index in range(len(program.calls))),
     )
 
 
@@ -122,56 +106,48 @@ def buffers(
 ) -> list[Buffer]:
     """The network's inputs, then of each call its scratch memory and what it makes."""
     spans = _spans(program)
-    end = len(program.calls) - 1
-    for tensor in program.outputs:
-        spans.setdefault(program.storage(tensor), []).append(end)
-    found: dict[int, Buffer] = {}
     kept = {program.storage(tensor) for tensor in outside}
+    found: list[Buffer] = []
+    done = {i for i, each in enumerate(program.tensors) if each.weights is not None}
+    done |= kept
 
-    def add(tensor: int, call: Call | None = None) -> None:
+    def add(tensor: int, source: int | None = None, distance: int = 0) -> None:
         owner = program.storage(tensor)
-        if (
-            owner in found
-            or owner in kept
-            or program.tensors[owner].weights is not None
-        ):
+        if owner in done:
             return
-        what = program.tensors[owner]
-        first, last = min(spans[owner]), max(spans[owner])
-        buffer = Buffer(what.name, what.nbytes, first, last, owner)
-        if (
-            call is not None
-            and call.inplace is not None
-            and owner == program.storage(call.outputs[0])
-        ):
-            source = program.storage(call.inputs[0])
-            if max(spans[source]) == first and source not in kept:
-                distance = _aligned(inplace_distance(call.inplace), alignment)
-                buffer = replace(buffer, inplace_of=source, inplace_distance=distance)
-        found[owner] = buffer
+        done.add(owner)
+        what, first, last = program.tensors[owner], min(spans[owner]), max(spans[owner])
+        found.append(
+            Buffer(what.name, what.nbytes, first, last, owner, source, distance)
+        )
 
-    ordered: list[Buffer] = []
     for tensor in program.inputs:
-        spans.setdefault(program.storage(tensor), []).append(0)
         add(tensor)
-    ordered += found.values()
     for index, call in enumerate(program.calls):
-        before = len(found)
         if call.scratch:
             name = f"scratch of {call.layer}"
-            ordered.append(Buffer(name, call.scratch, index, index))
+            found.append(Buffer(name, call.scratch, index, index))
+        if call.inplace is not None:
+            source = program.storage(call.inputs[0])
+            if source not in kept and max(spans[source]) == index:
+                distance = aligned(inplace_distance(call.inplace), alignment)
+                add(call.outputs[0], source, distance)
         for tensor in call.outputs:
-            add(tensor, call)
-        ordered += list(found.values())[before:]
-    return ordered
+            add(tensor)
+    return [replace(each, room=aligned(each.nbytes, alignment)) for each in found]
 
 
 def _spans(program: Program) -> dict[int, list[int]]:
-    """By a tensor that owns memory: the calls that use it."""
+    """By a tensor that owns memory: the calls that use it; of an input the first too, of an output the last."""
+    last = len(program.calls) - 1
+    uses = [
+        *((tensor, 0) for tensor in program.inputs),
+        *((each, i) for i, call in enumerate(program.calls) for each in call.arguments),
+        *((tensor, last) for tensor in program.outputs),
+    ]
     spans: dict[int, list[int]] = {}
-    for index, call in enumerate(program.calls):
-        for tensor in call.arguments:
-            spans.setdefault(program.storage(tensor), []).append(index)
+    for tensor, call in uses:
+        spans.setdefault(program.storage(tensor), []).append(call)
     return spans
 
 
@@ -180,14 +156,21 @@ def inplace_distance(pairs: Iterable[tuple[int, int]]) -> int:
     return max(0, *(written - needed for written, needed in pairs))
 
 
-def _placed(ordered: Sequence[Buffer]) -> list[Buffer]:
-    placed: list[Buffer] = []
-    for buffer in ordered:
-        placed.append(_place(buffer, placed))
-    return placed
+def _placed(
+    wanted: Sequence[Buffer], order: _Order, needs: Sequence[int]
+) -> list[Buffer]:
+    """``wanted`` with their places."""
+    placed: dict[int, Buffer] = {}
+    for index in sorted(range(len(wanted)), key=lambda i: order(wanted[i], needs)):
+        placed[index] = _place(wanted[index], placed.values())
+    return [placed[index] for index in range(len(wanted))]
 
 
-def _place(buffer: Buffer, placed: Sequence[Buffer]) -> Buffer:
+def _end(placed: Iterable[Buffer]) -> int:
+    return max((each.end for each in placed), default=0)
+
+
+def _place(buffer: Buffer, placed: Iterable[Buffer]) -> Buffer:
     """At the lowest offset where it disturbs none of ``placed``."""
     near = [p for p in placed if p.first <= buffer.last and buffer.first <= p.last]
     candidates = {0} | {p.end for p in near}
@@ -219,19 +202,16 @@ def _agree(one: Buffer, other: Buffer) -> bool:
 
 def _need(call: int, wanted: Sequence[Buffer]) -> int:
     """Bytes live at once in a call; an output in its input's place counts only as far as it leads it."""
-    live = {
-        b.tensor: b
-        for b in wanted
-        if b.first <= call <= b.last and b.tensor is not None
-    }
-    need = sum(b.nbytes for b in wanted if b.first <= call <= b.last)
-    for b in live.values():
-        if b.inplace_of in live and b.first == call:
-            source = live[b.inplace_of]
-            need -= source.nbytes + b.nbytes
-            need += max(source.nbytes + b.inplace_distance, b.nbytes)
+    live = [each for each in wanted if each.first <= call <= each.last]
+    tensors = {each.tensor: each for each in live if each.tensor is not None}
+    need = sum(each.room for each in live)
+    for each in tensors.values():
+        if each.inplace_of in tensors and each.first == call:
+            source = tensors[each.inplace_of]
+            need -= source.room + each.room
+            need += max(source.room + each.inplace_distance, each.room)
     return need
 
 
-def _aligned(nbytes: int, alignment: int) -> int:
+def aligned(nbytes: int, alignment: int) -> int:
     return -(-nbytes // alignment) * alignment

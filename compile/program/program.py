@@ -23,8 +23,12 @@ class Tensor:
     weights: bytes | None = None
 
     @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
-        return prod(self.shape) * np.dtype(self.dtype).itemsize
+        return self.elements * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)
@@ -90,28 +94,17 @@ def read_program(
         workspaces: (outer, inner) bytes.
     """
     graph = parse(graph_json)
-    tensors = (
-        Tensor(
-            entry.name,
-            entry.shape,
-            entry.dtype,
-            params[entry.name].numpy().tobytes() if entry.name in params else None,
-        )
-        for entry in graph.entries
-    )
-    named = iter(groups)
-    calls = []
-    for call in graph.calls:
-        if call.kernel:
-            group = next(named)
-            calls.append(
-                Call(
-                    call.kernel, group.layer, group.operators, call.inputs, call.outputs
-                )
-            )
+    constants = {name: array.numpy().tobytes() for name, array in params.items()}
+    called = [call for call in graph.calls if call.kernel]
     return Program(
-        tensors=tuple(tensors),
-        calls=tuple(calls),
+        tensors=tuple(
+            Tensor(each.name, each.shape, each.dtype, constants.get(each.name))
+            for each in graph.entries
+        ),
+        calls=tuple(
+            Call(call.kernel, group.layer, group.operators, call.inputs, call.outputs)
+            for call, group in zip(called, groups, strict=True)
+        ),
         inputs=graph.inputs,
         outputs=graph.outputs,
         aliases={

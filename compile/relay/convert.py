@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from compile import passes
-from compile.ir.graph import NHWC, Graph, Operator, Tensor
+from compile.ir.graph import NHWC, Graph, Tensor
 from compile.ir.operators import Dequantise, Table, View
 from compile.passes.views import dequantise_before_views
 from compile.relay import importer
@@ -18,26 +18,6 @@ from targets.presets import Target
 
 tvm = engine.compiler()
 from tvm import relay
-
-
-class Kernels(Protocol):
-    """Integer kernels of one kind of target.
-
-    Attributes:
-        passes: what brings the graph into the form that they take.
-        instruction: what they multiply by, for a person.
-        source: the C that the operators lowered so far call.
-    """
-
-    passes: tuple[passes.Pass, ...]
-    instruction: str
-
-    @property
-    def source(self) -> Source | None: ...
-
-    def lower(self, operator: Operator, inputs: list[Any]) -> Any | None:
-        """One operator on Relay's expressions; None where there is no kernel for it."""
-        ...
 
 
 class Converted(NamedTuple):
@@ -66,7 +46,7 @@ def to_relay(
     """
     if not graph.quantised:
         return Converted(importer.to_relay(graph))
-    kernels: Kernels = (
+    kernels: IntegerKernels | NeonKernels = (
         NeonKernels(target) if target.machine == "aarch64" else IntegerKernels(target)
     )
     graph = passes.run((*kernels.passes, dequantise_before_views), graph, dump)

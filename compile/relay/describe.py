@@ -11,25 +11,22 @@ from typing import Any
 
 from bundle.executor_graph import parse
 from bundle.manifest import Group
+from compile.program.planner import aligned
+from compile.relay.expressions import calls, shape
 from compile.relay.ops import registration
 from targets import engine
 
 tvm = engine.compiler()
-from tvm import relay
 
 # TVM's kernels take their workspace in multiples of a cache line.
 _WORKSPACE_ALIGNMENT = 64
 _PREFIX = re.compile(r"^tvmgen_\w+?_(?=fused)")
-_CONVOLUTIONS = frozenset(
-    [
-        "nn.conv2d",
-        "nn.contrib_conv2d_NCHWc",
-        "nn.contrib_depthwise_conv2d_NCHWc",
-        "nn.contrib_conv2d_winograd_without_weight_transform",
-        "nn.conv2d_transpose",
-    ]
-)
-_DENSE = frozenset(["nn.dense", "nn.contrib_dense_pack"])
+_CONVOLUTIONS = {
+    *("nn.conv2d", "nn.conv2d_transpose", "nn.contrib_conv2d_NCHWc"),
+    "nn.contrib_depthwise_conv2d_NCHWc",
+    "nn.contrib_conv2d_winograd_without_weight_transform",
+}
+_DENSE = {"nn.dense", "nn.contrib_dense_pack"}
 
 
 def operators(module: Any) -> dict[str, int]:
@@ -76,7 +73,7 @@ def _layers(module: Any) -> Iterator[tuple[str, int]]:
     for call in calls(module["main"]):
         if macs(call):
             name = str(call.span.source_name.name) if call.span else ""
-            yield name, prod(_shape(call.checked_type))
+            yield name, prod(shape(call.checked_type))
 
 
 def _group(name: str, metadata: Any, task: str) -> tuple[Group, int]:
@@ -87,25 +84,13 @@ def _group(name: str, metadata: Any, task: str) -> tuple[Group, int]:
     group = Group(
         name=_PREFIX.sub("", name),
         operators=tuple(call.op.name for call in inside),
-        output_shape=_shape(function.ret_type),
+        output_shape=shape(function.ret_type),
         macs=sum(macs(call) for call in inside),
         task=task,
         symbol=next(filter(None, symbols), ""),
     )
     layers = (registration.described(call).layers for call in inside if macs(call))
     return group, sum(layers)
-
-
-def calls(function: Any) -> list[Any]:
-    """The operator calls of a Relay function, each after those it takes its arguments from."""
-    found: list[Any] = []
-
-    def collect(expression: Any) -> None:
-        if isinstance(expression, relay.Call) and isinstance(expression.op, tvm.ir.Op):
-            found.append(expression)
-
-    relay.analysis.post_order_visit(function, collect)
-    return found
 
 
 def workspaces(factory: Any) -> tuple[int, int]:
@@ -129,15 +114,8 @@ def _workspace(body: Any) -> tuple[int, int]:
             depth += statement.kind == tvm.tir.ForKind.PARALLEL
         else:
             kind = tvm.DataType(statement.dtype)
-            nbytes = (
-                prod(int(extent) for extent in statement.extents)
-                * kind.bits
-                * kind.lanes
-                // 8
-            )
-            totals[depth > 0] += (
-                -(-nbytes // _WORKSPACE_ALIGNMENT) * _WORKSPACE_ALIGNMENT
-            )
+            bits = prod(map(int, statement.extents)) * kind.bits * kind.lanes
+            totals[depth > 0] += aligned(bits // 8, _WORKSPACE_ALIGNMENT)
 
     def leave(statement: Any) -> None:
         nonlocal depth
@@ -148,19 +126,13 @@ def _workspace(body: Any) -> tuple[int, int]:
     return totals[0], totals[1]
 
 
-def _shape(tensor_type: Any) -> tuple[int, ...]:
-    if isinstance(tensor_type, tvm.ir.TupleType):
-        return _shape(tensor_type.fields[0])
-    return tuple(int(size) for size in tensor_type.shape)
-
-
 def macs(call: Any) -> int:
     """Multiply-adds of one operator: output elements × the inputs each one sums over."""
     name = call.op.name
     if name not in _CONVOLUTIONS | _DENSE:
         return registration.described(call).macs(call)
-    data = _shape(call.args[0].checked_type)
-    output = prod(_shape(call.checked_type))
+    data = shape(call.args[0].checked_type)
+    output = prod(shape(call.checked_type))
     if name in _DENSE:
         return output * data[-1]
     attrs = call.attrs

@@ -14,21 +14,14 @@ from compile.frontend.names import node_label
 from compile.ir.graph import Graph, Operator
 from compile.ir.onnx_form import write
 from targets.engine import compiler
-from targets.errors import UserError
-from targets.escapes import shown
+from targets.errors import UserError, last_line
+from targets.escapes import listed, shown
 
 # Known to the importer, but not built: their answer changes with every run, or TVM cannot schedule them.
-_NOT_BUILT = frozenset(
-    [
-        "Bernoulli",
-        "Hardmax",
-        "Multinomial",
-        "RandomNormal",
-        "RandomNormalLike",
-        "RandomUniform",
-        "RandomUniformLike",
-    ]
-)
+_NOT_BUILT = {
+    *("Bernoulli", "Hardmax", "Multinomial"),
+    *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
+}
 
 
 def to_relay(graph: Graph) -> Any:
@@ -39,13 +32,15 @@ def to_relay(graph: Graph) -> Any:
             whose shape is not the one ONNX gives it; the node or the output is named.
     """
     tvm = compiler()
+    from tvm.relay.frontend import onnx as frontend
+
     proto = _with_axes_as_attributes(write(graph))
-    unknown = unsupported(proto, graph.opset)
+    known = frontend._get_convert_map(graph.opset).keys() - _NOT_BUILT
+    unknown = [node for node in proto.graph.node if node.op_type not in known]
     if unknown:
-        listed = ", ".join(node_label(node) for node in unknown[:3])
-        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        named = listed([node_label(node) for node in unknown], 3)
         raise UserError(
-            f"{listed}{more}: not an operator that TVM 0.19 can build; replace it before exporting"
+            f"{named}: not an operator that TVM 0.19 can build; replace it before exporting"
         )
     module = _import(tvm, proto, graph.opset)
     _compare_shapes(module, proto)
@@ -57,9 +52,6 @@ def operator(operator: Operator, inputs: list[Any], opset: int) -> list[Any]:
 
     Args:
         inputs: expressions, one for each of ``operator.activations``.
-
-    Raises:
-        UserError: as `to_relay`.
     """
     tvm = compiler()
     alone = Graph(operator.activations, operator.outputs, (operator,), opset)
@@ -84,15 +76,6 @@ def _with_axes_as_attributes(proto: onnx.ModelProto) -> onnx.ModelProto:
     return proto
 
 
-def unsupported(proto: onnx.ModelProto, version: int) -> list[onnx.NodeProto]:
-    """The nodes whose operator TVM's ONNX importer does not know, in the graph's order."""
-    compiler()
-    from tvm.relay.frontend import onnx as frontend
-
-    known = frontend._get_convert_map(version).keys() - _NOT_BUILT
-    return [node for node in proto.graph.node if node.op_type not in known]
-
-
 def _import(tvm: Any, proto: onnx.ModelProto, version: int) -> Any:
     known = values(proto.graph)
     # Beforehand: the importer gives nameless nodes names of its own.
@@ -107,8 +90,9 @@ def _import(tvm: Any, proto: onnx.ModelProto, version: int) -> Any:
             )
         return tvm.relay.transform.InferType()(module)
     except Exception as error:
+        why = shown(last_line(str(error), type(error).__name__), 120)
         raise UserError(
-            f"{_blamed(error, labels)}: TVM cannot import it ({_reason(error)}); replace it before exporting"
+            f"{_blamed(error, labels)}: TVM cannot import it ({why}); replace it before exporting"
         ) from error
 
 
@@ -122,12 +106,6 @@ def _blamed(error: BaseException, labels: Mapping[str, str]) -> str:
             blamed = labels.get(node.output[0], blamed)
         trace = trace.tb_next
     return blamed
-
-
-def _reason(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    last = lines[-1] if lines else ""
-    return shown(last or type(error).__name__, 120)
 
 
 def _compare_shapes(module: Any, proto: onnx.ModelProto) -> None:

@@ -1,7 +1,6 @@
 """Integer operators in Relay for x86 and 32-bit ARM: no float operator between quantising and dequantising.
 
-Activations are uint8: what ReLU6 leaves then has the zero point 0, and a convolution's padding costs nothing. Only the
-engine's process imports this.
+Activations are uint8: what ReLU6 leaves then has the zero point 0, and a convolution's padding costs nothing.
 """
 
 from __future__ import annotations
@@ -19,10 +18,9 @@ from compile.ir.operators import (
     GlobalAverage,
     Quantise,
 )
-from compile.ir.requantise import Requantisation
 from compile.passes.channels import fill_blocks
 from compile.passes.storage import store_as_uint8
-from compile.relay.ops import depthwise, dot_product, requantise
+from compile.relay.ops import depthwise, dot_product, registration, requantise
 from targets import engine
 from targets.presets import Target
 
@@ -36,7 +34,13 @@ _ROUNDING = np.float32(1.5 * 2**23)
 
 
 class IntegerKernels:
-    """TOPI's schedules and two operators of ours that requantise (compile.relay.convert.Kernels)."""
+    """TOPI's schedules and two operators of ours that requantise.
+
+    Attributes:
+        passes: what brings the graph into the form that the kernels take.
+        instruction: what they multiply by, for a person.
+        source: the C that the operators lowered so far call.
+    """
 
     source = None
 
@@ -57,7 +61,10 @@ class IntegerKernels:
         if isinstance(operator, Convolution):
             return self._convolution(operator, inputs[0])
         if isinstance(operator, Addition):
-            return _add(operator, *inputs)
+            a, b, fixed, offset = operator.requantisation
+            first, second = inputs
+            low, high = operator.stored_limits
+            return requantise.add(first, second, (a, b), fixed, -offset, low, high)
         if isinstance(operator, GlobalAverage):
             return _average(operator, inputs[0])
         if isinstance(operator, FirstChannels):
@@ -75,11 +82,8 @@ class IntegerKernels:
             sums = depthwise.depthwise(source, operator)
         else:
             sums = _plain_convolution(source, operator)
-        span = relay.Span(relay.SourceName(operator.label), 0, 0, 0, 0)
-        sums = relay.Call(sums.op, sums.args, sums.attrs, sums.type_args, span)
-        return _requantised(
-            sums, operator, operator.requantisation, operator.stored_limits
-        )
+        sums = registration.named(sums, operator.label)
+        return _requantised(sums, operator, operator.stored_limits)
 
 
 def _quantise(operator: Quantise, x: Any) -> Any:
@@ -93,7 +97,9 @@ def _quantise(operator: Quantise, x: Any) -> Any:
     rounded = relay.subtract(
         relay.subtract(steps, relay.const(-_ROUNDING)), relay.const(_ROUNDING)
     )
-    return relay.cast(relay.cast(rounded, "int32") + _int32(zero), "uint8")
+    return relay.cast(
+        relay.cast(rounded, "int32") + relay.const(zero, "int32"), "uint8"
+    )
 
 
 def _plain_convolution(source: Any, operator: Convolution) -> Any:
@@ -123,14 +129,13 @@ def _plain_convolution(source: Any, operator: Convolution) -> Any:
 
 def _average(operator: GlobalAverage, source: Any) -> Any:
     sums = relay.sum(relay.cast(source, "int32"), axis=[2, 3], keepdims=True)
-    scales = operator.requantisation
-    return _requantised(sums, operator, scales, operator.output.limits)
+    return _requantised(sums, operator, operator.output.limits)
 
 
 def _requantised(
-    sums: Any, operator: Operator, scales: Requantisation, limits: tuple[int, int]
+    sums: Any, operator: Convolution | GlobalAverage, limits: tuple[int, int]
 ) -> Any:
-    channels = operator.output.shape[1]
+    scales, channels = operator.requantisation, operator.output.shape[1]
     return requantise.requantise(
         sums,
         np.broadcast_to(scales.bias, (channels,)).astype(np.int32),
@@ -138,14 +143,3 @@ def _requantised(
         operator.output.zero,
         *limits,
     )
-
-
-def _add(operator: Addition, first: Any, second: Any) -> Any:
-    a, b, fixed, offset = operator.requantisation
-    return requantise.add(
-        first, second, (a, b), fixed, -offset, *operator.stored_limits
-    )
-
-
-def _int32(value: int) -> Any:
-    return relay.const(value, "int32")

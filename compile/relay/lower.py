@@ -1,10 +1,9 @@
-"""Relay: fold, plan, lay out, compile. Only the engine's process imports this."""
+"""Relay: fold, plan, lay out, compile."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from bundle.manifest import Lowering
 from compile.relay import describe, module_passes, prefetch
@@ -21,8 +20,7 @@ from tvm import relay
 from tvm.relay.backend import Executor, Runtime
 
 
-@dataclass(frozen=True)
-class Lowered:
+class Lowered(NamedTuple):
     """What Relay made of the network: ``factory`` is TVM's executor factory, not yet linked."""
 
     factory: Any
@@ -48,14 +46,13 @@ def lower(
     """
     tvm_target = tvm.target.Target(target.tvm)
     folded = module_passes.run(FOLD, network.module, dump)
-    served: dict[str, str] = {}
     if logs and not network.instruction:
-        plan, factory, served = _tuned(folded, tvm_target, logs, standalone, dump)
+        plan, (factory, served) = _tuned(folded, tvm_target, logs, standalone, dump)
     else:
         plan = UNTUNED
         if network.instruction:
             plan = Plan("NHWC" if network.source else "NCHW", network.instruction)
-        factory = _compile(folded, plan, tvm_target, standalone)
+        factory, served = _compile(folded, plan, tvm_target, standalone)
     (workspace,) = factory.function_metadata["__tvm_main__"].workspace_sizes.values()
     description = Lowering(
         layout=plan.layout,
@@ -74,19 +71,16 @@ def _tuned(
     logs: Sequence[RecordLog],
     standalone: str | None,
     dump: Dump,
-) -> tuple[Plan, Any, dict[str, str]]:
-    """The plan, what is compiled by it, and which kernels records serve; records that do not compile are left out."""
+) -> tuple[Plan, tuple[Any, dict[str, str]]]:
+    """The plan and what is compiled by it; records that do not compile are left out."""
     laid_out = module_passes.run(CHANNELS_LAST, folded, dump)
     found = kernels(laid_out, tvm_target)
     rejected: frozenset[Record] = frozenset()
     while True:
         plan = make_plan(found, logs, rejected)
-        if plan.layout == "NCHW":
-            return plan, _compile(folded, plan, tvm_target, standalone), {}
+        module = laid_out if plan.layout == "NHWC" else folded
         try:
-            with Schedules(plan) as schedules:
-                factory = _compile(laid_out, plan, tvm_target, standalone)
-            return plan, factory, schedules.tasks
+            return plan, _compile(module, plan, tvm_target, standalone)
         except Exception:
             failing = plan.failing()
             if not failing:
@@ -94,7 +88,10 @@ def _tuned(
             rejected |= failing
 
 
-def _compile(module: Any, plan: Plan, tvm_target: Any, standalone: str | None) -> Any:
+def _compile(
+    module: Any, plan: Plan, tvm_target: Any, standalone: str | None
+) -> tuple[Any, dict[str, str]]:
+    """TVM's factory, and of each kernel that a record serves, by its name: the workload key."""
     options: dict[str, Any] = {}
     config: dict[str, Any] = {"relay.backend.use_auto_scheduler": bool(plan.choices)}
     if plan.choices:
@@ -102,16 +99,14 @@ def _compile(module: Any, plan: Plan, tvm_target: Any, standalone: str | None) -
     if standalone is not None:
         # The system library of TVM's C runtime holds plain kernels; nothing else of it is used.
         crt = Runtime("crt", {"system-lib": True})
-        options = {
-            "executor": Executor("graph"),
-            "runtime": crt,
-            "mod_name": standalone,
-        }
+        graph = Executor("graph")
+        options = {"executor": graph, "runtime": crt, "mod_name": standalone}
         # Shapes are fixed in the calls, and the texts of these checks are 3 % of the library.
         config["tir.disable_assert"] = True
     if describe.has_int8(module):
         # LLVM's verifier refuses the vectors that TVM names as common; LLVM finds them itself.
         config["tir.disable_cse_tir"] = True
         config["tir.disable_assert"] = True
-    with tvm.transform.PassContext(opt_level=3, config=config):
-        return relay.build(module, tvm_target, **options)
+    context = tvm.transform.PassContext(opt_level=3, config=config)
+    with Schedules(plan) as schedules, context:
+        return relay.build(module, tvm_target, **options), schedules.tasks

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from compile.relay.expressions import is_call
 from compile.relay.ops import conv2d_depthwise
 from targets import engine
 
@@ -53,9 +54,7 @@ class _ConstantsLaidOut(relay.ExprMutator):  # type: ignore[misc]
 
     def visit_call(self, call: Any) -> Any:
         call = super().visit_call(call)
-        if not isinstance(call.op, tvm.ir.Op) or not isinstance(
-            call.args[0], relay.Constant
-        ):
+        if not (is_call(call) and isinstance(call.args[0], relay.Constant)):
             return call
         value = call.args[0].data.numpy()
         if call.op.name == "expand_dims":
@@ -64,20 +63,18 @@ class _ConstantsLaidOut(relay.ExprMutator):  # type: ignore[misc]
             for _ in range(int(call.attrs.num_newaxis)):
                 value = np.expand_dims(value, axis)
             return relay.const(value)
-        source, target = (
-            getattr(call.attrs, "src_layout", ""),
-            getattr(call.attrs, "dst_layout", ""),
-        )
-        if call.op.name == "layout_transform" and sorted(source) == sorted(target):
-            order = [source.index(letter) for letter in target]
-            return relay.const(np.ascontiguousarray(value.transpose(order)))
+        if call.op.name == "layout_transform":
+            source, target = call.attrs.src_layout, call.attrs.dst_layout
+            if sorted(source) == sorted(target):
+                order = [source.index(letter) for letter in target]
+                return relay.const(np.ascontiguousarray(value.transpose(order)))
         return call
 
 
 class _DenseAsConvolution(relay.ExprMutator):  # type: ignore[misc]
     def visit_call(self, call: Any) -> Any:
         call = super().visit_call(call)
-        if not isinstance(call.op, tvm.ir.Op) or call.op.name != "nn.dense":
+        if not is_call(call, "nn.dense"):
             return call
         data, weight = call.args
         image = relay.expand_dims(data, axis=2, num_newaxis=2)

@@ -1,4 +1,4 @@
-"""Integer operators for 64-bit ARM: the C functions that Relay's operators call. Only the engine's process imports this."""
+"""Integer operators for 64-bit ARM: the C functions that Relay's operators call."""
 
 from __future__ import annotations
 
@@ -23,14 +23,8 @@ from tvm import relay
 
 HEADER = Path(pack.__file__).with_name("kernels.h")
 # No contraction: a product is rounded before its sum, as ONNX Runtime rounds. No calls of memcpy in the place of loops.
-_OPTIONS = (
-    "-std=c11",
-    "-Wall",
-    "-Wextra",
-    "-Werror",
-    "-ffp-contract=off",
-    "-fno-builtin",
-)
+_WARNINGS = ("-Wall", "-Wextra", "-Werror")
+_OPTIONS = ("-std=c11", *_WARNINGS, "-ffp-contract=off", "-fno-builtin")
 
 
 def _moved(x: Any, by: int, dtype: str) -> Any:
@@ -44,11 +38,7 @@ class Source(NamedTuple):
     target: Target
 
     def compile(self, output: Path, *extra: str) -> None:
-        """As an object file, or with ``-S`` as assembly.
-
-        Raises:
-            UserError: the compiler failed.
-        """
+        """As an object file, or with ``-S`` as assembly."""
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch, "int8.c")
             file.write_text(self.text)
@@ -56,7 +46,7 @@ class Source(NamedTuple):
 
 
 class NeonKernels:
-    """Operators as calls of C functions (compile.relay.convert.Kernels), int8 with channels last."""
+    """Operators as calls of C functions, int8 with channels last; attributes as those of `IntegerKernels`."""
 
     passes: tuple[passes.Pass, ...] = (store_as_int8, channels_last)
 
@@ -102,24 +92,13 @@ class NeonKernels:
     @property
     def source(self) -> Source:
         """The functions of the operators lowered so far."""
-        lines = [
-            f"#define MOST_KERNEL {self._largest_kernel}",
-            f'#include "{HEADER.name}"',
-            "",
+        functions = [
+            pack.definition(kind, call, symbol)
+            for (kind, call), symbol in self._symbols.items()
         ]
-        for (kind, body), symbol in self._symbols.items():
-            inputs = {
-                "addition": "const int8_t *a, const int8_t *b",
-                "quantise": "const float *a",
-            }.get(kind, "const int8_t *a")
-            signature = (
-                f"int first, int last, {inputs}, const int8_t *parameters, int8_t *y"
-            )
-            declared = (
-                f'__attribute__((visibility("hidden"))) void {symbol}({signature})'
-            )
-            lines += [f"{declared};", f"void {symbol}({signature}) {{ {body} }}"]
-        return Source("\n".join(lines) + "\n", self._target)
+        most = f"#define MOST_KERNEL {self._largest_kernel}"
+        text = "\n".join([most, f'#include "{HEADER.name}"', "", *functions, ""])
+        return Source(text, self._target)
 
 
 def has_dot_product(target: Target) -> bool:

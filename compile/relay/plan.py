@@ -71,68 +71,57 @@ def make_plan(
     serving = [next((log for log in logs if key in log.best), None) for key in keys]
     used = list({id(log): log for log in serving if log}.values())
     covered = len(keys) - serving.count(None)
-    chooser = _Chooser(logs, rejected)
-    if covered == len(keys):
-        chooser.choose(kernels)
-    refused = tuple(chooser.refused)
+    choices: dict[tuple[str, str], Choice] = {}
+    refused: dict[str, None] = {}
+    without = set()
+    for kernel in kernels if covered == len(keys) else ():
+        identity = _identity(kernel.key, kernel.dag)
+        if identity not in choices:
+            choice = _first_fitting(kernel, logs, rejected, refused)
+            if choice is None:
+                without.add(kernel.key)
+            else:
+                choices[identity] = choice
     records = Records(
         file=", ".join(log.name for log in used),
         measured="; ".join(dict.fromkeys(log.measured for log in used)),
         tasks=len(keys),
-        covered=covered - len(chooser.without),
-        refused=refused,
+        covered=covered - len(without),
+        refused=tuple(refused),
     )
     if covered < len(keys):
         reason = f"tuning records cover {covered} of {len(keys)} tasks"
-    elif chooser.without:
+    elif without:
         reason = f"tuning records fit only {records.covered} of {len(keys)} tasks"
     else:
         reason = f"tuning records cover all {len(keys)} tasks"
-        return Plan("NHWC", reason, records, chooser.choices)
+        return Plan("NHWC", reason, records, choices)
     return Plan("NCHW", reason, records)
 
 
-class _Chooser:
-    """Attributes: refused: records that do not fit, in words; without: keys of the kernels that none fits."""
-
-    def __init__(self, logs: Sequence[RecordLog], rejected: frozenset[Record]) -> None:
-        self._logs = logs
-        self._rejected = rejected
-        self.choices: dict[tuple[str, str], Choice] = {}
-        self.refused: dict[str, None] = {}
-        self.without: set[str] = set()
-
-    def choose(self, kernels: Sequence[Kernel]) -> None:
-        for kernel in kernels:
-            identity = _identity(kernel.key, kernel.dag)
-            if identity in self.choices:
-                continue
-            choice = self._first_fitting(kernel)
-            if choice is None:
-                self.without.add(kernel.key)
-            else:
-                self.choices[identity] = choice
-
-    def _first_fitting(self, kernel: Kernel) -> Choice | None:
-        for log in self._logs:
-            for number, record in enumerate(log.best.get(kernel.key, ()), start=1):
-                state = (
-                    None if record in self._rejected else _applied(record, kernel.dag)
-                )
-                if state is not None:
-                    return Choice(record, kernel.dag, state)
-                self.refused[
-                    f"{log.name}: record {number} of task {kernel.key[:60]}… does not fit it; left out"
-                ] = None
-        return None
+def _first_fitting(
+    kernel: Kernel,
+    logs: Sequence[RecordLog],
+    rejected: frozenset[Record],
+    refused: dict[str, None],
+) -> Choice | None:
+    """The first record that fits a kernel; those before it are added to ``refused``, in words."""
+    for log in logs:
+        for number, record in enumerate(log.best.get(kernel.key, ()), start=1):
+            state = None if record in rejected else _applied(record, kernel.dag)
+            if state is not None:
+                return Choice(record, kernel.dag, state)
+            refused[
+                f"{log.name}: record {number} of task {kernel.key[:60]}… does not fit it; left out"
+            ] = None
+    return None
 
 
 def _applied(record: Record, dag: Any) -> Any | None:
     """The schedule that a record holds; None where its steps do not fit the kernel."""
+    load = auto_scheduler.measure_record.load_record_from_string
     try:
-        state = auto_scheduler.measure_record.load_record_from_string(record.line)[
-            0
-        ].state
+        state = load(record.line)[0].state
         dag.apply_steps_from_state(state)
     except (tvm.TVMError, ValueError, AttributeError, TypeError):
         return None

@@ -4,8 +4,6 @@ Between two inferences the weights of a layer leave the caches of a core: a netw
 that goes through its weights block by block, each for many pixels, then waits for each block's first pixels and has its
 loads idle for the others. This pass lets it fetch the next block meanwhile, spread over the loops that use the present
 one. Tuning compiles its candidates so too, and so finds the loops that gain by it.
-
-Only the engine's process imports this.
 """
 
 from __future__ import annotations
@@ -204,11 +202,7 @@ def _fetch(buffer: Any, index: Any) -> Any:
 
 
 def _value(expression: Any, at: dict[Any, int]) -> int:
-    """An index where the loops' variables have the values ``at``.
-
-    Raises:
-        TypeError: it is made of something else than them and integer arithmetic.
-    """
+    """An index where the loops' variables have the values ``at``; TypeError of another than integer arithmetic on them."""
     if isinstance(expression, tir.IntImm):
         return int(expression.value)
     if isinstance(expression, tir.Var) and expression in at:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from compile.relay import module_passes
-from compile.relay.describe import calls
+from compile.relay.expressions import calls, nodes
 from compile.relay.ops import conv2d_depthwise
 from targets import engine
 from targets.presets import Target
@@ -53,8 +52,6 @@ class _Listener(auto_scheduler.DispatchContext):  # type: ignore[misc]
 def kernels(module: Any, target: Any) -> list[Kernel]:
     """Every kernel of a module in the layout NHWC that can be scheduled, in the order they run.
 
-    A convolution fused with a depthwise one has code of its own and is none of them.
-
     Args:
         target: TVM's.
     """
@@ -70,7 +67,7 @@ def kernels(module: Any, target: Any) -> list[Kernel]:
         compiler.clear()
         heard: dict[int, list[Kernel]] = {}
         with target, _Listener() as listener:
-            for function in filter(_is_scheduled, _fused(optimised["main"])):
+            for function in _fused(optimised["main"]):
                 # Functions that are the same give one object, and AutoScheduler is asked once for all.
                 lowered = hash(compiler.lower(function, target))
                 heard.setdefault(lowered, listener.take())
@@ -79,21 +76,15 @@ def kernels(module: Any, target: Any) -> list[Kernel]:
     return found
 
 
-def _is_scheduled(function: Any) -> bool:
-    """A fused pair of convolutions has code of its own."""
-    return all(call.op.name != conv2d_depthwise.OPERATOR for call in calls(function))
-
-
-def _fused(function: Any) -> Iterator[Any]:
-    """The fused functions that a function calls."""
-    found: list[Any] = []
-
-    def collect(node: Any) -> None:
-        if isinstance(node, relay.Call) and isinstance(node.op, relay.Function):
-            found.append(node.op)
-
-    relay.analysis.post_order_visit(function, collect)
-    return iter(found)
+def _fused(function: Any) -> list[Any]:
+    """The fused functions that a function calls, but pairs of convolutions, which have code of their own."""
+    found = [
+        node.op
+        for node in nodes(function)
+        if isinstance(node, relay.Call) and isinstance(node.op, relay.Function)
+    ]
+    pair = conv2d_depthwise.OPERATOR
+    return [each for each in found if all(c.op.name != pair for c in calls(each))]
 
 
 def tuning_tasks(

@@ -1,5 +1,6 @@
 /* The runtime of a standalone model under made-up kernels: `runtime_check NAME` runs one check and
- * exits with 0, or prints the line that failed; `runtime_check` alone lists the checks. */
+ * exits with 0, or prints the line that failed; without NAME it lists the checks.
+ * Longer than 450 lines: all checks use the same made-up kernels and are one program, compiled once for each target. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif

@@ -1,1 +1,1 @@
-"""int8 networks as plain C for microcontrollers: graph → fused steps → memory plan → files."""
+"""Networks as plain C for microcontrollers: graph → fused steps → memory plan → files."""

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compile.backends.c.steps import Step, chained, fuse, inplace, scratch
+from compile.backends.c.steps import ALIGNMENT, Step, chained, fuse, inplace, scratch
 from compile.ir.graph import Graph, Tensor
 from compile.ir.operators import View
 from compile.program import program, verifier
 from compile.program.planner import Plan, plan
 from compile.program.program import Call, Program
 from targets.errors import UserError
-
-ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
@@ -49,15 +46,10 @@ def arrange(graph: Graph) -> Arranged:
         best = min(smaller, key=lambda each: each.plan.nbytes)
 
 
-def _planned(graph: Graph, steps: Sequence[Step]) -> Arranged:
-    made, index = _program(graph, steps)
-    return Arranged(tuple(steps), made, plan(made, ALIGNMENT, made.outputs), index)
-
-
-def _program(graph: Graph, steps: Sequence[Step]) -> tuple[Program, dict[str, int]]:
+def _planned(graph: Graph, steps: tuple[Step, ...]) -> Arranged:
     views = [each for each in graph.operators if isinstance(each, View)]
-    read = [(step.name, step.output) for step in steps]
-    named = [(each.name, each) for each in graph.inputs] + read
+    named = [(each.name, each) for each in graph.inputs]
+    named += [(step.name, step.output) for step in steps]
     named += [(view.label, view.output) for view in views]
     index = {tensor.name: number for number, (_, tensor) in enumerate(named)}
     tensors = tuple(
@@ -82,15 +74,11 @@ def _program(graph: Graph, steps: Sequence[Step]) -> tuple[Program, dict[str, in
         outputs=tuple(index[each.name] for each in graph.outputs),
         aliases={index[view.output.name]: index[view.input.name] for view in views},
     )
-    return made, index
+    return Arranged(steps, made, plan(made, ALIGNMENT, made.outputs), index)
 
 
 def check_limit(arranged: Arranged, limit: int | None) -> None:
-    """Refuse an arena larger than the user's ``--arena-limit``.
-
-    Raises:
-        UserError: it is larger: by how much, and which step is the peak.
-    """
+    """Refuse an arena larger than the user's ``--arena-limit`` in a UserError."""
     arena = arranged.plan
     if limit is None or arena.nbytes <= limit:
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from compile import passes
@@ -24,7 +24,7 @@ class CBackend:
 
     format: Format = "c"
     engine = "C kernels"
-    refused_options = dict.fromkeys(
+    refused_options: Mapping[str, str] = dict.fromkeys(
         ("records", "require_tuned"),
         "--records and --require-tuned: {target} takes C source, which is not tuned; leave them out",
     )
@@ -45,8 +45,7 @@ class CBackend:
         return f"{name}.c"
 
     def build(self, job: Job, logs: Sequence[RecordLog], progress: Progress) -> Built:
-        dump = [Dump(job.dump).graph] if job.dump else []
-        lowering, firmware = build(
+        return build(
             job.graph,
             job.name,
             job.version,
@@ -54,9 +53,8 @@ class CBackend:
             job.folder,
             job.arena_limit,
             progress.stage,
-            *dump,
+            Dump(job.dump).graph,
         )
-        return Built(lowering, firmware)
 
     def verify(
         self, folder: Path, request: BuildRequest, progress: Progress

@@ -8,16 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from bundle.manifest import (
-    Firmware,
-    Group,
-    Lowering,
-    Quantised,
-)
+from bundle.manifest import Firmware, Group, Lowering, Quantised
 from compile import passes
+from compile.backends.backend import Built
 from compile.backends.c import arrange, emit, support
 from compile.backends.c.emit import Constants, Project
-from compile.backends.memory import describe_plan
 from compile.ir.graph import Graph, Operator, Tensor
 from compile.ir.operators import Convolution
 from compile.passes.layout import channels_last
@@ -45,7 +40,7 @@ def build(
     arena_limit: int | None,
     stage: Callable[[str], None],
     dump: passes.Dump = passes.no_dump,
-) -> tuple[Lowering, Firmware]:
+) -> Built:
     """Write the C project ``name`` of a network into ``folder``, its self-test's answer from this machine.
 
     Args:
@@ -70,7 +65,7 @@ def build(
     pattern = emit.test_pattern(graph)[np.newaxis]
     answer = run_on_host(folder, name, interface, pattern)[0]
     emit.emit_golden(project, folder, constants, answer)
-    return _lowering(project), interface
+    return Built(_lowering(project), interface)
 
 
 def _interface(project: Project, constants: Constants) -> Firmware:
@@ -89,40 +84,37 @@ def _interface(project: Project, constants: Constants) -> Firmware:
     )
 
 
-_KINDS = {"Add": "add", "GlobalAveragePool": "global_avg_pool2d"}
-
-
-def _kind(operator: Operator) -> str:
-    if isinstance(operator, Convolution):
-        return "dense" if operator.input.image[:2] == (1, 1) else "conv2d"
-    return _KINDS.get(operator.kind, operator.kind.lower())
-
-
 def _lowering(project: Project) -> Lowering:
     plan = project.plan
-    counted = Counter(
-        _kind(operator)
-        for operator in project.graph.operators
-        if isinstance(operator, Convolution)
-    )
+    numbers = "float32" if project.floating else "int8"
     return Lowering(
         layout="NHWC",
-        reason=f"{'float32' if project.floating else 'int8'} kernels for Cortex-M, inverted residuals "
-        "row by row",
-        operators=dict(counted),
+        reason=f"{numbers} kernels for Cortex-M, inverted residuals row by row",
+        operators=Counter(
+            _kind(operator)
+            for operator in project.graph.operators
+            if isinstance(operator, Convolution)
+        ),
         groups=tuple(
             Group(
                 name=f"step{index}",
                 layer=step.name,
-                operators=tuple(_kind(part) for part in step.parts),
+                operators=tuple(map(_kind, step.parts)),
                 output_shape=step.output.image,
                 macs=step.macs,
             )
             for index, step in enumerate(project.steps)
         ),
         workspace_bytes=plan.nbytes,
-        memory=describe_plan(plan, project.arranged.program),
+        memory=plan.describe(project.arranged.program),
     )
+
+
+def _kind(operator: Operator) -> str:
+    if isinstance(operator, Convolution):
+        return "dense" if operator.input.image[:2] == (1, 1) else "conv2d"
+    is_pool = operator.kind == "GlobalAveragePool"
+    return "global_avg_pool2d" if is_pool else operator.kind.lower()
 
 
 def _quantised(tensor: Tensor) -> Quantised | None:

@@ -19,21 +19,18 @@ def geometry(arena: Plan, steps: int) -> dict[str, Any]:
     """What memory.svg.jinja draws, in pixels: one box for each tensor and each scratch memory."""
     scale = _HEIGHT / arena.nbytes
     floor = _TOP + _HEIGHT
-
-    boxes = []
-    for b in arena.buffers:
-        height = b.nbytes * scale
-        boxes.append(
-            {
-                "x": _LEFT + b.first * _COLUMN,
-                "y": round(floor - b.offset * scale - height, 1),
-                "width": (b.last - b.first + 1) * _COLUMN,
-                "height": round(height, 1),
-                "fill": _SCRATCH if b.tensor is None else _TENSOR,
-                "title": f"{b.name}: {b.nbytes:,} bytes at {b.offset:,}, steps {b.first} to {b.last}",
-                "label": b.name,
-            }
-        )
+    boxes = [
+        {
+            "x": _LEFT + b.first * _COLUMN,
+            "y": round(floor - b.offset * scale - b.nbytes * scale, 1),
+            "width": (b.last - b.first + 1) * _COLUMN,
+            "height": round(b.nbytes * scale, 1),
+            "fill": _SCRATCH if b.tensor is None else _TENSOR,
+            "title": f"{b.name}: {b.nbytes:,} bytes at {b.offset:,}, steps {b.first} to {b.last}",
+            "label": b.name,
+        }
+        for b in arena.buffers
+    ]
     for box in boxes:
         if not _fits(box, boxes):
             box["label"] = ""

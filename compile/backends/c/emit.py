@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import re
-import shutil
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bundle.accuracy import TOLERANCE
 from compile.backends.c import drawing, steps
-from compile.backends.c.arrange import ALIGNMENT, Arranged
+from compile.backends.c.arrange import Arranged
 from compile.backends.c.steps import FusedBlock, FusedBlocks, Offsets, Step
 from compile.ir.graph import Graph, Tensor
-from compile.ir.operators import (
-    Addition,
-    Convolution,
-    GlobalAverage,
-    Limited,
-    Table,
-)
+from compile.ir.operators import Addition, Convolution, GlobalAverage, Table
 from compile.ir.pointwise import FUNCTIONS, Pointwise
 from compile.kernels import cortex_m
 from compile.kernels.cortex_m import pack
@@ -34,25 +27,20 @@ from targets.escapes import C_RESERVED
 
 _HERE = Path(__file__).parent
 _KERNELS = Path(cortex_m.__file__).parent
+# What files are called whose templates have another name.
+_FILES = {
+    "network.h": "{name}.h",
+    "network.c": "{name}.c",
+    "weights.c": "{name}_weights.c",
+    "main.c": "example/main.c",
+}
 # What the templates call theirs, by themselves and after the network's name.
 _OWN_NAMES = ("overlap", "golden_output", "nn_table")
 _FILE_SCOPE = ("weights", "bias", "scales", "run", "self_test")
 # What functions of one value and the run function use, and <math.h>.
-_LOCAL_NAMES = (
-    *(
-        "x",
-        "i",
-        "from",
-        "to",
-        "count",
-        "input",
-        "output",
-        "arena",
-        "base",
-        "byte",
-        "crc",
-    ),
-    *("expf", "fabsf", "sqrtf", "tanhf"),
+_LOCAL_NAMES = re.findall(
+    r"\w+",
+    "x i from to count input output arena base byte crc expf fabsf sqrtf tanhf",
 )
 _FLOAT_MAX = float(np.finfo(np.float32).max)
 
@@ -89,8 +77,7 @@ class Project:
         return self.graph.outputs[0]
 
 
-@dataclass(frozen=True)
-class Constants:
+class Constants(NamedTuple):
     """What lies in flash besides code.
 
     Attributes:
@@ -105,30 +92,45 @@ class Constants:
 def emit(project: Project, folder: Path) -> Constants:
     """Write the C project into ``folder``, all but the self-test's answer (see `emit_golden`)."""
     data = _Data(project)
-    layers = [_layers(project, step, data) for step in project.steps]
-    values = _values(project, layers, data)
-    for template, file in (
-        ("network.h", f"{project.name}.h"),
-        ("network.c", f"{project.name}.c"),
-        ("weights.c", f"{project.name}_weights.c"),
-        ("main.c", "example/main.c"),
-        ("Makefile", "Makefile"),
-        ("CMakeLists.txt", "CMakeLists.txt"),
-        ("toolchain.cmake", "toolchain.cmake"),
-        ("README.md", "README.md"),
-        ("memory.svg", "memory.svg"),
-    ):
-        path = folder / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(_render(f"{template}.jinja", values), encoding="utf-8")
-    shutil.copy(_KERNELS / "kernels.h", folder / f"{project.name}_kernels.h")
-    kind = values["kind"]
-    shutil.copy(_KERNELS / f"{kind}.h", folder / f"{project.name}_{kind}.h")
-    weights, constants = (
-        np.concatenate(arrays).tobytes() for arrays in (data.weights, data.constants)
-    )
-    crc = zlib.crc32(constants, zlib.crc32(weights))
-    return Constants(len(weights) + len(constants), crc)
+    layers = [_layer(project, step, data) for step in project.steps]
+    weights, constants = np.concatenate(data.weights), np.concatenate(data.constants)
+    name, kind = project.name, "float32" if project.floating else "int8"
+    values = {
+        "name": name,
+        "NAME": name.upper(),
+        "version": project.version,
+        "cpu": project.cpu,
+        "layout": data.layout,
+        "source": project.input,
+        "output": project.output,
+        "arena": project.plan,
+        "steps": project.steps,
+        "floating": project.floating,
+        "kind": kind,
+        "value": "float" if project.floating else "int8_t",
+        "constant": "float" if project.floating else "nn_scale",
+        "constants_name": "bias" if project.floating else "scales",
+        "input_offset": project.plan.offsets[project.arranged.owner(project.input)],
+        "layers": layers,
+        "libm": _libm(layers),
+        "weights_bytes": weights.nbytes,
+        "constants_bytes": constants.nbytes,
+        "weights": _texts(weights),
+        "constants": _texts(constants),
+        "parts": data.parts,
+        **drawing.geometry(project.plan, len(project.steps)),
+    }
+    (folder / "example").mkdir(exist_ok=True)
+    for template in {path.stem for path in _HERE.glob("*.jinja")} - {"golden.h"}:
+        file = _FILES.get(template, template).format(name=name)
+        _write(folder / file, template, values)
+    for header in ("kernels", kind):
+        text = (_KERNELS / f"{header}.h").read_text(encoding="utf-8")
+        # A header's first lines from // on are for who reads this project.
+        text = re.sub(r"\A(//[^\n]*\n)+", "", text)
+        (folder / f"{name}_{header}.h").write_text(text, encoding="utf-8")
+    crc = zlib.crc32(constants.tobytes(), zlib.crc32(weights.tobytes()))
+    return Constants(weights.nbytes + constants.nbytes, crc)
 
 
 def emit_golden(
@@ -142,9 +144,7 @@ def emit_golden(
         "expected": _texts(expected),
         "tolerance": TOLERANCE * float(np.ptp(expected.astype(np.float64))),
     }
-    (folder / "golden.h").write_text(
-        _render("golden.h.jinja", values), encoding="utf-8"
-    )
+    _write(folder / "golden.h", "golden.h", values)
 
 
 def test_pattern(graph: Graph) -> NDArray[Any]:
@@ -184,73 +184,83 @@ class _Data:
         return unique
 
     def add(
-        self, name: str, weights: NDArray[Any], constants: NDArray[Any]
-    ) -> tuple[int, int]:
+        self,
+        name: str,
+        weights: NDArray[Any] | None = None,
+        constants: NDArray[Any] | None = None,
+    ) -> dict[str, int]:
         """Where in the two arrays what is added begins."""
-        offsets = (
-            sum(part.size for part in self.weights),
-            sum(part.size for part in self.constants),
-        )
-        self.parts.append((name, *offsets))
-        self.weights.append(np.pad(weights, (0, -weights.size % 4)))
-        self.constants.append(constants)
-        return offsets
+        begin = {
+            "weights": sum(part.size for part in self.weights),
+            "constants": sum(part.size for part in self.constants),
+        }
+        self.parts.append((name, begin["weights"], begin["constants"]))
+        if weights is not None:
+            self.weights.append(np.pad(weights, (0, -weights.size % 4)))
+        if constants is not None:
+            self.constants.append(constants)
+        return begin
 
 
-def _layers(project: Project, step: Step, data: _Data) -> dict[str, Any]:
-    """A step as the template wants it."""
-    fused: dict[str, Any] = {
-        "title": step.name,
+def _layer(project: Project, step: Step, data: _Data) -> dict[str, Any]:
+    """A step as network.c.jinja wants it."""
+    layer: dict[str, Any] = {
         "step": step,
         "input": _place(project, step.inputs[0]),
         "output": _place(project, step.output),
     }
     if isinstance(step, FusedBlock | FusedBlocks):
-        blocks = (step,) if isinstance(step, FusedBlock) else (step.first, step.second)
-        index = project.steps.index(step)
-        fused |= {
+        scratch = steps.scratch(step)
+        begin = project.plan.scratch[project.steps.index(step)] // step.output.itemsize
+        return layer | {
             "kind": "blocks",
             "blocks": [
                 _block(block, offsets, data)
-                for block, offsets in zip(blocks, steps.offsets(step), strict=True)
+                for block, offsets in zip(step.blocks, scratch.offsets, strict=True)
             ],
-            "scratch": project.plan.scratch[index] // step.output.itemsize,
-            "scratch_bytes": steps.scratch(step).nbytes,
+            "scratch": f"base + {begin}" if scratch.nbytes else "base",
         }
-    elif isinstance(step.operator, Addition):
-        fused |= {
-            "kind": "add",
-            "addition": _addition(step.operator, data),
-            "other": _place(project, step.operator.other),
-        }
-    elif isinstance(step.operator, GlobalAverage):
-        fused |= {"kind": "average", "average": _average(step.operator, data)}
-    elif isinstance(step.operator, Table):
-        fused |= {"kind": "table", "table": _table(step.operator, data)}
-    elif isinstance(step.operator, Pointwise):
-        fused |= {"kind": "pointwise", "function": _function(step.operator, data)}
-    fused |= {"count": step.output.size}
-    return fused
+    (operator,) = step.parts
+    layer["operator"] = operator
+    if isinstance(operator, Addition):
+        layer["name"] = data.name(f"{operator.label}_sum")
+        return layer | {"kind": "add", "other": _place(project, operator.other)}
+    if isinstance(operator, GlobalAverage):
+        layer |= {"kind": "average", "name": data.name(f"{operator.label}_mean")}
+        if data.floating:
+            return layer
+        constants = pack.scales(operator.requantisation)
+        return layer | data.add(layer["name"], constants=constants)
+    if isinstance(operator, Table):
+        name = data.name(f"{operator.label}_table")
+        return layer | {"kind": "table"} | data.add(name, operator.values)
+    assert isinstance(operator, Pointwise)
+    numbers = {name: _c_limit(each) for name, each in operator.parameters.items()}
+    return layer | {
+        "kind": "pointwise",
+        "name": data.name(operator.label),
+        "expression": FUNCTIONS[operator.kind].c.format(**numbers),
+    }
 
 
 def _block(block: FusedBlock, offsets: Offsets, data: _Data) -> dict[str, Any]:
-    name = data.name(f"{block.name}_step")
-    parts = ("expand", "depthwise", "project")
-    made = {
-        part: _convolution(getattr(block, part), data)
-        for part in parts
-        if getattr(block, part) is not None
+    name, residual = data.name(f"{block.name}_step"), block.residual
+    parts = {
+        part: _convolution(convolution, data)
+        for part in ("expand", "depthwise", "project")
+        if (convolution := getattr(block, part)) is not None
     }
+    if residual is not None:
+        parts["residual"] = {
+            "name": data.name(f"{residual.label}_sum"),
+            "operator": residual,
+        }
     size = block.output.itemsize
     return {
         "name": name,
-        "convolutions": list(made.values()),
-        "parts": {part: made[part]["name"] if part in made else None for part in parts},
-        "residual": _addition(block.residual, data),
-        "input_second": int(
-            block.residual is not None and block.residual.input != block.inputs[0]
-        ),
-        "offsets": {part: at // size for part, at in vars(offsets).items()},
+        "parts": parts,
+        "input_second": int(residual is not None and residual.input != block.inputs[0]),
+        "offsets": {part: at // size for part, at in offsets._asdict().items()},
     }
 
 
@@ -263,68 +273,15 @@ def _convolution(convolution: Convolution, data: _Data) -> dict[str, Any]:
     else:
         weights = pack.integers(convolution, data.layout)
         constants = pack.scales(convolution.requantisation)
-    offsets = data.add(name, weights, constants)
     return {
         "name": name,
-        "title": convolution.label,
-        "weights": offsets[0],
-        "constants": offsets[1],
+        "operator": convolution,
         "depth": convolution.depth
         if convolution.depthwise
         else pack.padded_depth(convolution),
-        "source": convolution.input,
-        "output": convolution.output,
-        "kernel": convolution.kernel,
-        "strides": convolution.strides,
-        "pads": convolution.pads,
         "direct": int(steps.direct(convolution)),
-        **_limits(convolution),
-        "limited": int(convolution.limited),
-        "macs": convolution.macs,
+        **data.add(name, weights, constants),
     }
-
-
-def _average(pool: GlobalAverage, data: _Data) -> dict[str, Any]:
-    name = data.name(f"{pool.label}_mean")
-    kind: dict[str, Any] = {}
-    if not data.floating:
-        constants = pack.scales(pool.requantisation)
-        _, offset = data.add(name, np.zeros(0, np.int8), constants)
-        kind = {"constants": offset}
-    return kind | {"name": name, "source": pool.input, "output": pool.output}
-
-
-def _table(table: Table, data: _Data) -> int:
-    """Where in the weights the table begins."""
-    name = data.name(f"{table.label}_table")
-    begin, _ = data.add(name, table.values, np.zeros(0, pack.SCALE))
-    return begin
-
-
-def _function(operator: Pointwise, data: _Data) -> dict[str, str]:
-    """A function of its own in C: its name and what it gives of a float x."""
-    numbers = {name: _c_limit(each) for name, each in operator.parameters.items()}
-    expression = FUNCTIONS[operator.kind].c.format(**numbers)
-    return {"name": data.name(operator.label), "expression": expression}
-
-
-def _addition(add: Addition | None, data: _Data) -> dict[str, Any] | None:
-    if add is None:
-        return None
-    kind = {} if data.floating else {"constants": add.requantisation}
-    return kind | {
-        "name": data.name(f"{add.label}_sum"),
-        "title": add.label,
-        **_limits(add),
-    }
-
-
-def _limits(operator: Limited) -> dict[str, Any]:
-    """What the output is limited to, real numbers and stored values."""
-    if operator.output.quantisation is None:
-        return {"limits": operator.limits}
-    low, high = operator.stored_limits
-    return {"low": low, "high": high}
 
 
 def _place(project: Project, tensor: Tensor) -> str:
@@ -337,41 +294,7 @@ def _place(project: Project, tensor: Tensor) -> str:
     return f"base + {project.plan.offsets[owner] // tensor.itemsize}"
 
 
-def _values(
-    project: Project,
-    layers: Sequence[dict[str, Any]],
-    data: _Data,
-) -> dict[str, Any]:
-    plan, floating = project.plan, project.floating
-    return {
-        "name": project.name,
-        "version": project.version,
-        "cpu": project.cpu,
-        "layout": data.layout,
-        "source": project.input,
-        "output": project.output,
-        "arena": plan,
-        "alignment": ALIGNMENT,
-        "steps": project.steps,
-        "floating": floating,
-        "kind": "float32" if floating else "int8",
-        "value": "float" if floating else "int8_t",
-        "constant": "float" if floating else "nn_scale",
-        "constants_name": "bias" if floating else "scales",
-        "input_offset": plan.offsets[project.arranged.owner(project.input)],
-        "layers": layers,
-        "libm": _libm(layers),
-        "weights_bytes": sum(part.nbytes for part in data.weights),
-        "constants_bytes": sum(part.nbytes for part in data.constants),
-        "weights": _texts(np.concatenate(data.weights)),
-        "constants": _texts(np.concatenate(data.constants)),
-        "parts": data.parts,
-        "macs": sum(step.macs for step in project.steps),
-        **drawing.geometry(plan, len(project.steps)),
-    }
-
-
-def _render(template: str, values: dict[str, Any]) -> str:
+def _write(path: Path, template: str, values: dict[str, Any]) -> None:
     environment = templates.code_environment(_HERE)
     filters: dict[str, Callable[..., str]] = {
         "dims": lambda shape: "x".join(map(str, shape)),
@@ -381,7 +304,8 @@ def _render(template: str, values: dict[str, Any]) -> str:
         "c_limit": _c_limit,
     }
     environment.filters |= filters
-    return environment.get_template(template).render(values)
+    text = environment.get_template(f"{template}.jinja").render(values)
+    path.write_text(text, encoding="utf-8")
 
 
 def _texts(values: NDArray[Any]) -> list[str]:
@@ -401,12 +325,8 @@ def _c_float(value: float) -> str:
 
 def _libm(layers: Sequence[dict[str, Any]]) -> str:
     """The functions of the mathematical library that steps call, for a sentence; empty where there are none."""
-    expressions = (
-        each["function"]["expression"] for each in layers if "function" in each
-    )
-    names = sorted(
-        {name for each in expressions for name in re.findall(r"(\w+f)\(", each)}
-    )
+    expressions = " ".join(each.get("expression", "") for each in layers)
+    names = sorted(set(re.findall(r"(\w+f)\(", expressions)))
     return f", and of libm {', '.join(names)}" if names else ""
 
 

@@ -18,7 +18,7 @@ from compile.ir.operators import (
 from compile.ir.pointwise import FUNCTIONS, Pointwise
 from compile.kernels.cortex_m.pack import padded_depth
 from targets.errors import UserError
-from targets.escapes import shown
+from targets.escapes import listed, shown
 
 _LOWERED = (
     "Conv, Gemm, MatMul, Add, GlobalAveragePool, ReduceMean over height and width, Flatten, Reshape, "
@@ -27,7 +27,6 @@ _LOWERED = (
 # The kernels hold sizes in int16 and rows of a depthwise convolution in an array of 7.
 _LARGEST = 32767
 _LARGEST_KERNEL = 7
-_NAMED = 6
 
 
 def check(graph: Graph) -> None:
@@ -44,8 +43,9 @@ def check(graph: Graph) -> None:
     if graph.quantised:
         _check_all_integer(graph)
     for operator in graph.operators:
-        _check(operator)
-    if not any(not isinstance(each, View) for each in graph.operators):
+        if fault := _fault(operator) or _fault_of_sizes(operator):
+            _refuse(operator, fault)
+    if all(isinstance(each, View) for each in graph.operators):
         raise UserError(
             f"output {shown(graph.outputs[0].name)!r}: no operator with a C lowering makes it; "
             f"these have: {_LOWERED}"
@@ -63,67 +63,53 @@ def _check_all_integer(graph: Graph) -> None:
     first, *others = floats
     if not isinstance(first, Known):
         _refuse(first, f"{first.kind} has no C lowering; these have: {_LOWERED}")
-    named = ", ".join(repr(shown(each.label)) for each in others[:_NAMED])
-    more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
-    too = f", and so do {named}{more}" if others else ""
-    _refuse(first, f"works on float32{too}; quantise the whole network to int8")
+    too = [repr(shown(each.label)) for each in others]
+    also = f", and so do {listed(too, 6)}" if too else ""
+    _refuse(first, f"works on float32{also}; quantise the whole network to int8")
 
 
-def _check(operator: Operator) -> None:
-    if isinstance(operator, Convolution):
-        _check_convolution(operator)
-    elif isinstance(operator, Addition):
-        shapes = {each.shape for each in (*operator.activations, operator.output)}
-        if len(operator.activations) != 2 or len(shapes) != 1:
-            _refuse(
-                operator,
-                f"adds {operator.other.shape} to {operator.input.shape}; only equal shapes are lowered",
-            )
-    elif isinstance(operator, Dense):
-        _refuse(
-            operator,
-            "with alpha, beta or transA, or more than one row, is not lowered; fold them in",
-        )
-    elif isinstance(operator, View):
-        if not operator.in_place:
-            _refuse(
-                operator,
-                "mixes channels with rows and columns, which would have to be moved; that is not lowered",
-            )
-    elif not isinstance(operator, GlobalAverage | Pointwise | Table):
-        _refuse(operator, f"{operator.kind} has no C lowering; these have: {_LOWERED}")
-    sizes = [
-        size for each in (*operator.activations, operator.output) for size in each.image
-    ]
+def _fault(operator: Operator) -> str:
+    """Why there is no kernel for an operator; empty where there is one."""
+    match operator:
+        case Convolution():
+            if (
+                operator.constant(1) is None
+                or len(operator.input.shape) != 4
+                or operator.dilations != (1, 1)
+            ):
+                return "only two-dimensional convolutions with constant weights, without dilation, are lowered"
+            if operator.group > 1 and not operator.depthwise:
+                return f"has {operator.group} groups: only 1, or one for each channel, are lowered"
+        case Addition():
+            shapes = {each.shape for each in (*operator.activations, operator.output)}
+            if len(operator.activations) != 2 or len(shapes) != 1:
+                return f"adds {operator.other.shape} to {operator.input.shape}; only equal shapes are lowered"
+        case Dense():
+            return "with alpha, beta or transA, or more than one row, is not lowered; fold them in"
+        case View():
+            if not operator.in_place:
+                return "mixes channels with rows and columns, which would have to be moved; that is not lowered"
+        case GlobalAverage() | Pointwise() | Table():
+            pass
+        case _:
+            return f"{operator.kind} has no C lowering; these have: {_LOWERED}"
+    return ""
+
+
+def _fault_of_sizes(operator: Operator) -> str:
+    tensors = (*operator.activations, operator.output)
+    sizes = [size for each in tensors for size in each.image]
     if isinstance(operator, Convolution):
         sizes.append(padded_depth(operator))
+        rows = max(*operator.kernel, *operator.strides, *operator.pads)
+        if rows > (_LARGEST_KERNEL if operator.depthwise else 127):
+            return (
+                f"kernel, stride or padding of {rows}; the C kernels take {_LARGEST_KERNEL} for a depthwise "
+                "convolution, 127 for others"
+            )
     if max(sizes) > _LARGEST and not isinstance(operator, View):
-        raise UserError(
-            f"node {shown(operator.label)!r}: a size of {max(sizes):,}; the C kernels take up to {_LARGEST:,}"
-        )
-
-
-def _check_convolution(operator: Convolution) -> None:
-    if (
-        operator.constant(1) is None
-        or len(operator.input.shape) != 4
-        or operator.dilations != (1, 1)
-    ):
-        _refuse(
-            operator,
-            "only two-dimensional convolutions with constant weights, without dilation, are lowered",
-        )
-    if operator.group > 1 and not operator.depthwise:
-        _refuse(
-            operator,
-            f"has {operator.group} groups: only 1, or one for each channel, are lowered",
-        )
-    rows = max(*operator.kernel, *operator.strides, *operator.pads)
-    if rows > (_LARGEST_KERNEL if operator.depthwise else 127):
-        raise UserError(
-            f"node {shown(operator.label)!r}: kernel, stride or padding of {rows}; the C kernels take "
-            f"{_LARGEST_KERNEL} for a depthwise convolution, 127 for others"
-        )
+        return f"a size of {max(sizes):,}; the C kernels take up to {_LARGEST:,}"
+    return ""
 
 
 def _refuse(operator: Operator, why: str) -> NoReturn:

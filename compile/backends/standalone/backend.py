@@ -10,16 +10,10 @@ from typing import TYPE_CHECKING
 
 from bundle.manifest import MemoryPlan
 from compile.backends.backend import Built, Job
-from compile.backends.bundle import BundleBackend, build_in_engine
+from compile.backends.bundle import BundleBackend
 from compile.backends.engine import EngineJob
-from compile.backends.request import BuildRequest, Format
-from compile.backends.standalone.emit import (
-    SelfTest,
-    Standalone,
-    emit,
-    self_test_input,
-)
-from compile.backends.verify import Verification, verify_here_or_emulated
+from compile.backends.request import Format
+from compile.backends.standalone.emit import Standalone, emit, self_test_input
 from records.lookup import RecordLog
 from targets.progress import Progress
 
@@ -32,6 +26,7 @@ class StandaloneBackend(BundleBackend):
     """See compile.backends.backend.Backend."""
 
     format: Format = "standalone"
+    _needs_system = False
 
     def name(self, wanted: str) -> str:
         return wanted
@@ -46,19 +41,11 @@ class StandaloneBackend(BundleBackend):
             name=job.name,
             model=job.model.identity.name,
             version=f"{job.version}, by Apache TVM 0.19",
-            self_test=SelfTest(low, high, tuple(outputs[0].ravel().tolist())),
+            low=low,
+            high=high,
+            expected=tuple(outputs[0].ravel().tolist()),
         )
-        library = self.library(job.name)
-        return build_in_engine(
-            job, library, logs, progress, partial(link, wanted), symbols=job.name
-        )
-
-    def verify(
-        self, folder: Path, request: BuildRequest, progress: Progress
-    ) -> Verification | str:
-        return verify_here_or_emulated(
-            folder, request.target, progress, needs_system=False
-        )
+        return self._compile(job, logs, progress, partial(link, wanted), job.name)
 
 
 def link(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import zlib
@@ -16,7 +17,6 @@ from numpy.typing import NDArray
 
 from bundle.accuracy import TOLERANCE
 from bundle.manifest import MemoryPlan
-from compile.backends.memory import describe_plan
 from compile.program.planner import Plan, plan
 from compile.program.program import Program
 from compile.program.verifier import verify
@@ -27,17 +27,9 @@ from targets.toolchain import archive, compile_object, hide_symbols, link_shared
 
 _HERE = Path(__file__).parent
 _ALIGNMENT = 64
-_EXPORTED = (
-    "version",
-    "workspace_bytes",
-    "memory_bytes",
-    "create",
-    "create_in",
-    "last_error",
-    "error_text",
-    "run",
-    "destroy",
-    "self_test",
+_EXPORTED = re.findall(
+    r"\w+",
+    "version workspace_bytes memory_bytes create create_in last_error error_text run destroy self_test",
 )
 # DLDataType codes (dlpack.h): signed integer, unsigned integer, float.
 _DTYPES = {
@@ -51,10 +43,17 @@ _DTYPES = {
 
 
 @dataclass(frozen=True)
-class SelfTest:
-    """What ``NAME_self_test`` runs: an input made by a formula between ``low`` and ``high``
-    (see library.c.jinja), and the reference's output for it."""
+class Standalone:
+    """What a library is called, what it says of itself, and its self-test.
 
+    Attributes:
+        low, high: between these lies what a formula makes as the test's input (see library.c.jinja).
+        expected: the reference's output for it.
+    """
+
+    name: str
+    model: str
+    version: str
     low: float
     high: float
     expected: tuple[float, ...]
@@ -67,16 +66,6 @@ def self_test_input(
     indices = np.arange(prod(shape), dtype=np.uint32)
     hashes = (indices * np.uint32(2654435761)) >> np.uint32(16)
     return (low + (high - low) * (hashes / 65535.0)).astype(np.float32).reshape(shape)
-
-
-@dataclass(frozen=True)
-class Standalone:
-    """What a library is called, and what it says of itself."""
-
-    name: str
-    model: str
-    version: str
-    self_test: SelfTest
 
 
 def emit(
@@ -129,29 +118,31 @@ def emit(
         ("README.md.jinja", "README.md"),
     ):
         (folder / file).write_text(_render(template, values), encoding="utf-8")
-    return describe_plan(layout.plan, program)
+    return layout.plan.describe(program)
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where every tensor lies: (in the weights, offset) of each, by its index in the program."""
+    """Where every tensor lies: nn_place (runtime.h) and offset of each, by its index in the program."""
 
-    places: dict[int, tuple[bool, int]]
+    places: dict[int, tuple[str, int]]
     plan: Plan
     weights: bytes
 
 
 def _lay_out(program: Program) -> _Layout:
     weights = bytearray()
-    places: dict[int, tuple[bool, int]] = {}
+    places: dict[int, tuple[str, int]] = {}
     for index, tensor in enumerate(program.tensors):
         if tensor.weights is not None:
             weights += bytes(-len(weights) % _ALIGNMENT)
-            places[index] = (True, len(weights))
+            places[index] = ("NN_WEIGHTS", len(weights))
             weights += tensor.weights
     planned = plan(program, _ALIGNMENT)
     verify(program, planned)
-    places |= {index: (False, offset) for index, offset in planned.offsets.items()}
+    places |= {each: ("NN_ARENA", at) for each, at in planned.offsets.items()}
+    places[program.storage(program.inputs[0])] = ("NN_INPUT", 0)
+    places[program.storage(program.outputs[0])] = ("NN_OUTPUT", 0)
     places |= {alias: places[program.storage(alias)] for alias in program.aliases}
     return _Layout(places, planned, bytes(weights))
 
@@ -172,54 +163,27 @@ def _values(
     wanted: Standalone, program: Program, layout: _Layout, target: Target
 ) -> dict[str, Any]:
     """What the templates are filled with."""
-    ports = {
-        program.storage(program.inputs[0]): "NN_INPUT",
-        program.storage(program.outputs[0]): "NN_OUTPUT",
-    }
-
-    def place(index: int) -> tuple[str, int]:
-        constant, offset = layout.places[index]
-        port = ports.get(program.storage(index))
-        return (port, 0) if port else ("NN_WEIGHTS" if constant else "NN_ARENA", offset)
-
-    def shown(index: int) -> str:
-        kind, offset = place(index)
-        return f" at {offset}" if kind == "NN_ARENA" else ""
-
     used = sorted(layout.places)
     numbers = {index: number for number, index in enumerate(used)}
-    tensors = [
-        {
-            "shape": program.tensors[index].shape,
-            "dtype": _DTYPES[program.tensors[index].dtype],
-            "place": place(index)[0],
-            "offset": place(index)[1],
-        }
-        for index in used
-    ]
-    calls = [
-        {
-            "kernel": call.kernel,
-            "layer": call.layer,
-            "operators": " + ".join(
-                name.removeprefix("nn.") for name in call.operators
-            ),
-            "arguments": [numbers[argument] for argument in call.arguments],
-            "input": program.tensors[call.inputs[0]],
-            "output": program.tensors[call.outputs[0]],
-            "input_place": shown(call.inputs[0]),
-            "output_place": shown(call.outputs[0]),
-        }
-        for call in program.calls
-    ]
+    ports = program.inputs[0], program.outputs[0]
     return {
-        "wanted": wanted,
+        **vars(wanted),
         "features": sorted(target.features),
-        "tensors": tensors,
-        "calls": calls,
+        "program": program,
+        "places": layout.places,
+        "tensors": [
+            (*layout.places[index], *_DTYPES[tensor.dtype], tensor.shape)
+            for index, tensor in ((each, program.tensors[each]) for each in used)
+        ],
+        "calls": [
+            (call, [numbers[argument] for argument in call.arguments])
+            for call in program.calls
+        ],
         "kernels": sorted({call.kernel for call in program.calls}),
-        "input": _port(program, layout, program.inputs[0]),
-        "output": _port(program, layout, program.outputs[0]),
+        "input": program.tensors[ports[0]],
+        "output": program.tensors[ports[1]],
+        # Where in the arena an unaligned one is copied.
+        "staging": [layout.plan.offsets[program.storage(port)] for port in ports],
         "arena_bytes": layout.plan.nbytes,
         "outer_bytes": program.outer_bytes,
         "inner_bytes": program.inner_bytes,
@@ -229,27 +193,11 @@ def _values(
     }
 
 
-def _port(program: Program, layout: _Layout, index: int) -> dict[str, Any]:
-    """The input or output: float32, with the place in the arena where an unaligned one is copied."""
-    tensor = program.tensors[index]
-    staging = layout.places[index][1]
-    return {
-        "shape": tensor.shape,
-        "nbytes": tensor.nbytes,
-        "elements": tensor.nbytes // 4,
-        "staging": staging,
-    }
-
-
 def _render(template: str, values: dict[str, Any]) -> str:
     environment = templates.code_environment(_HERE)
     environment.filters |= {
         "c_float": lambda value: f"{float.hex(value)}f",
-        "c_double": lambda value: float.hex(value),
-        "dims": _dims,
+        "c_double": float.hex,
+        "dims": lambda shape: "x".join(map(str, shape)),
     }
     return environment.get_template(template).render(values)
-
-
-def _dims(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))

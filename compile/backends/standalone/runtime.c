@@ -1,3 +1,5 @@
+/* All functions of runtime.h. Longer than 450 lines: threads, workspaces and instances share structures and static
+ * functions that no other part of a library may see. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* sched_getaffinity, sched_getcpu */
 #endif

@@ -1,3 +1,5 @@
+// Longer than 450 lines: a generated project has all of its int8 kernels in one header. Projects get it without
+// these two lines.
 /* int8 kernels, NHWC. The same integers come out on every CPU, and they are ONNX Runtime's: sums are exact, and
  *
  *   output = saturate(zero + rint((float)sum * ratio)),  rounded to float32 twice, then to even at a half.

@@ -1,5 +1,6 @@
 /* int8 operators for 64-bit ARM, channels last. Each is inlined into a function of its own with its sizes as
-   constants; compile/kernels/neon/pack.py lays out what `parameters` point to. */
+   constants; compile/kernels/neon/pack.py lays out what `parameters` point to. Longer than 450 lines: the functions
+   are compiled as one unit, and `--dump` copies it next to the C that includes it. */
 
 #ifndef NETSHIP_NEON_KERNELS_H
 #define NETSHIP_NEON_KERNELS_H

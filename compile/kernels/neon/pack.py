@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -15,9 +15,15 @@ from compile.ir.requantise import Requantisation
 
 Bytes = NDArray[np.int8]
 
-KINDS = ("quantise", "convolution", "depthwise", "addition", "average")
-
-# kernels.h
+# kernels.h: the structure of sizes that each function takes, and its inputs.
+_FUNCTIONS = {
+    "quantise": ("Quantisation", "const float *a"),
+    "convolution": ("Convolution", "const int8_t *a"),
+    "depthwise": ("Depthwise", "const int8_t *a"),
+    "addition": ("Addition", "const int8_t *a, const int8_t *b"),
+    "average": ("Average", "const int8_t *a"),
+}
+KINDS = tuple(_FUNCTIONS)
 _LANES = 8
 _HEAD = 64
 _MAGIC = int(np.float32(1.5 * 2**23).view(np.int32))
@@ -54,6 +60,15 @@ class Kernel:
         return min(self.units, _CORES)
 
 
+def definition(kind: str, call: str, symbol: str) -> str:
+    """The C function ``symbol`` of a kernel, declared before it is defined."""
+    _, inputs = _FUNCTIONS[kind]
+    parameters = f"int first, int last, {inputs}, const int8_t *parameters, int8_t *y"
+    signature = f"void {symbol}({parameters})"
+    hidden = '__attribute__((visibility("hidden")))'
+    return f"{hidden} {signature};\n{signature} {{ {call} }}"
+
+
 def kernel(operator: Operator, dot: bool) -> Kernel | None:
     """One operator on int8, channels last; None where there is no kernel for it.
 
@@ -86,16 +101,15 @@ def _quantise(operator: Quantise) -> Kernel:
     reciprocal = np.float32(1) / scale
     # Of a mantissa of ones alone the rounded reciprocal may not do; of a scale that is next to nothing neither.
     mantissa = int(scale.view(np.int32)) & 0x7FFFFF
-    safe = mantissa != 0x7FFFFF and 2**-64 < scale < 2**64
+    safe = mantissa != 0x7FFFFF and 2**-64 < float(scale) < 2**64
     sizes = {
         "height": height,
         "width": width,
         "channels": channels,
-        "reciprocal": int(safe),
+        "reciprocal": safe,
     }
     values = [float(scale), float(reciprocal), float(scale) * _MOST_STEPS]
-    head = _head(operator.output.zero, ratios=values)
-    return Kernel("quantise", _call("quantise", "Quantisation", sizes), height, head)
+    return _made("quantise", sizes, height, _head(operator, values))
 
 
 def _addition(operator: Addition, dot: bool) -> Kernel:
@@ -107,28 +121,19 @@ def _addition(operator: Addition, dot: bool) -> Kernel:
         "a_offset": offset,
         "b_offset": offset,
         "output_offset": offset,
-        "magic": int(dot and largest + 1 < _MAGIC_STEPS),
-        "clamped": int(_clamped(operator)),
+        "magic": dot and largest + 1 < _MAGIC_STEPS,
+        "clamped": _clamped(operator),
     }
-    head = _head(
-        operator.output.zero,
-        *operator.stored_limits,
-        ratios=[float(a), float(b), float(fixed)],
-    )
-    call = _call("addition", "Addition", sizes, "a, b")
-    return Kernel("addition", call, -(-size // 16), head)
+    head = _head(operator, [float(a), float(b), float(fixed)])
+    return _made("addition", sizes, -(-size // 16), head)
 
 
 def _average(operator: GlobalAverage) -> Kernel:
     channels = operator.input.image[2]
-    head = _head(
-        operator.output.zero,
-        input_zero=operator.input.zero,
-        ratios=operator.requantisation.ratio.tolist(),
-    )
     sizes = {"pixels": operator.pixels, "channels": channels}
-    call = _call("average", "Average", sizes)
-    return Kernel("average", call, -(-channels // _LANES), head)
+    ratios = operator.requantisation.ratio.tolist()
+    head = _head(operator, ratios, operator.input.zero)
+    return _made("average", sizes, -(-channels // _LANES), head)
 
 
 def _convolution(operator: Convolution, dot: bool) -> Kernel:
@@ -149,32 +154,23 @@ def _convolution(operator: Convolution, dot: bool) -> Kernel:
     rows = min(rows, pixels)
     tiles, blocks = -(-pixels // rows), -(-outputs // _LANES)
     by_channels = tiles < 4 * _CORES
-    sizes = _geometry(operator) | {
+    sizes = {
+        **_geometry(operator),
         "outputs": outputs,
-        "direct": int(direct),
+        "direct": direct,
         "depth": depth,
         "rows": rows,
         "band": rows
         * max(1, min(_BAND_BYTES // ((depth + min(outputs, 64)) * rows), tiles)),
-        "by_channels": int(by_channels),
-        "pairs": int(not _has_least(operator)),
-        "magic": int(magic),
-        "clamped": int(_clamped(operator)),
+        "by_channels": by_channels,
+        **_facts(operator, magic),
     }
-    packed = [_head_of(operator)]
-    for block in range(blocks):
-        own = slice(_LANES * block, _LANES * (block + 1))
-        packed += [
-            *_scales(scales, own, _LANES),
-            _interleaved(matrix[own], dot),
-        ]
-    return Kernel(
-        "convolution",
-        _call("convolution", "Convolution", sizes),
-        blocks if by_channels else tiles,
-        np.concatenate(packed),
-        operator.macs,
-    )
+    packed = [_head(operator, input_zero=operator.input.zero)]
+    for at in range(0, outputs, _LANES):
+        own = slice(at, at + _LANES)
+        packed += [*_scales(scales, own), _interleaved(matrix[own], dot)]
+    units = blocks if by_channels else tiles
+    return _made("convolution", sizes, units, np.concatenate(packed), operator.macs)
 
 
 def _interleaved(block: Bytes, dot: bool) -> Bytes:
@@ -199,31 +195,24 @@ def _depthwise(operator: Convolution, dot: bool) -> Kernel:
     if height * row * slab > 2 * _BAND_BYTES:
         columns = max(1, (_BAND_BYTES // (16 * height) - width) // stride + 1)
     dots = dot and operator.kernel == (3, 3) and stride <= 2
-    sizes = _geometry(operator) | {
+    sizes = {
+        **_geometry(operator),
         "slab": min(slab, _whole(channels)),
         "columns": columns,
-        "dots": int(dots),
-        "pairs": int(not _has_least(operator)),
-        "magic": int(magic),
-        "clamped": int(_clamped(operator)),
+        "dots": dots,
+        **_facts(operator, magic),
     }
     weights = np.zeros((taps, _whole(channels)), np.int8)
     weights[:, :channels] = operator.weights.reshape(taps, channels)
-    packed = [_head_of(operator)]
+    packed = [_head(operator, input_zero=operator.input.zero)]
     at = 0
     while at < channels:
-        lanes = 16 if channels - at >= 16 and not dots else 8
-        own = slice(at, at + lanes)
+        own = slice(at, at + (16 if channels - at >= 16 and not dots else 8))
         block = _columns(weights[:, own]) if dots else weights[:, own].ravel()
-        packed += [*_scales(scales, own, lanes), block]
-        at += lanes
-    return Kernel(
-        "depthwise",
-        _call("depthwise", "Depthwise", sizes),
-        operator.output.image[0],
-        np.concatenate(packed),
-        operator.macs,
-    )
+        packed += [*_scales(scales, own), block]
+        at = own.stop
+    rows = operator.output.image[0]
+    return _made("depthwise", sizes, rows, np.concatenate(packed), operator.macs)
 
 
 def _columns(weights: Bytes) -> Bytes:
@@ -251,21 +240,28 @@ def _geometry(operator: Convolution) -> dict[str, int]:
     }
 
 
-def _call(
-    function: str, structure: str, sizes: dict[str, int], inputs: str = "a"
-) -> str:
-    fields = ", ".join(f".{name} = {value}" for name, value in sizes.items())
-    constants = f"({structure}){{{fields}}}"
-    return f"{function}(first, last, {inputs}, parameters, y, {constants});"
+def _facts(operator: Convolution, magic: bool) -> dict[str, bool]:
+    # Two products may leave 16 bits: 2 × 128 × 128 does.
+    pairs = not (operator.weights == -128).any()
+    return {"pairs": pairs, "magic": magic, "clamped": _clamped(operator)}
+
+
+def _made(
+    kind: str,
+    sizes: Mapping[str, int],
+    units: int,
+    parameters: Bytes,
+    macs: int = 0,
+) -> Kernel:
+    fields = ", ".join(f".{name} = {int(value)}" for name, value in sizes.items())
+    inputs = "a, b" if kind == "addition" else "a"
+    constants = f"({_FUNCTIONS[kind][0]}){{{fields}}}"
+    call = f"{kind}(first, last, {inputs}, parameters, y, {constants});"
+    return Kernel(kind, call, units, parameters, macs)
 
 
 def _whole(count: int) -> int:
     return -(-count // _LANES) * _LANES
-
-
-def _has_least(operator: Convolution) -> bool:
-    """Whether two products may leave 16 bits: 2 × 128 × 128 does."""
-    return bool((operator.weights == -128).any())
 
 
 def _clamped(operator: Limited) -> bool:
@@ -273,29 +269,20 @@ def _clamped(operator: Limited) -> bool:
 
 
 def _head(
-    zero: int,
-    low: int = -128,
-    high: int = 127,
-    input_zero: int = 0,
-    ratios: Sequence[float] = (),
+    operator: Operator, ratios: Sequence[float] = (), input_zero: int = 0
 ) -> Bytes:
+    output = operator.output
+    limits = operator.stored_limits if isinstance(operator, Limited) else output.limits
     head = np.zeros(_HEAD // 4, np.int32)
-    head[:4] = zero, low, high, input_zero
+    head[:4] = output.zero, *limits, input_zero
     head[4 : 4 + len(ratios)] = np.asarray(ratios, np.float32).view(np.int32)
     return head.view(np.int8)
 
 
-def _head_of(operator: Convolution) -> Bytes:
-    low, high = operator.stored_limits
-    return _head(operator.output.zero, low, high, operator.input.zero)
-
-
-def _scales(scales: Requantisation, own: slice, lanes: int) -> list[Bytes]:
-    packed = np.zeros(lanes, np.int32)
-    ratio = np.zeros(lanes, np.float32)
-    packed[: scales.bias[own].size] = scales.bias[own]
-    ratio[: scales.bias[own].size] = scales.ratio[own]
-    return [packed.view(np.int8), ratio.view(np.int8)]
+def _scales(scales: Requantisation, own: slice) -> list[Bytes]:
+    missing = max(own.stop - scales.bias.size, 0)
+    bias = np.pad(scales.bias[own].astype(np.int32), (0, missing))
+    return [bias.view(np.int8), np.pad(scales.ratio[own], (0, missing)).view(np.int8)]
 
 
 def _sums(operator: Convolution, dot: bool) -> tuple[Requantisation, bool]:

@@ -1,1 +1,1 @@
-"""Relay operators of our own. Only the engine's process imports them."""
+"""Relay operators of our own."""

@@ -4,8 +4,7 @@ An inverted residual (arXiv 1801.04381, figure 3) expands its input six-fold onl
 28×28 on the expanded tensor is larger than a small second-level cache, and crosses it twice. Here its rows
 are computed as the output needs them (compile/relay/ops/rows.py).
 
-AutoScheduler cannot do this by itself: its sketches never compute one convolution inside another. Only the
-engine's process imports this.
+AutoScheduler cannot do this by itself: its sketches never compute one convolution inside another.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compile.relay.expressions import is_call, nodes, shape
 from compile.relay.ops import registration, rows
 from compile.relay.prefetch import LINE
 from targets import engine
@@ -43,25 +43,13 @@ def fuse(module: Any) -> Any:
     return tvm.IRModule.from_expr(_Fuse(users).visit(module["main"]))
 
 
-def _macs(call: Any) -> int:
-    """Multiply-adds of one call of the operator, rows that two threads compute counted once."""
-    types = [argument.checked_type for argument in call.args]
-    data, weight, _, filters, _ = _shapes(types, call.attrs)
-    kernel = prod(weight[:3])
-    expanded = prod(_expanded(data, weight, call.attrs))
-    return expanded * kernel + prod(_shape(call.checked_type)) * prod(filters[:2])
-
-
 def _users(function: Any) -> Counter[Any]:
     counts: Counter[Any] = Counter()
-
-    def count(node: Any) -> None:
+    for node in nodes(function):
         if isinstance(node, relay.Call):
             counts.update(node.args)
         if isinstance(node, relay.Tuple):
             counts.update(node.fields)
-
-    relay.analysis.post_order_visit(function, count)
     return counts
 
 
@@ -89,14 +77,23 @@ class _Fuse(relay.ExprMutator):  # type: ignore[misc]
             first is None
             or self._users[between] > 1
             or not (first.limits and _is_plain(first.convolution))
-            or prod(_shape(between.checked_type)) * 4 <= CACHE_BYTES
+            or prod(shape(between.checked_type)) * 4 <= CACHE_BYTES
         ):
             return super().visit_call(call)
         data, layout = first.convolution.args[0], "NHWC"
-        if _is(data, "layout_transform") and data.attrs.src_layout == "NCHW":
+        if is_call(data, "layout_transform") and data.attrs.src_layout == "NCHW":
             data, layout = data.args[0], "NCHW"
-        attributes = tvm.ir.make_node(
-            "DictAttrs",
+        # HWOI of one input channel each.
+        filters = second.convolution.args[1].data.numpy()[..., 0]
+        return registration.call(
+            OPERATOR,
+            [
+                self.visit(data),
+                first.convolution.args[1],
+                relay.const(first.bias),
+                relay.const(filters),
+                relay.const(second.bias),
+            ],
             data_layout=layout,
             strides=first.convolution.attrs.strides,
             padding=first.convolution.attrs.padding,
@@ -105,31 +102,21 @@ class _Fuse(relay.ExprMutator):  # type: ignore[misc]
             depthwise_padding=second.convolution.attrs.padding,
             depthwise_limits=second.limits,
         )
-        # HWOI of one input channel each.
-        filters = second.convolution.args[1].data.numpy()[..., 0]
-        arguments = [
-            self.visit(data),
-            first.convolution.args[1],
-            relay.const(first.bias),
-            relay.const(filters),
-            relay.const(second.bias),
-        ]
-        return relay.Call(relay.op.get(OPERATOR), arguments, attributes)
 
     def _layer(self, node: Any) -> _Layer | None:
         """The convolution that ``node`` is the end of, if nothing else uses what lies between."""
         limits: tuple[float, ...] = ()
         bias = None
         between = []
-        if _is(node, "clip"):
+        if is_call(node, "clip"):
             limits = (float(node.attrs.a_min), float(node.attrs.a_max))
             node = node.args[0]
             between.append(node)
-        if _is(node, "add") and isinstance(node.args[1], relay.Constant):
+        if is_call(node, "add") and isinstance(node.args[1], relay.Constant):
             bias, node = node.args[1].data.numpy(), node.args[0]
             between.append(node)
         if not (
-            _is(node, "nn.conv2d")
+            is_call(node, "nn.conv2d")
             and isinstance(node.args[1], relay.Constant)
             and node.checked_type.dtype == "float32"
             and node.attrs.data_layout == "NHWC"
@@ -137,20 +124,12 @@ class _Fuse(relay.ExprMutator):  # type: ignore[misc]
             and all(self._users[each] == 1 for each in between)
         ):
             return None
-        channels = _shape(node.checked_type)[3]
+        channels = shape(node.checked_type)[3]
         if bias is None:
             bias = np.zeros(channels, np.float32)
         if bias.shape[-1:] != (channels,) or bias.size != channels:
             return None
         return _Layer(node, bias.reshape(channels), limits)
-
-
-def _is(node: Any, name: str) -> bool:
-    return (
-        isinstance(node, relay.Call)
-        and isinstance(node.op, tvm.ir.Op)
-        and node.op.name == name
-    )
 
 
 def _is_plain(call: Any) -> bool:
@@ -159,87 +138,44 @@ def _is_plain(call: Any) -> bool:
 
 def _is_depthwise(call: Any) -> bool:
     shapes = (call.args[0].checked_type, call.checked_type)
-    channels = {_shape(each)[3] for each in shapes}
+    channels = {shape(each)[3] for each in shapes}
     groups = int(call.attrs.groups)
     return call.attrs.kernel_layout == "HWOI" and channels == {groups} != {1}
 
 
-def _shape(tensor_type: Any) -> tuple[int, ...]:
-    return tuple(int(size) for size in tensor_type.shape)
-
-
-def _shapes(tensors: Any, attrs: Any) -> list[tuple[int, ...]]:
-    """Of the operator's arguments, that of the data as NHWC."""
-    data, *others = map(_shape, tensors)
+def _pair(tensors: Any, attrs: Any) -> rows.FusedConvDepthwise:
+    """What a call with arguments ``tensors`` computes."""
+    data, weight, _, filters, *_ = map(shape, tensors)
     if attrs["data_layout"] == "NCHW":
-        batch, channels, *size = data
-        data = (batch, *size, channels)
-    return [data, *others]
+        data = tuple(data[axis] for axis in (0, 2, 3, 1))
+    numbers: dict[str, Any] = {
+        f"{which}{name}": tuple(map(kind, attrs[f"{which}{name}"]))
+        for which in ("", "depthwise_")
+        for name, kind in (("strides", int), ("padding", int), ("limits", float))
+    }
+    layout = str(attrs["data_layout"])
+    return rows.FusedConvDepthwise(data, layout, weight, filters, **numbers)
 
 
-def _convolved(size: int, kernel: int, stride: int, before: int, after: int) -> int:
-    return (size + before + after - kernel) // stride + 1
-
-
-def _expanded(
-    data: tuple[int, ...], weight: tuple[int, ...], attrs: Any
-) -> tuple[int, int, int, int]:
-    top, left, bottom, right = (int(pad) for pad in attrs["padding"])
-    rows, columns = (int(stride) for stride in attrs["strides"])
-    return (
-        data[0],
-        _convolved(data[1], weight[0], rows, top, bottom),
-        _convolved(data[2], weight[1], columns, left, right),
-        weight[3],
-    )
-
-
-def _output(
-    data: tuple[int, ...], weight: tuple[int, ...], filters: tuple[int, ...], attrs: Any
-) -> tuple[int, int, int, int]:
-    batch, height, width, channels = _expanded(data, weight, attrs)
-    top, left, bottom, right = (int(pad) for pad in attrs["depthwise_padding"])
-    rows, columns = (int(stride) for stride in attrs["depthwise_strides"])
-    return (
-        batch,
-        _convolved(height, filters[0], rows, top, bottom),
-        _convolved(width, filters[1], columns, left, right),
-        channels,
-    )
+def _macs(call: Any) -> int:
+    """Multiply-adds of one call of the operator, rows that two threads compute counted once."""
+    pair = _pair([argument.checked_type for argument in call.args], call.attrs)
+    expanded = prod(pair.expanded) * prod(pair.weight[:3])
+    return expanded + prod(pair.output) * prod(pair.filters[:2])
 
 
 def _relation(types: Any, attrs: Any) -> Any:
-    data, weight, _, filters, _ = _shapes(types[:5], attrs)
-    return relay.TensorType(_output(data, weight, filters, attrs), types[0].dtype)
+    return relay.TensorType(_pair(types[:5], attrs).output, types[0].dtype)
 
 
 def _compute(attrs: Any, inputs: Any, output_type: Any) -> list[Any]:
-    data, weight, _, filters, _ = _shapes(inputs, attrs)
-    numbers = {
-        name: tuple(int(number) for number in attrs[name])
-        for name in ("strides", "padding", "depthwise_strides", "depthwise_padding")
-    }
-    pair = rows.FusedConvDepthwise(
-        data=data,
-        data_layout=str(attrs["data_layout"]),
-        weight=weight,
-        filters=filters,
-        expanded=_expanded(data, weight, attrs),
-        output=_shape(output_type),
-        limits=tuple(float(limit) for limit in attrs["limits"]),
-        depthwise_limits=tuple(float(limit) for limit in attrs["depthwise_limits"]),
-        **numbers,
-    )
+    pair = _pair(inputs, attrs)
     tile = _tile(tvm.target.Target.current())
 
     def body(buffers: Any, outputs: Any) -> Any:
-        return rows.kernel(pair, tile, buffers, outputs[0])
+        return rows.Kernel(pair, tile, buffers, outputs[0]).statement()
 
     return [te.extern(pair.output, inputs, body, name="pair", tag=OPERATOR)]
-
-
-def _schedule(_: Any, outputs: Any, target: Any) -> Any:
-    return te.create_schedule([output.op for output in outputs])
 
 
 def _tile(target: Any) -> rows.Tile:
@@ -273,4 +209,4 @@ _operator = registration.register(
     macs=_macs,
     layers=2,
 )
-registration.use(_operator, _compute, _schedule)
+registration.use(_operator, _compute)

@@ -2,7 +2,6 @@
 
 Channels lie in blocks of 16, so that four neighbouring pixels are 64 bytes. These, transposed to 16 channels of four
 pixels, are what a dot product by fours takes: a 3×3 kernel is three of them for each 16 outputs, with a zero as fourth tap.
-Only the engine's process imports this.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import numpy as np
 
 from compile.ir.operators import Convolution
 from compile.relay.ops import registration
-from compile.relay.ops.dot_product import add_products
+from compile.relay.ops.dot_product import intrinsic
 from targets import engine
 
 tvm = engine.compiler()
@@ -46,8 +45,9 @@ def depthwise(data: Any, operator: Convolution) -> Any:
     packed = np.zeros((channels // _LANES, height, _LANES, _TAPS), np.int8)
     packed[..., :width] = blocks.transpose(2, 0, 3, 1)
     rows, columns, _ = operator.output.image
-    attributes = tvm.ir.make_node(
-        "DictAttrs",
+    return registration.call(
+        OPERATOR,
+        [data, relay.const(packed)],
         strides=operator.strides,
         pads=operator.pads,
         zero=operator.input.zero,
@@ -55,7 +55,6 @@ def depthwise(data: Any, operator: Convolution) -> Any:
         columns=columns,
         macs=operator.macs,
     )
-    return relay.Call(relay.op.get(OPERATOR), [data, relay.const(packed)], attributes)
 
 
 def _relation(types: Any, attrs: Any) -> Any:
@@ -150,31 +149,16 @@ def _dot_products() -> Any:
         ),
         name="sums",
     )
-    buffers = {
-        tensor: tir.decl_buffer(
-            tensor.shape, tensor.dtype, tensor.name, strides=[width, 1], offset_factor=1
-        )
-        for tensor, width in ((pixels, _LANES), (kernel, _TAPS))
-    }
-    return te.decl_tensor_intrin(
-        result.op, _body, binds=buffers, default_buffer_params={"offset_factor": 1}
-    )
+    return intrinsic(result, ([_LANES, 1], [_TAPS, 1]), _load)
 
 
-def _body(inputs: Any, outputs: Any) -> tuple[Any, Any, Any]:
-    (output,) = outputs
-    sums, octets = f"int32x{_LANES}", _LANES * _TAPS
-
-    def added(before: Any) -> Any:
-        loaded = inputs[0].vload([0, 0], f"uint8x{octets}")
-        order = [_LANES * tap + lane for lane in range(_LANES) for tap in range(_TAPS)]
-        turned = tir.Shuffle([loaded], [tir.const(i, "int32") for i in order])
-        data = tir.call_intrin(f"int8x{octets}", "tir.reinterpret", turned)
-        weights = inputs[1].vload([0, 0], f"int8x{octets}")
-        return output.vstore(0, add_products(before, data, weights))
-
-    zero = tir.const(0, sums)
-    return added(zero), output.vstore(0, zero), added(output.vload([0], sums))
+def _load(pixels: Any, kernel: Any) -> tuple[Any, Any]:
+    octets = _LANES * _TAPS
+    loaded = pixels.vload([0, 0], f"uint8x{octets}")
+    order = [_LANES * tap + lane for lane in range(_LANES) for tap in range(_TAPS)]
+    turned = tir.Shuffle([loaded], [tir.const(i, "int32") for i in order])
+    data = tir.call_intrin(f"int8x{octets}", "tir.reinterpret", turned)
+    return data, kernel.vload([0, 0], f"int8x{octets}")
 
 
 _operator = registration.register(

@@ -7,6 +7,8 @@ LLVM 21 ``vpdpbusd`` takes bytes, where TOPI still passes it words and LLVM abor
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 from targets import engine
@@ -75,7 +77,7 @@ _topi_depthwise = depthwise_conv2d._fallback_schedule
 def _tile_pointwise(cfg: Any, workload: Any, **sizes: int) -> None:
     _topi_pointwise(cfg, workload, **sizes)
     if not _has_vnni():
-        width = cfg["tile_ow"].size[0] * cfg["tile_ow"].size[1]
+        width = prod(cfg["tile_ow"].size)
         height = workload.height // workload.stride_h
         _, rows, columns = max(
             (h * w, h, w)
@@ -90,9 +92,7 @@ def _tile_pointwise(cfg: Any, workload: Any, **sizes: int) -> None:
 def _tile_common(cfg: Any, workload: Any, **sizes: int) -> None:
     _topi_common(cfg, workload, **sizes)
     if not _has_vnni():
-        width = cfg["tile_ow"].size[0] * cfg["tile_ow"].size[1]
-        columns = max(w for w in range(1, _most_pixels(width) + 1) if width % w == 0)
-        cfg["tile_ow"] = SplitEntity([width // columns, columns])
+        _tile_columns(cfg)
 
 
 def _tile_depthwise(cfg: Any, workload: Any) -> None:
@@ -101,9 +101,13 @@ def _tile_depthwise(cfg: Any, workload: Any) -> None:
     if workload.in_dtype == "uint8" and serves() and channels % BLOCK == 0:
         # AVX2's own block, of 8, would change the layout before and after.
         cfg["tile_ic"] = cfg["tile_oc"] = SplitEntity([channels // BLOCK, BLOCK])
-        width = cfg["tile_ow"].size[0] * cfg["tile_ow"].size[1]
-        columns = max(w for w in range(1, _most_pixels(width) + 1) if width % w == 0)
-        cfg["tile_ow"] = SplitEntity([width // columns, columns])
+        _tile_columns(cfg)
+
+
+def _tile_columns(cfg: Any) -> None:
+    width = prod(cfg["tile_ow"].size)
+    columns = max(w for w in range(1, _most_pixels(width) + 1) if width % w == 0)
+    cfg["tile_ow"] = SplitEntity([width // columns, columns])
 
 
 def _most_pixels(width: int) -> int:
@@ -124,58 +128,57 @@ def _dot_product() -> Any:
         name="C",
     )
 
-    def buffer(tensor: Any, name: str, strides: list[Any]) -> Any:
-        return tir.decl_buffer(
-            tensor.shape, tensor.dtype, name, strides=strides, offset_factor=1
-        )
+    return intrinsic(result, ([1], [te.var("row"), 1]), _load)
+
+
+def _load(data: Any, kernel: Any) -> tuple[Any, Any]:
+    lanes = get_simd_32bit_lanes()
+    octets = f"int8x{_DEPTH * lanes}"
+    word = tir.call_intrin("int32", "tir.reinterpret", data.vload([0], "uint8x4"))
+    words = word.astype(f"int32x{lanes}")
+    loaded = tir.call_intrin(octets, "tir.reinterpret", words)
+    return loaded, kernel.vload([0, 0], octets)
+
+
+def intrinsic(
+    result: Any, strides: Sequence[Any], load: Callable[[Any, Any], tuple[Any, Any]]
+) -> Any:
+    """A tensor intrinsic that computes ``result``, int32 of a register, by `add_products`.
+
+    Args:
+        strides: of its two inputs, uint8 data and int8 weights.
+        load: makes of buffers of the two what `add_products` takes.
+    """
+
+    def body(inputs: Any, outputs: Any) -> tuple[Any, Any, Any]:
+        """What TVM asks of a tensor intrinsic: the whole, setting to zero, adding."""
+        (output,) = outputs
+        sums = f"int32x{get_simd_32bit_lanes()}"
+
+        def added(before: Any) -> Any:
+            return output.vstore(0, add_products(before, *load(*inputs)))
+
+        zero = tir.const(0, sums)
+        return added(zero), output.vstore(0, zero), added(output.vload([0], sums))
 
     buffers = {
-        data: buffer(data, "data", [1]),
-        kernel: buffer(kernel, "kernel", [te.var("row"), 1]),
+        each: tir.decl_buffer(
+            each.shape, each.dtype, each.name, strides=stride, offset_factor=1
+        )
+        for each, stride in zip(result.op.input_tensors, strides, strict=True)
     }
     return te.decl_tensor_intrin(
-        result.op,
-        _body,
-        binds=buffers,
-        default_buffer_params={"offset_factor": 1},
+        result.op, body, binds=buffers, default_buffer_params={"offset_factor": 1}
     )
-
-
-def _body(inputs: Any, outputs: Any) -> tuple[Any, Any, Any]:
-    """What TOPI asks of a tensor intrinsic: the whole, setting to zero, adding."""
-    (output,) = outputs
-    lanes = get_simd_32bit_lanes()
-    sums, octets = f"int32x{lanes}", f"int8x{_DEPTH * lanes}"
-
-    def added(before: Any) -> Any:
-        word = tir.call_intrin(
-            "int32", "tir.reinterpret", inputs[0].vload([0], "uint8x4")
-        )
-        data = tir.call_intrin(octets, "tir.reinterpret", word.astype(sums))
-        return output.vstore(
-            0, add_products(before, data, inputs[1].vload([0, 0], octets))
-        )
-
-    zero = tir.const(0, sums)
-    return added(zero), output.vstore(0, zero), added(output.vload([0], sums))
 
 
 def add_products(before: Any, data: Any, weights: Any) -> Any:
     """``before`` (int32 of a register) + products of bytes, summed by fours: uint8 ``data``, int8 ``weights``."""
-    add = _add_with_vnni if _has_vnni() else _add_by_halves
-    return add(before, data, weights)
-
-
-def _add_with_vnni(before: Any, data: Any, weights: Any) -> Any:
     lanes = get_simd_32bit_lanes()
-    *_, multiply_add = _INSTRUCTIONS[lanes * 4]
-    return _call(f"int32x{lanes}", multiply_add, before, data, weights)
-
-
-def _add_by_halves(before: Any, data: Any, weights: Any) -> Any:
-    lanes = get_simd_32bit_lanes()
-    multiply, add_pairs, _ = _INSTRUCTIONS[lanes * 4]
+    multiply, add_pairs, multiply_add = _INSTRUCTIONS[lanes * 4]
     sums, words = f"int32x{lanes}", f"int16x{2 * lanes}"
+    if _has_vnni():
+        return _call(sums, multiply_add, before, data, weights)
     one = tir.const(1, f"int8x{_DEPTH * lanes}")
     for part, factor in ((weights >> one, 2), (weights & one, 1)):
         products = _call(words, multiply, data, part)

@@ -1,4 +1,4 @@
-"""Relay's side of compile.kernels.neon: an operator is a call of a C function. Only the engine's process imports this."""
+"""Relay's side of compile.kernels.neon: an operator is a call of a C function."""
 
 from __future__ import annotations
 
@@ -24,18 +24,16 @@ def call(
         symbol: the C function's.
         name: its node's in the ONNX graph.
     """
-    attributes = tvm.ir.make_node(
-        "DictAttrs",
+    made = registration.call(
+        _PREFIX + kernel.kind,
+        [*inputs, relay.const(kernel.parameters)],
         symbol=symbol,
         units=kernel.units,
         tasks=kernel.tasks,
         macs=kernel.macs,
         shape=list(shape),
     )
-    span = relay.Span(relay.SourceName(name), 0, 0, 0, 0)
-    arguments = [*inputs, relay.const(kernel.parameters)]
-    operator = relay.op.get(_PREFIX + kernel.kind)
-    return relay.Call(operator, arguments, attributes, span=span)
+    return registration.named(made, name)
 
 
 def _relation(_: Any, attrs: Any) -> Any:
@@ -57,10 +55,6 @@ def _compute(attrs: Any, inputs: Any, output_type: Any) -> list[Any]:
     return [te.extern(output_type.shape, inputs, body, dtype="int8", name="int8")]
 
 
-def _schedule(_: Any, outputs: Any, target: Any) -> Any:
-    return te.create_schedule([output.op for output in outputs])
-
-
 for _kind in KINDS:
     _operator = registration.register(
         _PREFIX + _kind,
@@ -71,4 +65,4 @@ for _kind in KINDS:
         macs=lambda call: int(call.attrs["macs"]),
         symbol=lambda call: str(call.attrs["symbol"]),
     )
-    registration.use(_operator, _compute, _schedule)
+    registration.use(_operator, _compute)

@@ -1,4 +1,4 @@
-"""Relay operators of our own: how one is registered. Only the engine's process imports this."""
+"""Relay operators of our own: how one is registered."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from targets import engine
 
 tvm = engine.compiler()
-from tvm import relay
+from tvm import relay, te
 
 
 class _Described(NamedTuple):
@@ -57,10 +57,16 @@ def register(
     return operator
 
 
+def _as_written(_: Any, outputs: Any, target: Any) -> Any:
+    return te.create_schedule([output.op for output in outputs])
+
+
 def use(
-    operator: Any, compute: Callable[..., Any], schedule: Callable[..., Any]
+    operator: Any,
+    compute: Callable[..., Any],
+    schedule: Callable[..., Any] = _as_written,
 ) -> None:
-    """On every target, ``compute`` and ``schedule``."""
+    """On every target, ``compute`` and ``schedule``; without one, the loops as they are written."""
 
     def strategy(_: Any, inputs: Any, output_type: Any, target: Any) -> Any:
         chosen = relay.op.OpStrategy()
@@ -68,3 +74,15 @@ def use(
         return chosen
 
     operator.set_attr("FTVMStrategy", tvm.target.generic_func(strategy))
+
+
+def call(name: str, arguments: Sequence[Any], **attributes: Any) -> Any:
+    """A call of an operator of ours."""
+    attrs = tvm.ir.make_node("DictAttrs", **attributes)
+    return relay.Call(relay.op.get(name), list(arguments), attrs)
+
+
+def named(made: Any, layer: str) -> Any:
+    """A call that stands for a layer, by its node's name in the ONNX graph."""
+    span = relay.Span(relay.SourceName(layer), 0, 0, 0, 0)
+    return relay.Call(made.op, made.args, made.attrs, made.type_args, span)

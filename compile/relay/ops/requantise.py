@@ -1,7 +1,7 @@
 """Two Relay operators that turn 32-bit sums into uint8 as ONNX Runtime does, bit by bit (compile.ir.evaluate says how).
 
 The product with the ratio of scales is one of float32 because ONNX Runtime's is: no fixed-point product rounds as
-it does. Relay sees integers go in and come out. Only the engine's process imports this.
+it does. Relay sees integers go in and come out.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def requantise(
         zero, low, high: 0 to 255.
     """
     constants = [relay.const(each.reshape(1, -1, 1, 1)) for each in (bias, ratio)]
-    return _call(REQUANTISE, [sums, *constants], zero=zero, low=low, high=high)
+    arguments = [sums, *constants]
+    return registration.call(REQUANTISE, arguments, zero=zero, low=low, high=high)
 
 
 def add(
@@ -62,12 +63,7 @@ def add(
     """
     a, b = (float(ratio) for ratio in ratios)
     numbers = {"first": a, "second": b, "fixed": float(fixed), "offset": offset}
-    return _call(ADD, [first, second], **numbers, low=low, high=high)
-
-
-def _call(name: str, arguments: list[Any], **attributes: float) -> Any:
-    attrs = tvm.ir.make_node("DictAttrs", **attributes)
-    return relay.Call(relay.op.get(name), arguments, attrs)
+    return registration.call(ADD, [first, second], **numbers, low=low, high=high)
 
 
 def _requantise(attrs: Any, inputs: Any, output_type: Any) -> list[Any]:

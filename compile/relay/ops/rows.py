@@ -3,15 +3,16 @@
 For a block of channels, a row of the expanded tensor is computed, clipped and put into a ring with as many rows as
 the depthwise kernel has; each row of the output is computed when the last row that it needs is there. Borders are
 zeros in the ring. Rows of all blocks are shared out to the threads in runs; only at a run's beginning are
-rows computed that another thread computes too. Only the engine's process imports this.
+rows computed that another thread computes too.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from targets import engine
 
@@ -36,14 +37,38 @@ class FusedConvDepthwise:
     data_layout: str
     weight: tuple[int, ...]
     filters: tuple[int, ...]
-    output: tuple[int, ...]
-    expanded: tuple[int, ...]
     strides: tuple[int, ...]
     padding: tuple[int, ...]
     limits: tuple[float, ...]
     depthwise_strides: tuple[int, ...]
     depthwise_padding: tuple[int, ...]
     depthwise_limits: tuple[float, ...]
+
+    @cached_property
+    def expanded(self) -> tuple[int, ...]:
+        size = _convolved(self.data, self.weight, self.strides, self.padding)
+        return self.data[0], *size, self.weight[3]
+
+    @cached_property
+    def output(self) -> tuple[int, ...]:
+        strides, padding = self.depthwise_strides, self.depthwise_padding
+        size = _convolved(self.expanded, self.filters, strides, padding)
+        return self.data[0], *size, self.weight[3]
+
+
+def _convolved(
+    image: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[int],
+) -> list[int]:
+    """Height and width of what a convolution makes of ``image``."""
+    return [
+        (image[1 + axis] + padding[axis] + padding[2 + axis] - kernel[axis])
+        // strides[axis]
+        + 1
+        for axis in (0, 1)
+    ]
 
 
 @dataclass(frozen=True)
@@ -66,8 +91,7 @@ class Tile:
     as_integers: bool
 
 
-@dataclass(frozen=True)
-class _Vector:
+class _Vector(NamedTuple):
     """A vector of channels: its number in the block, its first channel in the tensor, its lanes."""
 
     number: Any
@@ -89,8 +113,7 @@ class _Register:
         self._memory[self._index] = value
 
 
-@dataclass(frozen=True)
-class _Row:
+class _Row(NamedTuple):
     """A row of the expanded tensor: image, row, and slot in the ring."""
 
     image: Any
@@ -98,22 +121,13 @@ class _Row:
     slot: Any
 
 
-def kernel(
-    pair: FusedConvDepthwise, tile: Tile, inputs: Sequence[Any], output: Any
-) -> Any:
-    """The statement that computes a pair.
+class Kernel:
+    """What computes a pair."""
 
-    Args:
-        inputs: buffers of the data, the convolution's weights (HWIO) and bias, the depthwise
-            filters (height, width, channel) and bias.
-    """
-    return _Kernel(pair, tile, inputs, output).statement()
-
-
-class _Kernel:
     def __init__(
         self, pair: FusedConvDepthwise, tile: Tile, inputs: Sequence[Any], output: Any
     ) -> None:
+        """Args: inputs: the data, weights (HWIO) and bias of the convolution, filters (height, width, channel) and bias."""
         self._pair = pair
         self._tile = tile
         self._data, self._weight, self._bias, self._filters, self._shift = inputs
@@ -193,34 +207,14 @@ class _Kernel:
         with self._builder.if_scope(tir.all(row.number >= 0, row.number < height)):
             self._expand(row, start, size)
         with self._builder.else_scope():
-
-            def zero(vector: Any) -> None:
+            for vector in self._loop("vector", self._vectors):
                 line = row.slot * self._vectors + vector
-                self._loop("column", width, lambda c: self._zero(line, [before + c]))
-
-            self._loop("vector", self._vectors, zero)
+                for column in self._loop("column", width):
+                    self._zero(line, [before + column])
 
     def _expand(self, row: _Row, start: Any, size: int) -> None:
-        lanes, vectors = self._tile.lanes, self._tile.vectors
-        whole = size // lanes
-
-        def group(first: Any, count: int) -> list[_Vector]:
-            return [
-                _Vector(first + v, start + (first + v) * lanes, lanes)
-                for v in range(count)
-            ]
-
-        self._loop(
-            "group",
-            whole // vectors,
-            lambda g: self._expand_row(row, group(g * vectors, vectors)),
-        )
-        if whole % vectors:
-            rest = group(whole // vectors * vectors, whole % vectors)
-            self._expand_row(row, rest)
-        if size % lanes:
-            rest = [_Vector(whole, start + whole * lanes, size % lanes)]
-            self._expand_row(row, rest)
+        for vectors in self._groups("group", start, size, self._tile.vectors):
+            self._expand_row(row, vectors)
 
     def _expand_row(self, row: _Row, vectors: list[_Vector]) -> None:
         """Tiles that read the input's borders are written out, those between them are a loop."""
@@ -241,11 +235,8 @@ class _Kernel:
             if first not in inner:
                 self._sum(row, vectors, first, min(columns, width - first))
             elif first == inner[0]:
-                self._loop(
-                    "tile",
-                    len(inner),
-                    lambda t: self._sum(row, vectors, inner[0] + t * columns, columns),
-                )
+                for tile in self._loop("tile", len(inner)):
+                    self._sum(row, vectors, inner[0] + tile * columns, columns)
 
     def _inside(self, column: int, j: int) -> bool:
         at = column * self._pair.strides[1] + j - self._pair.padding[1]
@@ -281,12 +272,9 @@ class _Kernel:
 
         def taps(i: Any) -> None:
             for j in range(width):
-
-                def several(k: Any, j: int = j) -> None:
+                for k in self._loop("depth", depth // _DEPTH):
                     for more in range(_DEPTH):
                         add(i, j, k * _DEPTH + more)
-
-                self._loop("depth", depth // _DEPTH, several)
                 for k in range(depth // _DEPTH * _DEPTH, depth):
                     add(i, j, k)
 
@@ -307,30 +295,14 @@ class _Kernel:
 
     def _filter(self, image: Any, row: Any, start: Any, size: int) -> None:
         """A row of the output."""
-        lanes = self._tile.lanes
-        whole = size // lanes
-        self._loop(
-            "vector",
-            whole,
-            lambda v: self._filter_row(
-                image, row, _Vector(v, start + v * lanes, lanes)
-            ),
-        )
-        if size % lanes:
-            rest = _Vector(whole, start + whole * lanes, size % lanes)
-            self._filter_row(image, row, rest)
-
-    def _filter_row(self, image: Any, row: Any, vector: _Vector) -> None:
         width = self._pair.output[2]
         columns = fitting(width, self._tile.outputs)
-        self._loop(
-            "tile",
-            width // columns,
-            lambda t: self._outputs(image, row, vector, t * columns, columns),
-        )
-        if width % columns:
-            first = width // columns * columns
-            self._outputs(image, row, vector, first, width % columns)
+        for (vector,) in self._groups("vector", start, size, 1):
+            for tile in self._loop("tile", width // columns):
+                self._outputs(image, row, vector, tile * columns, columns)
+            if width % columns:
+                first = width // columns * columns
+                self._outputs(image, row, vector, first, width % columns)
 
     def _outputs(
         self, image: Any, row: Any, vector: _Vector, first: Any, columns: int
@@ -358,12 +330,33 @@ class _Kernel:
         memory = self._builder.allocate("float32", lanes, "sum", scope="global")
         return _Register(memory, _ramp(0, lanes))
 
-    def _loop(self, name: str, count: int, body: Callable[[Any], None]) -> None:
+    def _loop(self, name: str, count: int) -> Iterator[Any]:
+        """The index of a loop, whose body is what is made of it; where it has one turn, that is written out."""
         if count == 1:
-            body(0)
+            yield 0
         elif count:
             with self._builder.for_range(0, count, name=name) as index:
-                body(index)
+                yield index
+
+    def _groups(
+        self, name: str, start: Any, size: int, together: int
+    ) -> Iterator[list[_Vector]]:
+        """The vectors of ``size`` channels from ``start``, ``together`` at a time in a loop, then what is left over."""
+        lanes = self._tile.lanes
+        whole = size // lanes
+
+        def group(first: Any, count: int) -> list[_Vector]:
+            return [
+                _Vector(first + v, start + (first + v) * lanes, lanes)
+                for v in range(count)
+            ]
+
+        for index in self._loop(name, whole // together):
+            yield group(index * together, together)
+        if whole % together:
+            yield group(whole // together * together, whole % together)
+        if size % lanes:
+            yield [_Vector(whole, start + whole * lanes, size % lanes)]
 
     def _clip(self, value: Any, lanes: int, limits: Sequence[float]) -> Any:
         low, high = limits

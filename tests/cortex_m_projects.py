@@ -1,0 +1,58 @@
+"""Small networks as C projects, int8 and float32, for every Cortex-M."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from integers import chain, graph_of, oddities, project, quantised, residuals
+
+from bundle.store import Bundle
+from compile import passes
+from compile.backends.c.build import PASSES
+from compile.ir import evaluate
+from compile.ir.graph import Graph
+from devices.microcontroller.boards import BOARDS
+
+CPUS = sorted(BOARDS)
+INT8 = ["residuals", "oddities", "chain"]
+FLOAT = [f"float-{name}" for name in INT8]
+NAMES = INT8 + FLOAT
+
+
+def small_networks(folder: Path) -> dict[str, onnx.ModelProto]:
+    """The networks of NAMES; ``folder`` is for the quantiser's files."""
+    return {
+        "residuals": quantised(residuals(), folder),
+        "oddities": quantised(oddities(), folder, unsigned=True),
+        "chain": quantised(chain(), folder),
+        "float-chain": chain(),
+        "float-residuals": residuals(),
+        "float-oddities": oddities(),
+    }
+
+
+class Projects(dict[tuple[str, str], Bundle]):
+    """C projects by (name of the network, CPU), each built when it is first asked for."""
+
+    def __init__(self, networks: dict[str, onnx.ModelProto], folder: Path) -> None:
+        super().__init__()
+        self._networks, self._folder = networks, folder
+
+    def __missing__(self, key: tuple[str, str]) -> Bundle:
+        name, cpu = key
+        self[key] = project(self._networks[name], self._folder / f"{name}-{cpu}", cpu)
+        return self[key]
+
+
+def graph_for_c(proto: onnx.ModelProto) -> Graph:
+    """As the C kernels take it."""
+    return passes.run(PASSES, graph_of(proto))
+
+
+def expected_output(graph: Graph, image: np.ndarray) -> np.ndarray:
+    """The output's integers by compile.ir.evaluate, of which other tests show that they are ONNX Runtime's."""
+    height, width, channels = graph.inputs[0].image
+    pixels = image.reshape(1, height, width, channels).transpose(0, 3, 1, 2)
+    return evaluate.run(graph, pixels)[0].ravel()

@@ -1,0 +1,124 @@
+"""Golden inputs are the same everywhere, and two outputs are compared by figures worked out by hand."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import pytest
+from whole_bundles import INPUT, PREPROCESSING
+
+from bundle.accuracy import TOLERANCE, compare
+from bundle.golden import normalise, seeded_inputs
+from bundle.manifest import Tensor
+
+
+def digest(tensor: Any) -> str:
+    return hashlib.sha256(tensor.tobytes()).hexdigest()
+
+
+def test_seeded_inputs_are_the_same_everywhere() -> None:
+    """What the rounding to whole pixels protects: another libm's sine may differ in its last bit."""
+    inputs = seeded_inputs(INPUT, PREPROCESSING)
+    assert [digest(tensor) for tensor in inputs] == SEEDED
+    assert all(t.shape == INPUT.shape and t.dtype == np.float32 for t in inputs)
+
+
+SEEDED = [
+    "c646d1183328c921d3843c8c47deaadaffd4a7b80b853699a508b6abc045bc68",
+    "4cf2056afecae15cce815fc86c4a02b6a67bc06de31a1b4440b97a7d0fb6151f",
+]
+
+
+def test_seeded_inputs_fill_the_range_of_a_photograph() -> None:
+    large = Tensor(name="x", shape=(1, 3, 64, 64), layout="NCHW")
+    preprocessing = PREPROCESSING.model_copy(update={"crop": (64, 64), "resize": 64})
+    first, second = seeded_inputs(large, preprocessing)
+    for tensor in (first, second):
+        assert -1 <= tensor.min() < -0.5 and 0.5 < tensor.max() <= 1
+    assert np.abs(first - second).max() > 0.5
+
+
+def test_channels_last_has_the_same_pixels() -> None:
+    last = Tensor(name="x", shape=(1, 4, 6, 3), layout="NHWC")
+    for a, b in zip(
+        seeded_inputs(INPUT, PREPROCESSING),
+        seeded_inputs(last, PREPROCESSING),
+        strict=True,
+    ):
+        assert b.shape == last.shape
+        assert np.array_equal(a.transpose(0, 2, 3, 1), b)
+
+
+def test_each_channel_has_its_own_mean_and_std() -> None:
+    preprocessing = PREPROCESSING.model_copy(
+        update={"scale": 0.5, "mean": (0.0, 1.0, 2.0), "std": (1.0, 2.0, 4.0)}
+    )
+    found = normalise(np.full((3, 4, 6), 10.0), preprocessing, INPUT)
+    assert [np.unique(plane).tolist() for plane in found[0]] == [[5], [2], [0.75]]
+
+
+def arrays(*values: list[float]) -> list[Any]:
+    return [np.array([each], np.float32) for each in values]
+
+
+def test_equal_outputs_have_no_error() -> None:
+    result = compare(arrays([1, 2, 3]), arrays([1, 2, 3]))
+    assert result.passed
+    assert (result.max_abs_error, result.rms_error, result.relative_error) == (0, 0, 0)
+    assert result.cosine == pytest.approx(1)
+
+
+def test_the_figures_are_those_worked_out_by_hand() -> None:
+    """Errors 0, 0.5, 0 and 0; range 4; |ours|² = 26.25, |theirs|² = 24, their product 25."""
+    result = compare(arrays([0, 2.5, 2, 4]), arrays([0, 2, 2, 4]))
+    assert result.max_abs_error == 0.5
+    assert result.rms_error == pytest.approx(0.25)
+    assert result.relative_error == 0.125
+    assert result.cosine == pytest.approx(25 / (26.25 * 24) ** 0.5)
+    assert not result.passed
+
+
+def test_the_worst_output_of_several_decides() -> None:
+    """0.001 of a range of 1000 is nothing, 0.001 of a range of 0.01 is a tenth."""
+    ours, theirs = arrays([0.001, 1000], [0.001, 0.01]), arrays([0, 1000], [0, 0.01])
+    for order in (1, -1):
+        result = compare(ours[::order], theirs[::order])
+        assert result.relative_error == pytest.approx(0.1, rel=1e-3)
+        assert not result.passed
+
+
+def test_the_tolerance_is_relative_to_the_range() -> None:
+    reference = arrays([0, 1000])
+    assert compare(arrays([0.9 * TOLERANCE * 1000, 1000]), reference).passed
+    assert not compare(arrays([1.1 * TOLERANCE * 1000, 1000]), reference).passed
+
+
+def test_a_constant_output_is_measured_by_its_magnitude() -> None:
+    """A constant has no range: a network of one class always answers 1."""
+    assert compare(arrays([50, 50.001]), arrays([50, 50])).passed
+    assert not compare(arrays([50, 51]), arrays([50, 50])).passed
+    assert compare(arrays([0, 0]), arrays([0, 0])).passed
+    assert compare(arrays([0, 0]), arrays([0, 0])).cosine == 1
+    assert not compare(arrays([0, 0.001]), arrays([0, 0])).passed
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_never_passes(bad: float) -> None:
+    good = arrays([1, 2, 3])
+    for ours, theirs in (
+        (arrays([1, bad, 3]), good),
+        (good, arrays([1, bad, 3])),
+        (arrays([1, bad, 3]), arrays([1, bad, 3])),
+    ):
+        result = compare(ours, theirs)
+        assert not result.passed and result.max_abs_error == np.inf
+
+
+def test_another_shape_never_passes() -> None:
+    good = arrays([1, 2, 3])
+    for ours in (arrays([1, 2]), arrays([1, 2, 3], [1]), [good[0].T], []):
+        result = compare(ours, good)
+        assert not result.passed and result.max_abs_error == np.inf

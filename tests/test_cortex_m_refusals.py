@@ -1,0 +1,131 @@
+"""What cannot be built, compiled or run for a microcontroller is refused in one line that says why."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import integers
+import onnx
+import pytest
+from conftest import run
+from cortex_m_projects import Projects, graph_for_c, small_networks
+from integers import project, quantised, residuals
+
+from bundle.store import Bundle, open_bundle
+from compile.backends.c import support
+from devices.microcontroller.session import interface_of, open_firmware
+from devices.sessions.opening import check_served
+from targets.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, onnx.ModelProto]:
+    return small_networks(tmp_path_factory.mktemp("quantised"))
+
+
+@pytest.fixture(scope="module")
+def projects(
+    networks: dict[str, onnx.ModelProto], tmp_path_factory: pytest.TempPathFactory
+) -> Projects:
+    return Projects(networks, tmp_path_factory.mktemp("projects"))
+
+
+def test_an_arena_limit_says_what_is_missing_and_where(
+    networks: dict[str, onnx.ModelProto], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        UserError, match=r"limit 1,000 bytes.* too many; the peak is '\w"
+    ):
+        project(networks["residuals"], tmp_path / "c", limit=1000)
+
+
+def _with_softmax() -> onnx.ModelProto:
+    g = integers.Graph(3, 8)
+    x = g.convolution("stem", "image", 3, 8, 3)
+    x = g.node("Softmax", "gate", [x], axis=1)
+    g.convolution("last", x, 8, 8)
+    return g.finish((1, 8, 6, 6))
+
+
+def test_an_operator_without_a_c_lowering_is_named(tmp_path: Path) -> None:
+    for proto in (quantised(_with_softmax(), tmp_path), _with_softmax()):
+        with pytest.raises(
+            UserError,
+            match=r"node 'gate' \(Softmax\).* no C lowering; these have: Conv",
+        ):
+            support.check(graph_for_c(proto))
+
+
+def test_operators_that_are_not_quantised_are_named(tmp_path: Path) -> None:
+    proto = quantised(residuals(), tmp_path)
+    for maker, reader in (("b.add", "c.expand"), ("c.project", "head")):
+        (node,) = (n for n in proto.graph.node if n.name == reader)
+        node.input[0] = next(n.output[0] for n in proto.graph.node if n.name == maker)
+    with pytest.raises(UserError, match=r"'b.add' .*works on float32, and so do 'c.ex"):
+        support.check(graph_for_c(proto))
+
+
+def test_float32_for_a_core_without_an_fpu_is_refused_in_one_line(
+    projects: Projects,
+) -> None:
+    source = projects["float-residuals", "cortex-m4"].path / "small.c"
+    options = ["-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=soft", "-fsyntax-only"]
+    made = subprocess.run(
+        ["arm-none-eabi-gcc", *options, source],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    errors = [line for line in made.stderr.splitlines() if "error:" in line]
+    assert len(errors) == 1
+    assert "needs a core with an FPU" in errors[0] and "--quantize int8" in errors[0]
+
+
+def test_a_network_too_large_for_the_board_says_by_how_much(
+    projects: Projects,
+) -> None:
+    bundle = projects["residuals", "cortex-m55"]
+    firmware = interface_of(bundle).model_copy(update={"arena_bytes": 1 << 20})
+    manifest = bundle.manifest.model_copy(update={"firmware": firmware})
+    with pytest.raises(
+        UserError, match=r"mps3-an547: .* bytes, [\d,]+ more than its RAM; the peak is"
+    ):
+        open_firmware(Bundle(bundle.path, manifest))
+
+
+def test_missing_tools_give_the_line_that_installs_them(
+    projects: Projects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match="apt install gcc-arm-none-eabi"):
+        open_firmware(open_bundle(projects["residuals", "cortex-m7"].path))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--target", "cortex-m7", "--format", "standalone"], "takes C source; leave"),
+        (["--target", "x86-64-v3", "--format", "c"], "such as --target cortex-m7"),
+        (
+            ["--target", "x86-64-v3", "--arena-limit", "72KB"],
+            "--arena-limit: is for micro",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused_in_one_line(
+    options: list[str], said: str, tmp_path: Path
+) -> None:
+    model = ["--model", "mobilenetv2-0.1-32", "--output", tmp_path / "out"]
+    result = run("compile.build", *model, *options)
+    assert result.returncode == 2
+    assert re.search(said, result.stderr.splitlines()[-1])
+    assert not (tmp_path / "out").exists()
+
+
+def test_c_source_is_not_sent_to_a_server(
+    projects: Projects,
+) -> None:
+    with pytest.raises(UserError, match="is C source for a microcontroller; leave"):
+        check_served(projects["residuals", "cortex-m7"])

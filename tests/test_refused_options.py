@@ -1,0 +1,109 @@
+"""An option that cannot be followed is refused: exit code 2, one line, nothing left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from refusals import BUILD, CHECK, RUN, VALID, Place, expect
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--target", "arm-cortex-a27"], "'arm-cortex-a27'|did you mean arm-cortex-a"),
+        (["--target", "%%%"], "'%%%'|python -m targets"),
+        (
+            ["--target", "llvm -mtriple=riscv64-linux-gnu"],
+            "riscv64|known: x86_64-linux-gnu",
+        ),
+        (
+            ["--target", "llvm -mtriple=x86_64-linux-gnu -mcpu=znver44"],
+            "-mcpu=znver44|did you mean znver4",
+        ),
+        (["--target", "llvm -frob=1"], "--target|frob"),
+        (["--target", "llvm -mcpu='znver4"], "quot"),
+        (["--scale", "nan"], "scale|--scale"),
+        (["--mean", "inf"], "mean|--mean"),
+        (["--mean", "1,2"], "mean|--mean"),
+        (["--std", "0"], "std|--std"),
+        (["--resize", "8"], "resize 8|crop 16|--resize"),
+        (["--crop", "20"], "crop 20|16×16|leave --crop out"),
+        (["--labels", "nowhere.txt"], "nowhere.txt|No such file|--labels"),
+        (["--labels", "two.txt"], "two.txt|2 labels|4 classes"),
+        (["--labels", "model.onnx"], "model.onnx|UTF-8 text, one a line"),
+        (["--golden", "nowhere.jpg"], "nowhere.jpg|no such file|give an image"),
+        (["--input-shape", "frame:1,3,16,16"], "'frame'|the input is 'image'"),
+        (["--input-shape", "image:1,3,32,32"], "1,3,32,32|[1, 3, 16, 16]"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_refuses_an_option(place: Place, options: list[str], words: str) -> None:
+    (place.here / "model.onnx").write_bytes(VALID)
+    (place.here / "two.txt").write_text("cat\ndog\n")
+    expect(place.refused(BUILD, "--model", "model.onnx", *options), words)
+
+
+def test_refuses_a_toml_with_a_misspelt_key(place: Place) -> None:
+    (place.here / "model.onnx").write_bytes(VALID)
+    (place.here / "model.toml").write_text("scael = 1.0\n")
+    line = place.refused(BUILD, "--model", "model.onnx")
+    expect(line, "model.toml|scael|known keys: layout")
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "words"),
+    [
+        (BUILD, ["--threads", "0"], "--threads|'0'"),
+        (BUILD, ["--scale", "1/0"], "--scale|'1/0'"),
+        (BUILD, ["--input-shape", "1,3,224,224"], "--input-shape|NAME:1,3,224,224"),
+        (CHECK, ["bundle", "--repeat", "abc"], "--repeat|'abc'"),
+        (CHECK, ["bundle", "--rpc", "local", "--board", "emulated"], "--board|--rpc"),
+        (RUN, ["bundle"], "--image"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_misused_option_is_named_below_the_usage(
+    place: Place, module: str, options: list[str], words: str
+) -> None:
+    with place.start(module, *options) as process:
+        out, err = process.communicate()
+    assert process.returncode == 2 and not out
+    assert err.startswith("usage: ") and "Traceback" not in err
+    expect(err.splitlines()[-1], f"python -m {module}: error: |{words}")
+
+
+# Where the bundle goes
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("file", "file|not a directory"),
+        ("link", "link|not a directory"),
+        ("photos", "photos|not a bundle"),
+        ("webapp", "webapp|not a bundle"),
+        ("taken", "taken.tar.gz|remove it"),
+        (".", "no name of its own"),
+        ("file/below", "file|Not a directory"),
+        ("/proc/nowhere/out", "/proc/nowhere|No such file"),
+        ("/sys/kernel/out", "/sys/kernel"),
+    ],
+    ids=lambda value: None if "|" in value else value[:20],
+)
+def test_refuses_an_output(place: Place, output: str, words: str) -> None:
+    (place.here / "model.onnx").write_bytes(VALID)
+    (place.here / "file").write_text("mine")
+    (place.here / "taken.tar.gz").write_text("mine")
+    (place.here / "photos").mkdir()
+    (place.here / "photos" / "cat.jpg").write_bytes(b"mine")
+    (place.here / "webapp").mkdir()
+    (place.here / "webapp" / "manifest.json").write_text("{}")
+    (place.here / "link").symlink_to("photos")
+    line = place.refused(BUILD, "--model", "model.onnx", "--output", output)
+    expect(line, words + "|choose another --output")
