@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 TOLERANCE = 2e-4
-"""Largest accepted error of a float32 bundle, relative to the reference's range (max − min).
+"""Largest accepted error of a float32 bundle, relative to the reference's range (max − min), where nothing tells what
+rounding does to each element (compile/frontend/tolerance.py).
 
 Two correct float32 runtimes sum in different orders: the trained MobileNetV2 of 53 layers was
 observed to differ by 1e-6 of the range, deep networks with random weights by 7e-5. Faults (a
@@ -28,42 +29,130 @@ INT8_COSINE = 0.99
 Array = NDArray[np.float32]
 
 
+class Worst(NamedTuple):
+    """The element that is farthest from the reference in units of its own tolerance.
+
+    Attributes:
+        output: which of the network's outputs it is in, from 0.
+        excess: its error ÷ its tolerance; infinite where one of the values is not finite.
+    """
+
+    output: int
+    place: tuple[int, ...]
+    found: float
+    expected: float
+    excess: float
+
+
 class Accuracy(NamedTuple):
-    """One inference against the reference, over all outputs together."""
+    """One inference against the reference, over all outputs together.
+
+    Attributes:
+        worst: None where nothing differs, or elements have no tolerances.
+        judged: whether elements have tolerances.
+    """
 
     max_abs_error: float
     rms_error: float
     relative_error: float
     cosine: float
+    worst: Worst | None = None
+    judged: bool = False
+
+    @property
+    def excess(self) -> float | None:
+        """The largest error of an element ÷ its tolerance; None where elements have none."""
+        if not self.judged:
+            return None
+        return self.worst.excess if self.worst else 0.0
 
     @property
     def passed(self) -> bool:
-        return self.relative_error <= TOLERANCE
+        """Every element within its tolerance; where elements have none, `TOLERANCE` decides."""
+        if self.excess is None:
+            return self.relative_error <= TOLERANCE
+        return self.excess <= 1
 
 
-def compare(outputs: Sequence[Array], reference: Sequence[Array]) -> Accuracy:
-    """Compare all outputs of one inference; a NaN or a wrong shape is an infinite error.
+def compare(
+    outputs: Sequence[Array],
+    reference: Sequence[Array],
+    tolerances: Sequence[Array] | None = None,
+) -> Accuracy:
+    """Compare all outputs of one inference.
 
-    ``relative_error`` is the largest over the outputs of max-abs error ÷ (max − min) of the
-    reference's output; a constant reference output counts with a range of its magnitude.
+    A value that is infinite or NaN on one side only is an infinite error, and so is a wrong shape. Values that are
+    the same infinity, or NaN on both sides, are equal.
+
+    Args:
+        tolerances: of each element of each output how far from the reference it may be.
+
+    Returns:
+        ``relative_error`` is the largest over the outputs of max-abs error ÷ (max − min) of the reference's output's
+        finite values; a constant output counts with a range of its magnitude.
     """
-    same = [o.shape for o in outputs] == [r.shape for r in reference]
-    if not same or not all(np.isfinite(each).all() for each in (*outputs, *reference)):
-        return Accuracy(np.inf, np.inf, np.inf, 0.0)
-    relative = 0.0
-    for output, expected in zip(outputs, reference, strict=True):
-        error = np.abs(output.astype(np.float64) - expected).max()
-        spread = float(expected.max()) - float(expected.min())
-        relative = max(relative, error / (spread or abs(float(expected.max())) or 1.0))
-    ours = np.concatenate([o.ravel() for o in outputs]).astype(np.float64)
-    theirs = np.concatenate([r.ravel() for r in reference]).astype(np.float64)
-    error = np.abs(ours - theirs)
-    return Accuracy(
-        max_abs_error=float(error.max()),
-        rms_error=float(np.sqrt((error**2).mean())),
-        relative_error=float(relative),
-        cosine=cosine(ours, theirs),
+    unequal = Accuracy(np.inf, np.inf, np.inf, 0.0)
+    if [o.shape for o in outputs] != [r.shape for r in reference]:
+        return unequal
+    errors = [_error(o, r) for o, r in zip(outputs, reference, strict=True)]
+    relative = max(
+        float(error.max(initial=0)) / range_of(expected)
+        for error, expected in zip(errors, reference, strict=True)
     )
+    error = np.concatenate([each.ravel() for each in errors])
+    worst = _worst(outputs, reference, errors, tolerances) if tolerances else None
+    if not np.isfinite(error).all():
+        return unequal._replace(worst=worst, judged=worst is not None)
+    ours = np.concatenate([o.ravel() for o in outputs])
+    theirs = np.concatenate([r.ravel() for r in reference])
+    finite = np.isfinite(theirs)
+    return Accuracy(
+        max_abs_error=float(error.max(initial=0)),
+        rms_error=float(np.sqrt((error**2).mean())) if error.size else 0.0,
+        relative_error=relative,
+        cosine=cosine(ours[finite], theirs[finite]),
+        worst=worst,
+        judged=tolerances is not None,
+    )
+
+
+def _error(output: Array, expected: Array) -> NDArray[np.float64]:
+    with np.errstate(invalid="ignore"):
+        error = np.abs(output.astype(np.float64) - expected)
+    same = (output == expected) | (np.isnan(output) & np.isnan(expected))
+    return np.where(same, 0.0, np.where(np.isfinite(error), error, np.inf))
+
+
+def range_of(expected: NDArray[Any]) -> float:
+    """Max − min of the finite values; of a constant its magnitude, or 1."""
+    finite = expected[np.isfinite(expected)].astype(np.float64)
+    if not finite.size:
+        return 1.0
+    return float(finite.max() - finite.min()) or abs(float(finite[0])) or 1.0
+
+
+def _worst(
+    outputs: Sequence[Array],
+    reference: Sequence[Array],
+    errors: Sequence[NDArray[np.float64]],
+    tolerances: Sequence[Array],
+) -> Worst | None:
+    found = None
+    for which, (error, allowed) in enumerate(zip(errors, tolerances, strict=True)):
+        if not error.any():
+            continue
+        with np.errstate(divide="ignore", invalid="ignore"):
+            excess = np.where(error > 0, error / allowed.astype(np.float64), 0.0)
+        place = np.unravel_index(int(excess.argmax()), excess.shape)
+        if found is None or excess[place] > found.excess:
+            found = Worst(
+                which,
+                tuple(map(int, place)),
+                float(outputs[which][place]),
+                float(reference[which][place]),
+                float(excess[place]),
+            )
+    return found
 
 
 def cosine(ours: NDArray[np.floating], theirs: NDArray[np.floating]) -> float:

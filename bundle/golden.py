@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +43,24 @@ def seeded_inputs(
     return inputs
 
 
+def signed_inputs(tensor: Tensor, preprocessing: Preprocessing) -> list[Array]:
+    """What photographs do not have: noise of both signs, and stripes of zeros and of the largest values.
+
+    Returns:
+        Two arrays of ``tensor.shape``, float32.
+    """
+    ends = [preprocessing.normalised(value) for value in (0.0, 255.0)]
+    most = float(np.abs(ends).max())
+    random = np.random.Generator(np.random.PCG64(2))
+    noise = (random.normal(size=tensor.shape) * most / 2).astype(np.float32)
+    stripes = noise.copy().ravel()
+    for part, value in zip(
+        np.array_split(stripes, 8)[::2], (0, most, -most, 0), strict=True
+    ):
+        part[:] = value
+    return [noise, stripes.reshape(tensor.shape)]
+
+
 def normalise(
     pixels: NDArray[np.float64], preprocessing: Preprocessing, tensor: Tensor
 ) -> Array:
@@ -56,13 +74,12 @@ def normalise(
 
 
 def write_golden(
-    folder: Path, inputs: Sequence[Array], reference: Callable[[Array], Sequence[Array]]
+    folder: Path, pairs: Iterable[tuple[Array, Sequence[Array]]]
 ) -> list[Golden]:
-    """Write ``golden/`` under ``folder``: each input and what ``reference`` answers, raw little-endian."""
+    """Write ``golden/`` under ``folder``: each input and the reference's outputs for it, raw little-endian."""
     (folder / "golden").mkdir()
     written = []
-    for index, tensor in enumerate(inputs):
-        outputs = reference(tensor)
+    for index, (tensor, outputs) in enumerate(pairs):
         names = tuple(f"golden/{index}.output{k}.bin" for k in range(len(outputs)))
         entry = Golden(input=f"golden/{index}.input.bin", outputs=names)
         (folder / entry.input).write_bytes(tensor.astype("<f4").tobytes())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from compile.backends.backend import Backend, Built, Job
 from compile.backends.dump import Dump
 from compile.backends.registry import BACKENDS
 from compile.backends.request import BuildRequest
-from compile.backends.verify import Verification
+from compile.backends.verify import Check, Verification
 from compile.frontend import sources
 from compile.frontend.model import Model
 from compile.frontend.preprocessing import read_labels, resolve_preprocessing
@@ -84,8 +84,14 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     )
     name = backend.name(request.name or c_prefix(source.name))
     output = request.output or Path("out") / f"{source.name}-{request.target.name}"
+    checks = _checks(
+        [*inputs, *golden.signed_inputs(model.input, preprocessing)],
+        answer,
+        None if int8 else reference.tolerances,
+    )
     with staging(output) as folder:
-        pairs = golden.write_golden(folder, inputs, answer)
+        kept = [(check.input, check.outputs) for check in checks[: len(inputs)]]
+        pairs = golden.write_golden(folder, kept)
         quantisation = write_reference(int8, folder) if int8 else None
         if labels:
             text = "\n".join(labels) + "\n"
@@ -114,7 +120,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
             manifest = describe(built)
             (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
             try:
-                checked = backend.verify(folder, request, progress)
+                checked = backend.verify(folder, checks, request, progress)
                 break
             except UserError as error:
                 used = attempt and built.lowering.layout == "NHWC"
@@ -194,6 +200,20 @@ def _golden_inputs(
     for note in (note for photo in taken for note in photo.notes):
         progress.note(note)
     return [photos.to_tensor(photo, preprocessing, model.input) for photo in taken]
+
+
+def _checks(
+    inputs: Sequence[NDArray[np.float32]],
+    answer: Callable[[NDArray[np.float32]], Sequence[NDArray[np.float32]]],
+    tolerances: Callable[..., list[NDArray[np.float32]]] | None,
+) -> list[Check]:
+    """Each input with what the network must answer, and how near."""
+    checks = []
+    for tensor in inputs:
+        outputs = answer(tensor)
+        near = tolerances(tensor, outputs) if tolerances else None
+        checks.append(Check(tensor, outputs, near))
+    return checks
 
 
 def _find_records(

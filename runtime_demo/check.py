@@ -176,6 +176,8 @@ def _table(result: CheckResult) -> str:
     from runtime_demo import microcontroller
 
     tolerance = f"tolerance {TOLERANCE:.0e}"
+    if result.excess is not None:
+        tolerance = f"at most {result.excess:.2g} of an element's tolerance"
     if result.step is not None:
         tolerance = f"{INT8_STEPS} steps of {result.step:.3g}"
     worst = f"{result.max_abs_error:.2e}, {result.relative_error:.1e} of the reference's range"

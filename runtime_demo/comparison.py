@@ -101,7 +101,13 @@ def compare_images(
     results = []
     for item, ours in session.run_all(inputs, lambda item: item.tensor):
         progress.tick()
-        result = _result(bundle, item, ours, references.exact.run(item.tensor))
+        expected = references.exact.run(item.tensor)
+        tolerances = (
+            references.exact.tolerances(item.tensor, expected)
+            if bundle.manifest.quantisation is None
+            else None
+        )
+        result = _result(bundle, item, ours, expected, tolerances)
         if references.floating is not None:
             floating = references.floating.run(item.tensor)
             result = replace(
@@ -131,7 +137,11 @@ def compare_golden(
 
 
 def _result(
-    bundle: Bundle, item: Input, ours: Sequence[Array], reference: Sequence[Array]
+    bundle: Bundle,
+    item: Input,
+    ours: Sequence[Array],
+    reference: Sequence[Array],
+    tolerances: Sequence[Array] | None = None,
 ) -> InputResult:
     labels, probabilities = bundle.labels(), bundle.manifest.probabilities
     best = np.sort(reference[0].astype(np.float64).ravel())[::-1]
@@ -140,7 +150,7 @@ def _result(
         path=item.path,
         ours=answers(ours[0], probabilities, labels),
         reference=answers(reference[0], probabilities, labels),
-        accuracy=compare(ours, reference),
+        accuracy=compare(ours, reference, tolerances),
         gap=float(best[0] - best[1]) if best.size > 1 else 0.0,
         expected=item.expected,
         errors=np.abs(ours[0].astype(np.float64) - reference[0]).ravel(),

@@ -173,9 +173,10 @@ def _power(exponent: int) -> str:
 def _absolute_tolerance(result: CheckResult) -> float | None:
     """The tolerance in the output's own unit, for the input whose reference has the smallest range.
 
-    None where the errors do not determine the range: all are 0, or there are several outputs.
+    None where each element has its own, and where the errors do not determine the range: all are 0, or there are
+    several outputs.
     """
-    if len(result.bundle.manifest.outputs) != 1:
+    if len(result.bundle.manifest.outputs) != 1 or result.excess is not None:
         return None
     ranges = [
         each.max_abs_error / each.relative_error

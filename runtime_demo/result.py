@@ -213,6 +213,13 @@ class CheckResult:
         return max(result.accuracy.relative_error for result in self.inputs)
 
     @property
+    def excess(self) -> float | None:
+        """The largest error of an element ÷ its tolerance; None where elements have none."""
+        found = [result.accuracy.excess for result in self.inputs]
+        known = [each for each in found if each is not None]
+        return max(known) if known and len(known) == len(found) else None
+
+    @property
     def classifies(self) -> bool:
         return all(result.ours for result in self.inputs)
 
@@ -239,7 +246,8 @@ class CheckResult:
             "max_abs_error": self.max_abs_error,
             "rms_error": max(r.accuracy.rms_error for r in self.inputs),
             "relative_error": self.relative_error,
-            "tolerance": TOLERANCE,
+            "tolerance": TOLERANCE if self.excess is None else None,
+            "of_tolerance": self.excess,
             "cosine": min(r.accuracy.cosine for r in self.inputs),
             "top1_agreement": self.agreement(1),
             "top5_agreement": self.agreement(5),

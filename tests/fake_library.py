@@ -116,9 +116,8 @@ def fake_library(
     run_zig("cc", part, *triple, "-c", *options, source)
     run_zig("cc", path / f"lib{NAME}.so", *triple, "-shared", part)
     archive([part], path / f"lib{NAME}.a")
-    golden = write_golden(
-        path, seeded_inputs(INPUT, PREPROCESSING), lambda x: [fake_network(x)]
-    )
+    inputs = seeded_inputs(INPUT, PREPROCESSING)
+    golden = write_golden(path, [(x, [fake_network(x)]) for x in inputs])
     files = sorted(file for file in path.rglob("*") if file.is_file())
     manifest = Manifest(
         format="standalone",

@@ -253,9 +253,8 @@ def project(
     session = onnxruntime.InferenceSession(
         proto.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    pairs = write_golden(
-        folder, patterns(proto, 2), lambda x: session.run(None, {"image": x})
-    )
+    inputs = patterns(proto, 2)
+    pairs = write_golden(folder, [(x, session.run(None, {"image": x})) for x in inputs])
     lowering, firmware = build.build(
         graph_of(proto),
         "small",

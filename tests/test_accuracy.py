@@ -111,10 +111,35 @@ def test_what_is_no_number_never_passes(bad: float) -> None:
     for ours, theirs in (
         (arrays([1, bad, 3]), good),
         (good, arrays([1, bad, 3])),
-        (arrays([1, bad, 3]), arrays([1, bad, 3])),
+        (arrays([1, bad, 3]), arrays([1, -bad if np.isinf(bad) else 2, 3])),
     ):
-        result = compare(ours, theirs)
-        assert not result.passed and result.max_abs_error == np.inf
+        for tolerances in (None, arrays([1, 1, 1])):
+            result = compare(ours, theirs, tolerances)
+            assert not result.passed and result.max_abs_error == np.inf
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("same", [np.nan, np.inf, -np.inf])
+def test_the_same_infinity_is_equal(same: float) -> None:
+    reference = arrays([0, same, 4])
+    for tolerances in (None, arrays([0, 0, 0.5])):
+        result = compare(arrays([0, same, 4]), reference, tolerances)
+        assert result.passed and result.relative_error == 0
+        result = compare(arrays([0, same, 3]), reference, tolerances)
+        assert not result.passed and result.relative_error == 0.25
+
+
+def test_each_element_has_its_own_tolerance() -> None:
+    """An error that is nothing beside the largest value, and more than its element may have."""
+    reference, tolerances = arrays([0.5, -1e9]), arrays([1e-6, 100])
+    result = compare(arrays([0.5, -1e9 + 64]), reference, tolerances)
+    assert result.passed and result.excess == pytest.approx(0.64)
+    result = compare(arrays([0.6, -1e9]), reference, tolerances)
+    assert not result.passed and result.relative_error < 1e-9
+    assert result.worst is not None and result.worst.place == (0, 0)
+    assert result.excess == pytest.approx(1e5, rel=0.01)
+    assert compare(reference, reference, tolerances).excess == 0
+    assert compare(reference, reference).excess is None
 
 
 def test_another_shape_never_passes() -> None:

@@ -67,9 +67,8 @@ def tiny_bundle(
         env=environment,
         cwd=folder,
     )
-    golden = write_golden(
-        path, seeded_inputs(INPUT, PREPROCESSING), lambda x: [tiny_network(x)]
-    )
+    inputs = seeded_inputs(INPUT, PREPROCESSING)
+    golden = write_golden(path, [(x, [tiny_network(x)]) for x in inputs])
     files = sorted(file for file in path.rglob("*") if file.is_file())
     manifest = Manifest(
         model=ModelIdentity(name="tiny", sha256="0" * 64),

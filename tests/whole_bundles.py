@@ -39,7 +39,8 @@ def fill(folder: Path, library: bytes | None = None) -> Manifest:
     """Make a whole bundle in an empty folder."""
     (folder / LIBRARY).write_bytes(elf() if library is None else library)
     (folder / "labels.txt").write_text("ant\nbee\ncat\ndog\neel\n")
-    golden = write_golden(folder, seeded_inputs(INPUT, PREPROCESSING), scores)
+    inputs = seeded_inputs(INPUT, PREPROCESSING)
+    golden = write_golden(folder, [(x, scores(x)) for x in inputs])
     files = [path for path in folder.rglob("*") if path.is_file()]
     manifest = Manifest(
         model=ModelIdentity(name="m.onnx", sha256="0" * 64),

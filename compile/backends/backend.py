@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bundle.manifest import Firmware, Lowering
 from compile import passes
 from compile.backends.request import BuildRequest, Format
-from compile.backends.verify import Verification
+from compile.backends.verify import Check, Verification
 from compile.frontend.model import Model
 from compile.ir.graph import Graph
 from records.lookup import RecordLog
@@ -96,9 +96,13 @@ class Backend(Protocol):
         ...
 
     def verify(
-        self, folder: Path, request: BuildRequest, progress: Progress
+        self,
+        folder: Path,
+        checks: Sequence[Check],
+        request: BuildRequest,
+        progress: Progress,
     ) -> Verification | str:
-        """Run the golden data of the result; or say in words why that cannot be done.
+        """Run the result on the inputs of ``checks``; or say in words why that cannot be done.
 
         Raises:
             UserError: an answer is wrong.

@@ -16,7 +16,7 @@ from compile import passes
 from compile.backends.backend import Built, Job
 from compile.backends.engine import EngineJob, Link, compile_network
 from compile.backends.request import BuildRequest, Format
-from compile.backends.verify import Verification, verify_here_or_emulated
+from compile.backends.verify import Check, Verification, verify_here_or_emulated
 from compile.frontend.model import Model
 from compile.ir.graph import Graph
 from compile.program.verifier import verify_storage
@@ -91,10 +91,14 @@ class BundleBackend:
         return Built(lowering)
 
     def verify(
-        self, folder: Path, request: BuildRequest, progress: Progress
+        self,
+        folder: Path,
+        checks: Sequence[Check],
+        request: BuildRequest,
+        progress: Progress,
     ) -> Verification | str:
         return verify_here_or_emulated(
-            folder, request.target, progress, needs_system=self._needs_system
+            folder, checks, request.target, progress, needs_system=self._needs_system
         )
 
 

@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bundle import golden
-from bundle.accuracy import TOLERANCE, Accuracy, compare
-from bundle.store import open_bundle
+from bundle.accuracy import TOLERANCE, Accuracy, Array, compare
+from bundle.store import Bundle, open_bundle
 from devices.microcontroller.host import run_on_host
 from devices.microcontroller.session import from_output, interface_of, to_input
 from devices.sessions.emulated import find_qemu
@@ -19,12 +18,25 @@ from devices.sessions.session import Origin
 from devices.sysroot import prepare
 from targets.child import run_in_child
 from targets.errors import UserError
+from targets.escapes import shown
 from targets.presets import Target, missing_features, this_cpu
 from targets.progress import Progress
 
 
+class Check(NamedTuple):
+    """An input, what the network must answer, and how far each element of that may be off.
+
+    Attributes:
+        tolerances: None for integers: `TOLERANCE` decides.
+    """
+
+    input: Array
+    outputs: Sequence[Array]
+    tolerances: Sequence[Array] | None
+
+
 class Verification(NamedTuple):
-    """The worst of the golden inputs, and where it ran."""
+    """The worst of the inputs, and where it ran."""
 
     origin: Origin
     inputs: int
@@ -32,8 +44,13 @@ class Verification(NamedTuple):
     relative_error: float
 
 
-def verify(folder: Path, emulated: bool, stage: Callable[[str], None]) -> Verification:
-    """Run the golden data of a bundle, in a process of its own: a wrong kernel may crash it."""
+def verify(
+    folder: Path,
+    checks: Sequence[Check],
+    emulated: bool,
+    stage: Callable[[str], None],
+) -> Verification:
+    """Run a bundle on the inputs of ``checks``, in a process of its own: a wrong kernel may crash it."""
     bundle = open_bundle(folder)
     where = "an emulated board" if emulated else "this machine"
     session = (
@@ -42,30 +59,45 @@ def verify(folder: Path, emulated: bool, stage: Callable[[str], None]) -> Verifi
     stage(f"comparing with ONNX Runtime on {where}")
     with session:
         results = [
-            compare(session.run(x), outputs)
-            for x, outputs in golden.read_golden(bundle)
+            compare(session.run(each.input), each.outputs, each.tolerances)
+            for each in checks
         ]
     wrong = f"the compiled model gives other answers than ONNX Runtime on {where}"
-    return _worst(results, session.origin, wrong, ", and try another --target")
+    return _worst(bundle, results, session.origin, wrong, ", and try another --target")
 
 
 def _worst(
-    results: Sequence[Accuracy], origin: Origin, wrong: str, advice: str = ""
+    bundle: Bundle,
+    results: Sequence[Accuracy],
+    origin: Origin,
+    wrong: str,
+    advice: str = "",
 ) -> Verification:
-    worst = max(results, key=lambda result: result.relative_error)
+    worst = max(results, key=lambda result: (not result.passed, result.relative_error))
     if not worst.passed:
-        raise UserError(
-            f"{wrong}: max-abs error {worst.max_abs_error:.1e}, "
-            f"{worst.relative_error:.1e} of its range (at most {TOLERANCE:.0e}); "
-            f"please report the model{advice}"
+        how = (
+            f"max-abs error {worst.max_abs_error:.1e}, "
+            f"{worst.relative_error:.1e} of its range (at most {TOLERANCE:.0e})"
         )
+        if (element := worst.worst) is not None:
+            name = shown(bundle.manifest.outputs[element.output].name)
+            how = (
+                f"output {name!r} has {element.found:.6g} at {list(element.place)} instead of "
+                f"{element.expected:.6g}, {element.excess:.2g} times as far off as rounding explains"
+            )
+        raise UserError(f"{wrong}: {how}; please report the model{advice}")
     return Verification(origin, len(results), worst.max_abs_error, worst.relative_error)
 
 
 def verify_here_or_emulated(
-    folder: Path, target: Target, progress: Progress, *, needs_system: bool
+    folder: Path,
+    checks: Sequence[Check],
+    target: Target,
+    progress: Progress,
+    *,
+    needs_system: bool,
 ) -> Verification | str:
-    """The golden data of a bundle or library on this machine, or on an emulated board where this CPU lacks something.
+    """A bundle or library on this machine, or on an emulated board where this CPU lacks something.
 
     Args:
         needs_system: on an emulated board it wants that board's system.
@@ -87,23 +119,24 @@ def verify_here_or_emulated(
     except UserError as error:
         return str(error)
     return run_in_child(
-        verify, folder, bool(missing), stage=progress.stage, tick=progress.tick
+        verify, folder, checks, bool(missing), stage=progress.stage, tick=progress.tick
     )
 
 
-def verify_c(folder: Path) -> Verification:
-    """Run the golden data of the C project in ``folder``, compiled for this machine.
+def verify_c(folder: Path, checks: Sequence[Check]) -> Verification:
+    """Run the C project in ``folder``, compiled for this machine, on the inputs of ``checks``.
 
     Raises:
         UserError: an answer is wrong.
     """
     bundle = open_bundle(folder)
     interface = interface_of(bundle)
-    pairs = golden.read_golden(bundle)
-    inputs = np.stack([to_input(x, bundle) for x, _ in pairs])
+    inputs = np.stack([to_input(each.input, bundle) for each in checks])
     outputs = run_on_host(folder, bundle.manifest.name, interface, inputs)
     results = [
-        compare([from_output(output, bundle)], expected)
-        for output, (_, expected) in zip(outputs, pairs, strict=True)
+        compare([from_output(output, bundle)], each.outputs, each.tolerances)
+        for output, each in zip(outputs, checks, strict=True)
     ]
-    return _worst(results, Origin.HOST, "the C gives other answers than the reference")
+    return _worst(
+        bundle, results, Origin.HOST, "the C gives other answers than the reference"
+    )

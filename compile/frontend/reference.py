@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from compile.frontend.model import Model
+from compile.frontend.tolerance import disturbed, disturbed_input, tolerance
 from targets.onnx_runtime import Session
 
 # On integers, one value in nine of 1.32 was a step below the real number rounded, and a layer after it 3 steps off.
 _COARSE = frozenset(["Softmax"])
+_DISTURBED_RUNS = 4
 
 
 class Reference:
@@ -33,6 +35,7 @@ class Reference:
             self._open(model.proto, threads) if kept else self._session
         )
         self.version = self._session.version
+        self._disturbed: Session | None = None
 
     def _open(self, proto: onnx.ModelProto, threads: int) -> Session:
         name = self._model.identity.name
@@ -41,6 +44,25 @@ class Reference:
     def run(self, tensor: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """One inference: every output of the graph, in the graph's order."""
         return self._session.run(self._outputs, {self._input: tensor})
+
+    def tolerances(
+        self, tensor: NDArray[np.float32], answer: Sequence[NDArray[np.float32]]
+    ) -> list[NDArray[np.float32]]:
+        """Of each element of each output how far from ``answer``, which `run` gave for ``tensor``, it may be.
+
+        It is for networks in float32: see compile/frontend/tolerance.py.
+        """
+        random = np.random.default_rng(0)
+        if self._disturbed is None:
+            self._disturbed = self._open(disturbed(self._model.proto, random), 1)
+        moved = []
+        for _ in range(_DISTURBED_RUNS):
+            inputs = {self._input: disturbed_input(tensor, random)}
+            moved.append(self._disturbed.run(self._outputs, inputs))
+        return [
+            tolerance(output, [each[k] for each in moved])
+            for k, output in enumerate(answer)
+        ]
 
     def time(self, tensor: NDArray[np.float32], repeat: int) -> list[float]:
         """Seconds of each of ``repeat`` inferences, as ONNX Runtime does them by default."""

@@ -172,18 +172,22 @@ struct Error {
   double absolute, relative;
 };
 
-// As compare() of bundle/accuracy.py: the largest error, also relative to the reference's range; NaN is
-// an infinite error.
+// As compare() of bundle/accuracy.py: the largest error, also relative to the range of the reference's finite
+// values. A value that is infinite or NaN on one side only is an infinite error.
 Error compare(const Values& found, const Values& expected) {
-  double most = 0;
-  auto [low, high] = std::minmax_element(expected.begin(), expected.end());
+  double most = 0, low = INFINITY, high = -INFINITY;
   for (size_t i = 0; i < found.size(); i++) {
-    if (!std::isfinite(found[i]) || !std::isfinite(expected[i])) return {INFINITY, INFINITY};
-    most = std::max(most, std::fabs(double{found[i]} - double{expected[i]}));
+    double ours = found[i], theirs = expected[i];
+    if (std::isfinite(theirs)) {
+      low = std::min(low, theirs);
+      high = std::max(high, theirs);
+    }
+    if (ours == theirs || (std::isnan(ours) && std::isnan(theirs))) continue;
+    if (!std::isfinite(ours) || !std::isfinite(theirs)) return {INFINITY, INFINITY};
+    most = std::max(most, std::fabs(ours - theirs));
   }
-  double range = double{*high} - double{*low};
-  if (range == 0) range = *high == 0 ? 1 : std::fabs(double{*high});
-  return {most, most / range};
+  double range = high > low ? high - low : std::fabs(high);
+  return {most, most / (std::isfinite(range) && range > 0 ? range : 1)};
 }
 
 // Hints that do nothing on any CPU; the meter's QEMU plugin counts what lies between them: an inference.

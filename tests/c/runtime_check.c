@@ -795,6 +795,13 @@ static void comparison(void) {
   CHECK(nn_compare((float[]){-8, -6}, (float[]){-9, -5}, 2, 0.25) == NN_OK);
   CHECK(nn_compare((float[]){-8, -6}, (float[]){-9, -5}, 2, 0.24) == NN_GOLDEN_MISMATCH);
   CHECK(nn_compare((float[]){-5, -5, -4}, constant, 3, 0.2) == NN_OK);
+  const float infinite[] = {-1, INFINITY, -INFINITY, NAN, 3};
+  CHECK(nn_compare(infinite, infinite, 5, 0) == NN_OK);
+  CHECK(nn_compare((float[]){-1, INFINITY, -INFINITY, NAN, 2.75f}, infinite, 5, 0.0625) == NN_OK);
+  CHECK(nn_compare((float[]){-1, INFINITY, -INFINITY, NAN, 2.75f}, infinite, 5, 0.0624) == NN_GOLDEN_MISMATCH);
+  CHECK(nn_compare((float[]){-1, -INFINITY, -INFINITY, NAN, 3}, infinite, 5, 1) == NN_GOLDEN_MISMATCH);
+  CHECK(nn_compare((float[]){-1, 9, -INFINITY, NAN, 3}, infinite, 5, 1) == NN_GOLDEN_MISMATCH);
+  CHECK(nn_compare((float[]){-1, INFINITY, -INFINITY, 0, 3}, infinite, 5, 1) == NN_GOLDEN_MISMATCH);
   CHECK(nn_compare((float[]){-5, -5, -4}, constant, 3, 0.19) == NN_GOLDEN_MISMATCH);
   CHECK(nn_compare((float[]){0, 0.5f, 0}, zeros, 3, 0.5) == NN_OK);
   CHECK(nn_compare((float[]){0, 0.5f, 0}, zeros, 3, 0.4) == NN_GOLDEN_MISMATCH);

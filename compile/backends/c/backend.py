@@ -10,7 +10,7 @@ from compile.backends.backend import Built, Job
 from compile.backends.c.build import build
 from compile.backends.dump import Dump
 from compile.backends.request import BuildRequest, Format
-from compile.backends.verify import Verification, verify_c
+from compile.backends.verify import Check, Verification, verify_c
 from compile.frontend.model import Model
 from compile.ir.graph import Graph
 from records.lookup import RecordLog
@@ -57,6 +57,10 @@ class CBackend:
         )
 
     def verify(
-        self, folder: Path, request: BuildRequest, progress: Progress
+        self,
+        folder: Path,
+        checks: Sequence[Check],
+        request: BuildRequest,
+        progress: Progress,
     ) -> Verification | str:
-        return verify_c(folder)
+        return verify_c(folder, checks)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.accuracy import TOLERANCE
+from bundle.accuracy import TOLERANCE, range_of
 from compile.backends.c import drawing, steps
 from compile.backends.c.arrange import Arranged
 from compile.backends.c.steps import FusedBlock, FusedBlocks, Offsets, Step
@@ -142,7 +142,7 @@ def emit_golden(
         "crc": constants.crc,
         "floating": project.floating,
         "expected": _texts(expected),
-        "tolerance": TOLERANCE * float(np.ptp(expected.astype(np.float64))),
+        "tolerance": TOLERANCE * range_of(expected),
     }
     _write(folder / "golden.h", "golden.h", values)
 

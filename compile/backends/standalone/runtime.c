@@ -736,13 +736,17 @@ int nn_check_weights(const nn_model *model) {
 
 int nn_compare(const float *output, const float *expected, size_t count, double tolerance) {
   double low = 0, high = 0, error = 0;
+  int known = 0;
   for (size_t i = 0; i < count; i++) {
-    double value = (double)expected[i], difference = (double)output[i] - value;
-    if (difference < 0) difference = -difference;
+    double value = (double)expected[i], found = (double)output[i];
+    double difference = found > value ? found - value : value - found;
+    if (found == value || (found != found && value != value)) difference = 0;
     if (difference != difference) return NN_GOLDEN_MISMATCH;
     if (difference > error) error = difference;
-    if (i == 0 || value < low) low = value;
-    if (i == 0 || value > high) high = value;
+    if (value - value != 0) continue; /* not finite */
+    if (!known || value < low) low = value;
+    if (!known || value > high) high = value;
+    known = 1;
   }
   double range = high > low ? high - low : high < 0 ? -high : high;
   return error <= tolerance * (range > 0 ? range : 1) ? NN_OK : NN_GOLDEN_MISMATCH;

@@ -1,0 +1,132 @@
+"""How far an answer may be from the reference: what rounding explains, element by element."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import succeed
+from integers import Graph as Writer
+from onnx import TensorProto, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from bundle.accuracy import Array, compare
+from bundle.golden import signed_inputs
+from bundle.manifest import Preprocessing, Tensor
+from compile.backends.verify import Check, verify
+from compile.frontend import sources
+from compile.frontend.reference import Reference
+from compile.frontend.tolerance import tolerance
+from targets.errors import UserError
+
+
+def scores_beside_boxes() -> onnx.ModelProto:
+    """Scores from 0 to 1 beside boxes in pixels: the range of the output is the boxes'."""
+    w = Writer(3, 8)
+    x = w.convolution("stem", "image", 3, 8)
+    scores = w.node("Sigmoid", "scores", [w.convolution("a", x, 8, 4, 1, clip=False)])
+    boxes = w.convolution("b", x, 8, 4, 1, clip=False)
+    size = w.constant("size", np.full((1, 4, 1, 1), 1e6, np.float32))
+    boxes = w.node("Mul", "boxes", [boxes, size])
+    w.node("Concat", "found", [scores, boxes], axis=1)
+    return w.finish((1, 8, 8, 8))
+
+
+@pytest.fixture
+def reference(tmp_path: Path) -> Reference:
+    onnx.save(scores_beside_boxes(), tmp_path / "m.onnx")
+    source = sources.find(str(tmp_path / "m.onnx"), {}, None, lambda stage: None)
+    return Reference(source.model)
+
+
+def an_image(seed: int) -> Array:
+    random = np.random.default_rng(seed)
+    return random.uniform(-1, 1, (1, 3, 8, 8)).astype(np.float32)
+
+
+def in_doubles(proto: onnx.ModelProto, image: Array) -> Array:
+    """The network in float64, rounded once at the end: another right answer."""
+    wide = onnx.ModelProto()
+    wide.CopyFrom(proto)
+    for tensor in wide.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype == np.float32:
+            tensor.CopyFrom(
+                numpy_helper.from_array(values.astype(np.float64), tensor.name)
+            )
+    for each in (*wide.graph.input, *wide.graph.output):
+        each.type.tensor_type.elem_type = TensorProto.DOUBLE
+    del wide.graph.value_info[:]
+    (found,) = ReferenceEvaluator(wide).run(None, {"image": image.astype(np.float64)})
+    return np.asarray(found).astype(np.float32)
+
+
+def test_another_order_of_the_sums_is_within_the_tolerance(
+    reference: Reference,
+) -> None:
+    proto = scores_beside_boxes()
+    for seed in range(5):
+        image = an_image(seed)
+        expected = reference.run(image)
+        near = reference.tolerances(image, expected)
+        other = in_doubles(proto, image)
+        assert (other != expected[0]).any()
+        assert compare([other], expected, near).passed
+
+
+def test_a_wrong_score_is_seen_beside_boxes_of_a_million(reference: Reference) -> None:
+    image = an_image(0)
+    expected = reference.run(image)
+    near = reference.tolerances(image, expected)
+    ours = expected[0].copy()
+    ours[0, 2, 1, 1] += 1e-3
+    assert compare([ours], expected).passed
+    result = compare([ours], expected, near)
+    assert not result.passed
+    assert result.worst is not None and result.worst.place == (0, 2, 1, 1)
+
+
+def test_a_constant_may_be_a_rounding_off() -> None:
+    answer = np.full((1, 10), 0.1, np.float32)
+    (near,) = (tolerance(answer, [answer, answer]),)
+    assert compare([answer + np.float32(1e-7)], [answer], [near]).passed
+    assert not compare([answer + np.float32(1e-4)], [answer], [near]).passed
+
+
+def test_what_is_infinite_has_no_tolerance() -> None:
+    answer = np.array([[-np.inf, np.nan, 1]], np.float32)
+    assert tolerance(answer, [answer]).tolist()[0][:2] == [0, 0]
+
+
+def test_inputs_of_a_build_have_both_signs_zeros_and_extremes() -> None:
+    image = Tensor(name="x", shape=(1, 3, 8, 8), layout="NCHW")
+    positive = Preprocessing(
+        resize=8, crop=(8, 8), scale=1 / 255, mean=(0, 0, 0), std=(1, 1, 1)
+    )
+    noise, stripes = signed_inputs(image, positive)
+    assert noise.min() < 0 < noise.max() and noise.dtype == np.float32
+    assert {0, 1, -1} < set(stripes.ravel().tolist())
+
+
+@pytest.mark.slow
+def test_a_build_refuses_what_the_range_of_the_output_hides(tmp_path: Path) -> None:
+    """The verdict of a build on a library whose reference says something else of one score."""
+    onnx.save(scores_beside_boxes(), tmp_path / "m.onnx")
+    options = ("--model", tmp_path / "m.onnx", "--target", "native")
+    succeed("compile.build", *options, "--output", tmp_path / "built")
+    source = sources.find(str(tmp_path / "m.onnx"), {}, None, lambda stage: None)
+    reference = Reference(source.model)
+    image = an_image(1)
+    expected = reference.run(image)
+    near = reference.tolerances(image, expected)
+    right = Check(image, expected, near)
+    folder = tmp_path / "built"
+    verify(folder, [right], False, lambda stage: None)
+    changed = expected[0].copy()
+    changed[0, 3, 0, 5] += 1e-3
+    with pytest.raises(UserError, match=r"'found' has .* at \[0, 3, 0, 5\] instead"):
+        verify(
+            folder, [right, Check(image, [changed], near)], False, lambda stage: None
+        )
