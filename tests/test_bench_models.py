@@ -8,7 +8,6 @@ from typing import Any
 import networks
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from compared import OPTIONS, Runs, replace_runtimes, tiny_model
 from onnx import TensorProto, helper, numpy_helper
@@ -16,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from bench import compare, measurement
 from compile.frontend import gate
 from compile.frontend.reference import Reference
+from targets import onnx_runtime
 from targets.errors import UserError
 
 
@@ -101,20 +101,18 @@ def test_the_reference_has_a_builds_settings(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For a QDQ graph they are not ONNX Runtime's own: see targets/onnx_runtime.py."""
-    made: list[tuple[int, str]] = []
-    session = onnxruntime.InferenceSession
+    made: list[tuple[object, ...]] = []
+    ask = onnx_runtime._Server.ask
 
-    def spy(data: bytes, options: Any = None, **words: Any) -> Any:
-        key = "session.qdqisint8allowed"
-        made.append(
-            (options.intra_op_num_threads, options.get_session_config_entry(key))
-        )
-        return session(data, options, **words)
+    def spy(server: onnx_runtime._Server, *question: object) -> object:
+        if question[0] == "open":
+            made.append(question[2:])
+        return ask(server, *question)
 
     path = tmp_path / "int8.onnx"
     onnx.save(networks.quantised(onnx.load(model), tmp_path), path)
-    monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
+    monkeypatch.setattr(onnx_runtime._Server, "ask", spy)
     case = measurement.read_case(path)
     (built,) = Reference(gate.load(path)).run(case.tensor)
-    assert case.quantised and made == [(1, "1")] * 2
+    assert case.quantised and made == [(1, "all", None)] * 2
     np.testing.assert_array_equal(case.expected, built)
