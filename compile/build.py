@@ -215,10 +215,13 @@ def _summary(bundle: Bundle) -> dict[str, Any]:
 
 
 def _table(bundle: Bundle, model: str) -> str:
+    from devices.sessions.session import Origin
+
     manifest, measured = bundle.manifest, bundle.manifest.measured
     lowering, verification = manifest.lowering, measured["verification"]
     macs = sum(group.macs for group in lowering.groups)
     place = shown(quote(str(bundle.path)), 1000)
+    board = ""
     if verification is None:
         checked = "NOT compared with ONNX Runtime: " + measured["not_verified_because"]
     else:
@@ -227,6 +230,7 @@ def _table(bundle: Bundle, model: str) -> str:
             f"{verification['relative_error']:.1e} of its range, {verification['inputs']} inputs, "
             f"{verification['origin']}"
         )
+        board = " --board emulated" if verification["origin"] == Origin.EMULATED else ""
     rows = [
         ("bundle", f"{place} (and {place}.tar.gz)"),
         (
@@ -246,7 +250,7 @@ def _table(bundle: Bundle, model: str) -> str:
         ),
         (
             "next",
-            f"python -m runtime_demo.check {place} --model {shown(quote(model), 1000)} --images PHOTOS",
+            f"python -m runtime_demo.check {place}{board} --model {shown(quote(model), 1000)} --images PHOTOS",
         ),
     ]
     return "\n".join(f"{name:<8} {value}" for name, value in rows)

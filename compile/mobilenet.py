@@ -238,6 +238,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _print_table(reports)
     if arguments.layers:
         _print_layers(reports[0])
+    if arguments.output:
+        print(f"\nwritten: {arguments.output}, with seeded random weights")
     return 0
 
 

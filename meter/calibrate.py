@@ -26,7 +26,7 @@ from targets.files import write_whole
 
 _EPILOG = """\
 example:
-  python -m runtime_demo.check out/model-arm-cortex-a72 --rpc BOARD --json > result.json
+  python -m runtime_demo.check out/model-arm-cortex-a72 --ssh pi@raspberrypi --json > result.json
   python -m meter calibrate result.json --clock 1.8
 
 One factor is kept for each CPU, the last one given; `--forget CPU` removes it.
@@ -137,7 +137,7 @@ def read_result(path: Path) -> Measured:
     if origin != Origin.BOARD:
         raise UserError(
             f"{path}: its times are {origin}, not {Origin.BOARD}; "
-            "check the bundle on the board itself (--rpc)"
+            "check the bundle on the board itself (--ssh or --rpc)"
         )
     if threads != 1:
         raise UserError(
@@ -179,7 +179,7 @@ def calibrate(measured: Measured, clock: float, estimate: Estimate) -> Calibrati
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.forget:
-        return _forget(arguments.forget)
+        return _forget(arguments.forget, arguments.json)
     if arguments.result is None:
         raise UserError("give a RESULT.json of `python -m runtime_demo.check … --json`")
     measured = read_result(arguments.result)
@@ -198,15 +198,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _forget(cpu: str) -> int:
+def _forget(cpu: str, as_json: bool) -> int:
     entries = _stored()
     if cpu not in entries:
-        raise UserError(
-            f"--forget {cpu}: nothing is stored for it, only for "
-            f"{', '.join(entries) or 'none'}"
+        stored = (
+            f"only for {', '.join(entries)}" if entries else "nor for any other CPU"
         )
+        raise UserError(f"--forget {cpu}: nothing is stored for it, {stored}")
     del entries[cpu]
     _store(entries)
+    if not as_json:
+        print(f"{cpu}: its factor is removed from {config_file()}")
     return 0
 
 

@@ -53,13 +53,17 @@ def reference_for(
     """ONNX Runtime on the model that the bundle was built from, and on its QDQ graph."""
     tensor = bundle.manifest.input
     shapes = {tensor.name: tensor.shape}
-    source = sources.find(model, shapes, tensor.layout or None, progress.stage)
-    theirs, ours = source.model.identity, bundle.manifest.model
-    if (theirs.sha256, theirs.external_data) != (ours.sha256, ours.external_data):
-        raise UserError(
-            f"{model}: its SHA-256 is {theirs.sha256[:12]}…, but {bundle.path} was built from "
-            f"{ours.name} with {ours.sha256[:12]}…; give that model, or build again"
-        )
+    try:
+        source = sources.find(model, shapes, tensor.layout or None, progress.stage)
+    except UserError as unfit:
+        # Another network may have another input. That it is another one is the better message.
+        try:
+            source = sources.find(model, {}, None, progress.stage)
+        except UserError:
+            raise unfit from None
+        _check_same(bundle, model, source)
+        raise
+    _check_same(bundle, model, source)
     reference = Reference(source.model, threads)
     facts = bundle.manifest.quantisation
     if facts is None or not facts.model:
@@ -71,6 +75,15 @@ def reference_for(
         )
     exact = gate.load(quantised, shapes, tensor.layout or None)
     return References(Reference(exact, threads), reference)
+
+
+def _check_same(bundle: Bundle, model: str, source: sources.Source) -> None:
+    theirs, ours = source.model.identity, bundle.manifest.model
+    if (theirs.sha256, theirs.external_data) != (ours.sha256, ours.external_data):
+        raise UserError(
+            f"{model}: its SHA-256 is {theirs.sha256[:12]}…, but {bundle.path} was built from "
+            f"{ours.name} with {ours.sha256[:12]}…; give that model, or build again"
+        )
 
 
 def read_images(

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{target.name:<{width}}  {runs:<9}  {target.summary}")
     print(f"{'native':<{width}}  {'yes':<9}  this machine ({cpu.model}): {here.name}")
     print(
-        "\nA TVM target string works too: --target 'llvm -mtriple=aarch64-linux-gnu -mcpu=neoverse-n1'"
+        "\nA TVM target string works too: --target 'llvm -keys=cpu -mtriple=aarch64-linux-gnu -mcpu=neoverse-n1'"
     )
     return 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import graphs
@@ -15,6 +16,7 @@ from conftest import run, succeed
 
 from bundle.golden import read_golden
 from bundle.store import open_bundle, sha256_of
+from compile.build import _table
 
 Build = Callable[..., Path]
 SMALL = "mobilenetv2-0.35-96"
@@ -65,6 +67,16 @@ def test_the_json_is_one_object(small_cnn: Path, tmp_path: Path) -> None:
     assert answer["bundle"] == str(tmp_path / "b")
     assert answer["verification"]["origin"] == "measured on host"
     assert answer["verification"]["relative_error"] <= 1e-4
+
+
+def test_the_next_command_checks_where_the_build_was_verified(built: Build) -> None:
+    bundle = open_bundle(built(SMALL))
+    assert "emulated" not in _table(bundle, SMALL)
+    measured = dict(bundle.manifest.measured)
+    measured["verification"] = measured["verification"] | {"origin": "emulated"}
+    manifest = bundle.manifest.model_copy(update={"measured": measured})
+    last = _table(replace(bundle, manifest=manifest), SMALL).splitlines()[-1]
+    assert f"check {bundle.path} --board emulated --model {SMALL}" in last
 
 
 def test_a_bundle_is_replaced_only_by_a_whole_one(

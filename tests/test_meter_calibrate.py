@@ -67,8 +67,13 @@ def test_the_command_line_stores_shows_and_forgets(
     assert "75.00 ms measured on board" in line and "estimated at 1.50 GHz" in line
     stored = calibrate.factor("cortex-a72")
     assert stored is not None and stored.factor == 1.25
+    with pytest.raises(UserError, match="for it, only for cortex-a72$"):
+        calibrate.main(["--forget", "cortex-a53"])
     assert calibrate.main(["--forget", "cortex-a72"]) == 0
+    assert "cortex-a72: its factor is removed from" in capsys.readouterr().out
     assert calibrate.factor("cortex-a72") is None
+    with pytest.raises(UserError, match="for it, nor for any other CPU$"):
+        calibrate.main(["--forget", "cortex-a72"])
 
 
 def test_a_factor_of_another_meter_is_not_shown(

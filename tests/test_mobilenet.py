@@ -352,6 +352,7 @@ def test_the_command_writes_the_model_whole(
     assert mobilenet.main(["--width", "0.35", "--output", str(path)]) == 0
     assert onnx.load(path) == build(0.35, 224)
     assert list(tmp_path.iterdir()) == [path]
+    assert f"written: {path}, with seeded random weights" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

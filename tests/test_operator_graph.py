@@ -26,6 +26,7 @@ from compile.ir.kinds import KINDS, make
 from compile.ir.operators import Convolution, Known
 from compile.ir.pointwise import FUNCTIONS
 from compile.passes import simplify
+from targets.errors import UserError
 from targets.onnx_runtime import Session
 
 
@@ -239,6 +240,15 @@ def test_names_of_new_tensors_are_nobody_s() -> None:
     made = make("Relu", "", [tensor], [replace(tensor, name="x/new")])
     fresh = Graph((tensor,), made.outputs, (made,)).fresh_names()
     assert [fresh("x/new"), fresh("x/new"), fresh("y")] == ["x/new/2", "x/new/3", "y"]
+
+
+def test_a_dump_removes_its_own_files_only(tmp_path: Path) -> None:
+    for name in ("12-notes.txt", "12-graph-old.txt", "13-relay-old.txt"):
+        (tmp_path / name).write_text("x")
+    Dump(tmp_path, fresh=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["12-notes.txt"]
+    with pytest.raises(UserError, match="--dump .*12-notes.txt: File exists; give a"):
+        Dump(tmp_path / "12-notes.txt")
 
 
 def test_a_dump_shows_every_pass_in_order(tmp_path: Path) -> None:

@@ -15,9 +15,11 @@ from onnx import numpy_helper
 from reference_answers import Floats, reference, seeded
 from relay_worker import relay_worker
 
+from bundle.manifest import ModelIdentity
 from compile import passes
 from compile.backends.c import support
 from compile.backends.c.build import PASSES as C_PASSES
+from compile.frontend import gate
 from compile.ir import evaluate, onnx_form
 from compile.ir.graph import Graph
 from compile.ir.operators import View
@@ -180,6 +182,37 @@ def test_what_has_no_integer_form_stays_float_between_its_quantisers(
             np.abs(evaluate.run(graph, image)[0] - reference(proto, image)).max()
             <= step
         )
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        [(-3, -1), (0, None)],
+        [(-3, -1), (-0.5, None)],
+        [(1, 2), (None, 0.5)],
+        [(1, 0.3)],
+    ],
+)
+def test_limits_behind_each_other_are_what_the_last_one_leaves(
+    bounds: list[tuple[float | None, float | None]],
+) -> None:
+    """They need not overlap, and a min above the max is that max."""
+    w = Writer(3, 6)
+    x = w.convolution("stem", "image", 3, 4, 1, clip=False)
+    for index, pair in enumerate(bounds):
+        names = [
+            "" if v is None else w.constant(f"{index}/{k}", np.array(v, np.float32))
+            for k, v in zip(("low", "high"), pair, strict=True)
+        ]
+        x = w.node("Clip", f"clip{index}", [x, *names])
+    proto = w.finish((1, 4, 6, 6))
+    model = gate.check(proto, ModelIdentity(name="m", sha256="0" * 64))
+    graph = passes.run(C_PASSES, graph_of(model.proto))
+    assert [each.kind for each in graph.operators] == ["Conv"]
+    (image,) = patterns(proto, 1)
+    np.testing.assert_allclose(
+        evaluate.run(graph, image)[0], reference(proto, image), atol=1e-5
+    )
 
 
 def test_functions_of_one_int8_value_are_tables_of_onnx_runtime(tmp_path: Path) -> None:

@@ -71,6 +71,11 @@ def test_refuses_a_model_other_than_the_bundle_s(place: Place, bundle: Path) -> 
     (place.here / "other.onnx").write_bytes(spoilt(lambda g: None, channels=5))
     line = place.refused(CHECK, bundle, "--model", "other.onnx")
     expect(line, "other.onnx|SHA-256|give that model, or build again")
+    # Not of --input-shape, which was not given.
+    wider = spoilt(lambda g: None, shape=(1, 3, 12, 12))
+    (place.here / "wider.onnx").write_bytes(wider)
+    line = place.refused(CHECK, bundle, "--model", "wider.onnx")
+    expect(line, "wider.onnx|SHA-256|give that model, or build again")
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ pytestmark = pytest.mark.slow
 BY_ZERO = ["SP", 3, 0, 1, [0], 1]
 
 
-def network(path: Path) -> Path:
-    """Two convolutions that differ in nothing but their sizes, and a classifier."""
+def network(path: Path, width: int = 8) -> Path:
+    """Two convolutions that differ in nothing but their sizes, and a classifier; ``width`` changes every task."""
     random = np.random.default_rng(0)
 
     def weight(name: str, *shape: int) -> TensorProto:
@@ -58,7 +58,11 @@ def network(path: Path) -> Path:
         "small",
         [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 16, 16])],
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, 5])],
-        [weight("w1", 8, 3, 3, 3), weight("w2", 16, 8, 3, 3), weight("w3", 5, 16)],
+        [
+            weight("w1", width, 3, 3, 3),
+            weight("w2", 2 * width, width, 3, 3),
+            weight("w3", 5, 2 * width),
+        ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
     model.ir_version = 8
@@ -237,3 +241,18 @@ def test_refining_keeps_records_that_fit_and_a_build_finds_them(
     manifest = build(model, folder / "bundle", require=True)
     assert manifest.lowering.records
     assert manifest.lowering.records.file == "refined.json"
+
+
+def test_refining_refuses_a_log_of_another_network(
+    model: Path, lines: list[str], folder: Path
+) -> None:
+    log(folder / "tuned" / "mine.json", lines)
+    with relay_worker() as worker:
+        other = network(folder / "other.onnx", width=12)
+        foreign = worker.submit(naive_records, str(other)).result()
+    source = log(folder / "foreign.json", foreign)
+    output = folder / "refined.json"
+    options = ["--model", str(model), "--records", str(source), "--top", "2"]
+    with pytest.raises(UserError, match="foreign.json: no record of a task of"):
+        refine.main([*options, "--output", str(output)])
+    assert not output.exists()

@@ -118,13 +118,20 @@ def _refine(arguments: argparse.Namespace, progress: Progress) -> None:
         raise UserError("--threads: the meter counts one; leave it out")
     work = _Work(arguments, target, log, here, progress)
     builds = [work.build(0)]
+    tasks = {group.task for group in builds[0].bundle.manifest.lowering.groups}
+    if not tasks & log.best.keys():
+        raise UserError(
+            f"{arguments.records}: no record of a task of {arguments.model}; give a log of this network"
+        )
     for rank in range(1, arguments.top):
         try:
             builds.append(work.build(rank))
         except UserError as error:
             progress.finish()
             progress.note(f"rank {rank + 1} left out: {error}")
-    choices = choose([_by_task(*pair) for pair in work.measure(builds)])
+    costs = [_by_task(*pair) for pair in work.measure(builds)]
+    # A task without a record in the log is the same in every build.
+    choices = [each for each in choose(costs) if each.workload in log.best]
     picked = {choice.workload: builds[choice.build].records for choice in choices}
     kept = {key: picked.get(key, builds[0].records)[key] for key in log.best}
     final = work.build_of(kept, "the network with what was chosen")

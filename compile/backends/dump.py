@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compile.ir.graph import Graph, Tensor
+from targets.errors import UserError
 
 
 class Dump:
@@ -17,8 +18,17 @@ class Dump:
         self._folder = folder
         self._count = 0
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            present = sorted(folder.glob("[0-9][0-9]-*.txt"))
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(
+                    f"--dump {folder}: {error.strerror}; give a folder, or one that can be made"
+                ) from None
+            present = [
+                file
+                for kind in ("graph", "relay")
+                for file in folder.glob(f"[0-9][0-9]-{kind}-*.txt")
+            ]
             for old in present if fresh else ():
                 old.unlink()
             self._count = 0 if fresh else len(present)

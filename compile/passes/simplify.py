@@ -113,8 +113,10 @@ def fold_limits(graph: Graph) -> Graph:
         limits = limits_of(operator)
         if limits is None or not isinstance(before, Limited):
             return None
-        both = max(limits[0], before.limits[0]), min(limits[1], before.limits[1])
-        return replace(before, outputs=operator.outputs).with_attributes(limits=both)
+        low, high = np.clip(before.limits, *limits).tolist()
+        return replace(before, outputs=operator.outputs).with_attributes(
+            limits=(low, high)
+        )
 
     return _merged(graph, merge)
 

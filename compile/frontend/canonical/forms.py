@@ -71,17 +71,27 @@ def slice_axes(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
 
 
 def clip(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
-    """From opset 11 on the importer drops a Clip with one bound; the other bound is added."""
-    if graph.opset < 11:
-        return [node]
+    """From opset 11 on the importer drops a Clip with one bound; the other bound is added.
+
+    Where min is above max, every value is max. Compilers differ there, so both bounds become max.
+    """
     low, high = (graph.constant(node, index) for index in (1, 2))
-    if (low is None) == (high is None):
+    if graph.opset < 11:
+        limits = attributes_of(node)
+        if limits.get("min", -_FLOAT32_MAX) <= limits.get("max", _FLOAT32_MAX):
+            return [node]
+        return Chain(node, graph).end(
+            "Clip", node.input[0], **limits | {"min": limits["max"]}
+        )
+    if low is None and high is None:
         return [node]
-    bounds = (
+    least, most = (
         default if bound is None else float(bound.item())
         for bound, default in ((low, -_FLOAT32_MAX), (high, _FLOAT32_MAX))
     )
-    return Chain(node, graph).end("Clip", node.input[0], *bounds)
+    if low is not None and high is not None and least <= most:
+        return [node]
+    return Chain(node, graph).end("Clip", node.input[0], min(least, most), most)
 
 
 def dropout(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
