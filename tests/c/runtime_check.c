@@ -7,6 +7,7 @@
 #include "runtime.h"
 
 #include <dirent.h>
+#include <math.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
