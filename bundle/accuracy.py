@@ -48,8 +48,7 @@ class Accuracy(NamedTuple):
     """One inference against the reference, over all outputs together.
 
     Attributes:
-        worst: None where nothing differs, or elements have no tolerances.
-        judged: whether elements have tolerances.
+        worst: None where elements have no tolerances.
     """
 
     max_abs_error: float
@@ -57,14 +56,11 @@ class Accuracy(NamedTuple):
     relative_error: float
     cosine: float
     worst: Worst | None = None
-    judged: bool = False
 
     @property
     def excess(self) -> float | None:
         """The largest error of an element ÷ its tolerance; None where elements have none."""
-        if not self.judged:
-            return None
-        return self.worst.excess if self.worst else 0.0
+        return self.worst.excess if self.worst else None
 
     @property
     def passed(self) -> bool:
@@ -102,7 +98,7 @@ def compare(
     error = np.concatenate([each.ravel() for each in errors])
     worst = _worst(outputs, reference, errors, tolerances) if tolerances else None
     if not np.isfinite(error).all():
-        return unequal._replace(worst=worst, judged=worst is not None)
+        return unequal._replace(worst=worst)
     ours = np.concatenate([o.ravel() for o in outputs])
     theirs = np.concatenate([r.ravel() for r in reference])
     finite = np.isfinite(theirs)
@@ -112,7 +108,6 @@ def compare(
         relative_error=relative,
         cosine=cosine(ours[finite], theirs[finite]),
         worst=worst,
-        judged=tolerances is not None,
     )
 
 
@@ -139,7 +134,7 @@ def _worst(
 ) -> Worst | None:
     found = None
     for which, (error, allowed) in enumerate(zip(errors, tolerances, strict=True)):
-        if not error.any():
+        if not error.size:
             continue
         with np.errstate(divide="ignore", invalid="ignore"):
             excess = np.where(error > 0, error / allowed.astype(np.float64), 0.0)

@@ -52,9 +52,10 @@ class Reference:
 
         It is for networks in float32: see compile/frontend/tolerance.py.
         """
-        random = np.random.default_rng(0)
         if self._disturbed is None:
-            self._disturbed = self._open(disturbed(self._model.proto, random), 1)
+            weights = disturbed(self._model.proto, np.random.default_rng(0))
+            self._disturbed = self._open(weights, 1)
+        random = np.random.default_rng(1)
         moved = []
         for _ in range(_DISTURBED_RUNS):
             inputs = {self._input: disturbed_input(tensor, random)}
