@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from targets.arguments import add_json, command_parser
 from targets.errors import run_command
 from targets.presets import PRESETS, missing_features, native, this_cpu
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m targets", description="List the targets that --target takes."
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object, for machines"
-    )
+    parser = command_parser("targets", "List the targets that --target takes.")
+    add_json(parser)
     arguments = parser.parse_args(argv)
     cpu = this_cpu()
     here = native(cpu)
