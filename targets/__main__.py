@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from targets.arguments import add_json, command_parser
 from targets.errors import run_command
-from targets.presets import PRESETS, missing_features, native, this_cpu
+from targets.presets import PRESETS, boards_of, missing_features, native, this_cpu
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,7 +18,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     cpu = this_cpu()
     here = native(cpu)
     if arguments.json:
-        table = {t.name: {**asdict(t), "features": sorted(t.features)} for t in PRESETS}
+        table = {
+            t.name: {
+                **asdict(t),
+                "features": sorted(t.features),
+                "boards": boards_of(t),
+            }
+            for t in PRESETS
+        }
         print(json.dumps({"native": here.name, "targets": table}, indent=2))
         return 0
     width = max(len(target.name) for target in PRESETS)
@@ -27,6 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = "no" if missing_features(target, cpu) else "yes"
         print(f"{target.name:<{width}}  {runs:<9}  {target.summary}")
     print(f"{'native':<{width}}  {'yes':<9}  this machine ({cpu.model}): {here.name}")
+    print("\nBoards and parts mean a target too, by how their names begin:")
+    for target in PRESETS:
+        if boards := boards_of(target):
+            print(f"{target.name:<{width}}  {', '.join(boards)}")
     print(
         "\nA TVM target string works too: --target 'llvm -keys=cpu -mtriple=aarch64-linux-gnu -mcpu=neoverse-n1'"
     )
