@@ -150,8 +150,7 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
         f"instructions {metered.instructions / 1e6:.1f} M, exact (QEMU)",
         f"core         {metered.core_cycles / 1e6:.1f} M cycles, estimated (LLVM's model of {cycles.model(metered.cpu)}, no caches)",
         f"memory       {metered.memory_cycles / 1e6:.1f} M cycles, estimated (cache model of the {hierarchy.board}; no prefetching)",
-        f"time         {high:.1f} ms at {hierarchy.clock} GHz, 1 thread, estimated: core + memory, as published times fit best; "
-        f"at least {low:.1f} ms where they overlap",
+        f"time         {high:.1f} ms at {hierarchy.clock} GHz, 1 thread, estimated (core + memory; {low:.1f} ms if they overlapped)",
     ]
     if calibration is not None and not calibration.is_current:
         lines.append(
