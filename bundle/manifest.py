@@ -48,6 +48,12 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Dimension = Annotated[int, Field(gt=0, lt=1 << 24)]
 
 
+# Of an input or output; the gate's limit for any tensor of a network.
+MAX_TENSOR_BYTES = 1 << 29
+# Pixels of a photograph's short side; the long one may have eight times as many.
+MAX_RESIZE = 4096
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
 
@@ -59,6 +65,14 @@ class Tensor(_Model):
     shape: tuple[Dimension, ...]
     dtype: Literal["float32"] = "float32"
     layout: Literal["NCHW", "NHWC", ""] = ""
+
+    @model_validator(mode="after")
+    def _of_sensible_size(self) -> Tensor:
+        if self.nbytes > MAX_TENSOR_BYTES:
+            raise ValueError(
+                f"shape takes {self.nbytes} bytes, over {MAX_TENSOR_BYTES}"
+            )
+        return self
 
     @property
     def nbytes(self) -> int:
@@ -131,6 +145,9 @@ class Preprocessing(_Model):
             raise ValueError(
                 f"resize {self.resize} is smaller than crop {max(self.crop)}"
             )
+        most = max(MAX_RESIZE, 2 * max(self.crop))
+        if self.resize > most:
+            raise ValueError(f"resize {self.resize} is more than {most} pixels")
         return self
 
 

@@ -116,6 +116,8 @@ def test_no_manifest_at_all(text: bytes) -> None:
         (("preprocessing", "scale"), float("inf")),
         (("preprocessing", "mean"), [1, 1]),
         (("preprocessing", "resize"), 5),
+        (("preprocessing", "resize"), 40_000),
+        (("outputs", 0, "shape"), [1, 1 << 20, 1 << 20]),
         (("threads",), 0),
         (("unheard_of",), 1),
     ],

@@ -11,11 +11,11 @@ from onnx import TensorProto, numpy_helper
 from onnx.inliner import inline_local_functions
 
 from compile.frontend.fold import constant_value, is_onnx, opset
+from compile.frontend.limits import MAX_NODES
 from compile.frontend.model_file import tensors
 from compile.frontend.names import Unfit, node_label
 from targets.escapes import shown
 
-MAX_NODES = 20_000
 # 7 is the oldest that ONNX Runtime supports, and the first with NumPy's broadcasting, which Relay has too.
 # 22 is the newest whose operators were compared with ONNX Runtime (tests/test_rewrite.py).
 OPSETS = range(7, 23)
@@ -68,8 +68,6 @@ def check_nodes(proto: onnx.ModelProto) -> None:
     graph, version = proto.graph, opset(proto)
     if not graph.node:
         raise Unfit("the graph has no nodes; export a network")
-    if len(graph.node) > MAX_NODES:
-        raise Unfit(f"{len(graph.node)} nodes, more than the {MAX_NODES} allowed")
     if graph.sparse_initializer:
         raise Unfit("sparse initializers are not supported; export dense weights")
     quantised = Counter(

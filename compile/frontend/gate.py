@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 
 from bundle.manifest import ModelIdentity
-from compile.frontend import checks, shapes
+from compile.frontend import checks, limits, shapes
 from compile.frontend.fold import fold, value_of
 from compile.frontend.formats import advice
 from compile.frontend.model import Model
@@ -90,7 +90,9 @@ def _checked(
     layout: Layout | None,
 ) -> Model:
     checks.check_opsets(proto)
+    limits.check_counts(proto.graph)
     proto = checks.inlined_functions(proto)
+    limits.check_counts(proto.graph)
     checks.check_nodes(proto)
     checks.check_order(proto.graph)
     checks.check_all_inlined(proto)
