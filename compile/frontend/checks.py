@@ -150,10 +150,14 @@ def check_weights(proto: onnx.ModelProto) -> None:
     constants = (node for node in proto.graph.node if node.op_type == "Constant")
     made = filter(None, map(constant_value, constants))
     for tensor in (*proto.graph.initializer, *made):
-        if tensor.data_type != TensorProto.FLOAT:
-            continue
-        array = numpy_helper.to_array(tensor)
-        if not np.isfinite(array).all():
+        try:
+            array = numpy_helper.to_array(tensor)
+        except ValueError:
+            raise Unfit(
+                f"weights {shown(tensor.name)!r}: their bytes do not fill the shape {list(tensor.dims)[:8]}; "
+                "export it again"
+            ) from None
+        if tensor.data_type == TensorProto.FLOAT and not np.isfinite(array).all():
             kind = "NaN" if np.isnan(array).any() else "infinite values"
             raise Unfit(
                 f"weights {shown(tensor.name)!r} hold {kind}; train or export it again"

@@ -243,7 +243,12 @@ def outputs_of(proto: onnx.ModelProto) -> tuple[Tensor, ...]:
 
 
 def tensor_of(name: str, value: Value, layout: Layout | Literal[""]) -> Tensor:
-    return Tensor(name=name, shape=value.sizes or (), layout=layout)
+    try:
+        return Tensor(name=name, shape=value.sizes or (), layout=layout)
+    except ValueError:
+        raise Unfit(
+            f"tensor {shown(name)!r} has the shape {list(value.sizes or ())}, too large; export with less"
+        ) from None
 
 
 def layout_of(source: onnx.ValueInfoProto, given: Layout | None) -> Layout:

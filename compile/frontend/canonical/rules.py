@@ -9,8 +9,10 @@ from __future__ import annotations
 import onnx
 
 from compile.frontend.canonical import decompositions, forms, resize, windows
-from compile.frontend.canonical.graph import Graph, Rule
+from compile.frontend.canonical.graph import Graph, Rule, refusal
 from compile.frontend.fold import fold, infer, with_nodes
+from targets.errors import UserError, first_line
+from targets.escapes import shown
 
 _RULES: dict[str, Rule] = {
     "AveragePool": windows.pool,
@@ -53,12 +55,22 @@ def canonical(proto: onnx.ModelProto) -> onnx.ModelProto:
     """
     folded = fold(proto)
     graph = Graph(folded)
-    nodes = [
-        new
-        for node in folded.graph.node
-        for new in _RULES.get(node.op_type, _unchanged)(node, graph)
-    ]
+    nodes = [new for node in folded.graph.node for new in _rewritten(node, graph)]
     return infer(with_nodes(folded, nodes, graph.constants))
+
+
+def _rewritten(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
+    try:
+        return _RULES.get(node.op_type, _unchanged)(node, graph)
+    except UserError:
+        raise
+    except Exception as error:
+        # ONNX's checker and inference let operands pass that the operator's definition does not allow.
+        why = shown(first_line(error), 120)
+        raise refusal(
+            node,
+            f"its inputs or attributes are not what ONNX defines ({why}); export it again",
+        ) from error
 
 
 def _unchanged(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
