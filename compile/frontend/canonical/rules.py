@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx
 
-from compile.frontend.canonical import decompositions, forms, resize, windows
+from compile.frontend.canonical import decompositions, forms, indices, resize, windows
 from compile.frontend.canonical.graph import Graph, Rule
 from compile.frontend.fold import fold, infer, with_nodes
 
@@ -19,14 +19,23 @@ _RULES: dict[str, Rule] = {
     "Conv": windows.convolution,
     "ConvTranspose": windows.transposed_convolution,
     "Dropout": forms.dropout,
+    "Gather": indices.elements,
+    "GatherElements": indices.elements,
+    "GatherND": indices.slices,
     "Gelu": decompositions.gelu,
+    "GlobalLpPool": windows.global_lp_pool,
     "GroupNormalization": decompositions.group_normalisation,
     "LogSoftmax": decompositions.log_softmax,
+    "LpPool": windows.lp_pool,
     "MatMul": decompositions.matrix_vector,
     "MaxPool": windows.pool,
     "Mean": decompositions.mean,
+    "Mod": indices.modulo,
     "Pad": windows.pad,
     "Resize": resize.resize,
+    "Scatter": indices.elements,
+    "ScatterElements": indices.elements,
+    "ScatterND": indices.slices,
     "Slice": forms.slice_axes,
     "Softplus": decompositions.softplus,
     "Split": forms.split,
