@@ -33,6 +33,14 @@ class Graph:
         assert sizes is not None
         return sizes
 
+    def has_infinity(self) -> bool:
+        """Whether a constant, such as an attention's mask, has infinite elements."""
+        return any(
+            np.isinf(numpy_helper.to_array(each)).any()
+            for each in self.constants.values()
+            if each.data_type == onnx.TensorProto.FLOAT
+        )
+
     def dtype(self, name: str) -> int:
         return self._values[name].dtype
 

@@ -38,6 +38,7 @@ _RULES: dict[str, Rule] = {
     "ScatterND": indices.slices,
     "Slice": forms.slice_axes,
     "Softplus": decompositions.softplus,
+    "SpaceToDepth": decompositions.space_to_depth,
     "Split": forms.split,
     "Unsqueeze": forms.unsqueeze,
     "Upsample": resize.resize,
