@@ -1,4 +1,4 @@
-"""Pools, remainders and indices from the end answer in TVM as in ONNX Runtime."""
+"""Pools, remainders, Fourier transforms and indices from the end answer in TVM as in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -105,6 +105,9 @@ WRONG: dict[str, onnx.ModelProto] = {
     ),
     "global-lp-pool-odd": single("GlobalLpPool", p=3),
     "global-lp-pool-1": single("GlobalLpPool", opset=7, p=1),
+    "dft": single("DFT", opset=17, shape=(1, 4, 6, 2), axis=2),
+    "dft-axis-input": single("DFT", None, np.array(1), opset=20, shape=(1, 4, 6, 2)),
+    "dft-longer": single("DFT", np.array(9), shape=(1, 6, 3, 1), opset=17, onesided=1),
     "mod": whole_numbers("Mod", 1, -2, 3, -4, 5),
     "gather-negative-axis": single("Gather", whole(2, 0, -1), axis=-2),
     "gather-computed": from_the_end("Gather", (2, 3), axis=-3),

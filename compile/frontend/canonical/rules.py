@@ -8,7 +8,14 @@ from __future__ import annotations
 
 import onnx
 
-from compile.frontend.canonical import decompositions, forms, indices, resize, windows
+from compile.frontend.canonical import (
+    decompositions,
+    dft,
+    forms,
+    indices,
+    resize,
+    windows,
+)
 from compile.frontend.canonical.graph import Graph, Rule
 from compile.frontend.fold import fold, infer, with_nodes
 
@@ -18,6 +25,7 @@ _RULES: dict[str, Rule] = {
     "Clip": forms.clip,
     "Conv": windows.convolution,
     "ConvTranspose": windows.transposed_convolution,
+    "DFT": dft.dft,
     "Dropout": forms.dropout,
     "Gather": indices.elements,
     "GatherElements": indices.elements,
