@@ -1,4 +1,4 @@
-"""What the gate checks of a graph: opset, functions, operators, order of nodes, weights."""
+"""What the gate checks of a graph: functions, operators, order of nodes, weights."""
 
 from __future__ import annotations
 
@@ -16,22 +16,9 @@ from compile.frontend.model_file import tensors
 from compile.frontend.names import Unfit, node_label
 from targets.escapes import shown
 
-# 7 is the oldest that ONNX Runtime supports, and the first with NumPy's broadcasting, which Relay has too.
-# 22 is the newest whose operators were compared with ONNX Runtime (tests/test_rewrite.py).
-OPSETS = range(7, 23)
+_WEIGHTED = ("BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul", "Mul")
 
 _CONTROL_FLOW = frozenset(["If", "Loop", "Scan", "SequenceMap"])
-
-
-def check_opsets(proto: onnx.ModelProto) -> None:
-    if not proto.opset_import or not proto.HasField("graph"):
-        raise Unfit("not an ONNX model (no graph or no opset); export it again")
-    version = opset(proto)
-    if version not in OPSETS:
-        raise Unfit(
-            f"opset {version} of ai.onnx, this takes {OPSETS[0]} to {OPSETS[-1]}; export with "
-            "opset_version=17, or use onnx.version_converter"
-        )
 
 
 def inlined_functions(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -147,6 +134,13 @@ def check_all_inlined(proto: onnx.ModelProto) -> None:
 
 
 def check_weights(proto: onnx.ModelProto) -> None:
+    """Refuse NaN, and infinite weights of what multiplies by them; a limit or an attention's mask may be infinite."""
+    multiplied = {
+        name
+        for node in proto.graph.node
+        if node.op_type in _WEIGHTED
+        for name in node.input
+    }
     constants = (node for node in proto.graph.node if node.op_type == "Constant")
     made = filter(None, map(constant_value, constants))
     for tensor in (*proto.graph.initializer, *made):
@@ -157,8 +151,14 @@ def check_weights(proto: onnx.ModelProto) -> None:
                 f"weights {shown(tensor.name)!r}: their bytes do not fill the shape {list(tensor.dims)[:8]}; "
                 "export it again"
             ) from None
-        if tensor.data_type == TensorProto.FLOAT and not np.isfinite(array).all():
-            kind = "NaN" if np.isnan(array).any() else "infinite values"
-            raise Unfit(
-                f"weights {shown(tensor.name)!r} hold {kind}; train or export it again"
-            )
+        if tensor.data_type != TensorProto.FLOAT:
+            continue
+        if np.isnan(array).any():
+            kind = "NaN"
+        elif tensor.name in multiplied and np.isinf(array).any():
+            kind = "infinite values"
+        else:
+            continue
+        raise Unfit(
+            f"weights {shown(tensor.name)!r} hold {kind}; train or export it again"
+        )

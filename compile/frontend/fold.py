@@ -90,6 +90,7 @@ def infer(proto: onnx.ModelProto) -> onnx.ModelProto:
     Without onnx's data propagation, which has no limit: 40 Concat nodes that double
     a tensor would take all memory. :func:`fold` does the same within a limit.
     """
+    check_ranks(proto.graph)
     # onnx infers no shape for these. Theirs is their input's, so an Identity takes their place.
     shapeless = {
         index: node
@@ -118,10 +119,8 @@ def fold(proto: onnx.ModelProto) -> onnx.ModelProto:
     """
     budget = _BUDGET
     for round_ in count(1):
-        check_ranks(proto.graph)
         if round_ == _ROUNDS:
             proto = _folded_in_order(proto, budget)
-            check_ranks(proto.graph)
         proto = infer(proto)
         known = values(proto.graph)
         constants = {tensor.name: tensor for tensor in proto.graph.initializer}

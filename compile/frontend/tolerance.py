@@ -56,7 +56,8 @@ def disturbed(proto: onnx.ModelProto, random: np.random.Generator) -> onnx.Model
         kinds = readers.get(tensor.name, set())
         if tensor.data_type == TensorProto.FLOAT and kinds and kinds <= _SUMS:
             values = numpy_helper.to_array(tensor)
-            moved = values + np.abs(values) * _signs(values.shape, random)
+            moves = np.abs(values) * _signs(values.shape, random)
+            moved = values + np.where(np.isfinite(values), moves, 0)
             tensor.CopyFrom(
                 numpy_helper.from_array(moved.astype(np.float32), tensor.name)
             )

@@ -8,7 +8,14 @@ from __future__ import annotations
 
 import onnx
 
-from compile.frontend.canonical import decompositions, forms, resize, windows
+from compile.frontend.canonical import (
+    decompositions,
+    dft,
+    forms,
+    indices,
+    resize,
+    windows,
+)
 from compile.frontend.canonical.graph import Graph, Rule, refusal
 from compile.frontend.fold import fold, infer, with_nodes
 from targets.errors import UserError, first_line
@@ -20,17 +27,28 @@ _RULES: dict[str, Rule] = {
     "Clip": forms.clip,
     "Conv": windows.convolution,
     "ConvTranspose": windows.transposed_convolution,
+    "DFT": dft.dft,
     "Dropout": forms.dropout,
+    "Gather": indices.elements,
+    "GatherElements": indices.elements,
+    "GatherND": indices.slices,
     "Gelu": decompositions.gelu,
+    "GlobalLpPool": windows.global_lp_pool,
     "GroupNormalization": decompositions.group_normalisation,
     "LogSoftmax": decompositions.log_softmax,
+    "LpPool": windows.lp_pool,
     "MatMul": decompositions.matrix_vector,
     "MaxPool": windows.pool,
     "Mean": decompositions.mean,
+    "Mod": indices.modulo,
     "Pad": windows.pad,
     "Resize": resize.resize,
+    "Scatter": indices.elements,
+    "ScatterElements": indices.elements,
+    "ScatterND": indices.slices,
     "Slice": forms.slice_axes,
     "Softplus": decompositions.softplus,
+    "SpaceToDepth": decompositions.space_to_depth,
     "Split": forms.split,
     "Unsqueeze": forms.unsqueeze,
     "Upsample": resize.resize,
