@@ -41,14 +41,14 @@ def changed(bundle: Bundle, part: str, **update: object) -> Bundle:
 def test_numbers_are_the_reference(bundle: Bundle) -> None:
     with open_local(bundle) as session:
         assert (session.origin, session.threads) == (Origin.HOST, 1)
-        for image, [expected] in read_golden(bundle):
+        for image, [expected], _ in read_golden(bundle):
             [actual] = session.run(image)
             assert actual.dtype == np.float32
             np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 def test_an_output_does_not_change_when_the_next_inference_runs(bundle: Bundle) -> None:
-    (first, [expected]), (second, _), *_ = read_golden(bundle)
+    (first, [expected], _), (second, _, _), *_ = read_golden(bundle)
     with open_local(bundle) as session:
         [kept] = session.run(first)
         session.run(second)
@@ -56,7 +56,7 @@ def test_an_output_does_not_change_when_the_next_inference_runs(bundle: Bundle) 
 
 
 def test_time_and_profile_cover_what_ran(bundle: Bundle) -> None:
-    image, _ = read_golden(bundle)[0]
+    image, _, _ = read_golden(bundle)[0]
     with open_local(bundle) as session:
         assert len(session.time(image, 3)) == 3
         operators = session.profile(image)

@@ -50,7 +50,7 @@ def armv7(make: Make) -> Bundle:
 
 
 def check_session(session: StandaloneSession, bundle: Bundle) -> None:
-    for image, [expected] in read_golden(bundle):
+    for image, [expected], _ in read_golden(bundle):
         [actual] = session.run(image)
         assert actual.dtype == np.float32
         np.testing.assert_array_equal(actual, expected)

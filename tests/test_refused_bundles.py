@@ -98,7 +98,44 @@ def odd_name(name: str) -> Callable[[Path], None]:
 
 
 def newer(bundle: Path) -> None:
-    rewrite(bundle, lambda m: m.update(format_version=2, novelty=[]))
+    rewrite(bundle, lambda m: m.update(format_version=3, novelty=[]))
+
+
+def older(bundle: Path) -> None:
+    """As the first format: golden outputs had no tolerances."""
+
+    def change(manifest: Any) -> None:
+        manifest["format_version"] = 1
+        for entry in manifest["golden"]:
+            del entry["tolerances"]
+
+    rewrite(bundle, change)
+
+
+def tolerance(value: float) -> Callable[[Path], None]:
+    """Let a golden tolerance be ``value``, with the hash that fits."""
+
+    def damage(bundle: Path) -> None:
+        path = bundle / "golden/1.tolerance0.bin"
+        values = np.fromfile(path, "<f4")
+        values[2] = value
+        values.tofile(path)
+        rehash(bundle)
+
+    return damage
+
+
+def short_tolerances(bundle: Path) -> None:
+    os.truncate(bundle / "golden/0.tolerance0.bin", 4)
+    rehash(bundle)
+
+
+def not_finite(bundle: Path) -> None:
+    path = bundle / "golden/0.input.bin"
+    values = np.fromfile(path, "<f4")
+    values[5] = np.nan
+    values.tofile(path)
+    rehash(bundle)
 
 
 AGAIN = "build the bundle again"
@@ -119,7 +156,25 @@ BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "half a manifest": (truncate_manifest, f"manifest.json|{AGAIN}"),
     "a manifest of 3 GB": (huge_manifest, f"manifest.json|{AGAIN}"),
-    "a newer format": (newer, f"manifest.json|format version 2|{AGAIN}"),
+    "a newer format": (newer, f"manifest.json|format version 3|{AGAIN}"),
+    "the format before": (older, f"manifest.json|format version 1|{AGAIN}"),
+    **{
+        f"a tolerance that is {value}": (
+            tolerance(value),
+            f"1.tolerance0.bin|{words}|{AGAIN}",
+        )
+        for value, words in (
+            (-1e-9, "has a negative tolerance"),
+            (np.nan, "has NaN or infinity"),
+            (np.inf, "has NaN or infinity"),
+        )
+    },
+    "too few tolerances": (
+        short_tolerances,
+        f"0.tolerance0.bin|4 bytes|takes 20|{AGAIN}",
+    ),
+    "a byte of the tolerances": (flip("golden/0.tolerance0.bin"), "0.tol|SHA-256"),
+    "NaN in a golden input": (not_finite, f"0.input.bin|NaN or infinity|{AGAIN}"),
     "../ in a file's name": (odd_name("../outside"), f"'../outside'|{AGAIN}"),
     "an absolute file name": (odd_name("/etc/hostname"), f"'/etc/hostname'|{AGAIN}"),
     "a file's name of two lines": (odd_name("a\nb\x1b[1m"), "missing|copy"),
