@@ -114,6 +114,17 @@ def test_another_shape_is_a_bug_of_the_caller(library: Bundle) -> None:
         session.run(IMAGE.reshape(1, 12, 1, 1))
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_an_input_that_is_not_finite_is_refused(library: Bundle, bad: float) -> None:
+    image = IMAGE.copy()
+    image[0, 1, 1, 0] = bad
+    with open_standalone(library) as session:
+        for call in (session.run, lambda x: session.time(x, 1)):
+            with pytest.raises(UserError, match="'image': has NaN or infinity; give"):
+                call(image)
+        session.run(IMAGE)
+
+
 def test_closing_twice_is_once(library: Bundle) -> None:
     session = open_standalone(library)
     session.close()

@@ -255,6 +255,57 @@ def test_a_wrong_answer_is_no_refusal_but_a_verdict(place: Place, bundle: Path) 
     assert "FAILED" in out and "error:" not in err
 
 
+@pytest.mark.parametrize(
+    ("tolerance", "words", "code"),
+    [
+        (1.0, "explain", 0),
+        (1e-5, "do not explain", 1),
+    ],
+)
+def test_golden_classes_in_another_order_pass_where_tolerances_explain_it(
+    place: Place, bundle: Path, tolerance: float, words: str, code: int
+) -> None:
+    """The reference's best class is our second; far less apart than the range of the output."""
+    path = place.here / "bundle"
+    shutil.copytree(bundle, path)
+    for index in range(2):
+        output = path / f"golden/{index}.output0.bin"
+        scores = np.fromfile(output, "<f4")
+        first, second = np.argsort(-scores)[:2]
+        scores[second] = scores[first] + np.float32(1e-4)
+        scores.tofile(output)
+        near = np.full(scores.size, tolerance, np.float32)
+        near.tofile(path / f"golden/{index}.tolerance0.bin")
+    rehash(path)
+    with place.start(CHECK, "bundle", "--repeat", 1) as process:
+        out, err = process.communicate()
+    assert process.returncode == code, err
+    assert (
+        len(
+            re.findall(rf"^note: .* their tolerances, \S+, {words}$", out, re.MULTILINE)
+        )
+        == 2
+    )
+    assert "top-1 0/2, top-5 2/2, in the same order 0/2, with" in out
+
+
+def test_a_golden_score_is_judged_by_its_own_tolerance(
+    place: Place, bundle: Path
+) -> None:
+    """Less than the 2e-4 of the output's range that a bundle of the first format accepted."""
+    path = place.here / "bundle"
+    shutil.copytree(bundle, path)
+    output = path / "golden/1.output0.bin"
+    scores = np.fromfile(output, "<f4")
+    scores[3] += 1e-4 * np.ptp(scores)
+    scores.tofile(output)
+    rehash(path)
+    with place.start(CHECK, "bundle", "--repeat", 1) as process:
+        out, err = process.communicate()
+    assert process.returncode == 1, err
+    assert "FAILED" in out and "of an element's tolerance" in out
+
+
 def test_refuses_the_archive_in_place_of_the_folder(place: Place) -> None:
     (place.here / "bundle.tar.gz").write_bytes(b"\x1f\x8b")
     line = place.refused(CHECK, "bundle.tar.gz")

@@ -101,6 +101,12 @@ def test_what_is_infinite_has_no_tolerance() -> None:
     assert tolerance(answer, [answer]).tolist()[0][:2] == [0, 0]
 
 
+def test_a_tolerance_is_finite_beside_the_largest_values() -> None:
+    answer = np.array([[3e38, -3e38, 1]], np.float32)
+    near = tolerance(answer, [answer * np.float32(1.1), answer])
+    assert np.isfinite(near).all() and (near > 0).all()
+
+
 def test_inputs_of_a_build_have_both_signs_zeros_and_extremes() -> None:
     image = Tensor(name="x", shape=(1, 3, 8, 8), layout="NCHW")
     positive = Preprocessing(
