@@ -36,6 +36,7 @@ from compile.quantize.answer import check as integer_check
 from compile.quantize.prepare import Int8, is_quantised, prepare, write_reference
 from records import lookup
 from records.lookup import RecordLog
+from targets import licences
 from targets.errors import UserError
 from targets.escapes import c_prefix
 from targets.presets import this_cpu
@@ -91,6 +92,8 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     with staging(output) as folder:
         written = golden.write_golden(folder, checks[: len(inputs)])
         quantisation = write_reference(int8, folder) if int8 else None
+        terms = licences.notice(model.identity.name, linked=backend.linked)
+        (folder / "LICENSES").write_text(terms, encoding="utf-8")
         if labels:
             text = "\n".join(labels) + "\n"
             (folder / "labels.txt").write_text(text, encoding="utf-8")
