@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,16 @@ from integers import blocks, graph_of, oddities, patterns, quantised, residuals,
 from onnx import helper, numpy_helper
 from PIL import Image
 
-from bundle.golden import Check
 from bundle.manifest import ModelIdentity
 from bundle.store import open_bundle
 from compile.frontend import gate
-from compile.frontend.reference import Reference
 from compile.ir import evaluate
 from compile.ir.graph import Array, Graph, Operator, Quantisation, Tensor
 from compile.ir.kinds import make
 from compile.ir.operators import Addition, Convolution, GlobalAverage
 from compile.passes.channels import BLOCK, fill_blocks
 from compile.passes.storage import store_as_uint8
-from compile.quantize import answer, calibrate, loss
+from compile.quantize import calibrate, loss
 from compile.quantize import prepare as quantise
 from targets.errors import UserError
 from targets.progress import Progress
@@ -191,62 +189,6 @@ def test_a_classifier_that_reads_pixels_is_filled_behind_its_channels() -> None:
     assert len(np.unique(plain)) > 3
     assert filled.shape[1] == 16
     assert (filled[:, :7] == plain).all()
-
-
-def another_output(found: onnx.GraphProto) -> None:
-    """What a residual adds, too: its steps are others than the scores'."""
-    (node,) = (n for n in found.node if n.name == "b.add")
-    (stored,) = (n for n in found.node if n.input[0] == node.output[0])
-    (real,) = (n for n in found.node if n.input[0] == stored.output[0])
-    kind = onnx.TensorProto.FLOAT
-    found.output.append(helper.make_tensor_value_info(real.output[0], kind, None))
-
-
-class Shifted:
-    """A reference whose outputs are so many steps off ONNX Runtime's."""
-
-    def __init__(self, model: Any, shifts: Sequence[float]) -> None:
-        self._reference, self._shifts = Reference(model), shifts
-
-    def run(self, image: Any) -> list[Any]:
-        outputs = self._reference.run(image)
-        return [
-            each + np.float32(shift)
-            for each, shift in zip(outputs, self._shifts, strict=True)
-        ]
-
-
-def test_each_output_is_judged_in_its_own_steps(
-    graphs: dict[str, onnx.ModelProto],
-) -> None:
-    proto = edited(graphs["residuals"], another_output)
-    int8 = given(proto)
-    steps = int8.facts.output_steps
-    assert len(steps) == 2 and max(steps) > 1.2 * min(steps)
-    (image,) = patterns(proto, 1)
-
-    def check(*shifts: float) -> Check:
-        reference: Any = Shifted(int8.model, shifts)
-        return answer.check(int8.graph, int8.model, image, reference)
-
-    for near, step in zip(check(0, 0).tolerances, steps, strict=True):
-        assert (near == np.float32(step / 2)).all()
-    check(2 * steps[0], -2 * steps[1])
-    for which in range(2):
-        shifts = [0.0, 0.0]
-        shifts[which] = 3 * steps[which]
-        with pytest.raises(UserError, match=r"3\.0 steps from ONNX Runtime's"):
-            check(*shifts)
-
-
-def test_a_float_operator_inside_may_round_otherwise(
-    graphs: dict[str, onnx.ModelProto],
-) -> None:
-    int8 = given(edited(graphs["residuals"], float_islands))
-    (image,) = patterns(int8.model.proto, 1)
-    check = answer.check(int8.graph, int8.model, image, Reference(int8.model))
-    (step,) = int8.facts.output_steps
-    assert (check.tolerances[0] == np.float32(2.5 * step)).all()
 
 
 @pytest.mark.slow
