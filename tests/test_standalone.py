@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import graphs
+import numpy as np
 import onnx
 import pytest
 from conftest import run, succeed
@@ -254,13 +255,18 @@ def test_an_input_that_is_not_finite_is_refused(small: Path) -> None:
     assert "with NaN or infinity is refused" in (small / "small.h").read_text()
 
 
-def test_outputs_that_are_infinite_and_finite_are_tested_apart(tmp_path: Path) -> None:
+def test_outputs_that_are_infinite_masked_and_ordinary_are_tested_apart(
+    tmp_path: Path,
+) -> None:
     w = Writer(3, 8)
     x = w.convolution("stem", "image", 3, 8)
     x = w.node("Flatten", "flat", [w.node("GlobalAveragePool", "mean", [x])])
     none = w.node("Log", "none", [w.node("Sub", "zero", [x, x])])
-    w.node("Concat", "scores", [x, none], axis=1)
-    onnx.save(w.finish((1, 16)), tmp_path / "m.onnx")
+    mask = w.constant("mask", np.arange(8)[np.newaxis] % 3 == 0)
+    low = w.constant("low", np.asarray(-1e9, np.float32))
+    masked = w.node("Where", "masked", [mask, x, low])
+    w.node("Concat", "scores", [x, none, masked], axis=1)
+    onnx.save(w.finish((1, 24)), tmp_path / "m.onnx")
     options = ("--model", tmp_path / "m.onnx", "--output", tmp_path / "library")
     succeed("compile.build", *options, *STANDALONE)
     test = "import small; small.self_test()"
