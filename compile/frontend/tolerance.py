@@ -94,7 +94,7 @@ def tolerance(answer: Array, moved: Sequence[Array]) -> Array:
     allowed = _FACTOR * (noise + _of_slices(noise, np.median) + _UNITS * units)
     allowed += _FLOOR * np.minimum(1, _of_slices(size, np.max))
     allowed[~finite] = 0
-    return allowed.astype(np.float32)
+    return np.minimum(allowed, np.finfo(np.float32).max).astype(np.float32)
 
 
 def _of_slices(values: NDArray[np.float64], statistic: Any) -> NDArray[np.float64]:
