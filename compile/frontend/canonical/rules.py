@@ -18,6 +18,7 @@ from compile.frontend.canonical import (
 )
 from compile.frontend.canonical.graph import Graph, Rule, refusal
 from compile.frontend.fold import fold, infer, with_nodes
+from compile.frontend.names import Unfit
 from targets.errors import UserError, first_line
 from targets.escapes import shown
 
@@ -74,7 +75,10 @@ def canonical(proto: onnx.ModelProto) -> onnx.ModelProto:
     folded = fold(proto)
     graph = Graph(folded)
     nodes = [new for node in folded.graph.node for new in _rewritten(node, graph)]
-    return infer(with_nodes(folded, nodes, graph.constants))
+    try:
+        return infer(with_nodes(folded, nodes, graph.constants))
+    except Unfit as error:
+        raise UserError(str(error)) from None
 
 
 def _rewritten(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
