@@ -36,8 +36,9 @@ from compile.quantize.answer import answer as integer_answer
 from compile.quantize.prepare import Int8, is_quantised, prepare, write_reference
 from records import lookup
 from records.lookup import RecordLog
+from targets.child import EndedAbruptly
 from targets.errors import UserError
-from targets.escapes import c_prefix
+from targets.escapes import c_prefix, listed
 from targets.presets import this_cpu
 from targets.progress import Progress
 
@@ -113,26 +114,30 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
             _manifest, request, backend, job, preprocessing, pairs, quantisation
         )
         logs = [] if int8 else _find_records(request, backend, progress)
-        # Records that give wrong answers must not keep a network from being built: without them, if need be.
+        # Records that give wrong answers, or crash the engine, must not keep a network from being built.
         for attempt in (logs, []) if logs else ([],):
-            built = backend.build(job, attempt, progress)
-            _check_tuned(request, built)
-            manifest = describe(built)
-            (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+            built = None
             try:
+                built = backend.build(job, attempt, progress)
+                _check_tuned(request, built)
+                manifest = describe(built)
+                (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
                 checked = backend.verify(folder, checks, request, progress)
                 break
             except UserError as error:
-                used = attempt and built.lowering.layout == "NHWC"
-                if not used or request.require_tuned:
-                    raise
-                records = built.lowering.records
-                progress.finish()
-                progress.note(
-                    f"with the records of {records and records.file}: {error}"
+                used = (
+                    built.lowering.layout == "NHWC"
+                    if built
+                    else isinstance(error, EndedAbruptly)
                 )
+                if not (attempt and used) or request.require_tuned:
+                    raise
+                records = built and built.lowering.records
+                files = records.file if records else listed([l.name for l in logs], 3)
+                progress.finish()
+                progress.note(f"with the records of {files}: {error}")
                 progress.note("building again without them")
-                (folder / MANIFEST).unlink()
+                (folder / MANIFEST).unlink(missing_ok=True)
         progress.finish()
         measured = _verification(
             checked, "its integers in numpy" if int8 else reference.version
