@@ -6,6 +6,7 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from records import lookup
 from records.lookup import RecordLog
 from targets.child import EndedAbruptly
 from targets.errors import UserError
-from targets.escapes import c_prefix, listed
+from targets.escapes import c_prefix
 from targets.presets import this_cpu
 from targets.progress import Progress
 
@@ -67,7 +68,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     preprocessing, note = resolve_preprocessing(
         overrides, source.preprocessing, source.model.input
     )
-    labels = read_labels(overrides.labels, source.model.outputs[0].shape[-1])
+    labels = read_labels(overrides.labels, prod(source.model.outputs[0].shape[-1:]))
     inputs = _golden_inputs(request.golden, source.model, preprocessing, progress)
     progress.finish()
     for line in filter(None, (source.note, *source.model.notes, note)):
@@ -133,9 +134,11 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
                 if not (attempt and used) or request.require_tuned:
                     raise
                 records = built and built.lowering.records
-                files = records.file if records else listed([l.name for l in logs], 3)
+                named = (
+                    f"the records of {records.file}" if records else "tuning records"
+                )
                 progress.finish()
-                progress.note(f"with the records of {files}: {error}")
+                progress.note(f"with {named}: {error}")
                 progress.note("building again without them")
                 (folder / MANIFEST).unlink(missing_ok=True)
         progress.finish()
