@@ -92,10 +92,11 @@ class _NotDepthwise(relay.ExprMutator):  # type: ignore[misc]
 
     def visit_call(self, call: Any) -> Any:
         call = super().visit_call(call)
-        if not (is_call(call, "nn.conv2d") and call.attrs.groups == 1):
+        if not is_call(call, "nn.conv2d") or call.attrs.groups != 1:
             return call
-        layout = str(call.attrs.kernel_layout).replace("HWOI", "HWIO")
-        return relay.nn.conv2d(*call.args, **{**call.attrs, "kernel_layout": layout})
+        if call.attrs.kernel_layout != "HWOI":
+            return call
+        return relay.nn.conv2d(*call.args, **{**call.attrs, "kernel_layout": "HWIO"})
 
 
 # Batch normalisation and constants into the convolutions.
