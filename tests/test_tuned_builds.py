@@ -144,6 +144,22 @@ def lowered_by_a_faulty_engine(model: str, records: Path) -> list[tuple[str, str
     return told
 
 
+def refusal_of_tasks(model: str) -> str:
+    """What is said where TVM fails at a network's tasks."""
+    from compile.frontend import gate
+    from compile.relay import tasks
+    from tuning.tasks import extract
+
+    def no_tasks(*_: object) -> None:
+        raise ValueError("no such layout")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks, "tuning_tasks", no_tasks)
+        with pytest.raises(UserError) as refused:
+            extract(gate.load(Path(model)), native())
+    return str(refused.value)
+
+
 def naive_records(model: str) -> list[str]:
     """A record of each task: the schedule that AutoScheduler's search begins with."""
     from targets.engine import compiler
@@ -321,6 +337,8 @@ def test_what_tvm_cannot_do_with_records_is_built_without_them(
     records = log(folder / "mine.json", lines)
     with relay_worker() as worker:
         told = worker.submit(lowered_by_a_faulty_engine, str(model), records).result()
+        said = worker.submit(refusal_of_tasks, str(model)).result()
+    assert "TVM cannot find what to tune in it (ValueError: no such layout)" in said
     (no_tasks, without_words), (no_schedules, words) = told
     assert no_tasks == no_schedules == "NCHW"
     # An exception without words is not quoted as "AssertionError" and nothing else.
