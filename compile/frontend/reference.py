@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from bundle.golden import Check
 from compile.frontend.model import Model
 from compile.frontend.tolerance import disturbed, disturbed_input, tolerance
 from targets.errors import UserError
@@ -58,6 +59,11 @@ class Reference:
                     "in, often a pooling with ceil_mode or a transposed convolution, and export again"
                 )
         return outputs
+
+    def check(self, tensor: NDArray[np.float32]) -> Check:
+        """What a network in float32 must answer, and how near."""
+        answer = self.run(tensor)
+        return Check(tensor, answer, self.tolerances(tensor, answer))
 
     def tolerances(
         self, tensor: NDArray[np.float32], answer: Sequence[NDArray[np.float32]]
