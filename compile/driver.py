@@ -6,6 +6,7 @@ import resource
 import time
 from collections.abc import Sequence
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from compile.quantize.prepare import Int8, is_quantised, prepare, write_referenc
 from records import lookup
 from records.lookup import RecordLog
 from targets import licences
+from targets.child import EndedAbruptly
 from targets.errors import UserError
 from targets.escapes import c_prefix
 from targets.presets import this_cpu
@@ -67,7 +69,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     preprocessing, note = resolve_preprocessing(
         overrides, source.preprocessing, source.model.input
     )
-    labels = read_labels(overrides.labels, source.model.outputs[0].shape[-1])
+    labels = read_labels(overrides.labels, prod(source.model.outputs[0].shape[-1:]))
     inputs = _golden_inputs(request.golden, source.model, preprocessing, progress)
     progress.finish()
     for line in filter(None, (source.note, *source.model.notes, note)):
@@ -114,26 +116,32 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
             _manifest, request, backend, job, preprocessing, written, quantisation
         )
         logs = [] if int8 else _find_records(request, backend, progress)
-        # Records that give wrong answers must not keep a network from being built: without them, if need be.
+        # Records that give wrong answers, or crash the engine, must not keep a network from being built.
         for attempt in (logs, []) if logs else ([],):
-            built = backend.build(job, attempt, progress)
-            _check_tuned(request, built)
-            manifest = describe(built)
-            (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+            built = None
             try:
+                built = backend.build(job, attempt, progress)
+                _check_tuned(request, built)
+                manifest = describe(built)
+                (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
                 checked = backend.verify(folder, checks, request, progress)
                 break
             except UserError as error:
-                used = attempt and built.lowering.layout == "NHWC"
-                if not used or request.require_tuned:
-                    raise
-                records = built.lowering.records
-                progress.finish()
-                progress.note(
-                    f"with the records of {records and records.file}: {error}"
+                used = (
+                    built.lowering.layout == "NHWC"
+                    if built
+                    else isinstance(error, EndedAbruptly)
                 )
+                if not (attempt and used) or request.require_tuned:
+                    raise
+                records = built and built.lowering.records
+                named = (
+                    f"the records of {records.file}" if records else "tuning records"
+                )
+                progress.finish()
+                progress.note(f"with {named}: {error}")
                 progress.note("building again without them")
-                (folder / MANIFEST).unlink()
+                (folder / MANIFEST).unlink(missing_ok=True)
         progress.finish()
         measured = _verification(
             checked, "its integers in numpy" if int8 else reference.version

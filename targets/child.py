@@ -16,6 +16,11 @@ from typing import Any, TypeVar
 
 from targets.errors import UserError, last_line
 
+
+class EndedAbruptly(UserError):
+    """The child process died: what it ran aborted or crashed it, or the system ended it."""
+
+
 T = TypeVar("T")
 Stage = Callable[[str], None]
 _ENDING = (signal.SIGINT, signal.SIGTERM)
@@ -32,7 +37,8 @@ def run_in_child(
         tick: called here a few times a second while the child works.
 
     Raises:
-        UserError: raised by ``work``, or the child died (the engine aborted, was killed, …).
+        EndedAbruptly: the child died (the engine aborted, was killed, …).
+        UserError: raised by ``work``.
         OSError: raised by ``work``.
     """
     context = multiprocessing.get_context("spawn")
@@ -112,7 +118,7 @@ def _why_it_ended(exitcode: int | None, noise: Path) -> UserError:
         return UserError(
             f"{tempfile.gettempdir()}: {last}; make room, or set TMPDIR to another folder"
         )
-    return UserError(
+    return EndedAbruptly(
         f"the engine's process ended abruptly ({how}: {last}); "
         "--target another CPU, or report the model that does it"
     )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from targets.escapes import one_line
@@ -29,9 +32,25 @@ def last_line(text: str, otherwise: str = "it said nothing") -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says first; its class where it says nothing."""
+    """What an exception says first; where it says nothing, as `reason`."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return lines[0] if lines else reason(error)
+
+
+def reason(error: BaseException) -> str:
+    """An exception in one line: its class and what it says last; where it says nothing, the code that raised it.
+
+    Of TVM's errors, which begin with frames of C++, it is what follows the last name of an error's class.
+    """
+    kind = type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        places = traceback.extract_tb(error.__traceback__)[-1:]
+        code = (f" at {Path(p.filename).name}:{p.lineno}: {p.line}" for p in places)
+        return kind + "".join(code)
+    named = [i for i, line in enumerate(lines) if re.match(r"\w+Error: ", line)]
+    said = " ".join(lines[(named or [-1])[-1] :])
+    return said if named else f"{kind}: {said}"
 
 
 def _interrupt(_signum: int, _frame: object) -> NoReturn:

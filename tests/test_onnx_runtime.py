@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,20 @@ def test_what_only_a_run_finds_is_one_line(what: str) -> None:
         message = str(refusal.value)
         assert message.startswith("one.onnx: ONNX Runtime cannot run it (")
         assert "\n" not in message and "onnxruntime_src" not in message
+
+
+def test_an_output_of_another_shape_than_inferred_is_named_with_both() -> None:
+    proto = network("Conv", (4, 3, 3, 3))
+    model = gate.check(proto, ModelIdentity(name="one.onnx", sha256="0" * 64))
+    (output,) = model.outputs
+    height = output.shape[2]
+    wider = output.model_copy(update={"shape": (1, 4, height, output.shape[3] + 1)})
+    both = (
+        rf"^one.onnx: output 'y' has the shape {re.escape(str(list(output.shape)))} in onnxruntime .* and "
+        rf"{re.escape(str(list(wider.shape)))} by ONNX's rules"
+    )
+    with pytest.raises(UserError, match=both):
+        Reference(replace(model, outputs=(wider,))).run(X)
 
 
 def test_a_model_that_does_not_load_is_one_line() -> None:

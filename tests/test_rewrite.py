@@ -129,6 +129,7 @@ WRONG: dict[str, onnx.ModelProto] = {
         "ConvTranspose", UP, strides=[2, 1], dilations=[2, 1]
     ),
     "pad-axes": single("Pad", whole(1, 2, 2, 1), None, whole(2, 3), opset=18),
+    "pad-wrap": single("Pad", whole(0, 1, -1, 8, 0, 0, 9, -2), mode="wrap", opset=19),
     "pad-axes-negative": single(
         "Pad", whole(1, 2, 2, 1), real(3), whole(-2, -1), opset=18, mode="constant"
     ),
@@ -367,10 +368,6 @@ REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
     "dropout that trains": (
         single("Dropout", number(0.5), np.array(True)),
         r"\(Dropout\).*training mode",
-    ),
-    "pad that wraps": (
-        single("Pad", whole(0, 0, 1, 2, 0, 0, 2, 1), mode="wrap", opset=19),
-        r"\(Pad\).*wrap",
     ),
     "a window wholly in the padding": (
         single(

@@ -34,6 +34,14 @@ def scores_beside_boxes() -> onnx.ModelProto:
     return w.finish((1, 8, 8, 8))
 
 
+def test_a_scalar_output_is_compared() -> None:
+    answer, near = np.array(2.0, np.float32), np.array(2.0 + 1e-6, np.float32)
+    allowed = tolerance(answer, [near])
+    assert allowed.shape == () and allowed > 0
+    assert compare([near], [answer], [allowed]).passed
+    assert not compare([answer + np.float32(0.1)], [answer], [allowed]).passed
+
+
 @pytest.fixture
 def reference(tmp_path: Path) -> Reference:
     onnx.save(scores_beside_boxes(), tmp_path / "m.onnx")

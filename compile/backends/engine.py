@@ -15,7 +15,7 @@ from compile.backends.dump import Dump
 from compile.ir.graph import Graph
 from records.lookup import RecordLog
 from targets import engine
-from targets.errors import UserError, last_line
+from targets.errors import UserError, last_line, reason
 from targets.escapes import listed, shown
 from targets.presets import Target
 
@@ -89,9 +89,8 @@ def _lower(job: EngineJob, network: Converted, dump: Dump) -> Lowered:
         return lower(network, job.target, job.records, job.symbols, dump.module)
     except Exception as error:
         # TVM has no class for "this network I cannot compile": it fails in whatever way.
-        kind = type(error).__name__
         raise UserError(
-            f"TVM cannot compile it for {job.target.name} ({kind}: {last_line(str(error), kind)[:200]}); "
+            f"TVM cannot compile it for {job.target.name} ({reason(error)[:200]}); "
             "try another --target, or replace what it names"
         ) from error
 

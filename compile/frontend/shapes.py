@@ -244,7 +244,7 @@ def outputs_of(proto: onnx.ModelProto) -> tuple[Tensor, ...]:
             )
         if value.dtype != TensorProto.FLOAT:
             raise Unfit(_wrong_dtype(label, value.dtype))
-        if not value.shape or value.shape[0] != 1 and len(value.shape) > 1:
+        if value.shape is None or len(value.shape) > 1 and value.shape[0] != 1:
             raise Unfit(
                 f"{label} has shape {value.shape}, need a batch of 1; export with batch 1"
             )

@@ -82,7 +82,8 @@ def tolerance(answer: Array, moved: Sequence[Array]) -> Array:
         answer: the reference's.
         moved: the reference's with disturbed weights and inputs.
     """
-    size = np.abs(answer.astype(np.float64))
+    # numpy makes numbers, to which nothing can be assigned, of arrays without axes.
+    size = np.abs(np.atleast_1d(answer).astype(np.float64))
     finite = np.isfinite(size)
     size[~finite] = 0
     noise = np.zeros_like(size)
@@ -94,7 +95,8 @@ def tolerance(answer: Array, moved: Sequence[Array]) -> Array:
     allowed = _FACTOR * (noise + _of_slices(noise, np.median) + _UNITS * units)
     allowed += _FLOOR * np.minimum(1, _of_slices(size, np.max))
     allowed[~finite] = 0
-    return np.minimum(allowed, np.finfo(np.float32).max).astype(np.float32)
+    allowed = np.minimum(allowed, np.finfo(np.float32).max)
+    return allowed.astype(np.float32).reshape(answer.shape)
 
 
 def _of_slices(values: NDArray[np.float64], statistic: Any) -> NDArray[np.float64]:

@@ -199,12 +199,8 @@ def _pad_form(
 
 
 def pad(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
-    """Axes (opset 18) abort the importer, so pads of all axes are given; mode wrap is unknown."""
+    """Axes (opset 18) abort the importer, so pads of all axes are given; mode wrap, which is unknown, is a Gather."""
     mode = text_of(attributes_of(node).get("mode", "constant"))
-    if mode == "wrap":
-        raise refusal(
-            node, "mode wrap is not known to TVM; pad with constant, edge or reflect"
-        )
     if graph.opset < 11:
         return [node]
     pads, axes, value = (graph.constant(node, index) for index in (1, 3, 2))
@@ -212,5 +208,14 @@ def pad(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     rank = len(graph.shape(node.input[0]))
     full = np.zeros((2, rank), np.int64)
     full[:, np.arange(rank) if axes is None else axes] = pads.reshape(2, -1)
+    if mode == "wrap":
+        chain, current = Chain(node, graph), node.input[0]
+        for axis in np.flatnonzero(full.any(axis=0)).tolist():
+            size, (before, after) = graph.shape(node.input[0])[axis], full[:, axis]
+            # Negative pads cut first; what they leave is repeated.
+            kept = np.arange(max(-before, 0), size - max(-after, 0))
+            places = np.arange(-max(before, 0), kept.size + max(after, 0)) % kept.size
+            current = chain.add("Gather", current, kept[places], axis=axis)
+        return chain.end("Identity", current)
     fill = 0.0 if value is None or not value.size else float(value.flat[0])
     return Chain(node, graph).end("Pad", node.input[0], full.ravel(), fill, mode=mode)
