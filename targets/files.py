@@ -140,7 +140,10 @@ def make_once(
         if path.exists():
             return path
         for abandoned in path.parent.glob(f".{name}-*"):
-            shutil.rmtree(abandoned, ignore_errors=True)
+            # Another user may be able to write to the folder. `rmtree` follows no links.
+            with contextlib.suppress(FileNotFoundError):
+                if abandoned.lstat().st_uid == os.geteuid():
+                    shutil.rmtree(abandoned, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=path.parent) as work:
             made = Path(work, path.name)
             make(made)
