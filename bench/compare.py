@@ -25,7 +25,7 @@ Each runs under QEMU on one thread; every figure is estimated, none is a time. C
 LLVM's scheduling model and the instructions counted, memory cycles from a cache model: see
 `python -m meter --help`. A runtime's figures count only if its answer is ONNX Runtime's; in int8, if the
 cosine of both is 0.95 or more. Results are kept: a second run is quick.
-Exit codes: 0 compared, 1 a runtime could not be compared, 2 refused (one line says why), 130 interrupted.
+Exit codes: 0 compared, 1 a runtime could not be compared, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
 """
 
 

@@ -32,7 +32,7 @@ examples:
       --std 0.229,0.224,0.225 --labels labels.txt --golden photos/
 
 Preprocessing may also stand in a model.toml next to model.onnx, with the options' names as keys.
-Exit codes: 0 built and checked, 2 refused (one line says why), 130 interrupted.
+Exit codes: 0 built and checked, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
 """
 
 

@@ -29,7 +29,7 @@ the sum. One thread; the operating system is not counted.
 
 example:
   python -m meter out/model-arm-cortex-a72 --cpu cortex-a72 --report meter.html
-Exit codes: 0 estimated, 2 refused (one line says why), 130 interrupted.
+Exit codes: 0 estimated, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
 """
 # Commands that moved.
 _MOVED = {"compare": "python -m bench compare", "truth": "python -m bench validate"}

@@ -30,7 +30,7 @@ example:
   python -m meter calibrate result.json --clock 1.8
 
 One factor is kept for each CPU, the last one given; `--forget CPU` removes it.
-Exit codes: 0 stored, 2 refused (one line says why), 130 interrupted.
+Exit codes: 0 stored, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
 """
 
 

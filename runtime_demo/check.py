@@ -34,7 +34,7 @@ examples:
   python -m runtime_demo.check out/model-arm-cortex-a72 --ssh pi@raspberrypi --images photos/ --model model.onnx
 
 With a labels.csv next to the images (columns file and class_index) it also counts right answers.
-Exit codes: 0 passed, 1 not within the tolerance, 2 refused (one line says why), 130 interrupted.
+Exit codes: 0 passed, 1 not within the tolerance, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
 """
 )
 _DEFAULT_REPEAT = 50

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from targets import interrupts
 from targets.errors import UserError, run_command
 
 _OUTPUT = Path("out/demo")
@@ -89,7 +90,8 @@ def _run(module: str, *options: str | Path) -> None:
     except KeyboardInterrupt:
         # subprocess.run would kill it while it cleans up.
         process.terminate()
-        code = process.wait()
+        process.wait()
+        code = interrupts.exit_code()
     if code:
         sys.exit(code)
 

@@ -25,7 +25,7 @@ _EPILOG = (
 example:
   python -m runtime_demo.run out/model-znver4 --image cat.jpg
 
-Exit codes: 0 done, 2 refused (one line says why), 130 interrupted.
+Exit codes: 0 done, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
 """
 )
 _REPEAT = 20

@@ -14,11 +14,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
-from targets.errors import UserError, last_line
+from targets.errors import UserError, ended_from_outside, last_line
+from targets.interrupts import ENDING
 
 T = TypeVar("T")
 Stage = Callable[[str], None]
-_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 def run_in_child(
@@ -44,18 +44,18 @@ def run_in_child(
         )
         # Starting the tracker unblocks signals; it must not happen below, where they are blocked.
         resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         # Another thread, such as a library's, may still receive a signal: it is raised again once there is a child to end.
         received: list[int] = []
         handlers = {
             number: signal.signal(number, lambda now, _: received.append(now))
-            for number in _ENDING
+            for number in ENDING
         }
         process.start()
         try:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
             for each in received:
                 signal.raise_signal(each)
             sender.close()
@@ -102,18 +102,16 @@ def _end(process: multiprocessing.process.BaseProcess) -> None:
 
 
 def _why_it_ended(exitcode: int | None, noise: Path) -> UserError:
-    how = (
-        signal.Signals(-exitcode).name
-        if exitcode and exitcode < 0
-        else f"exit code {exitcode}"
-    )
+    how = signal.Signals(-exitcode).name if exitcode and exitcode < 0 else ""
     last = last_line(noise.read_text(errors="replace") if noise.exists() else "")[:300]
     if "IO failure on output stream" in last:
         return UserError(
             f"{tempfile.gettempdir()}: {last}; make room, or set TMPDIR to another folder"
         )
+    if outside := ended_from_outside(how):
+        return UserError(f"the engine's process {outside}")
     return UserError(
-        f"the engine's process ended abruptly ({how}: {last}); "
+        f"the engine's process ended abruptly ({how or f'exit code {exitcode}'}: {last}); "
         "--target another CPU, or report the model that does it"
     )
 
@@ -129,7 +127,7 @@ def _child(
     # group of its own; signals that reached the terminal's group before were meant for the parent.
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     # What LLVM and TVM print goes into the error line, not between the user's own lines.
     # TVM's temporary files go where the parent removes them, however the child ends.
     descriptor = os.open(noise, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from targets.errors import UserError
+from targets.errors import UserError, ended_from_outside
 
 Array = NDArray[Any]
 Optimisation = Literal["none", "basic", "all"]
@@ -135,7 +135,7 @@ class _Refusal(Exception):
 
 
 class _Crash(Exception):
-    """The signal that ended ONNX Runtime."""
+    """The signal of a crash that ended ONNX Runtime."""
 
 
 class _Server:
@@ -169,7 +169,8 @@ class _Server:
 
         Raises:
             _Refusal: ONNX Runtime's own error.
-            _Crash: it ended.
+            _Crash: it crashed.
+            UserError: something else ended it.
         """
         with self._lock:
             try:
@@ -178,7 +179,7 @@ class _Server:
                 self._connection.send((unused, *question))
                 kind, answer = self._connection.recv()
             except (EOFError, OSError):
-                raise _Crash(self._end()) from None
+                raise self._why_ended() from None
             except BaseException:
                 # An answer that nobody waits for must not be taken for the next one's.
                 self._process.kill()
@@ -188,11 +189,22 @@ class _Server:
             raise _Refusal(_reason(answer))
         return answer
 
-    def _end(self) -> str:
+    def _why_ended(self) -> Exception:
+        code = self._end()
+        if code >= 0:
+            return UserError(
+                f"ONNX Runtime's process ended (exit code {code}); run make setup again, "
+                "and report it if it stays so"
+            )
+        name = signal.Signals(-code).name
+        if outside := ended_from_outside(name):
+            return UserError(f"ONNX Runtime's process {outside}")
+        return _Crash(name)
+
+    def _end(self) -> int:
         self.ended = True
         self._connection.close()
-        code = self._process.wait()
-        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return self._process.wait()
 
 
 _lock = threading.Lock()

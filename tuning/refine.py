@@ -39,7 +39,7 @@ example:
   python -m tuning.refine --model model.onnx --records tuned/znver4-host.json --output tuned/znver4-refined.json
 
 The output holds one record for each task; builds find it by themselves in tuned/. Do not use the machine meanwhile.
-Exit codes: 0 done, 2 refused (one line says why), 130 interrupted.
+Exit codes: 0 done, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
 """
 # Inferences of one build in a turn; the first one fills the caches and is not counted.
 _TURN = 5

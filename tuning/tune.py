@@ -9,10 +9,12 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from records import lookup
+from targets import interrupts
 from targets.arguments import (
     check_key,
     command_parser,
@@ -54,7 +56,7 @@ Each new best is measured again and must give the untuned kernel's answers befor
 Begin with --trials 64 × the number of tasks (22 in MobileNetV2); three times that gains the last few per cent.
 Records of tasks that differ only in their shapes are fitted and tried first: for a second network of a tuned
 family, 16 × the number of tasks may suffice.
-Exit codes: 0 done, 2 refused (one line says why), 130 interrupted.
+Exit codes: 0 done, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
 """
 _count = count_up_to(10_000_000)
 
@@ -230,7 +232,8 @@ def _gain(
     others, _ = lookup.find(target, threads=threads)
     graph = onnx_form.read(source.model.proto)
     try:
-        gain = compare(graph, target.tvm, [log, *others], measurer)
+        logs = [log, *others]
+        gain = interrupts.in_thread(partial(compare, graph, target.tvm, logs, measurer))
     except UserError as error:
         progress.finish()
         progress.note(str(error))
@@ -286,7 +289,9 @@ def _tasks(
     progress.stage("reading the model")
     source = sources.find(arguments.model, {}, None, progress.stage)
     progress.stage("finding the tasks")
-    tasks = extract(source.model, target, arguments.threads)
+    tasks = interrupts.in_thread(
+        partial(extract, source.model, target, arguments.threads)
+    )
     chosen = [task for task in tasks if (arguments.tasks or "") in task.operator]
     if not chosen:
         found = " | ".join(sorted({task.operator for task in tasks}))
