@@ -8,7 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from targets.arguments import add_result_options, command_parser, show_result
+from targets.arguments import (
+    add_result_options,
+    command_parser,
+    named_path,
+    show_result,
+)
 from targets.errors import UserError, run_command
 from targets.progress import Progress
 
@@ -66,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         _EPILOG,
     )
     option = parser.add_argument
-    option("bundle", type=Path, help="a bundle or standalone library for aarch64")
+    option("bundle", type=named_path, help="a bundle or standalone library for aarch64")
     option("--cpu", required=True, help="cortex-a53, cortex-a72 or cortex-a76")
     add_result_options(parser)
     return parser

@@ -8,12 +8,11 @@ import shlex
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from runtime_demo.options import count
 from targets import escapes
-from targets.arguments import add_json, command_parser, host_and_port
+from targets.arguments import add_json, command_parser, host_and_port, named_path
 from targets.errors import UserError, run_command
 from targets.interrupts import Interrupted
 from targets.progress import Progress
@@ -64,10 +63,10 @@ def _parser() -> argparse.ArgumentParser:
         "--machine", choices=_MACHINES, help="what `uname -m` says there"
     )
     kit.add_argument(
-        "--bundle", type=Path, metavar="DIR", help="goes in, for ./verify there"
+        "--bundle", type=named_path, metavar="DIR", help="goes in, for ./verify there"
     )
     kit.add_argument(
-        "--output", type=Path, required=True, metavar="FILE", help="the .tar.gz"
+        "--output", type=named_path, required=True, metavar="FILE", help="the .tar.gz"
     )
 
     doctor = verbs.add_parser("doctor", help="is a board fit, and what is missing?")

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from targets import interrupts
+from targets.arguments import named_path
 from targets.errors import UserError, run_command
 
 _OUTPUT = Path("out/demo")
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "trained MobileNetV2 where it can be fetched, the built-in network otherwise)",
     )
     parser.add_argument(
-        "--images", type=Path, help="photographs (default: scikit-image's)"
+        "--images", type=named_path, help="photographs (default: scikit-image's)"
     )
     arguments = parser.parse_args(argv)
     model = arguments.model or _default_model()

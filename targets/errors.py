@@ -6,9 +6,11 @@ import atexit
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from targets import interrupts
+from targets.disk import full_folder
 from targets.escapes import one_line
 from targets.interrupts import Interrupted
 
@@ -85,6 +87,8 @@ def _refused(error: BaseException) -> int:
         return 0
     if isinstance(error, MemoryError):
         return _refuse("out of memory; end other programs, or take a smaller model")
+    if full := full_folder(error, [Path()]):
+        return _refuse(f"{full}; make room there")
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return _refuse(f"{where}{error.strerror or error}")

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
+from targets.disk import why_full
 from targets.errors import UserError, ended_from_outside
 
 Array = NDArray[Any]
@@ -76,6 +77,9 @@ class Session:
             self._try_fewer_optimisations(crash)
             return
         except _Refusal as error:
+            folder = self._optimised.parent if self._optimised else None
+            if folder and (full := why_full(folder)):
+                raise UserError(f"{folder}: {full}; make room there") from None
             raise UserError(
                 f"{self._name}: ONNX Runtime refuses it ({error}); export it again"
             ) from None

@@ -23,6 +23,7 @@ from devices.sessions.session import Origin
 from records.log import TuningLog
 from records.lookup import Record, RecordLog, parse
 from targets import interrupts
+from targets.escapes import counted
 from targets.interrupts import Interrupted
 from tuning import transfer, workers
 from tuning.measure import RUNTIME_DEVICE, Kernel, Measurer
@@ -169,7 +170,7 @@ class Search:
             interrupts.in_thread(partial(self._search, measurer, started))
         except KeyboardInterrupt:
             trials = sum(state.trials for state in self.states)
-            said = f"interrupted: {self._log.path} keeps {trials:,} trials; the same command goes on with them"
+            said = f"interrupted: {self._log.path} keeps {counted(trials, 'trial')}; the same command goes on with them"
             self._end(Interrupted(said))
             raise Interrupted(said) from None
 

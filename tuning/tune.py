@@ -20,9 +20,11 @@ from targets.arguments import (
     command_parser,
     count_up_to,
     host_and_port,
+    named_path,
     number_between,
 )
 from targets.errors import UserError, run_command
+from targets.escapes import counted
 from targets.presets import Target, missing_features, native, resolve, this_cpu
 from targets.progress import Progress
 
@@ -101,13 +103,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--output",
-        type=Path,
+        type=named_path,
         metavar="FILE",
         help="the log (default: tuned/TARGET-ORIGIN.json)",
     )
     add(
         "--warm",
-        type=Path,
+        type=named_path,
         nargs="+",
         default=[],
         metavar="FILE",
@@ -173,7 +175,9 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
             target, measurer, arguments.threads
         )
         with TuningLog(output, header) as log:
-            progress.note(f"{len(tasks)} tasks; {measurer.how}; log {output}")
+            progress.note(
+                f"{counted(len(tasks), 'task')}; {measurer.how}; log {output}"
+            )
             held = log.read()
             for line in held.skipped:
                 progress.note(line)
@@ -184,7 +188,9 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
             warm = _warm(arguments.warm, target, progress)
             table = SearchTable(limits, quiet=arguments.json)
             if held.lines:
-                progress.stage(f"reading {len(held.lines):,} trials of the log")
+                progress.stage(
+                    f"reading {counted(len(held.lines), 'trial')} of the log"
+                )
             search = Search(
                 tasks,
                 measurer,
@@ -199,7 +205,7 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
             progress.finish()
             if search.misfits:
                 progress.note(
-                    f"{output}: {search.misfits} record(s) do not fit their task; ignored"
+                    f"{output}: {counted(search.misfits, 'record')} ignored: made for another task"
                 )
             page = output.with_suffix(".html")
             with table:
