@@ -36,6 +36,7 @@ from compile.quantize.answer import answer as integer_answer
 from compile.quantize.prepare import Int8, is_quantised, prepare, write_reference
 from records import lookup
 from records.lookup import RecordLog
+from targets import licences
 from targets.errors import UserError
 from targets.escapes import c_prefix
 from targets.presets import this_cpu
@@ -94,6 +95,8 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
         kept = [(check.input, check.outputs) for check in checks[: len(inputs)]]
         pairs = golden.write_golden(folder, kept)
         quantisation = write_reference(int8, folder) if int8 else None
+        terms = licences.notice(model.identity.name, linked=backend.linked)
+        (folder / "LICENSES").write_text(terms, encoding="utf-8")
         if labels:
             text = "\n".join(labels) + "\n"
             (folder / "labels.txt").write_text(text, encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from targets import interrupts
-from targets.arguments import named_path
+from targets.arguments import command_parser, named_path
 from targets.errors import UserError, run_command
 
 _OUTPUT = Path("out/demo")
@@ -23,9 +22,9 @@ _TRAINED = "mobilenetv2-12"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m runtime_demo.demo",
-        description="Build for this machine, classify photographs, compare with ONNX Runtime, "
+    parser = command_parser(
+        "runtime_demo.demo",
+        "Build for this machine, classify photographs, compare with ONNX Runtime, "
         "write the report.",
     )
     parser.add_argument(

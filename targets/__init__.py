@@ -15,6 +15,7 @@ if sys.argv[:1] == ["-m"]:
 
 from importlib.util import find_spec
 
+VERSION = "0.1.0"
 _ENGINE_PYTHONS = ((3, 11), (3, 12))
 
 

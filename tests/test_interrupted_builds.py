@@ -175,6 +175,7 @@ def test_an_interrupted_build_leaves_what_was_there(
     # In the linker's place, one that does not end by itself.
     (place.here / "ziglang").mkdir()
     (place.here / "ziglang/__init__.py").touch()
+    (place.here / "ziglang/LICENSE").touch()
     linker = place.here / "ziglang/zig"
     linker.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(60)\n")
     linker.chmod(0o755)
@@ -292,7 +293,7 @@ def test_an_interrupted_search_says_what_it_keeps(
         _, err = process.communicate()
     assert process.returncode == 128 + number, err
     kept = log.read_text().count("\n") - 1
-    said = f"log.json keeps {kept} trials; the same command goes on with them"
+    said = f"{kept} trials kept in log.json; the same command goes on with them"
     assert err.splitlines()[-1] == f"interrupted: {said}"
     assert contents(place.temporary) == {}
 

@@ -90,6 +90,7 @@ def test_the_folder_is_what_an_engineer_links_against(small: Path) -> None:
         "small.h",
         "small.py",
         "example.c",
+        "LICENSES",
         "README.md",
         "manifest.json",
         "golden",

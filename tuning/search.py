@@ -23,7 +23,6 @@ from devices.sessions.session import Origin
 from records.log import TuningLog
 from records.lookup import Record, RecordLog, parse
 from targets import interrupts
-from targets.escapes import counted
 from targets.interrupts import Interrupted
 from tuning import transfer, workers
 from tuning.measure import RUNTIME_DEVICE, Kernel, Measurer
@@ -153,7 +152,14 @@ class Search:
         known = {_schedule(each.line) for each in self._records[state.task.key]}
         suggested = transfer.candidates(state.task, self._warm, _SUGGESTIONS)
         new = (line for line in suggested if _schedule(line) not in known)
-        return list(islice(new, min(_ROUND, self._left())))
+        return list(islice(new, self._share(state)))
+
+    def _share(self, state: State) -> int:
+        """Trials of the next round: while tasks have no time, none of them takes what the others need for theirs."""
+        left, waiting = self._left(), sum(map(math.isinf, map(self._gain, self.states)))
+        if math.isinf(self._gain(state)):
+            return min(_ROUND, max(1, left // waiting))
+        return min(_ROUND, max(0, left - waiting))
 
     def run(self) -> None:
         """Search until a limit is reached, or every task is near its bound.
@@ -169,10 +175,8 @@ class Search:
         try:
             interrupts.in_thread(partial(self._search, measurer, started))
         except KeyboardInterrupt:
-            trials = sum(state.trials for state in self.states)
-            said = f"interrupted: {self._log.path} keeps {counted(trials, 'trial')}; the same command goes on with them"
-            self._end(Interrupted(said))
-            raise Interrupted(said) from None
+            self._end(Interrupted())
+            raise Interrupted from None
 
     def _search(self, measurer: Any, started: float) -> None:
         self._learn()
@@ -194,7 +198,7 @@ class Search:
 
     def _round(self, state: State, measurer: Any) -> None:
         self._current, best, trials = state, state.best, state.trials
-        state.policy.continue_search_one_round(min(_ROUND, self._left()), measurer)
+        state.policy.continue_search_one_round(self._share(state), measurer)
         # No exception may pass through AutoScheduler's C++.
         self._check()
         state.stale = 0 if state.best < best * _GAIN else state.stale + 1

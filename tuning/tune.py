@@ -25,6 +25,7 @@ from targets.arguments import (
 )
 from targets.errors import UserError, run_command
 from targets.escapes import counted
+from targets.interrupts import Interrupted
 from targets.presets import Target, missing_features, native, resolve, this_cpu
 from targets.progress import Progress
 
@@ -203,6 +204,7 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
             )
             cleanup.callback(search.close)
             progress.finish()
+            progress.note(_reach(search.states, arguments.trials))
             if search.misfits:
                 progress.note(
                     f"{output}: {counted(search.misfits, 'record')} ignored: made for another task"
@@ -211,6 +213,11 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
             with table:
                 try:
                     search.run()
+                except Interrupted:
+                    kept = sum(state.trials for state in search.states)
+                    raise Interrupted(
+                        f"interrupted: {counted(kept, 'trial')} kept in {output}; the same command goes on with them"
+                    ) from None
                 finally:
                     write_search(page, log.read(), search.states, limits.peak)
             seconds = time.monotonic() - started
@@ -221,6 +228,21 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
             if arguments.json:
                 print(_json(header, search.states, gain, seconds, output, page))
             progress.note(f"log {output}; page {page}")
+
+
+def _reach(states: Sequence[State], trials: int) -> str:
+    """What a search of so many trials can come to, before it begins."""
+    waiting = sum(math.isinf(state.best) for state in states)
+    left = max(0, trials - sum(state.trials for state in states))
+    known = f"{len(states) - waiting} of {len(states)} tasks have a time; {left} trials are left"
+    if left < waiting:
+        more = trials + waiting - left
+        return (
+            f"{known}: too few for every task, and a build uses the records of all or none; "
+            f"give --trials {more} or more"
+        )
+    each = f", about {left // len(states)} a task; 64 a task find most of the gain"
+    return known + each
 
 
 def _gain(

@@ -61,11 +61,13 @@ class Backend(Protocol):
     Attributes:
         format: its name, on the command line and in the manifest.
         engine: what made the code, for the manifest.
+        linked: whether a shared library is made, by our linker.
         refused_options: by a field of the request that means nothing here: why it is refused.
     """
 
     format: Format
     engine: str
+    linked: bool
     refused_options: Mapping[str, str]
 
     def check_target(self, target: Target) -> None:

