@@ -65,7 +65,9 @@ def in_thread(work: "Callable[[], T]") -> T:
 
     finished = threading.Event()
     threading.Thread(target=do, daemon=True).start()
-    finished.wait()
+    # Another thread may receive the signal, which does not end this thread's wait.
+    while not finished.wait(0.1):
+        pass
     if failed:
         raise failed[0]
     return done[0]
