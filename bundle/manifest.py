@@ -113,10 +113,10 @@ class Preprocessing(_Model):
 
     def formula(self) -> str:
         """What a channel value v becomes, in numbers, such as ``(v / 255 − 0.5) / 0.25``."""
-        inverse = 1 / self.scale if self.scale else 0.0
+        inverse = 1 / self.scale
         rounded = float(f"{inverse:.6g}")
         text = f"v × {self.scale:.6g}"
-        if isclose(rounded, inverse, rel_tol=1e-9) and inverse:
+        if isclose(rounded, inverse, rel_tol=1e-9):
             text = f"v / {rounded:g}" if rounded != 1 else "v"
         if any(self.mean):
             text += f" − {_per_channel(self.mean)}"
@@ -136,8 +136,8 @@ class Preprocessing(_Model):
             raise ValueError(
                 "mean and std need one value, or one a channel (three), each"
             )
-        if any(value == 0 for value in self.std):
-            raise ValueError("std must not be 0")
+        if self.scale == 0 or 0 in self.std:
+            raise ValueError("scale and std must not be 0")
         extremes = (*self.normalised(0.0), *self.normalised(255.0))
         if not all(abs(extreme) <= _FLOAT32_MAX for extreme in extremes):
             raise ValueError("scale, mean and std lead beyond float32")

@@ -60,7 +60,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
         if getattr(request, field):
             raise UserError(why.format(target=request.target.name))
     if request.output is not None:
-        check_replaceable(request.output)
+        _check_places(request.output, request.dump)
     progress.stage("reading the model")
     source = sources.find(
         request.model, request.input_shapes, request.overrides.layout, progress.stage
@@ -74,6 +74,8 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     progress.finish()
     for line in filter(None, (source.note, *source.model.notes, note)):
         progress.note(line)
+    output = request.output or Path("out") / f"{source.name}-{request.target.name}"
+    _check_places(output, request.dump)
     dump = Dump(request.dump, fresh=True).graph if request.dump else passes.no_dump
     int8 = _quantised(request, source, preprocessing, progress, dump)
     model = int8.model if int8 else source.model
@@ -86,7 +88,6 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
         else reference.check
     )
     name = backend.name(request.name or c_prefix(source.name))
-    output = request.output or Path("out") / f"{source.name}-{request.target.name}"
     # Signed inputs judge the compiled code, which is the same wherever it runs: they are not written, as noise does not
     # compress.
     signed = golden.signed_inputs(model.input, preprocessing)
@@ -159,6 +160,14 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
         manifest = manifest.model_copy(update={"measured": measured})
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return Bundle(output, manifest)
+
+
+def _check_places(output: Path, dump: Path | None) -> None:
+    check_replaceable(output)
+    if dump is not None and dump.resolve().is_relative_to(output.resolve()):
+        raise UserError(
+            f"--dump {dump}: is in the folder of the build, {output}, which is replaced; give another folder"
+        )
 
 
 def _quantised(

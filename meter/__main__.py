@@ -8,7 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from targets.arguments import add_result_options, command_parser, show_result
+from targets.arguments import (
+    add_result_options,
+    command_parser,
+    named_path,
+    show_result,
+)
 from targets.errors import UserError, run_command
 from targets.progress import Progress
 
@@ -29,7 +34,7 @@ A core that overlaps them takes less, but not less than the larger one. One thre
 
 example:
   python -m meter out/model-arm-cortex-a72 --cpu cortex-a72 --report meter.html
-Exit codes: 0 estimated, 2 refused (one line says why), 130 interrupted.
+Exit codes: 0 estimated, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
 """
 # Commands that moved.
 _MOVED = {"compare": "python -m bench compare", "truth": "python -m bench validate"}
@@ -66,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         _EPILOG,
     )
     option = parser.add_argument
-    option("bundle", type=Path, help="a bundle or standalone library for aarch64")
+    option("bundle", type=named_path, help="a bundle or standalone library for aarch64")
     option("--cpu", required=True, help="cortex-a53, cortex-a72 or cortex-a76")
     add_result_options(parser)
     return parser

@@ -15,9 +15,14 @@ from runtime_demo.options import (
     threads_text,
 )
 from targets import escapes
-from targets.arguments import add_result_options, command_parser, show_result
+from targets.arguments import (
+    add_result_options,
+    command_parser,
+    named_path,
+    show_result,
+)
 from targets.errors import UserError, run_command
-from targets.escapes import shown
+from targets.escapes import counted, shown
 from targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -35,7 +40,7 @@ examples:
   python -m runtime_demo.check out/model-arm-cortex-a72 --ssh pi@raspberrypi --images photos/ --model model.onnx
 
 With a labels.csv next to the images (columns file and class_index) it also counts right answers.
-Exit codes: 0 passed, 1 not within the tolerance, 2 refused (one line says why), 130 interrupted.
+Exit codes: 0 passed, 1 not within the tolerance, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
 """
 )
 _DEFAULT_REPEAT = 50
@@ -77,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--images",
-        type=Path,
+        type=named_path,
         nargs="+",
         default=[],
         metavar="IMAGE",
@@ -218,9 +223,7 @@ def _table(result: CheckResult) -> str:
         if result.passed
         else "FAILED: farther from the reference than the tolerance"
     )
-    lines.append(
-        f"verdict    {verdict}, {len(result.inputs)} {result.compared}, {result.origin}"
-    )
+    lines.append(f"verdict    {verdict}, {_compared(result)}, {result.origin}")
     return "\n".join(lines)
 
 
@@ -260,11 +263,16 @@ def _latency_lines(result: CheckResult) -> list[str]:
     return lines
 
 
+def _compared(result: CheckResult) -> str:
+    """Such as "1 image" and "2 golden inputs"."""
+    return counted(len(result.inputs), result.compared.removesuffix("s"))
+
+
 def _share_lines(result: CheckResult) -> list[str]:
     if len(result.boards) < 2:
         return []
     shares = ", ".join(f"{name} did {done}" for name, done in result.boards.items())
-    return [f"boards     {shares} of {len(result.inputs)} {result.compared}"]
+    return [f"boards     {shares} of {_compared(result)}"]
 
 
 def _times(latency: Latency) -> str:

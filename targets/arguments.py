@@ -60,11 +60,18 @@ def show_result(
 def file_to_write(option: str) -> Callable[[str], Path]:
     """For argparse's ``type``: a file that can be written; another one is a UserError before any work is done."""
 
-    def path(text: str) -> Path:
-        check_writable(Path(text), option)
+    def writable(text: str) -> Path:
+        check_writable(named_path(text), option)
         return Path(text)
 
-    return path
+    return writable
+
+
+def named_path(text: str) -> Path:
+    """For argparse's ``type``: a file or folder; an empty name would be the working folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name is no file and no folder")
+    return Path(text)
 
 
 def count_up_to(most: int) -> Callable[[str], int]:

@@ -101,6 +101,11 @@ def is_c_prefix(text: str) -> bool:
     return valid and len(text) <= _LONGEST_PREFIX and text not in _NO_PREFIX
 
 
+def counted(number: int, noun: str) -> str:
+    """Such as "1 image" and "2 images"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def c_prefix(text: str) -> str:
     """A prefix for C functions out of any name."""
     name = re.sub(r"\W", "_", text, flags=re.ASCII).lower()[:_LONGEST_PREFIX]

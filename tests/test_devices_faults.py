@@ -345,7 +345,7 @@ def test_a_host_that_goes_leaves_no_session_and_no_file(
         )
         code = hosts[0].wait(30)
         assert w.acted
-    assert code == (130 if number != signal.SIGKILL else -9)
+    assert code == (128 + number if number != signal.SIGKILL else -9)
     until(lambda: board.sessions() == [])
     expect_next_run_works(bundle, board.port)
 

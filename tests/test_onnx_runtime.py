@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -264,8 +265,37 @@ def test_a_crash_with_and_without_optimisations_is_one_line(
 
 def test_a_crash_while_it_runs_leads_to_fewer_optimisations() -> None:
     session = Session(network("Relu").SerializeToString(), "m")
-    session._server._process.kill()
+    session._server._process.send_signal(signal.SIGSEGV)
     assert session.run(["y"], {"x": X})[0].flat[0] == 1
     assert session.version.endswith(" with optimisations: basic")
     with pytest.raises(UserError, match="^m: ONNX Runtime cannot run it"):
         session.run(["y"], {"x": X[0]})
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (signal.SIGKILL, r"was killed \(SIGKILL\), as Linux does when memory is short"),
+        (signal.SIGTERM, r"was ended by another program \(SIGTERM\); run the"),
+    ],
+)
+def test_what_is_ended_from_outside_has_not_crashed(
+    number: signal.Signals, said: str
+) -> None:
+    session = Session(network("Relu").SerializeToString(), "m")
+    session._server._process.send_signal(number)
+    session._server._process.wait()
+    with pytest.raises(UserError, match=f"^ONNX Runtime's process {said}"):
+        session.run(["y"], {"x": X})
+    assert session.run(["y"], {"x": X})[0].flat[0] == 1
+    assert "optimisations" not in session.version
+
+
+def test_onnx_runtime_that_cannot_start_has_not_crashed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(onnx_runtime, "_running", [])
+    with pytest.raises(UserError, match="^ONNX Runtime's process ended .exit code 1"):
+        Session(network("Relu").SerializeToString(), "m")

@@ -64,10 +64,14 @@ class Failure(NamedTuple):
 class _Worker(PopenWorker):  # type: ignore[misc]
     """TVM's worker process, but one that no longer answers is ended too, not only a slow one."""
 
+    ended = False
+
     def call(
         self, work: Callable[..., Any], arguments: tuple[Any, ...], seconds: float
     ) -> Any:
         self.send(work, arguments, timeout=seconds)
+        if self.ended:
+            self.end()
         limit = seconds + _GRACE_SECONDS + (0 if self.began else _START_SECONDS)
         ready, _, _ = select.select([self._reader], [], [], limit)
         if not ready:
@@ -82,6 +86,7 @@ class _Worker(PopenWorker):  # type: ignore[misc]
 
     def end(self) -> None:
         """Kill the process, from any thread; a thread that waits for it gets an error."""
+        self.ended = True
         process = self._proc
         if process is not None:
             process.kill()
@@ -117,6 +122,8 @@ class Pool:
         number: int,
     ) -> list[Any]:
         """``work`` for each of ``arguments``; a crash or a hang is a `Failure` with that ``number``."""
+        if self._stopped:
+            return [Failure(number, "the search ended")] * len(arguments)
         return list(
             self._threads.map(lambda each: self._do(work, each, number), arguments)
         )
@@ -144,6 +151,8 @@ class Pool:
             )
             self._workers.append(self._own.worker)
         worker: _Worker = self._own.worker
+        if self._stopped:
+            worker.end()
         return worker
 
     def stop(self) -> None:

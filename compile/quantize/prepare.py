@@ -22,6 +22,7 @@ from compile.quantize import loss
 from compile.quantize.answer import output_steps
 from compile.quantize.calibrate import quantise
 from targets.errors import UserError
+from targets.escapes import counted
 from targets.progress import Progress
 
 Array = NDArray[np.float32]
@@ -156,9 +157,11 @@ def _read(
         )
     skipped = len(found) - len(images)
     if skipped:
-        progress.note(f"calibration: {skipped} of {len(found)} files skipped")
+        progress.note(
+            f"calibration: {skipped} of {counted(len(found), 'file')} skipped"
+        )
     if len(images) < FEW_IMAGES:
         progress.note(
-            f"calibration: only {len(images)} images; with fewer than {FEW_IMAGES} the ranges are chance"
+            f"calibration: only {counted(len(images), 'image')}; with fewer than {FEW_IMAGES} the ranges are chance"
         )
     return tuple(images), tensors, skipped

@@ -35,7 +35,7 @@ _TRIPLES: dict[str, str] = {
 _ENGINE = ("engine_core", "engine_rpc")
 _PROGRAMS = {
     SERVER: (
-        *("serve", "options", "client_files", "tracker"),
+        *("serve", "callers", "options", "client_files", "tracker"),
         *("board_info", "folders", "sha256"),
     ),
     VERIFIER: ("verify", "bundle_check", "board_info", "sha256"),

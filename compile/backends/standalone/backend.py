@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bundle.manifest import MemoryPlan
+from compile import passes
 from compile.backends.backend import Built, Job
 from compile.backends.bundle import BundleBackend
 from compile.backends.engine import EngineJob
 from compile.backends.request import Format
 from compile.backends.standalone.emit import Standalone, emit, self_test_input
+from compile.frontend.model import Model
+from compile.ir.graph import Graph
 from records.lookup import RecordLog
+from targets.errors import UserError
 from targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -27,6 +31,14 @@ class StandaloneBackend(BundleBackend):
 
     format: Format = "standalone"
     _needs_system = False
+
+    def prepare(self, model: Model, dump: passes.Dump) -> Graph:
+        if len(model.outputs) > 1:
+            raise UserError(
+                f"{model.identity.name}: has {len(model.outputs)} outputs; a C library has one: "
+                "use --format bundle, or cut the graph to one"
+            )
+        return super().prepare(model, dump)
 
     def name(self, wanted: str) -> str:
         return wanted

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle.manifest import MemoryPlan
+from compile.backends.dump import writing
 from compile.program.planner import Plan, plan
 from compile.program.program import Program
 from compile.program.verifier import verify
@@ -85,13 +86,8 @@ def emit(
         dump: where all that the library is made of is left, if anywhere.
 
     Raises:
-        UserError: the network has not one input and one output, or a tool failed.
+        UserError: there is nothing to compute, or a tool failed.
     """
-    if len(program.inputs) != 1 or len(program.outputs) != 1:
-        raise UserError(
-            f"{wanted.model}: has {len(program.inputs)} inputs and {len(program.outputs)} outputs; "
-            "a standalone library takes one of each: use --format bundle"
-        )
     if program.storage(program.inputs[0]) == program.storage(program.outputs[0]):
         raise UserError(
             f"{wanted.model}: its output is its input; there is nothing to build"
@@ -102,9 +98,9 @@ def emit(
         parts = Path(scratch) / "parts"
         sources = _write_sources(parts, values, layout.weights)
         if dump is not None:
-            shutil.copytree(parts, dump, dirs_exist_ok=True)
-            for kernel in kernels:
-                shutil.copy(kernel, dump)
+            with writing(dump):
+                for part in (*sorted(parts.iterdir()), *kernels):
+                    shutil.copy(part, dump)
         objects = [source.with_suffix(".o") for source in sources]
         for source, output in zip(sources, objects, strict=True):
             compile_object(source, output, target, "-std=gnu11", f"-I{parts}")
