@@ -66,7 +66,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     preprocessing, note = resolve_preprocessing(
         overrides, source.preprocessing, source.model.input
     )
-    labels = read_labels(overrides.labels, source.model.outputs[0].shape[-1])
+    labels = read_labels(overrides.labels, source.model.outputs)
     inputs = _golden_inputs(request.golden, source.model, preprocessing, progress)
     progress.finish()
     for line in filter(None, (source.note, *source.model.notes, note)):
