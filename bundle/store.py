@@ -74,10 +74,10 @@ def open_bundle(path: Path) -> Bundle:
         manifest = parse(file.read(MAX_MANIFEST_BYTES + 1), str(manifest_path))
     for relative, expected in manifest.files.items():
         _verify_file(path, relative, expected)
-    for pair in manifest.golden:
-        _expect_size(path / pair.input, manifest.input.nbytes)
-        for output, tensor in zip(pair.outputs, manifest.outputs, strict=True):
-            _expect_size(path / output, tensor.nbytes)
+    for entry in manifest.golden:
+        tensors = (manifest.input, *manifest.outputs, *manifest.outputs)
+        for relative, tensor in zip(entry.paths, tensors, strict=True):
+            _expect_size(path / relative, tensor.nbytes)
     library, expected = path / manifest.library, manifest.target.machine
     if not manifest.is_source and (machine := elf_machine(library)) != expected:
         raise UserError(f"{library}: is for {machine}, the manifest says {expected}")

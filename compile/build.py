@@ -11,7 +11,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from targets.arguments import count_up_to
+from targets.arguments import command_parser, count_up_to
 from targets.errors import run_command
 from targets.escapes import is_c_prefix, lines, shown
 from targets.progress import Progress
@@ -50,14 +50,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m compile.build",
-        description="Compile an ONNX image classifier into a bundle or a C library,\n"
+    parser = command_parser(
+        "compile.build",
+        "Compile an ONNX image classifier into a bundle or a C library,\n"
         "compared with ONNX Runtime before it is called built.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        _EPILOG,
     )
     option = parser.add_argument
+    option(
+        "--licenses",
+        action=_Licenses,
+        nargs=0,
+        help="print the terms of the project, of what it writes, and of what others wrote in it",
+    )
     option(
         "--model",
         default="mobilenetv2-1.0-224",
@@ -306,6 +311,17 @@ def _memory(lowering: Lowering) -> str:
         f"arena {plan.arena_bytes:,} bytes (no plan can need less than {plan.lower_bound:,}), "
         f"workspace {plan.outer_workspace_bytes:,} bytes and {plan.inner_workspace_bytes:,} a thread"
     )
+
+
+class _Licenses(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from devices.board.kit import notices
+        from targets.licences import PROJECT, notice
+
+        folder = notice("the model", linked=True)
+        print(f"{PROJECT}\n\n==== In every output folder, file LICENSES\n\n{folder}")
+        print(f"==== In a kit for boards, file LICENSES\n\n{notices()}")
+        parser.exit()
 
 
 def _identifier(text: str) -> str:

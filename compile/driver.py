@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,17 @@ from compile.backends.backend import Backend, Built, Job
 from compile.backends.dump import Dump
 from compile.backends.registry import BACKENDS
 from compile.backends.request import BuildRequest
-from compile.backends.verify import Check, Verification
+from compile.backends.verify import Verification
 from compile.frontend import sources
 from compile.frontend.model import Model
 from compile.frontend.preprocessing import read_labels, resolve_preprocessing
 from compile.frontend.reference import Reference
 from compile.frontend.sources import Source
-from compile.quantize.answer import answer as integer_answer
+from compile.quantize.answer import check as integer_check
 from compile.quantize.prepare import Int8, is_quantised, prepare, write_reference
 from records import lookup
 from records.lookup import RecordLog
+from targets import licences
 from targets.errors import UserError
 from targets.escapes import c_prefix
 from targets.presets import this_cpu
@@ -77,22 +78,22 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     graph = int8.graph if int8 else backend.prepare(model, dump)
     progress.stage("asking ONNX Runtime for the golden outputs")
     reference = Reference(model)
-    answer = (
-        partial(integer_answer, graph, model, reference=reference)
+    check = (
+        partial(integer_check, graph, model, reference=reference)
         if int8
-        else reference.run
+        else reference.check
     )
     name = backend.name(request.name or c_prefix(source.name))
     output = request.output or Path("out") / f"{source.name}-{request.target.name}"
-    checks = _checks(
-        [*inputs, *golden.signed_inputs(model.input, preprocessing)],
-        answer,
-        None if int8 else reference.tolerances,
-    )
+    # Signed inputs judge the compiled code, which is the same wherever it runs: they are not written, as noise does not
+    # compress.
+    signed = golden.signed_inputs(model.input, preprocessing)
+    checks = [check(tensor) for tensor in (*inputs, *signed)]
     with staging(output) as folder:
-        kept = [(check.input, check.outputs) for check in checks[: len(inputs)]]
-        pairs = golden.write_golden(folder, kept)
+        written = golden.write_golden(folder, checks[: len(inputs)])
         quantisation = write_reference(int8, folder) if int8 else None
+        terms = licences.notice(model.identity.name, linked=backend.linked)
+        (folder / "LICENSES").write_text(terms, encoding="utf-8")
         if labels:
             text = "\n".join(labels) + "\n"
             (folder / "labels.txt").write_text(text, encoding="utf-8")
@@ -104,13 +105,13 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
             name=name,
             version=_version(request, source, name, "int8" if int8 else "float32"),
             folder=folder,
-            answer=answer,
+            check=check,
             pixels=(low, high),
             dump=request.dump,
             arena_limit=request.arena_limit,
         )
         describe = partial(
-            _manifest, request, backend, job, preprocessing, pairs, quantisation
+            _manifest, request, backend, job, preprocessing, written, quantisation
         )
         logs = [] if int8 else _find_records(request, backend, progress)
         # Records that give wrong answers must not keep a network from being built: without them, if need be.
@@ -202,20 +203,6 @@ def _golden_inputs(
     return [photos.to_tensor(photo, preprocessing, model.input) for photo in taken]
 
 
-def _checks(
-    inputs: Sequence[NDArray[np.float32]],
-    answer: Callable[[NDArray[np.float32]], Sequence[NDArray[np.float32]]],
-    tolerances: Callable[..., list[NDArray[np.float32]]] | None,
-) -> list[Check]:
-    """Each input with what the network must answer, and how near."""
-    checks = []
-    for tensor in inputs:
-        outputs = answer(tensor)
-        near = tolerances(tensor, outputs) if tolerances else None
-        checks.append(Check(tensor, outputs, near))
-    return checks
-
-
 def _find_records(
     request: BuildRequest, backend: Backend, progress: Progress
 ) -> list[RecordLog]:
@@ -240,7 +227,7 @@ def _manifest(
     backend: Backend,
     job: Job,
     preprocessing: Preprocessing,
-    pairs: Sequence[Golden],
+    written: Sequence[Golden],
     quantisation: Quantisation | None,
     built: Built,
 ) -> Manifest:
@@ -267,7 +254,7 @@ def _manifest(
         quantisation=quantisation,
         lowering=built.lowering,
         firmware=built.firmware,
-        golden=tuple(pairs),
+        golden=tuple(written),
         files=files,
     )
 

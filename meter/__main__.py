@@ -24,8 +24,8 @@ also:
 
 Instructions are exact: QEMU counts them, and every run has the same. Cycles are estimated: core cycles by LLVM's
 scheduling model of the core, without branch prediction; memory cycles by a cache model without prefetching, in which
-every missed line costs bandwidth. On a real core the two overlap: the real figure lies between the larger one and
-the sum. One thread; the operating system is not counted.
+every missed line costs bandwidth. The time is their sum: published times of real boards fit it best (bench validate).
+A core that overlaps them takes less, but not less than the larger one. One thread; the operating system is not counted.
 
 example:
   python -m meter out/model-arm-cortex-a72 --cpu cortex-a72 --report meter.html
@@ -150,7 +150,7 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
         f"instructions {metered.instructions / 1e6:.1f} M, exact (QEMU)",
         f"core         {metered.core_cycles / 1e6:.1f} M cycles, estimated (LLVM's model of {cycles.model(metered.cpu)}, no caches)",
         f"memory       {metered.memory_cycles / 1e6:.1f} M cycles, estimated (cache model of the {hierarchy.board}; no prefetching)",
-        f"time         {low:.1f} to {high:.1f} ms at {hierarchy.clock} GHz, 1 thread, estimated",
+        f"time         {high:.1f} ms at {hierarchy.clock} GHz, 1 thread, estimated (core + memory; {low:.1f} ms if they overlapped)",
     ]
     if calibration is not None and not calibration.is_current:
         lines.append(

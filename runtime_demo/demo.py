@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from targets.arguments import command_parser
 from targets.errors import UserError, run_command
 
 _OUTPUT = Path("out/demo")
@@ -21,9 +21,9 @@ _TRAINED = "mobilenetv2-12"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m runtime_demo.demo",
-        description="Build for this machine, classify photographs, compare with ONNX Runtime, "
+    parser = command_parser(
+        "runtime_demo.demo",
+        "Build for this machine, classify photographs, compare with ONNX Runtime, "
         "write the report.",
     )
     parser.add_argument(

@@ -8,6 +8,7 @@ import os
 import sys
 from importlib.util import find_spec
 
+VERSION = "0.1.0"
 _ENGINE_PYTHONS = ((3, 11), (3, 12))
 
 

@@ -9,18 +9,24 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from targets import VERSION
 from targets.errors import UserError
 from targets.files import check_writable
 
 
 def command_parser(
-    module: str, description: str, epilog: str
+    module: str, description: str, epilog: str = ""
 ) -> argparse.ArgumentParser:
     """The parser of ``python -m MODULE``; its epilog keeps its line ends."""
     raw = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         f"python -m {module}", None, description, epilog, formatter_class=raw
     )
+    version = f"netship {VERSION}"
+    parser.add_argument(
+        "--version", action="version", version=version, help="print it and exit"
+    )
+    return parser
 
 
 def add_result_options(parser: argparse.ArgumentParser) -> None:

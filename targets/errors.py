@@ -19,7 +19,7 @@ class UserError(Exception):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM: the command cleans up, then ends."""
+    """Ctrl-C or SIGTERM: the command cleans up, then ends; its text, if any, says what was kept."""
 
 
 def last_line(text: str, otherwise: str = "it said nothing") -> str:
@@ -59,8 +59,9 @@ def run_command(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    except KeyboardInterrupt:
-        print("interrupted: nothing half-made was left behind", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        kept = str(error) or "nothing half-made was left behind"
+        print(f"interrupted: {one_line(kept)}", file=sys.stderr)
         code = 130
     except MemoryError:
         code = _refuse("out of memory; end other programs, or take a smaller model")

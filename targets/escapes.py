@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from keyword import kwlist
+from math import copysign, isfinite, isnan
 
 from markupsafe import Markup, escape
 
@@ -84,6 +85,14 @@ _NO_PREFIX = C_RESERVED.union(
     ),
 )
 _LONGEST_PREFIX = 64
+
+
+def c_float(value: float) -> str:
+    """A C constant of type float, exact: hexadecimal, or a quotient by 0, as <math.h> would declare too many names."""
+    if not isfinite(value):
+        return f"{0 if isnan(value) else copysign(1, value):.1f}f / 0.0f"
+    digits, exponent = value.hex().split("p")
+    return f"{digits.rstrip('0').rstrip('.')}p{exponent}f"
 
 
 def is_c_prefix(text: str) -> bool:

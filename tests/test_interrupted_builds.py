@@ -156,6 +156,7 @@ def test_an_interrupted_build_leaves_what_was_there(
     # In the linker's place, one that does not end by itself.
     (place.here / "ziglang").mkdir()
     (place.here / "ziglang/__init__.py").touch()
+    (place.here / "ziglang/LICENSE").touch()
     linker = place.here / "ziglang/zig"
     linker.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(60)\n")
     linker.chmod(0o755)

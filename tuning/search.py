@@ -150,7 +150,14 @@ class Search:
         known = {_schedule(each.line) for each in self._records[state.task.key]}
         suggested = transfer.candidates(state.task, self._warm, _SUGGESTIONS)
         new = (line for line in suggested if _schedule(line) not in known)
-        return list(islice(new, min(_ROUND, self._left())))
+        return list(islice(new, self._share(state)))
+
+    def _share(self, state: State) -> int:
+        """Trials of the next round: while tasks have no time, none of them takes what the others need for theirs."""
+        left, waiting = self._left(), sum(map(math.isinf, map(self._gain, self.states)))
+        if math.isinf(self._gain(state)):
+            return min(_ROUND, max(1, left // waiting))
+        return min(_ROUND, max(0, left - waiting))
 
     def run(self) -> None:
         """Search until a limit is reached, or every task is near its bound.
@@ -183,7 +190,7 @@ class Search:
 
     def _round(self, state: State, measurer: Any) -> None:
         self._current, best, trials = state, state.best, state.trials
-        state.policy.continue_search_one_round(min(_ROUND, self._left()), measurer)
+        state.policy.continue_search_one_round(self._share(state), measurer)
         # No exception may pass through AutoScheduler's C++.
         self._check()
         state.stale = 0 if state.best < best * _GAIN else state.stale + 1

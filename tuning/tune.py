@@ -20,7 +20,7 @@ from targets.arguments import (
     host_and_port,
     number_between,
 )
-from targets.errors import UserError, run_command
+from targets.errors import Interrupted, UserError, run_command
 from targets.presets import Target, missing_features, native, resolve, this_cpu
 from targets.progress import Progress
 
@@ -195,6 +195,7 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
             )
             cleanup.callback(search.close)
             progress.finish()
+            progress.note(_reach(search.states, arguments.trials))
             if search.misfits:
                 progress.note(
                     f"{output}: {search.misfits} record(s) do not fit their task; ignored"
@@ -203,6 +204,11 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
             with table:
                 try:
                     search.run()
+                except Interrupted:
+                    kept = sum(state.trials for state in search.states)
+                    raise Interrupted(
+                        f"{kept} trials are kept in {output}; the same command goes on with them"
+                    ) from None
                 finally:
                     write_search(page, log.read(), search.states, limits.peak)
             seconds = time.monotonic() - started
@@ -213,6 +219,21 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
             if arguments.json:
                 print(_json(header, search.states, gain, seconds, output, page))
             progress.note(f"log {output}; page {page}")
+
+
+def _reach(states: Sequence[State], trials: int) -> str:
+    """What a search of so many trials can come to, before it begins."""
+    waiting = sum(math.isinf(state.best) for state in states)
+    left = max(0, trials - sum(state.trials for state in states))
+    known = f"{len(states) - waiting} of {len(states)} tasks have a time; {left} trials are left"
+    if left < waiting:
+        more = trials + waiting - left
+        return (
+            f"{known}: too few for every task, and a build uses the records of all or none; "
+            f"give --trials {more} or more"
+        )
+    each = f", about {left // len(states)} a task; 64 a task find most of the gain"
+    return known + each
 
 
 def _gain(

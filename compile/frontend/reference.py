@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from bundle.golden import Check
 from compile.frontend.model import Model
 from compile.frontend.tolerance import disturbed, disturbed_input, tolerance
 from targets.onnx_runtime import Session
@@ -44,6 +45,11 @@ class Reference:
     def run(self, tensor: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """One inference: every output of the graph, in the graph's order."""
         return self._session.run(self._outputs, {self._input: tensor})
+
+    def check(self, tensor: NDArray[np.float32]) -> Check:
+        """What a network in float32 must answer, and how near."""
+        answer = self.run(tensor)
+        return Check(tensor, answer, self.tolerances(tensor, answer))
 
     def tolerances(
         self, tensor: NDArray[np.float32], answer: Sequence[NDArray[np.float32]]

@@ -56,7 +56,8 @@ def disturbed(proto: onnx.ModelProto, random: np.random.Generator) -> onnx.Model
         kinds = readers.get(tensor.name, set())
         if tensor.data_type == TensorProto.FLOAT and kinds and kinds <= _SUMS:
             values = numpy_helper.to_array(tensor)
-            moved = values + np.abs(values) * _signs(values.shape, random)
+            moves = np.abs(values) * _signs(values.shape, random)
+            moved = values + np.where(np.isfinite(values), moves, 0)
             tensor.CopyFrom(
                 numpy_helper.from_array(moved.astype(np.float32), tensor.name)
             )
@@ -93,7 +94,7 @@ def tolerance(answer: Array, moved: Sequence[Array]) -> Array:
     allowed = _FACTOR * (noise + _of_slices(noise, np.median) + _UNITS * units)
     allowed += _FLOOR * np.minimum(1, _of_slices(size, np.max))
     allowed[~finite] = 0
-    return allowed.astype(np.float32)
+    return np.minimum(allowed, np.finfo(np.float32).max).astype(np.float32)
 
 
 def _of_slices(values: NDArray[np.float64], statistic: Any) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ from compile import passes
 from compile.frontend.model import Model
 from compile.ir.graph import Graph
 from compile.quantize import loss
-from compile.quantize.answer import output_step
+from compile.quantize.answer import output_steps
 from compile.quantize.calibrate import quantise
 from targets.errors import UserError
 from targets.progress import Progress
@@ -88,7 +88,7 @@ def prepare(
         return Int8(
             model,
             graph,
-            Quantisation(output_step=output_step(graph, graph.outputs[0])),
+            Quantisation(output_steps=output_steps(graph)),
             {},
         )
     if not calibration:
@@ -121,7 +121,7 @@ def prepare(
         method=calibrated.method,
         images=images,
         skipped=skipped,
-        output_step=output_step(graph, graph.outputs[0]),
+        output_steps=output_steps(graph),
     )
     return Int8(calibrated.model, graph, facts, measured)
 

@@ -36,14 +36,15 @@ class StandaloneBackend(BundleBackend):
 
     def build(self, job: Job, logs: Sequence[RecordLog], progress: Progress) -> Built:
         low, high = job.pixels
-        outputs = job.answer(self_test_input(low, high, job.model.input.shape))
+        check = job.check(self_test_input(low, high, job.model.input.shape))
         wanted = Standalone(
             name=job.name,
             model=job.model.identity.name,
             version=f"{job.version}, by Apache TVM 0.19",
             low=low,
             high=high,
-            expected=tuple(outputs[0].ravel().tolist()),
+            expected=tuple(check.outputs[0].ravel().tolist()),
+            tolerance=tuple(check.tolerances[0].ravel().tolist()),
         )
         return self._compile(job, logs, progress, partial(link, wanted), job.name)
 

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.accuracy import TOLERANCE
 from bundle.manifest import MemoryPlan
 from compile.program.planner import Plan, plan
 from compile.program.program import Program
 from compile.program.verifier import verify
 from targets import templates
 from targets.errors import UserError
+from targets.escapes import c_float
 from targets.presets import Target
 from targets.toolchain import archive, compile_object, hide_symbols, link_shared
 
@@ -49,6 +49,7 @@ class Standalone:
     Attributes:
         low, high: between these lies what a formula makes as the test's input (see library.c.jinja).
         expected: the reference's output for it.
+        tolerance: of each of its elements.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Standalone:
     low: float
     high: float
     expected: tuple[float, ...]
+    tolerance: tuple[float, ...]
 
 
 def self_test_input(
@@ -189,14 +191,13 @@ def _values(
         "inner_bytes": program.inner_bytes,
         "weight_bytes": len(layout.weights),
         "weight_crc": zlib.crc32(layout.weights),
-        "tolerance": TOLERANCE,
     }
 
 
 def _render(template: str, values: dict[str, Any]) -> str:
     environment = templates.code_environment(_HERE)
     environment.filters |= {
-        "c_float": lambda value: f"{float.hex(value)}f",
+        "c_float": c_float,
         "c_double": float.hex,
         "dims": lambda shape: "x".join(map(str, shape)),
     }

@@ -17,6 +17,9 @@ from compile.frontend.canonical.graph import (
 from compile.frontend.names import node_label
 from targets.onnx_runtime import Session
 
+# Elements of an axis's matrix: from and to 4096 takes a quarter of it.
+_LARGEST_MATRIX = 1 << 26
+
 
 def resize(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     """TVM's nearest takes wrong neighbours at fractional scales; its linear and cubic fail in LLVM's verifier.
@@ -52,6 +55,11 @@ def _axis_matrix(node: onnx.NodeProto, graph: Graph, axis: int) -> NDArray[np.fl
     shape = graph.shape(node.input[0])
     before, after = shape[axis], graph.shape(node.output[0])[axis]
     attributes = attributes_of(node)
+    if before * after > _LARGEST_MATRIX:
+        raise refusal(
+            node,
+            f"resizes an axis from {before} to {after}, too large to compute; export with less",
+        )
     axes = attributes.pop("axes", None) or range(len(shape))
     place = [each % len(shape) for each in axes].index(axis)
     has_region = node.op_type == "Resize" and graph.opset >= 11
