@@ -66,7 +66,8 @@ def _parser() -> argparse.ArgumentParser:
         "--model",
         default="mobilenetv2-1.0-224",
         metavar="MODEL",
-        help="an .onnx file; mobilenetv2-WIDTH-RESOLUTION, built in with seeded weights; or "
+        help="an .onnx file; mobilenetv2-WIDTH-RESOLUTION, also after ssdlite- or deeplabv3-, built in with "
+        "seeded weights; or "
         "mobilenetv2-12, the Model Zoo's trained network, downloaded (default: %(default)s)",
     )
     option(

@@ -6,7 +6,6 @@ import resource
 import time
 from collections.abc import Sequence
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     preprocessing, note = resolve_preprocessing(
         overrides, source.preprocessing, source.model.input
     )
-    labels = read_labels(overrides.labels, prod(source.model.outputs[0].shape[-1:]))
+    labels = read_labels(overrides.labels, source.model.outputs)
     inputs = _golden_inputs(request.golden, source.model, preprocessing, progress)
     progress.finish()
     for line in filter(None, (source.note, *source.model.notes, note)):

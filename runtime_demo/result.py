@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -297,6 +298,11 @@ class CheckResult:
         }
 
 
+def scores_classes(shape: tuple[int, ...]) -> bool:
+    """Whether an output is one score a class: [1, classes], or with trailing 1s."""
+    return len(shape) >= 2 and prod(shape) == shape[1]
+
+
 def answers(
     output: NDArray[np.float32],
     probabilities: bool,
@@ -308,7 +314,7 @@ def answers(
     Logits go through a softmax; what already are probabilities do not. Empty for an output that
     is not one score a class.
     """
-    if output.ndim < 2 or output.size != output.shape[1]:
+    if not scores_classes(output.shape):
         return ()
     scores = output.astype(np.float64).ravel()
     if not probabilities:

@@ -58,11 +58,17 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     from bundle.store import open_bundle
     from devices.sessions.session import Origin
     from runtime_demo.comparison import read_images, time_both
-    from runtime_demo.result import answers
+    from runtime_demo.result import answers, scores_classes
 
     progress.stage("verifying the bundle")
     bundle = open_bundle(arguments.bundle)
     labels, probabilities = bundle.labels(), bundle.manifest.probabilities
+    first = bundle.manifest.outputs[0]
+    if not scores_classes(first.shape):
+        shape = "×".join(map(str, first.shape))
+        raise UserError(
+            f"{bundle.path}: output {shown(first.name)!r} is {shape}, not one score a class; use check"
+        )
     found = photos.find(arguments.image)
     seen = []
     with open_session(bundle, arguments, progress, most=1) as session:
@@ -71,10 +77,6 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
         for item in read_images(bundle, found, progress):
             progress.tick()
             top = answers(session.run(item.tensor)[0], probabilities, labels)
-            if not top:
-                raise UserError(
-                    f"{bundle.path}: its output is not one score a class; use check"
-                )
             if latency is None and session.origin is not Origin.EMULATED:
                 latency, _ = time_both(session, None, item.tensor, _REPEAT, progress)
             seen.append(
