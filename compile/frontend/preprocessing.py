@@ -178,7 +178,7 @@ def _note(
 
 def _classes(shape: tuple[int, ...]) -> int:
     if len(shape) != 4:
-        return shape[-1]
+        return prod(shape[-1:])
     return shape[1] if prod(shape[2:]) == 1 else min(shape[1], shape[-1])
 
 
