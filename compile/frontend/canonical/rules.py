@@ -8,9 +8,17 @@ from __future__ import annotations
 
 import onnx
 
-from compile.frontend.canonical import decompositions, forms, resize, windows
+from compile.frontend.canonical import (
+    decompositions,
+    forms,
+    recurrent,
+    resize,
+    sampling,
+    unpooling,
+    windows,
+)
 from compile.frontend.canonical.graph import Graph, Rule
-from compile.frontend.fold import fold, infer, with_nodes
+from compile.frontend.fold import fold, with_nodes
 
 _RULES: dict[str, Rule] = {
     "AveragePool": windows.pool,
@@ -18,15 +26,22 @@ _RULES: dict[str, Rule] = {
     "Clip": forms.clip,
     "Conv": windows.convolution,
     "ConvTranspose": windows.transposed_convolution,
+    "DeformConv": sampling.deformable_convolution,
     "Dropout": forms.dropout,
+    "GRU": recurrent.recurrent,
     "Gelu": decompositions.gelu,
+    "GridSample": sampling.grid_sample,
     "GroupNormalization": decompositions.group_normalisation,
+    "LSTM": recurrent.recurrent,
     "LogSoftmax": decompositions.log_softmax,
     "MatMul": decompositions.matrix_vector,
-    "MaxPool": windows.pool,
+    "MaxPool": unpooling.max_pool,
+    "MaxUnpool": unpooling.max_unpool,
     "Mean": decompositions.mean,
     "Pad": windows.pad,
+    "RNN": recurrent.recurrent,
     "Resize": resize.resize,
+    "RoiAlign": sampling.roi_align,
     "Slice": forms.slice_axes,
     "Softplus": decompositions.softplus,
     "Split": forms.split,
@@ -58,7 +73,8 @@ def canonical(proto: onnx.ModelProto) -> onnx.ModelProto:
         for node in folded.graph.node
         for new in _RULES.get(node.op_type, _unchanged)(node, graph)
     ]
-    return infer(with_nodes(folded, nodes, graph.constants))
+    # Folded again: a rule may compute with constants.
+    return fold(with_nodes(folded, nodes, graph.constants))
 
 
 def _unchanged(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
