@@ -34,7 +34,7 @@ _NOT_BUILT = ("activation_alpha", "activation_beta", "clip", "input_forget", "la
 
 
 def recurrent(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
-    """TVM's importer takes some forms only, and drops batch axes of size 1 with its squeezes."""
+    """TVM's importer fails with an index error, and takes sequence_lens and layout wrongly."""
     attributes = attributes_of(node)
     for name in _NOT_BUILT:
         if attributes.get(name):
@@ -106,7 +106,7 @@ class _Direction:
         # GRU's last gate has a product of its own where the state is reset before it.
         cut = 2 * self._hidden if node.op_type == "GRU" and not self._linear else count
         self._r, self._r_new = (
-            chain.constant(each) for each in (state[:, :cut], state[:, cut:])
+            chain.constant(each) for each in (state[:, :cut].T, state[:, cut:].T)
         )
         self._h, self._c = (self._initial(node, k, index) for k in (5, 6))
 
@@ -124,6 +124,7 @@ class _Direction:
         late[: -self._hidden] = 0
         if self._kind == "GRU" and self._linear:
             bias = bias - late
+        self._zero = self._chain.constant(np.zeros(1, np.float32))
         self._late = self._chain.constant(late[-self._hidden :])
         rows = add("Reshape", self._input, (self._steps * self._batch, self._depth))
         products = add("Add", add("MatMul", rows, self._w), bias)
@@ -132,8 +133,11 @@ class _Direction:
         states = [""] * self._steps
         order = range(self._steps)
         for step in reversed(order) if reverse else order:
-            # A vector of one index: as a scalar each step would be a kernel of its own.
-            x = add("Reshape", add("Gather", products, [step], axis=0), shape)
+            x = add(
+                "Reshape",
+                part(self._chain, self._graph, products, 0, step, step + 1),
+                shape,
+            )
             states[step] = self._h = self._step(x)
         every = states[0] if len(states) == 1 else add("Concat", *states, axis=0)
         return every, self._h, self._c
@@ -141,7 +145,7 @@ class _Direction:
     def _step(self, x: str) -> str:
         if self._kind == "GRU":
             return self._gru(x)
-        gates = self._chain.add("Add", x, self._chain.add("MatMul", self._h, self._r))
+        gates = self._times(self._h, self._r, x)
         if self._kind == "RNN":
             return self._chain.add(self._activations[0], gates)
         return self._lstm(gates)
@@ -160,7 +164,7 @@ class _Direction:
 
     def _gru(self, x: str) -> str:
         add, (f, g) = self._chain.add, self._activations
-        state = add("MatMul", self._h, self._r)
+        state = self._times(self._h, self._r, self._zero)
         z, r = (
             add(f, add("Add", self._gate(x, k), self._gate(state, k))) for k in range(2)
         )
@@ -168,10 +172,14 @@ class _Direction:
             third = add("Add", self._gate(state, 2), self._late)
             third = add("Mul", r, third)
         else:
-            third = add("MatMul", add("Mul", r, self._h), self._r_new)
+            third = self._times(add("Mul", r, self._h), self._r_new, self._zero)
         new = add(g, add("Add", self._gate(x, 2), third))
         # (1 - z) new + z h
         return add("Add", new, add("Mul", z, add("Sub", self._h, new)))
+
+    def _times(self, state: Any, weights: str, added: str) -> str:
+        # As a MatMul, TVM's importer would compile a transposition of the weights for each step.
+        return self._chain.add("Gemm", state, weights, added, transB=1)
 
     def _gate(self, source: str, index: int) -> str:
         size = self._hidden
