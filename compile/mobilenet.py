@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from compile.frontend.family import (
@@ -21,6 +20,7 @@ from compile.frontend.family import (
     network_name,
     parse_name,
 )
+from targets.arguments import named_path
 from targets.errors import UserError, run_command
 from targets.files import write_whole
 
@@ -202,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=named_path,
         metavar="FILE.onnx",
         help="write one network as an ONNX file",
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from runtime_demo.options import (
@@ -14,7 +13,7 @@ from runtime_demo.options import (
     open_session,
     threads_text,
 )
-from targets.arguments import add_json, command_parser
+from targets.arguments import add_json, command_parser, named_path
 from targets.errors import UserError, run_command
 from targets.escapes import lines, shown
 from targets.progress import Progress
@@ -25,7 +24,7 @@ _EPILOG = (
 example:
   python -m runtime_demo.run out/model-znver4 --image cat.jpg
 
-Exit codes: 0 done, 2 refused (one line says why), 130 interrupted.
+Exit codes: 0 done, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
 """
 )
 _REPEAT = 20
@@ -40,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_device_options(parser)
     parser.add_argument(
         "--image",
-        type=Path,
+        type=named_path,
         nargs="+",
         required=True,
         metavar="IMAGE",

@@ -33,6 +33,17 @@ class Graph:
         assert sizes is not None
         return sizes
 
+    def has_infinity(self) -> bool:
+        """Whether a constant, such as an attention's mask, has infinite elements."""
+        return any(
+            np.isinf(numpy_helper.to_array(each)).any()
+            for each in self.constants.values()
+            if each.data_type == onnx.TensorProto.FLOAT
+        )
+
+    def dtype(self, name: str) -> int:
+        return self._values[name].dtype
+
     def constant(self, node: onnx.NodeProto, index: int) -> NDArray[Any] | None:
         """Input ``index`` of ``node``; None where the node has none."""
         if index >= len(node.input) or not node.input[index]:
@@ -72,7 +83,8 @@ class Chain:
 
     def _append(self, op_type: str, inputs: Any, outputs: Any, attributes: Any) -> None:
         names = [
-            each if isinstance(each, str) else self.constant(each) for each in inputs
+            each if isinstance(each, str) else self.constant(each, f"{outputs[0]}/in")
+            for each in inputs
         ]
         self.made.append(
             helper.make_node(
@@ -80,10 +92,9 @@ class Chain:
             )
         )
 
-    def constant(self, value: Any) -> str:
-        """The name of a new constant: whole numbers are int64, others float32."""
-        array = np.asarray(value)
-        name = self._graph.fresh(f"{self._node.output[0]}/in")
+    def constant(self, value: Any, stem: str = "constant") -> str:
+        """The name of a new constant; whole numbers are int64, others float32."""
+        array, name = np.asarray(value), self._graph.fresh(stem)
         dtype = np.int64 if array.dtype.kind == "i" else np.float32
         self._graph.constants[name] = numpy_helper.from_array(array.astype(dtype), name)
         return name

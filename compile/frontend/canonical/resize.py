@@ -21,6 +21,9 @@ from compile.frontend.canonical.graph import (
 from compile.frontend.names import node_label
 from targets.onnx_runtime import Session
 
+# Elements of an axis's matrix: from and to 4096 takes a quarter of it.
+_LARGEST_MATRIX = 1 << 26
+
 
 def resize(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     """TVM's nearest takes wrong neighbours at fractional scales; its linear and cubic fail in LLVM's verifier.
@@ -84,6 +87,11 @@ def _axis_matrix(
     untouched = np.eye(before, dtype=np.float32), np.zeros(before, bool)
     if axis not in axes:
         return untouched
+    if before * after > _LARGEST_MATRIX:
+        raise refusal(
+            node,
+            f"resizes an axis from {before} to {after}, too large to compute; export with less",
+        )
     place, region = axes.index(axis), [0.0, 1.0]
     if crops:
         given = graph.constant(node, 1)
