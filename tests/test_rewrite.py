@@ -380,15 +380,6 @@ REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
         ),
         r"\(MaxPool\).*ceil_mode",
     ),
-    "cropping": (
-        single(
-            "Resize",
-            real(0, 0, 0, 0, 1, 1, 1, 1),
-            real(1, 1, 2, 2),
-            coordinate_transformation_mode="tf_crop_and_resize",
-        ),
-        r"\(Resize\).*tf_crop_and_resize",
-    ),
     "bounds that are computed": (
         chain(
             [

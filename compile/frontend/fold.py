@@ -91,24 +91,60 @@ def infer(proto: onnx.ModelProto) -> onnx.ModelProto:
     a tensor would take all memory. :func:`fold` does the same within a limit.
     """
     check_ranks(proto.graph)
-    # onnx infers no shape for these. Theirs is their input's, so an Identity takes their place.
-    shapeless = {
-        index: node
-        for index, node in enumerate(proto.graph.node)
-        if node.op_type == "GroupNormalization"
-    }
-    if shapeless:
-        given, proto = proto, onnx.ModelProto()
-        proto.CopyFrom(given)
-        for index, node in shapeless.items():
-            identity = onnx.helper.make_node("Identity", node.input[:1], node.output)
-            proto.graph.node[index].CopyFrom(identity)
+    weights = {each.name: list(each.dims) for each in proto.graph.initializer}
+    originals, shapes = {}, []
+    for index, node in enumerate(proto.graph.node):
+        stand_in = _stand_in(node, weights, f"shape {index} of a stand-in")
+        if stand_in is not None:
+            originals[index] = node
+            shapes += stand_in[1:]
+            if len(originals) == 1:
+                given, proto = proto, onnx.ModelProto()
+                proto.CopyFrom(given)
+            proto.graph.node[index].CopyFrom(stand_in[0])
+    proto.graph.initializer.extend(shapes)
     inferred: onnx.ModelProto = onnx.shape_inference.infer_shapes(
         proto, check_type=True, strict_mode=True
     )
-    for index, node in shapeless.items():
+    for index, node in originals.items():
         inferred.graph.node[index].CopyFrom(node)
+    if shapes:
+        del inferred.graph.initializer[-len(shapes) :]
     return inferred
+
+
+def _stand_in(
+    node: onnx.NodeProto, weights: Mapping[str, list[int]], name: str
+) -> list[Any] | None:
+    """A node of the right shape, then its constant, where onnx infers none or not that of ONNX Runtime.
+
+    Args:
+        weights: the shape of each constant.
+        name: of the new constant.
+    """
+    make = onnx.helper.make_node
+    if node.op_type == "GroupNormalization":
+        return [make("Identity", node.input[:1], node.output)]
+    if node.op_type == "MaxUnpool" and len(node.input) > 2 and node.input[2]:
+        return [make("Reshape", [node.input[0], node.input[2]], node.output)]
+    if node.op_type != "ConvTranspose":
+        return None
+    named = {
+        each.name: onnx.helper.get_attribute_value(each) for each in node.attribute
+    }
+    if "output_shape" in named and node.input[1] in weights:
+        # onnx stops at an output smaller than the input. A Reshape's 0 copies the batch's size.
+        channels = weights[node.input[1]][1] * named.get("group", 1)
+        sizes = np.array(
+            [0, channels, *named["output_shape"][-len(weights[node.input[1]]) + 2 :]]
+        )
+        shape = numpy_helper.from_array(sizes.astype(np.int64), name)
+        return [make("Reshape", [node.input[0], name], node.output), shape]
+    if named.get("auto_pad", b"").startswith(b"SAME") and named.pop(
+        "output_padding", 0
+    ):
+        return [make("ConvTranspose", node.input, node.output, **named)]
+    return None
 
 
 def fold(proto: onnx.ModelProto) -> onnx.ModelProto:

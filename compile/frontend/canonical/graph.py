@@ -62,7 +62,7 @@ class Chain:
 
     def __init__(self, node: onnx.NodeProto, graph: Graph) -> None:
         self._node, self._graph = node, graph
-        self._made: list[onnx.NodeProto] = []
+        self.made: list[onnx.NodeProto] = []
 
     def add(self, op_type: str, *inputs: Any, **attributes: Any) -> str:
         """Add a node; returns the name of its output."""
@@ -75,14 +75,18 @@ class Chain:
     ) -> list[onnx.NodeProto]:
         """Add the node that makes the first ``outputs`` of the outputs; returns all nodes."""
         self._append(op_type, inputs, self._node.output[:outputs], attributes)
-        return self._made
+        return self.made
+
+    def make(self, index: int, op_type: str, *inputs: Any, **attributes: Any) -> None:
+        """Add the node that makes the output ``index``."""
+        self._append(op_type, inputs, [self._node.output[index]], attributes)
 
     def _append(self, op_type: str, inputs: Any, outputs: Any, attributes: Any) -> None:
         names = [
             each if isinstance(each, str) else self.constant(each, f"{outputs[0]}/in")
             for each in inputs
         ]
-        self._made.append(
+        self.made.append(
             helper.make_node(
                 op_type, names, outputs, name=self._node.name, **attributes
             )

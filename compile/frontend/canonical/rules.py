@@ -13,11 +13,14 @@ from compile.frontend.canonical import (
     dft,
     forms,
     indices,
+    recurrent,
     resize,
+    sampling,
+    unpooling,
     windows,
 )
 from compile.frontend.canonical.graph import Graph, Rule, refusal
-from compile.frontend.fold import fold, infer, with_nodes
+from compile.frontend.fold import fold, with_nodes
 from compile.frontend.names import Unfit
 from targets.errors import UserError, first_line
 from targets.escapes import shown
@@ -29,21 +32,28 @@ _RULES: dict[str, Rule] = {
     "Conv": windows.convolution,
     "ConvTranspose": windows.transposed_convolution,
     "DFT": dft.dft,
+    "DeformConv": sampling.deformable_convolution,
     "Dropout": forms.dropout,
+    "GRU": recurrent.recurrent,
     "Gather": indices.elements,
     "GatherElements": indices.elements,
     "GatherND": indices.slices,
     "Gelu": decompositions.gelu,
     "GlobalLpPool": windows.global_lp_pool,
+    "GridSample": sampling.grid_sample,
     "GroupNormalization": decompositions.group_normalisation,
+    "LSTM": recurrent.recurrent,
     "LogSoftmax": decompositions.log_softmax,
     "LpPool": windows.lp_pool,
     "MatMul": decompositions.matrix_vector,
-    "MaxPool": windows.pool,
+    "MaxPool": unpooling.max_pool,
+    "MaxUnpool": unpooling.max_unpool,
     "Mean": decompositions.mean,
     "Mod": indices.modulo,
     "Pad": windows.pad,
+    "RNN": recurrent.recurrent,
     "Resize": resize.resize,
+    "RoiAlign": sampling.roi_align,
     "Scatter": indices.elements,
     "ScatterElements": indices.elements,
     "ScatterND": indices.slices,
@@ -76,7 +86,8 @@ def canonical(proto: onnx.ModelProto) -> onnx.ModelProto:
     graph = Graph(folded)
     nodes = [new for node in folded.graph.node for new in _rewritten(node, graph)]
     try:
-        return infer(with_nodes(folded, nodes, graph.constants))
+        # Folded again: a rule may compute with constants.
+        return fold(with_nodes(folded, nodes, graph.constants))
     except Unfit as error:
         raise UserError(str(error)) from None
 

@@ -174,9 +174,10 @@ def transposed_convolution(node: onnx.NodeProto, graph: Graph) -> list[onnx.Node
     windows = _Windows(node, graph)
     if "output_shape" in attributes or mode.startswith("SAME"):
         attributes.pop("output_shape", None)
-        extra = np.array(attributes.get("output_padding") or 0)
-        wanted = windows.output - extra
-        total = windows.strides * (windows.input - 1) + windows.extent - wanted
+        extra = np.array(attributes.get("output_padding") or 0 * windows.extent)
+        full = windows.strides * (windows.input - 1) + windows.extent + extra
+        total = full - windows.output
+        attributes["output_padding"] = (extra + np.maximum(-total, 0)).tolist()
         attributes["pads"] = _split_padding(total, mode != "SAME_UPPER")
     inputs: list[Any] = list(node.input)
     dilations = attributes.pop("dilations", None) or []
