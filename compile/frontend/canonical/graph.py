@@ -70,6 +70,18 @@ class Chain:
         self._append(op_type, inputs, [output], attributes)
         return output
 
+    def split(self, source: str, axis: int, count: int, size: int) -> list[str]:
+        """The ``count`` parts of ``size`` elements of an axis; of several Slices TVM's importer compiles each one's axes."""
+        stem = f"{self._node.output[0]}/Split"
+        outputs = [self._graph.fresh(stem) for _ in range(count)]
+        if count == 1:
+            self._append("Identity", [source], outputs, {})
+        elif self._graph.opset < 13:
+            self._append("Split", [source], outputs, {"axis": axis})
+        else:
+            self._append("Split", [source, [size] * count], outputs, {"axis": axis})
+        return outputs
+
     def end(
         self, op_type: str, *inputs: Any, outputs: int = 1, **attributes: Any
     ) -> list[onnx.NodeProto]:

@@ -126,18 +126,15 @@ class _Direction:
             bias = bias - late
         self._zero = self._chain.constant(np.zeros(1, np.float32))
         self._late = self._chain.constant(late[-self._hidden :])
-        rows = add("Reshape", self._input, (self._steps * self._batch, self._depth))
-        products = add("Add", add("MatMul", rows, self._w), bias)
+        flat = add("Reshape", self._input, (self._steps * self._batch, self._depth))
+        products = add("Add", add("MatMul", flat, self._w), bias)
         shape = (self._batch, self._w.shape[1])
         products = add("Reshape", products, (self._steps, *shape))
+        rows = self._chain.split(products, 0, self._steps, 1)
         states = [""] * self._steps
         order = range(self._steps)
         for step in reversed(order) if reverse else order:
-            x = add(
-                "Reshape",
-                part(self._chain, self._graph, products, 0, step, step + 1),
-                shape,
-            )
+            x = add("Reshape", rows[step], shape)
             states[step] = self._h = self._step(x)
         every = states[0] if len(states) == 1 else add("Concat", *states, axis=0)
         return every, self._h, self._c
@@ -152,7 +149,7 @@ class _Direction:
 
     def _lstm(self, gates: str) -> str:
         add, (f, g, h) = self._chain.add, self._activations
-        i, o, forget, c = (self._gate(gates, k) for k in range(4))
+        i, o, forget, c = self._gates(gates, 4)
         if self._peepholes:
             i = add("Add", i, add("Mul", self._c, self._peepholes[0]))
             forget = add("Add", forget, add("Mul", self._c, self._peepholes[2]))
@@ -164,16 +161,15 @@ class _Direction:
 
     def _gru(self, x: str) -> str:
         add, (f, g) = self._chain.add, self._activations
+        given = self._gates(x, 3)
         state = self._times(self._h, self._r, self._zero)
-        z, r = (
-            add(f, add("Add", self._gate(x, k), self._gate(state, k))) for k in range(2)
-        )
+        kept = self._gates(state, 3 if self._linear else 2)
+        z, r = (add(f, add("Add", given[k], kept[k])) for k in range(2))
         if self._linear:
-            third = add("Add", self._gate(state, 2), self._late)
-            third = add("Mul", r, third)
+            third = add("Mul", r, add("Add", kept[2], self._late))
         else:
             third = self._times(add("Mul", r, self._h), self._r_new, self._zero)
-        new = add(g, add("Add", self._gate(x, 2), third))
+        new = add(g, add("Add", given[2], third))
         # (1 - z) new + z h
         return add("Add", new, add("Mul", z, add("Sub", self._h, new)))
 
@@ -181,8 +177,5 @@ class _Direction:
         # As a MatMul, TVM's importer would compile a transposition of the weights for each step.
         return self._chain.add("Gemm", state, weights, added, transB=1)
 
-    def _gate(self, source: str, index: int) -> str:
-        size = self._hidden
-        return part(
-            self._chain, self._graph, source, 1, index * size, (index + 1) * size
-        )
+    def _gates(self, source: str, count: int) -> list[str]:
+        return self._chain.split(source, 1, count, self._hidden)
