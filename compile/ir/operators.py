@@ -121,6 +121,8 @@ class Convolution(Limited):
     def pointwise(self) -> bool:
         return (
             self.group == 1
+            and self.inputs[1] is not None
+            and self.inputs[1].value is not None
             and self.kernel == self.strides == (1, 1)
             and not any(self.pads)
         )
@@ -310,7 +312,7 @@ class View(Known):
     def in_place(self) -> bool:
         """Whether the output's memory is the input's as it lies."""
         if self.attributes.get("order") == NHWC:
-            return self.input.layout == NHWC
+            return self.input.layout == NHWC and self.output.in_order
         return self.input.in_order and self.output.in_order
 
     def shape(self) -> tuple[int, ...]:
