@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.baselines import runtimes
-from targets.arguments import add_result_options, command_parser, show_result
+from targets.arguments import (
+    add_result_options,
+    command_parser,
+    named_path,
+    show_result,
+)
 from targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -25,7 +29,7 @@ Each runs under QEMU on one thread; every figure is estimated, none is a time. C
 LLVM's scheduling model and the instructions counted, memory cycles from a cache model: see
 `python -m meter --help`. A runtime's figures count only if its answer is ONNX Runtime's; in int8, if the
 cosine of both is 0.95 or more. Results are kept: a second run is quick.
-Exit codes: 0 compared, 1 a runtime could not be compared, 2 refused (one line says why), 130 interrupted.
+Exit codes: 0 compared, 1 a runtime could not be compared, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
 """
 
 
@@ -61,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     option = parser.add_argument
     option(
         "--model",
-        type=Path,
+        type=named_path,
         required=True,
         metavar="FILE",
         help="as --model of compile.build",
@@ -81,13 +85,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     option(
         "--bundle",
-        type=Path,
+        type=named_path,
         metavar="DIR",
         help="our bundle of this model for this CPU (default: one is built)",
     )
     option(
         "--tflite",
-        type=Path,
+        type=named_path,
         metavar="FILE",
         help="what LiteRT runs in place of the model, converted",
     )

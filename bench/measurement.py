@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float32]
 
+# Of the range of the output: other runtimes multiply by other algorithms (Winograd), which round more coarsely.
+_NEAR = 2e-4
 # In int8 and in 16 bits each runtime rounds in its own way, and the differences grow from layer to layer.
 _COARSE_COSINE = 0.95
 _COARSE = frozenset(["ncnn-default"])
@@ -200,8 +202,9 @@ def _compare(
     found, expected = np.array(answer, np.float32), case.expected.ravel()
     _check_elements(found, expected)
     judged = accuracy.compare([found], [expected])
+    near = judged.relative_error <= _NEAR
     coarse = case.quantised or runtime.name in _COARSE
-    if not (judged.cosine >= _COARSE_COSINE if coarse else judged.passed):
+    if not (judged.cosine >= _COARSE_COSINE if coarse else near):
         raise UserError(
             f"its answer is {judged.max_abs_error:.1e} off ONNX Runtime's, {judged.relative_error:.1e} "
             "of the range: not counted"

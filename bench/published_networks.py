@@ -1,7 +1,7 @@
 """The networks that published benchmarks time, as ONNX graphs with random weights.
 
-Their speed does not depend on the weights. Batch normalisation is folded, as every runtime does;
-shapes are those of benchncnn's files of the same name.
+Their speed does not depend on the weights. Batch normalisation is folded, as every runtime does. Layers are those of
+benchncnn's files (Tencent/ncnn, benchmark/models/*.param), which differ from the papers where the functions say so.
 """
 
 from __future__ import annotations
@@ -38,23 +38,35 @@ def _mobilenet_v1() -> onnx.ModelProto:
 
 
 def _mobilenet_v2() -> onnx.ModelProto:
-    from compile.frontend import family
-
-    return family.build(1.0, 224)
+    """arXiv 1801.04381, Table 2, with ReLU in the place of ReLU6, and an expansion in the first bottleneck too."""
+    net = _Net(224)
+    net.convolve(32, 3, 2)
+    plan = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2)]
+    plan += [(6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
+    for factor, channels, repeats, stride in plan:
+        for step in (stride, *[1] * (repeats - 1)):
+            start = net.at if step == 1 and net.channels == channels else None
+            net.convolve(factor * net.channels, 1)
+            net.convolve(net.channels, 3, step, groups=net.channels)
+            net.convolve(channels, 1, relu=False)
+            if start is not None:
+                net.node("Add", [start, net.at])
+    net.convolve(1280, 1)
+    return net.classify()
 
 
 def _resnet18() -> onnx.ModelProto:
-    """arXiv 1512.03385, Table 1."""
+    """arXiv 1512.03385, Table 1, with a projection in the first stage too, and a pool that rounds up."""
     net = _Net(224)
     net.convolve(64, 7, 2)
-    net.pool([1, 1, 1, 1])
+    net.pool([0, 0, 1, 1])
     for channels, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
-        for step in (stride, 1):
+        for first, step in ((True, stride), (False, 1)):
             start = net.at, net.channels
             net.convolve(channels, 3, step)
             net.convolve(channels, 3, relu=False)
             branch, (net.at, net.channels) = net.at, start
-            if step != 1:
+            if first:
                 net.convolve(channels, 1, step, relu=False)
             net.node("Relu", [net.node("Add", [branch, net.at])])
             net.channels = channels
@@ -62,7 +74,7 @@ def _resnet18() -> onnx.ModelProto:
 
 
 def _squeezenet() -> onnx.ModelProto:
-    """Version 1.1 of arXiv 1602.07360 at Caffe's 227, whose pooling rounds up."""
+    """Version 1.1 of arXiv 1602.07360 at Caffe's 227, whose pooling rounds up; the last convolution has padding."""
     net = _Net(227)
     net.convolve(64, 3, 2, pad=0)
     net.pool([0, 0, 0, 0])
@@ -71,7 +83,7 @@ def _squeezenet() -> onnx.ModelProto:
             _fire(net, squeezed)
         if stage[0] != 48:
             net.pool([0, 0, 1, 1])
-    net.convolve(_CLASSES, 1)
+    net.convolve(_CLASSES, 1, pad=1)
     net.node("Flatten", [net.node("GlobalAveragePool", [net.at])])
     return net.finish()
 

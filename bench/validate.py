@@ -16,7 +16,7 @@ examples:
   python -m bench validate --measure        run every network again under the meter (a quarter of an hour)
 
 Published times were `measured on board` by their sources; ours are `estimated`.
-Exit codes: 0 shown, 2 refused (one line says why), 130 interrupted.
+Exit codes: 0 shown, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
 """
 
 

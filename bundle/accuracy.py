@@ -1,4 +1,4 @@
-"""The error of a bundle's outputs against the reference's, and the accepted errors."""
+"""The error of a bundle's outputs against the reference's, element by element, and the accepted errors."""
 
 from __future__ import annotations
 
@@ -7,15 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-TOLERANCE = 2e-4
-"""Largest accepted error of a float32 bundle, relative to the reference's range (max − min), where nothing tells what
-rounding does to each element (compile/frontend/tolerance.py).
-
-Two correct float32 runtimes sum in different orders: the trained MobileNetV2 of 53 layers was
-observed to differ by 1e-6 of the range, deep networks with random weights by 7e-5. Faults (a
-padding, a layout, the float ABI) were observed to differ by 1e-2 and more.
-"""
 
 INT8_STEPS = 2
 """How many steps an int8 network's logits may be from ONNX Runtime's on the same QDQ graph.
@@ -27,6 +18,48 @@ INT8_COSINE = 0.99
 """Smallest accepted cosine of an int8 network against the float32 one that it was made from."""
 
 Array = NDArray[np.float32]
+
+
+def in_steps(answer: Array, step: float, steps: int) -> Array:
+    """Tolerances for ``answer``, whose elements are whole multiples of ``step``: so many steps, and half a step for
+    rounding.
+    """
+    return np.full(answer.shape, (steps + 0.5) * step, np.float32)
+
+
+class Swap(NamedTuple):
+    """Two classes in another order than the reference's.
+
+    Attributes:
+        ours, reference: the classes that have the same place.
+        gap: how far apart the reference has them, in the output's unit.
+        tolerances: the sum of theirs.
+    """
+
+    ours: int
+    reference: int
+    gap: float
+    tolerances: float
+
+
+def best_classes(scores: NDArray[np.floating], top: int = 5) -> NDArray[np.intp]:
+    """The classes of the largest elements, best first; of equal ones the lower class first."""
+    return np.argsort(-scores.ravel(), kind="stable")[:top]
+
+
+def first_swap(ours: Array, reference: Array, tolerances: Array) -> Swap | None:
+    """The first place among the best five classes where the two have different ones; None where there is none.
+
+    Where every element is within its tolerance, ``gap`` is at most ``tolerances``: each of the two classes moved by no
+    more than its own. So `Accuracy.passed` also judges classes and their order.
+    """
+    for own, given in zip(best_classes(ours), best_classes(reference), strict=True):
+        if own != given:
+            pair = [given, own]
+            first, second = reference.ravel()[pair].astype(np.float64)
+            allowed = float(tolerances.ravel()[pair].astype(np.float64).sum())
+            return Swap(int(own), int(given), float(first - second), allowed)
+    return None
 
 
 class Worst(NamedTuple):
@@ -48,7 +81,7 @@ class Accuracy(NamedTuple):
     """One inference against the reference, over all outputs together.
 
     Attributes:
-        worst: None where elements have no tolerances.
+        worst: None where elements have no tolerances, or the shapes differ.
     """
 
     max_abs_error: float
@@ -64,10 +97,8 @@ class Accuracy(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Every element within its tolerance; where elements have none, `TOLERANCE` decides."""
-        if self.excess is None:
-            return self.relative_error <= TOLERANCE
-        return self.excess <= 1
+        """Every element is within its tolerance; False where elements have none, or the shapes differ."""
+        return self.worst is not None and self.worst.excess <= 1
 
 
 def compare(

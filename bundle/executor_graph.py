@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 # A reshape, which moves nothing.
 NO_OPERATION = "__nop"
+# TVM's names of types → numpy's.
+_TYPES = {"uint1": "bool"}
 
 
 class Entry(NamedTuple):
@@ -60,7 +62,12 @@ def parse(text: str) -> ExecutorGraph:
     for index, node in enumerate(nodes):
         outputs = tuple(range(starts[index], starts[index + 1]))
         entries += [
-            Entry(node["name"], tuple(shapes[i]), types[i], storages[i])
+            Entry(
+                node["name"],
+                tuple(shapes[i]),
+                _TYPES.get(types[i], types[i]),
+                storages[i],
+            )
             for i in outputs
         ]
         if node["op"] == "tvm_op":

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bundle.manifest import Golden, Preprocessing, Tensor
+from targets.errors import UserError
 
 if TYPE_CHECKING:
     from bundle.store import Bundle
 
 Array = NDArray[np.float32]
+
+
+class Check(NamedTuple):
+    """An input, what the network must answer, and how far each element of that may be off.
+
+    Attributes:
+        tolerances: as ``outputs``; finite, not negative.
+    """
+
+    input: Array
+    outputs: Sequence[Array]
+    tolerances: Sequence[Array]
 
 
 def seeded_inputs(
@@ -73,34 +86,57 @@ def normalise(
     return np.ascontiguousarray(values[np.newaxis])
 
 
-def write_golden(
-    folder: Path, pairs: Iterable[tuple[Array, Sequence[Array]]]
-) -> list[Golden]:
-    """Write ``golden/`` under ``folder``: each input and the reference's outputs for it, raw little-endian."""
+def write_golden(folder: Path, checks: Iterable[Check]) -> list[Golden]:
+    """Write ``golden/`` under ``folder``: inputs, the reference's outputs and their tolerances, raw little-endian."""
     (folder / "golden").mkdir()
     written = []
-    for index, (tensor, outputs) in enumerate(pairs):
-        names = tuple(f"golden/{index}.output{k}.bin" for k in range(len(outputs)))
-        entry = Golden(input=f"golden/{index}.input.bin", outputs=names)
-        (folder / entry.input).write_bytes(tensor.astype("<f4").tobytes())
-        for path, output in zip(names, outputs, strict=True):
-            (folder / path).write_bytes(output.astype("<f4").tobytes())
+    for index, check in enumerate(checks):
+        numbers = range(len(check.outputs))
+        entry = Golden(
+            input=f"golden/{index}.input.bin",
+            outputs=tuple(f"golden/{index}.output{k}.bin" for k in numbers),
+            tolerances=tuple(f"golden/{index}.tolerance{k}.bin" for k in numbers),
+        )
+        arrays = (check.input, *check.outputs, *check.tolerances)
+        for path, values in zip(entry.paths, arrays, strict=True):
+            (folder / path).write_bytes(values.astype("<f4").tobytes())
         written.append(entry)
     return written
 
 
-def read_golden(bundle: Bundle) -> list[tuple[Array, list[Array]]]:
-    """Every golden input with its reference outputs, in the manifest's shapes."""
+def read_golden(bundle: Bundle) -> list[Check]:
+    """Every golden input with its reference outputs and their tolerances, in the manifest's shapes.
+
+    Raises:
+        UserError: a tolerance is negative, or it or an input is not finite.
+    """
     manifest = bundle.manifest
-    pairs = []
+    checks = []
     for entry in manifest.golden:
-        outputs = [
-            _read(bundle, path, tensor)
-            for path, tensor in zip(entry.outputs, manifest.outputs, strict=True)
-        ]
-        pairs.append((_read(bundle, entry.input, manifest.input), outputs))
-    return pairs
+        outputs, tolerances = (
+            [
+                _read(bundle, path, tensor)
+                for path, tensor in zip(paths, manifest.outputs, strict=True)
+            ]
+            for paths in (entry.outputs, entry.tolerances)
+        )
+        check = Check(_read(bundle, entry.input, manifest.input), outputs, tolerances)
+        finite = zip(
+            (entry.input, *entry.tolerances), (check.input, *tolerances), strict=True
+        )
+        for path, values in finite:
+            if not np.isfinite(values).all():
+                _refuse(bundle, path, "has NaN or infinity")
+        for path, values in zip(entry.tolerances, tolerances, strict=True):
+            if (values < 0).any():
+                _refuse(bundle, path, "has a negative tolerance")
+        checks.append(check)
+    return checks
 
 
 def _read(bundle: Bundle, path: str, tensor: Tensor) -> Array:
     return np.frombuffer(bundle.read(path), "<f4").reshape(tensor.shape)
+
+
+def _refuse(bundle: Bundle, path: str, what: str) -> NoReturn:
+    raise UserError(f"{bundle.path / path}: {what}; build the bundle again")

@@ -19,7 +19,7 @@ from pydantic import (
 from targets.errors import UserError
 from targets.presets import Target
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 MAX_MANIFEST_BYTES: Final = 4 << 20
 _FLOAT32_MAX: Final = (2 - 2**-23) * 2.0**127
 
@@ -48,6 +48,12 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Dimension = Annotated[int, Field(gt=0, lt=1 << 24)]
 
 
+# Of an input or output; the gate's limit for any tensor of a network.
+MAX_TENSOR_BYTES = 1 << 29
+# Pixels of a photograph's short side; the long one may have eight times as many.
+MAX_RESIZE = 4096
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
 
@@ -59,6 +65,14 @@ class Tensor(_Model):
     shape: tuple[Dimension, ...]
     dtype: Literal["float32"] = "float32"
     layout: Literal["NCHW", "NHWC", ""] = ""
+
+    @model_validator(mode="after")
+    def _of_sensible_size(self) -> Tensor:
+        if self.nbytes > MAX_TENSOR_BYTES:
+            raise ValueError(
+                f"shape takes {self.nbytes} bytes, over {MAX_TENSOR_BYTES}"
+            )
+        return self
 
     @property
     def nbytes(self) -> int:
@@ -99,10 +113,10 @@ class Preprocessing(_Model):
 
     def formula(self) -> str:
         """What a channel value v becomes, in numbers, such as ``(v / 255 − 0.5) / 0.25``."""
-        inverse = 1 / self.scale if self.scale else 0.0
+        inverse = 1 / self.scale
         rounded = float(f"{inverse:.6g}")
         text = f"v × {self.scale:.6g}"
-        if isclose(rounded, inverse, rel_tol=1e-9) and inverse:
+        if isclose(rounded, inverse, rel_tol=1e-9):
             text = f"v / {rounded:g}" if rounded != 1 else "v"
         if any(self.mean):
             text += f" − {_per_channel(self.mean)}"
@@ -122,8 +136,8 @@ class Preprocessing(_Model):
             raise ValueError(
                 "mean and std need one value, or one a channel (three), each"
             )
-        if any(value == 0 for value in self.std):
-            raise ValueError("std must not be 0")
+        if self.scale == 0 or 0 in self.std:
+            raise ValueError("scale and std must not be 0")
         extremes = (*self.normalised(0.0), *self.normalised(255.0))
         if not all(abs(extreme) <= _FLOAT32_MAX for extreme in extremes):
             raise ValueError("scale, mean and std lead beyond float32")
@@ -131,6 +145,9 @@ class Preprocessing(_Model):
             raise ValueError(
                 f"resize {self.resize} is smaller than crop {max(self.crop)}"
             )
+        most = max(MAX_RESIZE, 2 * max(self.crop))
+        if self.resize > most:
+            raise ValueError(f"resize {self.resize} is more than {most} pixels")
         return self
 
 
@@ -265,7 +282,7 @@ class Quantisation(_Model):
         sha256: of that file.
         method: how the ranges of activations were chosen; "given" for a model that was QDQ already.
         images, skipped: the calibration images, and the number of files that could not be read.
-        output_step: the real value of one int8 step of the first output.
+        output_steps: the real value of one int8 step of each output.
     """
 
     model: Literal["reference/quantised.onnx", ""] = ""
@@ -273,7 +290,7 @@ class Quantisation(_Model):
     method: Literal["min-max", "percentile", "entropy", "given"] = "given"
     images: tuple[CalibrationImage, ...] = ()
     skipped: int = 0
-    output_step: Annotated[FiniteFloat, Field(gt=0)]
+    output_steps: tuple[Annotated[FiniteFloat, Field(gt=0)], ...]
 
 
 class Quantised(_Model):
@@ -317,10 +334,15 @@ class Firmware(_Model):
 
 
 class Golden(_Model):
-    """One input and the reference's output(s) for it, raw little-endian."""
+    """The files of one input, of the reference's outputs for it, and of how far each of their elements may be off."""
 
     input: RelativePath
     outputs: tuple[RelativePath, ...]
+    tolerances: tuple[RelativePath, ...]
+
+    @property
+    def paths(self) -> tuple[RelativePath, ...]:
+        return self.input, *self.outputs, *self.tolerances
 
 
 _IS_SOURCE = {"bundle": False, "standalone": False, "c": True}
@@ -338,7 +360,7 @@ class Manifest(_Model):
         quantisation: of an int8 network, None otherwise.
     """
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     format: Literal["bundle", "standalone", "c"] = "bundle"
     name: Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$", max_length=64)] = (
         "model"
@@ -367,13 +389,15 @@ class Manifest(_Model):
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
-        named = [path for pair in self.golden for path in (pair.input, *pair.outputs)]
+        named = [path for entry in self.golden for path in entry.paths]
         named += [self.labels] if self.labels else []
         for path in [self.library, *named]:
             if path not in self.files:
                 raise ValueError(f"{path} is named but has no hash")
-        if any(len(pair.outputs) != len(self.outputs) for pair in self.golden):
-            raise ValueError("golden data and outputs differ in number")
+        counts = [len(each) for e in self.golden for each in (e.outputs, e.tolerances)]
+        counts += [len(self.quantisation.output_steps)] if self.quantisation else []
+        if any(count != len(self.outputs) for count in counts):
+            raise ValueError("golden data, output_steps and outputs differ in number")
         self._check_input()
         return self
 

@@ -18,6 +18,8 @@ from targets.errors import UserError
 SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"]
 )
+# By content, whatever the name: Pillow would start Ghostscript for an EPS file called .png.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 100_000_000
 """Larger images are refused before they are decoded: a decompression bomb has billions."""
 
@@ -82,13 +84,14 @@ def read(path: Path, channels: int = 3) -> Photo:
         with warnings.catch_warnings():
             # Pillow warns of faults that it can read in spite of; bombs are checked below.
             warnings.simplefilter("ignore")
-            with Image.open(path) as opened:
+            with Image.open(path, formats=_FORMATS) as opened:
                 if opened.width * opened.height > MAX_PIXELS:
                     size = f"{opened.width}×{opened.height}"
                     raise UserError(
                         f"{path}: {size} is over {MAX_PIXELS:,} pixels; make it smaller"
                     )
-                if getattr(opened, "n_frames", 1) > 1:
+                # n_frames would read every frame.
+                if getattr(opened, "is_animated", False):
                     notes.append(f"{path.name}: animated; its first frame was taken")
                 opened.load()
                 upright = ImageOps.exif_transpose(opened)

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import IO
 
 from bundle.manifest import MAX_MANIFEST_BYTES, Manifest, parse
+from targets.disk import full_folder
 from targets.errors import UserError
-from targets.files import DISK_FULL
 
 MANIFEST = "manifest.json"
 LIBRARY = "model.so"
@@ -74,10 +74,10 @@ def open_bundle(path: Path) -> Bundle:
         manifest = parse(file.read(MAX_MANIFEST_BYTES + 1), str(manifest_path))
     for relative, expected in manifest.files.items():
         _verify_file(path, relative, expected)
-    for pair in manifest.golden:
-        _expect_size(path / pair.input, manifest.input.nbytes)
-        for output, tensor in zip(pair.outputs, manifest.outputs, strict=True):
-            _expect_size(path / output, tensor.nbytes)
+    for entry in manifest.golden:
+        tensors = (manifest.input, *manifest.outputs, *manifest.outputs)
+        for relative, tensor in zip(entry.paths, tensors, strict=True):
+            _expect_size(path / relative, tensor.nbytes)
     library, expected = path / manifest.library, manifest.target.machine
     if not manifest.is_source and (machine := elf_machine(library)) != expected:
         raise UserError(f"{library}: is for {machine}, the manifest says {expected}")
@@ -201,15 +201,18 @@ def staging(output: Path) -> Iterator[Path]:
         content.rename(output)
         archive.rename(archive_of(output))
     except BaseException as error:
+        # Before the room is given back.
+        full = full_folder(error, [output.parent])
         if (stage / "replaced").exists() and not output.exists():
             (stage / "replaced").rename(output)
         archive.unlink(missing_ok=True)
         shutil.rmtree(stage, ignore_errors=True)
         _remove(created)
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
-            raise UserError(
-                f"{output.parent}: {error.strerror}; make room or choose another --output"
-            ) from None
+        if full:
+            advice = "choose another --output"
+            if not full.startswith(f"{output.parent}: "):
+                advice = "set TMPDIR to another folder"
+            raise UserError(f"{full}; make room or {advice}") from None
         raise
     shutil.rmtree(stage, ignore_errors=True)
 

@@ -7,13 +7,12 @@ import json
 import re
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from targets.arguments import count_up_to
+from targets.arguments import command_parser, count_up_to, named_path
 from targets.errors import run_command
-from targets.escapes import is_c_prefix, lines, shown
+from targets.escapes import counted, is_c_prefix, lines, shown
 from targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ examples:
       --std 0.229,0.224,0.225 --labels labels.txt --golden photos/
 
 Preprocessing may also stand in a model.toml next to model.onnx, with the options' names as keys.
-Exit codes: 0 built and checked, 2 refused (one line says why), 130 interrupted.
+Exit codes: 0 built and checked, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
 """
 
 
@@ -50,19 +49,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m compile.build",
-        description="Compile an ONNX image classifier into a bundle or a C library,\n"
+    parser = command_parser(
+        "compile.build",
+        "Compile an ONNX image classifier into a bundle or a C library,\n"
         "compared with ONNX Runtime before it is called built.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        _EPILOG,
     )
     option = parser.add_argument
+    option(
+        "--licenses",
+        action=_Licenses,
+        nargs=0,
+        help="print the terms of the project, of what it writes, and of what others wrote in it",
+    )
     option(
         "--model",
         default="mobilenetv2-1.0-224",
         metavar="MODEL",
-        help="an .onnx file; mobilenetv2-WIDTH-RESOLUTION, built in with seeded weights; or "
+        help="an .onnx file; mobilenetv2-WIDTH-RESOLUTION, also after ssdlite- or deeplabv3-, built in with "
+        "seeded weights; or "
         "mobilenetv2-12, the Model Zoo's trained network, downloaded (default: %(default)s)",
     )
     option(
@@ -73,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     option(
         "--output",
-        type=Path,
+        type=named_path,
         metavar="DIR",
         help="where the bundle goes; a bundle that is "
         "there is replaced (default: out/MODEL-TARGET)",
@@ -97,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     option(
         "--calibration",
-        type=Path,
+        type=named_path,
         nargs="+",
         default=[],
         metavar="IMAGE",
@@ -126,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     option(
         "--records",
-        type=Path,
+        type=named_path,
         nargs="+",
         default=[],
         metavar="FILE",
@@ -139,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     option(
         "--golden",
-        type=Path,
+        type=named_path,
         nargs="+",
         default=[],
         metavar="IMAGE",
@@ -148,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     option(
         "--dump",
-        type=Path,
+        type=named_path,
         metavar="DIR",
         help="write the network after each pass, the fused TIR and the assembly; for a standalone "
         "library also the C that it is made of",
@@ -265,7 +270,7 @@ def _int8(manifest: Manifest) -> list[tuple[str, str]]:
         how = "as the model gives it"
     else:
         how = (
-            f"{facts.method} of {len(facts.images)} images, {facts.skipped} skipped; against float32 "
+            f"{facts.method} of {counted(len(facts.images), 'image')}, {facts.skipped} skipped; against float32 "
             f"top-1 {measured['top1_agreement']:.0%}, cosine {measured['cosine']:.4f}"
         )
     inside = manifest.lowering.float_operators
@@ -305,6 +310,17 @@ def _memory(lowering: Lowering) -> str:
         f"arena {plan.arena_bytes:,} bytes (no plan can need less than {plan.lower_bound:,}), "
         f"workspace {plan.outer_workspace_bytes:,} bytes and {plan.inner_workspace_bytes:,} a thread"
     )
+
+
+class _Licenses(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from devices.board.kit import notices
+        from targets.licences import PROJECT, notice
+
+        folder = notice("the model", linked=True)
+        print(f"{PROJECT}\n\n==== In every output folder, file LICENSES\n\n{folder}")
+        print(f"==== In a kit for boards, file LICENSES\n\n{notices()}")
+        parser.exit()
 
 
 def _identifier(text: str) -> str:

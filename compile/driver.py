@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,18 @@ from compile.backends.backend import Backend, Built, Job
 from compile.backends.dump import Dump
 from compile.backends.registry import BACKENDS
 from compile.backends.request import BuildRequest
-from compile.backends.verify import Check, Verification
+from compile.backends.verify import Verification
 from compile.frontend import sources
 from compile.frontend.model import Model
 from compile.frontend.preprocessing import read_labels, resolve_preprocessing
 from compile.frontend.reference import Reference
 from compile.frontend.sources import Source
-from compile.quantize.answer import answer as integer_answer
+from compile.quantize.answer import check as integer_check
 from compile.quantize.prepare import Int8, is_quantised, prepare, write_reference
 from records import lookup
 from records.lookup import RecordLog
+from targets import licences
+from targets.child import EndedAbruptly
 from targets.errors import UserError
 from targets.escapes import c_prefix
 from targets.presets import this_cpu
@@ -57,7 +59,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
         if getattr(request, field):
             raise UserError(why.format(target=request.target.name))
     if request.output is not None:
-        check_replaceable(request.output)
+        _check_places(request.output, request.dump)
     progress.stage("reading the model")
     source = sources.find(
         request.model, request.input_shapes, request.overrides.layout, progress.stage
@@ -66,33 +68,34 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     preprocessing, note = resolve_preprocessing(
         overrides, source.preprocessing, source.model.input
     )
-    labels = read_labels(overrides.labels, source.model.outputs[0].shape[-1])
+    labels = read_labels(overrides.labels, source.model.outputs)
     inputs = _golden_inputs(request.golden, source.model, preprocessing, progress)
     progress.finish()
     for line in filter(None, (source.note, *source.model.notes, note)):
         progress.note(line)
+    output = request.output or Path("out") / f"{source.name}-{request.target.name}"
+    _check_places(output, request.dump)
     dump = Dump(request.dump, fresh=True).graph if request.dump else passes.no_dump
     int8 = _quantised(request, source, preprocessing, progress, dump)
     model = int8.model if int8 else source.model
     graph = int8.graph if int8 else backend.prepare(model, dump)
     progress.stage("asking ONNX Runtime for the golden outputs")
     reference = Reference(model)
-    answer = (
-        partial(integer_answer, graph, model, reference=reference)
+    check = (
+        partial(integer_check, graph, model, reference=reference)
         if int8
-        else reference.run
+        else reference.check
     )
     name = backend.name(request.name or c_prefix(source.name))
-    output = request.output or Path("out") / f"{source.name}-{request.target.name}"
-    checks = _checks(
-        [*inputs, *golden.signed_inputs(model.input, preprocessing)],
-        answer,
-        None if int8 else reference.tolerances,
-    )
+    # Signed inputs judge the compiled code, which is the same wherever it runs: they are not written, as noise does not
+    # compress.
+    signed = golden.signed_inputs(model.input, preprocessing)
+    checks = [check(tensor) for tensor in (*inputs, *signed)]
     with staging(output) as folder:
-        kept = [(check.input, check.outputs) for check in checks[: len(inputs)]]
-        pairs = golden.write_golden(folder, kept)
+        written = golden.write_golden(folder, checks[: len(inputs)])
         quantisation = write_reference(int8, folder) if int8 else None
+        terms = licences.notice(model.identity.name, linked=backend.linked)
+        (folder / "LICENSES").write_text(terms, encoding="utf-8")
         if labels:
             text = "\n".join(labels) + "\n"
             (folder / "labels.txt").write_text(text, encoding="utf-8")
@@ -104,35 +107,41 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
             name=name,
             version=_version(request, source, name, "int8" if int8 else "float32"),
             folder=folder,
-            answer=answer,
+            check=check,
             pixels=(low, high),
             dump=request.dump,
             arena_limit=request.arena_limit,
         )
         describe = partial(
-            _manifest, request, backend, job, preprocessing, pairs, quantisation
+            _manifest, request, backend, job, preprocessing, written, quantisation
         )
         logs = [] if int8 else _find_records(request, backend, progress)
-        # Records that give wrong answers must not keep a network from being built: without them, if need be.
+        # Records that give wrong answers, or crash the engine, must not keep a network from being built.
         for attempt in (logs, []) if logs else ([],):
-            built = backend.build(job, attempt, progress)
-            _check_tuned(request, built)
-            manifest = describe(built)
-            (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+            built = None
             try:
+                built = backend.build(job, attempt, progress)
+                _check_tuned(request, built)
+                manifest = describe(built)
+                (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
                 checked = backend.verify(folder, checks, request, progress)
                 break
             except UserError as error:
-                used = attempt and built.lowering.layout == "NHWC"
-                if not used or request.require_tuned:
-                    raise
-                records = built.lowering.records
-                progress.finish()
-                progress.note(
-                    f"with the records of {records and records.file}: {error}"
+                used = (
+                    built.lowering.layout == "NHWC"
+                    if built
+                    else isinstance(error, EndedAbruptly)
                 )
+                if not (attempt and used) or request.require_tuned:
+                    raise
+                records = built and built.lowering.records
+                named = (
+                    f"the records of {records.file}" if records else "tuning records"
+                )
+                progress.finish()
+                progress.note(f"with {named}: {error}")
                 progress.note("building again without them")
-                (folder / MANIFEST).unlink()
+                (folder / MANIFEST).unlink(missing_ok=True)
         progress.finish()
         measured = _verification(
             checked, "its integers in numpy" if int8 else reference.version
@@ -150,6 +159,14 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
         manifest = manifest.model_copy(update={"measured": measured})
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return Bundle(output, manifest)
+
+
+def _check_places(output: Path, dump: Path | None) -> None:
+    check_replaceable(output)
+    if dump is not None and dump.resolve().is_relative_to(output.resolve()):
+        raise UserError(
+            f"--dump {dump}: is in the folder of the build, {output}, which is replaced; give another folder"
+        )
 
 
 def _quantised(
@@ -202,20 +219,6 @@ def _golden_inputs(
     return [photos.to_tensor(photo, preprocessing, model.input) for photo in taken]
 
 
-def _checks(
-    inputs: Sequence[NDArray[np.float32]],
-    answer: Callable[[NDArray[np.float32]], Sequence[NDArray[np.float32]]],
-    tolerances: Callable[..., list[NDArray[np.float32]]] | None,
-) -> list[Check]:
-    """Each input with what the network must answer, and how near."""
-    checks = []
-    for tensor in inputs:
-        outputs = answer(tensor)
-        near = tolerances(tensor, outputs) if tolerances else None
-        checks.append(Check(tensor, outputs, near))
-    return checks
-
-
 def _find_records(
     request: BuildRequest, backend: Backend, progress: Progress
 ) -> list[RecordLog]:
@@ -240,7 +243,7 @@ def _manifest(
     backend: Backend,
     job: Job,
     preprocessing: Preprocessing,
-    pairs: Sequence[Golden],
+    written: Sequence[Golden],
     quantisation: Quantisation | None,
     built: Built,
 ) -> Manifest:
@@ -267,7 +270,7 @@ def _manifest(
         quantisation=quantisation,
         lowering=built.lowering,
         firmware=built.firmware,
-        golden=tuple(pairs),
+        golden=tuple(written),
         files=files,
     )
 

@@ -1,6 +1,6 @@
 """``python -m compile.mobilenet``: the MobileNetV2 family's parameters and multiply-adds.
 
-They are counted from the ONNX graphs and printed next to the released figures.
+They are counted from the ONNX graphs and printed next to the published figures.
 """
 
 from __future__ import annotations
@@ -10,17 +10,11 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from compile.frontend.family import (
-    DEFAULT,
-    RESOLUTIONS,
-    WIDTHS,
-    build,
-    network_name,
-    parse_name,
-)
+from compile.frontend.dense import DEEPLABV3_CLASSES, PREDICTION, Network, parse
+from compile.frontend.family import DEFAULT, RESOLUTIONS, WIDTHS
+from targets.arguments import named_path
 from targets.errors import UserError, run_command
 from targets.files import write_whole
 
@@ -54,6 +48,12 @@ RELEASED = {
 }
 # Paper, Table 4.
 PAPER = {(1.0, 224): Figures(300, 3.4), (1.4, 224): Figures(585, 6.9)}
+# Paper, Tables 6 and 7: multiply-adds and parameters as printed. Output stride 8 has no row of one pass.
+TASKS = {
+    "ssdlite-mobilenetv2-1.0-320": {"macs": "0.8 B", "parameters": "4.3 M"},
+    "deeplabv3-mobilenetv2-1.0-513": {"macs": "2.75 B", "parameters": "2.11 M"},
+    "deeplabv3-mobilenetv2-1.0-513-os8": {"macs": None, "parameters": "2.11 M"},
+}
 # Paper, Table 3, column MobileNetV2, row max: activations between bottlenecks, in 16-bit
 # floats, for 1.0 at 224.
 PAPER_ACTIVATIONS = "400K"
@@ -108,22 +108,43 @@ def _layer(operator: Operator) -> Layer:
     )
 
 
-def _report(width: float, resolution: int, model: onnx.ModelProto) -> dict[str, Any]:
+def _report(network: Network, model: onnx.ModelProto) -> dict[str, Any]:
     """One network as ``--json`` prints it."""
     layers = count(model)
-    released, paper = (table.get((width, resolution)) for table in (RELEASED, PAPER))
+    macs = sum(layer.macs for layer in layers)
+    parameters = sum(layer.parameters for layer in layers)
+    key = network.width, network.resolution
+    if network.head:
+        released, paper = None, TASKS.get(network.name)
+        parameters += sum(_channel_parameters(layer) for layer in layers)
+        if network.head == "deeplabv3":
+            # The resized logits, one for each value: 2.75 B, and the release's 152.59 B, need them.
+            macs += DEEPLABV3_CLASSES * network.resolution**2
+    else:
+        released, paper = (
+            figures and figures._asdict()
+            for figures in (RELEASED.get(key), PAPER.get(key))
+        )
     between = (x.output for x in layers if x.name.endswith(".project"))
     return {
-        "name": network_name(width, resolution),
-        "width": width,
-        "resolution": resolution,
-        "macs": sum(layer.macs for layer in layers),
-        "parameters": sum(layer.parameters for layer in layers),
+        "name": network.name,
+        "width": network.width,
+        "resolution": network.resolution,
+        "macs": macs,
+        "parameters": parameters,
         "bottleneck_bytes_16_bit": max(2 * math.prod(shape) for shape in between),
-        "released": released and released._asdict(),
-        "paper": paper and paper._asdict(),
+        "released": released,
+        "paper": paper,
         "layers": [asdict(layer) for layer in layers],
     }
+
+
+def _channel_parameters(layer: Layer) -> int:
+    """Scales and offsets of batch normalisation, or the bias of a layer without it.
+
+    Table 7 needs them: without, 2.08 M. Its row with ASPP, 4.52 M, too: without, 4.49 M.
+    """
+    return layer.output[1] * (1 if layer.name.endswith(PREDICTION) else 2)
 
 
 def _print_table(reports: Sequence[dict[str, Any]]) -> None:
@@ -145,8 +166,25 @@ def _print_table(reports: Sequence[dict[str, Any]]) -> None:
     )
 
 
+def _print_tasks(reports: Sequence[dict[str, Any]]) -> None:
+    columns = "{:<36}{:>11}{:>10}  {:>13}{:>10}"
+    print(f"{'':36}{'parameters':^21}  {'multiply-adds':^23}")
+    print(columns.format("network", "counted", "paper", "counted", "paper"))
+    for x in reports:
+        figures = []
+        for kind in ("parameters", "macs"):
+            figures += [f"{x[kind]:,}", (x["paper"] or {}).get(kind) or ""]
+        print(columns.format(x["name"], *figures))
+    print(
+        "\nparameters: with the scale and offset of batch normalisation, as the paper counts here\n"
+        "multiply-adds: convolutions, and one for each value of the resized logits; one pass\n"
+        "paper: arXiv 1801.04381, Tables 6 and 7"
+    )
+
+
 def _print_layers(report: dict[str, Any]) -> None:
-    columns = "{:<18}{:<9}{:>13}{:>13}{:>8}{:>15}{:>12}"
+    width = max(18, *(len(x["name"]) + 1 for x in report["layers"]))
+    columns = f"{{:<{width}}}{{:<9}}{{:>13}}{{:>13}}{{:>8}}{{:>15}}{{:>12}}"
     heads = "layer kernel input output stride multiply-adds parameters"
     print("\n" + columns.format(*heads.split()))
     for x in report["layers"]:
@@ -172,20 +210,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=(
             "Size the MobileNetV2 family (arXiv 1801.04381): parameters and multiply-adds\n"
             "(MAdds) counted from the ONNX graph, next to the figures the authors released\n"
-            "with the trained networks and the paper's Table 4."
+            "with the trained networks and the paper's Tables 4, 6 and 7."
         ),
         epilog=(
             "width multiplies the channels of every layer, resolution is the side of the\n"
             "input in pixels; MAdds grow with the square of both, parameters with the square\n"
             "of width only.\n\n"
             "examples:\n"
-            "  python -m compile.mobilenet                        the 22 released networks\n"
+            "  python -m compile.mobilenet          the 22 released classifiers, SSDLite and DeepLabv3\n"
             "  python -m compile.mobilenet --width 0.35 --resolution 96 --layers\n"
-            "  python -m compile.mobilenet --width 0.6 --output small.onnx\n\n"
+            "  python -m compile.mobilenet --width 0.6 --output small.onnx\n"
+            "  python -m compile.mobilenet --model ssdlite-mobilenetv2-0.5-320 --layers\n\n"
             "The weights are random (seeded): use a written model to build, time and compare,\n"
             "not to recognise anything."
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="one network by its name, as compile.build --model takes it",
     )
     parser.add_argument(
         "--width",
@@ -202,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=named_path,
         metavar="FILE.onnx",
         help="write one network as an ONNX file",
     )
@@ -210,20 +254,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--json", action="store_true", help="print one JSON object, for machines"
     )
     arguments = parser.parse_args(argv)
-    width, resolution = arguments.width, arguments.resolution
-    networks = list(RELEASED)
-    if arguments.layers or arguments.output or (width, resolution) != (None, None):
-        default = parse_name(DEFAULT)
-        networks = [
-            (
-                default[0] if width is None else width,
-                default[1] if resolution is None else resolution,
-            )
-        ]
+    networks = [
+        *(Network("", width, resolution, 32) for width, resolution in RELEASED),
+        *map(parse, TASKS),
+    ]
+    sizes = {
+        key: value
+        for key in ("width", "resolution")
+        if (value := getattr(arguments, key)) is not None
+    }
+    if sizes and arguments.model:
+        raise UserError("--model: has its own width and resolution; leave them out")
+    if arguments.layers or arguments.output or arguments.model or sizes:
+        networks = [parse(arguments.model or DEFAULT)._replace(**sizes)]
     reports = []
-    for width, resolution in networks:
-        model = build(width, resolution)
-        reports.append(_report(width, resolution, model))
+    for network in networks:
+        model = network.build()
+        reports.append(_report(network, model))
         if not arguments.layers:
             del reports[-1]["layers"]
         if arguments.output:
@@ -232,10 +279,16 @@ def main(argv: Sequence[str] | None = None) -> int:
                 model.SerializeToString(deterministic=True),
                 "--output",
             )
+    tasks = {network.name for network in networks if network.head}
     if arguments.json:
         print(json.dumps({"networks": reports}, indent=2))
         return 0
-    _print_table(reports)
+    classifiers = [x for x in reports if x["name"] not in tasks]
+    if classifiers:
+        _print_table(classifiers)
+    if tasks:
+        print(end="\n" if classifiers else "")
+        _print_tasks([x for x in reports if x["name"] in tasks])
     if arguments.layers:
         _print_layers(reports[0])
     if arguments.output:

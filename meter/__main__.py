@@ -8,7 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from targets.arguments import add_result_options, command_parser, show_result
+from targets.arguments import (
+    add_result_options,
+    command_parser,
+    named_path,
+    show_result,
+)
 from targets.errors import UserError, run_command
 from targets.progress import Progress
 
@@ -24,12 +29,12 @@ also:
 
 Instructions are exact: QEMU counts them, and every run has the same. Cycles are estimated: core cycles by LLVM's
 scheduling model of the core, without branch prediction; memory cycles by a cache model without prefetching, in which
-every missed line costs bandwidth. On a real core the two overlap: the real figure lies between the larger one and
-the sum. One thread; the operating system is not counted.
+every missed line costs bandwidth. The time is their sum: published times of real boards fit it best (bench validate).
+A core that overlaps them takes less, but not less than the larger one. One thread; the operating system is not counted.
 
 example:
   python -m meter out/model-arm-cortex-a72 --cpu cortex-a72 --report meter.html
-Exit codes: 0 estimated, 2 refused (one line says why), 130 interrupted.
+Exit codes: 0 estimated, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
 """
 # Commands that moved.
 _MOVED = {"compare": "python -m bench compare", "truth": "python -m bench validate"}
@@ -66,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         _EPILOG,
     )
     option = parser.add_argument
-    option("bundle", type=Path, help="a bundle or standalone library for aarch64")
+    option("bundle", type=named_path, help="a bundle or standalone library for aarch64")
     option("--cpu", required=True, help="cortex-a53, cortex-a72 or cortex-a76")
     add_result_options(parser)
     return parser
@@ -150,7 +155,7 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
         f"instructions {metered.instructions / 1e6:.1f} M, exact (QEMU)",
         f"core         {metered.core_cycles / 1e6:.1f} M cycles, estimated (LLVM's model of {cycles.model(metered.cpu)}, no caches)",
         f"memory       {metered.memory_cycles / 1e6:.1f} M cycles, estimated (cache model of the {hierarchy.board}; no prefetching)",
-        f"time         {low:.1f} to {high:.1f} ms at {hierarchy.clock} GHz, 1 thread, estimated",
+        f"time         {high:.1f} ms at {hierarchy.clock} GHz, 1 thread, estimated (core + memory; {low:.1f} ms if they overlapped)",
     ]
     if calibration is not None and not calibration.is_current:
         lines.append(

@@ -20,7 +20,7 @@ from devices.sessions.session import Origin
 from meter import board_files
 from meter.counts import Counts, count_bundle, meter_version, milliseconds
 from meter.memory import hierarchy
-from targets.arguments import add_json, command_parser, number_between
+from targets.arguments import add_json, command_parser, named_path, number_between
 from targets.errors import UserError, run_command
 from targets.files import write_whole
 
@@ -30,7 +30,7 @@ example:
   python -m meter calibrate result.json --clock 1.8
 
 One factor is kept for each CPU, the last one given; `--forget CPU` removes it.
-Exit codes: 0 stored, 2 refused (one line says why), 130 interrupted.
+Exit codes: 0 stored, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
 """
 
 
@@ -221,14 +221,14 @@ def _parser() -> argparse.ArgumentParser:
     option = parser.add_argument
     option(
         "result",
-        type=Path,
+        type=named_path,
         nargs="?",
         metavar="RESULT.json",
         help="what `runtime_demo.check --json` printed for a board, one thread",
     )
     option(
         "--bundle",
-        type=Path,
+        type=named_path,
         metavar="DIR",
         help="the bundle that was measured (default: where the result says it was)",
     )

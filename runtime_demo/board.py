@@ -8,13 +8,13 @@ import shlex
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from runtime_demo.options import count
 from targets import escapes
-from targets.arguments import add_json, command_parser, host_and_port
+from targets.arguments import add_json, command_parser, host_and_port, named_path
 from targets.errors import UserError, run_command
+from targets.interrupts import Interrupted
 from targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ examples:
   python -m runtime_demo.board doctor --ssh pi@raspberrypi
   python -m runtime_demo.board emulate --count 2
 
-Exit codes: 0 done, 1 doctor: something is missing, 2 refused (one line says why), 130 interrupted.
+Exit codes: 0 done, 1 doctor: something is missing, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
 """
 _EMULATE = """\
 Emulated boards under one of TVM's trackers, on 127.0.0.1 until Ctrl-C. Each is the kit's own server under
@@ -63,10 +63,10 @@ def _parser() -> argparse.ArgumentParser:
         "--machine", choices=_MACHINES, help="what `uname -m` says there"
     )
     kit.add_argument(
-        "--bundle", type=Path, metavar="DIR", help="goes in, for ./verify there"
+        "--bundle", type=named_path, metavar="DIR", help="goes in, for ./verify there"
     )
     kit.add_argument(
-        "--output", type=Path, required=True, metavar="FILE", help="the .tar.gz"
+        "--output", type=named_path, required=True, metavar="FILE", help="the .tar.gz"
     )
 
     doctor = verbs.add_parser("doctor", help="is a board fit, and what is missing?")
@@ -190,8 +190,11 @@ def _emulate(arguments: argparse.Namespace) -> int:
         print(f"tracker  127.0.0.1:{port}, key {key}")
         print(f"check    python -m runtime_demo.check BUNDLE {where}")
         print("end      Ctrl-C", flush=True)
-        while not any(server.ended for server in servers):
-            time.sleep(1)
+        try:
+            while not any(server.ended for server in servers):
+                time.sleep(1)
+        except KeyboardInterrupt:
+            raise Interrupted("the boards and the tracker have ended") from None
     raise UserError("an emulated board ended; run the command again")
 
 

@@ -15,12 +15,18 @@ from runtime_demo.options import (
     threads_text,
 )
 from targets import escapes
-from targets.arguments import add_result_options, command_parser, show_result
+from targets.arguments import (
+    add_result_options,
+    command_parser,
+    named_path,
+    show_result,
+)
 from targets.errors import UserError, run_command
-from targets.escapes import shown
+from targets.escapes import counted, shown
 from targets.progress import Progress
 
 if TYPE_CHECKING:
+    from bundle.accuracy import Swap
     from bundle.manifest import Quantisation
     from runtime_demo.result import Answer, CheckResult, InputResult, Latency
 
@@ -34,7 +40,7 @@ examples:
   python -m runtime_demo.check out/model-arm-cortex-a72 --ssh pi@raspberrypi --images photos/ --model model.onnx
 
 With a labels.csv next to the images (columns file and class_index) it also counts right answers.
-Exit codes: 0 passed, 1 not within the tolerance, 2 refused (one line says why), 130 interrupted.
+Exit codes: 0 passed, 1 not within the tolerance, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
 """
 )
 _DEFAULT_REPEAT = 50
@@ -76,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--images",
-        type=Path,
+        type=named_path,
         nargs="+",
         default=[],
         metavar="IMAGE",
@@ -125,7 +131,7 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
         else:
             results = comparison.compare_golden(bundle, session, progress)
         emulated = session.origin is Origin.EMULATED
-        tensor, _ = golden.read_golden(bundle)[0]
+        tensor = golden.read_golden(bundle)[0].input
         repeat = arguments.repeat or (0 if emulated else _DEFAULT_REPEAT)
         if repeat:
             progress.stage(f"timing {repeat} inferences")
@@ -168,18 +174,15 @@ def calibrated_on(facts: Quantisation, found: Sequence[Path]) -> bool:
 def _table(result: CheckResult) -> str:
     lines = [_image_line(r) for r in result.inputs]
     lines += [
-        f"note: {_disagreement(r)}"
-        for r in result.inputs
-        if result.classifies and not r.same_top1
+        f"note: {shown(r.name)}: {_swapped(r.swap)}" for r in result.inputs if r.swap
     ]
-    from bundle.accuracy import INT8_STEPS, TOLERANCE
     from runtime_demo import microcontroller
 
-    tolerance = f"tolerance {TOLERANCE:.0e}"
+    tolerance = "other shapes"
     if result.excess is not None:
         tolerance = f"at most {result.excess:.2g} of an element's tolerance"
-    if result.step is not None:
-        tolerance = f"{INT8_STEPS} steps of {result.step:.3g}"
+    if result.steps is not None:
+        tolerance = f"{result.steps.found:.0f} steps of {result.step:.3g}, at most {result.steps.accepted} accepted"
     worst = f"{result.max_abs_error:.2e}, {result.relative_error:.1e} of the reference's range"
     rms = max(r.accuracy.rms_error for r in result.inputs)
     cosine = min(r.accuracy.cosine for r in result.inputs)
@@ -192,9 +195,11 @@ def _table(result: CheckResult) -> str:
         same = [
             sum(r.same_top1 for r in result.inputs),
             sum(r.same_top5 for r in result.inputs),
+            sum(r.swap is None for r in result.inputs),
         ]
         lines.append(
-            f"agreement  top-1 {same[0]}/{size}, top-5 {same[1]}/{size} with {result.reference}"
+            f"agreement  top-1 {same[0]}/{size}, top-5 {same[1]}/{size}, in the same order {same[2]}/{size}, "
+            f"with {result.reference}"
         )
     right, judged = result.labelled()
     if judged:
@@ -218,9 +223,7 @@ def _table(result: CheckResult) -> str:
         if result.passed
         else "FAILED: farther from the reference than the tolerance"
     )
-    lines.append(
-        f"verdict    {verdict}, {len(result.inputs)} {result.compared}, {result.origin}"
-    )
+    lines.append(f"verdict    {verdict}, {_compared(result)}, {result.origin}")
     return "\n".join(lines)
 
 
@@ -237,10 +240,11 @@ def _answer(answer: Answer) -> str:
     return f"{answer.probability:6.1%} {shown(answer.label)[:24] or f'class {answer.class_index}'}"
 
 
-def _disagreement(result: InputResult) -> str:
+def _swapped(swap: Swap) -> str:
+    explains = "explain" if swap.gap <= swap.tolerances else "do not explain"
     return (
-        f"{shown(result.name)}: another best class than the reference's, whose own first and second are "
-        f"{result.gap:.1e} apart"
+        f"class {swap.ours} in the place of class {swap.reference}; the reference has them {swap.gap:.1e} apart, "
+        f"which their tolerances, {swap.tolerances:.1e}, {explains}"
     )
 
 
@@ -259,11 +263,16 @@ def _latency_lines(result: CheckResult) -> list[str]:
     return lines
 
 
+def _compared(result: CheckResult) -> str:
+    """Such as "1 image" and "2 golden inputs"."""
+    return counted(len(result.inputs), result.compared.removesuffix("s"))
+
+
 def _share_lines(result: CheckResult) -> list[str]:
     if len(result.boards) < 2:
         return []
     shares = ", ".join(f"{name} did {done}" for name, done in result.boards.items())
-    return [f"boards     {shares} of {len(result.inputs)} {result.compared}"]
+    return [f"boards     {shares} of {_compared(result)}"]
 
 
 def _times(latency: Latency) -> str:

@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle import golden, photos
-from bundle.accuracy import compare
+from bundle.accuracy import INT8_STEPS, compare, first_swap, in_steps
+from bundle.golden import Check
 from bundle.store import Bundle, sha256_of
 from compile.frontend import gate, sources
 from compile.frontend.reference import Reference
 from devices.sessions.session import Origin, Session
-from runtime_demo.result import InputResult, Latency, answers
+from runtime_demo.result import InputResult, Latency, Steps, answers
 from targets.errors import UserError
 from targets.progress import Progress
 
@@ -114,13 +115,9 @@ def compare_images(
     results = []
     for item, ours in session.run_all(inputs, lambda item: item.tensor):
         progress.tick()
-        expected = references.exact.run(item.tensor)
-        tolerances = (
-            references.exact.tolerances(item.tensor, expected)
-            if bundle.manifest.quantisation is None
-            else None
+        result = _result(
+            bundle, item, ours, _expected(bundle, references.exact, item.tensor)
         )
-        result = _result(bundle, item, ours, expected, tolerances)
         if references.floating is not None:
             floating = references.floating.run(item.tensor)
             result = replace(
@@ -136,37 +133,62 @@ def compare_golden(
     bundle: Bundle, session: Session, progress: Progress
 ) -> tuple[InputResult, ...]:
     """The bundle's golden inputs against the outputs stored with them."""
-    pairs = golden.read_golden(bundle)
+    checks = golden.read_golden(bundle)
     inputs = (
-        Input(f"golden input {index}", None, tensor)
-        for index, (tensor, _) in enumerate(pairs)
+        Input(f"golden input {index}", None, check.input)
+        for index, check in enumerate(checks)
     )
     results = []
     outputs = session.run_all(inputs, lambda item: item.tensor)
-    for (item, ours), (_, expected) in zip(outputs, pairs, strict=True):
+    for (item, ours), check in zip(outputs, checks, strict=True):
         progress.tick()
-        results.append(_result(bundle, item, ours, expected))
+        results.append(_result(bundle, item, ours, check))
     return tuple(results)
 
 
+def _expected(bundle: Bundle, reference: Reference, tensor: Array) -> Check:
+    """What the reference answers, and how far from it a bundle may be: of int8, `INT8_STEPS`."""
+    facts = bundle.manifest.quantisation
+    if facts is None:
+        return reference.check(tensor)
+    answer = reference.run(tensor)
+    near = [
+        in_steps(output, step, INT8_STEPS)
+        for output, step in zip(answer, facts.output_steps, strict=True)
+    ]
+    return Check(tensor, answer, near)
+
+
 def _result(
-    bundle: Bundle,
-    item: Input,
-    ours: Sequence[Array],
-    reference: Sequence[Array],
-    tolerances: Sequence[Array] | None = None,
+    bundle: Bundle, item: Input, ours: Sequence[Array], check: Check
 ) -> InputResult:
     labels, probabilities = bundle.labels(), bundle.manifest.probabilities
-    best = np.sort(reference[0].astype(np.float64).ravel())[::-1]
+    facts = bundle.manifest.quantisation
+    reference = answers(check.outputs[0], probabilities, labels)
+    best = np.sort(check.outputs[0].astype(np.float64).ravel())[::-1]
+    steps = None
+    if facts is not None:
+        errors = [
+            np.abs(own - given).max() / step
+            for own, given, step in zip(
+                ours, check.outputs, facts.output_steps, strict=True
+            )
+        ]
+        allowed = check.tolerances[0].max() / facts.output_steps[0]
+        steps = Steps(float(max(errors)), int(allowed))
     return InputResult(
         name=item.name,
         path=item.path,
         ours=answers(ours[0], probabilities, labels),
-        reference=answers(reference[0], probabilities, labels),
-        accuracy=compare(ours, reference, tolerances),
+        reference=reference,
+        accuracy=compare(ours, check.outputs, check.tolerances),
         gap=float(best[0] - best[1]) if best.size > 1 else 0.0,
+        swap=first_swap(ours[0], check.outputs[0], check.tolerances[0])
+        if reference
+        else None,
         expected=item.expected,
-        errors=np.abs(ours[0].astype(np.float64) - reference[0]).ravel(),
+        errors=np.abs(ours[0].astype(np.float64) - check.outputs[0]).ravel(),
+        steps=steps,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import subprocess
 import sys
@@ -10,6 +9,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from targets import interrupts
+from targets.arguments import command_parser, named_path
 from targets.errors import UserError, run_command
 
 _OUTPUT = Path("out/demo")
@@ -21,9 +22,9 @@ _TRAINED = "mobilenetv2-12"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m runtime_demo.demo",
-        description="Build for this machine, classify photographs, compare with ONNX Runtime, "
+    parser = command_parser(
+        "runtime_demo.demo",
+        "Build for this machine, classify photographs, compare with ONNX Runtime, "
         "write the report.",
     )
     parser.add_argument(
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "trained MobileNetV2 where it can be fetched, the built-in network otherwise)",
     )
     parser.add_argument(
-        "--images", type=Path, help="photographs (default: scikit-image's)"
+        "--images", type=named_path, help="photographs (default: scikit-image's)"
     )
     arguments = parser.parse_args(argv)
     model = arguments.model or _default_model()
@@ -89,7 +90,8 @@ def _run(module: str, *options: str | Path) -> None:
     except KeyboardInterrupt:
         # subprocess.run would kill it while it cleans up.
         process.terminate()
-        code = process.wait()
+        process.wait()
+        code = interrupts.exit_code()
     if code:
         sys.exit(code)
 

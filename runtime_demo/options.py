@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from targets.arguments import check_key, count_up_to, host_and_port
+from targets.arguments import check_key, count_up_to, host_and_port, named_path
 from targets.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ count = count_up_to(1_000_000)
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "bundle", type=Path, help="the folder that python -m compile.build made"
+        "bundle", type=named_path, help="the folder that python -m compile.build made"
     )
     place = parser.add_argument_group("device").add_mutually_exclusive_group()
     place.add_argument("--ssh", metavar="USER@HOST", help="a board that ssh reaches")

@@ -15,7 +15,6 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from bundle import photos
-from bundle.accuracy import TOLERANCE
 from devices.sessions.session import Origin
 from runtime_demo.options import threads_text
 from runtime_demo.result import CheckResult, InputResult
@@ -50,7 +49,6 @@ def write_report(result: CheckResult, path: Path) -> None:
         manifest=manifest,
         labels=result.bundle.labels(),
         written=datetime.now().astimezone(),
-        tolerance=TOLERANCE,
         place=_place(result.origin),
         shown=[(item, _thumbnail(item.path)) for item in shown],
         left_out=len(result.inputs) - len(shown),
@@ -171,19 +169,10 @@ def _power(exponent: int) -> str:
 
 
 def _absolute_tolerance(result: CheckResult) -> float | None:
-    """The tolerance in the output's own unit, for the input whose reference has the smallest range.
-
-    None where each element has its own, and where the errors do not determine the range: all are 0, or there are
-    several outputs.
-    """
-    if len(result.bundle.manifest.outputs) != 1 or result.excess is not None:
+    """Of int8 the tolerance in the first output's own unit; None where each element has its own."""
+    if result.steps is None or result.step is None:
         return None
-    ranges = [
-        each.max_abs_error / each.relative_error
-        for each in (item.accuracy for item in result.inputs)
-        if each.relative_error and isfinite(each.relative_error)
-    ]
-    return TOLERANCE * min(ranges) if ranges else None
+    return (result.steps.accepted + 0.5) * result.step
 
 
 def _series(result: CheckResult) -> list[Series]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.accuracy import INT8_STEPS, TOLERANCE, Accuracy
+from bundle.accuracy import Accuracy, Swap, best_classes
 from bundle.store import Bundle
 from devices.board.board_state import BoardState
 from devices.microcontroller.figures import Figures
@@ -53,6 +54,13 @@ class Latency(NamedTuple):
         }
 
 
+class Steps(NamedTuple):
+    """Of an int8 network the largest error in steps of its output, and how many are accepted."""
+
+    found: float
+    accepted: int
+
+
 @dataclass(frozen=True)
 class InputResult:
     """One input through both networks.
@@ -62,6 +70,7 @@ class InputResult:
         path: the image; None for a golden input.
         ours, reference: the top classes, best first; empty where the network is no classifier.
         gap: the reference's best output minus its second best, in the output's own unit.
+        swap: of a classifier the first place of the best five where the two have different classes.
         expected: the class that labels.csv gives, if it does.
         errors: every |ours − reference| of the first output, flattened.
         vs_float, float_top1: of an int8 network, against the float32 network it was made from, and
@@ -76,6 +85,8 @@ class InputResult:
     gap: float
     expected: int | None
     errors: NDArray[np.float64]
+    swap: Swap | None = None
+    steps: Steps | None = None
     vs_float: Accuracy | None = None
     float_top1: int | None = None
 
@@ -159,26 +170,24 @@ class CheckResult:
 
     @property
     def passed(self) -> bool:
-        """Every output within the tolerance; then classes can only differ where they tie.
+        """Every element within its tolerance; then classes can only differ where they tie (`accuracy.first_swap`).
 
         int8 on a microcontroller must also equal this machine's, bit by bit.
         """
-        if self.step is not None:
-            if self.figures is not None and self.figures.max_error != 0:
-                return False
-            most = INT8_STEPS * self.step * (1 + 1e-6)
-            return all(
-                result.accuracy.max_abs_error <= most
-                and (result.same_top1 or result.gap <= most)
-                for result in self.inputs
-            )
+        if self.step is not None and self.figures and self.figures.max_error != 0:
+            return False
         return all(result.accuracy.passed for result in self.inputs)
 
     @property
     def step(self) -> float | None:
         """Of an int8 network: what one step of its first output means."""
         facts = self.bundle.manifest.quantisation
-        return facts.output_step if facts else None
+        return facts.output_steps[0] if facts else None
+
+    @property
+    def steps(self) -> Steps | None:
+        """Of an int8 network the largest error of all inputs."""
+        return max((r.steps for r in self.inputs if r.steps), default=None)
 
     @property
     def vs_float(self) -> dict[str, float] | None:
@@ -196,12 +205,12 @@ class CheckResult:
     @property
     def vs_quantised(self) -> dict[str, float] | None:
         """An int8 network against ONNX Runtime on the same QDQ graph."""
-        if self.step is None:
+        if self.steps is None:
             return None
         return {
             "max_abs_error": self.max_abs_error,
-            "steps": self.max_abs_error / self.step,
-            "tolerance_steps": INT8_STEPS,
+            "steps": self.steps.found,
+            "tolerance_steps": self.steps.accepted,
         }
 
     @property
@@ -214,10 +223,10 @@ class CheckResult:
 
     @property
     def excess(self) -> float | None:
-        """The largest error of an element ÷ its tolerance; None where elements have none."""
+        """The largest error of an element ÷ its tolerance; None where shapes differ."""
         found = [result.accuracy.excess for result in self.inputs]
         known = [each for each in found if each is not None]
-        return max(known) if known and len(known) == len(found) else None
+        return max(known) if len(known) == len(found) else None
 
     @property
     def classifies(self) -> bool:
@@ -229,6 +238,13 @@ class CheckResult:
             return None
         same = [r.same_top1 if top == 1 else r.same_top5 for r in self.inputs]
         return sum(same) / len(same)
+
+    @property
+    def order_agreement(self) -> float | None:
+        """Share of inputs with the same best five classes in the same order."""
+        if not self.classifies:
+            return None
+        return sum(r.swap is None for r in self.inputs) / len(self.inputs)
 
     def labelled(self) -> tuple[int, int]:
         """How many inputs of those with a known class we got right, and how many those are."""
@@ -246,11 +262,11 @@ class CheckResult:
             "max_abs_error": self.max_abs_error,
             "rms_error": max(r.accuracy.rms_error for r in self.inputs),
             "relative_error": self.relative_error,
-            "tolerance": TOLERANCE if self.excess is None else None,
             "of_tolerance": self.excess,
             "cosine": min(r.accuracy.cosine for r in self.inputs),
             "top1_agreement": self.agreement(1),
             "top5_agreement": self.agreement(5),
+            "top5_order_agreement": self.order_agreement,
             "labelled": judged,
             "labelled_right": right,
             "threads": self.threads,
@@ -274,11 +290,17 @@ class CheckResult:
                     "ours": [a._asdict() for a in r.ours],
                     "reference": [a._asdict() for a in r.reference],
                     "top2_gap": r.gap,
+                    "swap": r.swap._asdict() if r.swap else None,
                     "expected": r.expected,
                 }
                 for r in self.inputs
             ],
         }
+
+
+def scores_classes(shape: tuple[int, ...]) -> bool:
+    """Whether an output is one score a class: [1, classes], or with trailing 1s."""
+    return len(shape) >= 2 and prod(shape) == shape[1]
 
 
 def answers(
@@ -292,14 +314,13 @@ def answers(
     Logits go through a softmax; what already are probabilities do not. Empty for an output that
     is not one score a class.
     """
-    if output.ndim < 2 or output.size != output.shape[1]:
+    if not scores_classes(output.shape):
         return ()
     scores = output.astype(np.float64).ravel()
     if not probabilities:
         powers = np.exp(scores - scores.max())
         scores = powers / powers.sum()
-    best = np.argsort(-scores, kind="stable")[:top]
     return tuple(
         Answer(int(i), labels[i] if i < len(labels) else "", float(scores[i]))
-        for i in best
+        for i in best_classes(output, top)
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from runtime_demo.options import (
@@ -14,7 +13,7 @@ from runtime_demo.options import (
     open_session,
     threads_text,
 )
-from targets.arguments import add_json, command_parser
+from targets.arguments import add_json, command_parser, named_path
 from targets.errors import UserError, run_command
 from targets.escapes import lines, shown
 from targets.progress import Progress
@@ -25,7 +24,7 @@ _EPILOG = (
 example:
   python -m runtime_demo.run out/model-znver4 --image cat.jpg
 
-Exit codes: 0 done, 2 refused (one line says why), 130 interrupted.
+Exit codes: 0 done, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
 """
 )
 _REPEAT = 20
@@ -40,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_device_options(parser)
     parser.add_argument(
         "--image",
-        type=Path,
+        type=named_path,
         nargs="+",
         required=True,
         metavar="IMAGE",
@@ -59,11 +58,17 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     from bundle.store import open_bundle
     from devices.sessions.session import Origin
     from runtime_demo.comparison import read_images, time_both
-    from runtime_demo.result import answers
+    from runtime_demo.result import answers, scores_classes
 
     progress.stage("verifying the bundle")
     bundle = open_bundle(arguments.bundle)
     labels, probabilities = bundle.labels(), bundle.manifest.probabilities
+    first = bundle.manifest.outputs[0]
+    if not scores_classes(first.shape):
+        shape = "×".join(map(str, first.shape))
+        raise UserError(
+            f"{bundle.path}: output {shown(first.name)!r} is {shape}, not one score a class; use check"
+        )
     found = photos.find(arguments.image)
     seen = []
     with open_session(bundle, arguments, progress, most=1) as session:
@@ -72,10 +77,6 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
         for item in read_images(bundle, found, progress):
             progress.tick()
             top = answers(session.run(item.tensor)[0], probabilities, labels)
-            if not top:
-                raise UserError(
-                    f"{bundle.path}: its output is not one score a class; use check"
-                )
             if latency is None and session.origin is not Origin.EMULATED:
                 latency, _ = time_both(session, None, item.tensor, _REPEAT, progress)
             seen.append(

@@ -6,8 +6,16 @@ anything that needs more than Python 3.6 is parsed.
 
 import os
 import sys
+
+from targets import interrupts
+
+# While `python -m` looks for a command.
+if sys.argv[:1] == ["-m"]:
+    interrupts.end_at_once()
+
 from importlib.util import find_spec
 
+VERSION = "0.1.0"
 _ENGINE_PYTHONS = ((3, 11), (3, 12))
 
 

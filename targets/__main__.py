@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from targets.arguments import add_json, command_parser
 from targets.errors import run_command
-from targets.presets import PRESETS, missing_features, native, this_cpu
+from targets.presets import PRESETS, boards_of, missing_features, native, this_cpu
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m targets", description="List the targets that --target takes."
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object, for machines"
-    )
+    parser = command_parser("targets", "List the targets that --target takes.")
+    add_json(parser)
     arguments = parser.parse_args(argv)
     cpu = this_cpu()
     here = native(cpu)
     if arguments.json:
-        table = {t.name: {**asdict(t), "features": sorted(t.features)} for t in PRESETS}
+        table = {
+            t.name: {
+                **asdict(t),
+                "features": sorted(t.features),
+                "boards": boards_of(t),
+            }
+            for t in PRESETS
+        }
         print(json.dumps({"native": here.name, "targets": table}, indent=2))
         return 0
     width = max(len(target.name) for target in PRESETS)
@@ -31,6 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = "no" if missing_features(target, cpu) else "yes"
         print(f"{target.name:<{width}}  {runs:<9}  {target.summary}")
     print(f"{'native':<{width}}  {'yes':<9}  this machine ({cpu.model}): {here.name}")
+    print("\nBoards and parts mean a target too, by how their names begin:")
+    for target in PRESETS:
+        if boards := boards_of(target):
+            print(f"{target.name:<{width}}  {', '.join(boards)}")
     print(
         "\nA TVM target string works too: --target 'llvm -keys=cpu -mtriple=aarch64-linux-gnu -mcpu=neoverse-n1'"
     )

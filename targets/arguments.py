@@ -9,18 +9,24 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from targets import VERSION
 from targets.errors import UserError
 from targets.files import check_writable
 
 
 def command_parser(
-    module: str, description: str, epilog: str
+    module: str, description: str, epilog: str = ""
 ) -> argparse.ArgumentParser:
     """The parser of ``python -m MODULE``; its epilog keeps its line ends."""
     raw = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         f"python -m {module}", None, description, epilog, formatter_class=raw
     )
+    version = f"netship {VERSION}"
+    parser.add_argument(
+        "--version", action="version", version=version, help="print it and exit"
+    )
+    return parser
 
 
 def add_result_options(parser: argparse.ArgumentParser) -> None:
@@ -54,11 +60,18 @@ def show_result(
 def file_to_write(option: str) -> Callable[[str], Path]:
     """For argparse's ``type``: a file that can be written; another one is a UserError before any work is done."""
 
-    def path(text: str) -> Path:
-        check_writable(Path(text), option)
+    def writable(text: str) -> Path:
+        check_writable(named_path(text), option)
         return Path(text)
 
-    return path
+    return writable
+
+
+def named_path(text: str) -> Path:
+    """For argparse's ``type``: a file or folder; an empty name would be the working folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name is no file and no folder")
+    return Path(text)
 
 
 def count_up_to(most: int) -> Callable[[str], int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import re
 import signal
 import tempfile
 import traceback
@@ -14,11 +15,17 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
-from targets.errors import UserError, last_line
+from targets.disk import DISK_FULL, why_full
+from targets.errors import UserError, ended_from_outside, last_line
+from targets.interrupts import ENDING
+
+
+class EndedAbruptly(UserError):
+    """The child process died: what it ran aborted or crashed it, or the system ended it."""
+
 
 T = TypeVar("T")
 Stage = Callable[[str], None]
-_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 def run_in_child(
@@ -32,7 +39,8 @@ def run_in_child(
         tick: called here a few times a second while the child works.
 
     Raises:
-        UserError: raised by ``work``, or the child died (the engine aborted, was killed, …).
+        EndedAbruptly: the child died (the engine aborted, was killed, …).
+        UserError: raised by ``work``.
         OSError: raised by ``work``.
     """
     context = multiprocessing.get_context("spawn")
@@ -44,18 +52,18 @@ def run_in_child(
         )
         # Starting the tracker unblocks signals; it must not happen below, where they are blocked.
         resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         # Another thread, such as a library's, may still receive a signal: it is raised again once there is a child to end.
         received: list[int] = []
         handlers = {
             number: signal.signal(number, lambda now, _: received.append(now))
-            for number in _ENDING
+            for number in ENDING
         }
         process.start()
         try:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
             for each in received:
                 signal.raise_signal(each)
             sender.close()
@@ -102,20 +110,25 @@ def _end(process: multiprocessing.process.BaseProcess) -> None:
 
 
 def _why_it_ended(exitcode: int | None, noise: Path) -> UserError:
-    how = (
-        signal.Signals(-exitcode).name
-        if exitcode and exitcode < 0
-        else f"exit code {exitcode}"
-    )
+    how = signal.Signals(-exitcode).name if exitcode and exitcode < 0 else ""
     last = last_line(noise.read_text(errors="replace") if noise.exists() else "")[:300]
-    if "IO failure on output stream" in last:
-        return UserError(
-            f"{tempfile.gettempdir()}: {last}; make room, or set TMPDIR to another folder"
-        )
-    return UserError(
-        f"the engine's process ended abruptly ({how}: {last}); "
+    folder = Path(tempfile.gettempdir())
+    failed_to_write = "IO failure on output stream" in last
+    # LLVM and the linker end so where a file that they map cannot grow.
+    looks_full = failed_to_write or how in ("SIGABRT", "SIGBUS")
+    full = why_full(folder) if looks_full else ""
+    if full or failed_to_write:
+        return _no_room(folder, full or last)
+    if outside := ended_from_outside(how):
+        return UserError(f"the engine's process {outside}")
+    return EndedAbruptly(
+        f"the engine's process ended abruptly ({how or f'exit code {exitcode}'}: {last}); "
         "--target another CPU, or report the model that does it"
     )
+
+
+def _no_room(folder: Path, why: str) -> UserError:
+    return UserError(f"{folder}: {why}; make room, or set TMPDIR to another folder")
 
 
 def _child(
@@ -129,7 +142,7 @@ def _child(
     # group of its own; signals that reached the terminal's group before were meant for the parent.
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     # What LLVM and TVM print goes into the error line, not between the user's own lines.
     # TVM's temporary files go where the parent removes them, however the child ends.
     descriptor = os.open(noise, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -144,6 +157,15 @@ def _child(
             work(*arguments, lambda name: sender.send(("stage", name))),
         )
     except (UserError, OSError) as error:
+        # The parent finds no full disk where only the files of `scratch` filled it.
+        lacks_room = isinstance(error, OSError) and error.errno in DISK_FULL
+        full = why_full(Path(scratch)) if lacks_room else ""
+        if full:
+            error = _no_room(Path(scratch).parent, full)
+        # `scratch` is removed.
+        elif scratch in str(error) and isinstance(error, UserError):
+            inside = rf"{re.escape(scratch)}[^\s:;]*"
+            error = UserError(re.sub(inside, str(Path(scratch).parent), str(error)))
         message = ("refused", error)
     except Exception:  # noqa: BLE001 - the parent raises it
         message = ("failed", traceback.format_exc())

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import os
-import signal
+import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
+from targets import interrupts
+from targets.disk import full_folder
 from targets.escapes import one_line
+from targets.interrupts import Interrupted
 
 
 class UserError(Exception):
@@ -18,8 +24,20 @@ class UserError(Exception):
     """
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM: the command cleans up, then ends."""
+# The signals of a program that failed by itself; others come from outside.
+_CRASHES = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGTRAP")
+
+
+def ended_from_outside(signal_name: str) -> str:
+    """Why a process was ended, and what to do; empty where the signal is that of a crash."""
+    if signal_name == "SIGKILL":
+        return (
+            "was killed (SIGKILL), as Linux does when memory is short; "
+            "end other programs, then try again"
+        )
+    if not signal_name or signal_name in _CRASHES:
+        return ""
+    return f"was ended by another program ({signal_name}); run the command again"
 
 
 def last_line(text: str, otherwise: str = "it said nothing") -> str:
@@ -29,45 +47,70 @@ def last_line(text: str, otherwise: str = "it said nothing") -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says first; its class where it says nothing."""
+    """What an exception says first; where it says nothing, as `reason`."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return lines[0] if lines else reason(error)
 
 
-def _interrupt(_signum: int, _frame: object) -> NoReturn:
-    # A second one must not interrupt the cleaning up.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    raise Interrupted
+def reason(error: BaseException) -> str:
+    """An exception in one line: its class and what it says last; where it says nothing, the code that raised it.
+
+    Of TVM's errors, which begin with frames of C++, it is what follows the last name of an error's class.
+    """
+    kind = type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        places = traceback.extract_tb(error.__traceback__)[-1:]
+        code = (f" at {Path(p.filename).name}:{p.lineno}: {p.line}" for p in places)
+        return kind + "".join(code)
+    named = [i for i, line in enumerate(lines) if re.match(r"\w+Error: ", line)]
+    said = " ".join(lines[(named or [-1])[-1] :])
+    return said if named else f"{kind}: {said}"
 
 
 def run_command(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
     """Run a command line's ``main(argv)`` and exit with its code.
 
     Exit codes: 0 success; 1 a check did not pass; 2 the user's input was refused, in one
-    line on stderr; 130 Ctrl-C or SIGTERM.
+    line on stderr; 130 Ctrl-C; 143 SIGTERM.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # A shell has background jobs ignore Ctrl-C.
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _interrupt)
     try:
+        interrupts.raise_them()
         code = main(None)
         sys.stdout.flush()
-    except UserError as error:
-        code = _refuse(str(error))
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    except KeyboardInterrupt:
-        print("interrupted: nothing half-made was left behind", file=sys.stderr)
-        code = 130
-    except MemoryError:
-        code = _refuse("out of memory; end other programs, or take a smaller model")
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        code = _refuse(f"{where}{error.strerror or error}")
+        interrupts.ignore()
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - bugs are raised again
+        interrupts.ignore()
+        # An import that is interrupted may fail in another way.
+        if interrupts.exit_code() or isinstance(error, KeyboardInterrupt):
+            _end_interrupted(error)
+        code = _refused(error)
     sys.exit(code)
+
+
+def _end_interrupted(error: BaseException) -> NoReturn:
+    said = error if isinstance(error, Interrupted) else Interrupted()
+    print(said, file=sys.stderr, flush=True)
+    # Temporary folders go; threads, which may be busy in the engine, are not waited for.
+    atexit._run_exitfuncs()
+    os._exit(interrupts.exit_code() or 130)
+
+
+def _refused(error: BaseException) -> int:
+    """The exit code; raises ``error`` where it is a bug."""
+    if isinstance(error, UserError):
+        return _refuse(str(error))
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if isinstance(error, MemoryError):
+        return _refuse("out of memory; end other programs, or take a smaller model")
+    if full := full_folder(error, [Path()]):
+        return _refuse(f"{full}; make room there")
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return _refuse(f"{where}{error.strerror or error}")
+    raise error
 
 
 def _refuse(message: str) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from keyword import kwlist
+from math import copysign, isfinite, isnan
 
 from markupsafe import Markup, escape
 
@@ -86,10 +87,23 @@ _NO_PREFIX = C_RESERVED.union(
 _LONGEST_PREFIX = 64
 
 
+def c_float(value: float) -> str:
+    """A C constant of type float, exact: hexadecimal, or a quotient by 0, as <math.h> would declare too many names."""
+    if not isfinite(value):
+        return f"{0 if isnan(value) else copysign(1, value):.1f}f / 0.0f"
+    digits, exponent = value.hex().split("p")
+    return f"{digits.rstrip('0').rstrip('.')}p{exponent}f"
+
+
 def is_c_prefix(text: str) -> bool:
     """Whether a library's functions can be called ``text_run`` and so on."""
     valid = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text) is not None
     return valid and len(text) <= _LONGEST_PREFIX and text not in _NO_PREFIX
+
+
+def counted(number: int, noun: str) -> str:
+    """Such as "1 image" and "2 images"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def c_prefix(text: str) -> str:

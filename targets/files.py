@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import os
@@ -16,11 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 from targets.errors import UserError
-
-# No space, over quota, over the process's limit (ulimit -f).
-DISK_FULL = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-# A folder with less room than this counts as full when a tool that writes there has failed.
-_ROOM_BYTES = 64 << 20
 
 
 def check_writable(path: Path, option: str) -> None:
@@ -54,16 +48,6 @@ def write_whole(path: Path, content: bytes, option: str) -> None:
         raise UserError(f"{path}: {error.strerror}; choose another {option}") from None
     finally:
         part.unlink(missing_ok=True)
-
-
-def why_full(folder: Path) -> str:
-    """The system's words where ``folder`` has no room for 64 MiB; empty where it has."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            os.posix_fallocate(file.fileno(), 0, _ROOM_BYTES)
-    except OSError as error:
-        return str(error.strerror) if error.errno in DISK_FULL else ""
-    return ""
 
 
 def cache_folder(program: str = "netship") -> Path:
@@ -140,7 +124,10 @@ def make_once(
         if path.exists():
             return path
         for abandoned in path.parent.glob(f".{name}-*"):
-            shutil.rmtree(abandoned, ignore_errors=True)
+            # Another user may be able to write to the folder. `rmtree` follows no links.
+            with contextlib.suppress(FileNotFoundError):
+                if abandoned.lstat().st_uid == os.geteuid():
+                    shutil.rmtree(abandoned, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=path.parent) as work:
             made = Path(work, path.name)
             make(made)

@@ -20,7 +20,8 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from targets.errors import UserError
+from targets.disk import why_full
+from targets.errors import UserError, ended_from_outside
 
 Array = NDArray[Any]
 Optimisation = Literal["none", "basic", "all"]
@@ -76,6 +77,9 @@ class Session:
             self._try_fewer_optimisations(crash)
             return
         except _Refusal as error:
+            folder = self._optimised.parent if self._optimised else None
+            if folder and (full := why_full(folder)):
+                raise UserError(f"{folder}: {full}; make room there") from None
             raise UserError(
                 f"{self._name}: ONNX Runtime refuses it ({error}); export it again"
             ) from None
@@ -135,7 +139,7 @@ class _Refusal(Exception):
 
 
 class _Crash(Exception):
-    """The signal that ended ONNX Runtime."""
+    """The signal of a crash that ended ONNX Runtime."""
 
 
 class _Server:
@@ -169,7 +173,8 @@ class _Server:
 
         Raises:
             _Refusal: ONNX Runtime's own error.
-            _Crash: it ended.
+            _Crash: it crashed.
+            UserError: something else ended it.
         """
         with self._lock:
             try:
@@ -178,7 +183,7 @@ class _Server:
                 self._connection.send((unused, *question))
                 kind, answer = self._connection.recv()
             except (EOFError, OSError):
-                raise _Crash(self._end()) from None
+                raise self._why_ended() from None
             except BaseException:
                 # An answer that nobody waits for must not be taken for the next one's.
                 self._process.kill()
@@ -188,11 +193,22 @@ class _Server:
             raise _Refusal(_reason(answer))
         return answer
 
-    def _end(self) -> str:
+    def _why_ended(self) -> Exception:
+        code = self._end()
+        if code >= 0:
+            return UserError(
+                f"ONNX Runtime's process ended (exit code {code}); run make setup again, "
+                "and report it if it stays so"
+            )
+        name = signal.Signals(-code).name
+        if outside := ended_from_outside(name):
+            return UserError(f"ONNX Runtime's process {outside}")
+        return _Crash(name)
+
+    def _end(self) -> int:
         self.ended = True
         self._connection.close()
-        code = self._process.wait()
-        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return self._process.wait()
 
 
 _lock = threading.Lock()

@@ -6,6 +6,7 @@ import difflib
 import platform
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -138,6 +139,36 @@ PRESETS: tuple[Target, ...] = (
 )
 _BY_NAME = {target.name: target for target in PRESETS}
 
+# What people have in their hands, by the beginning of its name: the preset for its cores, by the makers' data sheets.
+# Of parts with two kinds of cores, the faster one.
+_BOARDS = {
+    "arm-cortex-a7": ("rpi2", "stm32mp1"),
+    "arm-cortex-a53": ("rpi3", "cm3", "zero2w", "imx8m", "am62", "stm32mp2"),
+    "arm-cortex-a72": ("rpi4", "cm4", "jetsonnano", "rk3399", "s922x"),
+    "arm-cortex-a76": ("rpi5", "cm5", "jetsonorin", "rk3588"),
+    "cortex-m4": ("stm32f3", "stm32f4", "stm32g4", "stm32l4", "stm32wb", "nrf52"),
+    "cortex-m7": ("stm32f7", "stm32h7", "imxrt10", "imxrt11", "teensy4", "same70"),
+    "cortex-m33": (
+        *("stm32h5", "stm32l5", "stm32u5", "stm32wba", "nrf53", "nrf54", "rp2350"),
+        *("imxrt5", "imxrt6"),
+    ),
+    "cortex-m55": ("stm32n6", "ensemble"),
+}
+_PRESET_OF = {board: preset for preset, boards in _BOARDS.items() for board in boards}
+_WITHOUT_TARGET = {
+    **dict.fromkeys(
+        ("stm32f0", "stm32g0", "stm32l0", "stm32c0", "rp2040", "samd21"),
+        "a Cortex-M0 or M0+, which has no DSP instructions",
+    ),
+    **dict.fromkeys(
+        ("stm32f1", "stm32f2", "stm32l1"),
+        "a Cortex-M3, which has no DSP instructions",
+    ),
+    "esp32": "not an ARM core",
+    "rpi1": "an ARMv6 core without NEON",
+    "rpizero": "an ARMv6 core without NEON",
+}
+
 # "CPU part" of /proc/cpuinfo, implementer 0x41 (Arm Ltd): Arm's MIDR_EL1 part numbers.
 _ARM_PARTS = {
     "0xd03": "arm-cortex-a53",
@@ -198,7 +229,8 @@ def native(cpu: Cpu | None = None) -> Target:
 def resolve(name: str) -> Target:
     """The target that ``--target NAME`` means.
 
-    ``name`` is a preset, ``native``, or a raw TVM target string (``llvm -mcpu=…``).
+    ``name`` is a preset, ``native``, a board or part (``rpi4``, ``stm32h743``), or a raw TVM
+    target string (``llvm -mcpu=…``).
 
     Raises:
         UserError: no such preset (the nearest are named), or a raw string for
@@ -210,13 +242,37 @@ def resolve(name: str) -> Target:
         return _BY_NAME[name]
     if name.split(maxsplit=1)[:1] == ["llvm"]:
         return _from_tvm_string(name)
-    near = difflib.get_close_matches(name, [*_BY_NAME, "native"], n=3, cutoff=0.4)
+    board = _normalised(name)
+    if preset := _longest_prefix(board, _PRESET_OF):
+        return _BY_NAME[preset]
+    if why := _longest_prefix(board, _WITHOUT_TARGET):
+        raise UserError(
+            f"target {name!r}: {why}; `python -m targets` lists what can be built"
+        )
+    near = difflib.get_close_matches(name, [*_BY_NAME, "native"], n=3, cutoff=0.6)
     hint = (
         f"did you mean {' or '.join(near)}?"
         if near
         else "`python -m targets` lists them"
     )
     raise UserError(f"unknown target {name!r}; {hint}")
+
+
+def boards_of(target: Target) -> tuple[str, ...]:
+    """How names of boards and parts begin that mean ``target``."""
+    return _BOARDS.get(target.name, ())
+
+
+def _normalised(name: str) -> str:
+    """``Raspberry Pi 4B``, ``rpi-4`` → ``rpi4b``, ``rpi4``."""
+    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    plain = re.sub(r"^(raspberrypi|raspi|pi)(?=[0-9z])", "rpi", plain)
+    return plain.replace("rpizero2", "zero2")
+
+
+def _longest_prefix(name: str, table: Mapping[str, str]) -> str | None:
+    fitting = [key for key in table if name.startswith(key)]
+    return table[max(fitting, key=len)] if fitting else None
 
 
 def _from_tvm_string(text: str) -> Target:

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from targets.errors import UserError
-from targets.files import cache_folder, cached_path, make_once, why_full
+from targets.disk import why_full
+from targets.errors import UserError, ended_from_outside
+from targets.files import cache_folder, cached_path, make_once
 from targets.presets import Target
 
 _ENVIRONMENT = ("HOME", "PATH", "TMPDIR")
@@ -173,11 +174,8 @@ def _why(
         for folder in folders:
             if reason := why_full(folder):
                 return f"{folder}: {reason} for {output.name}; make room there"
-    if crash == "SIGKILL":
-        return (
-            f"{output.name}: {tool} was killed (SIGKILL), as Linux does when memory is short; "
-            "end other programs, then try again"
-        )
+    if outside := ended_from_outside(crash):
+        return f"{output.name}: {tool} {outside}"
     how = f"crashed ({crash})" if crash else "failed"
     reason = _first_errors(said) or ("" if crash else f"exit code {code}")
     return f"{output.name}: {tool} {how}{reason and ': '}{reason}; {advice}"

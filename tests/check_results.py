@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bundle.accuracy import Accuracy
+from bundle.accuracy import Accuracy, Swap, Worst
 from bundle.manifest import (
     Golden,
     Group,
@@ -103,10 +103,22 @@ def manifest(**changes: Any) -> Manifest:
                 ),
                 workspace_bytes=1_230_000,
             ),
-            "golden": (Golden(input="golden/in", outputs=("golden/out",)),),
+            "golden": (
+                Golden(
+                    input="golden/in",
+                    outputs=("golden/out",),
+                    tolerances=("golden/near",),
+                ),
+            ),
             "files": {
                 name: "0" * 64
-                for name in ("model.so", "labels.txt", "golden/in", "golden/out")
+                for name in (
+                    "model.so",
+                    "labels.txt",
+                    "golden/in",
+                    "golden/out",
+                    "golden/near",
+                )
             },
             "measured": {
                 "built_on": "a build machine",
@@ -139,8 +151,15 @@ def an_input(
         path=path,
         ours=five(ours, 0.873),
         reference=five(reference, 0.651),
-        accuracy=Accuracy(relative * 20, relative * 5, relative, 0.999),
+        accuracy=Accuracy(
+            relative * 20,
+            relative * 5,
+            relative,
+            0.999,
+            Worst(0, (0, 0), 1.0, 1.0, relative / 2e-4),
+        ),
         gap=4.5e-5,
+        swap=Swap(ours, reference, 4.5e-5, 6e-5) if ours != reference else None,
         expected=expected,
         errors=np.array([0.0, relative, relative * 20]),
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.golden import seeded_inputs, write_golden
+from bundle.golden import Check, seeded_inputs, write_golden
 from bundle.manifest import (
     Lowering,
     Manifest,
@@ -117,7 +117,8 @@ def fake_library(
     run_zig("cc", path / f"lib{NAME}.so", *triple, "-shared", part)
     archive([part], path / f"lib{NAME}.a")
     inputs = seeded_inputs(INPUT, PREPROCESSING)
-    golden = write_golden(path, [(x, [fake_network(x)]) for x in inputs])
+    near = [np.full(OUTPUT.shape, 1e-5, np.float32)]
+    golden = write_golden(path, [Check(x, [fake_network(x)], near) for x in inputs])
     files = sorted(file for file in path.rglob("*") if file.is_file())
     manifest = Manifest(
         format="standalone",

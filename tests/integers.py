@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from bundle.golden import seeded_inputs, write_golden
+from bundle.golden import Check, seeded_inputs, write_golden
 from bundle.manifest import (
     Manifest,
     ModelIdentity,
@@ -254,7 +254,20 @@ def project(
         proto.SerializeToString(), providers=["CPUExecutionProvider"]
     )
     inputs = patterns(proto, 2)
-    pairs = write_golden(folder, [(x, session.run(None, {"image": x})) for x in inputs])
+
+    def check(image: Floats) -> Check:
+        outputs = session.run(None, {"image": image})
+        return Check(
+            image, outputs, [np.full(x.shape, 1e-5, np.float32) for x in outputs]
+        )
+
+    def expected(pattern: Floats) -> tuple[Floats, Floats]:
+        _, channels, height, width = inputs[0].shape
+        pixels = pattern.reshape(1, height, width, channels).transpose(0, 3, 1, 2)
+        _, (output,), (near,) = check(pixels)
+        return output.ravel(), near.ravel()
+
+    golden = write_golden(folder, [check(x) for x in inputs])
     lowering, firmware = build.build(
         graph_of(proto),
         "small",
@@ -263,6 +276,7 @@ def project(
         folder,
         limit,
         lambda stage: None,
+        expected,
     )
     tensor, preprocessing = tensors(proto)
     output = proto.graph.output[0]
@@ -281,7 +295,7 @@ def project(
         preprocessing=preprocessing,
         lowering=lowering,
         firmware=firmware,
-        golden=tuple(pairs),
+        golden=tuple(golden),
         files={
             path.relative_to(folder).as_posix(): sha256_of(path)
             for path in folder.rglob("*")

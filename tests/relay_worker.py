@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,41 @@ def through_relay(
         count = executor.get_num_outputs()
         answers.append([executor.get_output(k).numpy() for k in range(count)])
     return answers
+
+
+def through_product(model: bytes, x: Array) -> tuple[list[Array], list[Array], bool]:
+    """The answers of a build for this machine and of ONNX Runtime, and whether the build's own check takes them.
+
+    Raises:
+        UserError: as a build does.
+    """
+    from targets.engine import compiler
+
+    tvm = compiler()
+    from tvm.contrib import graph_executor
+
+    from bundle.accuracy import compare
+    from bundle.manifest import ModelIdentity
+    from compile import passes
+    from compile.backends import engine
+    from compile.backends.dump import Dump
+    from compile.frontend import gate
+    from compile.frontend.reference import Reference
+    from compile.relay.convert import to_relay
+    from targets.presets import native
+
+    identity = ModelIdentity(name="case.onnx", sha256="0" * 64)
+    network = gate.check(onnx.load_model_from_string(model), identity)
+    graph, reference = passes.read(network.proto, ()), Reference(network)
+    expected = reference.run(x)
+    job = engine.EngineJob("case.onnx", graph, native(), (), Path("model.so"), None)
+    lowered = engine._lower(job, to_relay(graph, job.target), Dump(None))
+    executor = graph_executor.GraphModule(lowered.factory["default"](tvm.cpu()))
+    executor.set_input(network.input.name, x)
+    executor.run()
+    got = [executor.get_output(k).numpy() for k in range(len(expected))]
+    checked = compare(got, expected, reference.tolerances(x, expected))
+    return got, list(expected), checked.passed
 
 
 def through_onnxruntime(model: bytes, inputs: list[Array]) -> list[list[Array]]:

@@ -175,6 +175,8 @@ def test_emulated_boards_are_kept_up_until_ctrl_c(
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=30)
     assert process.returncode == 130, error
+    assert error.endswith("the boards and the tracker have ended\n")
+    assert "interrupted" not in error
     assert "Traceback" not in error
     until(lambda: all(ended(one) for one in everyone))
     assert list((tmp_path / "scratch").iterdir()) == []

@@ -127,7 +127,7 @@ def test_the_toml_beside_the_model_and_the_options_are_obeyed(
     assert bundle.manifest.preprocessing.std == (0.1, 0.2, 0.4)
     golden = read_golden(bundle)
     assert len(golden) == 2
-    assert all(np.isfinite(tensor).all() for tensor, _ in golden)
+    assert all(np.isfinite(tensor).all() for tensor, _, _ in golden)
     shown = succeed("runtime_demo.run", output, "--image", free_photos[0])
     assert "not a cat" in shown  # two classes: both are shown, no five are demanded
     assert len(shown.splitlines()) == 4

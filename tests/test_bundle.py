@@ -103,6 +103,8 @@ def test_no_manifest_at_all(text: bytes) -> None:
         (("labels",), "../labels.txt"),
         (("labels",), "unlisted.txt"),
         (("golden", 0, "input"), "unlisted.bin"),
+        (("golden", 0, "tolerances", 0), "unlisted.bin"),
+        (("golden", 0, "tolerances"), []),
         (("golden",), []),
         (("input", "shape"), [1, 3, 0, 6]),
         (("input", "shape"), [1, 3, 4]),
@@ -116,6 +118,8 @@ def test_no_manifest_at_all(text: bytes) -> None:
         (("preprocessing", "scale"), float("inf")),
         (("preprocessing", "mean"), [1, 1]),
         (("preprocessing", "resize"), 5),
+        (("preprocessing", "resize"), 40_000),
+        (("outputs", 0, "shape"), [1, 1 << 20, 1 << 20]),
         (("threads",), 0),
         (("unheard_of",), 1),
     ],
@@ -133,9 +137,11 @@ def test_a_manifest_that_contradicts_itself_is_refused(
         parse(json.dumps(manifest).encode(), "m.json")
 
 
-def test_a_newer_format_is_told_from_nonsense() -> None:
-    text = json.dumps(json.loads(TEXT) | {"format_version": 7}).encode()
-    with pytest.raises(UserError, match="format version 7, this program reads 1"):
+@pytest.mark.parametrize("version", [1, 7])
+def test_another_format_is_told_from_nonsense(version: int) -> None:
+    text = json.dumps(json.loads(TEXT) | {"format_version": version}).encode()
+    words = f"format version {version}, this program reads 2; build the bundle again"
+    with pytest.raises(UserError, match=words):
         parse(text, "m.json")
 
 
@@ -153,9 +159,10 @@ def test_golden_data_come_back_as_they_went_in(whole: Path) -> None:
     pairs = read_golden(open_bundle(whole))
     inputs = seeded_inputs(INPUT, PREPROCESSING)
     assert len(pairs) == len(inputs) == 2
-    for (tensor, outputs), expected in zip(pairs, inputs, strict=True):
+    for (tensor, outputs, tolerances), expected in zip(pairs, inputs, strict=True):
         assert np.array_equal(tensor, expected)
         assert np.array_equal(outputs[0], scores(expected)[0])
+        assert np.array_equal(tolerances, [np.full((1, 5), 0.25)])
 
 
 @pytest.mark.parametrize(

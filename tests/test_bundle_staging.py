@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import tarfile
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from whole_bundles import elf, fill
 
 from bundle.store import MANIFEST, archive_of, check_replaceable, open_bundle, staging
+from targets import disk
 from targets.errors import UserError
 
 
@@ -111,6 +113,26 @@ def test_a_full_disk_names_the_folder(tmp_path: Path, number: int) -> None:
     ):
         raise OSError(number, os.strerror(number))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_temporary_folder_is_not_taken_for_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    errors = [
+        OSError(errno.ENOSPC, "No space left", str(temporary / "x/model.so")),
+        OSError(errno.ENOSPC, "No space left", "read", None, str(temporary / "x")),
+        OSError(errno.ENOSPC, "No space left"),
+    ]
+    monkeypatch.setattr(disk, "why_full", lambda folder: folder == temporary)
+    for error in errors:
+        with (
+            pytest.raises(UserError, match=f"^{temporary}: No space left; .* TMPDIR"),
+            staging(tmp_path / "out/bundle"),
+        ):
+            raise error
 
 
 def test_an_empty_folder_may_become_a_bundle(tmp_path: Path) -> None:

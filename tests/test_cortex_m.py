@@ -33,6 +33,7 @@ from devices.microcontroller.session import (
     open_firmware,
     to_input,
 )
+from targets.errors import UserError
 from targets.presets import this_cpu
 
 
@@ -113,6 +114,15 @@ def test_a_board_gives_what_this_machine_gives(
     np.testing.assert_allclose(run.outputs, expected, rtol=0, atol=1e-5)
     assert run.self_test == 0
     assert 0 < run.stack < 2048
+
+
+@pytest.mark.parametrize("name", ["residuals", "float-residuals"])
+def test_an_input_that_is_not_finite_is_refused(projects: Projects, name: str) -> None:
+    bundle = projects[name, "cortex-m7"]
+    image = np.zeros(bundle.manifest.input.shape, np.float32)
+    image[0, 0, 0, 1] = np.inf
+    with pytest.raises(UserError, match="'image': has NaN or infinity; give finite"):
+        to_input(image, bundle)
 
 
 def test_figures_say_where_memory_and_instructions_go(

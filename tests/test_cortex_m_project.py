@@ -7,6 +7,7 @@ import subprocess
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from cortex_m_projects import (
@@ -20,6 +21,7 @@ from cortex_m_projects import (
 
 from compile.backends.c import emit
 from devices.microcontroller.session import interface_of
+from targets.escapes import c_float
 from targets.toolchain import run_zig, zig_path
 
 
@@ -85,9 +87,63 @@ def test_weights_damaged_in_flash_fail_the_self_test(
     assert _compile_and_run(folder, tmp_path, "-DVALUE=int8_t").endswith(" 4")
 
 
-def _compile_and_run(folder: Path, scratch: Path, value: str) -> str:
+def test_each_element_of_a_float_self_test_has_its_own_tolerance(
+    projects: Projects, tmp_path: Path
+) -> None:
+    """A score beside −1e9, NaN and infinity: none hides another."""
+    (tmp_path / "answer.c").write_text(
+        '#include "small.h"\n#include <stdio.h>\n'
+        "static union { char bytes[SMALL_ARENA_BYTES]; uint64_t aligned; } arena;\n"
+        "static float output[SMALL_OUTPUT_SIZE];\n"
+        'int main(void) { printf("%d", small_self_test(output, &arena)); return 0; }\n'
+    )
+    folder = tmp_path / "project"
+    folder.mkdir()
+    for path in projects["float-residuals", "cortex-m7"].path.glob("*.[ch]"):
+        (folder / path.name).write_text(path.read_text())
+    golden = (folder / "golden.h").read_text()
+    values = re.search(r"golden_output\[\d+\] = \{\s*([^,]*), ([^,]*),", golden)
+    assert values is not None
+    for number, moved, code in (
+        (1, f"{values[1]} + 0.9e-5f", "0"),
+        (1, f"{values[1]} - 2e-5f", "5"),
+        (2, f"{values[2]} + 2e-5f", "5"),
+        (2, "-1e9f", "5"),
+        *((1, c_float(bad), "5") for bad in (np.nan, np.inf, -np.inf)),
+    ):
+        changed = golden[: values.start(number)] + moved + golden[values.end(number) :]
+        (folder / "golden.h").write_text(changed)
+        assert _compile_and_run(folder, tmp_path, "-O1", "answer.c") == code
+
+
+def test_a_float_project_s_header_finds_what_is_not_finite(
+    projects: Projects, tmp_path: Path
+) -> None:
+    values = [np.nan, np.inf, -np.inf, -np.nan, 3.4e38, -1e-45, 0.0]
+    cases = "".join(
+        f"  input[SMALL_INPUT_SIZE - 1] = {c_float(value)};\n"
+        '  printf("%d", small_input_is_finite(input));\n'
+        for value in values
+    )
+    (tmp_path / "probe.c").write_text(
+        '#include "small.h"\n#include <stdio.h>\n'
+        "static float input[SMALL_INPUT_SIZE];\n"
+        f"int main(void) {{\n{cases}  return 0;\n}}\n"
+    )
+    folder = projects["float-residuals", "cortex-m7"].path
+    said = [_compile_and_run(folder, tmp_path, o) for o in ("-O1", "-ffast-math")]
+    assert said == ["0000111"] * 2
+    assert (
+        "finite"
+        not in (projects["residuals", "cortex-m7"].path / "small.h").read_text()
+    )
+
+
+def _compile_and_run(
+    folder: Path, scratch: Path, value: str, source: str = "probe.c"
+) -> str:
     program = scratch / "probe"
-    sources = [scratch / "probe.c", folder / "small.c", folder / "small_weights.c"]
+    sources = [scratch / source, folder / "small.c", folder / "small_weights.c"]
     options = ["-std=c99", "-O1", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     command: list[str | Path] = [

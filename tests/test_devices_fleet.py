@@ -49,7 +49,7 @@ def expect_all_in_order(bundle: Bundle, done: list[tuple[int, list[Array]]]) -> 
 
 
 def tensors(bundle: Bundle) -> list[Array]:
-    return [tensor for tensor, _ in read_golden(bundle)]
+    return [check.input for check in read_golden(bundle)]
 
 
 def test_every_free_board_does_some(bundle: Bundle, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_restarted_board_serves_one_image_after_the_other(
     with Board(tmp_path / "board") as server:
         open_it = on(bundle, server, 20)
         with Fleet([(open_it, open_it())], 20, notes.append) as board:
-            for image, [expected] in read_golden(bundle):
+            for image, [expected], _ in read_golden(bundle):
                 np.testing.assert_allclose(board.run(image)[0], expected, atol=1e-6)
                 server.restart()
     assert sum("is back" in note for note in notes) == len(read_golden(bundle)) - 1
@@ -148,7 +148,7 @@ def test_a_restarted_board_serves_one_image_after_the_other(
 def test_a_board_that_does_not_come_back_is_one_line(
     bundle: Bundle, tmp_path: Path
 ) -> None:
-    image, _ = read_golden(bundle)[0]
+    image, _, _ = read_golden(bundle)[0]
     with Board(tmp_path / "board") as server:
         open_it = on(bundle, server, 1)
         with Fleet([(open_it, open_it())], 1, print) as board:
@@ -163,7 +163,7 @@ def test_a_board_that_comes_back_as_an_emulated_one_is_not_taken(
     bundle: Bundle, tmp_path: Path
 ) -> None:
     """Its times would be taken for the first one's."""
-    image, _ = read_golden(bundle)[0]
+    image, _, _ = read_golden(bundle)[0]
     notes: list[str] = []
     with Board(tmp_path / "board") as server:
         open_it = on(bundle, server, 1)

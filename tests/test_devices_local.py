@@ -41,22 +41,33 @@ def changed(bundle: Bundle, part: str, **update: object) -> Bundle:
 def test_numbers_are_the_reference(bundle: Bundle) -> None:
     with open_local(bundle) as session:
         assert (session.origin, session.threads) == (Origin.HOST, 1)
-        for image, [expected] in read_golden(bundle):
+        for image, [expected], _ in read_golden(bundle):
             [actual] = session.run(image)
             assert actual.dtype == np.float32
             np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 def test_an_output_does_not_change_when_the_next_inference_runs(bundle: Bundle) -> None:
-    (first, [expected]), (second, _), *_ = read_golden(bundle)
+    (first, [expected], _), (second, _, _), *_ = read_golden(bundle)
     with open_local(bundle) as session:
         [kept] = session.run(first)
         session.run(second)
         np.testing.assert_allclose(kept, expected, atol=1e-6)
 
 
+def test_an_input_that_is_not_finite_is_refused(bundle: Bundle) -> None:
+    """The network would make an ordinary score of NaN."""
+    image = np.zeros((1, 3, 16, 16), np.float32)
+    with open_local(bundle) as session:
+        for bad in (np.nan, np.inf, -np.inf):
+            image[0, 2, 3, 4] = bad
+            for call in (session.run, lambda x: session.time(x, 1), session.profile):
+                with pytest.raises(UserError, match="'image': has NaN or infinity;"):
+                    call(image)
+
+
 def test_time_and_profile_cover_what_ran(bundle: Bundle) -> None:
-    image, _ = read_golden(bundle)[0]
+    image, _, _ = read_golden(bundle)[0]
     with open_local(bundle) as session:
         assert len(session.time(image, 3)) == 3
         operators = session.profile(image)

@@ -50,7 +50,7 @@ def armv7(make: Make) -> Bundle:
 
 
 def check_session(session: StandaloneSession, bundle: Bundle) -> None:
-    for image, [expected] in read_golden(bundle):
+    for image, [expected], _ in read_golden(bundle):
         [actual] = session.run(image)
         assert actual.dtype == np.float32
         np.testing.assert_array_equal(actual, expected)
@@ -112,6 +112,17 @@ def test_the_last_input_is_what_is_timed_and_outputs_are_kept(library: Bundle) -
 def test_another_shape_is_a_bug_of_the_caller(library: Bundle) -> None:
     with open_standalone(library) as session, pytest.raises(ValueError, match="input"):
         session.run(IMAGE.reshape(1, 12, 1, 1))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_an_input_that_is_not_finite_is_refused(library: Bundle, bad: float) -> None:
+    image = IMAGE.copy()
+    image[0, 1, 1, 0] = bad
+    with open_standalone(library) as session:
+        for call in (session.run, lambda x: session.time(x, 1)):
+            with pytest.raises(UserError, match="'image': has NaN or infinity; give"):
+                call(image)
+        session.run(IMAGE)
 
 
 def test_closing_twice_is_once(library: Bundle) -> None:

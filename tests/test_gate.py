@@ -18,6 +18,11 @@ from compile.frontend.gate import check, load
 from targets.errors import UserError
 
 
+def test_an_output_may_be_a_scalar(tmp_path: Path) -> None:
+    onnx.save(small([node("ReduceMax", ["x"], ["y"], keepdims=0)]), tmp_path / "m.onnx")
+    assert [each.shape for each in load(tmp_path / "m.onnx").outputs] == [()]
+
+
 def test_a_symbolic_batch_becomes_1_and_is_said(tmp_path: Path) -> None:
     model = check(small(shape=["N", 3, 6, 4]), IDENTITY)
     assert model.input.shape == (1, 3, 6, 4)

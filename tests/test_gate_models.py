@@ -14,7 +14,9 @@ import pytest
 from gated import constant, node, refused, small
 from onnx import TensorProto, helper
 
+from compile.frontend.gate import load
 from compile.frontend.model_file import MAX_MODEL_BYTES
+from targets.errors import UserError
 
 ESCAPE = "\x1b[31mred\nline\x00" + "n" * 1_000_000
 
@@ -73,8 +75,8 @@ def wrong_size() -> onnx.ModelProto:
 
 SIZES = np.array([1, 3, 100_000, 100_000], np.int64)
 MODELS: dict[str, tuple[onnx.ModelProto, str]] = {
-    "opset 5": (small(opset=5), "opset 5 .*7 to 22"),
-    "opset 99": (small(opset=99), "opset 99 .*7 to 22"),
+    "opset 5": (small(opset=5), "opset 5 .*7 to 28"),
+    "opset 99": (small(opset=99), "opset 99 .*7 to 28"),
     "no opset": (onnx.ModelProto(ir_version=8), "no graph or no opset"),
     "no nodes": (small([]), "no nodes"),
     "an unknown operator": (
@@ -320,3 +322,39 @@ def test_a_file_of_3_gb_is_refused_unread(tmp_path: Path) -> None:
     )
     assert done.stderr == ""
     assert f"{3 << 30} bytes is more than the {MAX_MODEL_BYTES} allowed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("net.h5", "Keras.*onnx"),
+        ("net.keras", "Keras.*onnx"),
+        ("net.pt", r"PyTorch.*torch\.onnx\.export"),
+        ("NET.PTH", r"PyTorch.*torch\.onnx\.export"),
+        ("net.pb", "TensorFlow.*tf2onnx"),
+        ("net.tflite", "TFLite.*tf2onnx"),
+        ("net.mlmodel", "Core ML.*export"),
+    ],
+)
+def test_another_tools_format_gets_its_own_line(
+    tmp_path: Path, name: str, words: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(bytes(range(256)))
+    with pytest.raises(UserError, match=words) as refused:
+        load(path)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(UserError, match="No such file"):
+        load(tmp_path / f"other-{name}")
+
+
+def test_a_folder_of_tensorflow_gets_its_own_line(tmp_path: Path) -> None:
+    (tmp_path / "saved_model.pb").write_bytes(b"x")
+    with pytest.raises(UserError, match="--saved-model"):
+        load(tmp_path)
+
+
+def test_an_onnx_file_of_another_name_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.pb"
+    path.write_bytes(small().SerializeToString())
+    assert load(path).identity.name == "model.pb"

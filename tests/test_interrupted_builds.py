@@ -9,12 +9,23 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from refusals import BUILD, VALID, Place, classifier, contents, expect, labelled_bundle
+from refusals import (
+    BUILD,
+    CHECK,
+    RUN,
+    VALID,
+    Place,
+    classifier,
+    contents,
+    expect,
+    labelled_bundle,
+)
 
 
 @pytest.fixture
@@ -67,17 +78,24 @@ def can_mount() -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("full", ["output", "temporary"] if can_mount() else [])
-def test_a_full_disk_is_one_line(place: Place, full: str) -> None:
+@pytest.mark.parametrize(
+    ("full", "size"),
+    [("output", "100k"), ("temporary", "100k"), ("temporary", "700k"), ("dump", "20k")]
+    if can_mount()
+    else [],
+)
+def test_a_full_disk_is_one_line(place: Place, full: str, size: str) -> None:
     (place.here / "model.onnx").write_bytes(
         classifier(channels=4096).SerializeToString()
     )
-    output = place.here / "disk"
+    output, dump = place.here / "disk", place.here / "dump"
     output.mkdir()
-    folder = output if full == "output" else place.temporary
-    command = [sys.executable, "-m", BUILD, "--model", "model.onnx", "--output"]
+    dump.mkdir()
+    folder = {"output": output, "temporary": place.temporary, "dump": dump}[full]
+    command = [sys.executable, "-m", BUILD, "--model", "model.onnx"]
+    command += ["--output", "disk/bundle", "--dump", "dump"]
     result = subprocess.run(
-        in_small_disk("100k", folder, *command, "disk/bundle"),
+        in_small_disk(size, folder, *command),
         cwd=place.here,
         env=place.environment(),
         capture_output=True,
@@ -88,8 +106,9 @@ def test_a_full_disk_is_one_line(place: Place, full: str) -> None:
     assert "Traceback" not in result.stderr
     *progress, line = result.stderr.splitlines()
     assert all(each.startswith("  ") for each in progress), result.stderr
-    expect(line, "error: |No space left|make room")
-    assert result.stdout == "", "something is left on the disk"
+    named = str(folder) if full == "temporary" else folder.name
+    expect(line, f"{named}: No space left|make room")
+    assert result.stdout == "" or full == "dump", "something is left on the disk"
     assert list(output.iterdir()) == []
 
 
@@ -120,8 +139,8 @@ def living(session: int) -> list[int]:
     return found
 
 
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + 20
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, what
         time.sleep(0.05)
@@ -156,6 +175,7 @@ def test_an_interrupted_build_leaves_what_was_there(
     # In the linker's place, one that does not end by itself.
     (place.here / "ziglang").mkdir()
     (place.here / "ziglang/__init__.py").touch()
+    (place.here / "ziglang/LICENSE").touch()
     linker = place.here / "ziglang/zig"
     linker.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(60)\n")
     linker.chmod(0o755)
@@ -172,13 +192,111 @@ def test_an_interrupted_build_leaves_what_was_there(
         else:
             os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate()
-    assert process.returncode == 130, err
+    assert process.returncode == (143 if how == "SIGTERM" else 130), err
     *progress, line = err.splitlines()
     assert (out, line) == ("", INTERRUPTED)
     assert all(each.startswith("  ") for each in progress), err
     assert contents(place.here) == before
     assert contents(place.temporary) == {}
     wait_for(lambda: not living(process.pid), "a process survived")
+
+
+COMMANDS = [BUILD, RUN, CHECK, "runtime_demo.board", "tuning.tune", "meter"]
+BOTH = [signal.SIGINT, signal.SIGTERM]
+
+
+@pytest.mark.parametrize("number", BOTH)
+@pytest.mark.parametrize("module", COMMANDS)
+def test_an_interrupt_while_a_command_is_imported_is_one_line(
+    place: Place, module: str, number: signal.Signals
+) -> None:
+    # In the place of a module that every command imports first of all.
+    (place.here / "argparse.py").write_text(
+        f"import os, time\nos.kill(os.getpid(), {number:d})\ntime.sleep(60)\n"
+    )
+    with place.start(module) as process:
+        out, err = process.communicate()
+    assert (process.returncode, out, err) == (128 + number, "", f"{INTERRUPTED}\n")
+
+
+def interrupted(place: Place, body: str) -> tuple[int, str, str]:
+    """The end of a command with this ``main``, which calls ``interrupt()``."""
+    (place.here / "command.py").write_text(
+        "import os, signal, sys, time\n"
+        "from targets.errors import run_command\n"
+        "from targets.interrupts import Interrupted, in_thread\n"
+        "def interrupt():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(60)\n"
+        f"def main(_):\n{textwrap.indent(body, '    ')}\n"
+        "run_command(main)\n"
+    )
+    with place.start("command") as process:
+        out, err = process.communicate()
+    return process.returncode, out, err
+
+
+def test_an_interrupt_that_turns_into_another_error_is_an_interrupt(
+    place: Place,
+) -> None:
+    """As ONNX Runtime's import makes an ImportError of it."""
+    body = "try:\n    interrupt()\nexcept KeyboardInterrupt:\n    raise ImportError('half')"
+    assert interrupted(place, body) == (143, "", f"{INTERRUPTED}\n")
+
+
+def test_what_is_kept_is_said_and_temporary_folders_go(place: Place) -> None:
+    body = """
+import tempfile
+folder = tempfile.TemporaryDirectory()
+try:
+    interrupt()
+except KeyboardInterrupt:
+    raise Interrupted('interrupted: all is kept') from None
+"""
+    assert interrupted(place, body) == (143, "", "interrupted: all is kept\n")
+    assert contents(place.temporary) == {}
+
+
+def test_a_thread_that_is_busy_does_not_hold_an_interrupt_up(place: Place) -> None:
+    body = """
+import threading
+def busy():
+    # The system may choose any thread.
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+    threading.Event().wait()
+in_thread(busy)
+"""
+    assert interrupted(place, body) == (143, "", f"{INTERRUPTED}\n")
+
+
+def test_an_interrupt_after_the_end_changes_nothing(place: Place) -> None:
+    body = """
+import atexit
+atexit.register(os.kill, os.getpid(), signal.SIGTERM)
+print('done')
+return 0
+"""
+    assert interrupted(place, body) == (0, "done\n", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", BOTH)
+def test_an_interrupted_search_says_what_it_keeps(
+    place: Place, number: signal.Signals
+) -> None:
+    (place.here / "model.onnx").write_bytes(VALID)
+    command = ["tuning.tune", "--model", "model.onnx", "--trials", "1000"]
+    with place.start(*command, "--output", "log.json") as process:
+        read_until(process, "log log.json")
+        log = place.here / "log.json"
+        wait_for(lambda: log.read_text().count("\n") > 1, "nothing measured", 120)
+        process.send_signal(number)
+        _, err = process.communicate()
+    assert process.returncode == 128 + number, err
+    kept = log.read_text().count("\n") - 1
+    said = f"{kept} trials kept in log.json; the same command goes on with them"
+    assert err.splitlines()[-1] == f"interrupted: {said}"
+    assert contents(place.temporary) == {}
 
 
 def test_a_second_ctrl_c_does_not_cut_the_cleaning_up_short(place: Place) -> None:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from boards import HOST, until
 from native_servers import MAGIC, WITHIN, Server, connect, greet, library, starting
+
+# The size of a packet, of which nothing follows.
+REQUEST = struct.pack("<q", 1 << 10)
 
 
 @pytest.fixture
@@ -81,6 +86,14 @@ def test_a_client_that_asks_for_nothing_is_hung_up_on(
     with client:
         assert answer == MAGIC
         assert connect(server).get_function("netship.board")()
+        until(lambda: "it asked for nothing for 1 s" in server.said())
+
+
+def test_a_client_that_stops_asking_is_hung_up_on(start: Callable[..., Server]) -> None:
+    server = start("--key", "pi", "--idle-timeout", "1")
+    remote = connect(server)
+    assert remote.get_function("netship.board")()
+    assert connect(server).get_function("netship.board")()
     assert "it asked for nothing for 1 s" in server.said()
 
 
@@ -100,8 +113,8 @@ def test_a_client_that_vanishes_in_an_upload_leaves_nothing(
     server: Server, reset: bool
 ) -> None:
     client, _ = greet(server)
-    until(server.client_folders)
     client.sendall(struct.pack("<q", 1 << 28) + bytes(1 << 20))
+    until(server.client_folders)
     if reset:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.close()
@@ -176,6 +189,8 @@ def test_a_server_that_was_killed_is_cleaned_up_after_by_the_next(
 ) -> None:
     killed = start("--key", "pi")
     client, _ = greet(killed)
+    client.sendall(REQUEST)
+    until(killed.children)
     [child] = killed.children()
     killed.end()
     until(lambda: not Path(f"/proc/{child}").exists())
@@ -183,6 +198,11 @@ def test_a_server_that_was_killed_is_cleaned_up_after_by_the_next(
     [left] = killed.folder.iterdir()
     beside = killed.folder / "netship-serve-of-somebody"
     beside.mkdir()
+    outside = killed.folder.with_name("outside")
+    outside.mkdir()
+    (outside / "lock").write_text("untouched")
+    (left / "kept/link").symlink_to(outside)
+    (left / "kept/deep/er").mkdir(parents=True)
     second = Server(killed.folder, "--key", "pi")
     assert not left.exists()
     assert beside.exists()
@@ -192,3 +212,83 @@ def test_a_server_that_was_killed_is_cleaned_up_after_by_the_next(
         server.process.terminate()
         assert server.process.wait(WITHIN) == 0
     assert list(killed.folder.iterdir()) == [beside]
+    assert (outside / "lock").read_text() == "untouched"
+
+
+def abandoned(folder: Path, name: str) -> Path:
+    """A folder as a killed server leaves it."""
+    left = folder / f"netship-serve-{name}"
+    (left / "kept").mkdir(parents=True)
+    (left / "lock").touch()
+    left.chmod(0o700)
+    return left
+
+
+def test_only_folders_of_this_user_alone_are_removed(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    folder, elsewhere = tmp_path / "work0", tmp_path / "elsewhere"
+    left = abandoned(folder, "left")
+    shared = abandoned(folder, "shared")
+    shared.chmod(0o777)
+    link = folder / "netship-serve-link"
+    link.symlink_to(abandoned(elsewhere, "target"))
+    kept = [shared, link]
+    if os.geteuid() == 0:
+        foreign = abandoned(folder, "foreign")
+        os.chown(foreign, 12345, 12345)
+        kept.append(foreign)
+    server = start("--key", "pi")
+    assert not left.exists()
+    assert set(server.folder.iterdir()) > set(kept)
+    assert (elsewhere / "netship-serve-target/lock").exists()
+    for path in kept:
+        path.unlink() if path.is_symlink() else shutil.rmtree(path)
+
+
+def send_slowly(stranger: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        for byte in struct.pack("<ii", MAGIC, 4000) + b"client:pi" * 400:
+            stranger.sendall(bytes([byte]))
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize("how", ["silent", "slow", "half", "with the key"])
+def test_however_many_others_hang_a_client_with_the_key_is_served(
+    server: Server, how: str
+) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(40 if how == "with the key" else 200):
+            if how == "with the key":
+                other, answer = greet(server)
+                assert answer == MAGIC
+            else:
+                other = socket.create_connection((HOST, server.port), WITHIN)
+            stack.enter_context(other)
+            if how == "half":
+                other.sendall(struct.pack("<ii", MAGIC, 9) + b"client")
+            elif how == "slow":
+                threading.Thread(target=send_slowly, args=[other], daemon=True).start()
+        served: list[str] = []
+
+        def ask() -> None:
+            served.append(connect(server).get_function("netship.board")())
+
+        threading.Thread(target=ask, daemon=True).start()
+        # Hung up on one after the other, 200 strangers would keep it waiting for longer.
+        until(lambda: served)
+
+
+def test_a_client_that_no_place_in_the_queue_is_left_for_is_told_so(
+    server: Server,
+) -> None:
+    has_the_board = connect(server)
+    with contextlib.ExitStack() as stack:
+        for _ in range(64):
+            client, answer = greet(server)
+            stack.enter_context(client)
+            assert answer == MAGIC
+            client.sendall(REQUEST)
+        with pytest.raises(Exception, match="64 clients wait for it already; try ag"):
+            connect(server)
+        assert has_the_board.get_function("netship.board")()

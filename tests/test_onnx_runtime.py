@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
+import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +77,20 @@ def test_what_only_a_run_finds_is_one_line(what: str) -> None:
         message = str(refusal.value)
         assert message.startswith("one.onnx: ONNX Runtime cannot run it (")
         assert "\n" not in message and "onnxruntime_src" not in message
+
+
+def test_an_output_of_another_shape_than_inferred_is_named_with_both() -> None:
+    proto = network("Conv", (4, 3, 3, 3))
+    model = gate.check(proto, ModelIdentity(name="one.onnx", sha256="0" * 64))
+    (output,) = model.outputs
+    height = output.shape[2]
+    wider = output.model_copy(update={"shape": (1, 4, height, output.shape[3] + 1)})
+    both = (
+        rf"^one.onnx: output 'y' has the shape {re.escape(str(list(output.shape)))} in onnxruntime .* and "
+        rf"{re.escape(str(list(wider.shape)))} by ONNX's rules"
+    )
+    with pytest.raises(UserError, match=both):
+        Reference(replace(model, outputs=(wider,))).run(X)
 
 
 def test_a_model_that_does_not_load_is_one_line() -> None:
@@ -248,8 +265,37 @@ def test_a_crash_with_and_without_optimisations_is_one_line(
 
 def test_a_crash_while_it_runs_leads_to_fewer_optimisations() -> None:
     session = Session(network("Relu").SerializeToString(), "m")
-    session._server._process.kill()
+    session._server._process.send_signal(signal.SIGSEGV)
     assert session.run(["y"], {"x": X})[0].flat[0] == 1
     assert session.version.endswith(" with optimisations: basic")
     with pytest.raises(UserError, match="^m: ONNX Runtime cannot run it"):
         session.run(["y"], {"x": X[0]})
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (signal.SIGKILL, r"was killed \(SIGKILL\), as Linux does when memory is short"),
+        (signal.SIGTERM, r"was ended by another program \(SIGTERM\); run the"),
+    ],
+)
+def test_what_is_ended_from_outside_has_not_crashed(
+    number: signal.Signals, said: str
+) -> None:
+    session = Session(network("Relu").SerializeToString(), "m")
+    session._server._process.send_signal(number)
+    session._server._process.wait()
+    with pytest.raises(UserError, match=f"^ONNX Runtime's process {said}"):
+        session.run(["y"], {"x": X})
+    assert session.run(["y"], {"x": X})[0].flat[0] == 1
+    assert "optimisations" not in session.version
+
+
+def test_onnx_runtime_that_cannot_start_has_not_crashed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(onnx_runtime, "_running", [])
+    with pytest.raises(UserError, match="^ONNX Runtime's process ended .exit code 1"):
+        Session(network("Relu").SerializeToString(), "m")

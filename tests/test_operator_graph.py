@@ -247,6 +247,14 @@ def test_a_dump_removes_its_own_files_only(tmp_path: Path) -> None:
         (tmp_path / name).write_text("x")
     Dump(tmp_path, fresh=True)
     assert [path.name for path in tmp_path.iterdir()] == ["12-notes.txt"]
+    for name in ("tir.txt", "library.c"):
+        (tmp_path / name).write_text("a user's")
+    Dump(tmp_path, fresh=True)
+    assert len(list(tmp_path.iterdir())) == 3
+    for name in ("00-graph-read.txt", "model.s", "kernels.txt"):
+        (tmp_path / name).write_text("of an earlier build")
+    Dump(tmp_path, fresh=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["12-notes.txt"]
     with pytest.raises(UserError, match="--dump .*12-notes.txt: File exists; give a"):
         Dump(tmp_path / "12-notes.txt")
 

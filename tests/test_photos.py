@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.GifImagePlugin import GifImageFile
 
 from bundle import photos
 from bundle.manifest import Preprocessing, Tensor
@@ -177,6 +178,31 @@ def test_of_an_animation_the_first_frame_is_taken_and_said(
     photo = photos.read(tmp_path / name)
     assert (np.asarray(photo.image) == (255, 0, 0)).all()
     assert photo.notes == (f"{name}: animated; its first frame was taken",)
+
+
+def test_only_the_first_frame_of_an_animation_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = [Image.new("L", (4, 4), value) for value in range(50)]
+    frames[0].save(tmp_path / "long.gif", save_all=True, append_images=frames[1:])
+    seeks = []
+    seek = GifImageFile._seek
+
+    def counted(image: GifImageFile, frame: int, *more: Any) -> None:
+        seeks.append(frame)
+        seek(image, frame, *more)
+
+    monkeypatch.setattr(GifImageFile, "_seek", counted)
+    photos.read(tmp_path / "long.gif")
+    assert max(seeks) <= 1
+
+
+def test_other_formats_are_refused_whatever_their_name(tmp_path: Path) -> None:
+    """Pillow would start Ghostscript for an EPS file."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "photo.eps")
+    (tmp_path / "photo.eps").rename(tmp_path / "photo.png")
+    with pytest.raises(UserError, match=r"photo\.png: not an image .* JPEG or PNG"):
+        photos.read(tmp_path / "photo.png")
 
 
 def test_an_image_that_does_not_move_has_no_note(tmp_path: Path) -> None:

@@ -315,7 +315,7 @@ def test_the_manifest_of_shipped_records_is_theirs() -> None:
 
 def test_the_command_line_distils_and_refuses_in_one_line(tmp_path: Path) -> None:
     source, output = log(tmp_path / "x.json", record()), tmp_path / "y.json"
-    assert "1 records of 1 tasks" in succeed(
+    assert "1 record of 1 task," in succeed(
         "tuning.records", "best", source, "--output", output
     )
     assert lookup.read(output).header["kept"] == "the best 2 records a task"

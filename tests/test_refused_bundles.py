@@ -98,7 +98,44 @@ def odd_name(name: str) -> Callable[[Path], None]:
 
 
 def newer(bundle: Path) -> None:
-    rewrite(bundle, lambda m: m.update(format_version=2, novelty=[]))
+    rewrite(bundle, lambda m: m.update(format_version=3, novelty=[]))
+
+
+def older(bundle: Path) -> None:
+    """As the first format: golden outputs had no tolerances."""
+
+    def change(manifest: Any) -> None:
+        manifest["format_version"] = 1
+        for entry in manifest["golden"]:
+            del entry["tolerances"]
+
+    rewrite(bundle, change)
+
+
+def tolerance(value: float) -> Callable[[Path], None]:
+    """Let a golden tolerance be ``value``, with the hash that fits."""
+
+    def damage(bundle: Path) -> None:
+        path = bundle / "golden/1.tolerance0.bin"
+        values = np.fromfile(path, "<f4")
+        values[2] = value
+        values.tofile(path)
+        rehash(bundle)
+
+    return damage
+
+
+def short_tolerances(bundle: Path) -> None:
+    os.truncate(bundle / "golden/0.tolerance0.bin", 4)
+    rehash(bundle)
+
+
+def not_finite(bundle: Path) -> None:
+    path = bundle / "golden/0.input.bin"
+    values = np.fromfile(path, "<f4")
+    values[5] = np.nan
+    values.tofile(path)
+    rehash(bundle)
 
 
 AGAIN = "build the bundle again"
@@ -119,7 +156,25 @@ BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "half a manifest": (truncate_manifest, f"manifest.json|{AGAIN}"),
     "a manifest of 3 GB": (huge_manifest, f"manifest.json|{AGAIN}"),
-    "a newer format": (newer, f"manifest.json|format version 2|{AGAIN}"),
+    "a newer format": (newer, f"manifest.json|format version 3|{AGAIN}"),
+    "the format before": (older, f"manifest.json|format version 1|{AGAIN}"),
+    **{
+        f"a tolerance that is {value}": (
+            tolerance(value),
+            f"1.tolerance0.bin|{words}|{AGAIN}",
+        )
+        for value, words in (
+            (-1e-9, "has a negative tolerance"),
+            (np.nan, "has NaN or infinity"),
+            (np.inf, "has NaN or infinity"),
+        )
+    },
+    "too few tolerances": (
+        short_tolerances,
+        f"0.tolerance0.bin|4 bytes|takes 20|{AGAIN}",
+    ),
+    "a byte of the tolerances": (flip("golden/0.tolerance0.bin"), "0.tol|SHA-256"),
+    "NaN in a golden input": (not_finite, f"0.input.bin|NaN or infinity|{AGAIN}"),
     "../ in a file's name": (odd_name("../outside"), f"'../outside'|{AGAIN}"),
     "an absolute file name": (odd_name("/etc/hostname"), f"'/etc/hostname'|{AGAIN}"),
     "a file's name of two lines": (odd_name("a\nb\x1b[1m"), "missing|copy"),
@@ -198,6 +253,57 @@ def test_a_wrong_answer_is_no_refusal_but_a_verdict(place: Place, bundle: Path) 
         out, err = process.communicate()
     assert process.returncode == 1, err
     assert "FAILED" in out and "error:" not in err
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "words", "code"),
+    [
+        (1.0, "explain", 0),
+        (1e-5, "do not explain", 1),
+    ],
+)
+def test_golden_classes_in_another_order_pass_where_tolerances_explain_it(
+    place: Place, bundle: Path, tolerance: float, words: str, code: int
+) -> None:
+    """The reference's best class is our second; far less apart than the range of the output."""
+    path = place.here / "bundle"
+    shutil.copytree(bundle, path)
+    for index in range(2):
+        output = path / f"golden/{index}.output0.bin"
+        scores = np.fromfile(output, "<f4")
+        first, second = np.argsort(-scores)[:2]
+        scores[second] = scores[first] + np.float32(1e-4)
+        scores.tofile(output)
+        near = np.full(scores.size, tolerance, np.float32)
+        near.tofile(path / f"golden/{index}.tolerance0.bin")
+    rehash(path)
+    with place.start(CHECK, "bundle", "--repeat", 1) as process:
+        out, err = process.communicate()
+    assert process.returncode == code, err
+    assert (
+        len(
+            re.findall(rf"^note: .* their tolerances, \S+, {words}$", out, re.MULTILINE)
+        )
+        == 2
+    )
+    assert "top-1 0/2, top-5 2/2, in the same order 0/2, with" in out
+
+
+def test_a_golden_score_is_judged_by_its_own_tolerance(
+    place: Place, bundle: Path
+) -> None:
+    """Less than the 2e-4 of the output's range that a bundle of the first format accepted."""
+    path = place.here / "bundle"
+    shutil.copytree(bundle, path)
+    output = path / "golden/1.output0.bin"
+    scores = np.fromfile(output, "<f4")
+    scores[3] += 1e-4 * np.ptp(scores)
+    scores.tofile(output)
+    rehash(path)
+    with place.start(CHECK, "bundle", "--repeat", 1) as process:
+        out, err = process.communicate()
+    assert process.returncode == 1, err
+    assert "FAILED" in out and "of an element's tolerance" in out
 
 
 def test_refuses_the_archive_in_place_of_the_folder(place: Place) -> None:

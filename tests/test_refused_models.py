@@ -101,11 +101,11 @@ MODELS: dict[str, tuple[bytes, str]] = {
     ),
     "opset 5": (
         spoilt(lambda g: None, opset=5),
-        "opset 5|7 to 22|opset_version=17",
+        "opset 5|7 to 28|opset_version=17",
     ),
     "opset 99": (
         spoilt(lambda g: None, opset=99),
-        "opset 99|7 to 22|opset_version=17",
+        "opset 99|7 to 28|opset_version=17",
     ),
     "NaN in the weights": (weights_with(np.nan), "'weights'|NaN|export it again"),
     "infinite weights": (weights_with(np.inf), "'weights'|infinite|export it again"),

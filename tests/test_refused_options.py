@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from refusals import BUILD, CHECK, RUN, VALID, Place, expect
+from onnx import TensorProto, helper
+from refusals import BUILD, CHECK, RUN, VALID, Place, classifier, expect
+
+from targets.escapes import counted
 
 
 @pytest.fixture
@@ -29,6 +32,12 @@ def place(tmp_path: Path) -> Place:
         (["--target", "llvm -frob=1"], "--target|frob"),
         (["--target", "llvm -mcpu='znver4"], "quot"),
         (["--scale", "nan"], "scale|--scale"),
+        (["--scale", "0"], "scale and std must not be 0|--scale"),
+        (["--scale", "1/1e400"], "scale and std must not be 0|--scale"),
+        (["--mean", "nan", "--scale", "1"], "mean|--mean"),
+        (["--output", "b", "--dump", "b"], "--dump b|in the folder of the build"),
+        (["--output", "b", "--dump", "./b/../b/c"], "--dump|in the folder of the"),
+        (["--target", "x86-64-v3", "--dump", "out/model-x86-64-v3"], "--dump out/mod"),
         (["--mean", "inf"], "mean|--mean"),
         (["--mean", "1,2"], "mean|--mean"),
         (["--std", "0"], "std|--std"),
@@ -49,6 +58,25 @@ def test_refuses_an_option(place: Place, options: list[str], words: str) -> None
     expect(place.refused(BUILD, "--model", "model.onnx", *options), words)
 
 
+def test_two_outputs_are_refused_before_a_library_is_compiled(place: Place) -> None:
+    model = classifier()
+    model.graph.output.append(
+        helper.make_tensor_value_info("mean", TensorProto.FLOAT, [1, 4, 1, 1])
+    )
+    (place.here / "model.onnx").write_bytes(model.SerializeToString())
+    with place.start(
+        BUILD, "--model", "model.onnx", "--format", "standalone"
+    ) as process:
+        _, err = process.communicate()
+    assert process.returncode == 2
+    expect(err.splitlines()[-1], "has 2 outputs; a C library has one|--format bundle")
+    assert "Relay" not in err
+
+
+def test_one_is_not_many() -> None:
+    assert [counted(n, "image") for n in (1, 2)] == ["1 image", "2 images"]
+
+
 def test_refuses_a_toml_with_a_misspelt_key(place: Place) -> None:
     (place.here / "model.onnx").write_bytes(VALID)
     (place.here / "model.toml").write_text("scael = 1.0\n")
@@ -61,6 +89,8 @@ def test_refuses_a_toml_with_a_misspelt_key(place: Place) -> None:
     [
         (BUILD, ["--threads", "0"], "--threads|'0'"),
         (BUILD, ["--scale", "1/0"], "--scale|'1/0'"),
+        (BUILD, ["--dump", ""], "--dump|an empty name"),
+        (BUILD, ["--golden", ""], "--golden|an empty name"),
         (BUILD, ["--input-shape", "1,3,224,224"], "--input-shape|NAME:1,3,224,224"),
         (CHECK, ["bundle", "--repeat", "abc"], "--repeat|'abc'"),
         (CHECK, ["bundle", "--rpc", "local", "--board", "emulated"], "--board|--rpc"),

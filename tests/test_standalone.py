@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import graphs
+import numpy as np
 import onnx
 import pytest
 from conftest import run, succeed
+from integers import Graph as Writer
 from integers import quantised, residuals
 
 from bundle.store import open_bundle
@@ -90,6 +92,7 @@ def test_the_folder_is_what_an_engineer_links_against(small: Path) -> None:
         "small.h",
         "small.py",
         "example.c",
+        "LICENSES",
         "README.md",
         "manifest.json",
         "golden",
@@ -226,6 +229,50 @@ print(library.version())
 def test_the_python_wrapper_runs_two_networks(small: Path) -> None:
     said = must([sys.executable, "-c", PYTHON.format(name="small")], small)
     assert said.startswith("small: mobilenetv2-0.35-96 (SHA-256 ")
+
+
+REFUSED = """
+import numpy, small
+given = numpy.fromfile("golden/0.input.bin", "<f4")
+with small.Network(1) as network:
+    kept = list(network.run(given))
+    for bad in (numpy.nan, numpy.inf, -numpy.inf):
+        for place in (0, given.size // 2, given.size - 1):
+            spoiled = given.copy()
+            spoiled[place] = bad
+            try:
+                network.run(spoiled)
+            except small.Error as error:
+                assert str(error) == "the input has NaN or infinity"
+            else:
+                raise AssertionError(bad)
+    assert list(network.run(given)) == kept
+"""
+
+
+def test_an_input_that_is_not_finite_is_refused(small: Path) -> None:
+    must([sys.executable, "-c", REFUSED], small)
+    assert "with NaN or infinity is refused" in (small / "small.h").read_text()
+
+
+def test_outputs_that_are_infinite_masked_and_ordinary_are_tested_apart(
+    tmp_path: Path,
+) -> None:
+    w = Writer(3, 8)
+    x = w.convolution("stem", "image", 3, 8)
+    x = w.node("Flatten", "flat", [w.node("GlobalAveragePool", "mean", [x])])
+    none = w.node("Log", "none", [w.node("Sub", "zero", [x, x])])
+    mask = w.constant("mask", np.arange(8)[np.newaxis] % 3 == 0)
+    low = w.constant("low", np.asarray(-1e9, np.float32))
+    masked = w.node("Where", "masked", [mask, x, low])
+    w.node("Concat", "scores", [x, none, masked], axis=1)
+    onnx.save(w.finish((1, 24)), tmp_path / "m.onnx")
+    options = ("--model", tmp_path / "m.onnx", "--output", tmp_path / "library")
+    succeed("compile.build", *options, *STANDALONE)
+    test = "import small; small.self_test()"
+    must([sys.executable, "-c", test], tmp_path / "library")
+    checked = json.loads(succeed("runtime_demo.check", tmp_path / "library", "--json"))
+    assert checked["passed"] and checked["of_tolerance"] <= 1
 
 
 def test_a_flipped_bit_in_the_weights_fails_the_self_test(

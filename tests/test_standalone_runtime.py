@@ -43,7 +43,7 @@ CHECKS = (
     ),
     *("bad_buffers", "bad_threads", "caller_memory", "too_many", "workspaces"),
     *("workspace_limits", "failures", "rounds", "no_memory", "huge"),
-    *("features", "weights_checksum", "comparison", "error_texts"),
+    *("features", "weights_checksum", "comparison", "finite_input", "error_texts"),
 )
 # RLIMIT_AS would count the memory of QEMU and of the sanitizers themselves.
 EMULATED = [check for check in CHECKS if check != "no_memory"]

@@ -9,7 +9,15 @@ import pytest
 from conftest import succeed
 
 from targets.errors import UserError
-from targets.presets import PRESETS, Cpu, missing_features, native, resolve, this_cpu
+from targets.presets import (
+    PRESETS,
+    Cpu,
+    boards_of,
+    missing_features,
+    native,
+    resolve,
+    this_cpu,
+)
 
 V3 = frozenset(
     ["cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"]
@@ -39,6 +47,42 @@ def test_the_list_names_every_target_and_what_native_is() -> None:
 def test_an_unknown_name_gets_the_nearest(name: str, near: str) -> None:
     with pytest.raises(UserError, match=near):
         resolve(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("rpi4", "arm-cortex-a72"),
+        ("Raspberry Pi 5", "arm-cortex-a76"),
+        ("raspberry-pi-zero-2-w", "arm-cortex-a53"),
+        ("pi3", "arm-cortex-a53"),
+        ("jetson-nano", "arm-cortex-a72"),
+        ("STM32H743ZI", "cortex-m7"),
+        ("stm32wb55", "cortex-m4"),
+        ("stm32wba52", "cortex-m33"),
+        ("nrf52840", "cortex-m4"),
+    ],
+)
+def test_a_board_or_part_means_the_target_of_its_core(name: str, target: str) -> None:
+    assert resolve(name).name == target
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("rp2040", "M0"), ("stm32f103", "M3"), ("esp32-s3", "ARM"), ("rpi-zero", "NEON")],
+)
+def test_a_part_that_nothing_builds_for_says_why(name: str, why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        resolve(name)
+
+
+def test_the_boards_are_listed_and_mean_presets() -> None:
+    shown = succeed("targets")
+    boards = {board: target for target in PRESETS for board in boards_of(target)}
+    assert len(boards) > 30
+    for board, target in boards.items():
+        assert resolve(board) is target
+        assert board in shown
 
 
 def test_a_name_like_nothing_gets_the_list() -> None:

@@ -13,9 +13,9 @@ from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from bundle.accuracy import Array, compare
-from bundle.golden import signed_inputs
+from bundle.golden import Check, signed_inputs
 from bundle.manifest import Preprocessing, Tensor
-from compile.backends.verify import Check, verify
+from compile.backends.verify import verify
 from compile.frontend import sources
 from compile.frontend.reference import Reference
 from compile.frontend.tolerance import tolerance
@@ -32,6 +32,14 @@ def scores_beside_boxes() -> onnx.ModelProto:
     boxes = w.node("Mul", "boxes", [boxes, size])
     w.node("Concat", "found", [scores, boxes], axis=1)
     return w.finish((1, 8, 8, 8))
+
+
+def test_a_scalar_output_is_compared() -> None:
+    answer, near = np.array(2.0, np.float32), np.array(2.0 + 1e-6, np.float32)
+    allowed = tolerance(answer, [near])
+    assert allowed.shape == () and allowed > 0
+    assert compare([near], [answer], [allowed]).passed
+    assert not compare([answer + np.float32(0.1)], [answer], [allowed]).passed
 
 
 @pytest.fixture
@@ -83,7 +91,7 @@ def test_a_wrong_score_is_seen_beside_boxes_of_a_million(reference: Reference) -
     near = reference.tolerances(image, expected)
     ours = expected[0].copy()
     ours[0, 2, 1, 1] += 1e-3
-    assert compare([ours], expected).passed
+    assert compare([ours], expected).relative_error < 1e-9
     result = compare([ours], expected, near)
     assert not result.passed
     assert result.worst is not None and result.worst.place == (0, 2, 1, 1)
@@ -99,6 +107,12 @@ def test_a_constant_may_be_a_rounding_off() -> None:
 def test_what_is_infinite_has_no_tolerance() -> None:
     answer = np.array([[-np.inf, np.nan, 1]], np.float32)
     assert tolerance(answer, [answer]).tolist()[0][:2] == [0, 0]
+
+
+def test_a_tolerance_is_finite_beside_the_largest_values() -> None:
+    answer = np.array([[3e38, -3e38, 1]], np.float32)
+    near = tolerance(answer, [answer * np.float32(1.1), answer])
+    assert np.isfinite(near).all() and (near > 0).all()
 
 
 def test_inputs_of_a_build_have_both_signs_zeros_and_extremes() -> None:

@@ -251,8 +251,16 @@ def test_what_fails_leaves_nothing_in_the_cache(cache: Path) -> None:
         make_once(path, fail)
     assert [each.name for each in cache.iterdir()] == ["thing.lock"]
     (cache / ".thing-killed").mkdir()
+    (cache / ".thing-killed/link").symlink_to(Path(__file__).parent)
+    foreign = set()
+    if os.geteuid() == 0:
+        (cache / ".thing-foreign").mkdir()
+        os.chown(cache / ".thing-foreign", 12345, 12345)
+        foreign.add(".thing-foreign")
     make_once(path, Path.mkdir)
-    assert {each.name for each in cache.iterdir()} == {"thing.lock", path.name}
+    left = {each.name for each in cache.iterdir()}
+    assert left == {"thing.lock", path.name, *foreign}
+    assert Path(__file__).exists()
 
 
 def test_one_makes_it_and_the_others_wait(cache: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,6 +23,7 @@ from compile.backends.bundle import BundleBackend
 from compile.backends.request import BuildRequest
 from devices.sessions.opening import open_here
 from records.lookup import read
+from targets.child import EndedAbruptly
 from targets.errors import UserError
 from targets.presets import native
 from targets.progress import Progress
@@ -68,6 +70,94 @@ def network(path: Path, width: int = 8) -> Path:
     model.ir_version = 8
     onnx.save(model, path)
     return path
+
+
+def unlike_images(path: Path) -> Path:
+    """What no image classifier has: convolutions of one channel, dense layers before a convolution with a bias."""
+    random = np.random.default_rng(0)
+    weights: list[TensorProto] = []
+    nodes: list[onnx.NodeProto] = []
+
+    def weight(*shape: int) -> str:
+        values = random.uniform(-0.3, 0.3, shape).astype(np.float32)
+        weights.append(numpy_helper.from_array(values, f"w{len(weights)}"))
+        return weights[-1].name
+
+    def whole(*numbers: int) -> str:
+        weights.append(numpy_helper.from_array(np.array(numbers), f"w{len(weights)}"))
+        return weights[-1].name
+
+    def node(op: str, *inputs: str, **attributes: Any) -> str:
+        output = f"t{len(nodes)}"
+        nodes.append(helper.make_node(op, inputs, [output], **attributes))
+        return output
+
+    one = node("Conv", "image", weight(1, 1, 3, 3), weight(1), pads=[1] * 4)
+    one = node("Conv", node("Relu", one), weight(1, 1, 1, 1), group=1)
+    one = node("Reshape", one, whole(1, 1, 256))
+    one = node("Conv", one, weight(1, 1, 3), pads=[1, 1])
+    x = node("Conv", node("Reshape", one, whole(1, 1, 16, 16)), weight(8, 1, 3, 3))
+    squeezed = node("Flatten", node("GlobalAveragePool", x))
+    gate = node("Relu", node("Gemm", squeezed, weight(1, 8), weight(1), transB=1))
+    gate = node("Gemm", gate, weight(1, 1), weight(1), transB=1)
+    gate = node("Gemm", gate, weight(8, 1), weight(8), transB=1)
+    scale = node("Reshape", node("Sigmoid", gate), whole(1, 8, 1, 1))
+    x = node("Conv", node("Mul", x, scale), weight(4, 8, 3, 3), weight(4))
+    nodes.append(helper.make_node("GlobalMaxPool", [x], ["scores"]))
+    graph = helper.make_graph(
+        nodes,
+        "unlike",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 1, 16, 16])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, 4, 1, 1])],
+        weights,
+    )
+    opset = helper.make_opsetid("", 13)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), path)
+    return path
+
+
+def lowered_by_a_faulty_engine(model: str, records: Path) -> list[tuple[str, str]]:
+    """The layout and its reason where TVM fails at its tuning tasks, and where it fails with every schedule."""
+    from compile.ir import onnx_form
+    from compile.relay import lower
+    from compile.relay.convert import Converted
+    from compile.relay.importer import to_relay
+
+    network = Converted(to_relay(onnx_form.read(onnx.load(model))))
+    compiled = lower._compile
+    told: list[tuple[str, str]] = []
+
+    def no_tasks(*_: object) -> None:
+        layout = "OIHW"
+        assert layout == "HWIO"
+
+    def no_schedules(module: object, plan: Any, *rest: Any) -> Any:
+        if plan.choices:
+            raise ValueError("TVM's words\nInternalError: Check failed: rank == 4\n")
+        return compiled(module, plan, *rest)
+
+    for name, fault in (("kernels", no_tasks), ("_compile", no_schedules)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(lower, name, fault)
+            made = lower.lower(network, native(), [read(records)]).description
+            told.append((made.layout, made.reason))
+    return told
+
+
+def refusal_of_tasks(model: str) -> str:
+    """What is said where TVM fails at a network's tasks."""
+    from compile.frontend import gate
+    from compile.relay import tasks
+    from tuning.tasks import extract
+
+    def no_tasks(*_: object) -> None:
+        raise ValueError("no such layout")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks, "tuning_tasks", no_tasks)
+        with pytest.raises(UserError) as refused:
+            extract(gate.load(Path(model)), native())
+    return str(refused.value)
 
 
 def naive_records(model: str) -> list[str]:
@@ -208,6 +298,74 @@ def test_records_that_give_wrong_answers_are_named_and_left_out(
     said = capsys.readouterr().err
     assert "with the records of mine.json: the compiled model is wrong" in said
     with pytest.raises(UserError, match="is wrong"):
+        build(model, folder / "other", require=True)
+
+
+def test_one_channel_and_dense_layers_before_convolutions_take_records(
+    folder: Path,
+) -> None:
+    model = unlike_images(folder / "unlike.onnx")
+    with relay_worker() as worker:
+        lines = worker.submit(naive_records, str(model)).result()
+    log(folder / "tuned" / "mine.json", lines)
+    lowering = build(model, folder / "bundle", require=True).lowering
+    assert lowering.layout == "NHWC"
+
+
+def test_a_network_without_tasks_is_built_without_records(
+    lines: list[str], folder: Path
+) -> None:
+    kind = TensorProto.FLOAT
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["image"], ["y"])],
+        "pointwise",
+        [helper.make_tensor_value_info("image", kind, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("y", kind, [1, 3, 8, 8])],
+    )
+    opset = helper.make_opsetid("", 13)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=8)
+    onnx.save(model, folder / "relu.onnx")
+    log(folder / "tuned" / "mine.json", lines)
+    lowering = build(folder / "relu.onnx", folder / "bundle").lowering
+    assert lowering.layout == "NCHW"
+    assert lowering.reason == "it has no operator that can be tuned"
+
+
+def test_what_tvm_cannot_do_with_records_is_built_without_them(
+    model: Path, lines: list[str], folder: Path
+) -> None:
+    records = log(folder / "mine.json", lines)
+    with relay_worker() as worker:
+        told = worker.submit(lowered_by_a_faulty_engine, str(model), records).result()
+        said = worker.submit(refusal_of_tasks, str(model)).result()
+    assert "TVM cannot find what to tune in it (ValueError: no such layout)" in said
+    (no_tasks, without_words), (no_schedules, words) = told
+    assert no_tasks == no_schedules == "NCHW"
+    # An exception without words is not quoted as "AssertionError" and nothing else.
+    assert "AssertionError at test_tuned_builds.py:" in without_words
+    assert 'assert layout == "HWIO"' in without_words
+    assert "(InternalError: Check failed: rank == 4)" in words
+
+
+def test_an_engine_that_crashes_with_records_builds_without_them(
+    model: Path,
+    lines: list[str],
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    honest: Callable[..., object] = BundleBackend.build
+
+    def crashing(backend: object, job: object, logs: object, *rest: object) -> object:
+        if logs:
+            raise EndedAbruptly("the engine's process ended abruptly (SIGSEGV)")
+        return honest(backend, job, logs, *rest)
+
+    monkeypatch.setattr(BundleBackend, "build", crashing)
+    log(folder / "tuned" / "mine.json", lines)
+    assert build(model, folder / "bundle").lowering.layout == "NCHW"
+    assert "with tuning records: the engine's process" in capsys.readouterr().err
+    with pytest.raises(EndedAbruptly):
         build(model, folder / "other", require=True)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -24,6 +26,7 @@ from relay_worker import relay_worker
 from records import lookup
 from records.log import TuningLog
 from targets.errors import UserError
+from tuning import tune
 from tuning.tasks import operator_of
 from tuning.transfer import distance, refit
 
@@ -74,6 +77,28 @@ def test_a_second_run_goes_on_where_the_first_ended(
     assert sum(second.trials) == 5 * ROUND
     assert (second.skipped, second.misfits) == (3, 1)
     assert min(second.best) <= min(first.best)
+
+
+@pytest.mark.slow
+def test_few_trials_give_every_task_a_time_before_any_gets_more(
+    do: Callable[..., Any], tmp_path: Path
+) -> None:
+    outcome = do(tuning_worker.few_trials, tmp_path)
+    assert outcome.error == ""
+    assert all(map(math.isfinite, outcome.best))
+    assert sum(outcome.trials) == len(outcome.trials) + ROUND - 1
+
+
+@pytest.mark.parametrize(
+    ("trials", "words"),
+    [(5, "too few for every task.*give --trials 7 or more"), (130, "about 21 a task")],
+)
+def test_what_a_number_of_trials_can_reach_is_said_before(
+    trials: int, words: str
+) -> None:
+    states: Any = [SimpleNamespace(best=math.inf, trials=0) for _ in range(5)]
+    states += [SimpleNamespace(best=1.0, trials=2)]
+    assert re.search(words, tune._reach(states, trials))
 
 
 @pytest.mark.slow
@@ -169,7 +194,7 @@ def test_records_of_another_network_are_fitted_to_the_shapes_of_this_one(
                 *_, extent, lengths, _ = rest
                 assert extent in (1, 3, 24, 20) and extent % math.prod(lengths) == 0
     log = tmp_path / "log.json"
-    outcome = do(tuning_worker.warmed, tmp_path / "here", log, 24, 20)
+    outcome = do(tuning_worker.warmed, tmp_path / "here", log, 3, 24, 20)
     assert outcome.error == "" and outcome.errors == [0, 0, 0]
     known = [json.loads(line)["i"][1] for line, _ in fitted]
     first = lookup.read(tmp_path / "here" / "log.json").lines[:ROUND]

@@ -137,7 +137,7 @@ def test_wrong_answers_are_exit_code_1(copy: Path) -> None:
     result = verify(copy, "--repeat", "0")
     assert result.returncode == 1
     assert re.match(
-        r"FAIL       max-abs error .*, 0\.0010? of the range; at most 0\.0002 is right",
+        r"FAIL       max-abs error .*, \d\d of an element's tolerance",
         result.stdout.splitlines()[-1],
     )
 
@@ -151,6 +151,52 @@ def test_an_output_that_is_no_number_is_wrong(
     result = verify(make(**macros).path, "--repeat", "0")
     assert result.returncode == 1
     assert "max-abs error inf" in result.stdout
+
+
+@pytest.mark.parametrize(("wrong", "code"), [("0", 0), ("1e-3f", 1)])
+def test_a_wrong_score_is_seen_beside_a_mask(make: Make, wrong: str, code: int) -> None:
+    """A mask of −1e9 would hide it from a comparison with the range of the output."""
+    scores = "for (int i = 0; i < 12; i++) output[i] = i == 5 ? -1e9f : (float)i"
+    folder = make(ON_RUN=f"{scores}; output[0] += {wrong}; return 0").path
+    expected = np.arange(12, dtype=np.float32)
+    expected[5] = -1e9
+    for index in range(2):
+        expected.tofile(folder / f"golden/{index}.output0.bin")
+    rehash(folder)
+    assert verify(folder, "--repeat", "0").returncode == code
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("1.tolerance0", np.nan, "has NaN or infinity"),
+        ("1.tolerance0", np.inf, "has NaN or infinity"),
+        ("1.tolerance0", -1e-9, "has a negative tolerance"),
+        ("0.input", np.nan, "has NaN or infinity"),
+        ("0.input", -np.inf, "has NaN or infinity"),
+    ],
+)
+def test_golden_data_that_judge_nothing_are_refused(
+    copy: Path, name: str, value: float, words: str
+) -> None:
+    path = copy / f"golden/{name}.bin"
+    values = np.fromfile(path, "<f4")
+    values[1] = value
+    values.tofile(path)
+    rehash(copy)
+    expect_refusal(copy, rf"\S+{name}.bin: {words}; build the bundle again")
+
+
+def test_golden_tolerances_of_another_size_are_refused(copy: Path) -> None:
+    path = copy / "golden/0.tolerance0.bin"
+    os.truncate(path, 16)
+    rehash(copy)
+    expect_refusal(copy, r"\S+/0.tolerance0.bin: 16 bytes, but .* takes 20; .*")
+    path.write_bytes(bytes(20))
+    golden = json.loads((copy / MANIFEST).read_text())["golden"]
+    del golden[0]["tolerances"][0]
+    rehash(copy, golden=golden)
+    expect_refusal(copy, r"manifest.json: golden\[0\].tolerances: has not one file .*")
 
 
 def test_a_missing_file_is_named(copy: Path) -> None:
@@ -240,20 +286,20 @@ def test_what_is_no_bundle_is_one_line(tmp_path: Path) -> None:
         b"null",
         b"[]",
         b"{",
-        b'{"format_version": 1} {}',
+        b'{"format_version": 2} {}',
         b"[" * 1_000_000,
         b'{"a":' * 500_000,
-        b'{"format_version": 1e400}',
-        b'{"format_version": 2}',
-        b'{"format_version": "1"}',
+        b'{"format_version": 2e400}',
+        b'{"format_version": 3}',
+        b'{"format_version": "2"}',
         b" " * (5 << 20),
-        b'{"format_version": 1, "format": "bundle", "files": {"../../etc/passwd": ""}}',
-        b'{"format_version": 1, "format": "bundle", "files": {"/etc/passwd": ""}}',
-        b'{"format_version": 1, "format": "bundle", "files": {"a\\u0000b": ""}}',
-        b'{"format_version": 1, "format": "bundle", "files": {"\\u001b[2J\\n\\n": ""}}',
-        b'{"format_version": 1, "format": "bundle", "files": {"' + b"x" * 9999 + b'": ""}}',
-        b'{"format_version": 1, "format": "bundle", "files": {".": ""}}',
-        b'{"format_version": 1, "format": "bundle", "files": []}',
+        b'{"format_version": 2, "format": "bundle", "files": {"../../etc/passwd": ""}}',
+        b'{"format_version": 2, "format": "bundle", "files": {"/etc/passwd": ""}}',
+        b'{"format_version": 2, "format": "bundle", "files": {"a\\u0000b": ""}}',
+        b'{"format_version": 2, "format": "bundle", "files": {"\\u001b[2J\\n\\n": ""}}',
+        b'{"format_version": 2, "format": "bundle", "files": {"' + b"x" * 9999 + b'": ""}}',
+        b'{"format_version": 2, "format": "bundle", "files": {".": ""}}',
+        b'{"format_version": 2, "format": "bundle", "files": []}',
     ],
     ids=range(19),
 )  # fmt: skip

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from bundle.golden import seeded_inputs, write_golden
+from bundle.golden import Check, seeded_inputs, write_golden
 from bundle.manifest import (
     Lowering,
     Manifest,
@@ -68,7 +68,8 @@ def tiny_bundle(
         cwd=folder,
     )
     inputs = seeded_inputs(INPUT, PREPROCESSING)
-    golden = write_golden(path, [(x, [tiny_network(x)]) for x in inputs])
+    near = [np.full(OUTPUT.shape, 1e-5, np.float32)]
+    golden = write_golden(path, [Check(x, [tiny_network(x)], near) for x in inputs])
     files = sorted(file for file in path.rglob("*") if file.is_file())
     manifest = Manifest(
         model=ModelIdentity(name="tiny", sha256="0" * 64),

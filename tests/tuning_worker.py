@@ -175,6 +175,11 @@ def continued(folder: Path) -> list[Outcome]:
     return [first, _search(folder, 5 * ROUND, _figure)]
 
 
+def few_trials(folder: Path) -> Outcome:
+    """As many trials as there are tasks, and one round of spare ones."""
+    return _search(folder, len(_tasks()) + ROUND - 1, _figure)
+
+
 def one_task_fails(folder: Path) -> Outcome:
     from tuning.measure import RUNTIME_DEVICE
     from tuning.workers import Failure
@@ -267,11 +272,13 @@ def interrupted(folder: Path) -> Outcome:
     return _search(folder, 200, answer)
 
 
-def warmed(folder: Path, log: Path, size: int = 16, channels: int = 8) -> Outcome:
+def warmed(
+    folder: Path, log: Path, rounds: int = 1, size: int = 16, channels: int = 8
+) -> Outcome:
     from records.lookup import read
 
     tasks = _tasks(size, channels)
-    return _search(folder, ROUND, _figure, warm=[read(log)], tasks=tasks)
+    return _search(folder, rounds * ROUND, _figure, warm=[read(log)], tasks=tasks)
 
 
 def transferred(folder: Path, size: int, channels: int) -> list[tuple[str, bool]]:

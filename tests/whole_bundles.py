@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bundle.golden import seeded_inputs, write_golden
+from bundle.golden import Check, seeded_inputs, write_golden
 from bundle.manifest import (
     Lowering,
     Manifest,
@@ -40,7 +40,8 @@ def fill(folder: Path, library: bytes | None = None) -> Manifest:
     (folder / LIBRARY).write_bytes(elf() if library is None else library)
     (folder / "labels.txt").write_text("ant\nbee\ncat\ndog\neel\n")
     inputs = seeded_inputs(INPUT, PREPROCESSING)
-    golden = write_golden(folder, [(x, scores(x)) for x in inputs])
+    near = [np.full(OUTPUT.shape, 0.25, np.float32)]
+    golden = write_golden(folder, [Check(x, scores(x), near) for x in inputs])
     files = [path for path in folder.rglob("*") if path.is_file()]
     manifest = Manifest(
         model=ModelIdentity(name="m.onnx", sha256="0" * 64),

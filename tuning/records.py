@@ -14,8 +14,15 @@ from typing import Any, NamedTuple
 from bundle.store import sha256_of
 from records import lookup
 from records.lookup import Record, RecordLog
-from targets.arguments import add_json, command_parser, count_up_to, file_to_write
+from targets.arguments import (
+    add_json,
+    command_parser,
+    count_up_to,
+    file_to_write,
+    named_path,
+)
 from targets.errors import UserError, run_command
+from targets.escapes import counted
 from targets.files import write_whole
 from targets.presets import resolve
 from targets.progress import Progress
@@ -67,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
     output = file_to_write("--output")
     best = verb("best", _best, "keep the best few records of each task")
-    best.add_argument("log", type=Path, metavar="FILE")
+    best.add_argument("log", type=named_path, metavar="FILE")
     best.add_argument(
         "--keep",
         type=_count,
@@ -83,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     coverage.add_argument(
         "--records",
-        type=Path,
+        type=named_path,
         nargs="+",
         default=[],
         metavar="FILE",
@@ -97,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     what = "a table of logs: target, network, how measured, date, SHA-256"
     listed = verb("manifest", _manifest, what)
     for several in (merged, checked, listed):
-        several.add_argument("logs", type=Path, nargs="+", metavar="FILE")
+        several.add_argument("logs", type=named_path, nargs="+", metavar="FILE")
     for reader in (coverage, checked):
         add_json(reader)
     return parser
@@ -135,13 +142,13 @@ def _write(arguments: argparse.Namespace, kept: RecordLog, skipped: list[str]) -
     write_whole(arguments.output, kept.text.encode(), "--output")
     for line in skipped:
         print(line)
-    return f"{arguments.output}: {len(kept.lines)} records of {len(kept.best)} tasks"
+    return f"{arguments.output}: {counted(len(kept.lines), 'record')} of {counted(len(kept.best), 'task')}"
 
 
 def _best(arguments: argparse.Namespace) -> int:
     log = lookup.read(arguments.log)
     done = _write(arguments, distil(log, arguments.keep), list(log.skipped))
-    print(f"{done}, out of {len(log.lines)} trials")
+    print(f"{done}, out of {counted(len(log.lines), 'trial')}")
     return 0
 
 

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from devices.sessions.session import Origin
 from records import lookup
 from records.lookup import Record, RecordLog
-from targets.arguments import command_parser, count_up_to, file_to_write
+from targets.arguments import command_parser, count_up_to, file_to_write, named_path
 from targets.child import run_in_child
 from targets.errors import UserError, run_command
+from targets.escapes import counted
 from targets.files import cache_key, write_whole
 from targets.presets import Target, missing_features, resolve, this_cpu
 from targets.progress import Progress
@@ -39,7 +40,7 @@ example:
   python -m tuning.refine --model model.onnx --records tuned/znver4-host.json --output tuned/znver4-refined.json
 
 The output holds one record for each task; builds find it by themselves in tuned/. Do not use the machine meanwhile.
-Exit codes: 0 done, 2 refused (one line says why), 130 interrupted.
+Exit codes: 0 done, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
 """
 # Inferences of one build in a turn; the first one fills the caches and is not counted.
 _TURN = 5
@@ -79,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", required=True, help="as --model of compile.build")
     add("--target", default="native", help="see python -m targets (default: native)")
-    add("--records", type=Path, required=True, metavar="FILE", help="a tuning log")
+    add(
+        "--records", type=named_path, required=True, metavar="FILE", help="a tuning log"
+    )
     output = file_to_write("--output")
     add(
         "--output",
@@ -160,7 +163,7 @@ def _refine(arguments: argparse.Namespace, progress: Progress) -> None:
     }
     made = replace(log, header=header, records=tuple(chosen.values()))
     write_whole(arguments.output, made.text.encode(), "--output")
-    print(f"written: {arguments.output}, {len(made.lines)} records")
+    print(f"written: {arguments.output}, {counted(len(made.lines), 'record')}")
 
 
 class _Build(NamedTuple):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import signal
 import statistics
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,8 @@ from tvm import auto_scheduler
 from devices.sessions.session import Origin
 from records.log import TuningLog
 from records.lookup import Record, RecordLog, parse
-from targets.errors import Interrupted
+from targets import interrupts
+from targets.interrupts import Interrupted
 from tuning import transfer, workers
 from tuning.measure import RUNTIME_DEVICE, Kernel, Measurer
 from tuning.tasks import Task
@@ -116,6 +117,7 @@ class Search:
         self._builders = workers.Pool(jobs, _BUILD_SECONDS)
         self._provers = workers.Pool(1, _BUILD_SECONDS)
         self._ending: BaseException | None = None
+        self._writing = threading.RLock()
         self.states = [State(task) for task in tasks]
         self._by_key = {state.task.key: state for state in self.states}
         self._current = self.states[0]
@@ -150,7 +152,14 @@ class Search:
         known = {_schedule(each.line) for each in self._records[state.task.key]}
         suggested = transfer.candidates(state.task, self._warm, _SUGGESTIONS)
         new = (line for line in suggested if _schedule(line) not in known)
-        return list(islice(new, min(_ROUND, self._left())))
+        return list(islice(new, self._share(state)))
+
+    def _share(self, state: State) -> int:
+        """Trials of the next round: while tasks have no time, none of them takes what the others need for theirs."""
+        left, waiting = self._left(), sum(map(math.isinf, map(self._gain, self.states)))
+        if math.isinf(self._gain(state)):
+            return min(_ROUND, max(1, left // waiting))
+        return min(_ROUND, max(0, left - waiting))
 
     def run(self) -> None:
         """Search until a limit is reached, or every task is near its bound.
@@ -163,53 +172,46 @@ class Search:
         measurer = auto_scheduler.measure.ProgramMeasurer(
             *self._handles(), [_writer(self._record)], 0, 1 << 30
         )
-        with self._interruptible():
-            self._learn()
-            for state in self.states:
-                if self._is_over(started):
-                    return
-                if suggested := self._untried(state):
-                    self._current = state
-                    self._again(state, suggested)
-                    self._report(self.states, state)
-            for state in self.states:
-                state.policy = self._policy(state.task)
-            while not self._is_over(started):
-                chosen = self._next()
-                if chosen is None:
-                    return
-                self._round(chosen, measurer)
-                self._report(self.states, chosen)
+        try:
+            interrupts.in_thread(partial(self._search, measurer, started))
+        except KeyboardInterrupt:
+            self._end(Interrupted())
+            raise Interrupted from None
+
+    def _search(self, measurer: Any, started: float) -> None:
+        self._learn()
+        for state in self.states:
+            if self._is_over(started):
+                return
+            if suggested := self._untried(state):
+                self._current = state
+                self._again(state, suggested)
+                self._report(self.states, state)
+        for state in self.states:
+            state.policy = self._policy(state.task)
+        while not self._is_over(started):
+            chosen = self._next()
+            if chosen is None:
+                return
+            self._round(chosen, measurer)
+            self._report(self.states, chosen)
 
     def _round(self, state: State, measurer: Any) -> None:
         self._current, best, trials = state, state.best, state.trials
-        state.policy.continue_search_one_round(min(_ROUND, self._left()), measurer)
+        state.policy.continue_search_one_round(self._share(state), measurer)
         # No exception may pass through AutoScheduler's C++.
         self._check()
         state.stale = 0 if state.best < best * _GAIN else state.stale + 1
         state.exhausted = state.trials == trials
 
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        def interrupt(_number: int, _frame: object) -> None:
-            self._end(Interrupted())
-
-        before = {
-            number: signal.signal(number, interrupt)
-            for number in (signal.SIGINT, signal.SIGTERM)
-            if signal.getsignal(number) is not signal.SIG_IGN
-        }
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
     def _end(self, reason: BaseException) -> None:
-        if self._ending is None:
+        # What is being written to the log gets there whole.
+        with self._writing:
+            if self._ending is not None:
+                return
             self._ending = reason
-            for each in (self._builders, self._provers, self._measurer):
-                each.stop()
+        for each in (self._builders, self._provers, self._measurer):
+            each.stop()
 
     def _check(self) -> None:
         if self._ending is not None:
@@ -319,10 +321,10 @@ class Search:
             for index, each in zip(kernels, measured, strict=True):
                 results[index] = each
             self._prove(inputs, kernels, results)
+            for file in self._folder.iterdir():
+                file.unlink(missing_ok=True)
         except Exception as error:  # noqa: BLE001 - raised by `_check`, not through C++
             self._end(error)
-        for file in self._folder.iterdir():
-            file.unlink(missing_ok=True)
         return [_result(each) for each in results]
 
     def _prove(
@@ -362,18 +364,19 @@ class Search:
         return [statistics.median(again)]
 
     def _record(self, inputs: Any, results: Any) -> None:
-        if self._ending is not None:
-            return
         dump = auto_scheduler.measure_record.dump_record_to_string
         pairs = zip(inputs, results, strict=True)
         lines = [str(dump(*each)).strip() for each in pairs]
-        try:
-            self._log.append(lines)
-        except Exception as error:  # noqa: BLE001 - raised by `_check`, not through C++
-            self._end(error)
-            return
-        for line in lines:
-            self._remember(parse(line))
+        with self._writing:
+            if self._ending is not None:
+                return
+            try:
+                self._log.append(lines)
+            except Exception as error:  # noqa: BLE001 - raised by `_check`, not through C++
+                self._end(error)
+                return
+            for line in lines:
+                self._remember(parse(line))
 
     def close(self) -> None:
         self._builders.close()

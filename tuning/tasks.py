@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from compile.frontend.model import Model
 from meter.memory import hierarchy
 from meter.operators import PEAK_MACS
-from targets.errors import UserError
+from targets.errors import UserError, reason
 from targets.presets import Target
 
 
@@ -52,14 +52,23 @@ def peak(target: Target, threads: int) -> float | None:
 
 
 def extract(model: Model, target: Target, threads: int = 1) -> list[Task]:
-    """The tasks of a network, as compile.relay.lower finds them; loads the engine's compiler."""
+    """The tasks of a network, as compile.relay.lower finds them; loads the engine's compiler.
+
+    Raises:
+        UserError: TVM cannot find them, or there are none.
+    """
     from compile.ir import onnx_form
     from compile.relay.importer import to_relay
     from compile.relay.tasks import tuning_tasks
 
-    found, weights = tuning_tasks(
-        to_relay(onnx_form.read(model.proto)), target, threads
-    )
+    module = to_relay(onnx_form.read(model.proto))
+    try:
+        found, weights = tuning_tasks(module, target, threads)
+    except Exception as error:
+        # TVM has no class for it. A build then leaves tuning records out.
+        raise UserError(
+            f"{model.identity.name}: TVM cannot find what to tune in it ({reason(error)[:200]}); build it untuned"
+        ) from error
     if not found:
         raise UserError(f"{model.identity.name}: it has no operator that can be tuned")
     return [

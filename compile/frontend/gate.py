@@ -13,8 +13,9 @@ from pathlib import Path
 import onnx
 
 from bundle.manifest import ModelIdentity
-from compile.frontend import checks, shapes
+from compile.frontend import checks, limits, opsets, shapes
 from compile.frontend.fold import fold, value_of
+from compile.frontend.formats import advice
 from compile.frontend.model import Model
 from compile.frontend.model_file import MAX_MODEL_BYTES, inline_external, read_regular
 from compile.frontend.names import Unfit
@@ -43,7 +44,7 @@ def load(
         proto = _parse(data)
         external = inline_external(proto, path.parent, MAX_MODEL_BYTES - len(data))
     except Unfit as error:
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(f"{where}: {advice(path) or error}") from None
     identity = ModelIdentity(
         name=path.name, sha256=hashlib.sha256(data).hexdigest(), external_data=external
     )
@@ -88,14 +89,17 @@ def _checked(
     input_shapes: Mapping[str, tuple[int, ...]],
     layout: Layout | None,
 ) -> Model:
-    checks.check_opsets(proto)
+    opsets.check_opsets(proto)
+    limits.check_counts(proto.graph)
     proto = checks.inlined_functions(proto)
+    limits.check_counts(proto.graph)
     checks.check_nodes(proto)
     checks.check_order(proto.graph)
     checks.check_all_inlined(proto)
     source = shapes.only_input(proto.graph)
     notes = shapes.make_static(source, input_shapes)
-    static = shapes.static_model(proto, source)
+    static = opsets.expanded(shapes.static_model(proto, source))
+    static = opsets.made_older(static)
     checks.check_weights(static)
     folded = fold(static)
     shapes.check_values(folded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -27,7 +28,7 @@ def read_regular(path: Path, limit: int, follow: bool = True) -> bytes:
     try:
         descriptor = os.open(path, flags | (0 if follow else os.O_NOFOLLOW))
     except (OSError, ValueError) as error:
-        if not follow and path.is_symlink():
+        if isinstance(error, OSError) and error.errno == errno.ELOOP and not follow:
             raise Unfit("is a link; put the file itself there") from None
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise Unfit(f"cannot be read ({reason}); check the path") from None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -174,8 +176,19 @@ def _note(
     return f"preprocessing: {formula}; {geometry}"
 
 
-def read_labels(path: Path | None, classes: int) -> list[str]:
-    """Class names, one a line of the file; none without one."""
+def _classes(shape: tuple[int, ...]) -> int:
+    if len(shape) != 4:
+        return prod(shape[-1:])
+    return shape[1] if prod(shape[2:]) == 1 else min(shape[1], shape[-1])
+
+
+def read_labels(path: Path | None, outputs: Sequence[Tensor]) -> list[str]:
+    """Class names, one a line of the file; none without one.
+
+    Raises:
+        UserError: no output has that many classes: scores [1, classes], rows [1, n, classes], or
+            maps, the smaller of the axes next to height and width.
+    """
     if path is None:
         return []
     try:
@@ -186,8 +199,10 @@ def read_labels(path: Path | None, classes: int) -> list[str]:
         raise UserError(
             f"{path}: {error.strerror}; --labels takes a text file, one name a line"
         ) from None
-    if len(names) != classes:
+    classes = [_classes(x.shape) for x in outputs]
+    if len(names) not in classes:
         raise UserError(
-            f"{path}: {len(names)} labels, but the model has {classes} classes"
+            f"{path}: {len(names)} labels, but the model has "
+            f"{' or '.join(map(str, classes))} classes"
         )
     return names

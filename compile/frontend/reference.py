@@ -8,8 +8,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from bundle.golden import Check
 from compile.frontend.model import Model
 from compile.frontend.tolerance import disturbed, disturbed_input, tolerance
+from targets.errors import UserError
+from targets.escapes import shown
 from targets.onnx_runtime import Session
 
 # On integers, one value in nine of 1.32 was a step below the real number rounded, and a layer after it 3 steps off.
@@ -42,8 +45,25 @@ class Reference:
         return Session(proto.SerializeToString(), name, threads=threads)
 
     def run(self, tensor: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """One inference: every output of the graph, in the graph's order."""
-        return self._session.run(self._outputs, {self._input: tensor})
+        """One inference: every output of the graph, in the graph's order.
+
+        Raises:
+            UserError: an output has another shape than ONNX infers for it.
+        """
+        outputs = self._session.run(self._outputs, {self._input: tensor})
+        for known, output in zip(self._model.outputs, outputs, strict=True):
+            if output.shape != known.shape:
+                raise UserError(
+                    f"{self._model.identity.name}: output {shown(known.name)!r} has the shape {list(output.shape)} in "
+                    f"{self.version} and {list(known.shape)} by ONNX's rules; replace the operator that they differ "
+                    "in, often a pooling with ceil_mode or a transposed convolution, and export again"
+                )
+        return outputs
+
+    def check(self, tensor: NDArray[np.float32]) -> Check:
+        """What a network in float32 must answer, and how near."""
+        answer = self.run(tensor)
+        return Check(tensor, answer, self.tolerances(tensor, answer))
 
     def tolerances(
         self, tensor: NDArray[np.float32], answer: Sequence[NDArray[np.float32]]

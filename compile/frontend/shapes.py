@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from math import prod
@@ -10,14 +11,15 @@ from typing import Literal
 import onnx
 from onnx import TensorProto
 
-from bundle.manifest import Tensor
+from bundle.manifest import MAX_TENSOR_BYTES, Tensor
 from compile.frontend.fold import UNKNOWN, Value, is_onnx, opset, value_of, values
 from compile.frontend.names import Unfit, node_label
 from compile.frontend.preprocessing import Layout
 from targets.escapes import shown
 
-MAX_TENSOR_BYTES = 1 << 29
 MAX_ALL_TENSORS_BYTES = 1 << 32
+# Multiply-adds, comparisons and additions of an inference; VGG-19 at 224 takes 2e10.
+MAX_WORK = 10**12
 
 _DTYPES = {
     *(TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32),
@@ -106,13 +108,14 @@ def _shown_shape(source: onnx.ValueInfoProto) -> str:
 def _named_apart(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
     """Nodes of which no two have one name: ONNX allows that, ONNX Runtime does not."""
     nodes = list(nodes)
-    given, seen = {node.name for node in nodes}, {""}
+    given, seen = {node.name for node in nodes}, set[str]()
+    numbers: dict[str, Iterator[int]] = defaultdict(lambda: count(2))
     for node in nodes:
-        if node.name in seen - {""}:
+        if node.name and node.name in seen:
+            names = (f"{node.name} ({number})" for number in numbers[node.name])
             renamed = onnx.NodeProto()
             renamed.CopyFrom(node)
-            numbers = (f"{node.name} ({number})" for number in count(2))
-            renamed.name = next(each for each in numbers if each not in given | seen)
+            renamed.name = next(name for name in names if name not in given)
             node = renamed
         seen.add(node.name)
         yield node
@@ -142,10 +145,22 @@ def static_model(
     shapeless = [tensor for tensor in shapes if not tensor.HasField("shape")]
     for tensor in shapeless:
         tensor.shape.SetInParent()
-    onnx.checker.check_model(static)
+    onnx.checker.check_model(_checkable(static))
     for tensor in shapeless:
         tensor.ClearField("shape")
     return static
+
+
+def _checkable(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model as onnx.checker takes it: opset 18's GroupNormalization, which is deprecated, as opset 21's."""
+    kinds = {node.op_type for node in proto.graph.node}
+    if "GroupNormalization" not in kinds or opset(proto) not in range(18, 21):
+        return proto
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    for each in copy.opset_import:
+        each.version = 21
+    return copy
 
 
 def check_values(proto: onnx.ModelProto) -> None:
@@ -153,8 +168,9 @@ def check_values(proto: onnx.ModelProto) -> None:
     known = values(proto.graph)
     read = {name for node in proto.graph.node for name in node.input if name}
     read.update(output.name for output in proto.graph.output)
-    total = 0
+    total = work = 0
     for node in proto.graph.node:
+        work += _work(node, known)
         # An output that no node reads (a Dropout's mask) often has no inferred shape.
         for name in read.intersection(node.output):
             label = f"{node_label(node)}: its output {shown(name)!r}"
@@ -178,11 +194,31 @@ def check_values(proto: onnx.ModelProto) -> None:
         raise Unfit(
             f"its tensors take {total} bytes, more than the {MAX_ALL_TENSORS_BYTES} allowed"
         )
+    if work > MAX_WORK:
+        raise Unfit(
+            f"an inference takes {work:.1e} multiply-adds, more than the {MAX_WORK:.0e} allowed"
+        )
     for tensor in proto.graph.initializer:
         if tensor.data_type not in _DTYPES:
             raise Unfit(
                 _wrong_dtype(f"weights {shown(tensor.name)!r}", tensor.data_type)
             )
+
+
+def _work(node: onnx.NodeProto, known: Mapping[str, Value]) -> int:
+    """Steps of convolutions, pools and matrix products, whose cost is not that of their tensors."""
+    first, second = (
+        known.get(name, UNKNOWN).sizes or () for name in [*node.input, "", ""][:2]
+    )
+    output = prod(known.get(node.output[0], UNKNOWN).sizes or (0,))
+    if node.op_type == "Conv":
+        return output * prod(second[1:])
+    if node.op_type == "ConvTranspose":
+        return prod(first) * prod(second[1:])
+    if node.op_type in ("Gemm", "MatMul"):
+        return output * max((*first[-2:], 1))
+    kernel = next((a.ints for a in node.attribute if a.name == "kernel_shape"), ())
+    return output * prod(kernel) if kernel else 0
 
 
 def _wrong_dtype(label: str, dtype: int) -> str:
@@ -208,7 +244,7 @@ def outputs_of(proto: onnx.ModelProto) -> tuple[Tensor, ...]:
             )
         if value.dtype != TensorProto.FLOAT:
             raise Unfit(_wrong_dtype(label, value.dtype))
-        if not value.shape or value.shape[0] != 1 and len(value.shape) > 1:
+        if value.shape is None or len(value.shape) > 1 and value.shape[0] != 1:
             raise Unfit(
                 f"{label} has shape {value.shape}, need a batch of 1; export with batch 1"
             )
@@ -219,7 +255,12 @@ def outputs_of(proto: onnx.ModelProto) -> tuple[Tensor, ...]:
 
 
 def tensor_of(name: str, value: Value, layout: Layout | Literal[""]) -> Tensor:
-    return Tensor(name=name, shape=value.sizes or (), layout=layout)
+    try:
+        return Tensor(name=name, shape=value.sizes or (), layout=layout)
+    except ValueError:
+        raise Unfit(
+            f"tensor {shown(name)!r} has the shape {list(value.sizes or ())}, too large; export with less"
+        ) from None
 
 
 def layout_of(source: onnx.ValueInfoProto, given: Layout | None) -> Layout:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundle.manifest import ModelIdentity, Preprocessing
-from compile.frontend import family, gate, zoo
+from compile.frontend import dense, gate, zoo
 from compile.frontend.model import Model
 from compile.frontend.preprocessing import Layout, Overrides, load_sidecar
 
@@ -56,7 +56,8 @@ def find(
         model = gate.load(path, input_shapes, "NCHW")
         note = "the ONNX Model Zoo's trained network"
         return Source(text, model, zoo.MODELS[text].preprocessing, Overrides(), note)
-    if re.fullmatch(r"mobilenetv2-[^/.]+\.?[^/]*-[^/.]+", text) and not path.exists():
+    named = r"(?:(?:ssdlite|deeplabv3)-)?mobilenetv2-[^/.]+\.?[^/]*-[^/.]+"
+    if re.fullmatch(named, text) and not path.exists():
         return _built_in(text)
     overrides = load_sidecar(path)
     model = gate.load(path, input_shapes, layout or overrides.layout)
@@ -65,11 +66,12 @@ def find(
 
 
 def _built_in(name: str) -> Source:
-    width, resolution = family.parse_name(name)
-    proto = family.build(width, resolution)
+    network = dense.parse(name)
+    proto = network.build()
     digest = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
     identity = ModelIdentity(name=name, sha256=digest)
-    note = "built-in, seeded weights: its labels mean nothing"
-    own = family.preprocessing(resolution)
+    answers = "its boxes and scores" if network.head == "ssdlite" else "its labels"
+    note = f"built-in, seeded weights: {answers} mean nothing"
     model = gate.check(proto, identity, {}, "NCHW")
+    own = network.preprocessing()
     return Source(name, model, own, Overrides(), note, trained=False)

@@ -56,7 +56,8 @@ def disturbed(proto: onnx.ModelProto, random: np.random.Generator) -> onnx.Model
         kinds = readers.get(tensor.name, set())
         if tensor.data_type == TensorProto.FLOAT and kinds and kinds <= _SUMS:
             values = numpy_helper.to_array(tensor)
-            moved = values + np.abs(values) * _signs(values.shape, random)
+            moves = np.abs(values) * _signs(values.shape, random)
+            moved = values + np.where(np.isfinite(values), moves, 0)
             tensor.CopyFrom(
                 numpy_helper.from_array(moved.astype(np.float32), tensor.name)
             )
@@ -81,7 +82,8 @@ def tolerance(answer: Array, moved: Sequence[Array]) -> Array:
         answer: the reference's.
         moved: the reference's with disturbed weights and inputs.
     """
-    size = np.abs(answer.astype(np.float64))
+    # numpy makes numbers, to which nothing can be assigned, of arrays without axes.
+    size = np.abs(np.atleast_1d(answer).astype(np.float64))
     finite = np.isfinite(size)
     size[~finite] = 0
     noise = np.zeros_like(size)
@@ -93,7 +95,8 @@ def tolerance(answer: Array, moved: Sequence[Array]) -> Array:
     allowed = _FACTOR * (noise + _of_slices(noise, np.median) + _UNITS * units)
     allowed += _FLOOR * np.minimum(1, _of_slices(size, np.max))
     allowed[~finite] = 0
-    return allowed.astype(np.float32)
+    allowed = np.minimum(allowed, np.finfo(np.float32).max)
+    return allowed.astype(np.float32).reshape(answer.shape)
 
 
 def _of_slices(values: NDArray[np.float64], statistic: Any) -> NDArray[np.float64]:

@@ -20,6 +20,7 @@ from compile.frontend.model import Model
 from compile.frontend.reference import Reference
 from targets.child import run_in_child
 from targets.errors import UserError, first_line
+from targets.escapes import counted
 from targets.onnx_runtime import Session
 from targets.progress import Progress
 
@@ -116,7 +117,7 @@ def _candidates(
         source, path = Path(scratch) / "float.onnx", Path(scratch) / "int8.onnx"
         onnx.save(folded, source)
         for method, theirs in METHODS.items():
-            stage(f"calibrating by {method} on {len(images)} images")
+            stage(f"calibrating by {method} on {counted(len(images), 'image')}")
             feeds = iter([{model.input.name: image} for image in images])
             try:
                 quantization.quantize_static(

@@ -14,6 +14,7 @@ from compile.frontend.model import Model
 from compile.frontend.names import node_label
 from compile.frontend.reference import Reference, with_outputs
 from compile.quantize.calibrate import Calibrated
+from targets.escapes import counted
 from targets.onnx_runtime import Session
 
 Array = NDArray[np.float32]
@@ -46,7 +47,7 @@ def verdict(
         return ""
     layer, decibels = worst_layer(calibrated, images[0])
     return (
-        f"int8 loses too much: top-1 as float32's on {same} of {len(images)} images, cosine {least:.4f} (at "
+        f"int8 loses too much: top-1 as float32's on {same} of {counted(len(images), 'image')}, cosine {least:.4f} (at "
         f"least {INT8_COSINE}); most at {layer} (signal to noise {decibels:.1f} dB)"
     )
 

@@ -19,9 +19,10 @@ from compile import passes
 from compile.frontend.model import Model
 from compile.ir.graph import Graph
 from compile.quantize import loss
-from compile.quantize.answer import output_step
+from compile.quantize.answer import output_steps
 from compile.quantize.calibrate import quantise
 from targets.errors import UserError
+from targets.escapes import counted
 from targets.progress import Progress
 
 Array = NDArray[np.float32]
@@ -88,7 +89,7 @@ def prepare(
         return Int8(
             model,
             graph,
-            Quantisation(output_step=output_step(graph, graph.outputs[0])),
+            Quantisation(output_steps=output_steps(graph)),
             {},
         )
     if not calibration:
@@ -121,7 +122,7 @@ def prepare(
         method=calibrated.method,
         images=images,
         skipped=skipped,
-        output_step=output_step(graph, graph.outputs[0]),
+        output_steps=output_steps(graph),
     )
     return Int8(calibrated.model, graph, facts, measured)
 
@@ -156,9 +157,11 @@ def _read(
         )
     skipped = len(found) - len(images)
     if skipped:
-        progress.note(f"calibration: {skipped} of {len(found)} files skipped")
+        progress.note(
+            f"calibration: {skipped} of {counted(len(found), 'file')} skipped"
+        )
     if len(images) < FEW_IMAGES:
         progress.note(
-            f"calibration: only {len(images)} images; with fewer than {FEW_IMAGES} the ranges are chance"
+            f"calibration: only {counted(len(images), 'image')}; with fewer than {FEW_IMAGES} the ranges are chance"
         )
     return tuple(images), tensors, skipped

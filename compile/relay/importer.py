@@ -14,7 +14,7 @@ from compile.frontend.names import node_label
 from compile.ir.graph import Graph, Operator
 from compile.ir.onnx_form import write
 from targets.engine import compiler
-from targets.errors import UserError, last_line
+from targets.errors import UserError, reason
 from targets.escapes import listed, shown
 
 # Known to the importer, but not built: their answer changes with every run, or TVM cannot schedule them.
@@ -91,7 +91,7 @@ def _import(tvm: Any, proto: onnx.ModelProto, version: int) -> Any:
             )
         return tvm.relay.transform.InferType()(module)
     except Exception as error:
-        why = shown(last_line(str(error), type(error).__name__), 120)
+        why = shown(reason(error), 120)
         raise UserError(
             f"{_blamed(error, labels)}: TVM cannot import it ({why}); replace it before exporting"
         ) from error

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bundle.manifest import Lowering
 from compile.relay import describe, module_passes, prefetch
 from compile.relay.convert import Converted
+from compile.relay.llvm import accepted
 from compile.relay.module_passes import CHANNELS_LAST, FOLD, Dump
 from compile.relay.plan import UNTUNED, Plan, Schedules, make_plan
 from compile.relay.tasks import kernels
 from records.lookup import Record, RecordLog
 from targets import engine
+from targets.errors import reason
 from targets.presets import Target
 
 tvm = engine.compiler()
@@ -72,20 +74,27 @@ def _tuned(
     standalone: str | None,
     dump: Dump,
 ) -> tuple[Plan, tuple[Any, dict[str, str]]]:
-    """The plan and what is compiled by it; records that do not compile are left out."""
-    laid_out = module_passes.run(CHANNELS_LAST, folded, dump)
-    found = kernels(laid_out, tvm_target)
+    """The plan and what is compiled by it; records that do not compile are left out.
+
+    No record keeps a network from being built: what TVM cannot do in the layout for records, it does without them.
+    """
     rejected: frozenset[Record] = frozenset()
-    while True:
-        plan = make_plan(found, logs, rejected)
-        module = laid_out if plan.layout == "NHWC" else folded
-        try:
-            return plan, _compile(module, plan, tvm_target, standalone)
-        except Exception:
-            failing = plan.failing()
-            if not failing:
-                raise
-            rejected |= failing
+    plan = UNTUNED
+    try:
+        laid_out = module_passes.run(CHANNELS_LAST, folded, dump)
+        found = kernels(laid_out, tvm_target)
+        while (plan := make_plan(found, logs, rejected)).layout == "NHWC":
+            try:
+                return plan, _compile(laid_out, plan, tvm_target, standalone)
+            except Exception:
+                failing = plan.failing()
+                if not failing:
+                    raise
+                rejected |= failing
+    except Exception as error:  # noqa: BLE001 - TVM has no class for it
+        why = f"TVM cannot use tuning records for this network ({reason(error)[:200]})"
+        plan = Plan("NCHW", why, plan.records)
+    return plan, _compile(folded, plan, tvm_target, standalone)
 
 
 def _compile(
@@ -107,6 +116,10 @@ def _compile(
         # LLVM's verifier refuses the vectors that TVM names as common; LLVM finds them itself.
         config["tir.disable_cse_tir"] = True
         config["tir.disable_assert"] = True
-    context = tvm.transform.PassContext(opt_level=3, config=config)
-    with Schedules(plan) as schedules, context:
-        return relay.build(module, tvm_target, **options), schedules.tasks
+
+    def build(more: Mapping[str, Any]) -> tuple[Any, dict[str, str]]:
+        context = tvm.transform.PassContext(opt_level=3, config={**config, **more})
+        with Schedules(plan) as schedules, context:
+            return relay.build(module, tvm_target, **options), schedules.tasks
+
+    return accepted(build)

@@ -54,7 +54,10 @@ class _ConstantsLaidOut(relay.ExprMutator):  # type: ignore[misc]
 
     def visit_call(self, call: Any) -> Any:
         call = super().visit_call(call)
-        if not (is_call(call) and isinstance(call.args[0], relay.Constant)):
+        # Some have no arguments, such as zeros.
+        if not (
+            is_call(call) and isinstance(next(iter(call.args), None), relay.Constant)
+        ):
             return call
         value = call.args[0].data.numpy()
         if call.op.name == "expand_dims":
@@ -84,6 +87,18 @@ class _DenseAsConvolution(relay.ExprMutator):  # type: ignore[misc]
         )
 
 
+class _NotDepthwise(relay.ExprMutator):  # type: ignore[misc]
+    """Convolutions of one channel with the layout that their schedules assert: ConvertLayout takes them for depthwise."""
+
+    def visit_call(self, call: Any) -> Any:
+        call = super().visit_call(call)
+        if not is_call(call, "nn.conv2d") or call.attrs.groups != 1:
+            return call
+        if call.attrs.kernel_layout != "HWOI":
+            return call
+        return relay.nn.conv2d(*call.args, **{**call.attrs, "kernel_layout": "HWIO"})
+
+
 # Batch normalisation and constants into the convolutions.
 FOLD: tuple[tuple[str, Any], ...] = (
     ("types", relay.transform.InferType()),
@@ -96,10 +111,13 @@ FOLD: tuple[tuple[str, Any], ...] = (
 # AutoScheduler in TVM 0.19.
 CHANNELS_LAST: tuple[tuple[str, Any], ...] = (
     ("dense as convolution", _mutator(_DenseAsConvolution)),
+    # CanonicalizeOps asks for the type of what it adds a bias to.
+    ("types of convolutions", relay.transform.InferType()),
     # bias_add as a plain add: ConvertLayout would not move a layout across it.
     ("canonical operators", relay.transform.CanonicalizeOps()),
     ("types", relay.transform.InferType()),
     ("channels last", relay.transform.ConvertLayout(_LAYOUTS)),
+    ("one channel", _mutator(_NotDepthwise)),
     ("constants laid out", _mutator(_ConstantsLaidOut)),
     ("types of constants", relay.transform.InferType()),
     ("fold constants", relay.transform.FoldConstant()),

@@ -89,7 +89,9 @@ def make_plan(
         covered=covered - len(without),
         refused=tuple(refused),
     )
-    if covered < len(keys):
+    if not keys:
+        reason = "it has no operator that can be tuned"
+    elif covered < len(keys):
         reason = f"tuning records cover {covered} of {len(keys)} tasks"
     elif without:
         reason = f"tuning records fit only {records.covered} of {len(keys)} tasks"

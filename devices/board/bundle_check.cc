@@ -25,7 +25,7 @@ namespace {
 
 using picojson::value;
 
-constexpr int kFormatVersion = 1;
+constexpr int kFormatVersion = 2;
 constexpr size_t kLargestManifest = 4 << 20, kLargestTensor = size_t{1} << 29, kMostDimensions = 8;
 constexpr int kDeepest = 32;
 constexpr long kLargestDimension = 1 << 24;
@@ -101,10 +101,6 @@ class Node {
     std::string where = where_.empty() ? name : where_ + "." + name;
     if (found == members.end()) invalid(where, "missing");
     return {found->second, where};
-  }
-  // Bundles that are older than standalone libraries lack some names.
-  std::string text_or(const std::string& name, const std::string& otherwise) const {
-    return json_.is<picojson::object>() && json_.contains(name) ? (*this)[name].text() : otherwise;
   }
   std::vector<Node> list() const {
     if (!json_.is<picojson::array>()) invalid(where_, "is no list");
@@ -234,6 +230,16 @@ void check_size(const std::string& path, size_t values) {
                   std::to_string(sizeof(float) * values) + kAgain};
 }
 
+// The paths of a list of files with one for each output, of its size.
+std::vector<std::string> one_an_output(const Bundle& bundle, const std::string& folder,
+                                       const std::map<std::string, std::string>& files, const Node& list) {
+  std::vector<std::string> paths;
+  for (auto& file : list.list()) paths.push_back(inside(folder, named(files, file.text(), file.where())));
+  if (paths.size() != bundle.output_sizes.size()) invalid(list.where(), "has not one file an output");
+  for (size_t index = 0; index < paths.size(); index++) check_size(paths[index], bundle.output_sizes[index]);
+  return paths;
+}
+
 }  // namespace
 
 Bundle open_bundle(const std::string& given) {
@@ -247,17 +253,17 @@ Bundle open_bundle(const std::string& given) {
   const Node root(json, "");
   if (root["format_version"].number(1, 1000) != kFormatVersion)
     invalid("format_version", "this program reads " + std::to_string(kFormatVersion));
-  std::string format = root.text_or("format", "bundle");
+  std::string format = root["format"].text();
   if (format != "bundle" && format != "standalone") invalid("format", "is neither bundle nor standalone");
   auto files = root["files"].texts();
   check_hashes(folder, files);
 
   Bundle bundle{};
   bundle.standalone = format == "standalone";
-  bundle.name = root.text_or("name", "model");
+  bundle.name = root["name"].text();
   bundle.model = root["model"]["name"].text();
   bundle.target = root["target"]["name"].text();
-  bundle.library = inside(folder, named(files, root.text_or("library", "model.so"), "library"));
+  bundle.library = inside(folder, named(files, root["library"].text(), "library"));
   bundle.threads = static_cast<int>(root["threads"].number(1, kMostThreads));
   bundle.files = files.size();
   bundle.input_name = root["input"]["name"].text();
@@ -268,14 +274,10 @@ Bundle open_bundle(const std::string& given) {
   }
   if (bundle.output_sizes.empty()) invalid("outputs", "is empty");
   for (auto& pair : root["golden"].list()) {
-    Golden golden{inside(folder, named(files, pair["input"].text(), pair.where())), {}};
+    Golden golden{inside(folder, named(files, pair["input"].text(), pair.where())), {}, {}};
     check_size(golden.input, bundle.input_size);
-    for (auto& output : pair["outputs"].list()) {
-      golden.outputs.push_back(inside(folder, named(files, output.text(), output.where())));
-      size_t index = golden.outputs.size() - 1;
-      if (index < bundle.output_sizes.size()) check_size(golden.outputs[index], bundle.output_sizes[index]);
-    }
-    if (golden.outputs.size() != bundle.output_sizes.size()) invalid(pair.where(), "has not one file an output");
+    golden.outputs = one_an_output(bundle, folder, files, pair["outputs"]);
+    golden.tolerances = one_an_output(bundle, folder, files, pair["tolerances"]);
     bundle.golden.push_back(golden);
   }
   if (bundle.golden.empty()) invalid("golden", "is empty");

@@ -11,7 +11,7 @@ namespace netship {
 
 struct Golden {
   std::string input;
-  std::vector<std::string> outputs;
+  std::vector<std::string> outputs, tolerances;
 };
 
 // Paths are absolute; sizes are numbers of float32 values.

@@ -1,4 +1,6 @@
-#include "client_files.h"
+// The functions for files that a client can call: TVM's own (upload, download, remove, load_module),
+// limited to the client's folder, which is the working folder, and netship.sha256, netship.have and
+// netship.keep.
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -25,7 +27,7 @@ using tvm::runtime::TVMRetValue;
 
 constexpr size_t kKeptFiles = 4;
 
-std::string work_folder, kept_folder;
+const std::string work_folder = ".", kept_folder = kKeptFolder;
 
 // TVM hands the text of an exception to the client.
 [[noreturn]] void refuse(const std::string& what) { throw std::runtime_error(what); }
@@ -169,10 +171,4 @@ TVM_REGISTER_GLOBAL("netship.have").set_body_typed([](std::string digest, std::s
 });
 
 }  // namespace
-
-void set_client_folders(const std::string& work, const std::string& kept) {
-  work_folder = work;
-  kept_folder = kept;
-}
-
 }  // namespace netship

@@ -15,6 +15,7 @@ from devices.board.programs import (
     native_server,
     native_verifier,
 )
+from targets import licences
 from targets.errors import UserError
 from targets.files import check_writable, write_whole
 
@@ -74,6 +75,11 @@ def write_kit(
     write_whole(output, packed.getvalue(), "--output")
 
 
+def notices() -> str:
+    """The file LICENSES of every kit."""
+    return _filled("LICENSES", "aarch64").decode()
+
+
 def _filled(template: str, machine: Machine) -> bytes:
     """A template with each ``@WORD@`` replaced."""
     third = engine_sources() / "3rdparty"
@@ -85,6 +91,7 @@ def _filled(template: str, machine: Machine) -> bytes:
         "APACHE": (third / "dmlc-core/LICENSE").read_text(),
         "HALF": _first_comment(third / "compiler-rt/builtin_fp16.h"),
         "PICOJSON": _first_comment(third / "picojson/picojson.h"),
+        "ZIG": licences.of_zig(),
     }
     text = (TEMPLATES / template).read_text()
     return re.sub(r"@([A-Z]+)@", lambda found: words[found[1]], text).encode()

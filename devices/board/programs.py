@@ -14,7 +14,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from bundle.accuracy import TOLERANCE
 from targets.errors import UserError
 from targets.files import cached_path, make_once
 from targets.toolchain import run_zig
@@ -36,7 +35,7 @@ _TRIPLES: dict[str, str] = {
 _ENGINE = ("engine_core", "engine_rpc")
 _PROGRAMS = {
     SERVER: (
-        *("serve", "options", "client_files", "tracker"),
+        *("serve", "callers", "options", "client_files", "tracker"),
         *("board_info", "folders", "sha256"),
     ),
     VERIFIER: ("verify", "bundle_check", "board_info", "sha256"),
@@ -47,7 +46,6 @@ _FLAGS = (
     *("-w", "-DDMLC_USE_LOGGING_LIBRARY=<tvm/runtime/logging.h>"),
     # Without it a 32-bit program cannot list folders of large file systems.
     *("-D_FILE_OFFSET_BITS=64", "-DTVM_LOG_STACK_TRACE=0", "-DTVM_USE_LIBBACKTRACE=0"),
-    f"-DNETSHIP_TOLERANCE={TOLERANCE}",
 )
 _LINK = ("-s", "-rdynamic", "-Wl,--build-id=none", "-ldl", "-lpthread")
 # Below the engine's package.

@@ -1,13 +1,12 @@
 // netship-serve: a TVM RPC server for a board that has no Python (see usage() for its options).
 //
 // It implements the protocol of tvm/rpc/server.py. One client at a time has the board, with a process
-// and a folder for it; others that know the key wait, and all others are answered at once. The main
-// process runs no code of a client, so that no client can end it.
+// and a folder for it; others that know the key wait, and no other connection keeps them from it
+// (callers.h). The main process runs no code of a client, so that no client can end it.
 
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netdb.h>
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -20,11 +19,9 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <list>
 #include <memory>
 #include <optional>
 #include <sstream>
@@ -32,11 +29,12 @@
 #include <vector>
 
 #include "board_info.h"
-#include "client_files.h"
+#include "callers.h"
 #include "folders.h"
 #include "options.h"
 #include "refusal.h"
 #include "rpc/rpc_endpoint.h"
+#include "say.h"
 #include "tracker.h"
 
 namespace netship {
@@ -46,31 +44,8 @@ using std::chrono::duration_cast;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-// tvm/rpc/base.py: RPC_MAGIC, RPC_CODE_SUCCESS and RPC_CODE_MISMATCH.
-constexpr int32_t kMagic = 0xff271, kWelcome = kMagic, kMismatch = kMagic + 2;
-
-constexpr seconds kGreetWithin{5}, kEndWithin{5};
+constexpr seconds kEndWithin{5};
 constexpr int kSignals[] = {SIGINT, SIGTERM, SIGHUP, SIGCHLD};
-constexpr size_t kMostCallers = 32;
-constexpr int32_t kLongestKey = 4096;
-
-void say(const char* format, ...) __attribute__((format(printf, 1, 2)));
-void say(const char* format, ...) {
-  va_list values;
-  va_start(values, format);
-  std::fputs("netship-serve: ", stderr);
-  std::vfprintf(stderr, format, values);
-  std::fputc('\n', stderr);
-  va_end(values);
-}
-
-std::string address_text(const sockaddr_storage& address, socklen_t size) {
-  char host[NI_MAXHOST], port[NI_MAXSERV];
-  if (getnameinfo(reinterpret_cast<const sockaddr*>(&address), size, host, sizeof host, port, sizeof port,
-                  NI_NUMERICHOST | NI_NUMERICSERV))
-    return "?";
-  return std::string(host) + ":" + port;
-}
 
 int port_of(int socket) {
   sockaddr_storage address{};
@@ -136,26 +111,6 @@ std::string first_line(const std::string& message) {
   return message.substr(start, message.find('\n', start) - start);
 }
 
-// A client that has connected and does not have the board yet.
-struct Caller {
-  int socket;
-  std::string address;
-  Clock::time_point deadline;
-  std::string received;
-  bool waiting = false;  // knows the key
-  double timeout = 0;    // seconds that it gives its whole session; 0: no limit
-
-  size_t wanted() const {
-    if (received.size() < 8) return 8 - received.size();
-    return 8 + static_cast<size_t>(word(4)) - received.size();
-  }
-  int32_t word(size_t at) const {
-    int32_t value;
-    std::memcpy(&value, received.data() + at, sizeof value);
-    return value;
-  }
-};
-
 // The process that serves the one client which has the board.
 struct Session {
   pid_t process;
@@ -169,7 +124,10 @@ volatile sig_atomic_t asked_to_end = 0;
 class Server {
  public:
   explicit Server(const Options& options)
-      : options_(options), folder_(options.work_dir), listener_(listen_on(options)) {
+      : options_(options),
+        folder_(options.work_dir),
+        listener_(listen_on(options)),
+        callers_(listener_, options_, tracker_) {
     if (!options.tracker_host.empty())
       tracker_.emplace(options.tracker_host, options.tracker_port, options.key, port_of(listener_));
     std::string host = options.host.find(':') == std::string::npos ? options.host : "[" + options.host + "]";
@@ -189,7 +147,6 @@ class Server {
     while (!asked_to_end) {
       wait_for_something(mask);
       reap();
-      greet_callers();
       watch_session();
       if (!session_) serve_next();
     }
@@ -199,110 +156,40 @@ class Server {
   void wait_for_something(const sigset_t* mask) {
     std::vector<pollfd> polled;
     Clock::time_point until = Clock::now() + std::chrono::hours(1);
-    polled.push_back({callers_.size() < kMostCallers ? listener_ : -1, POLLIN, 0});
     polled.push_back({options_.end_with_stdin ? STDIN_FILENO : -1, POLLIN, 0});
     polled.push_back({tracker_ ? tracker_->descriptor() : -1, tracker_ ? tracker_->events() : short{0}, 0});
     if (tracker_) until = std::min(until, tracker_->next_step());
     bool hung_up = session_ && session_->end < Clock::time_point::max() && !session_->expired;
     polled.push_back({session_ && !hung_up ? session_->client.socket : -1, POLLRDHUP, 0});
     if (session_) until = std::min(until, session_->end);
-    for (auto& caller : callers_) {
-      // A client that waits sends nothing, but may hang up.
-      polled.push_back({caller.socket, caller.waiting ? short{POLLRDHUP} : short{POLLIN}, 0});
-      if (!caller.waiting) until = std::min(until, caller.deadline);
-    }
+    size_t callers = polled.size();
+    callers_.add_to(&polled, &until);
     auto left = std::max(milliseconds(0), duration_cast<milliseconds>(until - Clock::now()) + milliseconds(1));
     timespec timeout{static_cast<time_t>(left.count() / 1000), static_cast<long>(left.count() % 1000) * 1000000};
     if (ppoll(polled.data(), polled.size(), &timeout, mask) <= 0)
       for (auto& one : polled) one.revents = 0;
-    if (polled[1].revents) {
+    if (polled[0].revents) {
       char ignored[4096];
       if (read(STDIN_FILENO, ignored, sizeof ignored) <= 0) asked_to_end = 1;
     }
-    if (tracker_) tracker_->step(polled[2].revents);
-    if (polled[3].revents && session_) session_->end = std::min(session_->end, Clock::now() + kEndWithin);
-    auto caller = callers_.begin();
-    for (size_t i = 4; i < polled.size(); i++) {
-      auto next = std::next(caller);
-      if (polled[i].revents && (caller->waiting || !receive(&*caller))) drop(caller);
-      caller = next;
-    }
-    if (polled[0].revents) accept_one();
-  }
-
-  void accept_one() {
-    sockaddr_storage address{};
-    socklen_t size = sizeof address;
-    int socket = accept4(listener_, reinterpret_cast<sockaddr*>(&address), &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    if (socket < 0) return;
-    int one = 1, idle = 60, interval = 10, count = 3;
-    setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    // A client whose machine is gone is noticed after a minute and a half.
-    setsockopt(socket, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one);
-    setsockopt(socket, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof idle);
-    setsockopt(socket, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof interval);
-    setsockopt(socket, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof count);
-    callers_.push_back({socket, address_text(address, size), Clock::now() + kGreetWithin, "", false, 0});
-  }
-
-  // Reads a part of a greeting: magic, size of the key, key. False if it is not a greeting.
-  bool receive(Caller* caller) {
-    char part[256];
-    ssize_t got = recv(caller->socket, part, std::min(sizeof part, caller->wanted()), 0);
-    if (got < 0) return errno == EAGAIN || errno == EINTR;
-    caller->received.append(part, static_cast<size_t>(got));
-    if (got == 0 || (caller->received.size() >= 4 && caller->word(0) != kMagic)) return false;
-    return caller->received.size() < 8 || (caller->word(4) >= 0 && caller->word(4) <= kLongestKey);
-  }
-
-  void drop(std::list<Caller>::iterator caller) {
-    close(caller->socket);
-    callers_.erase(caller);
-  }
-
-  void greet_callers() {
-    for (auto caller = callers_.begin(); caller != callers_.end();) {
-      auto next = std::next(caller);
-      bool whole = caller->received.size() >= 8 && caller->wanted() == 0;
-      if (!caller->waiting && whole && !accept_greeting(&*caller)) {
-        int32_t answer = kMismatch;
-        send(caller->socket, &answer, sizeof answer, MSG_NOSIGNAL);
-        drop(caller);
-      } else if (!caller->waiting && Clock::now() >= caller->deadline) {
-        drop(caller);
-      }
-      caller = next;
-    }
-  }
-
-  // "client:KEY -timeout=SECONDS"
-  bool accept_greeting(Caller* caller) {
-    std::istringstream words(caller->received.substr(8));
-    std::string word;
-    words >> word;
-    bool offered = !tracker_ || !tracker_->match_key().empty();
-    if (!offered || word != "client:" + (tracker_ ? tracker_->match_key() : options_.key)) return false;
-    while (words >> word)
-      if (word.rfind("-timeout=", 0) == 0) caller->timeout = std::atof(word.c_str() + 9);
-    caller->waiting = true;
-    if (tracker_) tracker_->set_free(false);
-    return true;
+    if (tracker_) tracker_->step(polled[1].revents);
+    if (polled[2].revents && session_) session_->end = std::min(session_->end, Clock::now() + kEndWithin);
+    callers_.hear(&polled[callers]);
   }
 
   void serve_next() {
-    auto caller = std::find_if(callers_.begin(), callers_.end(), [](auto& one) { return one.waiting; });
-    if (caller == callers_.end()) {
-      if (tracker_) tracker_->set_free(true);
+    auto queued = callers_.take_queued();
+    if (!queued) {
+      if (tracker_ && !callers_.any_with_key()) tracker_->set_free(true);
       return;
     }
-    Caller client = *caller;
-    callers_.erase(caller);
+    const Caller& client = *queued;
     pid_t parent = getpid(), process = -1;
-    if (mkdir(folder_.client().c_str(), 0700) == 0 && (process = fork()) == 0) serve(client, parent);
+    if (folder_.make_client() && (process = fork()) == 0) serve(client, parent);
     if (process < 0) {
       say("client %s: %s", client.address.c_str(), std::strerror(errno));
       close(client.socket);
-      remove_tree(folder_.client());
+      folder_.remove_client();
       return;
     }
     auto end = client.timeout > 0 && client.timeout < 1e6
@@ -321,21 +208,16 @@ class Server {
     sigprocmask(SIG_SETMASK, &none, nullptr);
     close(listener_);
     if (tracker_ && tracker_->descriptor() >= 0) close(tracker_->descriptor());
-    for (auto& caller : callers_) close(caller.socket);
+    callers_.close_all();
     int nothing = open("/dev/null", O_RDONLY | O_CLOEXEC);
     dup2(nothing, STDIN_FILENO);
     // Callers read the port from standard output, and nothing else.
     dup2(STDERR_FILENO, STDOUT_FILENO);
     fcntl(client.socket, F_SETFL, fcntl(client.socket, F_GETFL) & ~O_NONBLOCK);
     try {
-      if (chdir(folder_.client().c_str())) throw std::runtime_error(std::strerror(errno));
-      set_client_folders(folder_.client(), folder_.kept());
-      std::string name = "server:" + options_.key;
-      int32_t welcome[] = {kWelcome, static_cast<int32_t>(name.size())};
+      folder_.enter_client();
       auto channel = std::make_unique<Channel>(client.socket, options_.idle_timeout);
-      std::string answer(reinterpret_cast<char*>(welcome), sizeof welcome);
-      answer += name;
-      channel->Send(answer.data(), answer.size());
+      std::string name = "server:" + options_.key;
       tvm::runtime::RPCEndpoint::Create(std::move(channel), name, "")->ServerLoop();
     } catch (const std::exception& error) {
       say("client %s: %s", client.address.c_str(), first_line(error.what()).c_str());
@@ -363,7 +245,7 @@ class Server {
       say("client %s: its process ended by SIG%s", client.address.c_str(), sigabbrev(WTERMSIG(status)));
     close(client.socket);
     session_.reset();
-    remove_tree(folder_.client());
+    folder_.remove_client();
   }
 
   // The same words as TVM's own server, as its runners look for them.
@@ -394,7 +276,7 @@ class Server {
   WorkFolder folder_;
   int listener_;
   std::optional<Tracker> tracker_;
-  std::list<Caller> callers_;
+  Callers callers_;
   std::optional<Session> session_;
 };
 

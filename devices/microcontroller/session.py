@@ -16,7 +16,7 @@ from devices.microcontroller.boards import BOARDS
 from devices.microcontroller.figures import Figures, Part
 from devices.microcontroller.firmware import Image, Run, compile_firmware, run_firmware
 from devices.microcontroller.host import run_on_host
-from devices.sessions.session import Origin, Session
+from devices.sessions.session import Origin, Session, check_input
 from targets.errors import UserError
 
 _SECONDS = 600.0
@@ -25,8 +25,7 @@ _SECONDS = 600.0
 def to_input(tensor: NDArray[np.float32], bundle: Bundle) -> NDArray[Any]:
     """The input tensor as the C takes it: int8 or float32, NHWC, flat."""
     interface = interface_of(bundle)
-    if tensor.shape != bundle.manifest.input.shape:
-        raise ValueError(f"input is {tensor.shape}, not {bundle.manifest.input.shape}")
+    check_input(tensor, bundle.manifest.input)
     values: NDArray[Any] = tensor
     if interface.input is not None:
         steps = np.rint(tensor / np.float32(interface.input.scale))

@@ -16,7 +16,7 @@ from bundle.manifest import Tensor
 from bundle.store import Bundle
 from devices.board.board_state import BoardState
 from devices.sessions import huge_pages
-from devices.sessions.session import OperatorTime, Origin, Session
+from devices.sessions.session import OperatorTime, Origin, Session, check_input
 from targets.errors import UserError
 
 T = TypeVar("T")
@@ -179,7 +179,6 @@ class GraphSession(Session):
         return executor
 
     def _set_input(self, executor: Any, tensor: Array) -> None:
-        if tensor.shape != self._input.shape:
-            raise ValueError(f"input is {tensor.shape}, not {self._input.shape}")
+        check_input(tensor, self._input)
         slot = executor["get_input"](self._input.name)
         slot.copyfrom(np.ascontiguousarray(tensor, np.float32))

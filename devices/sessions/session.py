@@ -11,9 +11,11 @@ from typing import NamedTuple, Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from bundle.manifest import Tensor
 from devices.board.board_state import BoardState
 from devices.microcontroller.figures import Figures
 from targets.errors import UserError
+from targets.escapes import shown
 
 T = TypeVar("T")
 Array = NDArray[np.float32]
@@ -36,6 +38,21 @@ class OperatorTime(NamedTuple):
     seconds: float
 
 
+def check_input(tensor: Array, wanted: Tensor) -> None:
+    """Refuse what no kernel may see: a maximum or a quantisation makes an ordinary number of NaN.
+
+    Raises:
+        ValueError: another shape.
+        UserError: a value is NaN or infinite.
+    """
+    if tensor.shape != wanted.shape:
+        raise ValueError(f"input is {tensor.shape}, not {wanted.shape}")
+    if not np.isfinite(tensor).all():
+        raise UserError(
+            f"input {shown(wanted.name)!r}: has NaN or infinity; give finite values"
+        )
+
+
 class Session(Protocol):
     """A bundle loaded on one device. Not thread-safe; close it, or use it in ``with``.
 
@@ -52,7 +69,7 @@ class Session(Protocol):
 
         Raises:
             ValueError: another shape.
-            UserError: the device is gone, or what runs there fails.
+            UserError: the input has NaN or infinity (see `check_input`), the device is gone, or what runs there fails.
         """
         ...
 

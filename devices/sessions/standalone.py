@@ -15,7 +15,7 @@ from bundle.store import Bundle
 from devices.sessions.emulated import check_cpu, emulated_cpu, find_qemu
 from devices.sessions.local import check_runs_here
 from devices.sessions.runner import Command, Runner, compile_runner
-from devices.sessions.session import Origin, Session
+from devices.sessions.session import Origin, Session, check_input
 from targets.errors import UserError
 from targets.presets import native, this_cpu
 
@@ -153,7 +153,6 @@ class StandaloneSession(Session):
         self._runner.close()
 
     def _set_input(self, tensor: NDArray[np.float32]) -> None:
-        if tensor.shape != self._input.shape:
-            raise ValueError(f"input is {tensor.shape}, not {self._input.shape}")
+        check_input(tensor, self._input)
         data = np.ascontiguousarray(tensor, "<f4").tobytes()
         self._runner.ask(Command.INPUT, data)

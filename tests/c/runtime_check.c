@@ -7,6 +7,7 @@
 #include "runtime.h"
 
 #include <dirent.h>
+#include <float.h>
 #include <math.h>
 #include <pthread.h>
 #include <sched.h>
@@ -782,46 +783,55 @@ static void weights_checksum(void) {
 }
 
 static void comparison(void) {
-  const float nan = __builtin_nanf(""), infinity = __builtin_inff();
-  const float expected[] = {-1, 0, 3}; /* a range of 4 */
-  const float constant[] = {-5, -5, -5};
-  const float zeros[] = {0, 0, 0};
-  CHECK(nn_compare(expected, expected, 3, 0) == NN_OK);
-  CHECK(nn_compare((float[]){-1, 0.25f, 3}, expected, 3, 0.0625) == NN_OK);
-  CHECK(nn_compare((float[]){-1, -0.25f, 3}, expected, 3, 0.0625) == NN_OK);
-  CHECK(nn_compare((float[]){-1, 0.25f, 3}, expected, 3, 0.0624) == NN_GOLDEN_MISMATCH);
-  CHECK(nn_compare((float[]){-1, -0.25f, 3}, expected, 3, 0.0624) == NN_GOLDEN_MISMATCH);
-  CHECK(nn_compare((float[]){8, 6, 7}, (float[]){9, 5, 7}, 3, 0.25) == NN_OK);
-  CHECK(nn_compare((float[]){8, 6, 7}, (float[]){9, 5, 7}, 3, 0.24) == NN_GOLDEN_MISMATCH);
-  CHECK(nn_compare((float[]){-8, -6}, (float[]){-9, -5}, 2, 0.25) == NN_OK);
-  CHECK(nn_compare((float[]){-8, -6}, (float[]){-9, -5}, 2, 0.24) == NN_GOLDEN_MISMATCH);
-  CHECK(nn_compare((float[]){-5, -5, -4}, constant, 3, 0.2) == NN_OK);
-  const float infinite[] = {-1, INFINITY, -INFINITY, NAN, 3};
-  CHECK(nn_compare(infinite, infinite, 5, 0) == NN_OK);
-  CHECK(nn_compare((float[]){-1, INFINITY, -INFINITY, NAN, 2.75f}, infinite, 5, 0.0625) == NN_OK);
-  CHECK(nn_compare((float[]){-1, INFINITY, -INFINITY, NAN, 2.75f}, infinite, 5, 0.0624) == NN_GOLDEN_MISMATCH);
-  CHECK(nn_compare((float[]){-1, -INFINITY, -INFINITY, NAN, 3}, infinite, 5, 1) == NN_GOLDEN_MISMATCH);
-  CHECK(nn_compare((float[]){-1, 9, -INFINITY, NAN, 3}, infinite, 5, 1) == NN_GOLDEN_MISMATCH);
-  CHECK(nn_compare((float[]){-1, INFINITY, -INFINITY, 0, 3}, infinite, 5, 1) == NN_GOLDEN_MISMATCH);
-  CHECK(nn_compare((float[]){-5, -5, -4}, constant, 3, 0.19) == NN_GOLDEN_MISMATCH);
-  CHECK(nn_compare((float[]){0, 0.5f, 0}, zeros, 3, 0.5) == NN_OK);
-  CHECK(nn_compare((float[]){0, 0.5f, 0}, zeros, 3, 0.4) == NN_GOLDEN_MISMATCH);
+  const float expected[] = {-1, 0, -1e9f}, exact[] = {0, 0, 0};
+  const float near[] = {0.5f, 0.25f, 100};
+  CHECK(nn_compare(expected, expected, exact, 3) == NN_OK);
+  CHECK(nn_compare((float[]){-1.5f, 0.25f, -1e9f + 64}, expected, near, 3) == NN_OK);
+  CHECK(nn_compare((float[]){-0.5f, -0.25f, -1e9f - 64}, expected, near, 3) == NN_OK);
+  CHECK(nn_compare((float[]){-1, 0, -1e9f + 64}, expected, exact, 3) == NN_GOLDEN_MISMATCH);
+  CHECK(nn_compare((float[]){-1, 0.26f, -1e9f}, expected, near, 3) == NN_GOLDEN_MISMATCH);
+  CHECK(nn_compare((float[]){-1, -0.26f, -1e9f}, expected, near, 3) == NN_GOLDEN_MISMATCH);
+  CHECK(nn_compare((float[]){-1.6f, 0, -1e9f}, expected, near, 3) == NN_GOLDEN_MISMATCH);
+  CHECK(nn_compare((float[]){-1, 0, -1e9f + 128}, expected, near, 3) == NN_GOLDEN_MISMATCH);
+  const float infinite[] = {INFINITY, -INFINITY, NAN}, wide[] = {1e38f, 1e38f, 1e38f};
+  CHECK(nn_compare(infinite, infinite, exact, 3) == NN_OK);
   for (int i = 0; i < 3; i++) {
-    float output[] = {-1, 0, 3};
-    output[i] = nan;
-    CHECK(nn_compare(output, expected, 3, 1e9) == NN_GOLDEN_MISMATCH);
-    output[i] = infinity;
-    CHECK(nn_compare(output, expected, 3, 1e9) == NN_GOLDEN_MISMATCH);
+    float output[3];
+    for (int bad = 0; bad < 3; bad++) {
+      memcpy(output, infinite, sizeof output);
+      output[i] = bad == i ? 9 : infinite[bad];
+      CHECK(nn_compare(output, infinite, wide, 3) == NN_GOLDEN_MISMATCH);
+      memcpy(output, expected, sizeof output);
+      output[i] = infinite[bad];
+      CHECK(nn_compare(output, expected, wide, 3) == NN_GOLDEN_MISMATCH);
+    }
+  }
+}
+
+static void finite_input(void) {
+  float input[37];
+  CHECK(nn_check_finite(NULL, 1) == NN_NULL_POINTER);
+  CHECK(nn_check_finite(input, 0) == NN_OK);
+  for (int i = 0; i < 37; i++) input[i] = i % 2 ? FLT_MAX : -FLT_MAX;
+  CHECK(nn_check_finite(input, 37) == NN_OK);
+  const float bad[] = {INFINITY, -INFINITY, NAN, -NAN};
+  for (int i = 0; i < 37; i++) {
+    float kept = input[i];
+    for (int k = 0; k < 4; k++) {
+      input[i] = bad[k];
+      CHECK(nn_check_finite(input, 37) == NN_INPUT_NOT_FINITE);
+    }
+    input[i] = kept;
   }
 }
 
 static void error_texts(void) {
-  for (int code = NN_OK; code <= NN_GOLDEN_MISMATCH; code++) {
+  for (int code = NN_OK; code <= NN_INPUT_NOT_FINITE; code++) {
     CHECK(strlen(nn_error_text(code)) > 5 && !strchr(nn_error_text(code), '\n'));
     for (int other = -1; other < code; other++)
       CHECK(strcmp(nn_error_text(code), nn_error_text(other)) != 0);
   }
-  CHECK(strcmp(nn_error_text(-1), nn_error_text(NN_GOLDEN_MISMATCH + 1)) == 0);
+  CHECK(strcmp(nn_error_text(-1), nn_error_text(NN_INPUT_NOT_FINITE + 1)) == 0);
 }
 
 static const struct {
@@ -855,6 +865,7 @@ static const struct {
     NAMED(features),
     NAMED(weights_checksum),
     NAMED(comparison),
+    NAMED(finite_input),
     NAMED(error_texts),
 };
 

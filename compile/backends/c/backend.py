@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+
+from bundle.golden import Check
 from compile import passes
-from compile.backends.backend import Built, Job
+from compile.backends.backend import Array, Built, Job
 from compile.backends.c.build import build
 from compile.backends.dump import Dump
 from compile.backends.request import BuildRequest, Format
-from compile.backends.verify import Check, Verification, verify_c
+from compile.backends.verify import Verification, verify_c
 from compile.frontend.model import Model
 from compile.ir.graph import NHWC, Graph
 from compile.passes.layout import channels_first_input
@@ -26,6 +30,7 @@ class CBackend:
 
     format: Format = "c"
     engine = "C kernels"
+    linked = False
     refused_options: Mapping[str, str] = dict.fromkeys(
         ("records", "require_tuned"),
         "--records and --require-tuned: {target} takes C source, which is not tuned; leave them out",
@@ -58,6 +63,7 @@ class CBackend:
             job.folder,
             job.arena_limit,
             progress.stage,
+            partial(_expected, job),
             Dump(job.dump).graph,
         )
 
@@ -69,3 +75,15 @@ class CBackend:
         progress: Progress,
     ) -> Verification | str:
         return verify_c(folder, checks)
+
+
+def _expected(job: Job, pattern: Array) -> tuple[Array, Array]:
+    """The reference's answer to an input as the C takes it, and its tolerances; both as the C gives the output."""
+    wanted = job.model.input
+    if wanted.layout == "NCHW":
+        pattern = pattern.reshape(*wanted.size, wanted.channels).transpose(2, 0, 1)
+    check = job.check(np.ascontiguousarray(pattern.reshape(wanted.shape)))
+    (output,), (tolerance,) = check.outputs, check.tolerances
+    if output.ndim == 4:
+        output, tolerance = (x.transpose(0, 2, 3, 1) for x in (output, tolerance))
+    return output.ravel(), tolerance.ravel()

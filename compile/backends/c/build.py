@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from bundle.accuracy import compare
 from bundle.manifest import Firmware, Group, Lowering, Quantised
 from compile import passes
 from compile.backends.backend import Built
@@ -20,7 +22,10 @@ from compile.passes.ports import integer_ports
 from compile.passes.simplify import drop_identities
 from compile.passes.storage import store_as_int8
 from devices.microcontroller.host import run_on_host
+from targets.errors import UserError
 from targets.presets import Target
+
+Floats = NDArray[np.float32]
 
 # From what passes.INTEGERS and passes.FLOATS make to what the kernels take.
 PASSES: tuple[passes.Pass, ...] = (
@@ -39,16 +44,20 @@ def build(
     folder: Path,
     arena_limit: int | None,
     stage: Callable[[str], None],
+    expected: Callable[[Floats], tuple[Floats, Floats]],
     dump: passes.Dump = passes.no_dump,
 ) -> Built:
-    """Write the C project ``name`` of a network into ``folder``, its self-test's answer from this machine.
+    """Write the C project ``name`` of a network into ``folder``.
+
+    The self-test demands of int8 what the same C gives on this machine, of float32 what the reference gives.
 
     Args:
         graph: after passes.INTEGERS or passes.FLOATS.
+        expected: the reference: an input as the C takes it → the output and its tolerances as the C gives it.
 
     Raises:
-        UserError: an operator has no C lowering, a layer is too large, or the arena is larger than
-            ``arena_limit`` bytes.
+        UserError: an operator has no C lowering, a layer is too large, the arena is larger than
+            ``arena_limit`` bytes, or the self-test would fail.
     """
     stage("planning memory")
     graph = passes.run(PASSES, graph, dump)
@@ -59,12 +68,19 @@ def build(
     stage("writing C")
     constants = emit.emit(project, folder)
     interface = _interface(project, constants)
-    unknown = np.zeros(project.output.size, interface.dtype)
-    emit.emit_golden(project, folder, constants, unknown)
+    unknown = np.zeros(project.output.size, np.float32)
+    emit.emit_golden(project, folder, constants, unknown, unknown)
     stage("asking the same C on this machine for the self-test's answer")
-    pattern = emit.test_pattern(graph)[np.newaxis]
-    answer = run_on_host(folder, name, interface, pattern)[0]
-    emit.emit_golden(project, folder, constants, answer)
+    pattern = emit.test_pattern(graph)
+    answer = run_on_host(folder, name, interface, pattern[np.newaxis])[0]
+    tolerance = None
+    if project.floating:
+        found, (answer, tolerance) = answer, expected(pattern)
+        if not compare([found], [answer], [tolerance]).passed:
+            raise UserError(
+                f"{name}_self_test: would fail on this machine; please report the model"
+            )
+    emit.emit_golden(project, folder, constants, answer, tolerance)
     return Built(_lowering(project), interface)
 
 

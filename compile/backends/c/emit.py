@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.accuracy import TOLERANCE, range_of
 from compile.backends.c import drawing, steps
 from compile.backends.c.arrange import Arranged
 from compile.backends.c.steps import FusedBlock, FusedBlocks, Offsets, Step
@@ -23,7 +22,7 @@ from compile.kernels import cortex_m
 from compile.kernels.cortex_m import pack
 from compile.program.planner import Plan
 from targets import templates
-from targets.escapes import C_RESERVED
+from targets.escapes import C_RESERVED, c_float
 
 _HERE = Path(__file__).parent
 _KERNELS = Path(cortex_m.__file__).parent
@@ -35,8 +34,8 @@ _FILES = {
     "main.c": "example/main.c",
 }
 # What the templates call theirs, by themselves and after the network's name.
-_OWN_NAMES = ("overlap", "golden_output", "nn_table")
-_FILE_SCOPE = ("weights", "bias", "scales", "run", "self_test")
+_OWN_NAMES = ("overlap", "golden_output", "golden_tolerance", "nn_table")
+_FILE_SCOPE = ("weights", "bias", "scales", "run", "self_test", "input_is_finite")
 # What functions of one value and the run function use, and <math.h>.
 _LOCAL_NAMES = re.findall(
     r"\w+",
@@ -134,15 +133,24 @@ def emit(project: Project, folder: Path) -> Constants:
 
 
 def emit_golden(
-    project: Project, folder: Path, constants: Constants, expected: NDArray[Any]
+    project: Project,
+    folder: Path,
+    constants: Constants,
+    expected: NDArray[Any],
+    tolerance: NDArray[np.float32] | None = None,
 ) -> None:
-    """Write what the self-test demands: ``expected``, int8 or float32, is the output for `test_pattern`."""
+    """Write what the self-test demands.
+
+    Args:
+        expected: the output for `test_pattern`, int8 or float32, flat.
+        tolerance: of float32, how far each element may be from it.
+    """
     values = {
         "name": project.name,
         "crc": constants.crc,
         "floating": project.floating,
-        "expected": _texts(expected),
-        "tolerance": TOLERANCE * range_of(expected),
+        "expected": expected.tolist(),
+        "tolerance": tolerance.tolist() if tolerance is not None else None,
     }
     _write(folder / "golden.h", "golden.h", values)
 
@@ -300,7 +308,7 @@ def _write(path: Path, template: str, values: dict[str, Any]) -> None:
         "dims": lambda shape: "x".join(map(str, shape)),
         "number": "{:,}".format,
         "c_double": lambda value: repr(float(value)),
-        "c_float": _c_float,
+        "c_float": c_float,
         "c_limit": _c_limit,
     }
     environment.filters |= filters
@@ -311,16 +319,10 @@ def _write(path: Path, template: str, values: dict[str, Any]) -> None:
 def _texts(values: NDArray[Any]) -> list[str]:
     """C constants, exact."""
     if values.dtype == np.float32:
-        return [_c_float(value) for value in values.tolist()]
+        return [c_float(value) for value in values.tolist()]
     if values.dtype == pack.SCALE:
-        return [f"{{{bias}, {_c_float(ratio)}}}" for bias, ratio in values.tolist()]
+        return [f"{{{bias}, {c_float(ratio)}}}" for bias, ratio in values.tolist()]
     return list(map(str, values.tolist()))
-
-
-def _c_float(value: float) -> str:
-    """A C constant of type float, exact: hexadecimal, without zeros that say nothing."""
-    digits, exponent = max(min(value, _FLOAT_MAX), -_FLOAT_MAX).hex().split("p")
-    return f"{digits.rstrip('0').rstrip('.')}p{exponent}f"
 
 
 def _libm(layers: Sequence[dict[str, Any]]) -> str:

@@ -18,7 +18,7 @@ from compile.ir.operators import (
 from compile.ir.pointwise import FUNCTIONS, Pointwise
 from compile.kernels.cortex_m.pack import padded_depth
 from targets.errors import UserError
-from targets.escapes import listed, shown
+from targets.escapes import counted, listed, shown
 
 _LOWERED = (
     "Conv, Gemm, MatMul, Add, GlobalAveragePool, ReduceMean over height and width, Flatten, Reshape, "
@@ -37,7 +37,7 @@ def check(graph: Graph) -> None:
     """
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise UserError(
-            f"{len(graph.inputs)} inputs and {len(graph.outputs)} outputs: C for a microcontroller takes "
+            f"{counted(len(graph.inputs), 'input')} and {counted(len(graph.outputs), 'output')}: C for a microcontroller takes "
             "one of each; cut the graph to one"
         )
     if graph.quantised:

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bundle.manifest import MemoryPlan
+from compile import passes
 from compile.backends.backend import Built, Job
 from compile.backends.bundle import BundleBackend
 from compile.backends.engine import EngineJob
 from compile.backends.request import Format
 from compile.backends.standalone.emit import Standalone, emit, self_test_input
+from compile.frontend.model import Model
+from compile.ir.graph import Graph
 from records.lookup import RecordLog
+from targets.errors import UserError
 from targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -28,6 +32,14 @@ class StandaloneBackend(BundleBackend):
     format: Format = "standalone"
     _needs_system = False
 
+    def prepare(self, model: Model, dump: passes.Dump) -> Graph:
+        if len(model.outputs) > 1:
+            raise UserError(
+                f"{model.identity.name}: has {len(model.outputs)} outputs; a C library has one: "
+                "use --format bundle, or cut the graph to one"
+            )
+        return super().prepare(model, dump)
+
     def name(self, wanted: str) -> str:
         return wanted
 
@@ -36,14 +48,15 @@ class StandaloneBackend(BundleBackend):
 
     def build(self, job: Job, logs: Sequence[RecordLog], progress: Progress) -> Built:
         low, high = job.pixels
-        outputs = job.answer(self_test_input(low, high, job.model.input.shape))
+        check = job.check(self_test_input(low, high, job.model.input.shape))
         wanted = Standalone(
             name=job.name,
             model=job.model.identity.name,
             version=f"{job.version}, by Apache TVM 0.19",
             low=low,
             high=high,
-            expected=tuple(outputs[0].ravel().tolist()),
+            expected=tuple(check.outputs[0].ravel().tolist()),
+            tolerance=tuple(check.tolerances[0].ravel().tolist()),
         )
         return self._compile(job, logs, progress, partial(link, wanted), job.name)
 

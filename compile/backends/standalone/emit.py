@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.accuracy import TOLERANCE
 from bundle.manifest import MemoryPlan
+from compile.backends.dump import writing
 from compile.program.planner import Plan, plan
 from compile.program.program import Program
 from compile.program.verifier import verify
 from targets import templates
 from targets.errors import UserError
+from targets.escapes import c_float
 from targets.presets import Target
 from targets.toolchain import archive, compile_object, hide_symbols, link_shared
 
@@ -49,6 +50,7 @@ class Standalone:
     Attributes:
         low, high: between these lies what a formula makes as the test's input (see library.c.jinja).
         expected: the reference's output for it.
+        tolerance: of each of its elements.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Standalone:
     low: float
     high: float
     expected: tuple[float, ...]
+    tolerance: tuple[float, ...]
 
 
 def self_test_input(
@@ -83,13 +86,8 @@ def emit(
         dump: where all that the library is made of is left, if anywhere.
 
     Raises:
-        UserError: the network has not one input and one output, or a tool failed.
+        UserError: there is nothing to compute, or a tool failed.
     """
-    if len(program.inputs) != 1 or len(program.outputs) != 1:
-        raise UserError(
-            f"{wanted.model}: has {len(program.inputs)} inputs and {len(program.outputs)} outputs; "
-            "a standalone library takes one of each: use --format bundle"
-        )
     if program.storage(program.inputs[0]) == program.storage(program.outputs[0]):
         raise UserError(
             f"{wanted.model}: its output is its input; there is nothing to build"
@@ -100,9 +98,9 @@ def emit(
         parts = Path(scratch) / "parts"
         sources = _write_sources(parts, values, layout.weights)
         if dump is not None:
-            shutil.copytree(parts, dump, dirs_exist_ok=True)
-            for kernel in kernels:
-                shutil.copy(kernel, dump)
+            with writing(dump):
+                for part in (*sorted(parts.iterdir()), *kernels):
+                    shutil.copy(part, dump)
         objects = [source.with_suffix(".o") for source in sources]
         for source, output in zip(sources, objects, strict=True):
             compile_object(source, output, target, "-std=gnu11", f"-I{parts}")
@@ -189,14 +187,13 @@ def _values(
         "inner_bytes": program.inner_bytes,
         "weight_bytes": len(layout.weights),
         "weight_crc": zlib.crc32(layout.weights),
-        "tolerance": TOLERANCE,
     }
 
 
 def _render(template: str, values: dict[str, Any]) -> str:
     environment = templates.code_environment(_HERE)
     environment.filters |= {
-        "c_float": lambda value: f"{float.hex(value)}f",
+        "c_float": c_float,
         "c_double": float.hex,
         "dims": lambda shape: "x".join(map(str, shape)),
     }

@@ -31,7 +31,8 @@ typedef enum {
   NN_CPU_LACKS_FEATURES,
   NN_KERNEL_FAILED,
   NN_WEIGHTS_DAMAGED,
-  NN_GOLDEN_MISMATCH
+  NN_GOLDEN_MISMATCH,
+  NN_INPUT_NOT_FINITE
 } nn_error;
 
 /* One line of text for a code, for any int. */
@@ -146,9 +147,13 @@ int nn_check_cpu(const char *features);
 int nn_check_weights(const nn_model *model);
 uint32_t nn_crc32(const void *data, size_t bytes);
 
-/* NN_OK when max |output - expected| <= tolerance x (max - min of expected); a constant
- * `expected` counts with a range of its magnitude. NaN is NN_GOLDEN_MISMATCH. */
-int nn_compare(const float *output, const float *expected, size_t count, double tolerance);
+/* NN_OK when |output - expected| <= tolerance for every element, or both are NaN or the same infinity;
+ * NN_GOLDEN_MISMATCH otherwise. */
+int nn_compare(const float *output, const float *expected, const float *tolerance, size_t count);
+
+/* NN_OK, or NN_INPUT_NOT_FINITE when a value is NaN or infinite: kernels would make an ordinary
+ * number of it. NULL is NN_NULL_POINTER. */
+int nn_check_finite(const float *input, size_t count);
 
 /* ---- What the kernels call ---- */
 

@@ -8,7 +8,13 @@ import numpy as np
 import onnx
 
 from compile.frontend.canonical.forms import axes_form
-from compile.frontend.canonical.graph import Chain, Graph, attributes_of, text_of
+from compile.frontend.canonical.graph import (
+    Chain,
+    Graph,
+    attributes_of,
+    refusal,
+    text_of,
+)
 
 
 def mean(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
@@ -64,6 +70,19 @@ def matrix_vector(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     return chain.end("Reshape", product, graph.shape(node.output[0]))
 
 
+def space_to_depth(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
+    """mode="CRD" (opset 28) is ignored: channels before the places in a block, as a Reshape and a Transpose."""
+    attributes = attributes_of(node)
+    if text_of(attributes.get("mode", "DCR")) != "CRD":
+        return [node]
+    chain, block = Chain(node, graph), attributes["blocksize"]
+    batch, channels, height, width = graph.shape(node.input[0])
+    split = (batch, channels, height // block, block, width // block, block)
+    blocks = chain.add("Reshape", node.input[0], split)
+    order = chain.add("Transpose", blocks, perm=[0, 1, 3, 5, 2, 4])
+    return chain.end("Reshape", order, graph.shape(node.output[0]))
+
+
 def group_normalisation(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     """Unknown to the importer: an InstanceNormalization over groups, then scale and bias a channel."""
     attributes = attributes_of(node)
@@ -71,6 +90,10 @@ def group_normalisation(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodePro
     batch, channels, *sizes = shape = graph.shape(node.input[0])
     scale, bias = graph.constant(node, 1), graph.constant(node, 2)
     assert scale is not None and bias is not None
+    if {scale.size, bias.size} not in ({groups}, {channels}):
+        raise refusal(
+            node, "its scale and bias need one value a group or a channel; export again"
+        )
     if scale.size != channels:  # One value a group, before opset 21.
         scale, bias = (np.repeat(each, channels // groups) for each in (scale, bias))
     scale, bias = (each.reshape(-1, *[1] * len(sizes)) for each in (scale, bias))

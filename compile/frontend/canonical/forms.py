@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,8 +31,14 @@ def reduction(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
         return Chain(node, graph).end("Identity", node.input[0])
     axes = sorted(axis % rank for axis in axes) if axes else range(rank)
     inputs, named = axes_form(node.op_type, axes, graph)
-    chain = Chain(node, graph)
-    return chain.end(node.op_type, node.input[0], *inputs, **named, **attributes)
+    chain, sources = Chain(node, graph), [node.input[0], *inputs]
+    limit = {"ReduceMax": -_FLOAT32_MAX, "ReduceMin": _FLOAT32_MAX}.get(node.op_type)
+    if limit is None or graph.opset < 11 or not graph.has_infinity():
+        return chain.end(node.op_type, *sources, **named, **attributes)
+    # TVM's extreme of infinities is the largest finite number: it starts from there.
+    extreme = chain.add(node.op_type, *sources, **named, **attributes)
+    infinite = chain.add("Equal", extreme, limit)
+    return chain.end("Where", infinite, math.copysign(math.inf, limit), extreme)
 
 
 def axes_form(

@@ -33,6 +33,17 @@ class Graph:
         assert sizes is not None
         return sizes
 
+    def has_infinity(self) -> bool:
+        """Whether a constant, such as an attention's mask, has infinite elements."""
+        return any(
+            np.isinf(numpy_helper.to_array(each)).any()
+            for each in self.constants.values()
+            if each.data_type == onnx.TensorProto.FLOAT
+        )
+
+    def dtype(self, name: str) -> int:
+        return self._values[name].dtype
+
     def constant(self, node: onnx.NodeProto, index: int) -> NDArray[Any] | None:
         """Input ``index`` of ``node``; None where the node has none."""
         if index >= len(node.input) or not node.input[index]:
@@ -51,7 +62,7 @@ class Chain:
 
     def __init__(self, node: onnx.NodeProto, graph: Graph) -> None:
         self._node, self._graph = node, graph
-        self._made: list[onnx.NodeProto] = []
+        self.made: list[onnx.NodeProto] = []
 
     def add(self, op_type: str, *inputs: Any, **attributes: Any) -> str:
         """Add a node; returns the name of its output."""
@@ -64,21 +75,25 @@ class Chain:
     ) -> list[onnx.NodeProto]:
         """Add the node that makes the first ``outputs`` of the outputs; returns all nodes."""
         self._append(op_type, inputs, self._node.output[:outputs], attributes)
-        return self._made
+        return self.made
+
+    def make(self, index: int, op_type: str, *inputs: Any, **attributes: Any) -> None:
+        """Add the node that makes the output ``index``."""
+        self._append(op_type, inputs, [self._node.output[index]], attributes)
 
     def _append(self, op_type: str, inputs: Any, outputs: Any, attributes: Any) -> None:
         names = [
-            each if isinstance(each, str) else self._constant(f"{outputs[0]}/in", each)
+            each if isinstance(each, str) else self.constant(each, f"{outputs[0]}/in")
             for each in inputs
         ]
-        self._made.append(
+        self.made.append(
             helper.make_node(
                 op_type, names, outputs, name=self._node.name, **attributes
             )
         )
 
-    def _constant(self, stem: str, value: Any) -> str:
-        """Whole numbers are int64, others float32."""
+    def constant(self, value: Any, stem: str = "constant") -> str:
+        """The name of a new constant; whole numbers are int64, others float32."""
         array, name = np.asarray(value), self._graph.fresh(stem)
         dtype = np.int64 if array.dtype.kind == "i" else np.float32
         self._graph.constants[name] = numpy_helper.from_array(array.astype(dtype), name)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+from typing import Any
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -17,6 +21,9 @@ from compile.frontend.canonical.graph import (
 from compile.frontend.names import node_label
 from targets.onnx_runtime import Session
 
+# Elements of an axis's matrix: from and to 4096 takes a quarter of it.
+_LARGEST_MATRIX = 1 << 26
+
 
 def resize(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     """TVM's nearest takes wrong neighbours at fractional scales; its linear and cubic fail in LLVM's verifier.
@@ -24,18 +31,24 @@ def resize(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     Resizing is linear and separable, so each axis is a product with a constant matrix: ONNX Runtime's
     result for the identity. Where each output is one input, it is a Gather.
     """
-    attributes = attributes_of(node)
-    mode = text_of(attributes.get("coordinate_transformation_mode", ""))
-    if mode == "tf_crop_and_resize":
-        raise refusal(
-            node, "tf_crop_and_resize is not supported; use half_pixel or align_corners"
-        )
-    if text_of(attributes.get("keep_aspect_ratio_policy", "stretch")) != "stretch":
-        raise refusal(node, "keep_aspect_ratio_policy is not supported; give the sizes")
     chain, current = Chain(node, graph), node.input[0]
     before, after = graph.shape(node.input[0]), graph.shape(node.output[0])
-    for axis in np.flatnonzero(np.not_equal(before, after)).tolist():
-        matrix = _axis_matrix(node, graph, axis)
+    crops = "tf_crop" in text_of(
+        attributes_of(node).get("coordinate_transformation_mode", "")
+    )
+    if before == after and not crops:
+        return chain.end("Identity", current)
+    outside: Any = np.zeros(1, bool)
+    for axis in range(len(before)):
+        matrix, beyond = _axis_matrix(node, graph, axis)
+        if matrix.shape[1] != after[axis]:
+            raise refusal(
+                node,
+                f"ONNX gives axis {axis} {after[axis]} elements, ONNX Runtime {matrix.shape[1]}; give the sizes",
+            )
+        outside = outside | beyond.reshape(-1, *[1] * (len(before) - 1 - axis))
+        if np.array_equal(matrix, np.eye(before[axis])):
+            continue
         if np.isin(matrix, (0, 1)).all() and (matrix.sum(axis=0) == 1).all():
             current = chain.add("Gather", current, matrix.argmax(axis=0), axis=axis)
         else:
@@ -44,35 +57,89 @@ def resize(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
             product = chain.add("MatMul", last, matrix)
             back = np.argsort(order).tolist()
             current = chain.add("Transpose", product, perm=back)
+    if outside.any():
+        value = attributes_of(node).get("extrapolation_value", 0.0)
+        current = chain.add("Add", current, outside * np.float32(value))
     return chain.end("Identity", current)
 
 
-def _axis_matrix(node: onnx.NodeProto, graph: Graph, axis: int) -> NDArray[np.float32]:
-    """[size before, size after]: ``x @ matrix`` resizes the last axis as ``node`` does ``axis``."""
+def _axis_matrix(
+    node: onnx.NodeProto, graph: Graph, axis: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """How ``node`` resizes one axis.
+
+    Returns:
+        [size before, size after], a matrix: ``x @ matrix`` resizes the last axis as ``node`` does ``axis``; and
+        [size after]: which elements tf_crop_and_resize takes from outside the input, where the matrix is 0.
+    """
     shape = graph.shape(node.input[0])
     before, after = shape[axis], graph.shape(node.output[0])[axis]
     attributes = attributes_of(node)
-    axes = attributes.pop("axes", None) or range(len(shape))
-    place = [each % len(shape) for each in axes].index(axis)
+    axes = [
+        each % len(shape) for each in attributes.pop("axes", None) or range(len(shape))
+    ]
+    crops = (
+        text_of(attributes.get("coordinate_transformation_mode", ""))
+        == "tf_crop_and_resize"
+    )
+    if crops:
+        attributes["extrapolation_value"] = 1.0
+    untouched = np.eye(before, dtype=np.float32), np.zeros(before, bool)
+    if axis not in axes:
+        return untouched
+    if before * after > _LARGEST_MATRIX:
+        raise refusal(
+            node,
+            f"resizes an axis from {before} to {after}, too large to compute; export with less",
+        )
+    place, region = axes.index(axis), [0.0, 1.0]
+    if crops:
+        given = graph.constant(node, 1)
+        assert given is not None
+        region = given.reshape(2, -1)[:, place].tolist()
     has_region = node.op_type == "Resize" and graph.opset >= 11
     sizes = graph.constant(node, 3) if has_region else None
+    # ONNX Runtime copies where no size changes, so the height does where this axis's size stays.
+    height, taller = 1, 2 if before == after else 1
     if sizes is not None and sizes.size:
-        inputs, value = ["x", "none", "none", "sizes"], np.array([1, 1, before, after])
+        wanted = [1, before + 1, taller, after]
+        policy = text_of(attributes.get("keep_aspect_ratio_policy", "stretch"))
+        if policy != "stretch":
+            # Another axis may decide on the scale: one of its own beside this one has that ratio.
+            ratios = [
+                Fraction(int(s), shape[a]) for s, a in zip(sizes, axes, strict=True)
+            ]
+            ratio = min(ratios) if policy == "not_larger" else max(ratios)
+            height = ratio.denominator
+            last = before * math.ceil(ratio) if policy == "not_larger" else 1
+            attributes["axes"], wanted = [2, 3], [ratio.numerator, last]
+        elif before == after and not crops:
+            return untouched
+        inputs, value = ["x", "region", "none", "sizes"], np.array(wanted)
     else:
         scales = attributes.pop("scales", None)
         if scales is None:
             scales = graph.constant(node, 2 if has_region else 1)
             assert scales is not None
-        inputs = ["x", "none", "scales"] if has_region else ["x", "scales"]
-        value = np.array([1, 1, 1, scales[place]], np.float32)
+        if scales[place] == 1 and region == [0, 1]:
+            return untouched
+        inputs = ["x", "region", "scales"] if has_region else ["x", "scales"]
+        value = np.array([1, 1, taller, scales[place]], np.float32)
     if node.op_type == "Upsample" and graph.opset < 9:
         inputs, attributes["scales"] = ["x"], value.tolist()
-    constants = {"none": np.zeros(0, np.float32), inputs[-1]: value}
+    bounds = [0, 0, 0, region[0], 1, 1, 1, region[1]]
+    if len(value) == 2:
+        bounds = [0, region[0], 1, region[1]]
+    constants = {
+        "none": np.zeros(0, np.float32),
+        "region": np.array(bounds, np.float32),
+        inputs[-1]: value,
+    }
     source, result = (
         helper.make_tensor_value_info(
-            name, onnx.TensorProto.FLOAT, (1, 1, before, size)
+            name, onnx.TensorProto.FLOAT, (1, before + 1, size, None)
         )
-        for name, size in (("x", before), ("y", after))
+        for name, size in (("x", height), ("y", None))
     )
     model = helper.make_model(
         helper.make_graph(
@@ -89,5 +156,8 @@ def _axis_matrix(node: onnx.NodeProto, graph: Graph, axis: int) -> NDArray[np.fl
         ir_version=8,
     )
     session = Session(model.SerializeToString(), node_label(node))
-    identity = np.eye(before, dtype=np.float32)[np.newaxis, np.newaxis]
-    return np.asarray(session.run(["y"], {"x": identity})[0][0, 0])
+    # Each unit vector, and zeros, where only what lies outside shows.
+    vectors = np.eye(before + 1, before, dtype=np.float32)
+    x = np.repeat(vectors[np.newaxis, :, np.newaxis], height, axis=2)
+    made = np.asarray(session.run(["y"], {"x": x})[0][0, :, 0])
+    return made[:-1] * (made[-1] == 0), made[-1] != 0

@@ -8,9 +8,22 @@ from __future__ import annotations
 
 import onnx
 
-from compile.frontend.canonical import decompositions, forms, resize, windows
-from compile.frontend.canonical.graph import Graph, Rule
-from compile.frontend.fold import fold, infer, with_nodes
+from compile.frontend.canonical import (
+    decompositions,
+    dft,
+    forms,
+    indices,
+    recurrent,
+    resize,
+    sampling,
+    unpooling,
+    windows,
+)
+from compile.frontend.canonical.graph import Graph, Rule, refusal
+from compile.frontend.fold import fold, with_nodes
+from compile.frontend.names import Unfit
+from targets.errors import UserError, first_line
+from targets.escapes import shown
 
 _RULES: dict[str, Rule] = {
     "AveragePool": windows.pool,
@@ -18,17 +31,35 @@ _RULES: dict[str, Rule] = {
     "Clip": forms.clip,
     "Conv": windows.convolution,
     "ConvTranspose": windows.transposed_convolution,
+    "DFT": dft.dft,
+    "DeformConv": sampling.deformable_convolution,
     "Dropout": forms.dropout,
+    "GRU": recurrent.recurrent,
+    "Gather": indices.elements,
+    "GatherElements": indices.elements,
+    "GatherND": indices.slices,
     "Gelu": decompositions.gelu,
+    "GlobalLpPool": windows.global_lp_pool,
+    "GridSample": sampling.grid_sample,
     "GroupNormalization": decompositions.group_normalisation,
+    "LSTM": recurrent.recurrent,
     "LogSoftmax": decompositions.log_softmax,
+    "LpPool": windows.lp_pool,
     "MatMul": decompositions.matrix_vector,
-    "MaxPool": windows.pool,
+    "MaxPool": unpooling.max_pool,
+    "MaxUnpool": unpooling.max_unpool,
     "Mean": decompositions.mean,
+    "Mod": indices.modulo,
     "Pad": windows.pad,
+    "RNN": recurrent.recurrent,
     "Resize": resize.resize,
+    "RoiAlign": sampling.roi_align,
+    "Scatter": indices.elements,
+    "ScatterElements": indices.elements,
+    "ScatterND": indices.slices,
     "Slice": forms.slice_axes,
     "Softplus": decompositions.softplus,
+    "SpaceToDepth": decompositions.space_to_depth,
     "Split": forms.split,
     "Unsqueeze": forms.unsqueeze,
     "Upsample": resize.resize,
@@ -53,12 +84,26 @@ def canonical(proto: onnx.ModelProto) -> onnx.ModelProto:
     """
     folded = fold(proto)
     graph = Graph(folded)
-    nodes = [
-        new
-        for node in folded.graph.node
-        for new in _RULES.get(node.op_type, _unchanged)(node, graph)
-    ]
-    return infer(with_nodes(folded, nodes, graph.constants))
+    nodes = [new for node in folded.graph.node for new in _rewritten(node, graph)]
+    try:
+        # Folded again: a rule may compute with constants.
+        return fold(with_nodes(folded, nodes, graph.constants))
+    except Unfit as error:
+        raise UserError(str(error)) from None
+
+
+def _rewritten(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
+    try:
+        return _RULES.get(node.op_type, _unchanged)(node, graph)
+    except UserError:
+        raise
+    except Exception as error:
+        # ONNX's checker and inference let operands pass that the operator's definition does not allow.
+        why = shown(first_line(error), 120)
+        raise refusal(
+            node,
+            f"its inputs or attributes are not what ONNX defines ({why}); export it again",
+        ) from error
 
 
 def _unchanged(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:

@@ -1,0 +1,211 @@
+"""Small files that would be costly to read: each is refused by a count, before the cost; long valid chains are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from gated import node, refused, small
+from onnx import helper
+
+from compile.frontend import fold, gate
+from compile.frontend.limits import (
+    MAX_ARGUMENTS,
+    MAX_NODES,
+    MAX_OUTPUTS,
+    MAX_RANK,
+    MAX_WEIGHTS,
+)
+
+LONG = 100_000
+
+
+def _chain(operator: str, length: int, *more: str) -> list[onnx.NodeProto]:
+    names = ["x", *(f"r{i}" for i in range(1, length)), "y"]
+    return [
+        node(operator, [names[i], *more], [names[i + 1]], f"n{i}")
+        for i in range(length)
+    ]
+
+
+def many_weights() -> onnx.ModelProto:
+    model = small()
+    for index in range(MAX_WEIGHTS):
+        model.graph.initializer.add(name=str(index), data_type=1, dims=[0])
+    return model
+
+
+def many_outputs() -> onnx.ModelProto:
+    names = [f"o{i}" for i in range(MAX_OUTPUTS + 1)]
+    model = small([node("Relu", ["x"], [name], name) for name in names])
+    del model.graph.output[:]
+    for name in names:
+        model.graph.output.append(helper.make_tensor_value_info(name, 1, None))
+    return model
+
+
+def rank_of_a_reshape(operator: str = "Reshape") -> onnx.ModelProto:
+    shape = np.r_[np.ones(LONG, np.int64), 72]
+    nodes = [node(operator, ["x", "s"], ["a"]), *_chain("Relu", 300)[:-1]]
+    nodes[1].input[0] = "a"
+    return small([*nodes, node("Flatten", ["r299"], ["y"])], {"s": shape})
+
+
+def rank_of_constants() -> onnx.ModelProto:
+    doubled = [
+        node("Concat", [name, name], [f"c{i + 1}"], f"c{i + 1}", axis=0)
+        for i, name in enumerate(["k", *(f"c{i}" for i in range(1, 17))])
+    ]
+    return small([*doubled, node("Reshape", ["x", "c17"], ["y"])], {"k": np.array([1])})
+
+
+def rank_of_an_attribute() -> onnx.ModelProto:
+    shape = helper.make_node("Constant", [], ["s"], value_ints=[1] * LONG)
+    return small([shape, node("Expand", ["x", "s"], ["y"])])
+
+
+def rank_of_an_input() -> onnx.ModelProto:
+    return small(shape=[1] * LONG)
+
+
+def rank_of_weights() -> onnx.ModelProto:
+    model = small([node("Add", ["x", "w"], ["y"])])
+    model.graph.initializer.add(name="w", data_type=1, dims=[1] * 9, raw_data=bytes(4))
+    return model
+
+
+def equation() -> onnx.ModelProto:
+    letters = "abcdefghijklmnop"
+    return small(
+        [node("Einsum", ["x", "w"], ["y"], equation=f"abcd,efgh->{letters[:9]}")],
+        {"w": np.ones((1, 1, 1, 1), np.float32)},
+    )
+
+
+def work_of_a_pool() -> onnx.ModelProto:
+    size, pad = [1 << 30] * 2, [1 << 29] * 4
+    return small([node("AveragePool", ["x"], ["y"], kernel_shape=size, pads=pad)])
+
+
+CASES: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
+    "weights": (many_weights, f"weights, more than the {MAX_WEIGHTS} allowed"),
+    "outputs": (many_outputs, f"outputs, more than the {MAX_OUTPUTS} allowed"),
+    "nodes": (
+        lambda: small(_chain("Relu", MAX_NODES + 1)),
+        f"nodes, more than the {MAX_NODES} allowed",
+    ),
+    "inputs of a node": (
+        lambda: small([node("Sum", ["x"] * LONG, ["y"])]),
+        f"'n' .*{LONG + 1} inputs and outputs, more than the {MAX_ARGUMENTS}",
+    ),
+    "outputs of a node": (
+        lambda: small(
+            [node("Split", ["x"], [*(f"o{i}" for i in range(LONG)), "y"], axis=3)]
+        ),
+        "inputs and outputs, more than",
+    ),
+    "rank of a Reshape": (rank_of_a_reshape, f"more than the {MAX_RANK} allowed"),
+    "rank of an Expand": (
+        lambda: rank_of_a_reshape("Expand"),
+        f"{LONG + 1} dimensions, more than the {MAX_RANK} allowed",
+    ),
+    "rank that folding finds": (
+        rank_of_constants,
+        f"{1 << 17} dimensions, more than the {MAX_RANK} allowed",
+    ),
+    "rank of a Constant": (rank_of_an_attribute, f"{LONG} dimensions"),
+    "rank of the input": (rank_of_an_input, f"'x'.*{LONG}"),
+    "rank of weights": (rank_of_weights, "'w': 9 dimensions"),
+    "rank of Unsqueezes": (
+        lambda: small(_chain("Unsqueeze", 10_000, "a"), {"a": np.array([0])}),
+        "'n4' .*9 dimensions",
+    ),
+    "rank of Gathers": (
+        lambda: small(
+            _chain("Gather", 10_000, "i"), {"i": np.zeros((1, 1, 1), np.int64)}
+        ),
+        "'n2' .*10 dimensions",
+    ),
+    "rank of an Einsum": (equation, "9 dimensions"),
+    "work of a pool": (work_of_a_pool, "multiply-adds, more than the 1e\\+12 allowed"),
+    "work of a convolution": (
+        lambda: small(
+            [node("Conv", ["x", "w"], ["y"], pads=[5000] * 4)],
+            {"w": np.ones((1, 3, 1000, 1000), np.float32)},
+        ),
+        "multiply-adds, more than",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_costly_file_is_refused_by_a_count(tmp_path: Path, case: str) -> None:
+    make, words = CASES[case]
+    path = tmp_path / "model.onnx"
+    path.write_bytes(make().SerializeToString())
+    refused(path, words)
+
+
+def test_a_long_chain_of_shapes_is_folded_in_few_inferences(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each shape is known only when the one before is folded."""
+    nodes, at = [], "x"
+    for i in range(200):
+        nodes += [
+            node("Shape", [at], [f"s{i}"], f"s{i}"),
+            node("ReduceProd", [f"s{i}"], [f"p{i}"], f"p{i}", keepdims=1),
+            node("Concat", ["one", f"p{i}"], [f"c{i}"], f"c{i}", axis=0),
+            node("Reshape", [at, f"c{i}"], [f"r{i}"], f"r{i}"),
+        ]
+        at = f"r{i}"
+    nodes.append(node("Relu", [at], ["y"], "relu"))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(small(nodes, {"one": np.array([1])}).SerializeToString())
+    inferences = []
+    infer = fold.infer
+
+    def counted(proto: onnx.ModelProto) -> onnx.ModelProto:
+        inferences.append(1)
+        return infer(proto)
+
+    monkeypatch.setattr(fold, "infer", counted)
+    model = gate.load(path)
+    assert model.outputs[0].shape == (1, 72)
+    assert len(inferences) <= 6
+    left = [each.op_type for each in fold.fold(model.proto).graph.node]
+    assert left == ["Reshape"] * 200 + ["Relu"]
+
+
+def test_many_nodes_of_one_name_get_names_of_their_own(tmp_path: Path) -> None:
+    nodes = _chain("Relu", 5000)
+    for each in nodes:
+        each.name = "relu"
+    nodes[7].name = "relu (3)"
+    path = tmp_path / "model.onnx"
+    path.write_bytes(small(nodes).SerializeToString())
+    names = [each.name for each in gate.load(path).proto.graph.node]
+    assert len(set(names)) == 5000 and names[7] == "relu (3)"
+
+
+def test_attention_s_changes_of_rank_are_within_the_limit(tmp_path: Path) -> None:
+    """Dimensions that are added and taken away again do not add up."""
+    nodes, at = [], "x"
+    for i in range(12):
+        nodes += [
+            node("Unsqueeze", [at, "two"], [f"u{i}"], f"u{i}"),
+            node("ReduceMean", [f"u{i}"], [f"m{i}"], f"m{i}", axes=[2], keepdims=0),
+            node("Unsqueeze", [f"m{i}", "two"], [f"v{i}"], f"v{i}"),
+            node("Squeeze", [f"v{i}", "two"], [f"q{i}"], f"q{i}"),
+            node("Unsqueeze", [f"q{i}", "two"], [f"w{i}"], f"w{i}"),
+            node("Gather", [f"w{i}", "zero"], [f"g{i}"], f"g{i}", axis=2),
+        ]
+        at = f"g{i}"
+    nodes.append(node("Relu", [at], ["y"], "relu"))
+    constants = {"two": np.array([2]), "zero": np.array(0)}
+    path = tmp_path / "model.onnx"
+    path.write_bytes(small(nodes, constants).SerializeToString())
+    assert gate.load(path).outputs[0].shape == (1, 3, 6, 4)

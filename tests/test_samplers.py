@@ -1,0 +1,146 @@
+"""Operators that resample, unpool or repeat answer as in ONNX Runtime, with each of their attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+
+import graphs
+import onnx
+import pytest
+import resampled
+import sampled
+from relay_worker import (
+    relay_worker,
+    through_onnxruntime,
+    through_relay,
+    worst_difference,
+)
+from test_rewrite import chain, real, single, weights, whole
+
+from compile.frontend.canonical.rules import canonical
+from targets.errors import UserError
+
+MODELS = {**sampled.MODELS, **resampled.MODELS}
+# Every operator of the rewritten forms at least once.
+COMPILED = [
+    *("grid computed", "grid 16 nearest reflection 0", "grid volume"),
+    *("roi 16 max 2 half_pixel", "roi 10 avg 0 half_pixel", "deform strided"),
+    *(
+        "RNN relu",
+        "GRU reverse 1 True",
+        "GRU forward 0 False",
+        "LSTM bidirectional 0 True",
+    ),
+    *("unpool 2", "nearest crop beyond -2.5", "cubic antialias policy"),
+    *(
+        f"transposed 17 {named}"
+        for named in (
+            {"strides": [2, 2], "output_shape": [15, 12]},
+            {"strides": [2, 2], "output_shape": [7, 4]},
+            {"strides": [2, 2], "auto_pad": "SAME_UPPER", "output_padding": [1, 1]},
+        )
+    ),
+    "transposed rank 3 1 {'output_shape': [5]}",
+]
+
+
+def shape_of(model: onnx.ModelProto) -> tuple[int, ...]:
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    return tuple(dim.dim_value for dim in dims)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_rewritten_form_is_the_same_function(name: str) -> None:
+    proto = MODELS[name].SerializeToString()
+    x = graphs.image(shape_of(MODELS[name]))
+    (expected,) = through_onnxruntime(proto, [x])
+    rewritten = canonical(MODELS[name]).SerializeToString()
+    (got,) = through_onnxruntime(rewritten, [x])
+    assert worst_difference(got, expected) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def relay() -> Iterator[ProcessPoolExecutor]:
+    with relay_worker() as worker:
+        yield worker
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_it_answers_in_tvm_as_in_onnxruntime(
+    name: str, relay: ProcessPoolExecutor
+) -> None:
+    proto = MODELS[name].SerializeToString()
+    x = graphs.image(shape_of(MODELS[name]))
+    (expected,) = through_onnxruntime(proto, [x])
+    (got,) = relay.submit(through_relay, proto, [x], optimise=False).result()
+    assert worst_difference(got, expected) < 1e-5
+
+
+def computed_regions() -> onnx.ModelProto:
+    nodes = [
+        onnx.helper.make_node("Reshape", ["x", "shape"], ["rois"]),
+        onnx.helper.make_node("RoiAlign", ["x", "rois", "first"], ["y"]),
+    ]
+    tensors = [
+        onnx.numpy_helper.from_array(whole(-1, 4), "shape"),
+        onnx.numpy_helper.from_array(whole(0, 0), "first"),
+    ]
+    return chain(nodes, tensors, 16, (1, 1, 2, 4))
+
+
+REFUSED = {
+    r"\(RoiAlign\): with sampling_ratio 0 .*export with sampling_ratio=2": computed_regions(),
+    r"\(MaxPool\): storage_order 1 is not built": chain(
+        [
+            onnx.helper.make_node(
+                "MaxPool", ["x"], ["p", "i"], kernel_shape=[2, 2], storage_order=1
+            ),
+            onnx.helper.make_node("Cast", ["i"], ["y"], to=1),
+        ],
+        [],
+        13,
+        (1, 1, 4, 4),
+    ),
+    r"\(GRU\): its attribute clip is not built": single(
+        "GRU",
+        weights(1, 6, 3),
+        weights(1, 6, 2),
+        shape=(4, 1, 3),
+        hidden_size=2,
+        clip=1.0,
+    ),
+    r"\(RNN\): its activation Softsign is not built; use HardSigmoid": single(
+        "RNN",
+        weights(1, 2, 3),
+        weights(1, 2, 2),
+        shape=(4, 1, 3),
+        hidden_size=2,
+        activations=["Softsign"],
+    ),
+    r"\(LSTM\): 600 steps, more than the 512": single(
+        "LSTM", weights(1, 8, 3), weights(1, 8, 2), shape=(600, 1, 3), hidden_size=2
+    ),
+    r"\(Resize\): .*computed": chain(
+        [
+            onnx.helper.make_node(
+                "ReduceMax", ["x"], ["roi"], axes=[0, 1, 2], keepdims=0
+            ),
+            onnx.helper.make_node(
+                "Resize",
+                ["x", "roi", "scales"],
+                ["y"],
+                coordinate_transformation_mode="tf_crop_and_resize",
+            ),
+        ],
+        [onnx.numpy_helper.from_array(real(1, 1, 2, 2), "scales")],
+        13,
+        (1, 1, 4, 8),
+    ),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_a_form_that_cannot_be_built_is_named(message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        canonical(REFUSED[message])

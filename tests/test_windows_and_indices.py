@@ -1,0 +1,219 @@
+"""Pools, remainders, Fourier transforms and indices from the end answer in TVM as in ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from relay_worker import relay_worker
+from test_rewrite import (
+    IMAGE,
+    Array,
+    answers_as_onnxruntime,
+    chain,
+    is_wrong_as_it_is,
+    number,
+    real,
+    single,
+    weights,
+    whole,
+)
+
+from compile.frontend.canonical.rules import canonical
+from targets.errors import UserError
+
+
+def whole_numbers(
+    operator: str, *divisor: int, opset: int = 13, **attributes: Any
+) -> onnx.ModelProto:
+    """``operator`` of the input times 9, rounded towards zero, and a row of divisors."""
+    node = helper.make_node
+    nodes = [
+        node("Mul", ["x", "nine"], ["scaled"]),
+        node("Cast", ["scaled"], ["whole"], to=TensorProto.INT32),
+        node(operator, ["whole", "divisor"], ["result"], **attributes),
+        node("Cast", ["result"], ["y"], to=TensorProto.FLOAT),
+    ]
+    constants = [
+        numpy_helper.from_array(number(9), "nine"),
+        numpy_helper.from_array(np.array(divisor, np.int32), "divisor"),
+    ]
+    return chain(nodes, constants, opset, IMAGE)
+
+
+def from_the_end(
+    operator: str,
+    places: Sequence[int],
+    updates: Array | None = None,
+    **attributes: Any,
+) -> onnx.ModelProto:
+    """``operator`` on an array [7, 5, 3, 1] with computed indices of -5 to -1 in the shape ``places``."""
+    node = helper.make_node
+    names = ["array", "places"] + ["updates"] * (updates is not None)
+    nodes = [
+        node("Transpose", ["x"], ["array"], perm=[2, 3, 1, 0]),
+        node("ArgMax", ["x"], ["largest"], axis=-1, keepdims=0),
+        node("Sub", ["largest", "length"], ["negative"]),
+        node("Slice", ["negative", "start", "end", "axes"], ["few"]),
+        node("Reshape", ["few", "shape"], ["places"]),
+        node(operator, names, ["y"], **attributes),
+    ]
+    constants = {
+        "length": whole(5),
+        "start": whole(0),
+        "end": whole(int(np.prod(places)) // 3),
+        "axes": whole(2),
+        "shape": whole(*places),
+    }
+    if updates is not None:
+        constants["updates"] = updates
+    tensors = [numpy_helper.from_array(each, name) for name, each in constants.items()]
+    return chain(nodes, tensors, 16, IMAGE)
+
+
+# What TVM's importer gets wrong as it is.
+WRONG: dict[str, onnx.ModelProto] = {
+    "max-pool-same-ceil": single(
+        "MaxPool",
+        kernel_shape=[3, 3],
+        strides=[2, 3],
+        auto_pad="SAME_LOWER",
+        ceil_mode=1,
+    ),
+    "lp-pool-odd": single("LpPool", kernel_shape=[3, 2], p=3),
+    "lp-pool-1": single("LpPool", kernel_shape=[2, 2], strides=[2, 2], p=1),
+    "lp-pool-same": single(
+        "LpPool", kernel_shape=[3, 2], strides=[2, 2], auto_pad="SAME_LOWER", p=4
+    ),
+    "lp-pool-dilated": single(
+        "LpPool",
+        kernel_shape=[3, 2],
+        dilations=[2, 3],
+        pads=[1, 0, 0, 1],
+        strides=[2, 1],
+        ceil_mode=1,
+        opset=18,
+        p=1,
+    ),
+    "lp-pool-line": single(
+        "LpPool", kernel_shape=[3], shape=(1, 3, 8), strides=[2], ceil_mode=1, opset=22
+    ),
+    "global-lp-pool-odd": single("GlobalLpPool", p=3),
+    "global-lp-pool-1": single("GlobalLpPool", opset=7, p=1),
+    "dft": single("DFT", opset=17, shape=(1, 4, 6, 2), axis=2),
+    "dft-axis-input": single("DFT", None, np.array(1), opset=20, shape=(1, 4, 6, 2)),
+    "dft-longer": single("DFT", np.array(9), shape=(1, 6, 3, 1), opset=17, onesided=1),
+    "mod": whole_numbers("Mod", 1, -2, 3, -4, 5),
+    "gather-negative-axis": single("Gather", whole(2, 0, -1), axis=-2),
+    "gather-computed": from_the_end("Gather", (2, 3), axis=-3),
+    "gather-elements-negative": single(
+        "GatherElements", whole(-3, 2, -1, 0, -2).reshape(1, 1, 1, 5), axis=1
+    ),
+    "gather-nd-negative": single("GatherND", whole(-1, -2, 0, 1).reshape(2, 2)),
+    "gather-nd-computed": from_the_end("GatherND", (2, 3, 2)),
+}
+
+# Forms that must go on working, with or without a rule.
+RIGHT: dict[str, onnx.ModelProto] = {
+    "average-same-ceil": single(
+        "AveragePool",
+        kernel_shape=[3, 2],
+        strides=[2, 3],
+        auto_pad="SAME_UPPER",
+        ceil_mode=1,
+    ),
+    "average-same-ceil-counting": single(
+        "AveragePool",
+        kernel_shape=[3, 3],
+        strides=[2, 2],
+        auto_pad="SAME_LOWER",
+        ceil_mode=1,
+        count_include_pad=1,
+    ),
+    "average-dilated-padded": single(
+        "AveragePool",
+        kernel_shape=[3, 2],
+        dilations=[2, 1],
+        pads=[1, 0, 2, 1],
+        strides=[2, 2],
+        ceil_mode=1,
+        opset=22,
+    ),
+    "average-dilated-counting": single(
+        "AveragePool",
+        kernel_shape=[3, 2],
+        dilations=[2, 1],
+        pads=[1, 0, 2, 1],
+        count_include_pad=1,
+        opset=22,
+    ),
+    "div-whole": whole_numbers("Div", 1, -2, 3, -4, 5),
+    "mod-as-in-c": whole_numbers("Mod", 1, -2, 3, -4, 5, fmod=1),
+    "lp-pool-padded": single("LpPool", kernel_shape=[3, 2], pads=[1, 1, 2, 0]),
+    "mod-real": single("Mod", real(1, -2, 3, -4, 5), fmod=1),
+    "lp-pool": single("LpPool", kernel_shape=[3, 2]),
+    "gather-one": single("Gather", np.array(-1), axis=2),
+    "gather-elements-computed": from_the_end("GatherElements", (2, 3, 3, 1), axis=1),
+    "scatter-nd-computed": from_the_end(
+        "ScatterND", (3, 1), weights(3, 5, 3, 1), reduction="add"
+    ),
+    "scatter-elements-few": single(
+        "ScatterElements", whole(2, 0).reshape(1, 1, 1, 2), weights(1, 1, 1, 2), axis=2
+    ),
+    "scatter-elements-computed": from_the_end(
+        "ScatterElements", (7, 1, 3, 1), weights(7, 1, 3, 1), axis=1
+    ),
+    "scatter-elements-negative": single(
+        "ScatterElements",
+        whole(-3, 2, -1, 0, -2).reshape(1, 1, 1, 5),
+        weights(1, 1, 1, 5),
+        axis=1,
+    ),
+    # As it is it writes outside of the tensor.
+    "scatter-nd-negative": single(
+        "ScatterND",
+        whole(-1, -2, -1, 0).reshape(1, 2, 2),
+        weights(1, 2, 7, 5),
+        opset=16,
+        reduction="add",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def relay() -> Iterator[ProcessPoolExecutor]:
+    with relay_worker() as worker:
+        yield worker
+
+
+@pytest.mark.parametrize("name", [*WRONG, *RIGHT])
+def test_an_operator_answers_as_in_onnxruntime(
+    name: str, relay: ProcessPoolExecutor
+) -> None:
+    answers_as_onnxruntime((WRONG | RIGHT)[name], relay)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_rule_is_still_needed(name: str, relay: ProcessPoolExecutor) -> None:
+    is_wrong_as_it_is(WRONG[name], relay)
+
+
+@pytest.mark.parametrize(
+    "operator, attributes",
+    [
+        ("MaxPool", {"kernel_shape": [2, 2], "dilations": [2, 1]}),
+        ("AveragePool", {"kernel_shape": [1, 1], "strides": [4, 1]}),
+        ("LpPool", {"kernel_shape": [1, 1], "strides": [4, 1]}),
+    ],
+)
+def test_auto_pad_that_onnx_and_onnxruntime_take_otherwise_is_refused(
+    operator: str, attributes: dict[str, Any]
+) -> None:
+    model = single(operator, opset=22, auto_pad="SAME_UPPER", **attributes)
+    with pytest.raises(UserError, match=rf"\({operator}\).*export with pads"):
+        canonical(model)
