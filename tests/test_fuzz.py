@@ -68,6 +68,14 @@ def test_c_takes_an_input_with_channels_last(shape: str, nodes: str, said: str) 
             }""",
             ("c", "int8", "c-int8"),
         ),
+        (  # A bias of two dimensions.
+            """agraph (float[1,3,2,1] x) => (float[1,2] y)
+            <float[6,2] w = {1,2,3,4,5,6,7,8,9,10,11,12}, float[1,2] b = {1,2}> {
+              f = Flatten(x)
+              y = Gemm(f, w, b)
+            }""",
+            ("c", "int8", "c-int8"),
+        ),
         (  # The same tensor twice.
             """agraph (float[1,3,6,5] x) => (float[1,6,6,5] y) {
               r = Sigmoid(x)

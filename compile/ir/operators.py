@@ -104,6 +104,8 @@ class Convolution(Limited):
         bias = self.constant(2)
         if bias is None:
             bias = np.zeros(self._weights.shape[0], self._weights.dtype)
+        # A Gemm's may be one number, or a row of a matrix.
+        bias = np.array(np.broadcast_to(bias.ravel(), self._weights.shape[:1]))
         return bias.astype(np.int64) if self.output.quantisation else bias
 
     @property
