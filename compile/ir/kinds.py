@@ -9,6 +9,8 @@ from compile.ir import operators
 from compile.ir.graph import Operator, Tensor
 from compile.ir.pointwise import FUNCTIONS, Pointwise
 
+# Their numbers are those of one image; of other ranks they are ONNX's own.
+_OF_IMAGES = (operators.Convolution, operators.GlobalAverage)
 KINDS: dict[str, type[Operator]] = {
     "Conv": operators.Convolution,
     "Gemm": operators.Dense,
@@ -34,4 +36,6 @@ def make(
 ) -> Operator:
     """An operator, of its kind's class."""
     cls = KINDS.get(kind, Operator)
+    if issubclass(cls, _OF_IMAGES) and inputs[0] and len(inputs[0].shape) != 4:
+        cls = Operator
     return cls(kind, name, tuple(inputs), tuple(outputs), attributes or {})

@@ -104,6 +104,8 @@ class Convolution(Limited):
         bias = self.constant(2)
         if bias is None:
             bias = np.zeros(self._weights.shape[0], self._weights.dtype)
+        # A Gemm's may be one number, or a row of a matrix.
+        bias = np.array(np.broadcast_to(bias.ravel(), self._weights.shape[:1]))
         return bias.astype(np.int64) if self.output.quantisation else bias
 
     @property
@@ -121,6 +123,8 @@ class Convolution(Limited):
     def pointwise(self) -> bool:
         return (
             self.group == 1
+            and self.inputs[1] is not None
+            and self.inputs[1].value is not None
             and self.kernel == self.strides == (1, 1)
             and not any(self.pads)
         )
@@ -310,7 +314,7 @@ class View(Known):
     def in_place(self) -> bool:
         """Whether the output's memory is the input's as it lies."""
         if self.attributes.get("order") == NHWC:
-            return self.input.layout == NHWC
+            return self.input.layout == NHWC and self.output.in_order
         return self.input.in_order and self.output.in_order
 
     def shape(self) -> tuple[int, ...]:

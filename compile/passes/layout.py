@@ -7,7 +7,35 @@ from dataclasses import replace
 import numpy as np
 
 from compile.ir.graph import NHWC, Graph, Operator, Tensor
-from compile.ir.operators import Convolution, View
+from compile.ir.operators import Convolution, Identity, Transpose, View
+from targets.errors import UserError
+from targets.escapes import shown
+
+
+def channels_first_input(graph: Graph) -> Graph:
+    """The input [1, height, width, channels] as [1, channels, height, width], which has the same memory in NHWC.
+
+    Raises:
+        UserError: an operator reads it that is neither a view nor a transposition to NCHW.
+    """
+    (image,) = graph.inputs
+    batch, height, width, channels = image.shape
+    image = replace(image, shape=(batch, channels, height, width))
+
+    def rule(operator: Operator) -> list[Operator] | None:
+        if image.name not in (each.name for each in operator.activations):
+            return None
+        inputs = (image, *operator.inputs[1:])
+        if isinstance(operator, Transpose) and operator.order == (0, 3, 1, 2):
+            return [Identity("Identity", operator.label, (image,), operator.outputs)]
+        if isinstance(operator, View):
+            return [replace(operator.with_attributes(order=NHWC), inputs=inputs)]
+        raise UserError(
+            f"node {shown(operator.label)!r} ({operator.kind}): reads input {shown(image.name)!r} with its channels "
+            "last; C takes that through a Transpose to NCHW or a Flatten; give --layout NCHW if its axes are in that order"
+        )
+
+    return replace(graph.rewritten(rule), inputs=(image,))
 
 
 def channels_last(graph: Graph) -> Graph:
@@ -22,7 +50,8 @@ def channels_last(graph: Graph) -> Graph:
         if isinstance(operator, View) and isinstance(reader, Convolution):
             height, width, _ = operator.input.image
             if (
-                reader.pointwise
+                not operator.attributes.get("order")
+                and reader.pointwise
                 and reader.output.image[:2] == (1, 1)
                 and height * width > 1
             ):

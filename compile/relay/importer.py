@@ -54,11 +54,12 @@ def operator(operator: Operator, inputs: list[Any], opset: int) -> list[Any]:
         inputs: expressions, one for each of ``operator.activations``.
     """
     tvm = compiler()
-    alone = Graph(operator.activations, operator.outputs, (operator,), opset)
+    # One may be read twice.
+    given = dict(zip(operator.activations, inputs, strict=True))
+    alone = Graph(tuple(given), operator.outputs, (operator,), opset)
     function = to_relay(alone)["main"]
-    body = tvm.relay.bind(
-        function.body, dict(zip(function.params, inputs, strict=True))
-    )
+    bound = dict(zip(function.params, given.values(), strict=True))
+    body = tvm.relay.bind(function.body, bound)
     if len(operator.outputs) == 1:
         return [body]
     return [

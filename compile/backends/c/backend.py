@@ -16,7 +16,9 @@ from compile.backends.dump import Dump
 from compile.backends.request import BuildRequest, Format
 from compile.backends.verify import Verification, verify_c
 from compile.frontend.model import Model
-from compile.ir.graph import Graph
+from compile.ir.graph import NHWC, Graph
+from compile.passes.layout import channels_first_input
+from compile.passes.ports import integer_ports
 from records.lookup import RecordLog
 from targets.errors import UserError
 from targets.presets import Target
@@ -50,8 +52,11 @@ class CBackend:
         return f"{name}.c"
 
     def build(self, job: Job, logs: Sequence[RecordLog], progress: Progress) -> Built:
+        graph = job.graph
+        if job.model.input.layout == NHWC:
+            graph = passes.run((integer_ports, channels_first_input), graph)
         return build(
-            job.graph,
+            graph,
             job.name,
             job.version,
             job.target,

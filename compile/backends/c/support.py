@@ -91,6 +91,8 @@ def _fault(operator: Operator) -> str:
                 return "mixes channels with rows and columns, which would have to be moved; that is not lowered"
         case GlobalAverage() | Pointwise() | Table():
             pass
+        case _ if operator.kind in ("Conv", "GlobalAveragePool"):
+            return f"of {len(operator.input.shape)} dimensions; only images, of four, are lowered"
         case _:
             return f"{operator.kind} has no C lowering; these have: {_LOWERED}"
     return ""

@@ -1,0 +1,94 @@
+"""A few random networks through every road; `tests/fuzz_graphs.py` runs more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+from fuzz_graphs import FAULTS, ROADS, Worker, random_graph, run
+
+pytestmark = pytest.mark.slow
+
+_COUNT = 12
+# In seed 0: faults of operators that are known, by (index, road).
+_KNOWN = {(6, "int8"): "a float operator's answer is rounded to the next step"}
+
+
+def test_a_graph_is_the_same_for_the_same_numbers() -> None:
+    one, again, other = (random_graph(0, index) for index in (4, 4, 5))
+    assert one == again != other
+    onnx.checker.check_model(one, full_check=True)
+
+
+def test_random_networks_are_right_or_refused(tmp_path: Path) -> None:
+    faults = {}
+    for found in run([(0, index) for index in range(_COUNT)], list(ROADS), tmp_path):
+        for road in ROADS:
+            if found[road]["verdict"] in FAULTS:
+                faults[found["index"], road] = found[road]["why"]
+    assert {each: why for each, why in faults.items() if each not in _KNOWN} == {}
+
+
+def text(body: str) -> onnx.ModelProto:
+    return onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 13]> {body}')
+
+
+_NARROW = "agraph (float[1,6,5,3] x) => (float{shape} y) {{ {nodes} }}"
+
+
+@pytest.mark.parametrize(
+    "shape, nodes, said",
+    [
+        ("[1,90]", "f = Flatten(x) y = Sigmoid(f)", ""),
+        ("[1,3,6,5]", "t = Transpose <perm = [0,3,1,2]> (x) y = Relu(t)", ""),
+        ("[1,6,5,3]", "y = Sigmoid(x)", "channels last"),
+    ],
+)
+def test_c_takes_an_input_with_channels_last(shape: str, nodes: str, said: str) -> None:
+    worker = Worker()
+    try:
+        verdict, why = worker.verdict(
+            text(_NARROW.format(shape=shape, nodes=nodes)), "c"
+        )
+    finally:
+        worker.close()
+    assert (verdict, said in why) == ("refused" if said else "right", True), why
+
+
+@pytest.mark.parametrize(
+    "graph, roads",
+    [
+        (  # A convolution of one axis behind a view.
+            """agraph (float[1,1,6,5] x) => (float[1,2,30] y)
+            <float[2,1,1] w = {1.5, -0.5}> {
+              s = Constant <value = int64[3] {1, 1, 30}> ()
+              r = Reshape(x, s)
+              y = Conv(r, w)
+            }""",
+            ("c", "int8", "c-int8"),
+        ),
+        (  # A bias of two dimensions.
+            """agraph (float[1,3,2,1] x) => (float[1,2] y)
+            <float[6,2] w = {1,2,3,4,5,6,7,8,9,10,11,12}, float[1,2] b = {1,2}> {
+              f = Flatten(x)
+              y = Gemm(f, w, b)
+            }""",
+            ("c", "int8", "c-int8"),
+        ),
+        (  # The same tensor twice.
+            """agraph (float[1,3,6,5] x) => (float[1,6,6,5] y) {
+              r = Sigmoid(x)
+              y = Concat <axis = 1> (r, r)
+            }""",
+            ("native", "int8"),
+        ),
+    ],
+)
+def test_what_random_networks_found(graph: str, roads: tuple[str, ...]) -> None:
+    worker = Worker()
+    try:
+        found = {road: worker.verdict(text(graph), road) for road in roads}
+    finally:
+        worker.close()
+    assert {road: each for road, each in found.items() if each[0] in FAULTS} == {}
