@@ -357,8 +357,8 @@ def campaign(
 ) -> tuple[Counter[str], list[str]]:
     """Try ``count`` mutations; returns how many of each outcome, and a line for each fault."""
     outcomes: Counter[str] = Counter()
-    faults = []
-    done = 0
+    faults: list[str] = []
+    done = told = 0
     while done < count:
         batch = min(_BATCH, count - done)
         with tempfile.TemporaryDirectory() as folder:
@@ -397,6 +397,8 @@ def campaign(
                     place.read_bytes()
                 )
             done += max(1, tries)
+        print("".join(f"\n{each}" for each in faults[told:]), end="", file=sys.stderr)
+        told = len(faults)
         print(f"\r{done:,} of {count:,}: {dict(outcomes)}", end="", file=sys.stderr)
     print(file=sys.stderr)
     return outcomes, faults
