@@ -19,21 +19,14 @@ pytestmark = pytest.mark.slow
 
 Array = NDArray[Any]
 
-_UNKNOWN = "not an operator that TVM 0.19 can build"
 _ONE_BATCH = r"output '\w+' has shape \(3, .*need a batch of 1"
 # Names of tests (as a pattern of all of it) and what the refusal says.
 REFUSED = {
-    r"basic_deform_conv_with(out)?_padding": _UNKNOWN,
-    r"convtranspose_output_shape": "Inferred shape and existing shape differ",
-    r"deform_conv_with_(mask_bias|multiple_offset_groups)": _UNKNOWN,
     r"dequantizelinear_blocked": "TVM cannot import it",
     r"flexattention_(?!.*_expanded).*": "control flow is not supported",
-    r"gridsample(_bilinear.*|_bicubic.*|_aligncorners_true)?": "is not supported",
     r"matmul_bcast": _ONE_BATCH,
     r"maxpool_with_argmax_2d_precomputed_.*": "output 'z' is int64, need float32",
     r"quantizelinear_axis": "output 'y' is uint8, need float32",
-    r"resize_tf_crop_and_resize.*": "tf_crop_and_resize is not supported",
-    r"resize_.*_not_(larger|smaller)": "keep_aspect_ratio_policy is not supported",
     r"roialign_.*": _ONE_BATCH,
     r"squeeze": _ONE_BATCH,
 }
@@ -147,4 +140,4 @@ def test_every_node_test_is_right_or_refused_for_its_reason(
 
 def test_most_node_tests_are_built(verdicts: dict[str, str]) -> None:
     assert len(verdicts) >= 165
-    assert sum(verdict == "right" for verdict in verdicts.values()) >= 120
+    assert sum(verdict == "right" for verdict in verdicts.values()) >= 149
