@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from compile.frontend.limits import (
     MAX_RANK,
     MAX_WEIGHTS,
 )
+from compile.frontend.model import Model
 
 LONG = 100_000
 
@@ -209,3 +211,83 @@ def test_attention_s_changes_of_rank_are_within_the_limit(tmp_path: Path) -> Non
     path = tmp_path / "model.onnx"
     path.write_bytes(small(nodes, constants).SerializeToString())
     assert gate.load(path).outputs[0].shape == (1, 3, 6, 4)
+
+
+def _taken(
+    path: Path, nodes: list[onnx.NodeProto], opset: int = 17, **constants: Any
+) -> Model:
+    path.write_bytes(small(nodes, constants, opset=opset).SerializeToString())
+    return gate.load(path)
+
+
+@pytest.mark.parametrize(
+    "equation",
+    ["b c h w , w k -> b c h k", "bchw,wk", "...hw,wk->...hk", "a...w,wk->a...k"],
+)
+def test_an_equation_has_the_rank_of_its_letters(tmp_path: Path, equation: str) -> None:
+    nodes, at = [], "x"
+    for i in range(4):
+        nodes.append(node("Einsum", [at, "w"], [f"e{i}"], f"e{i}", equation=equation))
+        at = f"e{i}"
+    nodes.append(node("Relu", [at], ["y"], "relu"))
+    w = np.ones((4, 4), np.float32)
+    assert _taken(tmp_path / "m.onnx", nodes, w=w).outputs[0].shape == (1, 3, 6, 4)
+
+
+def test_gathering_of_places_adds_no_dimensions(tmp_path: Path) -> None:
+    places = np.array(list(np.ndindex(1, 3, 6, 4))).reshape(1, 3, 6, 4, 4)
+    nodes = [
+        node("GatherND", ["x", "places"], ["a"], "a"),
+        node("GatherND", ["a", "places"], ["b"], "b"),
+        node("Conv", ["b", "w"], ["y"], "conv"),
+    ]
+    weights = np.ones((2, 3, 1, 1), np.float32)
+    found = _taken(tmp_path / "m.onnx", nodes, places=places, w=weights)
+    assert found.outputs[0].shape == (1, 2, 6, 4)
+
+
+def test_a_convolution_has_the_rank_of_its_weights(tmp_path: Path) -> None:
+    """Squeeze without axes takes away as many as have one element, which ranks do not say."""
+    nodes, at = [], "x"
+    for i in range(4):
+        nodes += [
+            node("GlobalAveragePool", [at], [f"g{i}"], f"g{i}"),
+            node("Squeeze", [f"g{i}"], [f"s{i}"], f"s{i}"),
+            node("Unsqueeze", [f"s{i}", "axes"], [f"u{i}"], f"u{i}"),
+            node("Mul", [at, f"u{i}"], [f"m{i}"], f"m{i}"),
+            node("Conv", [f"m{i}", "w"], [f"c{i}"], f"c{i}"),
+        ]
+        at = f"c{i}"
+    nodes.append(node("Relu", [at], ["y"], "relu"))
+    weights = np.ones((3, 3, 1, 1), np.float32)
+    axes = np.array([0, 2, 3])
+    found = _taken(tmp_path / "m.onnx", nodes, axes=axes, w=weights)
+    assert found.outputs[0].shape == (1, 3, 6, 4)
+
+
+def test_shapes_after_a_stand_in_are_folded_in_one_pass(tmp_path: Path) -> None:
+    """onnx infers no shape of this operator, and each shape is known only when the one before is folded."""
+    nodes = [
+        node("GroupNormalization", ["x", "scale", "bias"], ["n"], "n", num_groups=3)
+    ]
+    at = "n"
+    for i in range(12):
+        nodes += [
+            node("Shape", [at], [f"s{i}"], f"s{i}"),
+            node("Reshape", [at, f"s{i}"], [f"r{i}"], f"r{i}"),
+        ]
+        if i == 5:
+            nodes.append(
+                node(
+                    "GroupNormalization",
+                    [f"r{i}", "scale", "bias"],
+                    ["n2"],
+                    "n2",
+                    num_groups=3,
+                )
+            )
+        at = "n2" if i == 5 else f"r{i}"
+    nodes.append(node("Relu", [at], ["y"], "relu"))
+    scale, bias = np.ones(3, np.float32), np.zeros(3, np.float32)
+    found = _taken(tmp_path / "m.onnx", nodes, 21, scale=scale, bias=bias)
+    assert found.outputs[0].shape == (1, 3, 6, 4)

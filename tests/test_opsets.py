@@ -125,14 +125,26 @@ def test_scales_that_are_neither_of_groups_nor_of_channels_are_refused() -> None
         canonical(gated(model).proto)
 
 
-def test_operators_that_stand_for_many_nodes_are_counted() -> None:
+def repeated(*operator: str, count: int = 201) -> onnx.ModelProto:
     nodes = [
-        helper.make_node("Swish", [f"x{k}" if k else "x"], [f"x{k + 1}"])
-        for k in range(201)
+        helper.make_node(
+            operator[0], [f"x{k}" if k else "x", *operator[1:]], [f"x{k + 1}"]
+        )
+        for k in range(count)
     ]
     nodes[-1].output[0] = "y"
+    weights = [numpy_helper.from_array(np.ones(1, np.float32), "w")]
+    return chain(nodes, weights, 28, IMAGE)
+
+
+def test_operators_that_stand_for_many_nodes_are_counted() -> None:
     with pytest.raises(UserError, match="201 operators that stand for up to 100 nodes"):
-        gated(chain(nodes, [], 28, IMAGE))
+        gated(repeated("RMSNormalization", "w"))
+
+
+def test_those_that_stand_for_few_nodes_are_taken_in_any_number() -> None:
+    for operator in (("Swish",), ("CastLike", "w")):
+        assert gated(repeated(*operator)).outputs
 
 
 def test_an_opset_that_is_not_published_yet_is_refused() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
 import graphs
+import numpy as np
 import onnx
 import pytest
 import resampled
@@ -18,6 +19,7 @@ from relay_worker import (
 )
 from test_rewrite import chain, real, single, weights, whole
 
+from compile.frontend.canonical import resize
 from compile.frontend.canonical.rules import canonical
 from targets.errors import UserError
 
@@ -138,6 +140,106 @@ REFUSED = {
         (1, 1, 4, 8),
     ),
 }
+
+
+def recurrent_layers(count: int) -> onnx.ModelProto:
+    node = onnx.helper.make_node
+    nodes, at = [], "x"
+    for k in range(count):
+        nodes += [
+            node("LSTM", [at, "w", "r"], [f"y{k}"], hidden_size=2),
+            node("Squeeze", [f"y{k}", "one"], [f"s{k}"]),
+        ]
+        at = f"s{k}"
+    nodes[-1].output[0] = "y"
+    constants = [
+        onnx.numpy_helper.from_array(weights(1, 8, 2), "w"),
+        onnx.numpy_helper.from_array(weights(1, 8, 2), "r"),
+        onnx.numpy_helper.from_array(np.array([1]), "one"),
+    ]
+    return chain(nodes, constants, 13, (500, 1, 2))
+
+
+def whole_number_linear() -> onnx.ModelProto:
+    node = onnx.helper.make_node
+    nodes = [
+        node("Cast", ["x"], ["whole"], to=onnx.TensorProto.INT32),
+        node("Resize", ["whole", "", "scales"], ["wide"], mode="linear"),
+        node("Cast", ["wide"], ["y"], to=onnx.TensorProto.FLOAT),
+    ]
+    scales = onnx.numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales")
+    return chain(nodes, [scales], 13, (1, 1, 4, 4))
+
+
+def places_of_a_pool(size: int) -> onnx.ModelProto:
+    node = onnx.helper.make_node
+    nodes = [
+        node("MaxPool", ["x"], ["large", "places"], kernel_shape=[size, size]),
+        node("Cast", ["places"], ["y"], to=onnx.TensorProto.FLOAT),
+    ]
+    return chain(nodes, [], 13, (1, 1, 50, 50))
+
+
+# Small files that become large: each is refused before the cost.
+COSTLY = {
+    r"\(RoiAlign\): takes \d{10} samples": single(
+        "RoiAlign",
+        np.array([[0, 0, 1e9, 1e9]], np.float32),
+        np.array([0]),
+        shape=(1, 1, 4, 4),
+        opset=16,
+    ),
+    r"a step of it takes \d{13} bytes": single(
+        "RoiAlign",
+        np.array([[0, 0, 1e6, 1e6]], np.float32),
+        np.array([0]),
+        shape=(1, 1, 4, 4),
+        opset=16,
+    ),
+    r"\(Resize\): keeps the aspect ratio 999/2000": single(
+        "Resize",
+        None,
+        None,
+        np.array([999, 999]),
+        shape=(1, 1, 2000, 2000),
+        opset=18,
+        mode="linear",
+        axes=[2, 3],
+        keep_aspect_ratio_policy="not_larger",
+    ),
+    r"\(Resize\): resizes whole numbers": whole_number_linear(),
+    r"\(MaxPool\): its Indices .* at most 512": places_of_a_pool(23),
+    r"\(LSTM\): the network becomes more than 60000": recurrent_layers(25),
+}
+
+
+@pytest.mark.parametrize("message", COSTLY)
+def test_what_becomes_too_large_is_refused_before_it_does(message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        canonical(COSTLY[message])
+
+
+def test_an_aspect_ratio_of_large_numbers_is_resized_in_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resize, "_AT_ONCE", 4000)
+    model = single(
+        "Resize",
+        None,
+        None,
+        np.array([19, 13]),
+        shape=(1, 2, 22, 30),
+        opset=18,
+        mode="linear",
+        axes=[2, 3],
+        keep_aspect_ratio_policy="not_larger",
+    )
+    x = graphs.image((1, 2, 22, 30))
+    (expected,), (got,) = (
+        through_onnxruntime(each.SerializeToString(), [x])[0]
+        for each in (model, canonical(model))
+    )
+    np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("message", REFUSED)

@@ -46,6 +46,32 @@ def whole_numbers(
     return chain(nodes, constants, opset, IMAGE)
 
 
+def padded_whole_numbers(*value: int, dtype: int) -> onnx.ModelProto:
+    """Pad of whole numbers, with this value or without one."""
+    node = helper.make_node
+    nodes = [
+        node("Cast", ["x"], ["whole"], to=dtype),
+        node("Pad", ["whole", "pads", *["value"] * len(value)], ["wide"]),
+        node("Cast", ["wide"], ["y"], to=TensorProto.FLOAT),
+    ]
+    constants = [numpy_helper.from_array(whole(0, 0, 1, 0, 0, 0, -1, 2), "pads")]
+    if value:
+        constants.append(helper.make_tensor("value", dtype, [], value))
+    return chain(nodes, constants, 13, IMAGE)
+
+
+def largest_of_whole_numbers() -> onnx.ModelProto:
+    """ReduceMax of whole numbers in a model with infinite constants."""
+    node = helper.make_node
+    nodes = [
+        node("Max", ["x", "lowest"], ["same"]),
+        node("Cast", ["same"], ["whole"], to=TensorProto.INT32),
+        node("ReduceMax", ["whole"], ["largest"], axes=[2]),
+        node("Cast", ["largest"], ["y"], to=TensorProto.FLOAT),
+    ]
+    return chain(nodes, [numpy_helper.from_array(number(-np.inf), "lowest")], 13, IMAGE)
+
+
 def from_the_end(
     operator: str,
     places: Sequence[int],
@@ -152,6 +178,10 @@ RIGHT: dict[str, onnx.ModelProto] = {
         count_include_pad=1,
         opset=22,
     ),
+    "pad-whole": padded_whole_numbers(dtype=TensorProto.INT32),
+    "pad-whole-value": padded_whole_numbers(7, dtype=TensorProto.INT64),
+    "pad-bool": padded_whole_numbers(1, dtype=TensorProto.BOOL),
+    "reduce-whole-beside-infinity": largest_of_whole_numbers(),
     "div-whole": whole_numbers("Div", 1, -2, 3, -4, 5),
     "mod-as-in-c": whole_numbers("Mod", 1, -2, 3, -4, 5, fmod=1),
     "lp-pool-padded": single("LpPool", kernel_shape=[3, 2], pads=[1, 1, 2, 0]),

@@ -187,9 +187,18 @@ def _folded_in_order(proto: onnx.ModelProto, budget: int) -> onnx.ModelProto:
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     for name, tensor in constants.items():
         types[name] = onnx.helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
+    weights = {name: list(each.dims) for name, each in constants.items()}
     kept = []
     for node in proto.graph.node:
-        inferred = _infer_node(node, types, constants, version, opsets)
+        known_form, *shapes = _stand_in(node, weights, "a stand-in's shape") or [node]
+        for shape in shapes:
+            types[shape.name] = onnx.helper.make_tensor_type_proto(
+                shape.data_type, shape.dims
+            )
+        given = (
+            constants | {each.name: each for each in shapes} if shapes else constants
+        )
+        inferred = _infer_node(known_form, types, given, version, opsets)
         types |= inferred
         known = {
             name: value_of(onnx.helper.make_value_info(name, types[name]))

@@ -44,11 +44,8 @@ def check_counts(graph: onnx.GraphProto) -> None:
 
 def check_ranks(graph: onnx.GraphProto) -> None:
     """Refuse a tensor of more than MAX_RANK dimensions, before ONNX's inference, whose cost grows with them, meets it."""
-    lengths: dict[str, int] = {}
-    ranks: dict[str, int] = {}
-    for tensor in graph.initializer:
-        ranks[tensor.name] = len(tensor.dims)
-        lengths[tensor.name] = math.prod(tensor.dims)
+    constants = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    ranks = {name: len(dims) for name, dims in constants.items()}
     for info in (*graph.input, *graph.output):
         ranks[info.name] = len(info.type.tensor_type.shape.dim)
     for name, rank in ranks.items():
@@ -56,10 +53,10 @@ def check_ranks(graph: onnx.GraphProto) -> None:
             raise _too_many(f"tensor {shown(name)!r}", rank)
     for node in graph.node:
         if node.op_type == "Constant":
-            _note_constant(node, ranks, lengths)
-            rank = ranks.get(node.output[0], 0)
+            constants |= _constant(node)
+            rank = len(constants.get(node.output[0], []))
         else:
-            rank = _rank(node, ranks, lengths)
+            rank = _rank(node, ranks, constants)
         if rank > MAX_RANK:
             raise _too_many(node_label(node), rank)
         for name in node.output:
@@ -72,19 +69,18 @@ def _too_many(label: str, rank: int) -> Unfit:
     )
 
 
-def _note_constant(
-    node: onnx.NodeProto, ranks: dict[str, int], lengths: dict[str, int]
-) -> None:
+def _constant(node: onnx.NodeProto) -> dict[str, list[int]]:
+    """The shape of a Constant's output."""
     for each in node.attribute:
-        name = node.output[0]
         if each.HasField("t"):
-            ranks[name], lengths[name] = len(each.t.dims), math.prod(each.t.dims)
-        elif each.ints or each.floats:
-            ranks[name], lengths[name] = 1, len(each.ints) or len(each.floats)
+            return {node.output[0]: list(each.t.dims)}
+        if each.ints or each.floats:
+            return {node.output[0]: [len(each.ints) or len(each.floats)]}
+    return {}
 
 
 def _rank(
-    node: onnx.NodeProto, ranks: Mapping[str, int], lengths: Mapping[str, int]
+    node: onnx.NodeProto, ranks: Mapping[str, int], constants: Mapping[str, list[int]]
 ) -> int:
     """Dimensions of a node's outputs, as ONNX's inference would find them; 0 where it cannot know them yet."""
     inputs = [ranks.get(name, 0) for name in node.input] or [0]
@@ -94,7 +90,8 @@ def _rank(
     def count(place: int, attribute: str) -> int:
         if attribute in attributes:
             return len(attributes[attribute].ints)
-        return lengths.get(node.input[place], 0) if place < len(node.input) else 0
+        dims = constants.get(node.input[place]) if place < len(node.input) else None
+        return 0 if dims is None else math.prod(dims)
 
     if kind in _RANK_FROM:
         return count(_RANK_FROM[kind], "shape")
@@ -104,13 +101,27 @@ def _rank(
         return inputs[0] + count(1, "axes")
     if kind == "Squeeze":
         return max(0, inputs[0] - count(1, "axes"))
-    if kind in ("Gather", "GatherND"):
+    if kind in ("Conv", "ConvTranspose") and inputs[1:2]:
+        return inputs[1] or inputs[0]
+    if kind == "Gather":
         return max(0, sum(inputs[:2]) - 1)
+    if kind == "GatherND":
+        # The last dimension of the indices says how many axes they name.
+        named = (constants.get(node.input[1]) or [1])[-1]
+        batched = attributes["batch_dims"].i if "batch_dims" in attributes else 0
+        return max(0, sum(inputs[:2]) - 1 - max(1, named) - max(0, batched))
     if kind == "OneHot":
         return inputs[0] + 1
     if kind == "Einsum":
         equation = attributes["equation"].s if "equation" in attributes else b""
-        return len(equation.rpartition(b"->")[2].strip())
+        terms, arrow, result = bytes(equation).replace(b" ", b"").partition(b"->")
+        letters = bytes(code for code in set(terms) if terms.count(code) == 1)
+        left = (result if arrow else letters).replace(b".", b"").replace(b",", b"")
+        if b"..." not in (result if arrow else terms):
+            return len(left)
+        lengths = [len(each.replace(b".", b"")) for each in terms.split(b",")]
+        others = (rank - length for rank, length in zip(inputs, lengths, strict=False))
+        return len(left) + max(0, *others)
     if kind.startswith(("Reduce", "Arg")):
         kept = "keepdims" not in attributes or attributes["keepdims"].i
         gone = 1 if kind.startswith("Arg") else count(1, "axes") or inputs[0]

@@ -205,6 +205,23 @@ def check_values(proto: onnx.ModelProto) -> None:
             )
 
 
+def check_sizes(proto: onnx.ModelProto) -> None:
+    """Refuse a tensor that is too large, where an operator was replaced by simpler ones."""
+    known = values(proto.graph)
+    for node in proto.graph.node:
+        for name in node.output:
+            value = known.get(name, UNKNOWN)
+            if value.sizes is None:
+                continue
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(value.dtype)
+            size = prod(value.sizes) * dtype.itemsize
+            if size > MAX_TENSOR_BYTES:
+                raise Unfit(
+                    f"{node_label(node)}: a step of it takes {size} bytes, more than the {MAX_TENSOR_BYTES} "
+                    "allowed; export with smaller sizes"
+                )
+
+
 def _work(node: onnx.NodeProto, known: Mapping[str, Value]) -> int:
     """Steps of convolutions, pools and matrix products, whose cost is not that of their tensors."""
     first, second = (

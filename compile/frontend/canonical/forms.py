@@ -33,7 +33,8 @@ def reduction(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     inputs, named = axes_form(node.op_type, axes, graph)
     chain, sources = Chain(node, graph), [node.input[0], *inputs]
     limit = {"ReduceMax": -_FLOAT32_MAX, "ReduceMin": _FLOAT32_MAX}.get(node.op_type)
-    if limit is None or graph.opset < 11 or not graph.has_infinity():
+    real = graph.dtype(node.input[0]) == onnx.TensorProto.FLOAT
+    if not limit or not real or graph.opset < 11 or not graph.has_infinity():
         return chain.end(node.op_type, *sources, **named, **attributes)
     # TVM's extreme of infinities is the largest finite number: it starts from there.
     extreme = chain.add(node.op_type, *sources, **named, **attributes)

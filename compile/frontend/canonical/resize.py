@@ -23,6 +23,8 @@ from targets.onnx_runtime import Session
 
 # Elements of an axis's matrix: from and to 4096 takes a quarter of it.
 _LARGEST_MATRIX = 1 << 26
+# Elements that ONNX Runtime resizes at once, and in all, to find an axis's matrix.
+_AT_ONCE, _LARGEST_PROBE = 1 << 24, 1 << 30
 
 
 def resize(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
@@ -52,6 +54,10 @@ def resize(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
         if np.isin(matrix, (0, 1)).all() and (matrix.sum(axis=0) == 1).all():
             current = chain.add("Gather", current, matrix.argmax(axis=0), axis=axis)
         else:
+            if graph.dtype(node.input[0]) != onnx.TensorProto.FLOAT:
+                raise refusal(
+                    node, "resizes whole numbers by weights; cast them to float32 first"
+                )
             order = [each for each in range(len(before)) if each != axis] + [axis]
             last = chain.add("Transpose", current, perm=order)
             product = chain.add("MatMul", last, matrix)
@@ -113,6 +119,11 @@ def _axis_matrix(
             height = ratio.denominator
             last = before * math.ceil(ratio) if policy == "not_larger" else 1
             attributes["axes"], wanted = [2, 3], [ratio.numerator, last]
+            if before * before * height > _LARGEST_PROBE:
+                raise refusal(
+                    node,
+                    f"keeps the aspect ratio {ratio}, too large to compute; give the sizes that it has",
+                )
         elif before == after and not crops:
             return untouched
         inputs, value = ["x", "region", "none", "sizes"], np.array(wanted)
@@ -137,7 +148,7 @@ def _axis_matrix(
     }
     source, result = (
         helper.make_tensor_value_info(
-            name, onnx.TensorProto.FLOAT, (1, before + 1, size, None)
+            name, onnx.TensorProto.FLOAT, (1, None, size, None)
         )
         for name, size in (("x", height), ("y", None))
     )
@@ -158,6 +169,14 @@ def _axis_matrix(
     session = Session(model.SerializeToString(), node_label(node))
     # Each unit vector, and zeros, where only what lies outside shows.
     vectors = np.eye(before + 1, before, dtype=np.float32)
-    x = np.repeat(vectors[np.newaxis, :, np.newaxis], height, axis=2)
-    made = np.asarray(session.run(["y"], {"x": x})[0][0, :, 0])
+    # Sizes of all axes, where they are given, say how many channels there are.
+    parts = math.ceil(vectors.size * height / _AT_ONCE) if len(value) == 2 else 1
+    made = np.concatenate(
+        [
+            session.run(
+                ["y"], {"x": np.repeat(part[np.newaxis, :, np.newaxis], height, axis=2)}
+            )[0][0, :, 0]
+            for part in np.array_split(vectors, parts)
+        ]
+    )
     return made[:-1] * (made[-1] == 0), made[-1] != 0

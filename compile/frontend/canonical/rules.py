@@ -22,6 +22,7 @@ from compile.frontend.canonical import (
 from compile.frontend.canonical.graph import Graph, Rule, refusal
 from compile.frontend.fold import fold, with_nodes
 from compile.frontend.names import Unfit
+from compile.frontend.shapes import check_sizes
 from targets.errors import UserError, first_line
 from targets.escapes import shown
 
@@ -87,9 +88,16 @@ def canonical(proto: onnx.ModelProto) -> onnx.ModelProto:
     nodes = [new for node in folded.graph.node for new in _rewritten(node, graph)]
     try:
         # Folded again: a rule may compute with constants.
-        return fold(with_nodes(folded, nodes, graph.constants))
+        result = fold(with_nodes(folded, nodes, graph.constants))
+        check_sizes(result)
     except Unfit as error:
         raise UserError(str(error)) from None
+    except onnx.shape_inference.InferenceError as error:
+        why = shown(first_line(error), 160)
+        raise UserError(
+            f"an operator is used in a form that is not built ({why}); export another"
+        ) from None
+    return result
 
 
 def _rewritten(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:

@@ -25,6 +25,8 @@ from compile.frontend.canonical.graph import (
 )
 
 _CUBIC = -0.75
+# Places of an axis that RoiAlign's weights, which are constants, hold.
+_MOST_SAMPLES = 1 << 20
 # The neighbours of one coordinate: each an index, as a float, and its weight.
 Taps = list[tuple[str, str]]
 
@@ -107,6 +109,11 @@ def roi_align(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
             needed = np.ceil(extents / np.float32(cells)).astype(np.int64)
             counts = np.maximum(needed, 0).reshape(-1, 1, 1)
         most = max(1, int(counts.max()))
+        if regions * cells * most > _MOST_SAMPLES:
+            raise refusal(
+                node,
+                f"takes {most} samples a cell and axis, too many to compute; export with sampling_ratio=2",
+            )
         sample, shape = np.arange(most), (len(counts), cells * most)
         inside = np.minimum(sample, np.maximum(counts - 1, 0)) + 0.5
         places = np.arange(cells).reshape(1, -1, 1) + inside / np.maximum(counts, 1)

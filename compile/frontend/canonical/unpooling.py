@@ -9,6 +9,7 @@ import onnx
 
 from compile.frontend.canonical import windows
 from compile.frontend.canonical.graph import Chain, Graph, attributes_of, refusal
+from compile.frontend.limits import MAX_ARGUMENTS
 
 
 def max_pool(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
@@ -29,6 +30,11 @@ def max_pool(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
         )
     attributes = attributes_of(pooled[-1])
     kernel = attributes["kernel_shape"]
+    if prod(kernel) > MAX_ARGUMENTS:
+        raise refusal(
+            node,
+            f"its Indices are built for windows of at most {MAX_ARGUMENTS} elements; pool by less",
+        )
     rank, shape = len(kernel), graph.shape(node.input[0])
     sizes, output = shape[2:], graph.shape(node.output[0])[2:]
     strides = attributes.get("strides") or [1] * rank

@@ -218,5 +218,7 @@ def pad(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
             places = np.arange(-max(before, 0), kept.size + max(after, 0)) % kept.size
             current = chain.add("Gather", current, kept[places], axis=axis)
         return chain.end("Identity", current)
-    fill = 0.0 if value is None or not value.size else float(value.flat[0])
+    fill: Any = 0.0 if value is None or not value.size else float(value.flat[0])
+    if graph.dtype(node.input[0]) != onnx.TensorProto.FLOAT:
+        fill = node.input[2] if value is not None else ""
     return Chain(node, graph).end("Pad", node.input[0], full.ravel(), fill, mode=mode)
