@@ -88,8 +88,11 @@ def canonical(proto: onnx.ModelProto) -> onnx.ModelProto:
     try:
         # Folded again: a rule may compute with constants.
         return fold(with_nodes(folded, nodes, graph.constants))
-    except Unfit as error:
-        raise UserError(str(error)) from None
+    except (Unfit, onnx.shape_inference.InferenceError) as error:
+        raise UserError(
+            f"its operators contradict each other once they are rewritten ({shown(first_line(error), 160)}); "
+            "please report the model"
+        ) from None
 
 
 def _rewritten(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
