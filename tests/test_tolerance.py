@@ -155,7 +155,8 @@ def test_functions_near_their_limit_are_off_by_a_rounding_of_1(
     w = Writer(3, 8)
     weights = w.constant("w", np.full((4, 3, 1, 1), 0.01, np.float32))
     logits = w.node("Conv", "logits", ["image", weights])
-    far = w.constant("far", np.float32(1e-7 if kind == "Elu" else 25))
+    size = 1e-7 if kind == "Elu" else 25
+    far = w.constant("far", np.array(size, np.float32))
     x = w.node("Sub", "shifted", [w.node("Mul", "small", [logits, far]), far])
     w.node(kind, "found", [x])
     onnx.save(w.finish((1, 4, 8, 8)), tmp_path / "m.onnx")
