@@ -81,6 +81,23 @@ def test_c_takes_an_input_with_channels_last(shape: str, nodes: str, said: str) 
             }""",
             ("native", "int8"),
         ),
+        (  # The same where something is dilated.
+            """agraph (float[1,3,6,6] x) => (float[1,2,6,2] y)
+            <float[2,3,1,3] w = {1,2,3,4,5,6,7,8,9,-1,-2,-3,-4,-5,-6,-7,-8,-9}> {
+              y = Conv <dilations = [1,2]> (x, w)
+            }""",
+            ("int8",),
+        ),
+        (  # Names that C's programs and <math.h> have.
+            """agraph (float[1,3,6,5] x) => (float[1,3,1,1] y)
+            <float[3,3,1,1] w = {1,2,3,4,5,6,7,8,9}> {
+              main = Conv(x, w)
+              y1 = Conv(main, w)
+              logf = Conv(y1, w)
+              y = GlobalAveragePool(logf)
+            }""",
+            ("c", "c-int8"),
+        ),
         (  # A table's constant of more axes than the values.
             """agraph (float[1,3,6,5] x) => (float[1,1,3,6,5] y)
             <float[1,1,1,1,1] w = {0.7}> {
@@ -107,3 +124,4 @@ def test_what_random_networks_found(graph: str, roads: tuple[str, ...]) -> None:
     finally:
         worker.close()
     assert {road: each for road, each in found.items() if each[0] in FAULTS} == {}
+    assert "zig failed" not in str(found)

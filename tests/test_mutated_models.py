@@ -51,6 +51,33 @@ def test_bytes_that_do_not_fill_their_shape(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("pads", "step", "words"),
+    [
+        ([0, -(1 << 62), 0, 0, 0, 0, 0, 0], 1, "'pad' .*negative size"),
+        ([0, -3, 0, 0, 0, 0, 0, 0], -1, "'slice' .*backwards through an empty axis"),
+    ],
+)
+def test_axes_that_would_end_onnx_s_inference(
+    tmp_path: Path, pads: list[int], step: int, words: str
+) -> None:
+    """An assertion of its C++ on the Slice behind, which no process survives."""
+    nodes = [
+        node("Pad", ["x", "pads"], ["a"], "pad"),
+        node("Slice", ["a", "zero", "end", "axis", "step"], ["y"], "slice"),
+    ]
+    numbers = {"pads": pads, "zero": [0], "end": [2], "axis": [1], "step": [step]}
+    arrays = {name: np.array(value, np.int64) for name, value in numbers.items()}
+    refused(_written(tmp_path / "m.onnx", small(nodes, arrays)), words)
+
+
+def test_an_auto_pad_that_onnx_does_not_have(tmp_path: Path) -> None:
+    model = small()
+    pads = onnx.helper.make_attribute("auto_pad", "NOTRET")
+    model.graph.node[0].attribute.append(pads)
+    refused(_written(tmp_path / "m.onnx", model), "'stem' .*auto_pad 'NOTRET'")
+
+
+@pytest.mark.parametrize(
     ("nodes", "constants", "words"),
     [
         (

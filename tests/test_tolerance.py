@@ -145,3 +145,23 @@ def test_a_build_refuses_what_the_range_of_the_output_hides(tmp_path: Path) -> N
         verify(
             folder, [right, Check(image, [changed], near)], False, lambda stage: None
         )
+
+
+@pytest.mark.parametrize("kind", ["Sigmoid", "Softplus", "Elu"])
+def test_functions_near_their_limit_are_off_by_a_rounding_of_1(
+    kind: str, tmp_path: Path
+) -> None:
+    """A class that is never there has scores of 1e-11, which ONNX Runtime says are 0."""
+    w = Writer(3, 8)
+    weights = w.constant("w", np.full((4, 3, 1, 1), 0.01, np.float32))
+    logits = w.node("Conv", "logits", ["image", weights])
+    size = 1e-7 if kind == "Elu" else 25
+    far = w.constant("far", np.array(size, np.float32))
+    x = w.node("Sub", "shifted", [w.node("Mul", "small", [logits, far]), far])
+    w.node(kind, "found", [x])
+    onnx.save(w.finish((1, 4, 8, 8)), tmp_path / "m.onnx")
+    source = sources.find(str(tmp_path / "m.onnx"), {}, None, lambda stage: None)
+    check = Reference(source.model).check(an_image(3))
+    exact = in_doubles(source.model.proto, an_image(3))
+    assert compare([exact], check.outputs, check.tolerances).passed
+    assert not compare([exact + np.float32(1e-5)], *check[1:]).passed

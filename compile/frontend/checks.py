@@ -18,6 +18,7 @@ from targets.escapes import shown
 
 _WEIGHTED = ("BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul", "Mul")
 
+_AUTO_PADS = (b"NOTSET", b"SAME_UPPER", b"SAME_LOWER", b"VALID")
 _CONTROL_FLOW = frozenset(["If", "Loop", "Scan", "SequenceMap"])
 
 
@@ -77,6 +78,12 @@ def check_nodes(proto: onnx.ModelProto) -> None:
                 f"{node_label(node)}: is of the domain {shown(node.domain)!r}, only ai.onnx is supported; "
                 "export without custom or fused operators"
             )
+        for each in node.attribute:
+            if each.name == "auto_pad" and each.s not in _AUTO_PADS:
+                raise Unfit(
+                    f"{node_label(node)}: auto_pad {shown(each.s.decode(errors='replace'), 40)!r} "
+                    "is not one of ONNX's; export it again"
+                )
         if not onnx.defs.has(node.op_type, max_inclusive_version=version):
             raise Unfit(
                 f"{node_label(node)}: is not an operator of ONNX opset {version}; export without it"

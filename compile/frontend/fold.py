@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from compile.frontend.limits import check_ranks
+from compile.frontend.names import Unfit, node_label
 
 # Pure functions of their inputs, which exporters use between Shape and Reshape or on weights.
 _FOLDABLE = frozenset(
@@ -103,6 +104,7 @@ def infer(proto: onnx.ModelProto) -> onnx.ModelProto:
                 proto.CopyFrom(given)
             proto.graph.node[index].CopyFrom(stand_in[0])
     proto.graph.initializer.extend(shapes)
+    _check_sizes(proto)
     inferred: onnx.ModelProto = onnx.shape_inference.infer_shapes(
         proto, check_type=True, strict_mode=True
     )
@@ -111,6 +113,49 @@ def infer(proto: onnx.ModelProto) -> onnx.ModelProto:
     if shapes:
         del inferred.graph.initializer[-len(shapes) :]
     return inferred
+
+
+def _check_sizes(proto: onnx.ModelProto) -> None:
+    """Refuse what would end this process: onnx's inference of Slice asserts that no axis is less than empty."""
+    version, opsets = opset(proto), list(proto.opset_import)
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    types = _types(proto.graph)
+    for node in proto.graph.node:
+        if node.op_type == "Slice" and _is_backwards_through_nothing(
+            node, types, constants
+        ):
+            raise Unfit(
+                f"{node_label(node)}: goes backwards through an empty axis; export again"
+            )
+        types |= _infer_node(node, types, constants, version, opsets)
+        for name in node.output:
+            sizes = types[name].tensor_type.shape.dim if name in types else ()
+            if any(dim.dim_value < 0 for dim in sizes):
+                raise Unfit(
+                    f"{node_label(node)}: an axis of its output has a negative size; export again"
+                )
+
+
+def _types(graph: onnx.GraphProto) -> dict[str, onnx.TypeProto]:
+    types = {each.name: each.type for each in graph.input}
+    for tensor in graph.initializer:
+        types[tensor.name] = onnx.helper.make_tensor_type_proto(
+            tensor.data_type, tensor.dims
+        )
+    return types
+
+
+def _is_backwards_through_nothing(
+    node: onnx.NodeProto,
+    types: Mapping[str, onnx.TypeProto],
+    constants: Mapping[str, onnx.TensorProto],
+) -> bool:
+    steps = constants.get(node.input[4]) if len(node.input) > 4 else None
+    if steps is None or node.input[0] not in types:
+        return False
+    sizes = types[node.input[0]].tensor_type.shape.dim
+    empty = any(dim.HasField("dim_value") and dim.dim_value == 0 for dim in sizes)
+    return empty and bool((numpy_helper.to_array(steps) < 0).any())
 
 
 def _stand_in(
@@ -183,10 +228,8 @@ def _folded_in_order(proto: onnx.ModelProto, budget: int) -> onnx.ModelProto:
     """
     version = opset(proto)
     opsets = list(proto.opset_import)
-    types = {each.name: each.type for each in proto.graph.input}
+    types = _types(proto.graph)
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
-    for name, tensor in constants.items():
-        types[name] = onnx.helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
     weights = {name: list(each.dims) for name, each in constants.items()}
     kept = []
     for node in proto.graph.node:

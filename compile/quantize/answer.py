@@ -24,7 +24,8 @@ def _step(graph: Graph, output: Tensor) -> float:
         maker = graph.makers.get(maker.input.name)
     if not isinstance(maker, Dequantise):
         raise UserError(
-            f"output {shown(output.name)!r}: is not quantised; build with --quantize int8"
+            f"output {shown(output.name)!r}: is computed in float32, by {maker.label if maker else 'no operator'}; an int8 "
+            "network ends in a quantised value: end it before that operator, or build it in float32"
         )
     return maker.input.scale
 

@@ -114,9 +114,11 @@ def _plain_convolution(source: Any, operator: Convolution) -> Any:
         source = relay.annotation.stop_fusion(source)
     weights = operator.constant(1)
     assert weights is not None
-    # TOPI's schedules want channels in groups of four, and fill up only fewer than these; zeros change no sum.
-    missing = -operator.input.shape[1] % _FEW
-    if missing and operator.group == 1 and operator.input.shape[1] > _FEW:
+    # TOPI's schedules want channels in groups of four, and fill up only fewer than these where nothing is dilated; zeros
+    # change no sum.
+    own = operator.input.shape[1]
+    missing = -own % _FEW if own > _FEW or operator.dilations != (1, 1) else 0
+    if missing and operator.group == 1:
         source = relay.nn.pad(source, ((0, 0), (0, missing), (0, 0), (0, 0)))
         weights = np.pad(weights, ((0, 0), (0, missing), (0, 0), (0, 0)))
     return relay.nn.conv2d(

@@ -41,6 +41,16 @@ _LOCAL_NAMES = re.findall(
     r"\w+",
     "x i from to count input output arena base byte crc expf fabsf sqrtf tanhf",
 )
+# What <math.h> declares for double, and with f and l for the other two; the second line is beyond C99, in newlib or glibc.
+_MATH_NAMES = re.findall(
+    r"\w+",
+    """
+    acos acosh asin asinh atan atan2 atanh cbrt ceil copysign cos cosh erf erfc exp exp2 expm1 fabs fdim floor fma fmax
+    fmin fmod frexp hypot ilogb ldexp lgamma llrint llround log log10 log1p log2 logb lrint lround modf nan nearbyint
+    nextafter nexttoward pow remainder remquo rint round scalbln scalbn sin sinh sqrt tan tanh tgamma trunc
+    drem exp10 finite gamma isinf isnan j0 j1 jn pow10 scalb signgam significand sincos y0 y1 yn
+    """,
+)
 _FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
@@ -175,7 +185,8 @@ class _Data:
         self.weights: list[NDArray[Any]] = [np.zeros(0, kinds[0])]
         self.constants: list[NDArray[Any]] = [np.zeros(0, kinds[1])]
         self.parts: list[tuple[str, int, int]] = []
-        self.names = {*C_RESERVED, *_OWN_NAMES, *_LOCAL_NAMES}
+        self.names = {"main", *C_RESERVED, *_OWN_NAMES, *_LOCAL_NAMES}
+        self.names |= {f"{name}{of}" for name in _MATH_NAMES for of in ("", "f", "l")}
         self.names |= {f"{project.name}_{name}" for name in _FILE_SCOPE}
         for header in _KERNELS.glob("*.h"):
             self.names.update(re.findall(r"\bnn_\w+", header.read_text()))

@@ -93,9 +93,9 @@ def canonical(proto: onnx.ModelProto) -> onnx.ModelProto:
     except Unfit as error:
         raise UserError(str(error)) from None
     except onnx.shape_inference.InferenceError as error:
-        why = shown(first_line(error), 160)
         raise UserError(
-            f"an operator is used in a form that is not built ({why}); export another"
+            f"its operators contradict each other once they are rewritten ({shown(first_line(error), 160)}); "
+            "please report the model"
         ) from None
     return result
 
