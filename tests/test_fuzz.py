@@ -98,6 +98,23 @@ def test_c_takes_an_input_with_channels_last(shape: str, nodes: str, said: str) 
             }""",
             ("c", "c-int8"),
         ),
+        (  # A change of rank that TVM's layout of the convolution cannot follow.
+            """agraph (float[1,5,7,3] x) => (float[1,5,1] y)
+            <float[5,1,1,1] w = {1,2,3,4,5}> {
+              c = Conv <group = 5> (x, w)
+              m = ReduceMin <axes = [3], keepdims = 0> (c)
+              y = GlobalAveragePool(m)
+            }""",
+            ("native",),
+        ),
+        (  # A maximum over three axes.
+            """agraph (float[1,3,6,5] x) => (float[1,1,1,1,1] y) {
+              a = Constant <value = int64[1] {1}> ()
+              u = Unsqueeze(x, a)
+              y = GlobalMaxPool(u)
+            }""",
+            ("native", "int8"),
+        ),
         (  # A table's constant of more axes than the values.
             """agraph (float[1,3,6,5] x) => (float[1,1,3,6,5] y)
             <float[1,1,1,1,1] w = {0.7}> {

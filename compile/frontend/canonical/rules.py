@@ -41,6 +41,7 @@ _RULES: dict[str, Rule] = {
     "GatherND": indices.slices,
     "Gelu": decompositions.gelu,
     "GlobalLpPool": windows.global_lp_pool,
+    "GlobalMaxPool": windows.global_max_pool,
     "GridSample": sampling.grid_sample,
     "GroupNormalization": decompositions.group_normalisation,
     "LSTM": recurrent.recurrent,

@@ -158,6 +158,15 @@ def global_lp_pool(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     return _root(chain, chain.add("ReduceSum", powers, *inputs, **named), p)
 
 
+def global_max_pool(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
+    """ONNX's reference evaluator, which answers for int8, takes the maximum over two axes whatever the rank."""
+    rank = len(graph.shape(node.input[0]))
+    if rank == 4:
+        return [node]
+    inputs, named = axes_form("ReduceMax", range(2, rank), graph)
+    return Chain(node, graph).end("ReduceMax", node.input[0], *inputs, **named)
+
+
 def _powers(chain: Chain, x: str, p: int) -> str:
     size = chain.add("Abs", x)
     return size if p == 1 else chain.add("Pow", size, float(p))
