@@ -72,6 +72,19 @@ def largest_of_whole_numbers() -> onnx.ModelProto:
     return chain(nodes, [numpy_helper.from_array(number(-np.inf), "lowest")], 13, IMAGE)
 
 
+def place_among_infinities(operator: str, infinity: float) -> onnx.ModelProto:
+    """Of rows in which one has nothing but infinities, and another some."""
+    node = helper.make_node
+    added = np.zeros((7, 5), np.float32)
+    added[2], added[4, 1:] = infinity, infinity
+    nodes = [
+        node("Add", ["x", "added"], ["far"]),
+        node(operator, ["far"], ["place"], axis=3),
+        node("Cast", ["place"], ["y"], to=TensorProto.FLOAT),
+    ]
+    return chain(nodes, [numpy_helper.from_array(added, "added")], 13, IMAGE)
+
+
 def from_the_end(
     operator: str,
     places: Sequence[int],
@@ -104,6 +117,8 @@ def from_the_end(
 
 # What TVM's importer gets wrong as it is.
 WRONG: dict[str, onnx.ModelProto] = {
+    "arg-min-infinite": place_among_infinities("ArgMin", np.inf),
+    "arg-max-infinite": place_among_infinities("ArgMax", -np.inf),
     "max-pool-same-ceil": single(
         "MaxPool",
         kernel_shape=[3, 3],

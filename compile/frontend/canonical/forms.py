@@ -42,6 +42,18 @@ def reduction(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     return chain.end("Where", infinite, math.copysign(math.inf, limit), extreme)
 
 
+def extreme_place(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
+    """Of infinities alone TVM's place is -1: they become the last finite number that it tells from its start."""
+    real = graph.dtype(node.input[0]) == onnx.TensorProto.FLOAT
+    if not real or graph.opset < 8 or not graph.has_infinity():
+        return [node]
+    chain, largest = Chain(node, graph), node.op_type == "ArgMax"
+    bound = np.nextafter(np.float32(_FLOAT32_MAX), np.float32(0))
+    kind, limit = ("Max", -bound) if largest else ("Min", bound)
+    finite = chain.add(kind, node.input[0], limit)
+    return chain.end(node.op_type, finite, **attributes_of(node))
+
+
 def axes_form(
     op_type: str, axes: Sequence[int], graph: Graph
 ) -> tuple[list[Any], dict[str, Any]]:

@@ -27,6 +27,8 @@ from targets.errors import UserError, first_line
 from targets.escapes import shown
 
 _RULES: dict[str, Rule] = {
+    "ArgMax": forms.extreme_place,
+    "ArgMin": forms.extreme_place,
     "AveragePool": windows.pool,
     "BatchNormalization": forms.batch_normalisation,
     "Clip": forms.clip,
