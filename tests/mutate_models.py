@@ -32,6 +32,8 @@ from onnx import AttributeProto, TensorProto, helper
 
 SECONDS = 10
 MEMORY = 2 << 30
+# Seconds of the clock: for what waits and takes no CPU.
+_WAITING = 300
 _BATCH = 500
 _NUMBERS = (0, 1, -1, 2, 3, 7, 8, 255, 1 << 16, (1 << 31) - 1, 1 << 40, -(1 << 62))
 _TEXTS = ("", "x", "y", "w", "a\0b", "\x1b[31m", "ü" * 300, "../x", "ai.onnx", "N,C")
@@ -324,7 +326,7 @@ def _quantised() -> onnx.ModelProto:
 def work(
     seed: int, first: int, count: int, models: Sequence[bytes], place: Path
 ) -> None:
-    """In a process of its own: say each number before it is tried and its outcome after it."""
+    """In a process of its own, which a fault ends: say each number before it is tried and its outcome after it."""
     from compile import passes
     from compile.frontend import gate
     from targets.errors import UserError
@@ -334,8 +336,10 @@ def work(
         kind, data = mutated(models, seed, number)
         place.write_bytes(data)
         print(f"try {number} {kind}", flush=True)
-        # Not caught: it ends the process.
+        fault = ""
+        # Not caught: they end the process.
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, _WAITING)
         try:
             passes.read(gate.load(place).proto, (), passes.no_dump)
             outcome = "accepted"
@@ -343,13 +347,14 @@ def work(
             text = str(error)
             outcome = "refused"
             if len(text.splitlines()) != 1 or not text.isprintable():
-                outcome = f"fault: not one printable line: {text!r:.300}"
+                fault = f"not one printable line: {text!r:.300}"
         except MemoryError:
-            outcome = "fault: over the memory"
+            fault = "over the memory"
         except Exception as error:  # noqa: BLE001  (any is a fault)
-            outcome = f"fault: {type(error).__name__}: {error!s:.300}"
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        print(outcome.replace("\n", " "), flush=True)
+            fault = f"{type(error).__name__}: {error!s:.300}"
+        if fault:
+            raise SystemExit(fault.replace("\n", " "))
+        print(outcome, flush=True)
 
 
 def campaign(
@@ -380,14 +385,11 @@ def campaign(
                 check=False,
             )
             lines = run.stdout.splitlines()
-            for tried, outcome in zip(lines[::2], lines[1::2], strict=False):
-                outcomes[outcome.partition(":")[0]] += 1
-                if outcome.startswith("fault"):
-                    faults.append(f"{seed}:{tried.removeprefix('try ')}: {outcome}")
+            outcomes.update(lines[1::2])
             tries = len(lines[::2])
             if run.returncode:
                 said = (run.stderr.strip().splitlines() or [""])[-1]
-                ended = f"exit code {run.returncode} ({said[:200]})"
+                ended = f"exit code {run.returncode} ({said[:300]})"
                 if not lines:
                     raise SystemExit(f"the worker cannot start: {ended}")
                 faults.append(f"{seed}:{lines[-1].removeprefix('try ')}: {ended}")
