@@ -169,6 +169,8 @@ def _worst(
             continue
         with np.errstate(divide="ignore", invalid="ignore"):
             excess = np.where(error > 0, error / allowed.astype(np.float64), 0.0)
+        # An infinite error with an infinite tolerance, or a tolerance that is NaN.
+        excess[np.isnan(excess)] = np.inf
         place = np.unravel_index(int(excess.argmax()), excess.shape)
         if found is None or excess[place] > found.excess:
             found = Worst(

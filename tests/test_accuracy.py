@@ -152,6 +152,18 @@ def test_each_element_has_its_own_tolerance() -> None:
     assert compare(reference, reference).excess is None
 
 
+@pytest.mark.parametrize(("wrong", "tolerance"), [(9, np.nan), (np.inf, np.inf)])
+def test_a_useless_tolerance_passes_in_no_output(
+    wrong: float, tolerance: float
+) -> None:
+    for at in range(3):
+        found, allowed = arrays([1], [1], [1]), arrays([1], [1], [1])
+        found[at][...], allowed[at][...] = wrong, tolerance
+        result = compare(found, arrays([1], [1], [1]), allowed)
+        assert not result.passed
+        assert result.worst is not None and result.worst.output == at
+
+
 def test_another_shape_never_passes() -> None:
     good = arrays([1, 2, 3])
     for ours in (arrays([1, 2]), arrays([1, 2, 3], [1]), [good[0].T], []):
