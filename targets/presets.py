@@ -150,14 +150,14 @@ _BOARDS = {
     "cortex-m7": ("stm32f7", "stm32h7", "imxrt10", "imxrt11", "teensy4", "same70"),
     "cortex-m33": (
         *("stm32h5", "stm32l5", "stm32u5", "stm32wba", "nrf53", "nrf54", "rp2350"),
-        *("imxrt5", "imxrt6"),
+        *("imxrt5", "imxrt6", "cm33"),
     ),
-    "cortex-m55": ("stm32n6", "ensemble"),
+    "cortex-m55": ("stm32n6", "ensemble", "cm55"),
 }
 _PRESET_OF = {board: preset for preset, boards in _BOARDS.items() for board in boards}
 _WITHOUT_TARGET = {
     **dict.fromkeys(
-        ("stm32f0", "stm32g0", "stm32l0", "stm32c0", "rp2040", "samd21"),
+        ("stm32f0", "stm32g0", "stm32l0", "stm32c0", "stm32wb0", "rp2040", "samd21"),
         "a Cortex-M0 or M0+, which has no DSP instructions",
     ),
     **dict.fromkeys(
@@ -243,11 +243,12 @@ def resolve(name: str) -> Target:
     if name.split(maxsplit=1)[:1] == ["llvm"]:
         return _from_tvm_string(name)
     board = _normalised(name)
-    if preset := _longest_prefix(board, _PRESET_OF):
-        return _BY_NAME[preset]
-    if why := _longest_prefix(board, _WITHOUT_TARGET):
+    found = _longest_prefix(board, _PRESET_OF | _WITHOUT_TARGET)
+    if found in _BY_NAME:
+        return _BY_NAME[found]
+    if found:
         raise UserError(
-            f"target {name!r}: {why}; `python -m targets` lists what can be built"
+            f"target {name!r}: {found}; `python -m targets` lists what can be built"
         )
     near = difflib.get_close_matches(name, [*_BY_NAME, "native"], n=3, cutoff=0.6)
     hint = (

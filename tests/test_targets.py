@@ -60,6 +60,8 @@ def test_an_unknown_name_gets_the_nearest(name: str, near: str) -> None:
         ("STM32H743ZI", "cortex-m7"),
         ("stm32wb55", "cortex-m4"),
         ("stm32wba52", "cortex-m33"),
+        ("cm33", "cortex-m33"),
+        ("CM55", "cortex-m55"),
         ("nrf52840", "cortex-m4"),
     ],
 )
@@ -69,7 +71,13 @@ def test_a_board_or_part_means_the_target_of_its_core(name: str, target: str) ->
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("rp2040", "M0"), ("stm32f103", "M3"), ("esp32-s3", "ARM"), ("rpi-zero", "NEON")],
+    [
+        ("rp2040", "M0"),
+        ("stm32wb05", "M0"),
+        ("stm32f103", "M3"),
+        ("esp32-s3", "ARM"),
+        ("rpi-zero", "NEON"),
+    ],
 )
 def test_a_part_that_nothing_builds_for_says_why(name: str, why: str) -> None:
     with pytest.raises(UserError, match=why):
