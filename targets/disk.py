@@ -34,8 +34,7 @@ def full_folder(error: BaseException, folders: Sequence[Path]) -> str:
     """
     if not isinstance(error, OSError) or error.errno not in DISK_FULL:
         return ""
-    temporary = Path(tempfile.gettempdir())
-    candidates = [*folders, temporary]
+    candidates = [*folders, *_temporary()]
     # Of a copy the second one is written.
     named = error.filename2 or error.filename
     if isinstance(named, str):
@@ -47,3 +46,11 @@ def full_folder(error: BaseException, folders: Sequence[Path]) -> str:
         candidates = inside or [Path(named).parent]
     full = next(filter(why_full, candidates), candidates[0])
     return f"{full}: {error.strerror}"
+
+
+def _temporary() -> list[Path]:
+    try:
+        return [Path(tempfile.gettempdir())]
+    except FileNotFoundError:
+        # Python tries to write to it, so that there is none where every disk is full.
+        return []

@@ -135,6 +135,21 @@ def test_a_full_temporary_folder_is_not_taken_for_the_output(
             raise error
 
 
+def test_without_a_temporary_folder_a_full_disk_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nowhere() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    with (
+        pytest.raises(UserError, match=f"^{tmp_path}: .*; make room"),
+        staging(tmp_path / "bundle"),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_empty_folder_may_become_a_bundle(tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
     with staging(tmp_path / "bundle") as folder:
