@@ -143,8 +143,8 @@ _BY_NAME = {target.name: target for target in PRESETS}
 # Of parts with two kinds of cores, the faster one.
 _BOARDS = {
     "arm-cortex-a7": ("rpi2", "stm32mp1"),
-    "arm-cortex-a53": ("rpi3", "cm3", "zero2w", "imx8m", "am62", "stm32mp2"),
-    "arm-cortex-a72": ("rpi4", "cm4", "jetsonnano", "rk3399", "s922x"),
+    "arm-cortex-a53": ("rpi3", "zero2w", "imx8m", "am62", "stm32mp2"),
+    "arm-cortex-a72": ("rpi4", "jetsonnano", "rk3399", "s922x"),
     "arm-cortex-a76": ("rpi5", "cm5", "jetsonorin", "rk3588"),
     "cortex-m4": ("stm32f3", "stm32f4", "stm32g4", "stm32l4", "stm32wb", "nrf52"),
     "cortex-m7": ("stm32f7", "stm32h7", "imxrt10", "imxrt11", "teensy4", "same70"),
@@ -165,6 +165,8 @@ _WITHOUT_TARGET = {
         "a Cortex-M3, which has no DSP instructions",
     ),
     "esp32": "not an ARM core",
+    "cm3": "a Compute Module 3 is rpi3; nothing is built for a Cortex-M3",
+    "cm4": "a Compute Module 4 is rpi4, a Cortex-M4 is cortex-m4",
     "rpi1": "an ARMv6 core without NEON",
     "rpizero": "an ARMv6 core without NEON",
 }

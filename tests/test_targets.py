@@ -76,6 +76,7 @@ def test_a_board_or_part_means_the_target_of_its_core(name: str, target: str) ->
         ("stm32wb05", "M0"),
         ("stm32f103", "M3"),
         ("esp32-s3", "ARM"),
+        ("cm4", "rpi4.*cortex-m4"),
         ("rpi-zero", "NEON"),
     ],
 )

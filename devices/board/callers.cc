@@ -74,7 +74,7 @@ void tell_full(const Caller& caller) {
   }
   // With its request unread, closing would take the answer back.
   char ignored[4096];
-  while (recv(caller.socket, ignored, sizeof ignored, 0) > 0) continue;
+  for (int part = 0; part < 16 && recv(caller.socket, ignored, sizeof ignored, 0) > 0; part++) continue;
 }
 
 }  // namespace
