@@ -107,6 +107,16 @@ def test_c_takes_an_input_with_channels_last(shape: str, nodes: str, said: str) 
             }""",
             ("native",),
         ),
+        (  # The same where the channels' axis goes.
+            """agraph (float[1,3,6,5] x) => (float[1,6,1] y)
+            <float[1,3,1,1] w = {1,2,3}> {
+              a = Constant <value = int64[1] {1}> ()
+              c = Conv(x, w)
+              s = Squeeze(c, a)
+              y = GlobalAveragePool(s)
+            }""",
+            ("native",),
+        ),
         (  # A maximum over three axes.
             """agraph (float[1,3,6,5] x) => (float[1,1,1,1,1] y) {
               a = Constant <value = int64[1] {1}> ()

@@ -22,7 +22,7 @@ from tvm import relay
 from tvm.relay.backend import Executor, Runtime
 
 # TVM's change of a convolution's layout cannot follow some changes of rank behind it; the convolution keeps its layout.
-_LAYOUT_FAILURES = ("BijectiveLayout", "GetStoreRule")
+_LAYOUT_FAILURES = ("BijectiveLayout", "GetStoreRule", "Invalid layout")
 
 
 class Lowered(NamedTuple):
