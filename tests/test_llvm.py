@@ -109,7 +109,7 @@ REFUSED: list[tuple[str, Callable[[], onnx.ModelProto]]] = [
 def refusals(model: bytes, target: str) -> int:
     """Compile a network; how often LLVM refused one of its kernels on the way."""
     from compile.ir import onnx_form
-    from compile.relay import llvm, lower
+    from compile.relay import fallbacks, lower
     from compile.relay.convert import Converted
     from compile.relay.importer import to_relay
     from targets.presets import resolve
@@ -126,7 +126,7 @@ def refusals(model: bytes, target: str) -> int:
                 refused += 1
                 raise
 
-        return llvm.accepted(attempt)
+        return fallbacks.accepted(attempt)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lower, "accepted", counted)
@@ -138,7 +138,7 @@ def refusals(model: bytes, target: str) -> int:
 
 
 def test_what_llvm_refuses_is_compiled_again_without_the_pass() -> None:
-    """Where nothing is refused any more, TVM got better: take compile/relay/llvm.py out."""
+    """Where nothing is refused any more, TVM got better: take that of compile/relay/fallbacks.py out."""
     with relay_worker() as worker:
         found = {
             (target, network.__name__): worker.submit(

@@ -35,7 +35,7 @@ from tvm.auto_scheduler.measure import MeasureErrorNo, MeasureInput
 from tvm.contrib.popen_pool import PopenWorker
 
 from compile.relay import prefetch
-from compile.relay.llvm import accepted
+from compile.relay.fallbacks import accepted
 
 # MeasureErrorNo of tvm/auto_scheduler/measure.py.
 BUILD_FAILED = 2
@@ -209,8 +209,8 @@ def compile_function(function: Any, target: str, path: Path) -> None:
         raise UserError("not all of the network is float32")
     named = function.with_attr("global_symbol", "default_function")
 
-    def build(options: Mapping[str, Any]) -> Any:
-        with tvm.transform.PassContext(config=options):
+    def build(more: Mapping[str, Any]) -> Any:
+        with tvm.transform.PassContext(**more):
             return tvm.build(named, target=tvm.target.Target(target))
 
     accepted(build).save(str(path))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from bundle.manifest import Lowering
 from compile.relay import describe, module_passes, prefetch
 from compile.relay.convert import Converted
-from compile.relay.llvm import accepted
+from compile.relay.fallbacks import accepted
 from compile.relay.module_passes import CHANNELS_LAST, FOLD, Dump
 from compile.relay.plan import UNTUNED, Plan, Schedules, make_plan
 from compile.relay.tasks import kernels
@@ -20,9 +20,6 @@ from targets.presets import Target
 tvm = engine.compiler()
 from tvm import relay
 from tvm.relay.backend import Executor, Runtime
-
-# TVM's change of a convolution's layout cannot follow some changes of rank behind it; the convolution keeps its layout.
-_LAYOUT_FAILURES = ("BijectiveLayout", "GetStoreRule", "Invalid layout")
 
 
 class Lowered(NamedTuple):
@@ -120,19 +117,10 @@ def _compile(
         config["tir.disable_cse_tir"] = True
         config["tir.disable_assert"] = True
 
-    without: list[str] = []
-
     def build(more: Mapping[str, Any]) -> tuple[Any, dict[str, str]]:
-        context = tvm.transform.PassContext(
-            opt_level=3, config={**config, **more}, disabled_pass=without
-        )
+        whole = {**more, "config": {**config, **more.get("config", {})}}
+        context = tvm.transform.PassContext(opt_level=3, **whole)
         with Schedules(plan) as schedules, context:
             return relay.build(module, tvm_target, **options), schedules.tasks
 
-    try:
-        return accepted(build)
-    except tvm.TVMError as error:
-        if not any(words in str(error) for words in _LAYOUT_FAILURES):
-            raise
-        without.append("AlterOpLayout")
-        return accepted(build)
+    return accepted(build)
