@@ -179,8 +179,7 @@ def check_values(proto: onnx.ModelProto) -> None:
                 raise Unfit(f"{label} has no static shape; export with fixed sizes")
             if value.dtype not in _DTYPES:
                 raise Unfit(_wrong_dtype(label, value.dtype))
-            itemsize = onnx.helper.tensor_dtype_to_np_dtype(value.dtype).itemsize
-            size = prod(value.sizes) * itemsize
+            size = _bytes(value.dtype, value.sizes)
             total += size
             if size > MAX_TENSOR_BYTES:
                 raise Unfit(
@@ -213,13 +212,16 @@ def check_sizes(proto: onnx.ModelProto) -> None:
             value = known.get(name, UNKNOWN)
             if value.sizes is None:
                 continue
-            dtype = onnx.helper.tensor_dtype_to_np_dtype(value.dtype)
-            size = prod(value.sizes) * dtype.itemsize
+            size = _bytes(value.dtype, value.sizes)
             if size > MAX_TENSOR_BYTES:
                 raise Unfit(
                     f"{node_label(node)}: a step of it takes {size} bytes, more than the {MAX_TENSOR_BYTES} "
                     "allowed; export with smaller sizes"
                 )
+
+
+def _bytes(dtype: int, sizes: tuple[int, ...]) -> int:
+    return prod(sizes) * onnx.helper.tensor_dtype_to_np_dtype(dtype).itemsize
 
 
 def _work(node: onnx.NodeProto, known: Mapping[str, Value]) -> int:
