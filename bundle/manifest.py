@@ -318,6 +318,7 @@ class Firmware(_Model):
 
     Attributes:
         cpu: as ``-mcpu`` names it.
+        exact: every device gives the same bits: no float operator lies between integers.
         arena_bytes: with the input in it, at ``input_offset``.
         peak: the step that needs the most.
         steps: their number; the manifest's groups name them.
@@ -327,6 +328,7 @@ class Firmware(_Model):
     cpu: str
     input: FirmwareTensor
     outputs: tuple[FirmwareTensor, ...] = Field(min_length=1)
+    exact: bool
     arena_bytes: int
     input_offset: int
     peak: str

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from compile.ir.evaluate import apply
 from compile.ir.graph import Graph, Operator, Tensor, constant
 from compile.ir.kinds import make
 from compile.ir.operators import Convolution, Dense, Limited, View
@@ -33,6 +34,23 @@ def drop_identities(graph: Graph) -> Graph:
         else:
             kept[operator.outputs[0].name] = operator
     return graph.with_operators(kept.values())
+
+
+def fold_constants(graph: Graph) -> Graph:
+    """Values in the place of operators that read nothing else."""
+    known: dict[str, Tensor] = {}
+    kept = []
+    for operator in graph.operators:
+        operator = operator.with_tensors(known)
+        if operator.activations:
+            kept.append(operator)
+            continue
+        values = apply(operator, {}, graph.opset)
+        known |= {
+            each.name: replace(each, value=values[each.name])
+            for each in operator.outputs
+        }
+    return graph.with_tensors(known).with_operators(kept)
 
 
 def matmul_as_gemm(graph: Graph) -> Graph:

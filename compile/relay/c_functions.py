@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from compile.ir.graph import NHWC, Array, Tensor
-from compile.ir.islands import CFunction, Island
+from compile.ir.islands import C_TYPES, CFunction, Island
 from compile.program.planner import aligned
 from compile.relay import generic
 from targets import engine
@@ -35,6 +35,8 @@ _CHEAP = {
     "tir.shift_right",
     "tir.fabs",
 }
+# What LowerIntrin knows no rule of for C.
+_LIBC = {"tir.fabs": "fabsf"}
 # "stackvm" has no schedules of its own, so that TOPI gives the plain computation.
 _PLAIN, _C = "stackvm", "c"
 
@@ -51,6 +53,8 @@ def c_functions(
 
 
 def _function(island: Island, opset: int) -> CFunction:
+    if island.operators[0].kind == "TopK":
+        return CFunction(_top(island), (), 0)
     try:
         expression, arguments = _expression(island, opset)
         module, constants = _without_constants(expression, arguments)
@@ -86,6 +90,40 @@ def _expression(island: Island, opset: int) -> tuple[Any, list[Any]]:
             values[tensor.name] = output
     made = [_laid_out(each, values[each.name]) for each in island.outputs]
     return made[0] if len(made) == 1 else relay.Tuple(made), arguments
+
+
+def _top(island: Island) -> str:
+    """TopK, of which TVM has no C: each value goes to its place among the best before it; of equal ones the first leads."""
+    (operator,), (source,) = island.operators, island.inputs
+    values, indices = operator.outputs
+    axis = int(operator.attributes.get("axis", -1)) % len(source.shape)
+    best = ">" if operator.attributes.get("largest", 1) else "<"
+    order = (0, 2, 3, 1) if source.layout == NHWC else tuple(range(len(source.shape)))
+    shape, along = stored_shape(source), order.index(axis)
+    inner, count = int(np.prod(shape[along + 1 :], dtype=np.int64)), shape[along]
+    outer, kept = int(np.prod(shape[:along], dtype=np.int64)), values.shape[axis]
+    kind = C_TYPES[source.dtype]
+    return f"""NN_KERNEL void {island.name}(const {kind} *from, {kind} *values, int64_t *indices, uint8_t *scratch) {{
+  for (int32_t outer = 0; outer < {outer}; ++outer)
+    for (int32_t inner = 0; inner < {inner}; ++inner) {{
+      const {kind} *const x = from + outer * {count * inner} + inner;
+      {kind} *const v = values + outer * {kept * inner} + inner;
+      int64_t *const n = indices + outer * {kept * inner} + inner;
+      for (int32_t i = 0; i < {count}; ++i) {{
+        int32_t place = i < {kept} ? i : {kept};
+        for (; place > 0 && x[i * {inner}] {best} v[(place - 1) * {inner}]; --place)
+          if (place < {kept}) {{
+            v[place * {inner}] = v[(place - 1) * {inner}];
+            n[place * {inner}] = n[(place - 1) * {inner}];
+          }}
+        if (place < {kept}) {{
+          v[place * {inner}] = x[i * {inner}];
+          n[place * {inner}] = i;
+        }}
+      }}
+    }}
+}}
+"""
 
 
 def stored_shape(tensor: Tensor) -> tuple[int, ...]:
@@ -215,7 +253,8 @@ def _volume(op: Any, sums: bool = True) -> int | None:
     if not isinstance(op, te.ComputeOp):
         return None
     axes = [*op.axis, *(op.reduce_axis if sums else ())]
-    return int(np.prod([int(axis.dom.extent) for axis in axes], dtype=np.int64))
+    sizes = [int(tvm.arith.Analyzer().simplify(axis.dom.extent)) for axis in axes]
+    return int(np.prod(sizes, dtype=np.int64))
 
 
 def _with_scratch(function: Any) -> tuple[Any, int]:
@@ -248,22 +287,35 @@ def _with_scratch(function: Any) -> tuple[Any, int]:
 
 def _room(allocate: Any) -> int:
     """Bytes of scratch memory; 0 of what lies on the stack."""
-    size = int(np.prod([int(each) for each in allocate.extents], dtype=np.int64))
+    sizes = [int(each) for each in allocate.extents]
+    size = int(np.prod(sizes, dtype=np.int64))
     size *= np.dtype(str(allocate.dtype)).itemsize
     return aligned(size, _ALIGNMENT) if size > _ON_STACK else 0
 
 
 def _without_literals(function: Any) -> tuple[Any, list[str]]:
-    """Calls of ``literal_N`` in the place of float constants, of which TVM would print six digits; and the literals."""
+    """Calls of ``literal_N`` in the place of float constants, of which TVM would print six digits; and the literals.
+
+    What TVM has no C for becomes a call of libc.
+    """
     literals: list[str] = []
 
     def replaced(number: Any) -> Any:
+        if isinstance(number, tir.Call):
+            name = (
+                _LIBC.get(str(number.op.name)) if hasattr(number.op, "name") else None
+            )
+            return (
+                tir.call_pure_extern(number.dtype, name, *number.args)
+                if name
+                else number
+            )
         literals.append(_literal(number.value, str(number.dtype)))
         call = f"literal_{len(literals) - 1}"
         return tir.call_pure_extern(number.dtype, call)
 
     body = tir.stmt_functor.ir_transform(
-        function.body, lambda _: None, replaced, ["FloatImm"]
+        function.body, lambda _: None, replaced, ["FloatImm", "tir.Call"]
     )
     return function.with_body(body), literals
 

@@ -23,7 +23,7 @@ _QEMU = "qemu-system-arm"
 _STACK = 16 << 10
 C_TYPES = {
     **{name: f"{name}_t" for name in ("int8", "uint8", "int32", "int64")},
-    "bool": "bool",
+    "bool": "int8_t",
     "float32": "float",
 }
 _ADVICE = "`apt install gcc-arm-none-eabi libnewlib-arm-none-eabi`, or report it"

@@ -57,7 +57,8 @@ def _real(
     if len(shape) == 4:
         batch, channels, height, width = shape
         real = real.reshape(batch, height, width, channels).transpose(0, 3, 1, 2)
-    return np.ascontiguousarray(real.reshape(shape))
+    # Of a scalar ascontiguousarray would make a vector.
+    return np.ascontiguousarray(real).reshape(shape)
 
 
 def interface_of(bundle: Bundle) -> Firmware:

@@ -27,7 +27,7 @@ from compile.passes.ports import (
     integer_ports,
     own_outputs,
 )
-from compile.passes.simplify import drop_identities
+from compile.passes.simplify import drop_identities, fold_constants
 from compile.passes.storage import store_as_int8
 from devices.microcontroller.host import run_on_host
 from targets.child import run_in_child
@@ -39,6 +39,7 @@ Floats = NDArray[np.float32]
 
 # From what passes.INTEGERS and passes.FLOATS make to what the kernels take.
 PASSES: tuple[passes.Pass, ...] = (
+    fold_constants,
     integer_ports,
     store_as_int8,
     channels_last,
@@ -139,6 +140,7 @@ def _interface(project: Project, constants: Constants) -> Firmware:
         cpu=project.cpu,
         input=_port(source),
         outputs=tuple(_port(each.tensor) for each in project.outputs),
+        exact=project.exact,
         arena_bytes=plan.nbytes,
         input_offset=plan.offsets[project.arranged.owner(source)],
         peak=project.steps[plan.peak].name,

@@ -23,6 +23,7 @@ from compile.backends.c.steps import (
     Step,
 )
 from compile.ir.graph import NHWC, Graph, Tensor
+from compile.ir.islands import C_TYPES
 from compile.ir.operators import Addition, Convolution, GlobalAverage, Table
 from compile.ir.pointwise import FUNCTIONS, Pointwise
 from compile.kernels import cortex_m
@@ -43,11 +44,6 @@ _FILES = {
 # What the templates call theirs, by themselves and after the network's name.
 _OWN_NAMES = ("overlap", "golden_output", "golden_tolerance", "nn_table", "near")
 _FILE_SCOPE = ("weights", "bias", "scales", "run", "self_test", "input_is_finite")
-_C_TYPES = {
-    **{name: f"{name}_t" for name in ("int8", "uint8", "int32", "int64")},
-    "bool": "bool",
-    "float32": "float",
-}
 # What functions of one value and the run function use, and <math.h>.
 _LOCAL_NAMES = re.findall(
     r"\w+",
@@ -87,7 +83,7 @@ class Port:
 
     @property
     def c_type(self) -> str:
-        return _C_TYPES[self.tensor.dtype]
+        return C_TYPES[self.tensor.dtype]
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -164,7 +160,7 @@ def emit(project: Project, folder: Path) -> Constants:
         "cpu": project.cpu,
         "layout": data.layout,
         "source": project.input,
-        "source_type": _C_TYPES[project.input.dtype],
+        "source_type": C_TYPES[project.input.dtype],
         "outputs": project.outputs,
         "exact": project.exact,
         "arena": project.plan,
@@ -181,7 +177,7 @@ def emit(project: Project, folder: Path) -> Constants:
         "libm": _libm(layers),
         "functions": any(_generated(project)),
         "arrays": data.arrays,
-        "array_types": _C_TYPES,
+        "array_types": C_TYPES,
         "weights_bytes": weights.nbytes,
         "constants_bytes": constants.nbytes,
         "weights": _texts(weights),
@@ -208,7 +204,7 @@ def emit(project: Project, folder: Path) -> Constants:
 def _input_places(project: Project) -> dict[str, str]:
     """C that finds the input in the arena, and C that is true where it lies elsewhere."""
     begin = f"{project.name.upper()}_INPUT_OFFSET"
-    kind, size = _C_TYPES[project.input.dtype], project.input.itemsize
+    kind, size = C_TYPES[project.input.dtype], project.input.itemsize
     if project.input.dtype != project.dtype:
         home = f"({kind} *)((uint8_t *)arena + {begin})"
         example = f"({kind} *)((uint8_t *)&arena + {begin})"
@@ -293,7 +289,7 @@ class _Data:
         self.names |= {f"{name}{of}" for name in _MATH_NAMES for of in ("", "f", "l")}
         self.names |= {f"{project.name}_{name}" for name in _FILE_SCOPE}
         self.names |= {each.island.name for each in _generated(project)}
-        self.names |= {f"{project.name}_{name}" for name in _C_TYPES}
+        self.names |= {f"{project.name}_{name}" for name in C_TYPES}
         for header in _KERNELS.glob("*.h"):
             self.names.update(re.findall(r"\bnn_\w+", header.read_text()))
 
@@ -446,7 +442,7 @@ def _place(project: Project, tensor: Tensor) -> str:
         return "input"
     begin = project.plan.offsets[owner]
     if tensor.dtype != project.dtype:
-        return f"({_C_TYPES[tensor.dtype]} *)((uint8_t *)arena + {begin})"
+        return f"({C_TYPES[tensor.dtype]} *)((uint8_t *)arena + {begin})"
     return f"base + {begin // tensor.itemsize}"
 
 
