@@ -20,9 +20,8 @@ from cortex_m_projects import (
 )
 
 from compile.backends.c import emit
-from devices.microcontroller.firmware import C_TYPES
 from devices.microcontroller.session import interface_of
-from targets.escapes import c_float
+from targets.escapes import C_TYPES, c_float
 from targets.toolchain import run_zig, zig_path
 
 

@@ -6,14 +6,6 @@ from dataclasses import dataclass
 
 from compile.ir.graph import Array, Operator, Tensor
 
-C_TYPES = {
-    **{name: f"{name}_t" for name in ("int8", "uint8", "int32", "int64")},
-    # As TVM stores it.
-    "bool": "int8_t",
-    "float32": "float",
-}
-"""By numpy's names."""
-
 
 @dataclass(frozen=True)
 class Island:

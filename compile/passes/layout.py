@@ -73,6 +73,18 @@ def channels_last(graph: Graph) -> Graph:
     )
 
 
+def ports_channels_last(graph: Graph) -> Graph:
+    """The network's own inputs and outputs likewise, also those of a quantised network that are float32."""
+    ports = (*graph.inputs, *graph.outputs)
+    return graph.with_tensors(
+        {
+            each.name: replace(each, layout=NHWC)
+            for each in ports
+            if len(each.shape) == 4
+        }
+    )
+
+
 def _reordered(dense: Convolution, image: Tensor) -> Convolution:
     """The layer for pixels of channels in the place of channels of pixels."""
     weights = dense.inputs[1]

@@ -66,6 +66,48 @@ def matmul_as_gemm(graph: Graph) -> Graph:
     return graph.rewritten(rule)
 
 
+def one_dimension_as_two(graph: Graph) -> Graph:
+    """A convolution over one axis is one over an image of one row, between two views."""
+    fresh = graph.fresh_names()
+
+    def rule(operator: Operator) -> list[Operator] | None:
+        weights = operator.inputs[1] if len(operator.inputs) > 1 else None
+        if operator.kind != "Conv" or len(operator.input.shape) != 3:
+            return None
+        if weights is None or weights.value is None:
+            return None
+        row, made = (
+            replace(
+                each,
+                name=fresh(f"{each.name}/row"),
+                shape=(*each.shape[:2], 1, each.shape[2]),
+            )
+            for each in (operator.input, operator.output)
+        )
+        begin, end = operator.attributes.get("pads") or (0, 0)
+        attributes = {
+            **operator.attributes,
+            "kernel_shape": (1, weights.shape[2]),
+            "strides": (1, *(operator.attributes.get("strides") or (1,))),
+            "dilations": (1, *(operator.attributes.get("dilations") or (1,))),
+            "pads": (0, begin, 0, end),
+        }
+        kernel = replace(
+            weights,
+            name=fresh(f"{weights.name}/row"),
+            shape=(*weights.shape[:2], 1, weights.shape[2]),
+            value=weights.value[:, :, None],
+        )
+        inputs = (row, kernel, *operator.inputs[2:])
+        return [
+            make("Reshape", "", [operator.input], [row]),
+            make("Conv", operator.name, inputs, [made], attributes),
+            make("Reshape", "", [made], operator.outputs),
+        ]
+
+    return drop_identities(graph.rewritten(rule))
+
+
 def mean_as_pool(graph: Graph) -> Graph:
     """A mean over height and width is a global average pool, and a view where the axes disappear."""
     fresh = graph.fresh_names()

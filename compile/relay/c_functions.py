@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from compile.ir.graph import NHWC, Array, Tensor
-from compile.ir.islands import C_TYPES, CFunction, Island
+from compile.ir.islands import CFunction, Island
 from compile.program.planner import aligned
 from compile.relay import generic
 from targets import engine
 from targets.errors import UserError, reason
-from targets.escapes import c_float, shown
+from targets.escapes import C_TYPES, c_float, shown
 
 tvm = engine.compiler()
 from tvm import relay, te, tir
@@ -95,7 +95,7 @@ def _expression(island: Island, opset: int) -> tuple[Any, list[Any]]:
 def _top(island: Island) -> str:
     """TopK, of which TVM has no C: each value goes to its place among the best before it; of equal ones the first leads."""
     (operator,), (source,) = island.operators, island.inputs
-    values, indices = operator.outputs
+    values, _ = operator.outputs
     axis = int(operator.attributes.get("axis", -1)) % len(source.shape)
     best = ">" if operator.attributes.get("largest", 1) else "<"
     order = (0, 2, 3, 1) if source.layout == NHWC else tuple(range(len(source.shape)))

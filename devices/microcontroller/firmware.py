@@ -15,17 +15,13 @@ from numpy.typing import NDArray
 from bundle.manifest import Firmware
 from devices.microcontroller.boards import Board
 from targets.errors import UserError
+from targets.escapes import C_TYPES
 from targets.toolchain import run_tool
 
 _HERE = Path(__file__).parent
 _GCC = "arm-none-eabi-gcc"
 _QEMU = "qemu-system-arm"
 _STACK = 16 << 10
-C_TYPES = {
-    **{name: f"{name}_t" for name in ("int8", "uint8", "int32", "int64")},
-    "bool": "int8_t",
-    "float32": "float",
-}
 _ADVICE = "`apt install gcc-arm-none-eabi libnewlib-arm-none-eabi`, or report it"
 
 

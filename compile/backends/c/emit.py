@@ -23,14 +23,13 @@ from compile.backends.c.steps import (
     Step,
 )
 from compile.ir.graph import NHWC, Graph, Tensor
-from compile.ir.islands import C_TYPES
 from compile.ir.operators import Addition, Convolution, GlobalAverage, Table
 from compile.ir.pointwise import FUNCTIONS, Pointwise
 from compile.kernels import cortex_m
 from compile.kernels.cortex_m import pack
 from compile.program.planner import Plan
 from targets import templates
-from targets.escapes import C_RESERVED, c_float
+from targets.escapes import C_RESERVED, C_TYPES, c_float
 
 _HERE = Path(__file__).parent
 _KERNELS = Path(cortex_m.__file__).parent

@@ -264,6 +264,8 @@ def _islands(graph: Graph) -> dict[str, Island]:
                 continue
             if len(before[-1].outputs) > 1:
                 continue
+            if operator.kind == "TopK":
+                continue
             if _elementwise(operator) or isinstance(before[-1], Dequantise):
                 group += groups.pop(tensor.name)
         groups[operator.output.name] = [*group, operator]
