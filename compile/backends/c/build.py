@@ -17,6 +17,7 @@ from compile import passes
 from compile.backends.backend import Built
 from compile.backends.c import arrange, emit, support
 from compile.backends.c.emit import Constants, Project
+from compile.backends.c.ports import dims
 from compile.backends.c.steps import Generated, Step, fuse
 from compile.ir.graph import Graph, Operator, Tensor
 from compile.ir.islands import CFunction, Island
@@ -155,7 +156,7 @@ def _lowering(project: Project) -> Lowering:
     numbers = "float32" if project.floating else "int8"
     return Lowering(
         layout="NHWC",
-        reason=f"{numbers} kernels for Cortex-M, inverted residuals row by row",
+        reason=f"{numbers} kernels for Cortex-M, inverted residuals row by row{_generated(project)}",
         operators=Counter(
             _kind(operator)
             for operator in project.graph.operators
@@ -166,7 +167,7 @@ def _lowering(project: Project) -> Lowering:
                 name=f"step{index}",
                 layer=step.name,
                 operators=tuple(map(_kind, step.parts)),
-                output_shape=emit.dims(step.output),
+                output_shape=dims(step.output),
                 macs=step.macs,
             )
             for index, step in enumerate(project.steps)
@@ -174,6 +175,21 @@ def _lowering(project: Project) -> Lowering:
         workspace_bytes=plan.nbytes,
         memory=plan.describe(project.arranged.program),
     )
+
+
+def _generated(project: Project) -> str:
+    """How much has no kernel, for a person; empty where everything has one."""
+    made = [each for each in project.steps if isinstance(each, Generated)]
+    floats = [
+        each
+        for each in made
+        if not project.floating
+        and any(part.output.quantisation is None for part in each.parts[:-1])
+    ]
+    if not made:
+        return ""
+    also = f", {len(floats)} of them in float32" if floats else ""
+    return f"; {len(made)} of {len(project.steps)} steps have no kernel{also}"
 
 
 def _kind(operator: Operator) -> str:

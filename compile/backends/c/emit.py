@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from bundle.accuracy import INT8_STEPS
 from compile.backends.c import drawing, steps
 from compile.backends.c.arrange import Arranged
+from compile.backends.c.ports import Port, dims, input_places
 from compile.backends.c.steps import (
     FusedBlock,
     FusedBlocks,
@@ -22,7 +23,7 @@ from compile.backends.c.steps import (
     Offsets,
     Step,
 )
-from compile.ir.graph import NHWC, Graph, Tensor
+from compile.ir.graph import Graph, Tensor
 from compile.ir.operators import Addition, Convolution, GlobalAverage, Table
 from compile.ir.pointwise import FUNCTIONS, Pointwise
 from compile.kernels import cortex_m
@@ -59,34 +60,6 @@ _MATH_NAMES = re.findall(
     """,
 )
 _FLOAT_MAX = float(np.finfo(np.float32).max)
-
-
-@dataclass(frozen=True)
-class Port:
-    """An output of the generated function.
-
-    Attributes:
-        number: what tells it from others; empty where it is the only one.
-    """
-
-    tensor: Tensor
-    number: str
-
-    @property
-    def name(self) -> str:
-        return f"output{self.number}"
-
-    @property
-    def macro(self) -> str:
-        return f"OUTPUT{self.number}"
-
-    @property
-    def c_type(self) -> str:
-        return C_TYPES[self.tensor.dtype]
-
-    @property
-    def dims(self) -> tuple[int, ...]:
-        return dims(self.tensor)
 
 
 @dataclass(frozen=True)
@@ -172,7 +145,7 @@ def emit(project: Project, folder: Path) -> Constants:
         "input_offset": project.plan.offsets[project.arranged.owner(project.input)],
         "layers": layers,
         "steps_off": INT8_STEPS,
-        **_input_places(project),
+        **input_places(name, project.input, project.dtype),
         "libm": _libm(layers),
         "functions": any(_generated(project)),
         "arrays": data.arrays,
@@ -200,37 +173,8 @@ def emit(project: Project, folder: Path) -> Constants:
     return Constants(sum(each.nbytes for each in every), crc)
 
 
-def _input_places(project: Project) -> dict[str, str]:
-    """C that finds the input in the arena, and C that is true where it lies elsewhere."""
-    begin = f"{project.name.upper()}_INPUT_OFFSET"
-    kind, size = C_TYPES[project.input.dtype], project.input.itemsize
-    if project.input.dtype != project.dtype:
-        home = f"({kind} *)((uint8_t *)arena + {begin})"
-        example = f"({kind} *)((uint8_t *)&arena + {begin})"
-        return {
-            "input_home": home,
-            "input_at_home": f"input != {home}",
-            "example_input": example,
-        }
-    of_base, of_type = (
-        (" / sizeof *base", f" / sizeof({kind})") if size > 1 else ("", "")
-    )
-    return {
-        "input_home": f"({kind} *)arena + {begin}{of_type}",
-        "input_at_home": f"input != base + {begin}{of_base}",
-        "example_input": f"arena.values + {begin}{of_type}",
-    }
-
-
 def _generated(project: Project) -> list[Generated]:
     return [each for each in project.steps if isinstance(each, Generated)]
-
-
-def dims(tensor: Tensor) -> tuple[int, ...]:
-    """Its sizes as they lie in memory, for a person: of one image height, width and channels."""
-    if len(tensor.shape) == 4 and tensor.layout == NHWC and tensor.shape[0] == 1:
-        return tensor.image
-    return tensor.shape if len(tensor.shape) > 2 else tensor.image
 
 
 def emit_golden(
