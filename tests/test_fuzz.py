@@ -117,6 +117,17 @@ def test_c_takes_an_input_with_channels_last(shape: str, nodes: str, said: str) 
             }""",
             ("native",),
         ),
+        (  # The same where another convolution reads what is left.
+            """agraph (float[1,3,6,5] x) => (float[1,10,5] y)
+            <float[1,3,1,1] w = {1,2,3}, float[10,6,1] v = {VALUES}> {
+              a = Constant <value = int64[1] {1}> ()
+              c = Conv(x, w)
+              s = Squeeze(c, a)
+              e = Selu(s)
+              y = Conv(e, v)
+            }""".replace("VALUES", ",".join(map(str, range(60)))),
+            ("native",),
+        ),
         (  # A maximum over three axes.
             """agraph (float[1,3,6,5] x) => (float[1,1,1,1,1] y) {
               a = Constant <value = int64[1] {1}> ()

@@ -262,3 +262,14 @@ def test_auto_pad_that_onnx_and_onnxruntime_take_otherwise_is_refused(
     model = single(operator, opset=22, auto_pad="SAME_UPPER", **attributes)
     with pytest.raises(UserError, match=rf"\({operator}\).*export with pads"):
         canonical(model)
+
+
+@pytest.mark.parametrize("operator", ["MaxPool", "AveragePool", "LpPool"])
+def test_a_window_larger_than_the_tensor_is_refused(operator: str) -> None:
+    """ONNX's inference and ONNX Runtime round its size up to 1, ONNX's text and TVM down to 0."""
+    kernel, strides = [9, 2], [9, 1]
+    model = single(operator, opset=22, kernel_shape=kernel, strides=strides)
+    with pytest.raises(
+        UserError, match=rf"\({operator}\): its window \[9, 2\] is larg"
+    ):
+        canonical(model)

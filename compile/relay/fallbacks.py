@@ -22,7 +22,7 @@ _FALLBACKS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     ),
     # TVM's change of a convolution's layout cannot follow some changes of rank behind it.
     (
-        ("BijectiveLayout", "GetStoreRule", "Invalid layout"),
+        ("BijectiveLayout", "GetStoreRule", "Invalid layout", "mapping[c - 'a']"),
         {"disabled_pass": ["AlterOpLayout"]},
     ),
 )

@@ -89,13 +89,17 @@ def convolution(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
 def _pool_pads(node: onnx.NodeProto, windows: _Windows) -> dict[str, Any]:
     attributes = _same_pads(node, windows, -1)
     last, end = windows.reach - windows.extent, windows.before + windows.input
-    if attributes.get("ceil_mode") and (
-        np.any(last >= end) or np.any(windows.extent > end + windows.after)
-    ):
+    if attributes.get("ceil_mode") and np.any(last >= end):
         raise refusal(
             node,
-            "with ceil_mode a window lies in the padding or is larger than the tensor, where ONNX Runtime and "
-            "ONNX's shapes disagree; export with ceil_mode off",
+            "with ceil_mode a window lies in the padding, where ONNX Runtime and ONNX's shapes disagree; export with "
+            "ceil_mode off",
+        )
+    if np.any(windows.extent > end + windows.after):
+        raise refusal(
+            node,
+            f"its window {windows.extent.tolist()} is larger than the padded tensor {(end + windows.after).tolist()}, "
+            "of which ONNX makes no output; export with a smaller kernel, or with a global pool",
         )
     return attributes
 
