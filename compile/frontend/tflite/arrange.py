@@ -74,18 +74,20 @@ def pack(graph: Builder, operator: Operator) -> None:
     sizes[axis] = 1
     for index in operator.inputs:
         shape = graph.integers(*sizes)
-        parts.append(graph.node("Reshape", graph.plain(index), shape))
+        parts.append(graph.moved(index, "Reshape", graph.plain(index), shape))
     graph.define(output, graph.node("Concat", *parts, axis=axis))
 
 
 def unpack(graph: Builder, operator: Operator) -> None:
     source, outputs = operator.inputs[0], operator.outputs
     axis = axis_of(graph, source, operator.option("Axis"), "file")
+    ones = graph.integers(*[1] * len(outputs))
     parts = graph.split(
-        "Split", graph.plain(source), outputs=[""] * len(outputs), axis=axis
+        "Split", graph.plain(source), ones, outputs=[""] * len(outputs), axis=axis
     )
     for index, part in zip(outputs, parts, strict=True):
         shape = graph.integers(*graph.shape(index))
+        part = graph.requantised(index, part)
         graph.define(index, graph.node("Reshape", part, shape))
 
 
@@ -161,8 +163,9 @@ def strided_slice(graph: Builder, operator: Operator) -> None:
     if len(graph.shape(output)) == len(graph.shape(source)):
         graph.define(output, made, order)
         return
+    made = graph.requantised(source, made)
     if order == "NCHW":
-        made = graph.node("Transpose", made, perm=TO_NHWC)
+        made = graph.moved(source, "Transpose", made, perm=TO_NHWC)
     shape = graph.integers(*graph.shape(output))
     graph.define(output, graph.node("Reshape", made, shape))
 

@@ -126,9 +126,7 @@ class Builder:
                 f"its constants take more than the {MAX_MODEL_BYTES} bytes allowed for a model"
             )
         name = self._fresh(stem or f"{self._current}/constant")
-        self.constants[name] = numpy_helper.from_array(
-            np.ascontiguousarray(value), name
-        )
+        self.constants[name] = numpy_helper.from_array(np.asarray(value), name)
         return name
 
     def integers(self, *values: int) -> str:
@@ -211,7 +209,10 @@ class Builder:
             assert single is not None
             return self._constant(index, "file" if single.size == 1 else "NCHW")
         whole = (1,) * (4 - len(shape)) + shape
-        return self._as_image(self.plain(index), whole, "")
+        made = self.plain(index)
+        if not _is_view(whole):
+            made = self.moved(index, "Reshape", made, self.integers(*whole))
+        return self._as_image(index, made, whole)
 
     def _real(self, index: int, order: Order) -> str:
         if self.is_constant(index):
@@ -221,7 +222,7 @@ class Builder:
             if index in self.file.inputs:
                 self._input(index, order)
             else:
-                made.real[order] = self._moved(index, made.real[made.order], order)
+                made.real[order] = self._in_other_order(index, order)
         return made.real[order]
 
     def _input(self, index: int, order: Order) -> None:
@@ -236,26 +237,36 @@ class Builder:
         if self.tensors[index].quantised:
             self._quantised(index, name, order, self._fresh(f"{name}/dequantized"))
 
-    def _moved(self, index: int, name: str, order: Order) -> str:
-        """Values in the other order of axes."""
-        is_output = order == "file" and index in self.file.outputs
-        output = self.name(index) if is_output else ""
-        shape = self.shape(index)
+    def _in_other_order(self, index: int, order: Order) -> str:
+        made, shape = self.made[index], self.shape(index)
+        name = made.real[made.order]
         if order == "NCHW":
-            name = self._as_image(name, shape, output)
-        elif _is_view(shape):
-            name = self.node("Reshape", name, self.integers(*shape), output=output)
-        else:
-            name = self.node("Transpose", name, output=output, perm=TO_NHWC)
-        return name if is_output else self.requantised(index, name)
+            return self._as_image(index, name, shape)
+        if _is_view(shape):
+            return self.moved(index, "Reshape", name, self.integers(*shape))
+        return self.moved(index, "Transpose", name, perm=TO_NHWC)
 
-    def _as_image(self, name: str, shape: tuple[int, ...], output: str) -> str:
+    def _as_image(self, index: int, name: str, shape: tuple[int, ...]) -> str:
         """Of values in the shape [N, H, W, C], or of as many, those with the channels first."""
         n, h, w, c = shape
         if _is_view(shape):
-            sizes = self.integers(n, c, h, w)
-            return self.node("Reshape", name, sizes, output=output)
-        return self.node("Transpose", name, output=output, perm=TO_NCHW)
+            return self.moved(index, "Reshape", name, self.integers(n, c, h, w))
+        return self.moved(index, "Transpose", name, perm=TO_NCHW)
+
+    def moved(self, index: int, op_type: str, *inputs: str, **attributes: Any) -> str:
+        """What an operator makes that only moves the values of a tensor."""
+        return self.requantised(index, self.node(op_type, *inputs, **attributes))
+
+    def requantised(self, index: int, made: str) -> str:
+        """Values of a tensor stored again as the tensor is, so that every operator reads and makes stored values.
+
+        ONNX Runtime 1.32 does not load some int8 networks in which it has to add these nodes by itself.
+        """
+        if not self.tensors[index].quantised:
+            return made
+        scale, zero = self._scale(index)
+        stored = self.node("QuantizeLinear", made, scale, zero)
+        return self.node("DequantizeLinear", stored, scale, zero)
 
     def _constant(self, index: int, order: Order) -> str:
         tensor = self.tensors[index]
@@ -320,18 +331,13 @@ class Builder:
 
     def _quantised(self, index: int, real: str, order: Order, name: str) -> None:
         scale, zero = self._scale(index)
-        stored = self.node("QuantizeLinear", real, scale, zero)
-        self.node("DequantizeLinear", stored, scale, zero, output=name)
+        stored = self.node(
+            "QuantizeLinear", real, scale, zero, label=f"{name}/QuantizeLinear"
+        )
+        label = f"{name}/DequantizeLinear"
+        self.node("DequantizeLinear", stored, scale, zero, output=name, label=label)
         self.made[index].real[order] = name
         self.made[index].stored[order] = stored
-
-    def requantised(self, index: int, real: str) -> str:
-        """A rearrangement of a tensor's values, stored as the tensor is."""
-        if not self.tensors[index].quantised:
-            return real
-        scale, zero = self._scale(index)
-        stored = self.node("QuantizeLinear", real, scale, zero)
-        return self.node("DequantizeLinear", stored, scale, zero)
 
     def dequantise(self, index: int) -> tuple[str, Order]:
         """A DequantizeLinear of its own of a quantised tensor, and its order of axes."""
@@ -366,13 +372,12 @@ class Builder:
     def finished(self) -> onnx.ModelProto:
         """The whole model, without what no output needs."""
         file = self.file
-        names = []
         for index in dict.fromkeys(file.outputs):
             if index in file.inputs or self.is_constant(index):
                 raise Unfit(
                     f"{self.tensors[index].label}: no operator makes this output; convert the whole network"
                 )
-            names.append(self.plain(index))
+            self._named_as_output(index)
         graph = helper.make_graph(
             [],
             "main",
@@ -385,6 +390,18 @@ class Builder:
             opset_imports=[helper.make_opsetid("", OPSET)],
         )
         return with_nodes(proto, self.nodes, self.constants)
+
+    def _named_as_output(self, index: int) -> None:
+        """The tensor in the file's order under its own name."""
+        name, made = self.name(index), self.made.get(index)
+        self._current = name
+        last = self.plain(index)
+        if made is not None and made.order == "NCHW":
+            node = self._unnamed.pop(last, None)
+            if node is None:
+                self.node("Identity", last, output=name)
+            else:
+                node.output[0] = made.real["file"] = name
 
     def _info(self, index: int, dtype: int = 0) -> onnx.ValueInfoProto:
         tensor = self.tensors[index]

@@ -77,9 +77,12 @@ class Tensor:
         facts = self.quantisation
         sizes = [1] * len(self.shape)
         if facts.scale.size > 1:
-            sizes[facts.axis] = facts.scale.size
-        steps = self.value.astype(np.int64) - facts.zero.reshape(sizes)
-        return steps.astype(np.float32) * facts.scale.reshape(sizes)
+            sizes[facts.axis] = -1
+        # Of bytes float32 has the steps exactly.
+        wide = np.float32 if self.dtype in _STORED else np.float64
+        steps: Array = self.value - facts.zero.astype(wide).reshape(sizes)
+        real: Array = steps * facts.scale.reshape(sizes)
+        return real.astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,7 @@ def _numbers(table: Any, field: str, most: int = MAX_ARGUMENTS) -> tuple[int, ..
     """A vector of integers of a table; none where the field is left out."""
     count = getattr(table, f"{field}Length")()
     if count > most:
-        raise Unfit(f"{count} {field.lower()}, more than the {most} allowed")
+        raise Unfit(f"{count} elements of {field}, more than the {most} allowed")
     return tuple(
         map(int, getattr(table, f"{field}AsNumpy")().tolist()) if count else ()
     )

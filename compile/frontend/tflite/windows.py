@@ -295,12 +295,12 @@ def _rows(
     if shape[0] == 1 and graph.is_image(behind):
         _, h, w, c = graph.shape(behind)
         columns = np.arange(shape[1]).reshape(h, w, c).transpose(2, 0, 1).ravel()
-        name = graph.node("Reshape", graph.image(behind), graph.integers(*shape))
-        return graph.requantised(behind, name), columns
+        image, sizes = graph.image(behind), graph.integers(*shape)
+        return graph.moved(behind, "Reshape", image, sizes), columns
     if graph.shape(source) == shape:
         return graph.plain(source), None
-    name = graph.node("Reshape", graph.in_memory(source), graph.integers(*shape))
-    return graph.requantised(source, name), None
+    values, sizes = graph.in_memory(source), graph.integers(*shape)
+    return graph.moved(source, "Reshape", values, sizes), None
 
 
 def batch_matmul(graph: Builder, operator: Operator) -> None:
@@ -309,7 +309,7 @@ def batch_matmul(graph: Builder, operator: Operator) -> None:
         name, rank = graph.plain(index), len(graph.shape(index))
         if operator.option(option):
             order = [*range(rank - 2), rank - 1, rank - 2]
-            name = graph.node("Transpose", name, perm=order)
+            name = graph.moved(index, "Transpose", name, perm=order)
         names.append(name)
     graph.define(operator.outputs[0], graph.node("MatMul", *names))
 
