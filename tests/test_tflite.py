@@ -15,12 +15,13 @@ from conftest import NOT_RUN, SHARED
 from gated import IDENTITY
 from onnx import numpy_helper
 from tflite_cases import CASES, Case, float_file, quantised_file
-from tflite_models import RELU, RELU6, SAME, VALID, Array, TfliteFile
+from tflite_models import SAME, VALID, Array, TfliteFile, convolution, network
 
 from bundle.store import open_bundle
 from compile import passes
-from compile.frontend import gate
+from compile.frontend import gate, sources
 from compile.frontend.names import Unfit
+from compile.frontend.preprocessing import Overrides, resolve_preprocessing
 from compile.frontend.tflite.convert import convert
 from targets.errors import UserError
 from targets.onnx_runtime import Session
@@ -71,89 +72,11 @@ def test_an_operator_of_bytes_is_right_within_half_a_step(
 # Networks.
 
 
-def _conv(
-    file: TfliteFile,
-    x: int,
-    weights: Array,
-    output: int,
-    kind: str = "CONV_2D",
-    **fields: Any,
-) -> None:
-    """A convolution of int8 with a scale for each channel and a bias."""
-    random = np.random.default_rng(len(weights))
-    axis = 0 if kind == "CONV_2D" else 3
-    count = weights.shape[axis]
-    scales = np.linspace(0.004, 0.01, count)
-    w = file.tensor(weights.shape, "int8", weights, scale=scales, axis=axis)
-    b = file.tensor((count,), "int32", random.integers(-300, 300, count), scale=scales)
-    options = "Conv2DOptions" if kind == "CONV_2D" else "DepthwiseConv2DOptions"
-    defaults = {
-        "StrideH": 1,
-        "StrideW": 1,
-        "DilationHFactor": 1,
-        "DilationWFactor": 1,
-        **({} if kind == "CONV_2D" else {"DepthMultiplier": 1}),
-    }
-    file.operator(kind, [x, w, b], [output], options, **defaults | fields)
-
-
-def _network(pooled: bool = True, dtype: str = "int8") -> bytes:
-    """A convolution, a depthwise one, their sum, a fully connected layer."""
-    random, file = np.random.default_rng(3), TfliteFile()
-    low = np.iinfo(dtype).min
-
-    def activation(
-        shape: tuple[int, ...], scale: float, zero: int, name: str = ""
-    ) -> int:
-        return file.tensor(shape, dtype, scale=scale, zero=low + zero, name=name)
-
-    def weights(*shape: int) -> Array:
-        return random.integers(-127, 128, shape)
-
-    x = activation((1, 8, 8, 3), 1 / 255, 0, "image")
-    first = activation((1, 4, 4, 8), 0.0235, 0, "first")
-    strides: dict[str, Any] = {"StrideH": 2, "StrideW": 2}
-    _conv(
-        file,
-        x,
-        weights(8, 3, 3, 3),
-        first,
-        Padding=SAME,
-        FusedActivationFunction=RELU6,
-        **strides,
-    )
-    second = activation((1, 4, 4, 8), 0.03, 123, "second")
-    _conv(file, first, weights(1, 3, 3, 8), second, "DEPTHWISE_CONV_2D", Padding=SAME)
-    total = activation((1, 4, 4, 8), 0.05, 123, "total")
-    file.operator(
-        "ADD", [first, second], [total], "AddOptions", FusedActivationFunction=RELU
-    )
-    if pooled:
-        pool = activation((1, 1, 1, 8), 0.05, 123)
-        fields: dict[str, Any] = {
-            "FilterHeight": 4,
-            "FilterWidth": 4,
-            "StrideH": 4,
-            "StrideW": 4,
-        }
-        file.operator(
-            "AVERAGE_POOL_2D", [total], [pool], "Pool2DOptions", Padding=VALID, **fields
-        )
-        total = pool
-    size = 8 if pooled else 128
-    row = activation((1, size), 0.05, 123)
-    file.operator("RESHAPE", [total, file.constant([1, size])], [row])
-    scores = activation((1, 5), 0.1, 131, "scores")
-    matrix = file.tensor((5, size), "int8", weights(5, size), scale=0.02)
-    file.operator("FULLY_CONNECTED", [row, matrix], [scores], "FullyConnectedOptions")
-    return file.serialised([x], [scores])
-
-
 @pytest.mark.parametrize("pooled", [True, False])
 def test_a_quantised_network_becomes_integers_without_moving_images(
     pooled: bool,
 ) -> None:
-    proto = convert(_network(pooled))
+    proto = convert(network(pooled))
     kinds = Counter(node.op_type for node in proto.graph.node)
     # The input's alone: behind an image that is flattened the weights are in another order.
     assert kinds["Transpose"] == 1
@@ -197,20 +120,20 @@ def _dilated(batches: bool) -> tuple[bytes, bytes]:
         kind = "DEPTHWISE_CONV_2D"
         if plain:
             factors = {"DilationHFactor": 2, "DilationWFactor": 2} if batches else {}
-            _conv(file, x, weights, y, kind, Padding=SAME, **factors)
+            convolution(file, x, weights, y, kind, Padding=SAME, **factors)
         elif batches:
             block, widths = file.constant([2, 2]), file.constant([[2, 2], [2, 2]])
             parts = file.tensor((4, 5, 5, 4), "int8", scale=0.02, zero=3)
             file.operator("SPACE_TO_BATCH_ND", [x, block, widths], [parts])
             made = file.tensor((4, 3, 3, 4), "int8", scale=0.1, zero=-9)
-            _conv(file, parts, weights, made, kind, Padding=VALID)
+            convolution(file, parts, weights, made, kind, Padding=VALID)
             crops = file.constant([[0, 0], [0, 0]])
             file.operator("BATCH_TO_SPACE_ND", [made, block, crops], [y])
         else:
             widths = file.constant([[0, 0], [1, 1], [1, 1], [0, 0]])
             padded = file.tensor((1, 8, 8, 4), "int8", scale=0.02, zero=3)
             file.operator("PAD", [x, widths], [padded])
-            _conv(file, padded, weights, y, kind, Padding=VALID)
+            convolution(file, padded, weights, y, kind, Padding=VALID)
         files.append(file.serialised([x], [y]))
     return files[0], files[1]
 
@@ -370,7 +293,7 @@ def test_another_version_and_several_subgraphs(
 
 
 def test_hostile_files_are_read_or_refused_in_one_line() -> None:
-    whole = [_network(), _network(False, "uint8"), float_file(CASES[0])]
+    whole = [network(), network(False, "uint8"), float_file(CASES[0])]
     dice, outcomes = random.Random(4), Counter[str]()
     for number in range(1200):
         data = bytearray(dice.choice(whole))
@@ -395,11 +318,43 @@ def test_the_gate_goes_by_the_identifier_and_keeps_the_file_s_identity(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "net.bin"
-    path.write_bytes(_network())
+    path.write_bytes(network())
     model = gate.load(path)
     assert (model.identity.name, model.input.layout) == ("net.bin", "NHWC")
     assert model.input.shape == (1, 8, 8, 3)
     assert model.outputs[0].name == "scores"
+
+
+@pytest.mark.parametrize(
+    ("scale", "zero"), [(1 / 255, -128), (1 / 127.5, -1), (1.0, -128)]
+)
+def test_pixels_are_the_stored_values_of_a_quantised_image(
+    tmp_path: Path, scale: float, zero: int
+) -> None:
+    file = TfliteFile()
+    x = file.tensor((1, 6, 4, 3), "int8", scale=scale, zero=zero)
+    y = file.tensor((1, 3, 2, 3), "int8", scale=scale, zero=zero)
+    fields: dict[str, Any] = {
+        "FilterHeight": 2,
+        "FilterWidth": 2,
+        "StrideH": 2,
+        "StrideW": 2,
+    }
+    file.operator("MAX_POOL_2D", [x], [y], "Pool2DOptions", **fields)
+    path = tmp_path / "net.tflite"
+    path.write_bytes(file.serialised([x], [y]))
+    source = sources.find(str(path), {}, None, lambda line: None)
+    resolved, _ = resolve_preprocessing(
+        Overrides(), source.preprocessing, source.model.input
+    )
+    assert resolved.crop == (6, 4)
+    for pixel in (0, 1, 128, 255):
+        real = (pixel - 128 - zero) * np.float32(scale)
+        assert resolved.normalised(pixel)[0] == pytest.approx(real, abs=1e-6)
+    assert resolved.formula() in source.note
+    given = Overrides(scale=1.0, mean=(0.0,), std=(2.0,))
+    resolved, _ = resolve_preprocessing(given, source.preprocessing, source.model.input)
+    assert set(resolved.normalised(8)) == {4.0}
 
 
 @pytest.mark.parametrize("target", ["native", "cortex-m7"])
@@ -407,7 +362,7 @@ def test_a_build_of_a_small_network(
     tmp_path: Path, built: Callable[..., Path], target: str
 ) -> None:
     path = tmp_path / "net.tflite"
-    path.write_bytes(_network(pooled=False))
+    path.write_bytes(network(pooled=False))
     manifest = open_bundle(built(path, target)).manifest
     assert manifest.model.name == "net.tflite"
     assert manifest.input.layout == "NHWC"

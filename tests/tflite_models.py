@@ -1,4 +1,4 @@
-"""Small .tflite files for tests, written with the schema of the package tflite."""
+"""Small .tflite files and networks for tests, written with the schema of the package tflite."""
 
 from __future__ import annotations
 
@@ -155,3 +155,83 @@ class TfliteFile:
             getattr(tflite, f"{kind}Add{name}")(self.builder, value)
         made: int = getattr(tflite, f"{kind}End")(self.builder)
         return made
+
+
+def convolution(
+    file: TfliteFile,
+    x: int,
+    weights: Array,
+    output: int,
+    kind: str = "CONV_2D",
+    **fields: Any,
+) -> None:
+    """A convolution of int8 with a scale for each channel and a bias."""
+    random = np.random.default_rng(len(weights))
+    axis = 0 if kind == "CONV_2D" else 3
+    count = weights.shape[axis]
+    scales = np.linspace(0.004, 0.01, count)
+    w = file.tensor(weights.shape, "int8", weights, scale=scales, axis=axis)
+    b = file.tensor((count,), "int32", random.integers(-300, 300, count), scale=scales)
+    options = "Conv2DOptions" if kind == "CONV_2D" else "DepthwiseConv2DOptions"
+    defaults = {
+        "StrideH": 1,
+        "StrideW": 1,
+        "DilationHFactor": 1,
+        "DilationWFactor": 1,
+        **({} if kind == "CONV_2D" else {"DepthMultiplier": 1}),
+    }
+    file.operator(kind, [x, w, b], [output], options, **defaults | fields)
+
+
+def network(pooled: bool = True, dtype: str = "int8") -> bytes:
+    """A convolution, a depthwise one, their sum, a fully connected layer."""
+    random, file = np.random.default_rng(3), TfliteFile()
+    low = np.iinfo(dtype).min
+
+    def activation(
+        shape: tuple[int, ...], scale: float, zero: int, name: str = ""
+    ) -> int:
+        return file.tensor(shape, dtype, scale=scale, zero=low + zero, name=name)
+
+    def weights(*shape: int) -> Array:
+        return random.integers(-127, 128, shape)
+
+    x = activation((1, 8, 8, 3), 1 / 255, 0, "image")
+    first = activation((1, 4, 4, 8), 0.0235, 0, "first")
+    strides: dict[str, Any] = {"StrideH": 2, "StrideW": 2}
+    convolution(
+        file,
+        x,
+        weights(8, 3, 3, 3),
+        first,
+        Padding=SAME,
+        FusedActivationFunction=RELU6,
+        **strides,
+    )
+    second = activation((1, 4, 4, 8), 0.03, 123, "second")
+    convolution(
+        file, first, weights(1, 3, 3, 8), second, "DEPTHWISE_CONV_2D", Padding=SAME
+    )
+    total = activation((1, 4, 4, 8), 0.05, 123, "total")
+    file.operator(
+        "ADD", [first, second], [total], "AddOptions", FusedActivationFunction=RELU
+    )
+    if pooled:
+        pool = activation((1, 1, 1, 8), 0.05, 123)
+        fields: dict[str, Any] = {
+            "FilterHeight": 4,
+            "FilterWidth": 4,
+            "StrideH": 4,
+            "StrideW": 4,
+        }
+        file.operator(
+            "AVERAGE_POOL_2D", [total], [pool], "Pool2DOptions", Padding=VALID, **fields
+        )
+        total = pool
+    size = 8 if pooled else 128
+    row = activation((1, size), 0.05, 123)
+    file.operator("RESHAPE", [total, file.constant([1, size])], [row])
+    scores = activation((1, 5), 0.1, 131, "scores")
+    matrix = file.tensor((5, size), "int8", weights(5, size), scale=0.02)
+    file.operator("FULLY_CONNECTED", [row, matrix], [scores], "FullyConnectedOptions")
+    return file.serialised([x], [scores])

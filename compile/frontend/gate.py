@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -20,7 +21,7 @@ from compile.frontend.model import Model
 from compile.frontend.model_file import MAX_MODEL_BYTES, inline_external, read_regular
 from compile.frontend.names import Unfit
 from compile.frontend.preprocessing import Layout
-from compile.frontend.tflite.convert import convert
+from compile.frontend.tflite.convert import convert, pixel_values
 from compile.frontend.tflite.reader import is_tflite
 from targets.errors import UserError, first_line
 from targets.escapes import shown
@@ -55,7 +56,8 @@ def load(
     identity = ModelIdentity(
         name=path.name, sha256=hashlib.sha256(data).hexdigest(), external_data=external
     )
-    return check(proto, identity, input_shapes, layout, where)
+    model = check(proto, identity, input_shapes, layout, where)
+    return replace(model, pixels=pixel_values(proto)) if lite else model
 
 
 def _parse(data: bytes) -> onnx.ModelProto:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import onnx
+from onnx.numpy_helper import to_array
 
 from compile.frontend.fold import infer, values
 from compile.frontend.names import Unfit
@@ -70,6 +72,26 @@ def convert(data: bytes) -> onnx.ModelProto:
         raise Unfit(
             f"not a TFLite model, or cut short ({shown(first_line(error), 160)}); convert or copy it again"
         ) from None
+
+
+def pixel_values(proto: onnx.ModelProto) -> tuple[float, float] | None:
+    """Of a model that `convert` made with an input of 8 bits: the real values of the lowest and the highest stored one."""
+    makers = {name: node for node in proto.graph.node for name in node.output}
+    constants = {each.name: each for each in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type != "QuantizeLinear":
+            continue
+        source = node.input[0]
+        if source in makers and makers[source].op_type == "Transpose":
+            source = makers[source].input[0]
+        if source == proto.graph.input[0].name:
+            scale, zero = (to_array(constants[name]) for name in node.input[1:])
+            info = np.iinfo(zero.dtype)
+            low, high = (
+                (limit - int(zero)) * float(scale) for limit in (info.min, info.max)
+            )
+            return low, high
+    return None
 
 
 def _converted(data: bytes) -> onnx.ModelProto:
