@@ -23,6 +23,7 @@ from compile.frontend import gate, sources
 from compile.frontend.names import Unfit
 from compile.frontend.preprocessing import Overrides, resolve_preprocessing
 from compile.frontend.tflite.convert import convert
+from compile.passes.ports import integer_ports
 from targets.errors import UserError
 from targets.onnx_runtime import Session
 
@@ -89,6 +90,17 @@ def test_a_quantised_network_becomes_integers_without_moving_images(
     graph = passes.read(proto, passes.INTEGERS)
     floats = [each.kind for each in graph.operators if not each.output.quantisation]
     assert floats == ["DequantizeLinear"]
+
+
+@pytest.mark.parametrize("float_ports", [True, False])
+def test_a_quantised_network_takes_and_gives_stored_values(float_ports: bool) -> None:
+    proto = convert(network(float_ports=float_ports))
+    graph = passes.run([integer_ports], passes.read(proto, passes.INTEGERS))
+    assert [each.dtype for each in (*graph.inputs, *graph.outputs)] == ["int8"] * 2
+    assert all(each.output.quantisation for each in graph.operators)
+    x = np.random.default_rng(0).uniform(0, 1, (1, 8, 8, 3)).astype(np.float32)
+    (plain,) = _answers(convert(network()), [x])
+    np.testing.assert_array_equal(_answers(proto, [x])[0], plain)
 
 
 def test_weights_of_uint8_keep_their_real_values() -> None:

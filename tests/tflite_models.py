@@ -183,8 +183,16 @@ def convolution(
     file.operator(kind, [x, w, b], [output], options, **defaults | fields)
 
 
-def network(pooled: bool = True, dtype: str = "int8") -> bytes:
-    """A convolution, a depthwise one, their sum, a fully connected layer."""
+def network(
+    pooled: bool = True, dtype: str = "int8", float_ports: bool = False
+) -> bytes:
+    """A convolution, a depthwise one, their sum, a fully connected layer.
+
+    Args:
+        pooled: an average pool before the fully connected layer.
+        dtype: of the activations.
+        float_ports: the input and the output are float32.
+    """
     random, file = np.random.default_rng(3), TfliteFile()
     low = np.iinfo(dtype).min
 
@@ -196,7 +204,10 @@ def network(pooled: bool = True, dtype: str = "int8") -> bytes:
     def weights(*shape: int) -> Array:
         return random.integers(-127, 128, shape)
 
-    x = activation((1, 8, 8, 3), 1 / 255, 0, "image")
+    source = x = activation((1, 8, 8, 3), 1 / 255, 0, "" if float_ports else "image")
+    if float_ports:
+        source = file.tensor((1, 8, 8, 3), name="image")
+        file.operator("QUANTIZE", [source], [x])
     first = activation((1, 4, 4, 8), 0.0235, 0, "first")
     strides: dict[str, Any] = {"StrideH": 2, "StrideW": 2}
     convolution(
@@ -231,7 +242,10 @@ def network(pooled: bool = True, dtype: str = "int8") -> bytes:
     size = 8 if pooled else 128
     row = activation((1, size), 0.05, 123)
     file.operator("RESHAPE", [total, file.constant([1, size])], [row])
-    scores = activation((1, 5), 0.1, 131, "scores")
+    scores = activation((1, 5), 0.1, 131, "" if float_ports else "scores")
     matrix = file.tensor((5, size), "int8", weights(5, size), scale=0.02)
     file.operator("FULLY_CONNECTED", [row, matrix], [scores], "FullyConnectedOptions")
-    return file.serialised([x], [scores])
+    if float_ports:
+        stored, scores = scores, file.tensor((1, 5), name="scores")
+        file.operator("DEQUANTIZE", [stored], [scores])
+    return file.serialised([source], [scores])
