@@ -786,4 +786,41 @@ def _cases() -> Iterator[Case]:
     )
 
 
-CASES = list(_cases())
+def _rare_cases() -> Iterator[Case]:
+    """Operators of float32 that networks have for post-processing."""
+    for kind, function in (
+        ("EQUAL", np.equal),
+        ("GREATER", np.greater),
+        ("GREATER_EQUAL", np.greater_equal),
+        ("LESS", np.less),
+        ("LESS_EQUAL", np.less_equal),
+    ):
+        yield Case(kind, [IMAGE, (1, 1, 1, 4)], function, quantised=False)
+    chosen = RANDOM.integers(0, 2, IMAGE).astype(bool)
+    for kind in ("SELECT", "SELECT_V2"):
+        places = [-1, 0, 1]
+        yield Case(
+            kind, [IMAGE, IMAGE], np.where, [chosen], places=places, quantised=False
+        )
+    for kind, both in (("LOGICAL_AND", np.logical_and), ("LOGICAL_OR", np.logical_or)):
+        yield Case(
+            kind,
+            [],
+            both,
+            [chosen, RANDOM.integers(0, 2, (4,)).astype(bool)],
+            quantised=False,
+        )
+    yield Case("LOGICAL_NOT", [], np.logical_not, [chosen], quantised=False)
+    yield Case("SIGN", [IMAGE], np.sign, quantised=False)
+    yield Case("ADD_N", [ROW, ROW, ROW], lambda *x: np.sum(x, axis=0), quantised=False)
+    yield Case(
+        "CAST",
+        [IMAGE],
+        lambda x: x.astype(np.int32),
+        options="CastOptions",
+        fields={"InDataType": 0, "OutDataType": 2},
+        quantised=False,
+    )
+
+
+CASES = [*_cases(), *_rare_cases()]

@@ -56,6 +56,7 @@ class Builder:
         self._named = fresh_names(())
         self._bytes = 0
         self._scales: dict[int, tuple[str, str]] = {}
+        self._held: dict[tuple[int, Order], str] = {}
         self._names = {
             index: self._fresh(self.tensors[index].name or f"tensor {index}")
             for index in (*file.inputs, *file.outputs)
@@ -65,6 +66,13 @@ class Builder:
         self._current = ""
         for index in file.inputs:
             self.made[index] = Made("file")
+        # Inputs that an operator reads in the file's order of axes.
+        self._flattened = {
+            index
+            for operator in file.operators
+            if operator.kind in ("RESHAPE", "FULLY_CONNECTED")
+            for index in operator.inputs
+        }
 
     # Names and nodes.
 
@@ -166,8 +174,7 @@ class Builder:
         if self.is_constant(index) or len(self.shape(index)) != 4:
             return False
         if index in self.file.inputs:
-            kinds = {each.kind for each in self.readers[index]}
-            return not kinds & {"RESHAPE", "FULLY_CONNECTED"}
+            return index not in self._flattened
         return self._of(index).order == "NCHW"
 
     def _of(self, index: int) -> Made:
@@ -269,6 +276,11 @@ class Builder:
         return self.node("DequantizeLinear", stored, scale, zero)
 
     def _constant(self, index: int, order: Order) -> str:
+        if (index, order) not in self._held:
+            self._held[index, order] = self._new_constant(index, order)
+        return self._held[index, order]
+
+    def _new_constant(self, index: int, order: Order) -> str:
         tensor = self.tensors[index]
         assert tensor.value is not None
         value, facts = tensor.value, tensor.quantisation

@@ -15,6 +15,8 @@ from compile.frontend.tflite.reader import Array, Operator, Quantisation
 _SAME = 0
 _CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D")
 _VIEWS = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
+# Between an image and the fully connected layer that reads it.
+_MOST_VIEWS = 4
 
 Pads = list[tuple[int, int]]
 
@@ -288,7 +290,10 @@ def _rows(
     Of a flattened image the channels stay first: the weights' columns are moved, not the image.
     """
     behind = source
-    while (before := graph.makers.get(behind)) and before.kind in _VIEWS:
+    for _ in range(_MOST_VIEWS):
+        before = graph.makers.get(behind)
+        if before is None or before.kind not in _VIEWS:
+            break
         if not graph.same_scale(before.inputs[0], behind):
             break
         behind = before.inputs[0]
