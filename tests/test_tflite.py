@@ -192,6 +192,19 @@ def test_a_pair_of_transpositions_moves_nothing() -> None:
     assert kinds["Transpose"] == 2
 
 
+def test_an_output_that_an_operator_reads_in_the_file_s_order() -> None:
+    file = TfliteFile()
+    x = file.tensor((1, 2, 3, 4), "int8", scale=0.1)
+    image = file.tensor((1, 2, 3, 4), "int8", scale=0.1)
+    file.operator("RELU", [x], [image])
+    row = file.tensor((1, 24), "int8", scale=0.1)
+    file.operator("RESHAPE", [image, file.constant([1, 24])], [row])
+    given = np.linspace(-3, 3, 24, dtype=np.float32).reshape(1, 2, 3, 4)
+    first, second = _answers(convert(file.serialised([x], [image, row])), [given])
+    np.testing.assert_allclose(first, np.maximum(given, 0), atol=0.051)
+    np.testing.assert_array_equal(second, first.reshape(1, 24))
+
+
 def test_weights_of_float16_and_an_open_batch() -> None:
     file = TfliteFile()
     matrix = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float16)
@@ -245,6 +258,12 @@ def _bad_type(file: TfliteFile, x: int, y: int) -> None:
     file.operator("ABS", [x], [y])
 
 
+def _bad_half(file: TfliteFile, x: int, y: int) -> None:
+    half = file.tensor((1, 4), "float16", name="half")
+    file.operator("CAST", [x], [half], "CastOptions")
+    file.operator("DEQUANTIZE", [half], [y])
+
+
 def _bad_channels(file: TfliteFile, x: int, y: int) -> None:
     q = file.tensor((1, 4), "int8", scale=[0.1] * 4, axis=1, name="q")
     file.operator("QUANTIZE", [x], [q])
@@ -274,6 +293,7 @@ def _bad_bytes(file: TfliteFile, x: int, y: int) -> None:
         (lambda f, x, y: f.operator("ABS", [f.tensor((1, 4), name="n" * 2000)], [y]), "a name of 2000 bytes"),
         (lambda f, x, y: f.operator("ABS", [f.tensor((1,) * 9)], [y]), "9 elements of Shape"),
         (lambda f, x, y: f.operator("ABS", [x] * 600, [y]), "600 elements of Inputs"),
+        (_bad_half, "'half': has no stored values"),
         (_bad_type, "is INT16; float32, int8 and uint8"),
         (_bad_channels, "'q': has a scale for each channel"),
         (_bad_bytes, "16 bytes for a tensor of 20"),
@@ -335,6 +355,16 @@ def test_the_gate_goes_by_the_identifier_and_keeps_the_file_s_identity(
     assert (model.identity.name, model.input.layout) == ("net.bin", "NHWC")
     assert model.input.shape == (1, 8, 8, 3)
     assert model.outputs[0].name == "scores"
+
+
+def test_an_input_of_another_type_is_refused_by_the_gate(tmp_path: Path) -> None:
+    file = TfliteFile()
+    x, y = file.tensor((1, 2, 2, 3), "int32"), file.tensor((1, 2, 2, 3))
+    file.operator("CAST", [x], [y], "CastOptions")
+    path = tmp_path / "net.tflite"
+    path.write_bytes(file.serialised([x], [y]))
+    with pytest.raises(UserError, match="input 't0' is int32, need float32"):
+        gate.load(path)
 
 
 @pytest.mark.parametrize(

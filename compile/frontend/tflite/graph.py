@@ -354,6 +354,10 @@ class Builder:
     def dequantise(self, index: int) -> tuple[str, Order]:
         """A DequantizeLinear of its own of a quantised tensor, and its order of axes."""
         _, order = self.either(index)
+        if not self.tensors[index].quantised:
+            raise Unfit(
+                f"{self.tensors[index].label}: has no stored values to dequantise; convert to float32 or int8"
+            )
         stored = self.made[index].stored[order]
         return self.node("DequantizeLinear", stored, *self._scale(index)), order
 
@@ -393,7 +397,7 @@ class Builder:
         graph = helper.make_graph(
             [],
             "main",
-            [self._info(index, TensorProto.FLOAT) for index in file.inputs],
+            [self._info(index) for index in file.inputs],
             [self._info(index) for index in dict.fromkeys(file.outputs)],
         )
         proto = helper.make_model(
@@ -407,6 +411,8 @@ class Builder:
         """The tensor in the file's order under its own name."""
         name, made = self.name(index), self.made.get(index)
         self._current = name
+        # A node that others read already keeps the name of its output.
+        self._unnamed.clear()
         last = self.plain(index)
         if made is not None and made.order == "NCHW":
             node = self._unnamed.pop(last, None)
@@ -415,14 +421,11 @@ class Builder:
             else:
                 node.output[0] = made.real["file"] = name
 
-    def _info(self, index: int, dtype: int = 0) -> onnx.ValueInfoProto:
+    def _info(self, index: int) -> onnx.ValueInfoProto:
         tensor = self.tensors[index]
-        real = dtype or (
-            TensorProto.FLOAT
-            if tensor.quantised
-            else helper.np_dtype_to_tensor_dtype(tensor.dtype)
-        )
-        return helper.make_tensor_value_info(self.name(index), real, tensor.shape)
+        dtype = np.dtype(np.float32) if tensor.quantised else tensor.dtype
+        number = helper.np_dtype_to_tensor_dtype(dtype)
+        return helper.make_tensor_value_info(self.name(index), number, tensor.shape)
 
 
 def _is_view(shape: tuple[int, ...]) -> bool:
