@@ -265,9 +265,9 @@ class Builder:
         return self.requantised(index, self.node(op_type, *inputs, **attributes))
 
     def requantised(self, index: int, made: str) -> str:
-        """Values of a tensor stored again as the tensor is, so that every operator reads and makes stored values.
+        """Values of a tensor stored again as the tensor is.
 
-        ONNX Runtime 1.32 does not load some int8 networks in which it has to add these nodes by itself.
+        Every operator then reads and makes stored values, and becomes one of integers (compile/passes/integers.py).
         """
         if not self.tensors[index].quantised:
             return made
