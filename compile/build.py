@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "compile.build",
-        "Compile an ONNX image classifier into a bundle or a C library,\n"
+        "Compile an image classifier (ONNX or .tflite) into a bundle or a C library,\n"
         "compared with ONNX Runtime before it is called built.",
         _EPILOG,
     )
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         "--model",
         default="mobilenetv2-1.0-224",
         metavar="MODEL",
-        help="an .onnx file; mobilenetv2-WIDTH-RESOLUTION, also after ssdlite- or deeplabv3-, built in with "
+        help="an .onnx or .tflite file; mobilenetv2-WIDTH-RESOLUTION, also after ssdlite- or deeplabv3-, built in with "
         "seeded weights; or "
         "mobilenetv2-12, the Model Zoo's trained network, downloaded (default: %(default)s)",
     )

@@ -91,6 +91,13 @@ def test_probabilities_are_what_a_softmax_over_the_classes_gives() -> None:
     assert ending(
         softmax, node("Reshape", ["s", "to"], ["y"]), to=np.array([1, 6, 1], np.int64)
     )
+    stored = node("QuantizeLinear", ["s", "scale", "zero"], ["q"])
+    real = node("DequantizeLinear", ["q", "scale", "zero"], ["y"])
+    facts: dict[str, Any] = {
+        "scale": np.array(1 / 256, np.float32),
+        "zero": np.array(-128, np.int8),
+    }
+    assert ending(softmax, stored, real, **facts)
     assert not ending(node("Relu", ["f"], ["y"]))
     assert not ending(softmax, node("Relu", ["s"], ["y"]))
     assert not ending(node("Softmax", ["f"], ["y"], axis=0))

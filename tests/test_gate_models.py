@@ -332,7 +332,7 @@ def test_a_file_of_3_gb_is_refused_unread(tmp_path: Path) -> None:
         ("net.pt", r"PyTorch.*torch\.onnx\.export"),
         ("NET.PTH", r"PyTorch.*torch\.onnx\.export"),
         ("net.pb", "TensorFlow.*tf2onnx"),
-        ("net.tflite", "TFLite.*tf2onnx"),
+        ("net.tflite", "no TFLite.*TFL3"),
         ("net.mlmodel", "Core ML.*export"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What to do with a model that is no ONNX file: one line for each format that people have."""
+"""What to do with a file that is neither ONNX nor TFLite: one line for each format that people have."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ _TENSORFLOW = "is a TensorFlow graph; make an ONNX file of it: " + _TF2ONNX.form
 _SAVED_MODEL = "is a folder of TensorFlow; make an ONNX file of it: " + _TF2ONNX.format(
     "--saved-model FOLDER"
 )
-_TFLITE = "is a TFLite model; make an ONNX file of it: " + _TF2ONNX.format(
-    "--tflite model.tflite"
-)
+_TFLITE = "is no TFLite model: its bytes 4 to 7 are not TFL3; convert or copy it again"
 _ORIGINAL = "is for {}; export an ONNX file from the network that it was made of"
 
 _BY_SUFFIX = {

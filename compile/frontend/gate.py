@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -20,6 +21,8 @@ from compile.frontend.model import Model
 from compile.frontend.model_file import MAX_MODEL_BYTES, inline_external, read_regular
 from compile.frontend.names import Unfit
 from compile.frontend.preprocessing import Layout
+from compile.frontend.tflite.convert import convert, pixel_values
+from compile.frontend.tflite.reader import is_tflite
 from targets.errors import UserError, first_line
 from targets.escapes import shown
 
@@ -29,26 +32,32 @@ def load(
     input_shapes: Mapping[str, tuple[int, ...]] = {},
     layout: Layout | None = None,
 ) -> Model:
-    """Read an ONNX file, with its external data, and check it.
+    """Read an ONNX file, with its external data, or a .tflite file, and check it.
 
     Args:
         input_shapes: what ``--input-shape`` says, for the input's symbolic dimensions only.
-        layout: of the input; None infers it from the axis with 1 or 3 channels.
+        layout: of the input; None infers it from the axis with 1 or 3 channels, an image of .tflite is NHWC.
 
     Raises:
         UserError: one line that names the file and what is wrong with it.
     """
-    where = shown(path, 300)
+    where, external, lite = shown(path, 300), dict[str, str](), False
     try:
         data = read_regular(path, MAX_MODEL_BYTES)
-        proto = _parse(data)
-        external = inline_external(proto, path.parent, MAX_MODEL_BYTES - len(data))
+        lite = is_tflite(data)
+        proto = convert(data) if lite else _parse(data)
+        if not lite:
+            external = inline_external(proto, path.parent, MAX_MODEL_BYTES - len(data))
     except Unfit as error:
-        raise UserError(f"{where}: {advice(path) or error}") from None
+        known = None if lite else advice(path)
+        raise UserError(f"{where}: {known or error}") from None
+    if lite and len(proto.graph.input[0].type.tensor_type.shape.dim) == 4:
+        layout = layout or "NHWC"
     identity = ModelIdentity(
         name=path.name, sha256=hashlib.sha256(data).hexdigest(), external_data=external
     )
-    return check(proto, identity, input_shapes, layout, where)
+    model = check(proto, identity, input_shapes, layout, where)
+    return replace(model, pixels=pixel_values(proto)) if lite else model
 
 
 def _parse(data: bytes) -> onnx.ModelProto:

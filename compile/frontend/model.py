@@ -21,6 +21,7 @@ class Model:
         outputs: every graph output, static float32.
         probabilities: the first output already is a softmax's.
         notes: what the user should know, a line each (a symbolic batch made 1, …).
+        pixels: of a .tflite file with an input of 8 bits: the real values of the lowest and the highest stored one.
     """
 
     proto: onnx.ModelProto
@@ -29,3 +30,4 @@ class Model:
     outputs: tuple[Tensor, ...]
     probabilities: bool
     notes: tuple[str, ...] = ()
+    pixels: tuple[float, float] | None = None

@@ -19,12 +19,15 @@ def node_label(node: onnx.NodeProto) -> str:
 def fresh_names(taken: Iterable[str]) -> Callable[[str], str]:
     """A function that makes of a stem a name which is not taken, each time another."""
     known = set(taken)
+    # What follows a stem next: names stay taken, so that lower numbers need not be tried again.
+    numbers: dict[str, int] = {}
 
     def fresh(stem: str) -> str:
-        name, number = stem, 2
+        name, number = stem, numbers.get(stem, 2)
         while name in known:
             name, number = f"{stem}/{number}", number + 1
         known.add(name)
+        numbers[stem] = number
         return name
 
     return fresh

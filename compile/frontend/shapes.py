@@ -25,8 +25,11 @@ _DTYPES = {
     *(TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32),
     *(TensorProto.BOOL, TensorProto.UINT8, TensorProto.INT8),
 }
-# Operators that exporters put between a softmax and the output.
-_SHAPE_ONLY = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
+# Operators that exporters and quantisers put between a softmax and the output.
+_SAME_VALUES = {
+    *("Cast", "DequantizeLinear", "Flatten", "Identity", "QuantizeLinear", "Reshape"),
+    *("Squeeze", "Transpose", "Unsqueeze"),
+}
 
 
 def only_input(graph: onnx.GraphProto) -> onnx.ValueInfoProto:
@@ -289,11 +292,11 @@ def layout_of(source: onnx.ValueInfoProto, given: Layout | None) -> Layout:
 
 
 def is_softmax(proto: onnx.ModelProto) -> bool:
-    """Whether the first output is a softmax over all its elements, at most reshaped afterwards."""
+    """Whether the first output is a softmax over all its elements, at most reshaped or quantised afterwards."""
     maker = {name: node for node in proto.graph.node for name in node.output}
     known = values(proto.graph)
     node = maker.get(proto.graph.output[0].name)
-    while node is not None and node.op_type in _SHAPE_ONLY:
+    while node is not None and node.op_type in _SAME_VALUES:
         node = maker.get(node.input[0])
     if node is None or node.op_type != "Softmax":
         return False

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundle.manifest import ModelIdentity, Preprocessing
-from compile.frontend import dense, gate, zoo
+from compile.frontend import dense, family, gate, zoo
 from compile.frontend.model import Model
 from compile.frontend.preprocessing import Layout, Overrides, load_sidecar
 
@@ -20,9 +20,10 @@ class Source:
 
     Attributes:
         name: for people and for the output folder.
-        preprocessing: the built-in or Model Zoo network's own; None for a user's file.
+        preprocessing: the built-in or Model Zoo network's own, or what a quantised .tflite image says; None for other
+            files.
         overrides: what a TOML file next to the model says.
-        note: what the user must know of its weights; empty for a user's file.
+        note: what the user must know of its weights or its preprocessing; empty for an ONNX file.
         trained: whether the weights mean something, so that int8's loss against float32 is worth judging.
     """
 
@@ -62,7 +63,14 @@ def find(
     overrides = load_sidecar(path)
     model = gate.load(path, input_shapes, layout or overrides.layout)
     name = re.sub(r"[^\w.-]+", "-", path.stem).strip("-.") or "model"
-    return Source(name, model, None, overrides, "")
+    if model.pixels is None or model.input.layout == "" or model.input.channels > 3:
+        return Source(name, model, None, overrides, "")
+    low, high = model.pixels
+    own = family.preprocessing(*model.input.size).model_copy(
+        update={"scale": (high - low) / 255, "mean": (-low,), "std": (1.0,)}
+    )
+    note = f"preprocessing by default: pixels are the stored values of the input, {own.formula()}; {own.geometry()}"
+    return Source(name, model, own, overrides, note)
 
 
 def _built_in(name: str) -> Source:

@@ -21,8 +21,8 @@ from compile.ir.operators import (
     GlobalAverage,
     Quantise,
     Scaled,
-    View,
 )
+from compile.passes.views import Moving
 from targets.errors import UserError
 from targets.escapes import shown
 
@@ -95,7 +95,11 @@ class _Integers:
                 continue
             if isinstance(operator, Dequantise):
                 operator = self._dequantise(operator)
-            elif isinstance(operator, View) and operator.input.quantisation:
+            elif (
+                isinstance(operator, Moving)
+                and operator.input.quantisation
+                and operator.input.value is None
+            ):
                 typed = self._type(operator.output, operator.input)
                 operator = replace(operator, outputs=(typed,))
             self._made[operator.output.name] = operator

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from compile.ir.graph import Graph, Operator
-from compile.ir.operators import Dequantise, Quantise, View
+from compile.ir.operators import Dequantise, Quantise, Transpose, View
+
+# They give the same values in other places.
+Moving = View | Transpose
 
 
 def move_views(graph: Graph) -> Graph:
-    """Quantising before a view, dequantising after it: a view of integers moves nothing."""
+    """Quantising before a view or transposition, dequantising after it: integers are a quarter of the bytes."""
     made: list[Operator] = []
     makers: dict[str, Operator] = {}
     fresh = graph.fresh_names()
@@ -17,9 +20,9 @@ def move_views(graph: Graph) -> Graph:
         source = operator.activations[:1]
         before = makers.get(source[0].name) if source else None
         new = [operator]
-        if isinstance(operator, View) and isinstance(before, Dequantise):
+        if isinstance(operator, Moving) and isinstance(before, Dequantise):
             new = _exchanged(before, operator, fresh(f"{operator.output.name}/stored"))
-        elif isinstance(operator, Quantise) and isinstance(before, View):
+        elif isinstance(operator, Quantise) and isinstance(before, Moving):
             new = _exchanged(before, operator, fresh(f"{before.input.name}/stored"))
         made += new
         makers |= {tensor.name: each for each in new for tensor in each.outputs}
@@ -42,8 +45,8 @@ def dequantise_before_views(graph: Graph) -> Graph:
 
 
 def _exchanged(first: Operator, second: Operator, name: str) -> list[Operator]:
-    """``second``, which reads what ``first`` makes, before it; one of them is a view. ``name`` is of the tensor between."""
-    if isinstance(second, View):
+    """``second``, which reads what ``first`` makes, before it; one of them only moves values. ``name`` is of the tensor between."""
+    if isinstance(second, Moving):
         between = replace(first.input, name=name, shape=second.output.shape)
     else:
         between = replace(second.output, name=name, shape=first.input.shape)

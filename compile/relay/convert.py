@@ -8,7 +8,7 @@ import numpy as np
 
 from compile import passes
 from compile.ir.graph import NHWC, Graph, Tensor
-from compile.ir.operators import Dequantise, Table, View
+from compile.ir.operators import Dequantise, Table, Transpose, View
 from compile.passes.views import dequantise_before_views
 from compile.relay import importer
 from compile.relay.integer_kernels import IntegerKernels
@@ -70,6 +70,8 @@ def to_relay(
             outputs = [_dequantised(operator, inputs[0])]
         elif isinstance(operator, View):
             outputs = [relay.reshape(inputs[0], operator.output.shape)]
+        elif isinstance(operator, Transpose):
+            outputs = [relay.transpose(inputs[0], operator.order)]
         elif isinstance(operator, Table):
             outputs = [_looked_up(operator, inputs[0])]
         else:
