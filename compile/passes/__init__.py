@@ -8,7 +8,7 @@ import onnx
 
 from compile.ir import onnx_form
 from compile.ir.graph import Graph, check
-from compile.passes import integers, simplify, tables, views
+from compile.passes import integers, simplify, tables, views, weights
 
 Pass = Callable[[Graph], Graph]
 Dump = Callable[[str, Graph], None]
@@ -26,6 +26,7 @@ INTEGERS: tuple[Pass, ...] = (
     simplify.mean_as_pool,
     simplify.fold_limits,
     simplify.dense_as_convolution,
+    weights.split_wide_weights,
     views.move_views,
     integers.to_integers,
     tables.as_tables,
