@@ -50,7 +50,7 @@ _FORMS = {
         f"QLinear{kind}": _Form(kind, (0,), 3)
         for kind in (
             *("AveragePool", "GlobalAveragePool", "LeakyRelu"),
-            *("ReduceMean", "Sigmoid", "Softmax"),
+            *("Sigmoid", "Softmax"),
         )
     },
 }
@@ -186,10 +186,6 @@ class _Rewriter(Scaling):
                     "quantise it again"
                 )
             attributes.setdefault("axis", -1)
-        if form.kind == "ReduceMean" and opset(self.proto) >= 18:
-            axes = attributes.pop("axes", [])
-            if axes:
-                inputs.append(self.constant(np.array(axes, np.int64), node))
         self._end(node, form.kind, inputs, form.result, attributes)
 
     def _concatenation(self, node: onnx.NodeProto) -> None:
@@ -255,7 +251,9 @@ class _Rewriter(Scaling):
         if not zero:
             # The result is of the first operand's type.
             first = input_of(node, _FORMS[node.op_type].operands[0] + 2)
-            dtype = self.array_of(first).dtype if first in self.constants else "uint8"
+            dtype = (
+                self.array_of(first, node).dtype if first in self.constants else "uint8"
+            )
             zero = self.constant(np.zeros((), dtype), node)
         real = self.fresh(f"{node.output[0]}/real")
         self.add(kind, inputs, real, node.name, **attributes)
@@ -267,12 +265,14 @@ class _Rewriter(Scaling):
         inputs = list(node.input)
         inputs[0] = self._scaled(node, inputs[0], scale, zero, {})
         if node.op_type == "Pad":
-            value = input_of(node, 2)
             # Without a value it pads with the stored value 0.
-            stored = self.array(node, 2) if value else self.array_of(zero) * 0
-            name = self.constant(stored, node)
+            factor, middle = (
+                self.array_of(each, node).astype(np.float32) for each in (scale, zero)
+            )
+            stored = self.array(node, 2) if input_of(node, 2) else np.zeros(())
+            value = (stored.astype(np.float32) - middle) * factor
             inputs += [""] * (3 - len(inputs))
-            inputs[2] = self._scaled(node, name, scale, zero, {})
+            inputs[2] = self.constant(value.astype(np.float32), node)
         real = [self.fresh(f"{name}/real") for name in node.output]
         made = helper.make_node(
             node.op_type, inputs, real, node.name, **attributes_of(node)

@@ -73,7 +73,9 @@ class Scaling(Writer):
         scale, zero = self._wide_scale(node)
         limits = np.iinfo(dtype)
         if source in self.constants:
-            steps = np.rint(self.array_of(source).astype(np.float32) / scale) + zero
+            steps = (
+                np.rint(self.array_of(source, node).astype(np.float32) / scale) + zero
+            )
             stored = np.clip(steps, limits.min, limits.max).astype(dtype)
             self.fold(node, stored)
             return
@@ -95,7 +97,7 @@ class Scaling(Writer):
     def dequantise(self, node: onnx.NodeProto) -> None:
         attributes, source = attributes_of(node), node.input[0]
         if source in self.constants:
-            self._constant_operand(node, self.array_of(source))
+            self._constant_operand(node, self.array_of(source, node))
             return
         if attributes.get("block_size"):
             raise Unfit(_per_block(node))

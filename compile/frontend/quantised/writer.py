@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 
 from compile.frontend.fold import constant_value, is_onnx, with_nodes
 from compile.frontend.names import Unfit, fresh_names, node_label
+from targets.escapes import shown
 
 Array = NDArray[Any]
 
@@ -89,15 +90,20 @@ class Writer:
         self.constants[name] = numpy_helper.from_array(value, name)
 
     def array(self, node: onnx.NodeProto, place: int) -> Array:
-        name = input_of(node, place)
+        """The constant that an input is.
+
+        Raises:
+            Unfit: it is computed.
+        """
+        return self.array_of(input_of(node, place), node)
+
+    def array_of(self, name: str, node: onnx.NodeProto) -> Array:
+        """As `array`, of the constant's name."""
         if name not in self.constants:
             raise Unfit(
-                f"{node_label(node)}: input {place} is computed while the model runs; quantise statically, so that "
+                f"{node_label(node)}: {shown(name)!r} is computed while the model runs; quantise statically, so that "
                 "scales and zero points are constants"
             )
-        return self.array_of(name)
-
-    def array_of(self, name: str) -> Array:
         return numpy_helper.to_array(self.constants[name])
 
 
