@@ -15,15 +15,18 @@ import pytest
 from conftest import succeed
 from integers import SAME, patterns, residuals
 from integers import Graph as Writer
-from onnx import compose
+from onnx import TensorProto, compose
+from quantised_rows import FLOAT_OUTPUTS, ROWS, STEP, Row
 
 from bundle.manifest import ModelIdentity
 from compile import passes
 from compile.frontend.gate import check
 from compile.frontend.model import Model
 from compile.frontend.quantised.operators import quantises
-from compile.frontend.reference import with_outputs
+from compile.frontend.reference import Reference, with_outputs
 from compile.ir import evaluate
+from compile.quantize.answer import output_steps
+from targets.errors import UserError
 from targets.onnx_runtime import Session
 
 
@@ -76,15 +79,25 @@ FORMS: dict[str, tuple[tuple[str, str, str, bool], dict[str, bool]]] = {
         {"UseQDQContribOps": True},
     ),
 }
+WIDE: dict[str, tuple[tuple[str, str, str, bool], dict[str, bool]]] = {
+    "activations of 16 bits": (("QDQ", "QInt16", "QInt8", True), {}),
+    "activations of 16 bits without sign": (("QDQ", "QUInt16", "QUInt8", False), {}),
+    "activations of 16 bits, ONNX Runtime's QDQ": (
+        ("QDQ", "QInt16", "QInt8", True),
+        {"UseQDQContribOps": True},
+    ),
+}
 # Convolutions and matrix products of these ONNX Runtime computes in float32.
 IN_FLOAT32 = ("weights of 4 bits", "weights of 4 bits without sign")
 
 
 # From the average pool on, which computes in float32 here.
 FROM_THE_MEAN = ("mean", "pool", "flat", "scores")
+# What needs a kernel of its own, or a new order of values.
 BUILT = (
-    *("QOperator QUInt8 QUInt8 per tensor", "QOperator QInt8 QInt8 per channel"),
-    *("weights around another number, QDQ", "weights of 4 bits without sign"),
+    *("depthwise_weights_far_from_their_zero", "grouped_weights_far_from_their_zero"),
+    *("a_matrix_far_from_its_zero", "stored_values_are_moved"),
+    *("a_type_that_an_attribute_says", "weights_in_blocks_of_4_bits"),
 )
 
 
@@ -118,7 +131,7 @@ def quantise(
 
 @cache
 def written(name: str) -> onnx.ModelProto:
-    return quantise(network(), *FORMS[name])
+    return quantise(network(), *(FORMS | WIDE)[name])
 
 
 def gated(proto: onnx.ModelProto) -> Model:
@@ -159,12 +172,85 @@ def test_every_quantised_tensor_is_that_of_onnx_runtime(name: str) -> None:
         assert compared > 10
 
 
-def together(names: list[str]) -> onnx.ModelProto:
-    """A network of these forms, of one image, with an output for each."""
+@pytest.mark.parametrize("name", WIDE)
+def test_activations_of_16_bits_are_near_onnx_runtime(name: str) -> None:
+    """Both compute in float32, and may round a value to another step."""
+    model = gated(written(name))
+    graph = passes.read(model.proto, passes.INTEGERS)
+    (step,) = output_steps(graph)
+    assert 0 < step < 1e-4
+    for image in patterns(written(name), 3):
+        (found,), (answer,) = evaluate.run(graph, image), Reference(model).run(image)
+        assert np.abs(found - answer).max() < 2.5 * step
+
+
+def off(proto: onnx.ModelProto) -> float:
+    """How far the integers' answers are from ONNX Runtime's."""
+    model = gated(proto)
+    graph = passes.read(model.proto, passes.INTEGERS)
+    reference, random, errors = Reference(model), np.random.default_rng(0), []
+    for _ in range(4):
+        image = random.uniform(-3, 3, model.input.shape).astype(np.float32)
+        (found,), (answer,) = evaluate.run(graph, image), reference.run(image)
+        assert np.ptp(answer) > 1
+        errors.append(float(np.abs(found - answer).max()))
+    return max(errors)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_form_that_is_written_by_hand(name: str) -> None:
+    allowed = {"constant_operands": 1.1 * STEP} | dict.fromkeys(FLOAT_OUTPUTS, 1e-4)
+    assert off(ROWS[name]().model()) < allowed.get(name, 1e-6)
+
+
+def test_scales_for_channels_before_opset_13() -> None:
+    r = Row(opset=12)
+    scales, zeros = r.scales(5), np.zeros(5, np.int8)
+    r.convolution(r.integers(5, 4, 3, 3), scales, zeros)
+    assert off(r.model()) < 1e-6
+
+
+def test_weights_far_from_their_zero_are_integers() -> None:
+    """Each channel is read as often as its weights need."""
+    model = gated(ROWS["weights_of_255"]().model())
+    graph = passes.read(model.proto, passes.INTEGERS)
+    (operator,) = (each for each in graph.operators if each.kind == "Conv")
+    assert operator.inputs[1] and operator.inputs[1].shape == (2, 12, 1, 1)
+
+
+def refused(proto: onnx.ModelProto) -> str:
+    with pytest.raises(UserError) as error:
+        passes.read(gated(proto).proto, passes.INTEGERS)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_what_is_refused_says_what_to_do() -> None:
+    r = Row()
+    dynamic = r.node("MatMulInteger", r.flat(), r.integers(144, 7))
+    r.node("Cast", dynamic, to=TensorProto.FLOAT)
+    assert "MatMulInteger" in refused(r.model())
+    assert "quantize_static" in refused(r.model())
+    r = Row()
+    r.own("QuantizeBFP", "image", bfp_type=0)
+    assert "QuantizeBFP" in refused(r.model())
+    r = Row()
+    facts = (r.image, r.scale, r.zero, STEP, r.zero)
+    r.dequantised(r.own("QLinearGlobalAveragePool", *facts, channels_last=1))
+    assert "channels are last" in refused(r.model())
+    r = Row()
+    scale = r.node("ReduceMax", "image", keepdims=0)
+    stored = r.integers(5, 4, 3, 3)
+    r.convolution(stored, scale, np.int8(0))
+    assert "constant" in refused(r.model())
+
+
+def together(*networks: onnx.ModelProto) -> onnx.ModelProto:
+    """One network of these, of one image, with an output for each."""
     whole = onnx.ModelProto()
-    whole.CopyFrom(written(names[0]))
-    for index, name in enumerate(names[1:]):
-        part = compose.add_prefix(written(name), f"{index}/", rename_inputs=False)
+    whole.CopyFrom(networks[0])
+    for index, each in enumerate(networks[1:]):
+        part = compose.add_prefix(each, f"{index}/", rename_inputs=False)
         for node in part.graph.node:
             node.input[:] = [
                 "image" if each == f"{index}/image" else each for each in node.input
@@ -189,8 +275,10 @@ def built(proto: onnx.ModelProto, target: str, folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_every_form_is_built(tmp_path: Path) -> None:
-    assert built(together(list(BUILT)), "native", tmp_path)["relative_error"] < 1e-6
+def test_forms_are_built(tmp_path: Path) -> None:
+    rows = (ROWS[name]().model() for name in BUILT)
+    proto = together(written("QOperator QUInt8 QUInt8 per tensor"), *rows)
+    assert built(proto, "native", tmp_path)["relative_error"] < 1e-6
 
 
 @pytest.mark.slow
