@@ -93,7 +93,7 @@ def _absorbed(operator: Scaled) -> Tensor:
 def _scale(operator: Scaled) -> NDArray[np.float64]:
     scale = operator.constant(1)
     if scale is None:
-        _refuse(operator, "its scale is not a constant")
+        _refuse(operator, "its scale is computed; quantise statically")
     return scale.astype(np.float64).ravel()
 
 
@@ -140,7 +140,10 @@ class _Integers:
 
     def _dequantise(self, operator: Dequantise) -> Operator:
         if _quantisation(operator) != operator.input.quantisation:
-            _refuse(operator, "has another scale than its QuantizeLinear")
+            _refuse(
+                operator,
+                "has another scale than its QuantizeLinear; quantise the model again",
+            )
         self._stored[operator.output.name] = operator.input
         return replace(operator, inputs=operator.inputs[:1])
 
@@ -188,7 +191,7 @@ def _quantisation(operator: Scaled) -> Quantisation:
         ),
         (
             dtype not in _ACTIVATIONS,
-            f"quantises an activation to {dtype}; only int8 and uint8 are lowered",
+            f"quantises an activation to {dtype}; quantise activations to 8 or 16 bits",
         ),
         (
             not scale[0] > 0,
