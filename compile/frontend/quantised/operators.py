@@ -222,7 +222,7 @@ class _Rewriter(Scaling):
     ) -> str:
         real = self.fresh(f"{source}/real")
         inputs = [source, scale, *([zero] if zero else [])]
-        self.add("DequantizeLinear", inputs, real, **attributes)
+        self.add_dequantise(node, inputs, real, attributes)
         return real
 
     def _bias(self, node: onnx.NodeProto, bias: str, form: _Form, alpha: float) -> str:

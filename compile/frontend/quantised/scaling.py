@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -53,6 +55,9 @@ class Scaling(Writer):
         if not zero:
             zero = self.constant(np.zeros((), dtype), node)
         axis = {k: v for k, v in attributes.items() if k == "axis"}
+        if source in self.constants and scale in self.constants:
+            shape, sizes = (self.constants[each].dims for each in (source, scale))
+            _axis_of(node, shape, prod(sizes), axis)
         self.add_quantise(source, scale, zero, node.output[0], axis, node.name)
 
     def add_quantise(
@@ -108,7 +113,23 @@ class Scaling(Writer):
             self.add("Mul", [steps, factor], node.output[0], node.name)
             return
         axis = {k: v for k, v in attributes.items() if k == "axis"}
-        self.add(node.op_type, node.input, node.output[0], node.name, **axis)
+        self.add_dequantise(node, node.input, node.output[0], axis, node.name)
+
+    def add_dequantise(
+        self,
+        node: onnx.NodeProto,
+        inputs: Sequence[str],
+        output: str,
+        axis: dict[str, Any],
+        name: str = "",
+    ) -> None:
+        """Add a DequantizeLinear, of which scale and zero point of a constant have the size of its axis."""
+        source, *facts = inputs
+        if source in self.constants:
+            sizes = (self.constants[each] for each in facts if each in self.constants)
+            for each in sizes:
+                _axis_of(node, self.constants[source].dims, prod(each.dims), axis)
+        self.add("DequantizeLinear", inputs, output, name, **axis)
 
     def _constant_operand(self, node: onnx.NodeProto, stored: Array) -> None:
         """Of a constant: its integers in 8 or 32 bits, or its real numbers."""
@@ -126,7 +147,7 @@ class Scaling(Writer):
             names = [self.constant(each.astype(kept), node) for each in values]
             inputs = [names[0], inputs[1], *names[1:]]
         axis = {k: v for k, v in attributes.items() if k == "axis"}
-        self.add(node.op_type, inputs, node.output[0], node.name, **axis)
+        self.add_dequantise(node, inputs, node.output[0], axis, node.name)
 
     def _wide_scale(self, node: onnx.NodeProto) -> tuple[NDArray[np.float32], float]:
         """Scale and zero point of an activation of 16 bits."""
@@ -163,18 +184,22 @@ def _real(
     node: onnx.NodeProto,
 ) -> NDArray[np.float32]:
     """What a constant stands for: (stored − zero) × scale in float32, as ONNX Runtime computes it."""
-    axis, block = attributes.get("axis", 1), attributes.get("block_size", 0)
+    block = attributes.get("block_size", 0)
 
     def spread(facts: Array) -> Array:
-        if block and facts.ndim == stored.ndim:
-            return np.repeat(facts, block, axis)[
-                _upto(stored.shape[axis], axis, stored.ndim)
-            ]
-        if facts.size == 1:
-            return facts.reshape(())
-        shape = [1] * stored.ndim
-        shape[axis % stored.ndim] = -1
-        return facts.reshape(shape)
+        if not block:
+            axis = _axis_of(node, stored.shape, facts.size, attributes)
+            sizes = [1] * stored.ndim
+            if facts.size > 1:
+                sizes[axis] = -1
+            return facts.reshape(sizes)
+        axis = _axis_of(node, stored.shape, 0, attributes)
+        shape = list(stored.shape)
+        shape[axis] = -(-shape[axis] // block)
+        if block < 1 or list(facts.shape) != shape:
+            raise _unfit(node, stored.shape)
+        repeated = np.repeat(facts, min(block, stored.shape[axis]), axis)
+        return np.take(repeated, range(stored.shape[axis]), axis)
 
     whole = (
         stored.dtype.name.endswith(tuple("0123456789")) and "int" in stored.dtype.name
@@ -183,14 +208,26 @@ def _real(
     for each in zero:
         steps = steps - spread(each.astype(steps.dtype))
     real = steps.astype(np.float32) * spread(scale.astype(np.float32))
-    if real.shape != stored.shape:
-        raise Unfit(
-            f"{node_label(node)}: its scales do not fit the shape {list(stored.shape)}; quantise it again"
-        )
     return np.asarray(real, np.float32)
 
 
-def _upto(size: int, axis: int, rank: int) -> tuple[slice, ...]:
-    found = [slice(None)] * rank
-    found[axis] = slice(size)
-    return tuple(found)
+def _axis_of(
+    node: onnx.NodeProto, shape: Sequence[int], size: int, attributes: dict[str, Any]
+) -> int:
+    """The axis that ``size`` numbers are for, from the start; 0 where one serves all.
+
+    Raises:
+        Unfit: the axis has another size, or is none of the shape's.
+    """
+    if size == 1:
+        return 0
+    axis, rank = attributes.get("axis", 1), len(shape)
+    if not -rank <= axis < rank or (size and shape[axis] != size):
+        raise _unfit(node, shape)
+    return int(axis % rank)
+
+
+def _unfit(node: onnx.NodeProto, shape: Sequence[int]) -> Unfit:
+    return Unfit(
+        f"{node_label(node)}: its scales do not fit the shape {list(shape)[:8]}; quantise it again"
+    )
