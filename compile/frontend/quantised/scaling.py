@@ -124,12 +124,19 @@ class Scaling(Writer):
         name: str = "",
     ) -> None:
         """Add a DequantizeLinear, of which scale and zero point of a constant have the size of its axis."""
-        source, *facts = inputs
+        source, *facts = filter(None, inputs)
+        like = (
+            source if source in self.constants else self.scales.get(source, ("", ""))[1]
+        )
+        if len(facts) == 1 and like in self.constants:
+            # TVM's importer needs a zero point.
+            dtype = self.array_of(like, node).dtype
+            facts.append(self.constant(np.zeros((), dtype), node))
         if source in self.constants:
             sizes = (self.constants[each] for each in facts if each in self.constants)
             for each in sizes:
                 _axis_of(node, self.constants[source].dims, prod(each.dims), axis)
-        self.add("DequantizeLinear", inputs, output, name, **axis)
+        self.add("DequantizeLinear", [source, *facts], output, name, **axis)
 
     def _constant_operand(self, node: onnx.NodeProto, stored: Array) -> None:
         """Of a constant: its integers in 8 or 32 bits, or its real numbers."""
