@@ -274,9 +274,9 @@ def together(*networks: onnx.ModelProto) -> onnx.ModelProto:
     return whole
 
 
-def built(proto: onnx.ModelProto, target: str, folder: Path) -> dict[str, Any]:
+def built(proto: onnx.ModelProto, *target: str, folder: Path) -> dict[str, Any]:
     onnx.save(proto, folder / "network.onnx")
-    options = ("--model", folder / "network.onnx", "--target", target, "--json")
+    options = ("--model", folder / "network.onnx", "--target", *target, "--json")
     said = succeed("compile.build", *options, "--output", folder / "built")
     checked: dict[str, Any] = json.loads(said)["verification"]
     return checked
@@ -285,16 +285,21 @@ def built(proto: onnx.ModelProto, target: str, folder: Path) -> dict[str, Any]:
 @pytest.mark.slow
 def test_forms_that_are_written_by_hand_are_built(tmp_path: Path) -> None:
     proto = together(*(ROWS[name]().model() for name in BUILT))
-    assert built(proto, "native", tmp_path)["relative_error"] < 1e-6
+    assert built(proto, "native", folder=tmp_path)["relative_error"] < 1e-6
 
 
 @pytest.mark.slow
 def test_operators_on_integers_are_built(tmp_path: Path) -> None:
     proto = written("QOperator QUInt8 QUInt8 per tensor")
-    assert built(proto, "native", tmp_path)["relative_error"] < 1e-6
+    assert built(proto, "native", folder=tmp_path)["relative_error"] < 1e-6
 
 
 @pytest.mark.slow
-def test_operators_on_integers_become_c(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options", [("cortex-m7",), ("native", "--format", "standalone")]
+)
+def test_operators_on_integers_become_c(
+    options: tuple[str, ...], tmp_path: Path
+) -> None:
     proto = quantise(residuals(), *FORMS["QOperator QInt8 QInt8 per channel"])
-    assert built(proto, "cortex-m7", tmp_path)["relative_error"] < 1e-6
+    assert built(proto, *options, folder=tmp_path)["relative_error"] < 1e-6
