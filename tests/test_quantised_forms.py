@@ -289,16 +289,10 @@ def test_forms_that_are_written_by_hand_are_built(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_operators_on_integers_are_built(tmp_path: Path) -> None:
-    proto = written("QOperator QUInt8 QUInt8 per tensor")
-    assert built(proto, "native", folder=tmp_path)["relative_error"] < 1e-6
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [("cortex-m7",), ("native", "--format", "standalone")]
 )
-def test_operators_on_integers_become_c(
+def test_operators_on_integers_are_built(
     options: tuple[str, ...], tmp_path: Path
 ) -> None:
     proto = quantise(residuals(), *FORMS["QOperator QInt8 QInt8 per channel"])
