@@ -318,23 +318,19 @@ def test_a_constant_activation_is_refused_by_name(
     assert "\n" not in str(refused.value)
 
 
-def test_weights_with_a_zero_point_compute_in_float32(
+def test_weights_far_from_their_zero_point_are_near_onnx_runtime(
     graphs: dict[str, onnx.ModelProto],
 ) -> None:
     proto = edited(graphs["residuals"], lambda g: unsigned_weights(g, 100))
     graph = given(proto).graph
-    floats = [
-        each.label
-        for each in graph.operators
-        if each.macs and not each.output.quantisation
-    ]
-    assert floats == ["stem"]
     (image,) = patterns(proto, 1)
     values = onnx_runtime_tensors(proto, graph, image)
     ours = evaluate.evaluate(graph, {"image": image})
     (stem,) = (each for each in graph.operators if each.label == "stem")
-    (quantise,) = graph.readers[stem.output.name]
-    name = quantise.output.name
+    name = stem.output.name
+    if not stem.output.quantisation:
+        (quantise,) = graph.readers[name]
+        name = quantise.output.name
     steps = ours[name].astype(int) - values[name]
     assert np.abs(steps).max() <= 1 and len(np.unique(ours[name])) > 50
 

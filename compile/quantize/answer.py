@@ -7,8 +7,9 @@ from bundle.golden import Check
 from compile.frontend.model import Model
 from compile.frontend.reference import Reference
 from compile.ir import evaluate
-from compile.ir.graph import Graph, Operator, Tensor
+from compile.ir.graph import Graph, Tensor
 from compile.ir.operators import Dequantise, View
+from compile.quantize.wide import wide_step
 from targets.errors import UserError
 from targets.escapes import shown
 
@@ -19,33 +20,18 @@ def output_steps(graph: Graph) -> tuple[float, ...]:
 
 
 def _step(graph: Graph, output: Tensor) -> float:
+    wide = wide_step(graph, output)
+    if wide is not None:
+        return wide
     maker = graph.makers.get(output.name)
     while isinstance(maker, View):
         maker = graph.makers.get(maker.input.name)
-    wide = wide_step(graph, maker)
-    if wide is not None:
-        return wide
     if not isinstance(maker, Dequantise):
         raise UserError(
             f"output {shown(output.name)!r}: is computed in float32, by {maker.label if maker else 'no operator'}; an int8 "
             "network ends in a quantised value: end it before that operator, or build it in float32"
         )
     return maker.input.scale
-
-
-def wide_step(graph: Graph, maker: Operator | None) -> float | None:
-    """What a step of stored values of 16 bits means, of the operator that dequantises them.
-
-    They are float32 (compile/frontend/quantised/scaling.py): rounded, limited, multiplied by the step.
-    """
-    if maker is None or maker.kind != "Mul":
-        return None
-    factor, rounded = maker.constant(1), graph.makers.get(maker.input.name)
-    while rounded and rounded.kind in ("Add", "Clip", "Sub"):
-        rounded = graph.makers.get(rounded.input.name)
-    is_step = factor is not None and factor.size == 1
-    found = is_step and rounded is not None and rounded.kind == "Round"
-    return float(factor.item()) if found and factor is not None else None
 
 
 def check(graph: Graph, model: Model, image: Array, reference: Reference) -> Check:
