@@ -219,7 +219,7 @@ def _sums(operator: Convolution) -> Convolution | None:
     # Of a scale for each input channel no integer sum can be made.
     if not weights or not facts or facts.axis not in (None, 0):
         return None
-    if weights.dtype != "int8":
+    if weights.dtype not in ("int8", "int16"):
         return None
     inputs = [source, weights]
     for bias in filter(None, rest):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from compile.ir.graph import Graph, Operator, constant
 from compile.ir.kinds import make
-from compile.ir.operators import Convolution, Dequantise, Quantise, View
+from compile.ir.operators import Convolution
 
 Integers = NDArray[np.int64]
 
@@ -22,13 +22,10 @@ def split_wide_weights(graph: Graph) -> Graph:
     fresh = graph.fresh_names()
 
     def rule(operator: Operator) -> list[Operator] | None:
-        if not isinstance(operator, Convolution) or not _is_integer(graph, operator):
+        if not isinstance(operator, Convolution) or not operator.output.quantisation:
             return None
         weights = operator.inputs[1]
         if weights is None or weights.value is None or weights.dtype != "int16":
-            return None
-        assert weights.quantisation is not None
-        if weights.quantisation.axis not in (None, 0):
             return None
         source = operator.input
         parts = _parts(weights.value.astype(np.int64))
@@ -49,7 +46,7 @@ def split_wide_weights(graph: Graph) -> Graph:
         split = constant(weights.name, value.astype(np.int8), weights.quantisation)
         inputs = (repeated, split, *operator.inputs[2:])
         return [
-            make("Gather", "", [source, indices], [repeated], {"axis": 1}),
+            make("Gather", operator.name, [source, indices], [repeated], {"axis": 1}),
             replace(operator, inputs=inputs),
         ]
 
@@ -63,14 +60,3 @@ def _parts(whole: Integers) -> list[Integers]:
         parts.append(np.clip(whole, -128, 127))
         whole = whole - parts[-1]
     return parts
-
-
-def _is_integer(graph: Graph, operator: Convolution) -> bool:
-    """Whether it lies between DequantizeLinear and QuantizeLinear, views around it left out."""
-    maker = graph.makers.get(operator.input.name)
-    while isinstance(maker, View):
-        maker = graph.makers.get(maker.input.name)
-    reader = graph.only_reader(operator.output)
-    while isinstance(reader, View):
-        reader = graph.only_reader(reader.output)
-    return isinstance(maker, Dequantise) and isinstance(reader, Quantise)
