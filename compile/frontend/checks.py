@@ -14,6 +14,7 @@ from compile.frontend.fold import constant_value, is_onnx, opset
 from compile.frontend.limits import MAX_NODES
 from compile.frontend.model_file import tensors
 from compile.frontend.names import Unfit, node_label
+from compile.frontend.quantised.operators import is_dynamic, is_taken
 from targets.escapes import shown
 
 _WEIGHTED = ("BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul", "Mul")
@@ -58,13 +59,11 @@ def check_nodes(proto: onnx.ModelProto) -> None:
         raise Unfit("the graph has no nodes; export a network")
     if graph.sparse_initializer:
         raise Unfit("sparse initializers are not supported; export dense weights")
-    quantised = Counter(
-        node.op_type for node in graph.node if _is_integer_operator(node)
-    )
-    for name, count in quantised.most_common(1):
+    dynamic = Counter(node.op_type for node in graph.node if is_dynamic(node))
+    for name, count in dynamic.most_common(1):
         raise Unfit(
-            f"is quantised by {count} {shown(name)} nodes: int8 is built from QuantizeLinear and "
-            "DequantizeLinear (QDQ); export that, or give the float32 model with --quantize int8"
+            f"is quantised dynamically, by {count} {shown(name)} nodes that find scales while it runs; quantise it "
+            "statically (onnxruntime.quantization.quantize_static), or give the float32 model with --quantize int8"
         )
     for node in graph.node:
         if node.op_type in _CONTROL_FLOW or any(
@@ -73,6 +72,8 @@ def check_nodes(proto: onnx.ModelProto) -> None:
             raise Unfit(
                 f"{node_label(node)}: control flow is not supported; export the network without branches or loops"
             )
+        if is_taken(node):
+            continue
         if not is_onnx(node.domain):
             raise Unfit(
                 f"{node_label(node)}: is of the domain {shown(node.domain)!r}, only ai.onnx is supported; "
@@ -88,12 +89,6 @@ def check_nodes(proto: onnx.ModelProto) -> None:
             raise Unfit(
                 f"{node_label(node)}: is not an operator of ONNX opset {version}; export without it"
             )
-
-
-def _is_integer_operator(node: onnx.NodeProto) -> bool:
-    known = ("ConvInteger", "DynamicQuantizeLinear", "MatMulInteger")
-    families = ("QLinear", "QGemm", "QAttention")
-    return node.op_type.startswith(families) or node.op_type in known
 
 
 def check_order(graph: onnx.GraphProto) -> None:

@@ -21,6 +21,7 @@ from compile.frontend.model import Model
 from compile.frontend.model_file import MAX_MODEL_BYTES, inline_external, read_regular
 from compile.frontend.names import Unfit
 from compile.frontend.preprocessing import Layout
+from compile.frontend.quantised.operators import as_qdq
 from compile.frontend.tflite.convert import convert, pixel_values
 from compile.frontend.tflite.reader import is_tflite
 from targets.errors import UserError, first_line
@@ -110,7 +111,9 @@ def _checked(
     static = opsets.expanded(shapes.static_model(proto, source))
     static = opsets.made_older(static)
     checks.check_weights(static)
-    folded = fold(static)
+    known = as_qdq(static)
+    limits.check_counts(known.graph)
+    folded = fold(known)
     shapes.check_values(folded)
     outputs = shapes.outputs_of(folded)
     tensor = shapes.tensor_of(

@@ -6,9 +6,10 @@ import onnx
 from onnx import TensorProto, helper
 from onnx.inliner import inline_selected_functions
 
-from compile.frontend.fold import infer, opset
+from compile.frontend.fold import infer, is_onnx, opset
 from compile.frontend.limits import MAX_NODES
 from compile.frontend.names import Unfit
+from compile.frontend.quantised.operators import as_qdq
 
 # 7 is the oldest that ONNX Runtime supports, and the first with NumPy's broadcasting, which Relay has too.
 # 28 is the newest of the installed onnx and ONNX Runtime (tests/test_onnx_node_tests.py compares its operators).
@@ -96,13 +97,16 @@ def made_older(static: onnx.ModelProto) -> onnx.ModelProto:
     older = onnx.ModelProto()
     older.CopyFrom(static)
     for each in older.opset_import:
-        each.version = _COMMON
+        if is_onnx(each.domain):
+            each.version = _COMMON
     for node in older.graph.node:
+        if not is_onnx(node.domain):
+            continue
         known = onnx.defs.has(node.op_type, max_inclusive_version=_COMMON)
         if not known or node.op_type in _CHANGED or _says_more(node, version):
             return static
     try:
-        infer(older)
+        infer(as_qdq(older))
     except onnx.shape_inference.InferenceError:
         return static
     return older

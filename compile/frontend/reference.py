@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from bundle.golden import Check
 from compile.frontend.model import Model
+from compile.frontend.quantised.operators import as_qdq
 from compile.frontend.tolerance import disturbed, disturbed_input, tolerance
 from targets.errors import UserError
 from targets.escapes import shown
@@ -32,8 +33,10 @@ class Reference:
         self._model = model
         self._input = model.input.name
         self._outputs = [tensor.name for tensor in model.outputs]
-        kept = _coarse(model.proto.graph)
-        self._session = self._open(with_outputs(model.proto, kept), threads)
+        # The same coarse operator by another name.
+        proto = as_qdq(model.proto, only="QLinearSoftmax")
+        kept = _coarse(proto.graph)
+        self._session = self._open(with_outputs(proto, kept), threads)
         self._as_by_default = (
             self._open(model.proto, threads) if kept else self._session
         )

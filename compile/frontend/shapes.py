@@ -130,8 +130,11 @@ def static_model(
     """A valid model with one input, without the shapes that were inferred from the original input."""
     # IR 4 is the first whose initializers need not be inputs; 10 belongs to opset 22.
     static = onnx.ModelProto(ir_version=min(max(proto.ir_version, 4), 10))
+    domains = {node.domain for node in proto.graph.node}
     static.opset_import.extend(
-        each for each in proto.opset_import if is_onnx(each.domain)
+        each
+        for each in proto.opset_import
+        if is_onnx(each.domain) or each.domain in domains
     )
     graph = static.graph
     graph.name = proto.graph.name or "graph"

@@ -10,6 +10,7 @@ from onnx import helper, numpy_helper
 
 from compile.frontend.canonical.rules import canonical
 from compile.frontend.fold import fold, opset, values
+from compile.frontend.quantised.operators import as_qdq
 from compile.ir.graph import Graph, Operator, Tensor, constant
 from compile.ir.kinds import make
 from compile.ir.operators import Scaled
@@ -22,7 +23,7 @@ def read(proto: onnx.ModelProto) -> Graph:
 
 def read_as_written(proto: onnx.ModelProto) -> Graph:
     """As `read`, each operator in the model's own form: for other runtimes."""
-    return _graph(fold(proto))
+    return _graph(fold(as_qdq(proto)))
 
 
 def _graph(clean: onnx.ModelProto) -> Graph:

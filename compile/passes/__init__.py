@@ -8,7 +8,7 @@ import onnx
 
 from compile.ir import onnx_form
 from compile.ir.graph import Graph, check
-from compile.passes import integers, simplify, tables, views
+from compile.passes import integers, simplify, tables, views, weights
 
 Pass = Callable[[Graph], Graph]
 Dump = Callable[[str, Graph], None]
@@ -29,6 +29,7 @@ INTEGERS: tuple[Pass, ...] = (
     simplify.dense_as_convolution,
     views.move_views,
     integers.to_integers,
+    weights.split_wide_weights,
     tables.as_tables,
     simplify.drop_identities,
     simplify.unfold_limits,

@@ -12,7 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compile.ir.evaluate import apply
-from compile.ir.graph import Graph, Operator, Quantisation, Tensor, constant
+from compile.ir.graph import (
+    Graph,
+    Operator,
+    Quantisation,
+    Tensor,
+    along_axis,
+    constant,
+)
 from compile.ir.kinds import make
 from compile.ir.operators import (
     Addition,
@@ -21,6 +28,8 @@ from compile.ir.operators import (
     GlobalAverage,
     Quantise,
     Scaled,
+    Transpose,
+    View,
 )
 from compile.passes.views import Moving
 from targets.errors import UserError
@@ -32,38 +41,60 @@ _INTEGER = (Convolution, Addition, GlobalAverage)
 
 
 def absorb_constants(graph: Graph) -> Graph:
-    """Constants in the place of their DequantizeLinear and QuantizeLinear; of integers around zero the integers."""
+    """Constants in the place of the operators that scale or move them; dequantised ones keep their integers."""
     constants: dict[str, Tensor] = {}
     kept = []
     for operator in graph.operators:
         operator = operator.with_tensors(constants)
+        made = None
+        if not operator.activations:
+            made = _moved(operator)
         if isinstance(operator, Scaled) and operator.input.value is not None:
-            constants[operator.output.name] = _absorbed(operator)
-        else:
+            made = _absorbed(operator)
+        if made is None:
             kept.append(operator)
+        else:
+            constants[operator.output.name] = made
     return graph.with_operators(kept)
 
 
+def _moved(operator: Operator) -> Tensor | None:
+    """A constant with its axes in another order or of other sizes; None where a scale for each index keeps it from that."""
+    facts = (
+        operator.input.quantisation if operator.inputs and operator.inputs[0] else None
+    )
+    if facts is None or not isinstance(operator, Transpose | View):
+        return None
+    if facts.axis is not None:
+        if not isinstance(operator, Transpose):
+            return None
+        facts = replace(facts, axis=operator.order.index(facts.axis))
+    value = operator.input.value
+    assert value is not None
+    return constant(operator.output.name, operator.evaluate(value), facts)
+
+
 def _absorbed(operator: Scaled) -> Tensor:
-    """The constant that the operator makes: its integers where their zero point is the middle of their type."""
-    scale, zero = _scale(operator), _zero(operator)
+    """The constant that the operator makes; of DequantizeLinear integers around zero, in 16 bits where 8 are too few."""
     output, stored = operator.output, operator.constant(0)
     assert stored is not None
-    middle = 128 if stored.dtype == np.uint8 else 0
-    if isinstance(operator, Quantise) or np.any(zero != middle):
+    if isinstance(operator, Quantise):
         return replace(output, value=apply(operator, {})[output.name])
+    scale, zero = _scale(operator), _zero(operator)
     axis = int(operator.attributes.get("axis", 1)) % max(stored.ndim, 1)
+    steps = stored.astype(np.int64) - along_axis(zero, axis, stored.ndim)
+    dtype = stored.dtype
+    if dtype.itemsize == 1:
+        fits = not steps.size or -128 <= steps.min() <= steps.max() <= 127
+        dtype = np.dtype(np.int8 if fits else np.int16)
     facts = Quantisation(tuple(scale.tolist()), axis=axis if scale.size > 1 else None)
-    dtype = np.int8 if middle else stored.dtype
-    return constant(
-        output.name, (stored.astype(np.int64) - middle).astype(dtype), facts
-    )
+    return constant(output.name, steps.astype(dtype), facts)
 
 
 def _scale(operator: Scaled) -> NDArray[np.float64]:
     scale = operator.constant(1)
     if scale is None:
-        _refuse(operator, "its scale is not a constant")
+        _refuse(operator, "its scale is computed; quantise statically")
     return scale.astype(np.float64).ravel()
 
 
@@ -114,7 +145,10 @@ class _Integers:
 
     def _dequantise(self, operator: Dequantise) -> Operator:
         if _quantisation(operator) != operator.input.quantisation:
-            _refuse(operator, "has another scale than its QuantizeLinear")
+            _refuse(
+                operator,
+                "has another scale than its QuantizeLinear; quantise the model again",
+            )
         self._stored[operator.output.name] = operator.input
         return replace(operator, inputs=operator.inputs[:1])
 
@@ -162,7 +196,7 @@ def _quantisation(operator: Scaled) -> Quantisation:
         ),
         (
             dtype not in _ACTIVATIONS,
-            f"quantises an activation to {dtype}; only int8 and uint8 are lowered",
+            f"quantises an activation to {dtype}; quantise activations to 8 or 16 bits",
         ),
         (
             not scale[0] > 0,
@@ -190,10 +224,18 @@ def _sums(operator: Convolution) -> Convolution | None:
     # Of a scale for each input channel no integer sum can be made.
     if not weights or not facts or facts.axis not in (None, 0):
         return None
-    if weights.dtype != "int8":
+    if weights.dtype not in ("int8", "int16"):
         return None
     inputs = [source, weights]
     for bias in filter(None, rest):
+        if bias.quantisation and bias.dtype == "int32":
+            # ONNX Runtime takes these integers whatever their scale.
+            stored = np.ravel(bias.value)  # type: ignore[arg-type]
+            whole = np.broadcast_to(stored, weights.shape[:1])
+            inputs.append(constant(bias.name, whole.astype(np.int64)))
+            continue
+        if not all(facts.scale):
+            return None
         unit = operator.input.scale * np.array(facts.scale)
         steps = np.broadcast_to(bias.real.ravel() / unit, weights.shape[:1])
         inputs.append(constant(bias.name, np.rint(steps).astype(np.int64)))

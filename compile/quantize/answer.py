@@ -9,6 +9,7 @@ from compile.frontend.reference import Reference
 from compile.ir import evaluate
 from compile.ir.graph import Graph, Tensor
 from compile.ir.operators import Dequantise, View
+from compile.quantize.wide import wide_step
 from targets.errors import UserError
 from targets.escapes import shown
 
@@ -19,6 +20,9 @@ def output_steps(graph: Graph) -> tuple[float, ...]:
 
 
 def _step(graph: Graph, output: Tensor) -> float:
+    wide = wide_step(graph, output)
+    if wide is not None:
+        return wide
     maker = graph.makers.get(output.name)
     while isinstance(maker, View):
         maker = graph.makers.get(maker.input.name)

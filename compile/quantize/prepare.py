@@ -17,6 +17,7 @@ from bundle.manifest import CalibrationImage, Preprocessing, Quantisation
 from bundle.store import sha256_of
 from compile import passes
 from compile.frontend.model import Model
+from compile.frontend.quantised.operators import quantises
 from compile.ir.graph import Graph
 from compile.quantize import loss
 from compile.quantize.answer import output_steps
@@ -46,10 +47,8 @@ class Int8:
 
 
 def is_quantised(proto: onnx.ModelProto) -> bool:
-    """Whether a graph has its own QuantizeLinear or DequantizeLinear."""
-    return any(
-        n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in proto.graph.node
-    )
+    """Whether a graph quantises its own activations."""
+    return any(map(quantises, proto.graph.node))
 
 
 def prepare(

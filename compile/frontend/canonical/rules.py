@@ -22,6 +22,7 @@ from compile.frontend.canonical import (
 from compile.frontend.canonical.graph import Graph, Rule, refusal
 from compile.frontend.fold import fold, with_nodes
 from compile.frontend.names import Unfit
+from compile.frontend.quantised.operators import as_qdq
 from compile.frontend.shapes import check_sizes
 from targets.errors import UserError, first_line
 from targets.escapes import shown
@@ -86,7 +87,7 @@ def canonical(proto: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         UserError: a form that has no right rewrite, named with its node.
     """
-    folded = fold(proto)
+    folded = fold(as_qdq(proto))
     graph = Graph(folded)
     nodes = [new for node in folded.graph.node for new in _rewritten(node, graph)]
     try:

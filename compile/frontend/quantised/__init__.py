@@ -1,0 +1,1 @@
+"""Quantised models in the one form that the compiler knows."""
