@@ -30,10 +30,23 @@ class Check(NamedTuple):
     tolerances: Sequence[Array]
 
 
+DATA_RANGE = (-1.0, 1.0)
+"""Of the seeded inputs of a network that takes data, whose own range nothing states."""
+# As far from 0 as nearly all of what has mean 0 and standard deviation 1.
+_DATA_EXTREME = 4.0
+
+
+def input_range(preprocessing: Preprocessing | None) -> tuple[float, float]:
+    """What the darkest and the brightest pixel become in the first channel; of data `DATA_RANGE`."""
+    if preprocessing is None:
+        return DATA_RANGE
+    return preprocessing.normalised(0.0)[0], preprocessing.normalised(255.0)[0]
+
+
 def seeded_inputs(
-    tensor: Tensor, preprocessing: Preprocessing, count: int = 2
+    tensor: Tensor, preprocessing: Preprocessing | None, count: int = 2
 ) -> list[Array]:
-    """Smooth seeded patterns in the value range of preprocessed photographs.
+    """Smooth seeded patterns in the value range of preprocessed photographs; of data uniform noise in `DATA_RANGE`.
 
     Each channel is a sum of three plane waves of a few periods across the image, as
     0 to 255 pixels, then preprocessed: closer to a photograph than white noise is.
@@ -41,6 +54,13 @@ def seeded_inputs(
     Returns:
         ``count`` arrays of ``tensor.shape``, float32.
     """
+    if preprocessing is None:
+        return [
+            np.random.Generator(np.random.PCG64(seed))
+            .uniform(*DATA_RANGE, tensor.shape)
+            .astype(np.float32)
+            for seed in range(count)
+        ]
     height, width = tensor.size
     y, x = np.mgrid[0 : 1 : complex(0, height), 0 : 1 : complex(0, width)]
     inputs = []
@@ -56,14 +76,18 @@ def seeded_inputs(
     return inputs
 
 
-def signed_inputs(tensor: Tensor, preprocessing: Preprocessing) -> list[Array]:
+def signed_inputs(tensor: Tensor, preprocessing: Preprocessing | None) -> list[Array]:
     """What photographs do not have: noise of both signs, and stripes of zeros and of the largest values.
+
+    Of data the noise has the standard deviation 2, and the largest values are ±4.
 
     Returns:
         Two arrays of ``tensor.shape``, float32.
     """
-    ends = [preprocessing.normalised(value) for value in (0.0, 255.0)]
-    most = float(np.abs(ends).max())
+    most = _DATA_EXTREME
+    if preprocessing is not None:
+        ends = [preprocessing.normalised(value) for value in (0.0, 255.0)]
+        most = float(np.abs(ends).max())
     random = np.random.Generator(np.random.PCG64(2))
     noise = (random.normal(size=tensor.shape) * most / 2).astype(np.float32)
     stripes = noise.copy().ravel()

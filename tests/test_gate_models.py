@@ -157,14 +157,22 @@ MODELS: dict[str, tuple[onnx.ModelProto, str]] = {
         small(shape=[None] * 4),
         "symbolic dimensions .*--input-shape x:",
     ),
-    "rank 2": (
-        small([node("Relu", ["x"], ["y"])], shape=[1, 12]),
-        "rank 2.*need rank 4",
+    "rank 0": (small([node("Relu", ["x"], ["y"])], shape=[]), "rank 0.*need 1 to 4"),
+    "rank 5": (
+        small([node("Relu", ["x"], ["y"])], shape=[1, 3, 2, 2, 2]),
+        "rank 5.*need 1 to 4",
     ),
-    "rank 5": (small([node("Relu", ["x"], ["y"])], shape=[1, 3, 2, 2, 2]), "rank 5"),
+    "a batch of 8 rows": (
+        small([node("Relu", ["x"], ["y"])], shape=[8, 3]),
+        "batch 8, need 1",
+    ),
+    "a symbolic row": (
+        small([node("Relu", ["x"], ["y"])], shape=["n"]),
+        r"symbolic dimensions \[n\]; give --input-shape x:1 ",
+    ),
     "a batch of 8": (small(shape=[8, 3, 6, 4]), "batch 8, need 1"),
     "an empty image": (small(shape=[1, 3, 0, 4]), "empty dimension"),
-    "two inputs": (many_inputs(), "2 inputs .'x', 'z'., need one image"),
+    "two inputs": (many_inputs(), "2 inputs .'x', 'z'., need one"),
     "no input": (
         small(
             [constant(np.ones((1, 2), np.float32)), node("Relu", ["c"], ["y"])],

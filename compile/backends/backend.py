@@ -34,7 +34,7 @@ class Job:
         version: what the result says of itself.
         folder: that it is written into.
         check: what it must answer to float32 of the input's shape, and how near.
-        pixels: what the darkest and the brightest pixel become in the first channel.
+        input_range: the least and the largest value of the self-test's input (bundle.golden.input_range).
     """
 
     model: Model
@@ -44,7 +44,7 @@ class Job:
     version: str
     folder: Path
     check: Callable[[Array], Check]
-    pixels: tuple[float, float]
+    input_range: tuple[float, float]
     dump: Path | None = None
     arena_limit: int | None = None
 

@@ -1,6 +1,6 @@
 """The one place where an untrusted model is read.
 
-Its result is valid, static, float32 ONNX with one image input. Anything else is refused in
+Its result is valid, static, float32 ONNX with one input. Anything else is refused in
 one line that names the file. Nothing here imports TVM.
 """
 
@@ -33,7 +33,7 @@ def load(
 
     Args:
         input_shapes: what ``--input-shape`` says, for the input's symbolic dimensions only.
-        layout: of the input; None infers it from the axis with 1 or 3 channels.
+        layout: of the input; None infers it from the axis with 1 or 3 channels, "data" says that it is no image.
 
     Raises:
         UserError: one line that names the file and what is wrong with it.

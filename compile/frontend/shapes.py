@@ -1,4 +1,4 @@
-"""The gate's checks of shapes: one static image input, sizes within limits, the outputs."""
+"""The gate's checks of shapes: one static input, sizes within limits, the outputs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def only_input(graph: onnx.GraphProto) -> onnx.ValueInfoProto:
     if len(real) != 1:
         names = ", ".join(repr(shown(each.name)) for each in real[:5])
         raise Unfit(
-            f"{len(real)} inputs ({names or 'none'}), need one image; export one input"
+            f"{len(real)} inputs ({names or 'none'}), need one; export one input"
         )
     source = onnx.ValueInfoProto()
     source.CopyFrom(real[0])
@@ -57,15 +57,15 @@ def make_static(
     dtype, shape = value_of(source)
     if dtype != TensorProto.FLOAT:
         raise Unfit(_wrong_dtype(f"input {name!r}", dtype))
-    if shape is None or len(shape) != 4:
+    if shape is None or len(shape) not in range(1, 5):
         found = (
             "has no rank"
             if shape is None
             else f"has rank {len(shape)} {_shown_shape(source)}"
         )
-        raise Unfit(f"input {name!r} {found}, need rank 4: an image with its batch")
+        raise Unfit(f"input {name!r} {found}, need 1 to 4; export with fixed sizes")
     wanted = given.get(source.name, ())
-    if len(wanted) not in (0, 4) or any(
+    if len(wanted) not in (0, len(shape)) or any(
         new <= 0 or old not in (None, new) for old, new in zip(shape, wanted)
     ):
         raise Unfit(
@@ -74,16 +74,18 @@ def make_static(
         )
     notes: tuple[str, ...] = ()
     final = list(wanted or shape)
-    if final[0] is None:
+    batched = len(final) > 1
+    if batched and final[0] is None:
         symbol = source.type.tensor_type.shape.dim[0].dim_param
         final[0] = 1
         notes = (f"input {name!r}: symbolic batch {shown(symbol) or '?'} made 1",)
     if None in final:
+        example = ",".join(("1", "3", "224", "224")[: len(final)])
         raise Unfit(
             f"input {name!r} has symbolic dimensions {_shown_shape(source)}; "
-            f"give --input-shape {name}:1,3,224,224 with its sizes"
+            f"give --input-shape {name}:{example} with its sizes"
         )
-    if final[0] != 1:
+    if batched and final[0] != 1:
         raise Unfit(
             f"input {name!r} has batch {final[0]}, need 1; export with batch 1 or a dynamic batch"
         )
@@ -273,7 +275,7 @@ def outputs_of(proto: onnx.ModelProto) -> tuple[Tensor, ...]:
     return tuple(found)
 
 
-def tensor_of(name: str, value: Value, layout: Layout | Literal[""]) -> Tensor:
+def tensor_of(name: str, value: Value, layout: Literal["NCHW", "NHWC", ""]) -> Tensor:
     try:
         return Tensor(name=name, shape=value.sizes or (), layout=layout)
     except ValueError:
@@ -282,10 +284,22 @@ def tensor_of(name: str, value: Value, layout: Layout | Literal[""]) -> Tensor:
         ) from None
 
 
-def layout_of(source: onnx.ValueInfoProto, given: Layout | None) -> Layout:
-    """The layout by the axis that has 1 or 3 channels; NCHW where both axes have."""
-    _, second, _, fourth = (dim.dim_value for dim in source.type.tensor_type.shape.dim)
-    return given or ("NHWC" if fourth in (1, 3) and second not in (1, 3) else "NCHW")
+def layout_of(
+    source: onnx.ValueInfoProto, given: Layout | None
+) -> Literal["NCHW", "NHWC", ""]:
+    """Of rank 4 the layout by the axis that has 1 or 3 channels, NCHW where both or none have; of other ranks none."""
+    sizes = [dim.dim_value for dim in source.type.tensor_type.shape.dim]
+    if given == "data":
+        return ""
+    if len(sizes) != 4:
+        if given:
+            raise Unfit(
+                f"--layout {given}: input {shown(source.name)!r} has rank {len(sizes)}, an image has 4; leave it out"
+            )
+        return ""
+    return given or (
+        "NHWC" if sizes[3] in (1, 3) and sizes[1] not in (1, 3) else "NCHW"
+    )
 
 
 def is_softmax(proto: onnx.ModelProto) -> bool:

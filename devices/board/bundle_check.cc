@@ -25,7 +25,7 @@ namespace {
 
 using picojson::value;
 
-constexpr int kFormatVersion = 2;
+constexpr int kFormatVersion = 3;
 constexpr size_t kLargestManifest = 4 << 20, kLargestTensor = size_t{1} << 29, kMostDimensions = 8;
 constexpr int kDeepest = 32;
 constexpr long kLargestDimension = 1 << 24;

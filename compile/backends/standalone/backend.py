@@ -47,7 +47,7 @@ class StandaloneBackend(BundleBackend):
         return f"lib{name}.so"
 
     def build(self, job: Job, logs: Sequence[RecordLog], progress: Progress) -> Built:
-        low, high = job.pixels
+        low, high = job.input_range
         check = job.check(self_test_input(low, high, job.model.input.shape))
         wanted = Standalone(
             name=job.name,

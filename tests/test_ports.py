@@ -1,0 +1,178 @@
+"""Networks whose inputs are no images, or whose outputs are no float32, from the build to the check, in each format."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from conftest import run, succeed
+from kits import HERE
+from onnx import TensorProto, helper, numpy_helper
+
+from bundle.store import open_bundle
+from devices.board.programs import native_verifier
+from devices.sessions.opening import open_here
+from devices.sessions.session import Origin
+from targets.errors import UserError
+
+Built = Callable[..., Path]
+
+pytestmark = pytest.mark.slow
+
+FORMATS = pytest.mark.parametrize("format", ["bundle", "standalone"])
+
+
+def network(
+    nodes: list[onnx.NodeProto],
+    inputs: dict[str, tuple[int, list[Any]]],
+    outputs: dict[str, tuple[int, list[Any]]],
+    weights: dict[str, Any],
+) -> onnx.ModelProto:
+    """A model of opset 13; inputs and outputs are types and shapes, by name."""
+    read, made = (
+        [helper.make_tensor_value_info(name, *kind) for name, kind in each.items()]
+        for each in (inputs, outputs)
+    )
+    constants = [numpy_helper.from_array(np.asarray(w), n) for n, w in weights.items()]
+    graph = helper.make_graph(nodes, "ports", read, made, constants)
+    opset = [helper.make_opsetid("", 13)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=8)
+
+
+def seeded(*shape: int) -> Any:
+    spread = float(np.prod(shape[1:])) ** -0.5
+    values = np.random.default_rng(len(shape)).normal(0, spread, shape)
+    return values.astype(np.float32)
+
+
+def autoencoder() -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1"], ["a"], transB=1),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Gemm", ["b", "w2"], ["y"], transB=1),
+    ]
+    weights = {"w1": seeded(32, 640), "w2": seeded(640, 32)}
+    row = (TensorProto.FLOAT, ["batch", 640])
+    return network(nodes, {"x": row}, {"y": row}, weights)
+
+
+def keywords() -> onnx.ModelProto:
+    """A spectrogram's words: one channel, and no photograph."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"], strides=[2, 2], pads=[4, 1, 5, 1]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("GlobalAveragePool", ["b"], ["c"]),
+        helper.make_node("Flatten", ["c"], ["d"]),
+        helper.make_node("Gemm", ["d", "w2"], ["y"], transB=1),
+    ]
+    weights = {"w1": seeded(8, 1, 10, 4), "w2": seeded(12, 8)}
+    spectrogram = (TensorProto.FLOAT, [1, 1, 49, 10])
+    return network(
+        nodes, {"x": spectrogram}, {"y": (TensorProto.FLOAT, [1, 12])}, weights
+    )
+
+
+def of_shape(*shape: int) -> onnx.ModelProto:
+    """A network without weights for an input of any shape."""
+    kind = (TensorProto.FLOAT, list(shape))
+    nodes = [
+        helper.make_node("Mul", ["x", "x"], ["a"]),
+        helper.make_node("Sigmoid", ["a"], ["b"]),
+        helper.make_node("Sub", ["x", "b"], ["y"]),
+    ]
+    return network(nodes, {"x": kind}, {"y": kind}, {})
+
+
+MODELS = {
+    "autoencoder": (autoencoder(), ""),
+    "keywords": (keywords(), 'layout = "data"'),
+    "rank1": (of_shape(40), ""),
+    "rank3": (of_shape(1, 9, 128), ""),
+    "channels8": (of_shape(1, 8, 16, 4), ""),
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for name, (proto, sidecar) in MODELS.items():
+        onnx.save(proto, folder / f"{name}.onnx")
+        (folder / f"{name}.toml").write_text(sidecar)
+    return folder
+
+
+def made(built: Built, models: Path, name: str, format: str) -> Path:
+    options = ("--format", format, "--name", name)
+    return built(models / f"{name}.onnx", "native", *options)
+
+
+def check(bundle: Path, *options: object) -> dict[str, Any]:
+    """What a check says, which must pass."""
+    said = succeed("runtime_demo.check", bundle, "--repeat", "2", "--json", *options)
+    found: dict[str, Any] = json.loads(said)
+    assert found["passed"]
+    return found
+
+
+def verified(bundle: Path) -> str:
+    """What the board's own program says, which must pass."""
+    program = native_verifier(HERE)  # type: ignore[arg-type]
+    command = [str(program), "--repeat", "0", str(bundle)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@FORMATS
+@pytest.mark.parametrize("name", ["autoencoder", "keywords"])
+def test_data_in_npy_files_is_run_and_checked(
+    built: Built, models: Path, tmp_path: Path, format: str, name: str
+) -> None:
+    bundle, model = made(built, models, name, format), models / f"{name}.onnx"
+    manifest = open_bundle(bundle).manifest
+    assert manifest.preprocessing is None and not manifest.input.layout
+    for index in range(2):
+        data = 5 * seeded(*manifest.input.shape)
+        np.save(tmp_path / f"{index}.npy", data[0] if index else data)
+    found = check(bundle, "--model", model, "--images", tmp_path)
+    assert (found["compared"], found["images"]) == ("images", 2)
+    report = tmp_path / "report.html"
+    assert check(bundle, "--report", report)["compared"] == "golden inputs"
+    assert "none: the input is data" in report.read_text()
+    assert "PASS" in verified(bundle)
+    said = succeed("runtime_demo.run", bundle, "--image", tmp_path / "0.npy")
+    assert "0.npy\n" in said and "latency: median" in said
+    with open_here(open_bundle(bundle)) as session:
+        assert session.origin is Origin.HOST
+        with pytest.raises(UserError, match="input 'x': has NaN or infinity"):
+            session.run(np.full(manifest.input.shape, np.nan, np.float32))
+
+
+@FORMATS
+@pytest.mark.parametrize("name", ["rank1", "rank3", "channels8"])
+def test_data_of_any_rank_answers_as_onnx_runtime(
+    built: Built, models: Path, format: str, name: str
+) -> None:
+    bundle = made(built, models, name, format)
+    verification = open_bundle(bundle).manifest.measured["verification"]
+    assert verification["relative_error"] < 1e-6
+    assert "PASS" in verified(bundle)
+
+
+def test_arrays_make_the_golden_data(models: Path, tmp_path: Path) -> None:
+    data = seeded(1, 640)
+    np.save(tmp_path / "data.npy", data)
+    options = ("--model", models / "autoencoder.onnx", "--output", tmp_path / "built")
+    succeed("compile.build", *options, "--golden", tmp_path / "data.npy")
+    golden = (tmp_path / "built/golden/0.input.bin").read_bytes()
+    assert golden == data.tobytes()
+    result = run("compile.build", *options, "--scale", "1/255")
+    assert (result.returncode, result.stdout) == (2, "")
+    words = "error: --scale: the input [1, 640] is data, not an image; leave it out"
+    assert words in result.stderr
