@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +22,11 @@ class Check(NamedTuple):
     """An input, what the network must answer, and how far each element of that may be off.
 
     Attributes:
-        tolerances: as ``outputs``; finite, not negative.
+        tolerances: of the shapes of ``outputs``; finite, not negative.
     """
 
     input: Array
-    outputs: Sequence[Array]
+    outputs: Sequence[NDArray[Any]]
     tolerances: Sequence[Array]
 
 
@@ -111,7 +111,10 @@ def normalise(
 
 
 def write_golden(folder: Path, checks: Iterable[Check]) -> list[Golden]:
-    """Write ``golden/`` under ``folder``: inputs, the reference's outputs and their tolerances, raw little-endian."""
+    """Write ``golden/`` under ``folder``: inputs, the reference's outputs and their tolerances, raw little-endian.
+
+    Each has its own type; tolerances are float32.
+    """
     (folder / "golden").mkdir()
     written = []
     for index, check in enumerate(checks):
@@ -123,7 +126,8 @@ def write_golden(folder: Path, checks: Iterable[Check]) -> list[Golden]:
         )
         arrays = (check.input, *check.outputs, *check.tolerances)
         for path, values in zip(entry.paths, arrays, strict=True):
-            (folder / path).write_bytes(values.astype("<f4").tobytes())
+            stored = values.astype(values.dtype.newbyteorder("<"))
+            (folder / path).write_bytes(stored.tobytes())
         written.append(entry)
     return written
 
@@ -139,12 +143,14 @@ def read_golden(bundle: Bundle) -> list[Check]:
     for entry in manifest.golden:
         outputs, tolerances = (
             [
-                _read(bundle, path, tensor)
+                _read(bundle, path, tensor.shape, dtype or tensor.dtype)
                 for path, tensor in zip(paths, manifest.outputs, strict=True)
             ]
-            for paths in (entry.outputs, entry.tolerances)
+            for paths, dtype in ((entry.outputs, ""), (entry.tolerances, "float32"))
         )
-        check = Check(_read(bundle, entry.input, manifest.input), outputs, tolerances)
+        given = manifest.input
+        tensor = _read(bundle, entry.input, given.shape, given.dtype)
+        check = Check(tensor, outputs, tolerances)
         finite = zip(
             (entry.input, *entry.tolerances), (check.input, *tolerances), strict=True
         )
@@ -158,8 +164,11 @@ def read_golden(bundle: Bundle) -> list[Check]:
     return checks
 
 
-def _read(bundle: Bundle, path: str, tensor: Tensor) -> Array:
-    return np.frombuffer(bundle.read(path), "<f4").reshape(tensor.shape)
+def _read(
+    bundle: Bundle, path: str, shape: tuple[int, ...], dtype: str
+) -> NDArray[Any]:
+    stored = np.dtype(dtype).newbyteorder("<")
+    return np.frombuffer(bundle.read(path), stored).reshape(shape)
 
 
 def _refuse(bundle: Bundle, path: str, what: str) -> NoReturn:

@@ -27,12 +27,16 @@ MAX_TENSOR_BYTES = 1 << 29
 MAX_RESIZE = 4096
 
 
+Dtype = Literal["float32", "int64", "int32", "int8", "uint8", "bool"]
+_ITEM_BYTES: Final = {"float32": 4, "int64": 8, "int32": 4}
+
+
 class Tensor(Section):
     """A named tensor; ``layout`` is the order of the axes of an input of rank 4, empty where none is known, and of outputs."""
 
     name: str
     shape: tuple[Dimension, ...]
-    dtype: Literal["float32"] = "float32"
+    dtype: Dtype = "float32"
     layout: Literal["NCHW", "NHWC", ""] = ""
 
     @model_validator(mode="after")
@@ -48,8 +52,12 @@ class Tensor(Section):
         return self
 
     @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
-        return 4 * prod(self.shape)
+        return _ITEM_BYTES.get(self.dtype, 1) * self.elements
 
     @property
     def is_image(self) -> bool:
@@ -381,6 +389,8 @@ class Manifest(Section):
         return self
 
     def _check_input(self) -> None:
+        if self.input.dtype != "float32":
+            raise ValueError(f"the input is {self.input.dtype}")
         if self.input.is_image != (self.preprocessing is not None):
             raise ValueError("an image has preprocessing, data has none")
         if self.preprocessing is None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -159,7 +159,7 @@ def _expected(bundle: Bundle, reference: Reference, tensor: Array) -> Check:
 
 
 def _result(
-    bundle: Bundle, item: Input, ours: Sequence[Array], check: Check
+    bundle: Bundle, item: Input, ours: Sequence[NDArray[Any]], check: Check
 ) -> InputResult:
     labels, probabilities = bundle.labels(), bundle.manifest.probabilities
     facts = bundle.manifest.quantisation

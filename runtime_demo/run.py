@@ -64,10 +64,11 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     bundle = open_bundle(arguments.bundle)
     labels, probabilities = bundle.labels(), bundle.manifest.probabilities
     first = bundle.manifest.outputs[0]
-    if not scores_classes(first.shape):
+    if not scores_classes(first.shape, first.dtype):
         shape = "×".join(map(str, first.shape))
+        kind = "" if first.dtype == "float32" else f" of {first.dtype}"
         raise UserError(
-            f"{bundle.path}: output {shown(first.name)!r} is {shape}, not one score a class; use check"
+            f"{bundle.path}: output {shown(first.name)!r} is {shape}{kind}, not one score a class; use check"
         )
     found = inputs.find(arguments.image, bundle.manifest.input)
     seen = []

@@ -209,9 +209,11 @@ MODELS: dict[str, tuple[onnx.ModelProto, str]] = {
         ),
         r"node 'half' \(Cast\).*is float16; convert",
     ),
-    "an integer output": (
-        small([node("ArgMax", ["x"], ["y"], axis=1)], output=TensorProto.INT64),
-        "output 'y' is int64, need float32",
+    "an output of 16 bits": (
+        small(
+            [node("Cast", ["x"], ["y"], to=TensorProto.INT16)], output=TensorProto.INT16
+        ),
+        "output 'y' is int16, need float32",
     ),
     "an output without the input": (
         small([constant(np.ones((1, 2), np.float32)), node("Relu", ["c"], ["y"])]),
@@ -221,7 +223,7 @@ MODELS: dict[str, tuple[onnx.ModelProto, str]] = {
         small(
             [node("NonZero", ["x"], ["i"], "where"), node("Cast", ["i"], ["y"], to=1)]
         ),
-        "no static shape",
+        "no static shape; its size depends on the input: end the network before it",
     ),
     "an Expand of 120 GB": (
         small(

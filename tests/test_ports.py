@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from conftest import run, succeed
 from kits import HERE
 from onnx import TensorProto, helper, numpy_helper
 
-from bundle.store import open_bundle
+from bundle.golden import read_golden
+from bundle.store import MANIFEST, open_bundle, sha256_of
 from devices.board.programs import native_verifier
 from devices.sessions.opening import open_here
 from devices.sessions.session import Origin
+from devices.sessions.standalone import open_standalone
 from targets.errors import UserError
+from targets.toolchain import run_zig
 
 Built = Callable[..., Path]
 
@@ -163,6 +167,112 @@ def test_data_of_any_rank_answers_as_onnx_runtime(
     verification = open_bundle(bundle).manifest.measured["verification"]
     assert verification["relative_error"] < 1e-6
     assert "PASS" in verified(bundle)
+
+
+def answers(*outputs: str) -> onnx.ModelProto:
+    """Places, truths and bytes of an image's three channels."""
+    nodes = [
+        helper.make_node("ArgMax", ["x"], ["place"], axis=1, keepdims=0),
+        helper.make_node("TopK", ["x", "two"], ["best", "places"], axis=1),
+        helper.make_node("Cast", ["places"], ["small"], to=TensorProto.INT32),
+        helper.make_node("Greater", ["x", "half"], ["truth"]),
+        helper.make_node("Cast", ["truth"], ["mask"], to=TensorProto.UINT8),
+        helper.make_node("Cast", ["place"], ["first"], to=TensorProto.INT32),
+        helper.make_node("Neg", ["first"], ["less"]),
+        helper.make_node("Cast", ["less"], ["signed"], to=TensorProto.INT8),
+    ]
+    kinds = {
+        "place": (TensorProto.INT64, [1, 5, 3]),
+        "best": (TensorProto.FLOAT, [1, 2, 5, 3]),
+        "places": (TensorProto.INT64, [1, 2, 5, 3]),
+        "small": (TensorProto.INT32, [1, 2, 5, 3]),
+        "truth": (TensorProto.BOOL, [1, 3, 5, 3]),
+        "mask": (TensorProto.UINT8, [1, 3, 5, 3]),
+        "signed": (TensorProto.INT8, [1, 5, 3]),
+    }
+    return network(
+        nodes,
+        {"x": (TensorProto.FLOAT, [1, 3, 5, 3])},
+        {name: kinds[name] for name in outputs},
+        {"two": np.array([2]), "half": np.float32(0.25)},
+    )
+
+
+def test_outputs_of_every_type_are_exact_in_a_bundle(tmp_path: Path) -> None:
+    names = ("place", "best", "places", "small", "truth", "mask", "signed")
+    onnx.save(answers(*names), tmp_path / "answers.onnx")
+    options = ("--model", tmp_path / "answers.onnx")
+    bundle = tmp_path / "built"
+    succeed("compile.build", *options, "--output", bundle)
+    manifest = open_bundle(bundle).manifest
+    kinds = ["int64", "float32", "int64", "int32", "bool", "uint8", "int8"]
+    assert [each.dtype for each in manifest.outputs] == kinds
+    image = seeded(1, 3, 5, 3)
+    np.save(tmp_path / "image.npy", image)
+    found = check(bundle, *options, "--images", tmp_path / "image.npy")
+    assert found["max_abs_error"] == 0 and found["top1_agreement"] is None
+    check(bundle, "--report", tmp_path / "report.html")
+    assert "PASS" in verified(bundle)
+    result = run("runtime_demo.run", bundle, "--image", tmp_path / "image.npy")
+    assert result.returncode == 2
+    assert "output 'place' is 1×5×3 of int64, not one score a class" in result.stderr
+    with open_here(open_bundle(bundle)) as session:
+        outputs = session.run(image)
+    assert [each.dtype.name for each in outputs] == kinds
+    assert np.array_equal(outputs[0], image.argmax(1))
+    assert np.array_equal(outputs[4], image > 0.25)
+    spoil_an_integer(bundle)
+    result = run("runtime_demo.check", bundle, "--repeat", "1")
+    assert result.returncode == 1, result.stderr
+
+
+def spoil_an_integer(bundle: Path) -> None:
+    """One golden place off by one."""
+    path = bundle / "golden/0.output0.bin"
+    places = np.frombuffer(path.read_bytes(), "<i8").copy()
+    places[3] ^= 1
+    path.write_bytes(places.tobytes())
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    manifest["files"]["golden/0.output0.bin"] = sha256_of(path)
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("output", "kind"),
+    [("place", "int64_t"), ("truth", "uint8_t"), ("signed", "int8_t")],
+)
+def test_an_output_of_another_type_is_exact_in_a_library(
+    tmp_path: Path, output: str, kind: str
+) -> None:
+    onnx.save(answers(output), tmp_path / "answers.onnx")
+    built = tmp_path / "built"
+    options = ("--format", "standalone", "--name", "net", "--output", built)
+    succeed("compile.build", "--model", tmp_path / "answers.onnx", *options)
+    header = (built / "net.h").read_text()
+    assert f"int net_run(net_t *, const float *input, {kind} *output);" in header
+    assert check(built)["max_abs_error"] == 0
+    assert "PASS" in verified(built)
+    bundle = open_bundle(built)
+    golden = read_golden(bundle)[1]
+    with open_standalone(bundle) as session:
+        session.self_test()
+        assert np.array_equal(session.run(golden.input)[0], golden.outputs[0])
+    program = (
+        "import sys; from pathlib import Path; from net import Network\n"
+        "output = Network().run(Path('golden/1.input.bin').read_bytes())\n"
+        "sys.exit(output.tobytes() != Path('golden/1.output0.bin').read_bytes())"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=built, check=True)
+    words = (built / "example.c", f"-I{built}", built / "libnet.a", "-lpthread", "-lm")
+    run_zig("cc", built / "example", "-Wall", "-Wextra", "-Werror", *words)
+    said = subprocess.run(
+        [built / "example", built / "golden/1.input.bin"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    first = golden.outputs[0].ravel()[:16].astype(int)
+    assert said.splitlines()[2].split() == [str(each) for each in first]
 
 
 def test_arrays_make_the_golden_data(models: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ class Model:
             what ONNX Runtime, the reference, runs.
         identity: name and hashes of the file(s) it came from.
         input: the one input, static, with its layout where it may be an image.
-        outputs: every graph output, static float32.
+        outputs: every graph output, static.
         probabilities: the first output already is a softmax's.
         notes: what the user should know, a line each (a symbolic batch made 1, …).
     """

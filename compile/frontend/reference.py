@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -44,7 +45,7 @@ class Reference:
         name = self._model.identity.name
         return Session(proto.SerializeToString(), name, threads=threads)
 
-    def run(self, tensor: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    def run(self, tensor: NDArray[np.float32]) -> list[NDArray[Any]]:
         """One inference: every output of the graph, in the graph's order.
 
         Raises:
@@ -66,7 +67,7 @@ class Reference:
         return Check(tensor, answer, self.tolerances(tensor, answer))
 
     def tolerances(
-        self, tensor: NDArray[np.float32], answer: Sequence[NDArray[np.float32]]
+        self, tensor: NDArray[np.float32], answer: Sequence[NDArray[Any]]
     ) -> list[NDArray[np.float32]]:
         """Of each element of each output how far from ``answer``, which `run` gave for ``tensor``, it may be.
 

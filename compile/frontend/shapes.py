@@ -6,12 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from math import prod
-from typing import Literal
+from typing import Literal, cast
 
 import onnx
 from onnx import TensorProto
 
-from bundle.manifest import MAX_TENSOR_BYTES, Tensor
+from bundle.manifest import MAX_TENSOR_BYTES, Dtype, Tensor
 from compile.frontend.fold import UNKNOWN, Value, is_onnx, opset, value_of, values
 from compile.frontend.names import Unfit, node_label
 from compile.frontend.preprocessing import Layout
@@ -25,6 +25,7 @@ _DTYPES = {
     *(TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32),
     *(TensorProto.BOOL, TensorProto.UINT8, TensorProto.INT8),
 }
+_AS_MANY_AS_FOUND = {"Compress", "NonMaxSuppression", "NonZero", "Unique"}
 # Operators that exporters put between a softmax and the output.
 _SHAPE_ONLY = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 
@@ -178,7 +179,10 @@ def check_values(proto: onnx.ModelProto) -> None:
             label = f"{node_label(node)}: its output {shown(name)!r}"
             value = known.get(name, UNKNOWN)
             if value.sizes is None:
-                raise Unfit(f"{label} has no static shape; export with fixed sizes")
+                advice = "export with fixed sizes"
+                if node.op_type in _AS_MANY_AS_FOUND:
+                    advice = "its size depends on the input: end the network before it"
+                raise Unfit(f"{label} has no static shape; {advice}")
             if value.dtype not in _DTYPES:
                 raise Unfit(_wrong_dtype(label, value.dtype))
             size = _bytes(value.dtype, value.sizes)
@@ -263,7 +267,7 @@ def outputs_of(proto: onnx.ModelProto) -> tuple[Tensor, ...]:
             raise Unfit(
                 f"{label} does not depend on the input; export the whole network"
             )
-        if value.dtype != TensorProto.FLOAT:
+        if value.dtype not in _DTYPES:
             raise Unfit(_wrong_dtype(label, value.dtype))
         if value.shape is None or len(value.shape) > 1 and value.shape[0] != 1:
             raise Unfit(
@@ -276,8 +280,14 @@ def outputs_of(proto: onnx.ModelProto) -> tuple[Tensor, ...]:
 
 
 def tensor_of(name: str, value: Value, layout: Literal["NCHW", "NHWC", ""]) -> Tensor:
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(value.dtype).name
     try:
-        return Tensor(name=name, shape=value.sizes or (), layout=layout)
+        return Tensor(
+            name=name,
+            shape=value.sizes or (),
+            dtype=cast(Dtype, dtype),
+            layout=layout,
+        )
     except ValueError:
         raise Unfit(
             f"tensor {shown(name)!r} has the shape {list(value.sizes or ())}, too large; export with less"

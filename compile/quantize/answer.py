@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from numpy.typing import NDArray
+
 from bundle.accuracy import INT8_STEPS, Array, compare, in_steps
 from bundle.golden import Check
 from compile.frontend.model import Model
@@ -58,7 +62,9 @@ def check(graph: Graph, model: Model, image: Array, reference: Reference) -> Che
     return Check(image, ours, _near(ours, steps, INT8_STEPS if floats else 0))
 
 
-def _near(answer: list[Array], steps: tuple[float, ...], most: int) -> list[Array]:
+def _near(
+    answer: list[NDArray[Any]], steps: tuple[float, ...], most: int
+) -> list[Array]:
     return [
         in_steps(output, step, most) for output, step in zip(answer, steps, strict=True)
     ]

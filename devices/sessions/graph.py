@@ -16,7 +16,13 @@ from bundle.manifest import Tensor
 from bundle.store import Bundle
 from devices.board.board_state import BoardState
 from devices.sessions import huge_pages
-from devices.sessions.session import OperatorTime, Origin, Session, check_input
+from devices.sessions.session import (
+    OperatorTime,
+    Origin,
+    Outputs,
+    Session,
+    check_input,
+)
 from targets.errors import UserError
 
 T = TypeVar("T")
@@ -108,10 +114,10 @@ class GraphSession(Session):
         self._state = state
         self._executor = self._create("default")
 
-    def run(self, tensor: Array) -> list[Array]:
+    def run(self, tensor: Array) -> Outputs:
         """As `Session.run`."""
 
-        def infer() -> list[Array]:
+        def infer() -> Outputs:
             self._set_input(self._executor, tensor)
             self._executor["run"]()
             read = self._executor["get_output"]

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 from types import MappingProxyType
-from typing import NamedTuple, Protocol, Self, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from targets.escapes import shown
 
 T = TypeVar("T")
 Array = NDArray[np.float32]
+Outputs = list[NDArray[Any]]
 
 
 class Origin(StrEnum):
@@ -64,7 +65,7 @@ class Session(Protocol):
     threads: int
     done: Mapping[str, int] = MappingProxyType({})
 
-    def run(self, tensor: Array) -> list[Array]:
+    def run(self, tensor: Array) -> Outputs:
         """One inference: float32 of the manifest's input shape in, every output back.
 
         Raises:
@@ -75,7 +76,7 @@ class Session(Protocol):
 
     def run_all(
         self, items: Iterable[T], tensor: Callable[[T], Array]
-    ) -> Iterator[tuple[T, list[Array]]]:
+    ) -> Iterator[tuple[T, Outputs]]:
         """Every item with the outputs of its tensor, in order."""
         for item in items:
             yield item, self.run(tensor(item))

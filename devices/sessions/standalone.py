@@ -15,7 +15,7 @@ from bundle.store import Bundle
 from devices.sessions.emulated import check_cpu, emulated_cpu, find_qemu
 from devices.sessions.local import check_runs_here
 from devices.sessions.runner import Command, Runner, compile_runner
-from devices.sessions.session import Origin, Session, check_input
+from devices.sessions.session import Origin, Outputs, Session, check_input
 from targets.errors import UserError
 from targets.presets import native, this_cpu
 
@@ -122,12 +122,14 @@ class StandaloneSession(Session):
         self._input, (self._output,) = bundle.manifest.input, bundle.manifest.outputs
         self._runner = runner
         sizes = self._input.nbytes, self._output.nbytes
-        runner.ask(Command.CREATE, struct.pack("<QQI", *sizes, self.threads))
+        item = self._output.nbytes // self._output.elements
+        runner.ask(Command.CREATE, struct.pack("<QQII", *sizes, item, self.threads))
 
-    def run(self, tensor: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    def run(self, tensor: NDArray[np.float32]) -> Outputs:
         """As `Session.run`; to write no output, or more than that, is an error of the library."""
         self._set_input(tensor)
-        answer = np.frombuffer(self._runner.ask(Command.RUN), "<f4")
+        stored = np.dtype(self._output.dtype).newbyteorder("<")
+        answer = np.frombuffer(self._runner.ask(Command.RUN), stored)
         return [answer.reshape(self._output.shape).copy()]
 
     def time(self, tensor: NDArray[np.float32], repeat: int) -> list[float]:

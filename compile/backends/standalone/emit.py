@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from bundle.manifest import MemoryPlan
 from compile.backends.dump import writing
 from compile.program.planner import Plan, plan
-from compile.program.program import Program
+from compile.program.program import Program, Tensor
 from compile.program.verifier import verify
 from targets import templates
 from targets.errors import UserError
@@ -32,6 +32,17 @@ _EXPORTED = re.findall(
     r"\w+",
     "version workspace_bytes memory_bytes create create_in last_error error_text run destroy self_test",
 )
+# Of a tensor in the header; a truth is 0 or 1.
+_C_TYPES = {
+    "float32": "float",
+    "int32": "int32_t",
+    "int64": "int64_t",
+    "int8": "int8_t",
+    "uint8": "uint8_t",
+    "bool": "uint8_t",
+}
+# Type codes of Python's module array.
+_ARRAY_TYPES = {"float32": "f", "int32": "i", "int64": "q", "int8": "b"}
 # DLDataType codes (dlpack.h): signed integer, unsigned integer, float.
 _DTYPES = {
     "float32": (2, 32),
@@ -58,7 +69,7 @@ class Standalone:
     version: str
     low: float
     high: float
-    expected: tuple[float, ...]
+    expected: tuple[float | int, ...]
     tolerance: tuple[float, ...]
 
 
@@ -182,6 +193,8 @@ def _values(
         "output": program.tensors[ports[1]],
         # Where in the arena an unaligned one is copied.
         "staging": [layout.plan.offsets[program.storage(port)] for port in ports],
+        # Where the self-test has its output, of any type.
+        "aligned_input": -(-program.tensors[ports[0]].nbytes // 8) * 8,
         "arena_bytes": layout.plan.nbytes,
         "outer_bytes": program.outer_bytes,
         "inner_bytes": program.inner_bytes,
@@ -195,6 +208,21 @@ def _render(template: str, values: dict[str, Any]) -> str:
     environment.filters |= {
         "c_float": c_float,
         "c_double": float.hex,
+        "c_number": _c_number,
+        "c_type": _c_type,
+        "array_type": _array_type,
         "dims": lambda shape: "x".join(map(str, shape)),
     }
     return environment.get_template(template).render(values)
+
+
+def _c_number(number: float) -> str:
+    return c_float(number) if isinstance(number, float) else str(int(number))
+
+
+def _c_type(tensor: Tensor) -> str:
+    return _C_TYPES[tensor.dtype]
+
+
+def _array_type(tensor: Tensor) -> str:
+    return _ARRAY_TYPES.get(tensor.dtype, "B")
