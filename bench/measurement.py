@@ -109,9 +109,9 @@ def case_of(proto: onnx.ModelProto, name: str) -> Case:
 
 
 def _case(model: Model) -> Case:
-    if not model.input.layout:
+    if not model.input.layout or model.input.dtype != "float32":
         raise UserError(
-            f"{model.identity.name}: its input {list(model.input.shape)} is no image, as the other runtimes' files "
+            f"{model.identity.name}: its input {list(model.input.shape)} is no image of float32, as the other runtimes' files "
             "need; compare another network"
         )
     size = model.input.size

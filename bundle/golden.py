@@ -25,7 +25,7 @@ class Check(NamedTuple):
         tolerances: of the shapes of ``outputs``; finite, not negative.
     """
 
-    input: Array
+    input: NDArray[Any]
     outputs: Sequence[NDArray[Any]]
     tolerances: Sequence[Array]
 
@@ -36,8 +36,13 @@ DATA_RANGE = (-1.0, 1.0)
 _DATA_EXTREME = 4.0
 
 
-def input_range(preprocessing: Preprocessing | None) -> tuple[float, float]:
-    """What the darkest and the brightest pixel become in the first channel; of data `DATA_RANGE`."""
+def input_range(
+    tensor: Tensor, preprocessing: Preprocessing | None
+) -> tuple[float, float]:
+    """What the darkest and the brightest pixel become in the first channel; of data `DATA_RANGE`; of integers theirs."""
+    if tensor.dtype != "float32":
+        known = np.iinfo(tensor.dtype)
+        return float(known.min), float(known.max)
     if preprocessing is None:
         return DATA_RANGE
     return preprocessing.normalised(0.0)[0], preprocessing.normalised(255.0)[0]
@@ -45,20 +50,20 @@ def input_range(preprocessing: Preprocessing | None) -> tuple[float, float]:
 
 def seeded_inputs(
     tensor: Tensor, preprocessing: Preprocessing | None, count: int = 2
-) -> list[Array]:
-    """Smooth seeded patterns in the value range of preprocessed photographs; of data uniform noise in `DATA_RANGE`.
+) -> list[NDArray[Any]]:
+    """Smooth seeded patterns in the value range of preprocessed photographs; of data uniform noise in `input_range`.
 
     Each channel is a sum of three plane waves of a few periods across the image, as
     0 to 255 pixels, then preprocessed: closer to a photograph than white noise is.
 
     Returns:
-        ``count`` arrays of ``tensor.shape``, float32.
+        ``count`` arrays of ``tensor.shape`` and its type.
     """
     if preprocessing is None:
         return [
             np.random.Generator(np.random.PCG64(seed))
-            .uniform(*DATA_RANGE, tensor.shape)
-            .astype(np.float32)
+            .uniform(*input_range(tensor, None), tensor.shape)
+            .astype(tensor.dtype)
             for seed in range(count)
         ]
     height, width = tensor.size
@@ -76,23 +81,30 @@ def seeded_inputs(
     return inputs
 
 
-def signed_inputs(tensor: Tensor, preprocessing: Preprocessing | None) -> list[Array]:
+def signed_inputs(
+    tensor: Tensor, preprocessing: Preprocessing | None
+) -> list[NDArray[Any]]:
     """What photographs do not have: noise of both signs, and stripes of zeros and of the largest values.
 
-    Of data the noise has the standard deviation 2, and the largest values are ±4.
+    Of data the noise has the standard deviation 2, and the largest values are ±4. Integers are spread over their range.
 
     Returns:
-        Two arrays of ``tensor.shape``, float32.
+        Two arrays of ``tensor.shape`` and its type.
     """
+    integers = tensor.dtype != "float32"
     most = _DATA_EXTREME
     if preprocessing is not None:
         ends = [preprocessing.normalised(value) for value in (0.0, 255.0)]
         most = float(np.abs(ends).max())
     random = np.random.Generator(np.random.PCG64(2))
-    noise = (random.normal(size=tensor.shape) * most / 2).astype(np.float32)
+    low, high = input_range(tensor, preprocessing) if integers else (-most, most)
+    values = random.normal(size=tensor.shape) * (high - low) / 4 + (low + high) / 2
+    noise = values.astype(np.float32)
+    if integers:
+        noise = np.clip(values, low, high).astype(tensor.dtype)
     stripes = noise.copy().ravel()
     for part, value in zip(
-        np.array_split(stripes, 8)[::2], (0, most, -most, 0), strict=True
+        np.array_split(stripes, 8)[::2], (0, high, low, 0), strict=True
     ):
         part[:] = value
     return [noise, stripes.reshape(tensor.shape)]
@@ -100,14 +112,25 @@ def signed_inputs(tensor: Tensor, preprocessing: Preprocessing | None) -> list[A
 
 def normalise(
     pixels: NDArray[np.float64], preprocessing: Preprocessing, tensor: Tensor
-) -> Array:
-    """Pixels [channels, height, width] in 0 to 255 → the input tensor, ``(v * scale - mean) / std``."""
+) -> NDArray[Any]:
+    """Pixels [channels, height, width] in 0 to 255 → the input tensor, ``(v * scale - mean) / std``, quantised where it is."""
     mean = np.asarray(preprocessing.mean).reshape(-1, 1, 1)
     std = np.asarray(preprocessing.std).reshape(-1, 1, 1)
-    values = ((pixels * preprocessing.scale - mean) / std).astype("<f4")
+    real = (pixels * preprocessing.scale - mean) / std
+    values = real.astype("<f4") if tensor.dtype == "float32" else _stored(real, tensor)
     if tensor.layout == "NHWC":
         values = values.transpose(1, 2, 0)
     return np.ascontiguousarray(values[np.newaxis])
+
+
+def _stored(real: NDArray[np.float64], tensor: Tensor) -> NDArray[Any]:
+    """Real values as an int8 or uint8 input has them."""
+    if tensor.quantised is not None:
+        real = real / tensor.quantised.scale
+    zero = tensor.quantised.zero if tensor.quantised is not None else 0
+    low, high = input_range(tensor, None)
+    stored: NDArray[Any] = np.clip(np.rint(real) + zero, low, high).astype(tensor.dtype)
+    return stored
 
 
 def write_golden(folder: Path, checks: Iterable[Check]) -> list[Golden]:

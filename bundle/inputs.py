@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ _ARRAYS = frozenset([".npy"])
 class Read(NamedTuple):
     """An input tensor, with what a person should know of the file, a line each."""
 
-    tensor: NDArray[np.float32]
+    tensor: NDArray[Any]
     notes: tuple[str, ...]
 
 
@@ -52,7 +52,7 @@ def _wanted(tensor: Tensor) -> str:
     return f"{tensor.dtype} {list(tensor.shape)}"
 
 
-def _array(path: Path, tensor: Tensor) -> NDArray[np.float32]:
+def _array(path: Path, tensor: Tensor) -> NDArray[Any]:
     """The array of a .npy file, with or without the batch."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a .npy file of {_wanted(tensor)}")

@@ -31,13 +31,26 @@ Dtype = Literal["float32", "int64", "int32", "int8", "uint8", "bool"]
 _ITEM_BYTES: Final = {"float32": 4, "int64": 8, "int32": 4}
 
 
+class Quantised(Section):
+    """Real value = (q − zero) × scale, q int8 or uint8."""
+
+    scale: Annotated[FiniteFloat, Field(gt=0)]
+    zero: Annotated[int, Field(ge=-128, le=255)]
+
+
 class Tensor(Section):
-    """A named tensor; ``layout`` is the order of the axes of an input of rank 4, empty where none is known, and of outputs."""
+    """A named tensor.
+
+    Attributes:
+        layout: the order of the axes of an input of rank 4, empty where none is known, and of outputs.
+        quantised: what the stored values of an int8 or uint8 input mean to the network; None: themselves.
+    """
 
     name: str
     shape: tuple[Dimension, ...]
     dtype: Dtype = "float32"
     layout: Literal["NCHW", "NHWC", ""] = ""
+    quantised: Quantised | None = None
 
     @model_validator(mode="after")
     def _of_sensible_size(self) -> Tensor:
@@ -77,7 +90,7 @@ class Tensor(Section):
 
 
 class Preprocessing(Section):
-    """How a photograph becomes the input tensor.
+    """How a photograph becomes the input tensor, before an int8 or uint8 one is quantised.
 
     The short side is resized to ``resize`` pixels with ``interpolation``, the centre ``crop`` (height,
     width) is cut out, and each channel value v (0 to 255) becomes ``(v * scale - mean) / std``.
@@ -279,13 +292,6 @@ class Quantisation(Section):
     output_steps: tuple[Annotated[FiniteFloat, Field(gt=0)], ...]
 
 
-class Quantised(Section):
-    """Real value = (q − zero) × scale, q int8."""
-
-    scale: FiniteFloat
-    zero: Annotated[int, Field(ge=-128, le=127)]
-
-
 class Firmware(Section):
     """What a program must know of a microcontroller's C project; the header says the same.
 
@@ -389,7 +395,7 @@ class Manifest(Section):
         return self
 
     def _check_input(self) -> None:
-        if self.input.dtype != "float32":
+        if self.input.dtype not in ("float32", "int8", "uint8"):
             raise ValueError(f"the input is {self.input.dtype}")
         if self.input.is_image != (self.preprocessing is not None):
             raise ValueError("an image has preprocessing, data has none")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,8 +135,8 @@ def _white(mode: str, largest: float) -> float:
 
 def to_tensor(
     photo: Photo, preprocessing: Preprocessing, tensor: Tensor
-) -> NDArray[np.float32]:
-    """The short side resized, the centre cropped, the values scaled: ``tensor.shape``, float32."""
+) -> NDArray[Any]:
+    """The short side resized, the centre cropped, the values scaled: ``tensor.shape``, in its type."""
     image = _middle(photo.image)
     short = min(image.size)
     width, height = (side * preprocessing.resize // short for side in image.size)

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from bundle import golden, inputs
@@ -107,7 +106,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
             version=_version(request, source, name, "int8" if int8 else "float32"),
             folder=folder,
             check=check,
-            input_range=golden.input_range(preprocessing),
+            input_range=golden.input_range(model.input, preprocessing),
             dump=request.dump,
             arena_limit=request.arena_limit,
         )
@@ -204,7 +203,7 @@ def _golden_inputs(
     model: Model,
     preprocessing: Preprocessing | None,
     progress: Progress,
-) -> list[NDArray[np.float32]]:
+) -> list[NDArray[Any]]:
     if not paths:
         return golden.seeded_inputs(model.input, preprocessing)
     found = inputs.find(paths, model.input)

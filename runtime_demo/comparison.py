@@ -37,7 +37,7 @@ class Input(NamedTuple):
 
     name: str
     path: Path | None
-    tensor: Array
+    tensor: NDArray[Any]
     expected: int | None = None
 
 

@@ -61,7 +61,9 @@ def test_an_input_that_is_no_single_image_is_refused(
 
 def test_data_is_not_compared() -> None:
     row = small([node("Relu", ["x"], ["y"])], shape=[1, 12])
-    with pytest.raises(UserError, match=r"tiny.onnx: its input \[1, 12\] is no image"):
+    with pytest.raises(
+        UserError, match=r"tiny.onnx: its input \[1, 12\] is no image of float32"
+    ):
         measurement.case_of(row, "tiny.onnx")
 
 

@@ -197,8 +197,8 @@ MODELS: dict[str, tuple[onnx.ModelProto, str]] = {
         "input 'x' is double; convert",
     ),
     "an integer input": (
-        small([node("Relu", ["x"], ["y"])], dtype=TensorProto.UINT8, opset=14),
-        "is uint8, need float32",
+        small([node("Relu", ["x"], ["y"])], dtype=TensorProto.INT32, opset=14),
+        "is int32, need float32",
     ),
     "float16 inside": (
         small(

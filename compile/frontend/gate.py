@@ -1,6 +1,6 @@
 """The one place where an untrusted model is read.
 
-Its result is valid, static, float32 ONNX with one input. Anything else is refused in
+Its result is valid, static ONNX with one input. Anything else is refused in
 one line that names the file. Nothing here imports TVM.
 """
 
@@ -107,6 +107,8 @@ def _checked(
     tensor = shapes.tensor_of(
         source.name, value_of(source), shapes.layout_of(source, layout)
     )
+    if tensor.dtype != "float32":
+        tensor = tensor.model_copy(update={"quantised": shapes.quantised_of(folded)})
     for output, inferred in zip(static.graph.output, folded.graph.output, strict=True):
         output.CopyFrom(inferred)
     return Model(static, identity, tensor, outputs, shapes.is_softmax(folded), notes)

@@ -128,6 +128,11 @@ def resolve_preprocessing(
             raise UserError(f"--{', --'.join(given)}: {what}; leave it out")
         return None, f"{what}: run and check take .npy files of {tensor.dtype}"
     height, width = tensor.size
+    if tensor.dtype != "float32" and tensor.quantised is None:
+        # The network takes pixels as they are stored, and scales them itself.
+        mean = 0.0 if tensor.dtype == "uint8" else 128.0
+        raw = {"scale": 1.0, "mean": (mean,), "std": (1.0,)}
+        own = family.preprocessing(height, width).model_copy(update=raw)
     crop = given.get("crop", (height, width))
     if (crop[0], crop[-1]) != (height, width):
         shape = "×".join(map(str, crop))
@@ -162,7 +167,11 @@ def resolve_preprocessing(
             f"preprocessing: {len(resolved.mean)} means, but the model's input has {tensor.channels} "
             "channel(s); give --mean and --std one value each"
         )
-    return resolved, _note(resolved, list(given), missing, own is not None)
+    note = _note(resolved, list(given), missing, own is not None)
+    if tensor.dtype != "float32" and not given:
+        how = "quantised" if tensor.quantised else "as it takes pixels"
+        note = f"preprocessing: {resolved.formula()}; the input is {tensor.dtype}, {how}; {resolved.geometry()}"
+    return resolved, note
 
 
 def _note(

@@ -8,10 +8,11 @@ from itertools import count
 from math import prod
 from typing import Literal, cast
 
+import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
-from bundle.manifest import MAX_TENSOR_BYTES, Dtype, Tensor
+from bundle.manifest import MAX_TENSOR_BYTES, Dtype, Quantised, Tensor
 from compile.frontend.fold import UNKNOWN, Value, is_onnx, opset, value_of, values
 from compile.frontend.names import Unfit, node_label
 from compile.frontend.preprocessing import Layout
@@ -28,6 +29,7 @@ _DTYPES = {
 _AS_MANY_AS_FOUND = {"Compress", "NonMaxSuppression", "NonZero", "Unique"}
 # Operators that exporters put between a softmax and the output.
 _SHAPE_ONLY = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
+_MOVES_ONLY = (_SHAPE_ONLY - {"Cast"}) | {"Transpose"}
 
 
 def only_input(graph: onnx.GraphProto) -> onnx.ValueInfoProto:
@@ -56,7 +58,7 @@ def make_static(
     for other in given.keys() - {source.name}:
         raise Unfit(f"--input-shape names {shown(other)!r}, but the input is {name!r}")
     dtype, shape = value_of(source)
-    if dtype != TensorProto.FLOAT:
+    if dtype not in (TensorProto.FLOAT, TensorProto.UINT8, TensorProto.INT8):
         raise Unfit(_wrong_dtype(f"input {name!r}", dtype))
     if shape is None or len(shape) not in range(1, 5):
         found = (
@@ -252,6 +254,33 @@ def _wrong_dtype(label: str, dtype: int) -> str:
     if name in ("float16", "bfloat16", "double"):
         return f"{label} is {name}; convert to float32 and export again (PyTorch: model.float())"
     return f"{label} is {name}, need float32; export a float32 model"
+
+
+def quantised_of(proto: onnx.ModelProto) -> Quantised | None:
+    """What an int8 or uint8 input means, where DequantizeLinear alone reads it, if in another shape or order of axes."""
+    name = proto.graph.input[0].name
+    constants = {each.name: each for each in proto.graph.initializer}
+    while True:
+        readers = [node for node in proto.graph.node if name in node.input]
+        if len(readers) != 1 or name in {each.name for each in proto.graph.output}:
+            return None
+        (reader,) = readers
+        if reader.op_type == "DequantizeLinear":
+            break
+        if reader.op_type not in _MOVES_ONLY:
+            return None
+        name = reader.output[0]
+    facts = [
+        numpy_helper.to_array(constants[each]).ravel()
+        for each in reader.input[1:]
+        if each in constants
+    ]
+    if len(facts) != len(reader.input) - 1 or any(each.size != 1 for each in facts):
+        return None
+    scale, zero = facts[0][0], facts[1][0] if len(facts) > 1 else 0
+    if not 0 < scale < np.inf:
+        return None
+    return Quantised(scale=float(scale), zero=int(zero))
 
 
 def outputs_of(proto: onnx.ModelProto) -> tuple[Tensor, ...]:

@@ -86,10 +86,13 @@ def disturbed(proto: onnx.ModelProto, random: np.random.Generator) -> onnx.Model
     return copy
 
 
-def disturbed_input(tensor: Array, random: np.random.Generator) -> Array:
-    """The input moved likewise; a small value by as much as the rounding of a larger one beside it."""
+def disturbed_input(tensor: NDArray[Any], random: np.random.Generator) -> NDArray[Any]:
+    """The input moved likewise; a small value by as much as the rounding of a larger one next to it. Integers stay."""
+    if tensor.dtype.kind != "f":
+        return tensor
     size = np.abs(tensor) + (float(np.abs(tensor).max()) or 1.0) / 4
-    return (tensor + size * _signs(tensor.shape, random)).astype(np.float32)
+    moved: Array = (tensor + size * _signs(tensor.shape, random)).astype(np.float32)
+    return moved
 
 
 def _signs(shape: tuple[int, ...], random: np.random.Generator) -> Array:

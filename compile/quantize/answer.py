@@ -34,8 +34,10 @@ def _step(graph: Graph, output: Tensor) -> float:
     return maker.input.scale
 
 
-def check(graph: Graph, model: Model, image: Array, reference: Reference) -> Check:
-    """The outputs for float32 of the input's shape, which integer operators must give bit by bit.
+def check(
+    graph: Graph, model: Model, image: NDArray[Any], reference: Reference
+) -> Check:
+    """The outputs for an input, which integer operators must give bit by bit.
 
     A float operator between integers may round otherwise on another CPU; then `INT8_STEPS` decide.
 

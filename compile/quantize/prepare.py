@@ -97,6 +97,10 @@ def prepare(
             "--quantize int8: needs --calibration PHOTOS, a folder of 16 or more images of the kind that "
             "the network will see"
         )
+    if model.input.dtype != "float32":
+        raise UserError(
+            f"{model.identity.name}: its input is {model.input.dtype}, int8 is made of a float32 input; export it with one"
+        )
     if len(model.outputs) != 1:
         raise UserError(
             f"{model.identity.name}: {len(model.outputs)} outputs, int8 takes one; cut the graph to one"

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from bundle.store import Bundle
@@ -20,7 +19,7 @@ from devices.transport.tracker import boards_of, request_board
 from targets.errors import UserError
 
 T = TypeVar("T")
-Array = NDArray[np.float32]
+Array = NDArray[Any]
 
 # Seconds for a board that the tracker lists as free.
 _FREE_SECONDS = 3.0

@@ -26,7 +26,7 @@ from devices.sessions.session import (
 from targets.errors import UserError
 
 T = TypeVar("T")
-Array = NDArray[np.float32]
+Array = NDArray[Any]
 _PROFILE_REPEATS = 5
 
 
@@ -187,4 +187,4 @@ class GraphSession(Session):
     def _set_input(self, executor: Any, tensor: Array) -> None:
         check_input(tensor, self._input)
         slot = executor["get_input"](self._input.name)
-        slot.copyfrom(np.ascontiguousarray(tensor, np.float32))
+        slot.copyfrom(np.ascontiguousarray(tensor, self._input.dtype))

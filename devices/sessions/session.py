@@ -18,7 +18,7 @@ from targets.errors import UserError
 from targets.escapes import shown
 
 T = TypeVar("T")
-Array = NDArray[np.float32]
+Array = NDArray[Any]
 Outputs = list[NDArray[Any]]
 
 
@@ -43,9 +43,11 @@ def check_input(tensor: Array, wanted: Tensor) -> None:
     """Refuse what no kernel may see: a maximum or a quantisation makes an ordinary number of NaN.
 
     Raises:
-        ValueError: another shape.
+        ValueError: another shape, or not the type of an integer input.
         UserError: a value is NaN or infinite.
     """
+    if wanted.dtype not in ("float32", tensor.dtype.name):
+        raise ValueError(f"input is {tensor.dtype}, not {wanted.dtype}")
     if tensor.shape != wanted.shape:
         raise ValueError(f"input is {tensor.shape}, not {wanted.shape}")
     if not np.isfinite(tensor).all():
@@ -66,7 +68,7 @@ class Session(Protocol):
     done: Mapping[str, int] = MappingProxyType({})
 
     def run(self, tensor: Array) -> Outputs:
-        """One inference: float32 of the manifest's input shape in, every output back.
+        """One inference: an input of the manifest's shape and type in, every output back.
 
         Raises:
             ValueError: another shape.

@@ -48,7 +48,7 @@ class StandaloneBackend(BundleBackend):
 
     def build(self, job: Job, logs: Sequence[RecordLog], progress: Progress) -> Built:
         low, high = job.input_range
-        check = job.check(self_test_input(low, high, job.model.input.shape))
+        check = job.check(self_test_input(low, high, job.model.input))
         wanted = Standalone(
             name=job.name,
             model=job.model.identity.name,

@@ -8,7 +8,6 @@ import tempfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle.manifest import MemoryPlan
+from bundle.manifest import Tensor as Port
 from compile.backends.dump import writing
 from compile.program.planner import Plan, plan
 from compile.program.program import Program, Tensor
@@ -73,13 +73,12 @@ class Standalone:
     tolerance: tuple[float, ...]
 
 
-def self_test_input(
-    low: float, high: float, shape: tuple[int, ...]
-) -> NDArray[np.float32]:
-    """The input that library.c.jinja's ``test_input`` makes, float32 of ``shape``."""
-    indices = np.arange(prod(shape), dtype=np.uint32)
+def self_test_input(low: float, high: float, tensor: Port) -> NDArray[Any]:
+    """The input that library.c.jinja's ``test_input`` makes, of the input's shape and type."""
+    indices = np.arange(tensor.elements, dtype=np.uint32)
     hashes = (indices * np.uint32(2654435761)) >> np.uint32(16)
-    return (low + (high - low) * (hashes / 65535.0)).astype(np.float32).reshape(shape)
+    values = low + (high - low) * (hashes / 65535.0)
+    return values.astype(tensor.dtype).reshape(tensor.shape)
 
 
 def emit(
@@ -191,6 +190,7 @@ def _values(
         "kernels": sorted({call.kernel for call in program.calls}),
         "input": program.tensors[ports[0]],
         "output": program.tensors[ports[1]],
+        "all_float32": all(program.tensors[port].dtype == "float32" for port in ports),
         # Where in the arena an unaligned one is copied.
         "staging": [layout.plan.offsets[program.storage(port)] for port in ports],
         # Where the self-test has its output, of any type.
