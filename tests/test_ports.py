@@ -5,27 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from conftest import run, succeed
-from kits import HERE
-from onnx import TensorProto, helper, numpy_helper
-from PIL import Image
+from onnx import TensorProto, helper
+from ports import check, network, seeded, verified
 
-from bundle import inputs
-from bundle.golden import normalise, read_golden
-from bundle.manifest import ModelIdentity, Preprocessing, Quantised
+from bundle.golden import read_golden
 from bundle.store import MANIFEST, open_bundle, sha256_of
-from compile.frontend import gate
-from devices.board.programs import native_verifier
 from devices.sessions.opening import open_here
 from devices.sessions.session import Origin
-from devices.sessions.standalone import StandaloneSession, open_standalone
+from devices.sessions.standalone import open_standalone
 from targets.errors import UserError
 from targets.toolchain import run_zig
 
@@ -34,29 +28,6 @@ Built = Callable[..., Path]
 pytestmark = pytest.mark.slow
 
 FORMATS = pytest.mark.parametrize("format", ["bundle", "standalone"])
-
-
-def network(
-    nodes: list[onnx.NodeProto],
-    inputs: Mapping[str, tuple[int, list[Any]]],
-    outputs: Mapping[str, tuple[int, list[Any]]],
-    weights: dict[str, Any],
-) -> onnx.ModelProto:
-    """A model of opset 13; inputs and outputs are types and shapes, by name."""
-    read, made = (
-        [helper.make_tensor_value_info(name, *kind) for name, kind in each.items()]
-        for each in (inputs, outputs)
-    )
-    constants = [numpy_helper.from_array(np.asarray(w), n) for n, w in weights.items()]
-    graph = helper.make_graph(nodes, "ports", read, made, constants)
-    opset = [helper.make_opsetid("", 13)]
-    return helper.make_model(graph, opset_imports=opset, ir_version=8)
-
-
-def seeded(*shape: int) -> Any:
-    spread = float(np.prod(shape[1:])) ** -0.5
-    values = np.random.default_rng(len(shape)).normal(0, spread, shape)
-    return values.astype(np.float32)
 
 
 def autoencoder() -> onnx.ModelProto:
@@ -118,23 +89,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(built: Built, models: Path, name: str, format: str) -> Path:
     options = ("--format", format, "--name", name)
     return built(models / f"{name}.onnx", "native", *options)
-
-
-def check(bundle: Path, *options: object) -> dict[str, Any]:
-    """What a check says, which must pass."""
-    said = succeed("runtime_demo.check", bundle, "--repeat", "2", "--json", *options)
-    found: dict[str, Any] = json.loads(said)
-    assert found["passed"]
-    return found
-
-
-def verified(bundle: Path) -> str:
-    """What the board's own program says, which must pass."""
-    program = native_verifier(HERE)  # type: ignore[arg-type]
-    command = [str(program), "--repeat", "0", str(bundle)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 @FORMATS
@@ -277,96 +231,6 @@ def test_an_output_of_another_type_is_exact_in_a_library(
     ).stdout
     first = golden.outputs[0].ravel()[:16].astype(int)
     assert said.splitlines()[2].split() == [str(each) for each in first]
-
-
-def of_bytes(kind: int, *shape: int) -> onnx.ModelProto:
-    """A network that scales the bytes of its input itself."""
-    nodes = [
-        helper.make_node("Cast", ["x"], ["a"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["a", "scale"], ["b"]),
-        helper.make_node("Flatten", ["b"], ["c"]),
-        helper.make_node("Gemm", ["c", "w"], ["y"], transB=1),
-    ]
-    weights = {"scale": np.float32(1 / 255), "w": seeded(5, int(np.prod(shape)))}
-    y = {"y": (TensorProto.FLOAT, [1, 5])}
-    return network(nodes, {"x": (kind, list(shape))}, y, weights)
-
-
-@FORMATS
-@pytest.mark.parametrize("kind", ["uint8", "int8"])
-def test_an_image_of_bytes_stays_one(tmp_path: Path, format: str, kind: str) -> None:
-    onnx.save(
-        of_bytes(getattr(TensorProto, kind.upper()), 1, 3, 8, 6), tmp_path / "m.onnx"
-    )
-    built, model = tmp_path / "built", ("--model", tmp_path / "m.onnx")
-    said = run(
-        "compile.build", *model, "--format", format, "--name", "m", "--output", built
-    )
-    assert said.returncode == 0, said.stderr
-    formula = {"uint8": "v", "int8": "v − 128"}[kind]
-    assert f"preprocessing: {formula}; the input is {kind}" in said.stderr
-    bundle = open_bundle(built)
-    assert bundle.manifest.input.dtype == kind
-    Image.effect_noise((32, 40), 90).save(tmp_path / "a.png")
-    array = np.arange(144).astype(kind).reshape(1, 3, 8, 6)
-    np.save(tmp_path / "b.npy", array)
-    images = (tmp_path / "a.png", tmp_path / "b.npy")
-    assert check(built, *model, "--images", *images)["images"] == 2
-    assert "PASS" in verified(built)
-    assert "class" in succeed("runtime_demo.run", built, "--image", *images)
-    golden = read_golden(bundle)
-    assert all(each.input.dtype == kind for each in golden)
-    assert np.ptp(golden[0].input.astype(int)) > 200
-    # The pixels themselves: a photograph of one colour.
-    Image.new("RGB", (32, 40), (255, 130, 0)).save(tmp_path / "a.png")
-    manifest = bundle.manifest
-    photo = inputs.read(images[0], manifest.input, manifest.preprocessing).tensor
-    middle = 0 if kind == "uint8" else 128
-    assert photo.dtype == kind and photo.shape == (1, 3, 8, 6)
-    assert [set(each.ravel()) for each in photo[0].astype(int)] == [
-        {value - middle} for value in (255, 130, 0)
-    ]
-    with open_here(bundle) as session:
-        with pytest.raises(ValueError, match=f"float32, not {kind}"):
-            session.run(np.zeros((1, 3, 8, 6), np.float32))
-        if isinstance(session, StandaloneSession):
-            session.self_test()
-            header = (built / "m.h").read_text()
-            assert f"int m_run(m_t *, const {kind}_t *input, float *output);" in header
-    if format == "standalone":
-        words = (
-            built / "example.c",
-            f"-I{built}",
-            built / "libm.a",
-            "-lpthread",
-            "-lm",
-        )
-        run_zig("cc", built / "example", "-Wall", "-Wextra", "-Werror", *words)
-        subprocess.run([built / "example", built / "golden/0.input.bin"], check=True)
-        program = (
-            "from pathlib import Path; from m import Network\n"
-            "print(len(Network().run(Path('golden/1.input.bin').read_bytes())))"
-        )
-        subprocess.run([sys.executable, "-c", program], cwd=built, check=True)
-
-
-def test_an_input_of_bytes_is_quantised_as_the_network_reads_it() -> None:
-    nodes = [
-        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2]),
-        helper.make_node("DequantizeLinear", ["t", "s", "z"], ["y"]),
-    ]
-    kind, weights = (
-        (TensorProto.UINT8, [1, 4, 6, 3]),
-        {"s": np.float32(0.5), "z": np.uint8(130)},
-    )
-    y = {"y": (TensorProto.FLOAT, [1, 3, 4, 6])}
-    proto = network(nodes, {"x": kind}, y, weights)
-    found = gate.check(proto, ModelIdentity(name="m", sha256="0" * 64)).input
-    assert found.quantised == Quantised(scale=0.5, zero=130)
-    settings = Preprocessing(resize=6, crop=(4, 6), scale=1, mean=(10,), std=(2,))
-    pixels = np.full((3, 4, 6), 21.0)
-    assert set(normalise(pixels, settings, found).ravel()) == {141}
-    assert set(normalise(pixels * 12, settings, found).ravel()) == {255}
 
 
 def test_arrays_make_the_golden_data(models: Path, tmp_path: Path) -> None:

@@ -18,11 +18,13 @@ from targets.escapes import shown
 
 
 def output_steps(graph: Graph) -> tuple[float, ...]:
-    """What one step of each output stands for."""
+    """What one step of each output stands for: of stored values 1."""
     return tuple(_step(graph, output) for output in graph.outputs)
 
 
 def _step(graph: Graph, output: Tensor) -> float:
+    if output.dtype != "float32" and output.quantisation is not None:
+        return 1.0
     maker = graph.makers.get(output.name)
     while isinstance(maker, View):
         maker = graph.makers.get(maker.input.name)

@@ -16,32 +16,37 @@ from devices.microcontroller.boards import BOARDS
 from devices.microcontroller.figures import Figures, Part
 from devices.microcontroller.firmware import Image, Run, compile_firmware, run_firmware
 from devices.microcontroller.host import run_on_host
-from devices.sessions.session import Origin, Session, check_input
+from devices.sessions.session import Origin, Outputs, Session, check_input
 from targets.errors import UserError
 
 _SECONDS = 600.0
 
 
-def to_input(tensor: NDArray[np.float32], bundle: Bundle) -> NDArray[Any]:
-    """The input tensor as the C takes it: int8 or float32, NHWC, flat."""
-    interface = interface_of(bundle)
-    check_input(tensor, bundle.manifest.input)
+def to_input(tensor: NDArray[Any], bundle: Bundle) -> NDArray[Any]:
+    """The input tensor as the C takes it: int8 or float32, NHWC, flat; uint8 is int8 there, with a zero point 128 lower."""
+    interface, wanted = interface_of(bundle), bundle.manifest.input
+    check_input(tensor, wanted)
     values: NDArray[Any] = tensor
-    if interface.input is not None:
+    if wanted.dtype == "uint8":
+        values = (tensor.astype(np.int16) - 128).astype(np.int8)
+    elif wanted.dtype == "float32" and interface.input is not None:
         steps = np.rint(tensor / np.float32(interface.input.scale))
         values = np.clip(steps + interface.input.zero, -128, 127).astype(np.int8)
-    if bundle.manifest.input.layout == "NCHW":
+    if wanted.layout == "NCHW":
         values = values.transpose(0, 2, 3, 1)
     return values.ravel()
 
 
-def from_output(output: NDArray[Any], bundle: Bundle) -> NDArray[np.float32]:
-    """The C's output in the manifest's shape."""
-    quantised = interface_of(bundle).output
+def from_output(output: NDArray[Any], bundle: Bundle) -> NDArray[Any]:
+    """The C's output in the manifest's shape and type; uint8 is int8 in the C, with a zero point 128 lower."""
+    quantised, wanted = interface_of(bundle).output, bundle.manifest.outputs[0]
     real = output.astype(np.float32)
-    if quantised is not None:
+    if wanted.dtype != "float32":
+        shift = 128 if wanted.dtype == "uint8" else 0
+        real = (output.astype(np.int16) + shift).astype(wanted.dtype)
+    elif quantised is not None:
         real = (real - quantised.zero) * np.float32(quantised.scale)
-    shape = bundle.manifest.outputs[0].shape
+    shape = wanted.shape
     if len(shape) == 4:
         real = real.reshape(shape[2], shape[3], shape[1]).transpose(2, 0, 1)
     return np.ascontiguousarray(real.reshape(shape))
@@ -104,7 +109,7 @@ class FirmwareSession(Session):
         self._interface = interface_of(bundle)
         self._runs: list[tuple[NDArray[Any], Run]] = []
 
-    def run(self, tensor: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    def run(self, tensor: NDArray[Any]) -> Outputs:
         """As `Session.run`; the first one is preceded by the project's self-test."""
         inputs = to_input(tensor, self._bundle)[np.newaxis]
         run = self._start(self.image, inputs, probe=not self._runs)
@@ -116,7 +121,7 @@ class FirmwareSession(Session):
         self._runs.append((inputs, run))
         return [from_output(run.outputs[0], self._bundle)]
 
-    def time(self, tensor: NDArray[np.float32], repeat: int) -> list[float]:
+    def time(self, tensor: NDArray[Any], repeat: int) -> list[float]:
         """Raises: UserError always, as the emulator's times say nothing of the board."""
         raise UserError(
             "--repeat: an emulated microcontroller has no times; leave it out, instructions are counted"
