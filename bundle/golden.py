@@ -117,20 +117,22 @@ def normalise(
     mean = np.asarray(preprocessing.mean).reshape(-1, 1, 1)
     std = np.asarray(preprocessing.std).reshape(-1, 1, 1)
     real = (pixels * preprocessing.scale - mean) / std
-    values = real.astype("<f4") if tensor.dtype == "float32" else _stored(real, tensor)
+    values = stored(real, tensor)
     if tensor.layout == "NHWC":
         values = values.transpose(1, 2, 0)
     return np.ascontiguousarray(values[np.newaxis])
 
 
-def _stored(real: NDArray[np.float64], tensor: Tensor) -> NDArray[Any]:
-    """Real values as an int8 or uint8 input has them."""
+def stored(real: NDArray[np.floating], tensor: Tensor) -> NDArray[Any]:
+    """Real values as the input tensor has them: float32, or rounded to a step of int8 or uint8."""
+    if tensor.dtype == "float32":
+        return real.astype("<f4")
+    steps, zero = real, 0
     if tensor.quantised is not None:
-        real = real / tensor.quantised.scale
-    zero = tensor.quantised.zero if tensor.quantised is not None else 0
+        steps, zero = real / tensor.quantised.scale, tensor.quantised.zero
     low, high = input_range(tensor, None)
-    stored: NDArray[Any] = np.clip(np.rint(real) + zero, low, high).astype(tensor.dtype)
-    return stored
+    values: NDArray[Any] = np.clip(np.rint(steps) + zero, low, high)
+    return values.astype(tensor.dtype)
 
 
 def write_golden(folder: Path, checks: Iterable[Check]) -> list[Golden]:

@@ -1,7 +1,11 @@
-"""manifest.json: everything that a build records of itself."""
+"""manifest.json: everything that a build records of itself.
+
+Longer than 450 lines: the schema is in one place.
+"""
 
 from __future__ import annotations
 
+from itertools import accumulate
 from math import isclose, prod
 from typing import Annotated, Any, Final, Literal
 
@@ -292,12 +296,24 @@ class Quantisation(Section):
     output_steps: tuple[Annotated[FiniteFloat, Field(gt=0)], ...]
 
 
+class FirmwareTensor(Section):
+    """An input or output of a C project; an image's channels lie last.
+
+    Attributes:
+        quantised: what the stored integers mean; None where they mean themselves.
+    """
+
+    dtype: Dtype
+    nbytes: int = Field(gt=0)
+    quantised: Quantised | None = None
+
+
 class Firmware(Section):
     """What a program must know of a microcontroller's C project; the header says the same.
 
     Attributes:
         cpu: as ``-mcpu`` names it.
-        input, output: the quantisation of int8, None for float32; the input is NHWC.
+        exact: every device gives the same bits: no float operator lies between integers.
         arena_bytes: with the input in it, at ``input_offset``.
         peak: the step that needs the most.
         steps: their number; the manifest's groups name them.
@@ -305,10 +321,9 @@ class Firmware(Section):
     """
 
     cpu: str
-    input: Quantised | None = None
-    output: Quantised | None = None
-    input_bytes: int
-    output_bytes: int
+    input: FirmwareTensor
+    outputs: tuple[FirmwareTensor, ...] = Field(min_length=1)
+    exact: bool
     arena_bytes: int
     input_offset: int
     peak: str
@@ -316,13 +331,17 @@ class Firmware(Section):
     weights_bytes: int
 
     @property
-    def dtype(self) -> Literal["int8", "float32"]:
-        """Of input and output."""
-        return "int8" if self.input else "float32"
+    def output_bytes(self) -> int:
+        """Of all outputs, each aligned to 8 bytes where there are several."""
+        return self.output_offsets[-1]
 
     @property
-    def c_type(self) -> str:
-        return "int8_t" if self.input else "float"
+    def output_offsets(self) -> tuple[int, ...]:
+        """Where each output begins in memory that has them all; last their bytes."""
+        *before, last = self.outputs
+        begins = accumulate((-(-each.nbytes // 8) * 8 for each in before), initial=0)
+        offsets = tuple(begins)
+        return *offsets, offsets[-1] + last.nbytes
 
 
 class Golden(Section):

@@ -17,16 +17,15 @@ from integers import graph_of, quantised
 from relay_worker import relay_worker
 
 from compile import passes
-from compile.backends.c import support
 from compile.backends.c.build import PASSES
+from compile.backends.c.steps import Generated, Single, fuse
 from compile.ir import onnx_form
 from compile.ir.graph import Graph
-from compile.ir.operators import View
+from compile.ir.operators import Table, View
 from compile.ir.pointwise import FUNCTIONS, Pointwise
 from compile.kernels.neon import pack
 from compile.passes.layout import channels_last
 from compile.passes.storage import store_as_int8
-from targets.errors import UserError
 from targets.presets import resolve
 
 PAGES = [
@@ -265,15 +264,19 @@ def of_relay(graph: Graph, floats: tuple[str, ...], arm: bool) -> str:
     return "kernel" if not arm or pack.kernel(it, dot=True) else "TVM"
 
 
-def of_c(graph: Graph, relay: str) -> str:
-    try:
-        lowered = passes.run(PASSES, graph)
-        support.check(lowered)
-    except UserError:
-        return "–"
-    if any(isinstance(each, Pointwise) for each in lowered.operators):
-        return "function"
-    return {"float32": "kernel"}.get(relay, relay)
+def of_c(graph: Graph, integers: bool) -> str:
+    steps = fuse(passes.run(PASSES, graph))
+    parts = [(step, part) for step in steps for part in step.parts]
+    for kind, cell in ((Table, "table"), (Pointwise, "function")):
+        if any(isinstance(step, Single) and isinstance(x, kind) for step, x in parts):
+            return cell
+    found = [(step, part) for step, part in parts if part.label == "it"]
+    if not found:
+        return "free"
+    step, part = found[-1]
+    if not isinstance(step, Generated):
+        return "kernel"
+    return "float32" if integers and part.output.quantisation is None else "TVM"
 
 
 def test_the_table_of_operators_is_what_backends_do(tmp_path: Path) -> None:
@@ -302,7 +305,7 @@ def test_the_table_of_operators_is_what_backends_do(tmp_path: Path) -> None:
             for target in found
         )
         written = passes.run(passes.FLOATS, onnx_form.read(floats[index]))
-        row = ("TVM", x86, arm, of_c(written, arm), of_c(graph, arm))
+        row = ("TVM", x86, arm, of_c(written, False), of_c(graph, True))
         table.setdefault(name, set()).add(row)
     stated = {row[0]: {tuple(row[1:])} for row in rows("operators.md", "| operator |")}
     assert table == stated

@@ -233,6 +233,14 @@ def test_an_output_of_another_type_is_exact_in_a_library(
     assert said.splitlines()[2].split() == [str(each) for each in first]
 
 
+def test_a_library_cannot_sort(tmp_path: Path) -> None:
+    onnx.save(answers("places"), tmp_path / "m.onnx")
+    options = ("--model", tmp_path / "m.onnx", "--output", tmp_path / "built")
+    result = run("compile.build", *options, "--format", "standalone")
+    assert result.returncode == 2
+    assert "TopK" in result.stderr and "use --format bundle, or end" in result.stderr
+
+
 def test_arrays_make_the_golden_data(models: Path, tmp_path: Path) -> None:
     data = seeded(1, 640)
     np.save(tmp_path / "data.npy", data)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.manifest import Firmware
+from bundle.manifest import Firmware, FirmwareTensor, Tensor
 from bundle.store import Bundle
 from devices.microcontroller.boards import BOARDS
 from devices.microcontroller.figures import Figures, Part
@@ -23,33 +23,51 @@ _SECONDS = 600.0
 
 
 def to_input(tensor: NDArray[Any], bundle: Bundle) -> NDArray[Any]:
-    """The input tensor as the C takes it: int8 or float32, NHWC, flat; uint8 is int8 there, with a zero point 128 lower."""
-    interface, wanted = interface_of(bundle), bundle.manifest.input
+    """The input tensor as the C takes it, an image with its channels last, flat."""
+    interface, wanted = interface_of(bundle).input, bundle.manifest.input
     check_input(tensor, wanted)
     values: NDArray[Any] = tensor
-    if wanted.dtype == "uint8":
-        values = (tensor.astype(np.int16) - 128).astype(np.int8)
-    elif wanted.dtype == "float32" and interface.input is not None:
-        steps = np.rint(tensor / np.float32(interface.input.scale))
-        values = np.clip(steps + interface.input.zero, -128, 127).astype(np.int8)
+    if wanted.dtype != "float32":
+        # The kernels store uint8 as int8 with a zero point 128 lower.
+        shift = -128 if (interface.dtype, wanted.dtype) == ("int8", "uint8") else 0
+        values = (tensor.astype(np.int64) + shift).astype(interface.dtype)
+    elif interface.quantised is not None:
+        steps = np.rint(tensor / np.float32(interface.quantised.scale))
+        zero = interface.quantised.zero
+        values = np.clip(steps + zero, -128, 127).astype(np.int8)
     if wanted.layout == "NCHW":
         values = values.transpose(0, 2, 3, 1)
     return values.ravel()
 
 
-def from_output(output: NDArray[Any], bundle: Bundle) -> NDArray[Any]:
-    """The C's output in the manifest's shape and type; uint8 is int8 in the C, with a zero point 128 lower."""
-    quantised, wanted = interface_of(bundle).output, bundle.manifest.outputs[0]
-    real = output.astype(np.float32)
-    if wanted.dtype != "float32":
-        shift = 128 if wanted.dtype == "uint8" else 0
-        real = (output.astype(np.int16) + shift).astype(wanted.dtype)
-    elif quantised is not None:
-        real = (real - quantised.zero) * np.float32(quantised.scale)
-    shape = wanted.shape
+def from_outputs(outputs: list[NDArray[Any]], bundle: Bundle) -> Outputs:
+    """The C's outputs in the manifest's shapes and types."""
+    return [
+        _in_order(_as_wanted(output, port, tensor), tensor.shape)
+        for output, port, tensor in zip(
+            outputs, interface_of(bundle).outputs, bundle.manifest.outputs, strict=True
+        )
+    ]
+
+
+def _as_wanted(
+    output: NDArray[Any], port: FirmwareTensor, wanted: Tensor
+) -> NDArray[Any]:
+    if wanted.dtype == "float32":
+        real = output.astype(np.float32)
+        if port.quantised is not None:
+            real = (real - port.quantised.zero) * np.float32(port.quantised.scale)
+        return real
+    shift = 128 if (port.dtype, wanted.dtype) == ("int8", "uint8") else 0
+    return (output.astype(np.int64) + shift).astype(wanted.dtype)
+
+
+def _in_order(values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     if len(shape) == 4:
-        real = real.reshape(shape[2], shape[3], shape[1]).transpose(2, 0, 1)
-    return np.ascontiguousarray(real.reshape(shape))
+        batch, channels, height, width = shape
+        values = values.reshape(batch, height, width, channels).transpose(0, 3, 1, 2)
+    # Of a scalar ascontiguousarray would make a vector.
+    return np.ascontiguousarray(values).reshape(shape)
 
 
 def interface_of(bundle: Bundle) -> Firmware:
@@ -119,7 +137,7 @@ class FirmwareSession(Session):
                 f"{run.self_test}; build it again, and report the model if it stays so"
             )
         self._runs.append((inputs, run))
-        return [from_output(run.outputs[0], self._bundle)]
+        return from_outputs(run.outputs[0], self._bundle)
 
     def time(self, tensor: NDArray[Any], repeat: int) -> list[float]:
         """Raises: UserError always, as the emulator's times say nothing of the board."""
@@ -136,7 +154,7 @@ class FirmwareSession(Session):
         manifest, interface = self._bundle.manifest, self._interface
         inputs, plain = self._runs[0]
         everything = np.concatenate([each for each, _ in self._runs])
-        board = np.concatenate([run.outputs for _, run in self._runs])
+        board = [outputs for _, run in self._runs for outputs in run.outputs]
         host = run_on_host(self._bundle.path, manifest.name, interface, everything)
         with tempfile.TemporaryDirectory(prefix="netship-") as folder:
             traced = compile_firmware(
@@ -158,7 +176,11 @@ class FirmwareSession(Session):
             code_bytes=image.code,
             weights_bytes=image.weights,
             instructions=round(plain.instructions[0]),
-            max_error=float(np.abs(board.astype(np.float64) - host).max()),
+            max_error=max(
+                float(np.abs(ours.astype(np.float64) - theirs).max())
+                for each in zip(board, host, strict=True)
+                for ours, theirs in zip(*each, strict=True)
+            ),
             parts=tuple(
                 Part(group.layer, group.macs, float(row.sum()), *map(float, row[:3]))
                 for group, row in zip(manifest.lowering.groups, parts, strict=True)

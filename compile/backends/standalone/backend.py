@@ -19,11 +19,16 @@ from compile.frontend.model import Model
 from compile.ir.graph import Graph
 from records.lookup import RecordLog
 from targets.errors import UserError
+from targets.escapes import listed
 from targets.progress import Progress
 
 if TYPE_CHECKING:
     from compile.relay.convert import Converted
     from compile.relay.lower import Lowered
+
+
+# What TVM does by functions of its runtime.
+_SORTS = {"NonMaxSuppression", "TopK"}
 
 
 class StandaloneBackend(BundleBackend):
@@ -81,6 +86,12 @@ def link(
         for number, inner in enumerate(factory.get_lib().imported_modules):
             kernels.append(Path(scratch) / f"kernels{number}.o")
             inner.save(str(kernels[-1]))
+            if b"TVMFuncCall" in kernels[-1].read_bytes():
+                sorting = [o.label for o in job.graph.operators if o.kind in _SORTS]
+                raise UserError(
+                    f"{listed(sorting, 3) or 'an operator'}: sorts, which takes TVM's runtime; use --format bundle, "
+                    "or end the network before it"
+                )
         if network.source is not None:
             kernels.append(Path(scratch) / "native.o")
             network.source.compile(kernels[-1])

@@ -22,7 +22,7 @@ from compile.program.program import Program, Tensor
 from compile.program.verifier import verify
 from targets import templates
 from targets.errors import UserError
-from targets.escapes import c_float
+from targets.escapes import C_TYPES, c_float
 from targets.presets import Target
 from targets.toolchain import archive, compile_object, hide_symbols, link_shared
 
@@ -33,14 +33,7 @@ _EXPORTED = re.findall(
     "version workspace_bytes memory_bytes create create_in last_error error_text run destroy self_test",
 )
 # Of a tensor in the header; a truth is 0 or 1.
-_C_TYPES = {
-    "float32": "float",
-    "int32": "int32_t",
-    "int64": "int64_t",
-    "int8": "int8_t",
-    "uint8": "uint8_t",
-    "bool": "uint8_t",
-}
+_C_TYPES = {**C_TYPES, "bool": "uint8_t"}
 # Type codes of Python's module array.
 _ARRAY_TYPES = {"float32": "f", "int32": "i", "int64": "q", "int8": "b"}
 # DLDataType codes (dlpack.h): signed integer, unsigned integer, float.
