@@ -19,7 +19,7 @@ from compile.frontend.model import Model
 from compile.ir.graph import Graph
 from records.lookup import RecordLog
 from targets.errors import UserError
-from targets.escapes import listed
+from targets.escapes import listed, shown
 from targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -87,7 +87,11 @@ def link(
             kernels.append(Path(scratch) / f"kernels{number}.o")
             inner.save(str(kernels[-1]))
             if b"TVMFuncCall" in kernels[-1].read_bytes():
-                sorting = [o.label for o in job.graph.operators if o.kind in _SORTS]
+                sorting = [
+                    f"node {shown(each.label)!r} ({each.kind})"
+                    for each in job.graph.operators
+                    if each.kind in _SORTS
+                ]
                 raise UserError(
                     f"{listed(sorting, 3) or 'an operator'}: sorts, which takes TVM's runtime; use --format bundle, "
                     "or end the network before it"
