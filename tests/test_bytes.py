@@ -100,6 +100,17 @@ def test_an_image_of_bytes_stays_one(tmp_path: Path, format: str, kind: str) -> 
         subprocess.run([sys.executable, "-c", program], cwd=built, check=True)
 
 
+@pytest.mark.parametrize("kind", ["uint8", "int8"])
+def test_c_takes_an_image_of_bytes(tmp_path: Path, kind: str) -> None:
+    proto = of_bytes(getattr(TensorProto, kind.upper()), 1, 3, 8, 6)
+    onnx.save(proto, tmp_path / "m.onnx")
+    options = ("--model", tmp_path / "m.onnx", "--target", "cortex-m7")
+    succeed("compile.build", *options, "--output", tmp_path / "built")
+    manifest = open_bundle(tmp_path / "built").manifest
+    assert manifest.measured["verification"]["relative_error"] < 1e-6
+    assert manifest.firmware is not None and manifest.firmware.input.dtype == kind
+
+
 def test_an_input_of_bytes_is_quantised_as_the_network_reads_it() -> None:
     nodes = [
         helper.make_node("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2]),
