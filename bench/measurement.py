@@ -109,6 +109,11 @@ def case_of(proto: onnx.ModelProto, name: str) -> Case:
 
 
 def _case(model: Model) -> Case:
+    if not model.input.layout or model.input.dtype != "float32":
+        raise UserError(
+            f"{model.identity.name}: its input {list(model.input.shape)} is no image of float32, as the other runtimes' files "
+            "need; compare another network"
+        )
     size = model.input.size
     preprocessing = Preprocessing(
         scale=1 / 127.5, mean=(1,), std=(1,), resize=max(size), crop=size

@@ -18,6 +18,7 @@ INT8_COSINE = 0.99
 """Smallest accepted cosine of an int8 network against the float32 one that it was made from."""
 
 Array = NDArray[np.float32]
+Output = NDArray[Any]
 
 
 def in_steps(answer: Array, step: float, steps: int) -> Array:
@@ -102,8 +103,8 @@ class Accuracy(NamedTuple):
 
 
 def compare(
-    outputs: Sequence[Array],
-    reference: Sequence[Array],
+    outputs: Sequence[Output],
+    reference: Sequence[Output],
     tolerances: Sequence[Array] | None = None,
 ) -> Accuracy:
     """Compare all outputs of one inference.
@@ -142,7 +143,7 @@ def compare(
     )
 
 
-def _error(output: Array, expected: Array) -> NDArray[np.float64]:
+def _error(output: Output, expected: Output) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore"):
         error = np.abs(output.astype(np.float64) - expected)
     same = (output == expected) | (np.isnan(output) & np.isnan(expected))
@@ -158,8 +159,8 @@ def range_of(expected: NDArray[Any]) -> float:
 
 
 def _worst(
-    outputs: Sequence[Array],
-    reference: Sequence[Array],
+    outputs: Sequence[Output],
+    reference: Sequence[Output],
     errors: Sequence[NDArray[np.float64]],
     tolerances: Sequence[Array],
 ) -> Worst | None:
@@ -183,7 +184,7 @@ def _worst(
     return found
 
 
-def cosine(ours: NDArray[np.floating], theirs: NDArray[np.floating]) -> float:
+def cosine(ours: Output, theirs: Output) -> float:
     """Of the angle between two answers as vectors; 1 where one of them is 0."""
     a, b = ours.ravel().astype(np.float64), theirs.ravel().astype(np.float64)
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,25 +22,50 @@ class Check(NamedTuple):
     """An input, what the network must answer, and how far each element of that may be off.
 
     Attributes:
-        tolerances: as ``outputs``; finite, not negative.
+        tolerances: of the shapes of ``outputs``; finite, not negative.
     """
 
-    input: Array
-    outputs: Sequence[Array]
+    input: NDArray[Any]
+    outputs: Sequence[NDArray[Any]]
     tolerances: Sequence[Array]
 
 
+DATA_RANGE = (-1.0, 1.0)
+"""Of the seeded inputs of a network that takes data, whose own range nothing states."""
+# As far from 0 as nearly all of what has mean 0 and standard deviation 1.
+_DATA_EXTREME = 4.0
+
+
+def input_range(
+    tensor: Tensor, preprocessing: Preprocessing | None
+) -> tuple[float, float]:
+    """What the darkest and the brightest pixel become in the first channel; of data `DATA_RANGE`; of integers theirs."""
+    if tensor.dtype != "float32":
+        known = np.iinfo(tensor.dtype)
+        return float(known.min), float(known.max)
+    if preprocessing is None:
+        return DATA_RANGE
+    return preprocessing.normalised(0.0)[0], preprocessing.normalised(255.0)[0]
+
+
 def seeded_inputs(
-    tensor: Tensor, preprocessing: Preprocessing, count: int = 2
-) -> list[Array]:
-    """Smooth seeded patterns in the value range of preprocessed photographs.
+    tensor: Tensor, preprocessing: Preprocessing | None, count: int = 2
+) -> list[NDArray[Any]]:
+    """Smooth seeded patterns in the value range of preprocessed photographs; of data uniform noise in `input_range`.
 
     Each channel is a sum of three plane waves of a few periods across the image, as
     0 to 255 pixels, then preprocessed: closer to a photograph than white noise is.
 
     Returns:
-        ``count`` arrays of ``tensor.shape``, float32.
+        ``count`` arrays of ``tensor.shape`` and its type.
     """
+    if preprocessing is None:
+        return [
+            np.random.Generator(np.random.PCG64(seed))
+            .uniform(*input_range(tensor, None), tensor.shape)
+            .astype(tensor.dtype)
+            for seed in range(count)
+        ]
     height, width = tensor.size
     y, x = np.mgrid[0 : 1 : complex(0, height), 0 : 1 : complex(0, width)]
     inputs = []
@@ -56,19 +81,30 @@ def seeded_inputs(
     return inputs
 
 
-def signed_inputs(tensor: Tensor, preprocessing: Preprocessing) -> list[Array]:
+def signed_inputs(
+    tensor: Tensor, preprocessing: Preprocessing | None
+) -> list[NDArray[Any]]:
     """What photographs do not have: noise of both signs, and stripes of zeros and of the largest values.
 
+    Of data the noise has the standard deviation 2, and the largest values are ±4. Integers are spread over their range.
+
     Returns:
-        Two arrays of ``tensor.shape``, float32.
+        Two arrays of ``tensor.shape`` and its type.
     """
-    ends = [preprocessing.normalised(value) for value in (0.0, 255.0)]
-    most = float(np.abs(ends).max())
+    integers = tensor.dtype != "float32"
+    most = _DATA_EXTREME
+    if preprocessing is not None:
+        ends = [preprocessing.normalised(value) for value in (0.0, 255.0)]
+        most = float(np.abs(ends).max())
     random = np.random.Generator(np.random.PCG64(2))
-    noise = (random.normal(size=tensor.shape) * most / 2).astype(np.float32)
+    low, high = input_range(tensor, preprocessing) if integers else (-most, most)
+    values = random.normal(size=tensor.shape) * (high - low) / 4 + (low + high) / 2
+    noise = values.astype(np.float32)
+    if integers:
+        noise = np.clip(values, low, high).astype(tensor.dtype)
     stripes = noise.copy().ravel()
     for part, value in zip(
-        np.array_split(stripes, 8)[::2], (0, most, -most, 0), strict=True
+        np.array_split(stripes, 8)[::2], (0, high, low, 0), strict=True
     ):
         part[:] = value
     return [noise, stripes.reshape(tensor.shape)]
@@ -76,18 +112,34 @@ def signed_inputs(tensor: Tensor, preprocessing: Preprocessing) -> list[Array]:
 
 def normalise(
     pixels: NDArray[np.float64], preprocessing: Preprocessing, tensor: Tensor
-) -> Array:
-    """Pixels [channels, height, width] in 0 to 255 → the input tensor, ``(v * scale - mean) / std``."""
+) -> NDArray[Any]:
+    """Pixels [channels, height, width] in 0 to 255 → the input tensor, ``(v * scale - mean) / std``, quantised where it is."""
     mean = np.asarray(preprocessing.mean).reshape(-1, 1, 1)
     std = np.asarray(preprocessing.std).reshape(-1, 1, 1)
-    values = ((pixels * preprocessing.scale - mean) / std).astype("<f4")
+    real = (pixels * preprocessing.scale - mean) / std
+    values = stored(real, tensor)
     if tensor.layout == "NHWC":
         values = values.transpose(1, 2, 0)
     return np.ascontiguousarray(values[np.newaxis])
 
 
+def stored(real: NDArray[np.floating], tensor: Tensor) -> NDArray[Any]:
+    """Real values as the input tensor has them: float32, or rounded to a step of int8 or uint8."""
+    if tensor.dtype == "float32":
+        return real.astype("<f4")
+    steps, zero = real, 0
+    if tensor.quantised is not None:
+        steps, zero = real / tensor.quantised.scale, tensor.quantised.zero
+    low, high = input_range(tensor, None)
+    values: NDArray[Any] = np.clip(np.rint(steps) + zero, low, high)
+    return values.astype(tensor.dtype)
+
+
 def write_golden(folder: Path, checks: Iterable[Check]) -> list[Golden]:
-    """Write ``golden/`` under ``folder``: inputs, the reference's outputs and their tolerances, raw little-endian."""
+    """Write ``golden/`` under ``folder``: inputs, the reference's outputs and their tolerances, raw little-endian.
+
+    Each has its own type; tolerances are float32.
+    """
     (folder / "golden").mkdir()
     written = []
     for index, check in enumerate(checks):
@@ -99,7 +151,8 @@ def write_golden(folder: Path, checks: Iterable[Check]) -> list[Golden]:
         )
         arrays = (check.input, *check.outputs, *check.tolerances)
         for path, values in zip(entry.paths, arrays, strict=True):
-            (folder / path).write_bytes(values.astype("<f4").tobytes())
+            stored = values.astype(values.dtype.newbyteorder("<"))
+            (folder / path).write_bytes(stored.tobytes())
         written.append(entry)
     return written
 
@@ -115,12 +168,14 @@ def read_golden(bundle: Bundle) -> list[Check]:
     for entry in manifest.golden:
         outputs, tolerances = (
             [
-                _read(bundle, path, tensor)
+                _read(bundle, path, tensor.shape, dtype or tensor.dtype)
                 for path, tensor in zip(paths, manifest.outputs, strict=True)
             ]
-            for paths in (entry.outputs, entry.tolerances)
+            for paths, dtype in ((entry.outputs, ""), (entry.tolerances, "float32"))
         )
-        check = Check(_read(bundle, entry.input, manifest.input), outputs, tolerances)
+        given = manifest.input
+        tensor = _read(bundle, entry.input, given.shape, given.dtype)
+        check = Check(tensor, outputs, tolerances)
         finite = zip(
             (entry.input, *entry.tolerances), (check.input, *tolerances), strict=True
         )
@@ -134,8 +189,11 @@ def read_golden(bundle: Bundle) -> list[Check]:
     return checks
 
 
-def _read(bundle: Bundle, path: str, tensor: Tensor) -> Array:
-    return np.frombuffer(bundle.read(path), "<f4").reshape(tensor.shape)
+def _read(
+    bundle: Bundle, path: str, shape: tuple[int, ...], dtype: str
+) -> NDArray[Any]:
+    stored = np.dtype(dtype).newbyteorder("<")
+    return np.frombuffer(bundle.read(path), stored).reshape(shape)
 
 
 def _refuse(bundle: Bundle, path: str, what: str) -> NoReturn:

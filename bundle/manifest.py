@@ -7,49 +7,22 @@ from __future__ import annotations
 
 from itertools import accumulate
 from math import isclose, prod
-from pathlib import PurePosixPath
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     FiniteFloat,
     ValidationError,
     model_validator,
 )
 
+from bundle.fields import Dimension, FileName, RelativePath, Section, Sha256
 from targets.errors import UserError
 from targets.presets import Target
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 MAX_MANIFEST_BYTES: Final = 4 << 20
 _FLOAT32_MAX: Final = (2 - 2**-23) * 2.0**127
-
-
-def _plain_relative(path: str) -> str:
-    parts = PurePosixPath(path).parts
-    if (
-        not parts
-        or path.startswith("/")
-        or "\\" in path
-        or "\0" in path
-        or ".." in parts
-    ):
-        raise ValueError(f"{path!r} is not a plain path inside the bundle")
-    return path
-
-
-def _encodable(name: str) -> str:
-    """A file's name without the bytes that are no UTF-8, which Python keeps as halves of characters."""
-    return name.encode("utf-8", errors="replace").decode()
-
-
-FileName = Annotated[str, AfterValidator(_encodable)]
-RelativePath = Annotated[str, AfterValidator(_plain_relative)]
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Dimension = Annotated[int, Field(gt=0, lt=1 << 24)]
 
 
 # Of an input or output; the gate's limit for any tensor of a network.
@@ -58,17 +31,30 @@ MAX_TENSOR_BYTES = 1 << 29
 MAX_RESIZE = 4096
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+Dtype = Literal["float32", "int64", "int32", "int8", "uint8", "bool"]
+_ITEM_BYTES: Final = {"float32": 4, "int64": 8, "int32": 4}
 
 
-class Tensor(_Model):
-    """A named tensor; ``layout`` is NCHW or NHWC for the input image and empty for outputs."""
+class Quantised(Section):
+    """Real value = (q − zero) × scale, q int8 or uint8."""
+
+    scale: Annotated[FiniteFloat, Field(gt=0)]
+    zero: Annotated[int, Field(ge=-128, le=255)]
+
+
+class Tensor(Section):
+    """A named tensor.
+
+    Attributes:
+        layout: the order of the axes of an input of rank 4, empty where none is known, and of outputs.
+        quantised: what the stored values of an int8 or uint8 input mean to the network; None: themselves.
+    """
 
     name: str
     shape: tuple[Dimension, ...]
-    dtype: Literal["float32"] = "float32"
+    dtype: Dtype = "float32"
     layout: Literal["NCHW", "NHWC", ""] = ""
+    quantised: Quantised | None = None
 
     @model_validator(mode="after")
     def _of_sensible_size(self) -> Tensor:
@@ -76,11 +62,24 @@ class Tensor(_Model):
             raise ValueError(
                 f"shape takes {self.nbytes} bytes, over {MAX_TENSOR_BYTES}"
             )
+        if self.layout and len(self.shape) != 4:
+            raise ValueError(
+                f"{self.layout} with {len(self.shape)} dimensions is not an image"
+            )
         return self
 
     @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
-        return 4 * prod(self.shape)
+        return _ITEM_BYTES.get(self.dtype, 1) * self.elements
+
+    @property
+    def is_image(self) -> bool:
+        """Whether photographs fit it: 1 or 3 channels. All else is data, for arrays."""
+        return bool(self.layout) and self.channels in (1, 3)
 
     @property
     def channels(self) -> int:
@@ -94,8 +93,8 @@ class Tensor(_Model):
         return self.shape[first], self.shape[first + 1]
 
 
-class Preprocessing(_Model):
-    """How a photograph becomes the input tensor.
+class Preprocessing(Section):
+    """How a photograph becomes the input tensor, before an int8 or uint8 one is quantised.
 
     The short side is resized to ``resize`` pixels with ``interpolation``, the centre ``crop`` (height,
     width) is cut out, and each channel value v (0 to 255) becomes ``(v * scale - mean) / std``.
@@ -163,15 +162,15 @@ def _per_channel(values: tuple[float, ...]) -> str:
     return f"({', '.join(f'{value:.6g}' for value in values)})"
 
 
-class ModelIdentity(_Model):
+class ModelIdentity(Section):
     """Which ONNX file was built: ``sha256`` is that of the file as it lies on disk."""
 
     name: FileName
     sha256: Sha256
-    external_data: dict[str, Sha256] = {}
+    external_data: dict[str, Sha256] = Field(default_factory=dict)
 
 
-class TargetIdentity(_Model):
+class TargetIdentity(Section):
     """What the library was compiled for (see targets/presets.py)."""
 
     name: str
@@ -192,7 +191,7 @@ class TargetIdentity(_Model):
         )
 
 
-class Group(_Model):
+class Group(Section):
     """One fused group of operators, one kernel in the library.
 
     Attributes:
@@ -210,7 +209,7 @@ class Group(_Model):
     macs: int
 
 
-class Records(_Model):
+class Records(Section):
     """The tuning records a build used: ``covered`` of ``tasks`` found in ``file``.
 
     ``refused`` names those that do not fit the task they are for, for a person.
@@ -223,7 +222,7 @@ class Records(_Model):
     refused: tuple[str, ...] = ()
 
 
-class PlannedBuffer(_Model):
+class PlannedBuffer(Section):
     """A tensor's place in the arena, and the steps between which it lives."""
 
     name: str
@@ -233,7 +232,7 @@ class PlannedBuffer(_Model):
     last: int
 
 
-class MemoryPlan(_Model):
+class MemoryPlan(Section):
     """The arena of a standalone library.
 
     Attributes:
@@ -248,7 +247,7 @@ class MemoryPlan(_Model):
     buffers: tuple[PlannedBuffer, ...]
 
 
-class Lowering(_Model):
+class Lowering(Section):
     """How the network was lowered.
 
     Attributes:
@@ -270,14 +269,14 @@ class Lowering(_Model):
     float_operators: int | None = None
 
 
-class CalibrationImage(_Model):
+class CalibrationImage(Section):
     """A photograph by which the ranges of activations were calibrated."""
 
     name: FileName
     sha256: Sha256
 
 
-class Quantisation(_Model):
+class Quantisation(Section):
     """How an int8 bundle's network was quantised.
 
     Attributes:
@@ -297,26 +296,19 @@ class Quantisation(_Model):
     output_steps: tuple[Annotated[FiniteFloat, Field(gt=0)], ...]
 
 
-class Quantised(_Model):
-    """Real value = (q − zero) × scale, q int8."""
-
-    scale: FiniteFloat
-    zero: Annotated[int, Field(ge=-128, le=127)]
-
-
-class FirmwareTensor(_Model):
+class FirmwareTensor(Section):
     """An input or output of a C project; an image's channels lie last.
 
     Attributes:
         quantised: what the stored integers mean; None where they mean themselves.
     """
 
-    dtype: Literal["int8", "uint8", "int32", "int64", "bool", "float32"]
+    dtype: Dtype
     nbytes: int = Field(gt=0)
     quantised: Quantised | None = None
 
 
-class Firmware(_Model):
+class Firmware(Section):
     """What a program must know of a microcontroller's C project; the header says the same.
 
     Attributes:
@@ -352,7 +344,7 @@ class Firmware(_Model):
         return *offsets, offsets[-1] + last.nbytes
 
 
-class Golden(_Model):
+class Golden(Section):
     """The files of one input, of the reference's outputs for it, and of how far each of their elements may be off."""
 
     input: RelativePath
@@ -367,7 +359,7 @@ class Golden(_Model):
 _IS_SOURCE = {"bundle": False, "standalone": False, "c": True}
 
 
-class Manifest(_Model):
+class Manifest(Section):
     """Everything a host, a device or a person needs to know of a bundle.
 
     Attributes:
@@ -375,11 +367,12 @@ class Manifest(_Model):
             "c" is C source for a microcontroller.
         name: the prefix of a standalone library's functions.
         library: the compiled model, or the C source of it.
+        preprocessing: of an image, None where the input is data.
         firmware: of C source, None otherwise.
         quantisation: of an int8 network, None otherwise.
     """
 
-    format_version: Literal[2] = FORMAT_VERSION
+    format_version: Literal[3] = FORMAT_VERSION
     format: Literal["bundle", "standalone", "c"] = "bundle"
     name: Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$", max_length=64)] = (
         "model"
@@ -392,14 +385,14 @@ class Manifest(_Model):
     input: Tensor
     outputs: Annotated[tuple[Tensor, ...], Field(min_length=1)]
     probabilities: bool
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
     labels: RelativePath | None = None
     lowering: Lowering
     firmware: Firmware | None = None
     quantisation: Quantisation | None = None
     golden: Annotated[tuple[Golden, ...], Field(min_length=1)]
     files: dict[RelativePath, Sha256]
-    measured: dict[str, Any] = {}
+    measured: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def is_source(self) -> bool:
@@ -421,8 +414,12 @@ class Manifest(_Model):
         return self
 
     def _check_input(self) -> None:
-        if len(self.input.shape) != 4 or not self.input.layout:
-            raise ValueError("the input is not an image [1, C, H, W] or [1, H, W, C]")
+        if self.input.dtype not in ("float32", "int8", "uint8"):
+            raise ValueError(f"the input is {self.input.dtype}")
+        if self.input.is_image != (self.preprocessing is not None):
+            raise ValueError("an image has preprocessing, data has none")
+        if self.preprocessing is None:
+            return
         crop, size = self.preprocessing.crop, self.input.size
         if crop != size:
             raise ValueError(f"crop {crop} is not the input's size {size}")

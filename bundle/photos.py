@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,19 +41,21 @@ class Photo(NamedTuple):
     notes: tuple[str, ...]
 
 
-def find(paths: Sequence[Path]) -> list[Path]:
-    """The image files that the paths name: files as they are, folders by suffix, sorted."""
+def find(
+    paths: Sequence[Path], suffixes: frozenset[str] = SUFFIXES, kind: str = "image"
+) -> list[Path]:
+    """The files of one kind that the paths name: files as they are, folders by suffix, sorted."""
     found: list[Path] = []
     for path in paths:
         if not path.exists():
             raise UserError(
-                f"{path}: no such file or folder; give an image or a folder of images"
+                f"{path}: no such file or folder; give an {kind} or a folder of {kind}s"
             )
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes)
             if not inside:
                 raise UserError(
-                    f"{path}: no images in it ({', '.join(sorted(SUFFIXES))})"
+                    f"{path}: no {kind}s in it ({', '.join(sorted(suffixes))})"
                 )
             found += inside
         else:
@@ -133,8 +135,8 @@ def _white(mode: str, largest: float) -> float:
 
 def to_tensor(
     photo: Photo, preprocessing: Preprocessing, tensor: Tensor
-) -> NDArray[np.float32]:
-    """The short side resized, the centre cropped, the values scaled: ``tensor.shape``, float32."""
+) -> NDArray[Any]:
+    """The short side resized, the centre cropped, the values scaled: ``tensor.shape``, in its type."""
     image = _middle(photo.image)
     short = min(image.size)
     width, height = (side * preprocessing.resize // short for side in image.size)

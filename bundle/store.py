@@ -75,9 +75,10 @@ def open_bundle(path: Path) -> Bundle:
     for relative, expected in manifest.files.items():
         _verify_file(path, relative, expected)
     for entry in manifest.golden:
-        tensors = (manifest.input, *manifest.outputs, *manifest.outputs)
-        for relative, tensor in zip(entry.paths, tensors, strict=True):
-            _expect_size(path / relative, tensor.nbytes)
+        sizes = [tensor.nbytes for tensor in (manifest.input, *manifest.outputs)]
+        sizes += [4 * tensor.elements for tensor in manifest.outputs]
+        for relative, size in zip(entry.paths, sizes, strict=True):
+            _expect_size(path / relative, size)
     library, expected = path / manifest.library, manifest.target.machine
     if not manifest.is_source and (machine := elf_machine(library)) != expected:
         raise UserError(f"{library}: is for {machine}, the manifest says {expected}")

@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="IMAGE",
-        help="photographs of the kind the network will see, 16 or more, or folders of them",
+        help="photographs (or .npy files) of the kind the network will see, 16 or more, or folders of them",
     )
     option(
         "--threads",
@@ -148,8 +148,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="IMAGE",
-        help="photographs for "
-        "the golden data, at most 4 are taken (default: two smooth seeded patterns)",
+        help="photographs or .npy files for "
+        "the golden data, at most 4 are taken (default: two seeded patterns)",
     )
     option(
         "--dump",
@@ -172,7 +172,11 @@ def _parser() -> argparse.ArgumentParser:
         ("resize", "PIXELS", "short side before cropping (default: 8/7 of the input)"),
         ("crop", "H[,W]", "the centre crop; must be the input's size"),
         ("interpolation", "NAME", "bilinear (default), bicubic or nearest"),
-        ("layout", "NCHW|NHWC", "of the input (default: seen from its shape)"),
+        (
+            "layout",
+            "NCHW|NHWC|data",
+            "of the input; data: no image (default: seen from its shape)",
+        ),
         ("labels", "FILE", "class names, one a line"),
     ):
         option(f"--{name}", type=partial(_override, name), metavar=metavar, help=text)
@@ -227,6 +231,7 @@ def _table(bundle: Bundle, model: str) -> str:
     macs = sum(group.macs for group in lowering.groups)
     place = shown(quote(str(bundle.path)), 1000)
     board = ""
+    files = "PHOTOS" if manifest.preprocessing else "FILE.npy"
     if verification is None:
         checked = "NOT compared with ONNX Runtime: " + measured["not_verified_because"]
     else:
@@ -255,7 +260,7 @@ def _table(bundle: Bundle, model: str) -> str:
         ),
         (
             "next",
-            f"python -m runtime_demo.check {place}{board} --model {shown(quote(model), 1000)} --images PHOTOS",
+            f"python -m runtime_demo.check {place}{board} --model {shown(quote(model), 1000)} --images {files}",
         ),
     ]
     return "\n".join(f"{name:<8} {value}" for name, value in rows)

@@ -9,10 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from bundle import golden, photos
+from bundle import golden, inputs
 from bundle.manifest import (
     Golden,
     Manifest,
@@ -69,7 +68,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
         overrides, source.preprocessing, source.model.input
     )
     labels = read_labels(overrides.labels, source.model.outputs)
-    inputs = _golden_inputs(request.golden, source.model, preprocessing, progress)
+    tensors = _golden_inputs(request.golden, source.model, preprocessing, progress)
     progress.finish()
     for line in filter(None, (source.note, *source.model.notes, note)):
         progress.note(line)
@@ -90,16 +89,15 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     # Signed inputs judge the compiled code, which is the same wherever it runs: they are not written, as noise does not
     # compress.
     signed = golden.signed_inputs(model.input, preprocessing)
-    checks = [check(tensor) for tensor in (*inputs, *signed)]
+    checks = [check(tensor) for tensor in (*tensors, *signed)]
     with staging(output) as folder:
-        written = golden.write_golden(folder, checks[: len(inputs)])
+        written = golden.write_golden(folder, checks[: len(tensors)])
         quantisation = write_reference(int8, folder) if int8 else None
         terms = licences.notice(model.identity.name, linked=backend.linked)
         (folder / "LICENSES").write_text(terms, encoding="utf-8")
         if labels:
             text = "\n".join(labels) + "\n"
             (folder / "labels.txt").write_text(text, encoding="utf-8")
-        low, high = (preprocessing.normalised(value)[0] for value in (0.0, 255.0))
         job = Job(
             model=model,
             graph=graph,
@@ -108,7 +106,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
             version=_version(request, source, name, "int8" if int8 else "float32"),
             folder=folder,
             check=check,
-            pixels=(low, high),
+            input_range=golden.input_range(model.input, preprocessing),
             dump=request.dump,
             arena_limit=request.arena_limit,
         )
@@ -172,7 +170,7 @@ def _check_places(output: Path, dump: Path | None) -> None:
 def _quantised(
     request: BuildRequest,
     source: Source,
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | None,
     progress: Progress,
     dump: passes.Dump,
 ) -> Int8 | None:
@@ -203,20 +201,22 @@ def _version(request: BuildRequest, source: Source, name: str, numbers: str) -> 
 def _golden_inputs(
     paths: tuple[Path, ...],
     model: Model,
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | None,
     progress: Progress,
-) -> list[NDArray[np.float32]]:
+) -> list[NDArray[Any]]:
     if not paths:
         return golden.seeded_inputs(model.input, preprocessing)
-    found = photos.find(paths)
+    found = inputs.find(paths, model.input)
     if len(found) > _MAX_GOLDEN:
         progress.note(
-            f"golden data: the first {_MAX_GOLDEN} of {len(found)} images are taken"
+            f"golden data: the first {_MAX_GOLDEN} of {len(found)} files are taken"
         )
-    taken = [photos.read(path, model.input.channels) for path in found[:_MAX_GOLDEN]]
-    for note in (note for photo in taken for note in photo.notes):
+    taken = [
+        inputs.read(path, model.input, preprocessing) for path in found[:_MAX_GOLDEN]
+    ]
+    for note in (note for each in taken for note in each.notes):
         progress.note(note)
-    return [photos.to_tensor(photo, preprocessing, model.input) for photo in taken]
+    return [each.tensor for each in taken]
 
 
 def _find_records(
@@ -242,7 +242,7 @@ def _manifest(
     request: BuildRequest,
     backend: Backend,
     job: Job,
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | None,
     written: Sequence[Golden],
     quantisation: Quantisation | None,
     built: Built,

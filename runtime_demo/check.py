@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="IMAGE",
-        help="images or folders of them; needs --model",
+        help="images, .npy files of the input tensor, or folders of them; needs --model",
     )
     add_result_options(parser)
     return parser
@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
     """Run the whole check that the options ask for."""
-    from bundle import golden, photos
+    from bundle import golden, inputs
     from bundle.store import open_bundle
     from devices.sessions.session import Origin
     from runtime_demo import comparison
@@ -106,7 +106,7 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
         )
     progress.stage("verifying the bundle")
     bundle = open_bundle(arguments.bundle)
-    found = photos.find(arguments.images)
+    found = inputs.find(arguments.images, bundle.manifest.input)
     references = None
     if arguments.model:
         progress.stage("loading the reference, ONNX Runtime")
@@ -124,9 +124,9 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
         before = session.board()
         progress.stage("comparing")
         if references is not None and found:
-            inputs = comparison.read_images(bundle, found, progress)
+            items = comparison.read_inputs(bundle, found, progress)
             results = comparison.compare_images(
-                bundle, session, references, inputs, progress
+                bundle, session, references, items, progress
             )
         else:
             results = comparison.compare_golden(bundle, session, progress)

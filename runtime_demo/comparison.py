@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle import golden, photos
+from bundle import golden, inputs
 from bundle.accuracy import INT8_STEPS, compare, first_swap, in_steps
 from bundle.golden import Check
 from bundle.store import Bundle, sha256_of
@@ -37,7 +37,7 @@ class Input(NamedTuple):
 
     name: str
     path: Path | None
-    tensor: Array
+    tensor: NDArray[Any]
     expected: int | None = None
 
 
@@ -55,7 +55,7 @@ def reference_for(
     tensor = bundle.manifest.input
     shapes = {tensor.name: tensor.shape}
     try:
-        source = sources.find(model, shapes, tensor.layout or None, progress.stage)
+        source = sources.find(model, shapes, tensor.layout or "data", progress.stage)
     except UserError as unfit:
         # Another network may have another input. That it is another one is the better message.
         try:
@@ -74,7 +74,7 @@ def reference_for(
         raise UserError(
             f"{quantised}: missing or changed since the build; copy the whole bundle again"
         )
-    exact = gate.load(quantised, shapes, tensor.layout or None)
+    exact = gate.load(quantised, shapes, tensor.layout or "data")
     return References(Reference(exact, threads), reference)
 
 
@@ -87,20 +87,19 @@ def _check_same(bundle: Bundle, model: str, source: sources.Source) -> None:
         )
 
 
-def read_images(
+def read_inputs(
     bundle: Bundle, files: Sequence[Path], progress: Progress
 ) -> Iterator[Input]:
-    """The images as input tensors, one at a time, with the classes of a labels.csv next to them."""
+    """The files as input tensors, one at a time, with the classes of a labels.csv next to them."""
     manifest = bundle.manifest
     expected: dict[Path, dict[str, int]] = {}
     for path in files:
-        photo = photos.read(path, manifest.input.channels)
-        for note in photo.notes:
+        tensor, notes = inputs.read(path, manifest.input, manifest.preprocessing)
+        for note in notes:
             progress.note(note)
         known = expected.setdefault(
             path.parent, _labels_csv(path.parent / "labels.csv")
         )
-        tensor = photos.to_tensor(photo, manifest.preprocessing, manifest.input)
         yield Input(path.name, path, tensor, known.get(path.name))
 
 
@@ -108,12 +107,12 @@ def compare_images(
     bundle: Bundle,
     session: Session,
     references: References,
-    inputs: Iterator[Input],
+    items: Iterator[Input],
     progress: Progress,
 ) -> tuple[InputResult, ...]:
-    """Each image through the bundle, on as many boards as the session has, and through ONNX Runtime."""
+    """Each input through the bundle, on as many boards as the session has, and through ONNX Runtime."""
     results = []
-    for item, ours in session.run_all(inputs, lambda item: item.tensor):
+    for item, ours in session.run_all(items, lambda item: item.tensor):
         progress.tick()
         result = _result(
             bundle, item, ours, _expected(bundle, references.exact, item.tensor)
@@ -134,12 +133,12 @@ def compare_golden(
 ) -> tuple[InputResult, ...]:
     """The bundle's golden inputs against the outputs stored with them."""
     checks = golden.read_golden(bundle)
-    inputs = (
+    items = (
         Input(f"golden input {index}", None, check.input)
         for index, check in enumerate(checks)
     )
     results = []
-    outputs = session.run_all(inputs, lambda item: item.tensor)
+    outputs = session.run_all(items, lambda item: item.tensor)
     for (item, ours), check in zip(outputs, checks, strict=True):
         progress.tick()
         results.append(_result(bundle, item, ours, check))
@@ -160,7 +159,7 @@ def _expected(bundle: Bundle, reference: Reference, tensor: Array) -> Check:
 
 
 def _result(
-    bundle: Bundle, item: Input, ours: Sequence[Array], check: Check
+    bundle: Bundle, item: Input, ours: Sequence[NDArray[Any]], check: Check
 ) -> InputResult:
     labels, probabilities = bundle.labels(), bundle.manifest.probabilities
     facts = bundle.manifest.quantisation

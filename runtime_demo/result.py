@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from bundle.accuracy import Accuracy, Swap, best_classes
 from bundle.store import Bundle
@@ -298,13 +298,13 @@ class CheckResult:
         }
 
 
-def scores_classes(shape: tuple[int, ...]) -> bool:
-    """Whether an output is one score a class: [1, classes], or with trailing 1s."""
-    return len(shape) >= 2 and prod(shape) == shape[1]
+def scores_classes(shape: tuple[int, ...], dtype: DTypeLike) -> bool:
+    """Whether an output is one score a class: float32 [1, classes], or with trailing 1s."""
+    return np.dtype(dtype).kind == "f" and len(shape) >= 2 and prod(shape) == shape[1]
 
 
 def answers(
-    output: NDArray[np.float32],
+    output: NDArray[Any],
     probabilities: bool,
     labels: Sequence[str],
     top: int = 5,
@@ -314,7 +314,7 @@ def answers(
     Logits go through a softmax; what already are probabilities do not. Empty for an output that
     is not one score a class.
     """
-    if not scores_classes(output.shape):
+    if not scores_classes(output.shape, output.dtype):
         return ()
     scores = output.astype(np.float64).ravel()
     if not probabilities:

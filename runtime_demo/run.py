@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         required=True,
         metavar="IMAGE",
-        help="images or folders",
+        help="images, .npy files of the input tensor, or folders of them",
     )
     add_json(parser)
     arguments = parser.parse_args(argv)
@@ -54,27 +54,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    from bundle import photos
+    from bundle import inputs
     from bundle.store import open_bundle
     from devices.sessions.session import Origin
-    from runtime_demo.comparison import read_images, time_both
+    from runtime_demo.comparison import read_inputs, time_both
     from runtime_demo.result import answers, scores_classes
 
     progress.stage("verifying the bundle")
     bundle = open_bundle(arguments.bundle)
     labels, probabilities = bundle.labels(), bundle.manifest.probabilities
     first = bundle.manifest.outputs[0]
-    if not scores_classes(first.shape):
+    if not scores_classes(first.shape, first.dtype):
         shape = "×".join(map(str, first.shape))
+        kind = "" if first.dtype == "float32" else f" of {first.dtype}"
         raise UserError(
-            f"{bundle.path}: output {shown(first.name)!r} is {shape}, not one score a class; use check"
+            f"{bundle.path}: output {shown(first.name)!r} is {shape}{kind}, not one score a class; use check"
         )
-    found = photos.find(arguments.image)
+    found = inputs.find(arguments.image, bundle.manifest.input)
     seen = []
     with open_session(bundle, arguments, progress, most=1) as session:
         progress.stage("classifying")
         latency = None
-        for item in read_images(bundle, found, progress):
+        for item in read_inputs(bundle, found, progress):
             progress.tick()
             top = answers(session.run(item.tensor)[0], probabilities, labels)
             if latency is None and session.origin is not Origin.EMULATED:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from compared import OPTIONS, Runs, replace_runtimes, tiny_model
+from gated import node, small
 from onnx import TensorProto, helper, numpy_helper
 
 from bench import compare, measurement
@@ -45,7 +46,6 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     ("shape", "said"),
     [
         ([2, 3, 4, 4], "has batch 2, need 1"),
-        ([1, 3], "has rank 2"),
         ([1, 3, "h", 4], "has symbolic dimensions"),
     ],
 )
@@ -57,6 +57,14 @@ def test_an_input_that_is_no_single_image_is_refused(
     proto.graph.input[0].CopyFrom(value)
     with pytest.raises(UserError, match=said):
         measurement.case_of(proto, "tiny.onnx")
+
+
+def test_data_is_not_compared() -> None:
+    row = small([node("Relu", ["x"], ["y"])], shape=[1, 12])
+    with pytest.raises(
+        UserError, match=r"tiny.onnx: its input \[1, 12\] is no image of float32"
+    ):
+        measurement.case_of(row, "tiny.onnx")
 
 
 def _damage(proto: onnx.ModelProto, how: str) -> None:

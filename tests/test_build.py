@@ -123,8 +123,10 @@ def test_the_toml_beside_the_model_and_the_options_are_obeyed(
     succeed("compile.build", "--model", model, "--output", output, *options)
     bundle = open_bundle(output)
     assert bundle.labels() == ["cat", "not a cat"]
-    assert bundle.manifest.preprocessing.mean == (0.5, 0.4, 0.3)
-    assert bundle.manifest.preprocessing.std == (0.1, 0.2, 0.4)
+    preprocessing = bundle.manifest.preprocessing
+    assert preprocessing is not None
+    assert preprocessing.mean == (0.5, 0.4, 0.3)
+    assert preprocessing.std == (0.1, 0.2, 0.4)
     golden = read_golden(bundle)
     assert len(golden) == 2
     assert all(np.isfinite(tensor).all() for tensor, _, _ in golden)

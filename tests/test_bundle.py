@@ -59,7 +59,10 @@ def test_a_changed_manifest_is_valid_or_refused(changes: list[Change]) -> None:
     else:
         # What is accepted can be used: shapes have sizes, paths stay inside.
         assert accepted.input.nbytes > 0
+        assert (accepted.preprocessing is None) != accepted.input.is_image
         for value in (0.0, 255.0):
+            if accepted.preprocessing is None:
+                break
             image = np.full((accepted.input.channels, *accepted.input.size), value)
             tensor = normalise(image, accepted.preprocessing, accepted.input)
             assert tensor.shape == (1, *accepted.input.shape[1:])
@@ -110,6 +113,10 @@ def test_no_manifest_at_all(text: bytes) -> None:
         (("input", "shape"), [1, 3, 4]),
         (("input", "layout"), ""),
         (("input", "layout"), "NHWC"),
+        (("preprocessing",), None),
+        (("input", "quantised"), {"scale": 0, "zero": 0}),
+        (("input", "quantised"), {"scale": 1, "zero": 256}),
+        (("input", "dtype"), "int64"),
         (("input", "dtype"), "float16"),
         (("outputs",), []),
         (("preprocessing", "std"), [0]),
@@ -137,10 +144,10 @@ def test_a_manifest_that_contradicts_itself_is_refused(
         parse(json.dumps(manifest).encode(), "m.json")
 
 
-@pytest.mark.parametrize("version", [1, 7])
+@pytest.mark.parametrize("version", [1, 2, 7])
 def test_another_format_is_told_from_nonsense(version: int) -> None:
     text = json.dumps(json.loads(TEXT) | {"format_version": version}).encode()
-    words = f"format version {version}, this program reads 2; build the bundle again"
+    words = f"format version {version}, this program reads 3; build the bundle again"
     with pytest.raises(UserError, match=words):
         parse(text, "m.json")
 

@@ -207,6 +207,7 @@ def test_a_detector_builds_checks_and_keeps_its_labels(
         ("boxes", (1, 42, 4)),
         ("scores", (1, 42, 81)),
     ]
+    assert manifest.preprocessing is not None
     assert (manifest.preprocessing.resize, manifest.labels) == (32, "labels.txt")
     said = succeed("runtime_demo.check", bundle, "--model", name)
     assert "agreement" not in said

@@ -66,6 +66,30 @@ def test_the_layout_is_where_1_or_3_channels_stand(
     assert check(model, IDENTITY, layout="NHWC").input.layout == "NHWC"
 
 
+@pytest.mark.parametrize("shape", [[40], [1, 640], ["N", 640], [1, 9, 128]])
+def test_an_input_of_another_rank_is_data(shape: list[Any]) -> None:
+    model = small([node("Relu", ["x"], ["y"])], shape=shape)
+    found = check(model, IDENTITY).input
+    assert found.shape == tuple(1 if size == "N" else size for size in shape)
+    assert (found.layout, found.is_image) == ("", False)
+    assert check(model, IDENTITY, layout="data").input == found
+    with pytest.raises(
+        UserError, match=r"layout NHWC: input 'x' has rank \d, an image"
+    ):
+        check(model, IDENTITY, layout="NHWC")
+
+
+def test_four_dimensions_are_an_image_where_they_may_be_and_nothing_else_is_said() -> (
+    None
+):
+    relu = [node("Relu", ["x"], ["y"])]
+    audio = small(relu, shape=[1, 1, 49, 10])
+    assert check(audio, IDENTITY).input.is_image
+    said = check(audio, IDENTITY, layout="data").input
+    assert (said.layout, said.is_image) == ("", False)
+    assert not check(small(relu, shape=[1, 8, 16, 16]), IDENTITY).input.is_image
+
+
 def test_initializers_among_the_inputs_are_weights() -> None:
     model = small()
     model.ir_version = 3

@@ -157,14 +157,22 @@ MODELS: dict[str, tuple[onnx.ModelProto, str]] = {
         small(shape=[None] * 4),
         "symbolic dimensions .*--input-shape x:",
     ),
-    "rank 2": (
-        small([node("Relu", ["x"], ["y"])], shape=[1, 12]),
-        "rank 2.*need rank 4",
+    "rank 0": (small([node("Relu", ["x"], ["y"])], shape=[]), "rank 0.*need 1 to 4"),
+    "rank 5": (
+        small([node("Relu", ["x"], ["y"])], shape=[1, 3, 2, 2, 2]),
+        "rank 5.*need 1 to 4",
     ),
-    "rank 5": (small([node("Relu", ["x"], ["y"])], shape=[1, 3, 2, 2, 2]), "rank 5"),
+    "a batch of 8 rows": (
+        small([node("Relu", ["x"], ["y"])], shape=[8, 3]),
+        "batch 8, need 1",
+    ),
+    "a symbolic row": (
+        small([node("Relu", ["x"], ["y"])], shape=["n"]),
+        r"symbolic dimensions \[n\]; give --input-shape x:1 ",
+    ),
     "a batch of 8": (small(shape=[8, 3, 6, 4]), "batch 8, need 1"),
     "an empty image": (small(shape=[1, 3, 0, 4]), "empty dimension"),
-    "two inputs": (many_inputs(), "2 inputs .'x', 'z'., need one image"),
+    "two inputs": (many_inputs(), "2 inputs .'x', 'z'., need one"),
     "no input": (
         small(
             [constant(np.ones((1, 2), np.float32)), node("Relu", ["c"], ["y"])],
@@ -189,8 +197,8 @@ MODELS: dict[str, tuple[onnx.ModelProto, str]] = {
         "input 'x' is double; convert",
     ),
     "an integer input": (
-        small([node("Relu", ["x"], ["y"])], dtype=TensorProto.UINT8, opset=14),
-        "is uint8, need float32",
+        small([node("Relu", ["x"], ["y"])], dtype=TensorProto.INT32, opset=14),
+        "is int32, need float32",
     ),
     "float16 inside": (
         small(
@@ -201,9 +209,11 @@ MODELS: dict[str, tuple[onnx.ModelProto, str]] = {
         ),
         r"node 'half' \(Cast\).*is float16; convert",
     ),
-    "an integer output": (
-        small([node("ArgMax", ["x"], ["y"], axis=1)], output=TensorProto.INT64),
-        "output 'y' is int64, need float32",
+    "an output of 16 bits": (
+        small(
+            [node("Cast", ["x"], ["y"], to=TensorProto.INT16)], output=TensorProto.INT16
+        ),
+        "output 'y' is int16, need float32",
     ),
     "an output without the input": (
         small([constant(np.ones((1, 2), np.float32)), node("Relu", ["c"], ["y"])]),
@@ -213,7 +223,7 @@ MODELS: dict[str, tuple[onnx.ModelProto, str]] = {
         small(
             [node("NonZero", ["x"], ["i"], "where"), node("Cast", ["i"], ["y"], to=1)]
         ),
-        "no static shape",
+        "no static shape; its size depends on the input: end the network before it",
     ),
     "an Expand of 120 GB": (
         small(

@@ -27,7 +27,8 @@ GEOMETRY = "resize 256, crop 224×224, bilinear"
 THREE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def numbers(preprocessing: Preprocessing) -> tuple[Any, ...]:
+def numbers(preprocessing: Preprocessing | None) -> tuple[Any, ...]:
+    assert preprocessing is not None
     return preprocessing.scale, preprocessing.mean, preprocessing.std
 
 
@@ -186,4 +187,5 @@ def test_a_build_says_what_an_option_and_the_toml_became(tmp_path: Path) -> None
     note = "preprocessing: v / 255 / 0.5, mean not given: 0; resize 40, crop 20×16, bilinear"
     assert result.stderr.count(note) == 1
     kept = open_bundle(output).manifest.preprocessing
+    assert kept is not None
     assert np.allclose(kept.normalised(255.0), 2.0)

@@ -98,7 +98,7 @@ def odd_name(name: str) -> Callable[[Path], None]:
 
 
 def newer(bundle: Path) -> None:
-    rewrite(bundle, lambda m: m.update(format_version=3, novelty=[]))
+    rewrite(bundle, lambda m: m.update(format_version=4, novelty=[]))
 
 
 def older(bundle: Path) -> None:
@@ -156,7 +156,7 @@ BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "half a manifest": (truncate_manifest, f"manifest.json|{AGAIN}"),
     "a manifest of 3 GB": (huge_manifest, f"manifest.json|{AGAIN}"),
-    "a newer format": (newer, f"manifest.json|format version 3|{AGAIN}"),
+    "a newer format": (newer, f"manifest.json|format version 4|{AGAIN}"),
     "the format before": (older, f"manifest.json|format version 1|{AGAIN}"),
     **{
         f"a tolerance that is {value}": (

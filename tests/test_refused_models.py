@@ -88,8 +88,8 @@ MODELS: dict[str, tuple[bytes, str]] = {
         "'image'|channels|--input-shape image:1,3,224,224",
     ),
     "wrong rank": (
-        spoilt(lambda g: None, shape=(1, 48)),
-        "'image'|rank 2|need rank 4",
+        spoilt(lambda g: None, shape=(1, 3, 4, 4, 1)),
+        "'image'|rank 5|need 1 to 4",
     ),
     "batch of two": (
         spoilt(lambda g: None, shape=(2, 3, 16, 16)),

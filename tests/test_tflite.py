@@ -389,14 +389,14 @@ def test_pixels_are_the_stored_values_of_a_quantised_image(
     resolved, _ = resolve_preprocessing(
         Overrides(), source.preprocessing, source.model.input
     )
-    assert resolved.crop == (6, 4)
+    assert resolved is not None and resolved.crop == (6, 4)
     for pixel in (0, 1, 128, 255):
         real = (pixel - 128 - zero) * np.float32(scale)
         assert resolved.normalised(pixel)[0] == pytest.approx(real, abs=1e-6)
     assert resolved.formula() in source.note
     given = Overrides(scale=1.0, mean=(0.0,), std=(2.0,))
     resolved, _ = resolve_preprocessing(given, source.preprocessing, source.model.input)
-    assert set(resolved.normalised(8)) == {4.0}
+    assert resolved is not None and set(resolved.normalised(8)) == {4.0}
 
 
 @pytest.mark.parametrize("target", ["native", "cortex-m7"])

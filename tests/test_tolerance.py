@@ -165,3 +165,13 @@ def test_functions_near_their_limit_are_off_by_a_rounding_of_1(
     exact = in_doubles(source.model.proto, an_image(3))
     assert compare([exact], check.outputs, check.tolerances).passed
     assert not compare([exact + np.float32(1e-5)], *check[1:]).passed
+
+
+def test_an_integer_is_exact_where_rounding_does_not_change_it() -> None:
+    answer = np.array([[3, 7, -2]], np.int64)
+    moved = [np.array([[3, 7, -2]]), np.array([[3, 9, -2]]), np.array([[3, 6, -2]])]
+    found = tolerance(answer, moved)
+    assert found.dtype == np.float32 and found.tolist() == [[0, 2, 0]]
+    truth = np.array([True, False])
+    assert tolerance(truth, [truth, ~truth]).tolist() == [1, 1]
+    assert tolerance(truth, [truth, truth]).tolist() == [0, 0]

@@ -265,8 +265,8 @@ def time_in_turn(
 
     Noise thus affects all alike. It must run in its own process, and uses the last cores that it may.
     """
-    import numpy as np
 
+    from bundle.golden import seeded_inputs
     from bundle.store import open_bundle
     from devices.sessions import huge_pages
     from devices.sessions.graph import kernel_seconds
@@ -279,10 +279,10 @@ def time_in_turn(
     for bundle in map(open_bundle, paths):
         library = tvm.runtime.load_module(str(bundle.library))
         executor = library["debug_create"]("default", tvm.cpu())
-        shape, name = bundle.manifest.input.shape, bundle.manifest.input.name
-        values = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+        given = bundle.manifest.input
+        (values,) = seeded_inputs(given, bundle.manifest.preprocessing, 1)
         huge_pages.use_for_parameters(executor)
-        executor["get_input"](name).copyfrom(values)
+        executor["get_input"](given.name).copyfrom(values)
         executors.append(executor["profile_rpc"])
     runs: list[list[list[float]]] = [[] for _ in executors]
     for _ in range(rounds):

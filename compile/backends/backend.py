@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from bundle.golden import Check
@@ -21,7 +20,7 @@ from records.lookup import RecordLog
 from targets.presets import Target
 from targets.progress import Progress
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,8 @@ class Job:
         name: the prefix of what is generated.
         version: what the result says of itself.
         folder: that it is written into.
-        check: what it must answer to float32 of the input's shape, and how near.
-        pixels: what the darkest and the brightest pixel become in the first channel.
+        check: what it must answer to an input, and how near.
+        input_range: the least and the largest value of the self-test's input (bundle.golden.input_range).
     """
 
     model: Model
@@ -44,7 +43,7 @@ class Job:
     version: str
     folder: Path
     check: Callable[[Array], Check]
-    pixels: tuple[float, float]
+    input_range: tuple[float, float]
     dump: Path | None = None
     arena_limit: int | None = None
 

@@ -1,6 +1,6 @@
 """The one place where an untrusted model is read.
 
-Its result is valid, static, float32 ONNX with one image input. Anything else is refused in
+Its result is valid, static ONNX with one input. Anything else is refused in
 one line that names the file. Nothing here imports TVM.
 """
 
@@ -37,7 +37,8 @@ def load(
 
     Args:
         input_shapes: what ``--input-shape`` says, for the input's symbolic dimensions only.
-        layout: of the input; None infers it from the axis with 1 or 3 channels, an image of .tflite is NHWC.
+        layout: of the input; None infers it from the axis with 1 or 3 channels, an image of .tflite is NHWC; "data" says
+            that it is no image.
 
     Raises:
         UserError: one line that names the file and what is wrong with it.
@@ -119,6 +120,8 @@ def _checked(
     tensor = shapes.tensor_of(
         source.name, value_of(source), shapes.layout_of(source, layout)
     )
+    if tensor.dtype != "float32":
+        tensor = tensor.model_copy(update={"quantised": shapes.quantised_of(folded)})
     for output, inferred in zip(static.graph.output, folded.graph.output, strict=True):
         output.CopyFrom(inferred)
     return Model(static, identity, tensor, outputs, shapes.is_softmax(folded), notes)

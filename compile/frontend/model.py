@@ -17,8 +17,8 @@ class Model:
         proto: the graph as the user wrote it, its batch made 1, its external data inlined:
             what ONNX Runtime, the reference, runs.
         identity: name and hashes of the file(s) it came from.
-        input: the one image input, static, with its layout.
-        outputs: every graph output, static float32.
+        input: the one input, static, with its layout where it may be an image.
+        outputs: every graph output, static.
         probabilities: the first output already is a softmax's.
         notes: what the user should know, a line each (a symbolic batch made 1, …).
         pixels: of a .tflite file with an input of 8 bits: the real values of the lowest and the highest stored one.

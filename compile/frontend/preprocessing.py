@@ -10,11 +10,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from bundle.manifest import Dimension, Preprocessing, Tensor
+from bundle.fields import Dimension
+from bundle.manifest import Preprocessing, Tensor
 from compile.frontend import family
 from targets.errors import UserError
 
-Layout = Literal["NCHW", "NHWC"]
+Layout = Literal["NCHW", "NHWC", "data"]
+"""The order of an image's axes; or that the input is no image."""
 
 
 def _number(value: Any) -> Any:
@@ -103,8 +105,8 @@ def load_sidecar(model: Path) -> Overrides:
 
 def resolve_preprocessing(
     overrides: Overrides, own: Preprocessing | None, tensor: Tensor
-) -> tuple[Preprocessing, str]:
-    """The preprocessing of a model with this input tensor, and a note that says what it became.
+) -> tuple[Preprocessing | None, str]:
+    """The preprocessing of a model with this input tensor, and a note that says what it became; None where it is data.
 
     Args:
         overrides: what the user states.
@@ -119,8 +121,18 @@ def resolve_preprocessing(
         UserError: the overrides contradict each other or the input tensor, or mean or std is given
             without the scale that says what they are relative to.
     """
-    height, width = tensor.size
     given = overrides.model_dump(exclude_none=True, exclude={"layout", "labels"})
+    if not tensor.is_image:
+        what = f"the input {list(tensor.shape)} is data, not an image"
+        if given:
+            raise UserError(f"--{', --'.join(given)}: {what}; leave it out")
+        return None, f"{what}: run and check take .npy files of {tensor.dtype}"
+    height, width = tensor.size
+    if tensor.dtype != "float32" and tensor.quantised is None:
+        # The network takes pixels as they are stored, and scales them itself.
+        mean = 0.0 if tensor.dtype == "uint8" else 128.0
+        raw = {"scale": 1.0, "mean": (mean,), "std": (1.0,)}
+        own = family.preprocessing(height, width).model_copy(update=raw)
     crop = given.get("crop", (height, width))
     if (crop[0], crop[-1]) != (height, width):
         shape = "×".join(map(str, crop))
@@ -155,7 +167,11 @@ def resolve_preprocessing(
             f"preprocessing: {len(resolved.mean)} means, but the model's input has {tensor.channels} "
             "channel(s); give --mean and --std one value each"
         )
-    return resolved, _note(resolved, list(given), missing, own is not None)
+    note = _note(resolved, list(given), missing, own is not None)
+    if tensor.dtype != "float32" and not given:
+        how = "quantised" if tensor.quantised else "as it takes pixels"
+        note = f"preprocessing: {resolved.formula()}; the input is {tensor.dtype}, {how}; {resolved.geometry()}"
+    return resolved, note
 
 
 def _note(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -47,7 +48,7 @@ class Reference:
         name = self._model.identity.name
         return Session(proto.SerializeToString(), name, threads=threads)
 
-    def run(self, tensor: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    def run(self, tensor: NDArray[Any]) -> list[NDArray[Any]]:
         """One inference: every output of the graph, in the graph's order.
 
         Raises:
@@ -63,13 +64,13 @@ class Reference:
                 )
         return outputs
 
-    def check(self, tensor: NDArray[np.float32]) -> Check:
+    def check(self, tensor: NDArray[Any]) -> Check:
         """What a network in float32 must answer, and how near."""
         answer = self.run(tensor)
         return Check(tensor, answer, self.tolerances(tensor, answer))
 
     def tolerances(
-        self, tensor: NDArray[np.float32], answer: Sequence[NDArray[np.float32]]
+        self, tensor: NDArray[Any], answer: Sequence[NDArray[Any]]
     ) -> list[NDArray[np.float32]]:
         """Of each element of each output how far from ``answer``, which `run` gave for ``tensor``, it may be.
 
@@ -88,7 +89,7 @@ class Reference:
             for k, output in enumerate(answer)
         ]
 
-    def time(self, tensor: NDArray[np.float32], repeat: int) -> list[float]:
+    def time(self, tensor: NDArray[Any], repeat: int) -> list[float]:
         """Seconds of each of ``repeat`` inferences, as ONNX Runtime does them by default."""
         return self._as_by_default.time(self._outputs, {self._input: tensor}, repeat)
 

@@ -1,4 +1,4 @@
-"""The gate's checks of shapes: one static image input, sizes within limits, the outputs."""
+"""The gate's checks of shapes: one static input, sizes within limits, the outputs."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from math import prod
-from typing import Literal
+from typing import Literal, cast
 
+import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
-from bundle.manifest import MAX_TENSOR_BYTES, Tensor
+from bundle.manifest import MAX_TENSOR_BYTES, Dtype, Quantised, Tensor
 from compile.frontend.fold import UNKNOWN, Value, is_onnx, opset, value_of, values
 from compile.frontend.names import Unfit, node_label
 from compile.frontend.preprocessing import Layout
@@ -25,11 +26,12 @@ _DTYPES = {
     *(TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32),
     *(TensorProto.BOOL, TensorProto.UINT8, TensorProto.INT8),
 }
-# Operators that exporters and quantisers put between a softmax and the output.
-_SAME_VALUES = {
-    *("Cast", "DequantizeLinear", "Flatten", "Identity", "QuantizeLinear", "Reshape"),
-    *("Squeeze", "Transpose", "Unsqueeze"),
+_AS_MANY_AS_FOUND = {"Compress", "NonMaxSuppression", "NonZero", "Unique"}
+_MOVES_ONLY = {
+    *("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"),
 }
+# Operators that exporters and quantisers put between a softmax and the output.
+_SAME_VALUES = _MOVES_ONLY | {"Cast", "DequantizeLinear", "QuantizeLinear"}
 
 
 def only_input(graph: onnx.GraphProto) -> onnx.ValueInfoProto:
@@ -39,7 +41,7 @@ def only_input(graph: onnx.GraphProto) -> onnx.ValueInfoProto:
     if len(real) != 1:
         names = ", ".join(repr(shown(each.name)) for each in real[:5])
         raise Unfit(
-            f"{len(real)} inputs ({names or 'none'}), need one image; export one input"
+            f"{len(real)} inputs ({names or 'none'}), need one; export one input"
         )
     source = onnx.ValueInfoProto()
     source.CopyFrom(real[0])
@@ -58,17 +60,17 @@ def make_static(
     for other in given.keys() - {source.name}:
         raise Unfit(f"--input-shape names {shown(other)!r}, but the input is {name!r}")
     dtype, shape = value_of(source)
-    if dtype != TensorProto.FLOAT:
+    if dtype not in (TensorProto.FLOAT, TensorProto.UINT8, TensorProto.INT8):
         raise Unfit(_wrong_dtype(f"input {name!r}", dtype))
-    if shape is None or len(shape) != 4:
+    if shape is None or len(shape) not in range(1, 5):
         found = (
             "has no rank"
             if shape is None
             else f"has rank {len(shape)} {_shown_shape(source)}"
         )
-        raise Unfit(f"input {name!r} {found}, need rank 4: an image with its batch")
+        raise Unfit(f"input {name!r} {found}, need 1 to 4; export with fixed sizes")
     wanted = given.get(source.name, ())
-    if len(wanted) not in (0, 4) or any(
+    if len(wanted) not in (0, len(shape)) or any(
         new <= 0 or old not in (None, new) for old, new in zip(shape, wanted)
     ):
         raise Unfit(
@@ -77,16 +79,18 @@ def make_static(
         )
     notes: tuple[str, ...] = ()
     final = list(wanted or shape)
-    if final[0] is None:
+    batched = len(final) > 1
+    if batched and final[0] is None:
         symbol = source.type.tensor_type.shape.dim[0].dim_param
         final[0] = 1
         notes = (f"input {name!r}: symbolic batch {shown(symbol) or '?'} made 1",)
     if None in final:
+        example = ",".join(("1", "3", "224", "224")[: len(final)])
         raise Unfit(
             f"input {name!r} has symbolic dimensions {_shown_shape(source)}; "
-            f"give --input-shape {name}:1,3,224,224 with its sizes"
+            f"give --input-shape {name}:{example} with its sizes"
         )
-    if final[0] != 1:
+    if batched and final[0] != 1:
         raise Unfit(
             f"input {name!r} has batch {final[0]}, need 1; export with batch 1 or a dynamic batch"
         )
@@ -182,7 +186,10 @@ def check_values(proto: onnx.ModelProto) -> None:
             label = f"{node_label(node)}: its output {shown(name)!r}"
             value = known.get(name, UNKNOWN)
             if value.sizes is None:
-                raise Unfit(f"{label} has no static shape; export with fixed sizes")
+                advice = "export with fixed sizes"
+                if node.op_type in _AS_MANY_AS_FOUND:
+                    advice = "its size depends on the input: end the network before it"
+                raise Unfit(f"{label} has no static shape; {advice}")
             if value.dtype not in _DTYPES:
                 raise Unfit(_wrong_dtype(label, value.dtype))
             size = _bytes(value.dtype, value.sizes)
@@ -254,6 +261,33 @@ def _wrong_dtype(label: str, dtype: int) -> str:
     return f"{label} is {name}, need float32; export a float32 model"
 
 
+def quantised_of(proto: onnx.ModelProto) -> Quantised | None:
+    """What an int8 or uint8 input means, where DequantizeLinear alone reads it, if in another shape or order of axes."""
+    name = proto.graph.input[0].name
+    constants = {each.name: each for each in proto.graph.initializer}
+    while True:
+        readers = [node for node in proto.graph.node if name in node.input]
+        if len(readers) != 1 or name in {each.name for each in proto.graph.output}:
+            return None
+        (reader,) = readers
+        if reader.op_type == "DequantizeLinear":
+            break
+        if reader.op_type not in _MOVES_ONLY:
+            return None
+        name = reader.output[0]
+    facts = [
+        numpy_helper.to_array(constants[each]).ravel()
+        for each in reader.input[1:]
+        if each in constants
+    ]
+    if len(facts) != len(reader.input) - 1 or any(each.size != 1 for each in facts):
+        return None
+    scale, zero = facts[0][0], facts[1][0] if len(facts) > 1 else 0
+    if not 0 < scale < np.inf:
+        return None
+    return Quantised(scale=float(scale), zero=int(zero))
+
+
 def outputs_of(proto: onnx.ModelProto) -> tuple[Tensor, ...]:
     reached = {each.name for each in proto.graph.input}
     for node in proto.graph.node:
@@ -267,7 +301,7 @@ def outputs_of(proto: onnx.ModelProto) -> tuple[Tensor, ...]:
             raise Unfit(
                 f"{label} does not depend on the input; export the whole network"
             )
-        if value.dtype != TensorProto.FLOAT:
+        if value.dtype not in _DTYPES:
             raise Unfit(_wrong_dtype(label, value.dtype))
         if value.shape is None or len(value.shape) > 1 and value.shape[0] != 1:
             raise Unfit(
@@ -279,19 +313,37 @@ def outputs_of(proto: onnx.ModelProto) -> tuple[Tensor, ...]:
     return tuple(found)
 
 
-def tensor_of(name: str, value: Value, layout: Layout | Literal[""]) -> Tensor:
+def tensor_of(name: str, value: Value, layout: Literal["NCHW", "NHWC", ""]) -> Tensor:
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(value.dtype).name
     try:
-        return Tensor(name=name, shape=value.sizes or (), layout=layout)
+        return Tensor(
+            name=name,
+            shape=value.sizes or (),
+            dtype=cast(Dtype, dtype),
+            layout=layout,
+        )
     except ValueError:
         raise Unfit(
             f"tensor {shown(name)!r} has the shape {list(value.sizes or ())}, too large; export with less"
         ) from None
 
 
-def layout_of(source: onnx.ValueInfoProto, given: Layout | None) -> Layout:
-    """The layout by the axis that has 1 or 3 channels; NCHW where both axes have."""
-    _, second, _, fourth = (dim.dim_value for dim in source.type.tensor_type.shape.dim)
-    return given or ("NHWC" if fourth in (1, 3) and second not in (1, 3) else "NCHW")
+def layout_of(
+    source: onnx.ValueInfoProto, given: Layout | None
+) -> Literal["NCHW", "NHWC", ""]:
+    """Of rank 4 the layout by the axis that has 1 or 3 channels, NCHW where both or none have; of other ranks none."""
+    sizes = [dim.dim_value for dim in source.type.tensor_type.shape.dim]
+    if given == "data":
+        return ""
+    if len(sizes) != 4:
+        if given:
+            raise Unfit(
+                f"--layout {given}: input {shown(source.name)!r} has rank {len(sizes)}, an image has 4; leave it out"
+            )
+        return ""
+    return given or (
+        "NHWC" if sizes[3] in (1, 3) and sizes[1] not in (1, 3) else "NCHW"
+    )
 
 
 def is_softmax(proto: onnx.ModelProto) -> bool:

@@ -86,10 +86,13 @@ def disturbed(proto: onnx.ModelProto, random: np.random.Generator) -> onnx.Model
     return copy
 
 
-def disturbed_input(tensor: Array, random: np.random.Generator) -> Array:
-    """The input moved likewise; a small value by as much as the rounding of a larger one beside it."""
+def disturbed_input(tensor: NDArray[Any], random: np.random.Generator) -> NDArray[Any]:
+    """The input moved likewise; a small value by as much as the rounding of a larger one next to it. Integers stay."""
+    if tensor.dtype.kind != "f":
+        return tensor
     size = np.abs(tensor) + (float(np.abs(tensor).max()) or 1.0) / 4
-    return (tensor + size * _signs(tensor.shape, random)).astype(np.float32)
+    moved: Array = (tensor + size * _signs(tensor.shape, random)).astype(np.float32)
+    return moved
 
 
 def _signs(shape: tuple[int, ...], random: np.random.Generator) -> Array:
@@ -97,13 +100,19 @@ def _signs(shape: tuple[int, ...], random: np.random.Generator) -> Array:
     return signs.astype(np.float32) * np.float32(_DISTURBANCE)
 
 
-def tolerance(answer: Array, moved: Sequence[Array]) -> Array:
+def tolerance(answer: NDArray[Any], moved: Sequence[NDArray[Any]]) -> Array:
     """Of each element of an output how far from ``answer`` it may be; 0 where that is infinite or NaN.
+
+    An integer or a truth must be the reference's own, but where the disturbance changes it: there it may be as far off.
 
     Args:
         answer: the reference's.
         moved: the reference's with disturbed weights and inputs.
     """
+    if answer.dtype.kind != "f":
+        changes = [np.abs(each.astype(np.float64) - answer) for each in moved]
+        farthest: Array = np.max(changes, axis=0).astype(np.float32)
+        return farthest
     # numpy makes numbers, to which nothing can be assigned, of arrays without axes.
     size = np.abs(np.atleast_1d(answer).astype(np.float64))
     finite = np.isfinite(size)

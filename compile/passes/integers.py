@@ -119,6 +119,12 @@ class _Integers:
         self._made: dict[str, Operator] = {}
 
     def run(self) -> Graph:
+        for given in self._graph.inputs:
+            reader = self._graph.only_reader(given)
+            while isinstance(reader, Moving):
+                reader = self._graph.only_reader(reader.output)
+            if isinstance(reader, Dequantise):
+                self._type(given, replace(given, quantisation=_quantisation(reader)))
         for operator in self._graph.operators:
             operator = operator.with_tensors(self._typed)
             if isinstance(operator, Quantise):

@@ -27,8 +27,12 @@ class Tensor:
         return prod(self.shape)
 
     @property
+    def itemsize(self) -> int:
+        return np.dtype(self.dtype).itemsize
+
+    @property
     def nbytes(self) -> int:
-        return self.elements * np.dtype(self.dtype).itemsize
+        return self.elements * self.itemsize
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from numpy.typing import NDArray
+
 from bundle.accuracy import INT8_STEPS, Array, compare, in_steps
 from bundle.golden import Check
 from compile.frontend.model import Model
@@ -15,7 +19,7 @@ from targets.escapes import shown
 
 
 def output_steps(graph: Graph) -> tuple[float, ...]:
-    """What one step of each output stands for."""
+    """What one step of each output stands for: of stored values 1."""
     return tuple(_step(graph, output) for output in graph.outputs)
 
 
@@ -23,6 +27,8 @@ def _step(graph: Graph, output: Tensor) -> float:
     wide = wide_step(graph, output)
     if wide is not None:
         return wide
+    if output.dtype != "float32" and output.quantisation is not None:
+        return 1.0
     maker = graph.makers.get(output.name)
     while isinstance(maker, View):
         maker = graph.makers.get(maker.input.name)
@@ -34,8 +40,10 @@ def _step(graph: Graph, output: Tensor) -> float:
     return maker.input.scale
 
 
-def check(graph: Graph, model: Model, image: Array, reference: Reference) -> Check:
-    """The outputs for float32 of the input's shape, which integer operators must give bit by bit.
+def check(
+    graph: Graph, model: Model, image: NDArray[Any], reference: Reference
+) -> Check:
+    """The outputs for an input, which integer operators must give bit by bit.
 
     A float operator between integers may round otherwise on another CPU; then `INT8_STEPS` decide.
 
@@ -62,7 +70,9 @@ def check(graph: Graph, model: Model, image: Array, reference: Reference) -> Che
     return Check(image, ours, _near(ours, steps, INT8_STEPS if floats else 0))
 
 
-def _near(answer: list[Array], steps: tuple[float, ...], most: int) -> list[Array]:
+def _near(
+    answer: list[NDArray[Any]], steps: tuple[float, ...], most: int
+) -> list[Array]:
     return [
         in_steps(output, step, most) for output, step in zip(answer, steps, strict=True)
     ]

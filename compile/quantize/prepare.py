@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from bundle import photos
+from bundle import inputs
 from bundle.manifest import CalibrationImage, Preprocessing, Quantisation
 from bundle.store import sha256_of
 from compile import passes
@@ -55,7 +55,7 @@ def prepare(
     model: Model,
     wanted: bool,
     calibration: Sequence[Path],
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | None,
     *,
     unsigned: bool,
     trained: bool,
@@ -96,11 +96,15 @@ def prepare(
             "--quantize int8: needs --calibration PHOTOS, a folder of 16 or more images of the kind that "
             "the network will see"
         )
+    if model.input.dtype != "float32":
+        raise UserError(
+            f"{model.identity.name}: its input is {model.input.dtype}, int8 is made of a float32 input; export it with one"
+        )
     if len(model.outputs) != 1:
         raise UserError(
             f"{model.identity.name}: {len(model.outputs)} outputs, int8 takes one; cut the graph to one"
         )
-    found = photos.find(calibration)
+    found = inputs.find(calibration, model.input)
     if len(found) > MAX_IMAGES:
         progress.note(f"calibration: the first {MAX_IMAGES} of {len(found)} images")
     images, tensors, skipped = _read(found[:MAX_IMAGES], model, preprocessing, progress)
@@ -138,21 +142,20 @@ def write_reference(int8: Int8, folder: Path) -> Quantisation:
 def _read(
     found: Sequence[Path],
     model: Model,
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | None,
     progress: Progress,
 ) -> tuple[tuple[CalibrationImage, ...], list[Array], int]:
     images, tensors = [], []
     for path in found:
         try:
-            photo = photos.read(path, model.input.channels)
+            tensors.append(inputs.read(path, model.input, preprocessing).tensor)
         except UserError as error:
             progress.note(f"calibration: skipped {error}")
             continue
-        tensors.append(photos.to_tensor(photo, preprocessing, model.input))
         images.append(CalibrationImage(name=path.name, sha256=sha256_of(path)))
     if not images:
         raise UserError(
-            f"--calibration: none of {len(found)} files is an image that can be read; give photographs"
+            f"--calibration: none of {len(found)} files is an image or a .npy file that can be read; give some"
         )
     skipped = len(found) - len(images)
     if skipped:

@@ -49,10 +49,16 @@ def to_relay(
     kernels: IntegerKernels | NeonKernels = (
         NeonKernels(target) if target.machine == "aarch64" else IntegerKernels(target)
     )
+    # Inputs and outputs stay as the model has them, whatever the kernels store.
+    ports = {each.name: each.dtype for each in (*graph.inputs, *graph.outputs)}
     graph = passes.run((*kernels.passes, dequantise_before_views), graph, dump)
+    arguments = [
+        relay.var(each.name, shape=each.shape, dtype=ports[each.name])
+        for each in graph.inputs
+    ]
     values: dict[str, Any] = {
-        tensor.name: relay.var(tensor.name, shape=tensor.shape, dtype=tensor.dtype)
-        for tensor in graph.inputs
+        each.name: _laid_out(each, _stored_as(x, ports[each.name], each.dtype))
+        for each, x in zip(graph.inputs, arguments, strict=True)
     }
     islands = []
     for operator in graph.operators:
@@ -79,9 +85,11 @@ def to_relay(
             outputs = importer.operator(operator, inputs, graph.opset)
         for tensor, output in zip(operator.outputs, outputs, strict=True):
             values[tensor.name] = _laid_out(tensor, output)
-    outputs = [_in_order(each, values[each.name]) for each in graph.outputs]
+    outputs = [
+        _stored_as(_in_order(each, values[each.name]), each.dtype, ports[each.name])
+        for each in graph.outputs
+    ]
     body = outputs[0] if len(outputs) == 1 else relay.Tuple(outputs)
-    arguments = [values[each.name] for each in graph.inputs]
     module = tvm.IRModule.from_expr(relay.Function(arguments, body))
     return Converted(
         relay.transform.InferType()(module),
@@ -89,6 +97,14 @@ def to_relay(
         kernels.source,
         tuple(islands),
     )
+
+
+def _stored_as(x: Any, dtype: str, wanted: str) -> Any:
+    """Quantised values of int8 as uint8, or the other way round: their zero point moves with them."""
+    if dtype == wanted:
+        return x
+    shift = relay.const(128 if wanted == "uint8" else -128, "int32")
+    return relay.cast(relay.cast(x, "int32") + shift, wanted)
 
 
 def _in_order(tensor: Tensor, x: Any) -> Any:

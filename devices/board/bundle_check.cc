@@ -25,7 +25,7 @@ namespace {
 
 using picojson::value;
 
-constexpr int kFormatVersion = 2;
+constexpr int kFormatVersion = 3;
 constexpr size_t kLargestManifest = 4 << 20, kLargestTensor = size_t{1} << 29, kMostDimensions = 8;
 constexpr int kDeepest = 32;
 constexpr long kLargestDimension = 1 << 24;
@@ -40,6 +40,10 @@ struct Machine {
 constexpr Machine kMachines[] = {{"x86_64", ELFCLASS64, EM_X86_64},
                                  {"aarch64", ELFCLASS64, EM_AARCH64},
                                  {"arm", ELFCLASS32, EM_ARM}};
+
+// Codes as in dlpack.h: signed integer, unsigned integer, float; TVM's bool has one bit.
+constexpr Type kTypes[] = {{"float32", 4, 2, 32}, {"int64", 8, 0, 64}, {"int32", 4, 0, 32},
+                           {"int8", 1, 0, 8},     {"uint8", 1, 1, 8},  {"bool", 1, 1, 1}};
 
 class File {
  public:
@@ -151,18 +155,20 @@ value parse(const std::string& path) {
   return root;
 }
 
-// The number of float32 values of a tensor.
-size_t size_of(const Node& tensor, std::vector<long>* shape) {
-  if (tensor["dtype"].text() != "float32") invalid(tensor.where() + ".dtype", "is not float32");
-  auto dimensions = tensor["shape"].list();
-  if (dimensions.size() > kMostDimensions) invalid(tensor.where() + ".shape", "too long");
-  size_t size = 1;
+Tensor tensor_of(const Node& node) {
+  Tensor tensor{node["name"].text(), nullptr, {}, 1};
+  std::string type = node["dtype"].text();
+  for (auto& known : kTypes)
+    if (type == known.name) tensor.type = &known;
+  if (tensor.type == nullptr) invalid(node.where() + ".dtype", "is no type of a tensor");
+  auto dimensions = node["shape"].list();
+  if (dimensions.size() > kMostDimensions) invalid(node.where() + ".shape", "too long");
   for (auto& dimension : dimensions) {
-    shape->push_back(dimension.number(1, kLargestDimension));
-    size *= static_cast<size_t>(shape->back());
-    if (size > kLargestTensor / sizeof(float)) invalid(tensor.where() + ".shape", "too large");
+    tensor.shape.push_back(dimension.number(1, kLargestDimension));
+    tensor.size *= static_cast<size_t>(tensor.shape.back());
+    if (tensor.bytes() > kLargestTensor) invalid(node.where() + ".shape", "too large");
   }
-  return size;
+  return tensor;
 }
 
 // The absolute path of a file of the bundle; neither a parent folder nor a link may lead out of it.
@@ -223,20 +229,24 @@ const std::string& named(const std::map<std::string, std::string>& files, const 
   return relative;
 }
 
-void check_size(const std::string& path, size_t values) {
+void check_size(const std::string& path, size_t bytes) {
   size_t actual = File(path).size();
-  if (actual != sizeof(float) * values)
+  if (actual != bytes)
     throw Refusal{path + ": " + std::to_string(actual) + " bytes, but the manifest's shape takes " +
-                  std::to_string(sizeof(float) * values) + kAgain};
+                  std::to_string(bytes) + kAgain};
 }
 
-// The paths of a list of files with one for each output, of its size.
+// The paths of a list of files with one for each output, of its size; tolerances are float32.
 std::vector<std::string> one_an_output(const Bundle& bundle, const std::string& folder,
-                                       const std::map<std::string, std::string>& files, const Node& list) {
+                                       const std::map<std::string, std::string>& files, const Node& list,
+                                       bool tolerances) {
   std::vector<std::string> paths;
   for (auto& file : list.list()) paths.push_back(inside(folder, named(files, file.text(), file.where())));
-  if (paths.size() != bundle.output_sizes.size()) invalid(list.where(), "has not one file an output");
-  for (size_t index = 0; index < paths.size(); index++) check_size(paths[index], bundle.output_sizes[index]);
+  if (paths.size() != bundle.outputs.size()) invalid(list.where(), "has not one file an output");
+  for (size_t index = 0; index < paths.size(); index++) {
+    const Tensor& output = bundle.outputs[index];
+    check_size(paths[index], tolerances ? sizeof(float) * output.size : output.bytes());
+  }
   return paths;
 }
 
@@ -266,18 +276,14 @@ Bundle open_bundle(const std::string& given) {
   bundle.library = inside(folder, named(files, root["library"].text(), "library"));
   bundle.threads = static_cast<int>(root["threads"].number(1, kMostThreads));
   bundle.files = files.size();
-  bundle.input_name = root["input"]["name"].text();
-  bundle.input_size = size_of(root["input"], &bundle.input_shape);
-  for (auto& output : root["outputs"].list()) {
-    std::vector<long> shape;
-    bundle.output_sizes.push_back(size_of(output, &shape));
-  }
-  if (bundle.output_sizes.empty()) invalid("outputs", "is empty");
+  bundle.input = tensor_of(root["input"]);
+  for (auto& output : root["outputs"].list()) bundle.outputs.push_back(tensor_of(output));
+  if (bundle.outputs.empty()) invalid("outputs", "is empty");
   for (auto& pair : root["golden"].list()) {
     Golden golden{inside(folder, named(files, pair["input"].text(), pair.where())), {}, {}};
-    check_size(golden.input, bundle.input_size);
-    golden.outputs = one_an_output(bundle, folder, files, pair["outputs"]);
-    golden.tolerances = one_an_output(bundle, folder, files, pair["tolerances"]);
+    check_size(golden.input, bundle.input.bytes());
+    golden.outputs = one_an_output(bundle, folder, files, pair["outputs"], false);
+    golden.tolerances = one_an_output(bundle, folder, files, pair["tolerances"], true);
     bundle.golden.push_back(golden);
   }
   if (bundle.golden.empty()) invalid("golden", "is empty");

@@ -14,13 +14,28 @@ struct Golden {
   std::vector<std::string> outputs, tolerances;
 };
 
-// Paths are absolute; sizes are numbers of float32 values.
+// A type of elements: numpy's name, bytes, and code and bits of a DLDataType.
+struct Type {
+  const char* name;
+  size_t bytes;
+  int code, bits;
+};
+
+struct Tensor {
+  std::string name;
+  const Type* type;
+  std::vector<long> shape;
+  size_t size;  // elements
+
+  size_t bytes() const { return size * type->bytes; }
+};
+
+// Paths are absolute.
 struct Bundle {
   bool standalone;
-  std::string name, model, target, library, input_name;
-  std::vector<long> input_shape;
-  size_t input_size;
-  std::vector<size_t> output_sizes;
+  std::string name, model, target, library;
+  Tensor input;
+  std::vector<Tensor> outputs;
   std::vector<Golden> golden;
   int threads;
   size_t files;

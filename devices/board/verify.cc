@@ -29,7 +29,7 @@
 namespace netship {
 namespace {
 
-using Values = std::vector<float>;
+using Bytes = std::vector<unsigned char>;
 using Clock = std::chrono::steady_clock;
 using tvm::runtime::NDArray;
 using tvm::runtime::PackedFunc;
@@ -93,10 +93,17 @@ Options parse(int count, char** words) {
 
 // A loaded network, which runs one inference and returns every output.
 struct Network {
-  std::function<void(const Values&)> set_input;
+  std::function<void(const Bytes&)> set_input;
   std::function<void()> run;
-  std::function<std::vector<Values>()> outputs;
+  std::function<std::vector<Bytes>()> outputs;
 };
+
+bool is(const NDArray& array, const Tensor& tensor) {
+  auto type = array.DataType();
+  std::vector<long> shape(array.Shape().begin(), array.Shape().end());
+  return shape == tensor.shape && type.code() == tensor.type->code && type.bits() == tensor.type->bits &&
+         type.lanes() == 1;
+}
 
 Network load_graph(const Bundle& bundle) {
   auto library = tvm::runtime::Module::LoadFromFile(bundle.library);
@@ -106,24 +113,23 @@ Network load_graph(const Bundle& bundle) {
   tvm::runtime::Module executor = create(cpu);
   PackedFunc input = executor.GetFunction("get_input"), run = executor.GetFunction("run"),
              output = executor.GetFunction("get_output");
-  NDArray tensor = input(bundle.input_name);
-  std::vector<long> shape(tensor.Shape().begin(), tensor.Shape().end());
-  if (shape != bundle.input_shape || tensor.DataType() != tvm::runtime::DataType::Float(32))
+  NDArray tensor = input(bundle.input.name);
+  if (!is(tensor, bundle.input))
     throw Refusal{bundle.library + ": its input is not the manifest's; build the bundle again"};
   auto read = [=] {
-    std::vector<Values> all;
-    for (size_t index = 0; index < bundle.output_sizes.size(); index++) {
+    std::vector<Bytes> all;
+    for (size_t index = 0; index < bundle.outputs.size(); index++) {
       NDArray found = output(static_cast<int>(index));
-      Values values(bundle.output_sizes[index]);
-      if (tvm::runtime::GetDataSize(*found.operator->()) != sizeof(float) * values.size())
+      if (!is(found, bundle.outputs[index]))
         throw Refusal{bundle.library + ": its outputs are not the manifest's; build the bundle again"};
-      found.CopyToBytes(values.data(), sizeof(float) * values.size());
+      Bytes values(bundle.outputs[index].bytes());
+      found.CopyToBytes(values.data(), values.size());
       all.push_back(std::move(values));
     }
     return all;
   };
   // The library stays loaded as long as its functions.
-  return {[=](const Values& values) mutable { tensor.CopyFromBytes(values.data(), sizeof(float) * values.size()); },
+  return {[=](const Bytes& values) mutable { tensor.CopyFromBytes(values.data(), values.size()); },
           [=, keep = library, executor_too = executor] { run(); }, read};
 }
 
@@ -137,48 +143,68 @@ Function* look_up(void* library, const Bundle& bundle, const char* name) {
 }
 
 Network load_standalone(const Bundle& bundle, int threads) {
-  if (bundle.output_sizes.size() != 1)
+  if (bundle.outputs.size() != 1)
     throw Refusal{"manifest.json: a standalone library has one output; build the bundle again"};
   void* library = dlopen(bundle.library.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) throw Refusal{std::string(dlerror()) + "; build the bundle again"};
   auto create = look_up<void*(int)>(library, bundle, "create");
   auto last_error = look_up<int()>(library, bundle, "last_error");
   auto error_text = look_up<const char*(int)>(library, bundle, "error_text");
-  auto run = look_up<int(void*, const float*, float*)>(library, bundle, "run");
+  auto run = look_up<int(void*, const void*, void*)>(library, bundle, "run");
   auto refuse_with = [=](int code) {
     const char* text = error_text(code);
     throw Refusal{bundle.library + ": error " + std::to_string(code) + " (" + (text ? text : "it has no text") + ")"};
   };
   void* instance = create(threads);
   if (instance == nullptr) refuse_with(last_error());
-  auto input = std::make_shared<Values>(bundle.input_size);
-  // Values that the library does not write stay NaN, which is never a right answer.
-  auto output = std::make_shared<Values>(bundle.output_sizes[0], NAN);
+  auto input = std::make_shared<Bytes>(bundle.input.bytes());
+  // Floats that the library does not write stay NaN, which is never a right answer.
+  auto output = std::make_shared<Bytes>(bundle.outputs[0].bytes(), 0xff);
   auto infer = [=] {
     if (int code = run(instance, input->data(), output->data())) refuse_with(code);
   };
-  return {[=](const Values& values) { *input = values; }, infer, [=] { return std::vector<Values>{*output}; }};
+  return {[=](const Bytes& values) { *input = values; }, infer, [=] { return std::vector<Bytes>{*output}; }};
 }
 
-Values read_values(const std::string& path, size_t size) {
-  Values values(size);
+Bytes read_bytes(const std::string& path, size_t size) {
+  Bytes bytes(size);
   std::ifstream file(path, std::ios::binary);
-  file.read(reinterpret_cast<char*>(values.data()), static_cast<std::streamsize>(sizeof(float) * size));
+  file.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(size));
   if (!file) throw Refusal{path + ": cannot be read; copy the bundle again"};
-  return values;
+  return bytes;
 }
 
-Values read_finite(const std::string& path, size_t size) {
-  Values values = read_values(path, size);
-  for (float value : values)
+template <typename Element>
+double element(const Bytes& bytes, size_t index) {
+  Element value;
+  std::memcpy(&value, bytes.data() + index * sizeof value, sizeof value);
+  return static_cast<double>(value);
+}
+
+// One element as a number; 64 bits beyond 2^53 are rounded, on both sides of a comparison alike.
+double number(const Type& type, const Bytes& bytes, size_t index) {
+  if (type.code == kDLFloat) return element<float>(bytes, index);
+  if (type.bytes == 8) return element<int64_t>(bytes, index);
+  if (type.bytes == 4) return element<int32_t>(bytes, index);
+  return type.code == kDLInt ? element<int8_t>(bytes, index) : element<uint8_t>(bytes, index);
+}
+
+Bytes read_input(const std::string& path, const Tensor& tensor) {
+  Bytes bytes = read_bytes(path, tensor.bytes());
+  for (size_t i = 0; i < tensor.size; i++)
+    if (!std::isfinite(number(*tensor.type, bytes, i)))
+      throw Refusal{path + ": has NaN or infinity; build the bundle again"};
+  return bytes;
+}
+
+std::vector<float> read_tolerances(const std::string& path, size_t size) {
+  Bytes bytes = read_bytes(path, sizeof(float) * size);
+  std::vector<float> values(size);
+  std::memcpy(values.data(), bytes.data(), bytes.size());
+  for (float value : values) {
     if (!std::isfinite(value)) throw Refusal{path + ": has NaN or infinity; build the bundle again"};
-  return values;
-}
-
-Values read_tolerances(const std::string& path, size_t size) {
-  Values values = read_finite(path, size);
-  for (float value : values)
     if (value < 0) throw Refusal{path + ": has a negative tolerance; build the bundle again"};
+  }
   return values;
 }
 
@@ -193,10 +219,10 @@ struct Error {
 };
 
 // As compare() of bundle/accuracy.py: a value that is infinite or NaN on one side only is an infinite error.
-Error compare(const Values& found, const Values& expected, const Values& tolerances) {
+Error compare(const Tensor& tensor, const Bytes& found, const Bytes& expected, const std::vector<float>& tolerances) {
   Error worst;
-  for (size_t i = 0; i < found.size(); i++) {
-    double ours = found[i], theirs = expected[i];
+  for (size_t i = 0; i < tensor.size; i++) {
+    double ours = number(*tensor.type, found, i), theirs = number(*tensor.type, expected, i);
     if (ours == theirs || (std::isnan(ours) && std::isnan(theirs))) continue;
     if (!std::isfinite(ours) || !std::isfinite(theirs)) return {INFINITY, INFINITY};
     double error = std::fabs(ours - theirs);
@@ -222,16 +248,17 @@ Error check_golden(const Bundle& bundle, const Network& network) {
   Error worst;
   for (size_t index = 0; index < bundle.golden.size(); index++) {
     const Golden& golden = bundle.golden[index];
-    network.set_input(read_finite(golden.input, bundle.input_size));
+    network.set_input(read_input(golden.input, bundle.input));
     begin_metered();
     network.run();
     end_metered();
     auto outputs = network.outputs();
     Error error;
     for (size_t k = 0; k < outputs.size(); k++) {
-      size_t size = outputs[k].size();
-      auto expected = read_values(golden.outputs[k], size), near = read_tolerances(golden.tolerances[k], size);
-      error.include(compare(outputs[k], expected, near));
+      const Tensor& tensor = bundle.outputs[k];
+      auto expected = read_bytes(golden.outputs[k], tensor.bytes());
+      auto near = read_tolerances(golden.tolerances[k], tensor.size);
+      error.include(compare(tensor, outputs[k], expected, near));
     }
     std::printf("golden %zu   max-abs error %.2g, %.2g of an element's tolerance\n", index, error.absolute, error.excess);
     worst.include(error);

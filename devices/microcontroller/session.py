@@ -10,55 +10,64 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.manifest import Firmware, Quantised
+from bundle.manifest import Firmware, FirmwareTensor, Tensor
 from bundle.store import Bundle
 from devices.microcontroller.boards import BOARDS
 from devices.microcontroller.figures import Figures, Part
 from devices.microcontroller.firmware import Image, Run, compile_firmware, run_firmware
 from devices.microcontroller.host import run_on_host
-from devices.sessions.session import Origin, Session, check_input
+from devices.sessions.session import Origin, Outputs, Session, check_input
 from targets.errors import UserError
 
 _SECONDS = 600.0
 
 
-def to_input(tensor: NDArray[np.float32], bundle: Bundle) -> NDArray[Any]:
+def to_input(tensor: NDArray[Any], bundle: Bundle) -> NDArray[Any]:
     """The input tensor as the C takes it, an image with its channels last, flat."""
-    interface = interface_of(bundle)
-    check_input(tensor, bundle.manifest.input)
+    interface, wanted = interface_of(bundle).input, bundle.manifest.input
+    check_input(tensor, wanted)
     values: NDArray[Any] = tensor
-    quantised = interface.input.quantised
-    if quantised is not None:
-        steps = np.rint(tensor / np.float32(quantised.scale))
-        values = np.clip(steps + quantised.zero, -128, 127).astype(np.int8)
-    if bundle.manifest.input.layout == "NCHW":
+    if wanted.dtype != "float32":
+        # The kernels store uint8 as int8 with a zero point 128 lower.
+        shift = -128 if (interface.dtype, wanted.dtype) == ("int8", "uint8") else 0
+        values = (tensor.astype(np.int64) + shift).astype(interface.dtype)
+    elif interface.quantised is not None:
+        steps = np.rint(tensor / np.float32(interface.quantised.scale))
+        zero = interface.quantised.zero
+        values = np.clip(steps + zero, -128, 127).astype(np.int8)
+    if wanted.layout == "NCHW":
         values = values.transpose(0, 2, 3, 1)
     return values.ravel()
 
 
-def from_outputs(
-    outputs: list[NDArray[Any]], bundle: Bundle
-) -> list[NDArray[np.float32]]:
-    """The C's outputs in the manifest's shapes."""
+def from_outputs(outputs: list[NDArray[Any]], bundle: Bundle) -> Outputs:
+    """The C's outputs in the manifest's shapes and types."""
     return [
-        _real(output, each.quantised, tensor.shape)
-        for output, each, tensor in zip(
+        _in_order(_as_wanted(output, port, tensor), tensor.shape)
+        for output, port, tensor in zip(
             outputs, interface_of(bundle).outputs, bundle.manifest.outputs, strict=True
         )
     ]
 
 
-def _real(
-    output: NDArray[Any], quantised: Quantised | None, shape: tuple[int, ...]
-) -> NDArray[np.float32]:
-    real = output.astype(np.float32)
-    if quantised is not None:
-        real = (real - quantised.zero) * np.float32(quantised.scale)
+def _as_wanted(
+    output: NDArray[Any], port: FirmwareTensor, wanted: Tensor
+) -> NDArray[Any]:
+    if wanted.dtype == "float32":
+        real = output.astype(np.float32)
+        if port.quantised is not None:
+            real = (real - port.quantised.zero) * np.float32(port.quantised.scale)
+        return real
+    shift = 128 if (port.dtype, wanted.dtype) == ("int8", "uint8") else 0
+    return (output.astype(np.int64) + shift).astype(wanted.dtype)
+
+
+def _in_order(values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     if len(shape) == 4:
         batch, channels, height, width = shape
-        real = real.reshape(batch, height, width, channels).transpose(0, 3, 1, 2)
+        values = values.reshape(batch, height, width, channels).transpose(0, 3, 1, 2)
     # Of a scalar ascontiguousarray would make a vector.
-    return np.ascontiguousarray(real).reshape(shape)
+    return np.ascontiguousarray(values).reshape(shape)
 
 
 def interface_of(bundle: Bundle) -> Firmware:
@@ -118,7 +127,7 @@ class FirmwareSession(Session):
         self._interface = interface_of(bundle)
         self._runs: list[tuple[NDArray[Any], Run]] = []
 
-    def run(self, tensor: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    def run(self, tensor: NDArray[Any]) -> Outputs:
         """As `Session.run`; the first one is preceded by the project's self-test."""
         inputs = to_input(tensor, self._bundle)[np.newaxis]
         run = self._start(self.image, inputs, probe=not self._runs)
@@ -130,7 +139,7 @@ class FirmwareSession(Session):
         self._runs.append((inputs, run))
         return from_outputs(run.outputs[0], self._bundle)
 
-    def time(self, tensor: NDArray[np.float32], repeat: int) -> list[float]:
+    def time(self, tensor: NDArray[Any], repeat: int) -> list[float]:
         """Raises: UserError always, as the emulator's times say nothing of the board."""
         raise UserError(
             "--repeat: an emulated microcontroller has no times; leave it out, instructions are counted"

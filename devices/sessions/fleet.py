@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from bundle.store import Bundle
 from devices.board.board_state import BoardState
 from devices.sessions.rpc import open_rpc
-from devices.sessions.session import OperatorTime, Origin, Session
+from devices.sessions.session import OperatorTime, Origin, Outputs, Session
 from devices.transport.link import Address, Find, Note
 from devices.transport.pool import Pool
 from devices.transport.tracker import boards_of, request_board
 from targets.errors import UserError
 
 T = TypeVar("T")
-Array = NDArray[np.float32]
+Array = NDArray[Any]
 
 # Seconds for a board that the tracker lists as free.
 _FREE_SECONDS = 3.0
@@ -71,7 +70,7 @@ class Fleet(Session):
     def _alike(self, open_it: Open) -> Open:
         return lambda: _check_alike(open_it(), self.origin)
 
-    def run(self, tensor: Array) -> list[Array]:
+    def run(self, tensor: Array) -> Outputs:
         """As `Session.run`, again where the board went away and came back.
 
         Raises:
@@ -81,7 +80,7 @@ class Fleet(Session):
 
     def run_all(
         self, items: Iterable[T], tensor: Callable[[T], Array]
-    ) -> Iterator[tuple[T, list[Array]]]:
+    ) -> Iterator[tuple[T, Outputs]]:
         """Every item with its outputs, in order; ``items`` is read as boards get free, by their threads.
 
         Raises:
@@ -91,7 +90,7 @@ class Fleet(Session):
             lambda board, item: self._run(board, tensor(item)), items, self._ahead
         )
 
-    def _run(self, board: Opened, tensor: Array) -> list[Array]:
+    def _run(self, board: Opened, tensor: Array) -> Outputs:
         outputs = board.session.run(tensor)
         self.done[board.name] += 1
         return outputs

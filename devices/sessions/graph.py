@@ -16,11 +16,17 @@ from bundle.manifest import Tensor
 from bundle.store import Bundle
 from devices.board.board_state import BoardState
 from devices.sessions import huge_pages
-from devices.sessions.session import OperatorTime, Origin, Session, check_input
+from devices.sessions.session import (
+    OperatorTime,
+    Origin,
+    Outputs,
+    Session,
+    check_input,
+)
 from targets.errors import UserError
 
 T = TypeVar("T")
-Array = NDArray[np.float32]
+Array = NDArray[Any]
 _PROFILE_REPEATS = 5
 
 
@@ -108,10 +114,10 @@ class GraphSession(Session):
         self._state = state
         self._executor = self._create("default")
 
-    def run(self, tensor: Array) -> list[Array]:
+    def run(self, tensor: Array) -> Outputs:
         """As `Session.run`."""
 
-        def infer() -> list[Array]:
+        def infer() -> Outputs:
             self._set_input(self._executor, tensor)
             self._executor["run"]()
             read = self._executor["get_output"]
@@ -181,4 +187,4 @@ class GraphSession(Session):
     def _set_input(self, executor: Any, tensor: Array) -> None:
         check_input(tensor, self._input)
         slot = executor["get_input"](self._input.name)
-        slot.copyfrom(np.ascontiguousarray(tensor, np.float32))
+        slot.copyfrom(np.ascontiguousarray(tensor, self._input.dtype))

@@ -51,7 +51,7 @@ typedef struct instance instance_t;
     FUNCTION(instance_t *, create, (int threads))                    \
     FUNCTION(int, last_error, (void))                                \
     FUNCTION(const char *, error_text, (int code))                   \
-    FUNCTION(int, run, (instance_t *, const float *input, float *output)) \
+    FUNCTION(int, run, (instance_t *, const void *input, void *output))   \
     FUNCTION(void, destroy, (instance_t *))                          \
     FUNCTION(int, self_test, (void))
 
@@ -63,8 +63,8 @@ struct functions {
 static struct functions model;
 static const char *model_name;
 static instance_t *instance;
-static float *input, *output;
-static size_t input_bytes, output_bytes;
+static unsigned char *input, *output;
+static size_t input_bytes, output_bytes, output_item;
 static int answers;
 
 static int read_all(void *data, size_t bytes)
@@ -136,7 +136,7 @@ static void *end_with_parent(void *unused)
 }
 
 /* Memory for a tensor and `margin` bytes after it, then a page that must not be touched. */
-static float *room(size_t bytes, size_t margin)
+static unsigned char *room(size_t bytes, size_t margin)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     size_t whole = (bytes + margin + ALIGNMENT + page - 1) / page * page;
@@ -144,7 +144,7 @@ static float *room(size_t bytes, size_t margin)
     if (start == MAP_FAILED || mprotect(start + whole, page, PROT_NONE))
         return NULL;
     size_t offset = whole - margin - bytes;
-    return (float *)(void *)(start + offset - offset % ALIGNMENT);
+    return (unsigned char *)(start + offset - offset % ALIGNMENT);
 }
 
 static double now(void)
@@ -155,7 +155,8 @@ static double now(void)
 }
 
 #ifdef STATIC_NAME
-#define ASSIGN(type, function, arguments) model.function = JOIN(STATIC_NAME, _##function);
+/* The cast is for NAME_run, whose pointers have the types of its tensors. */
+#define ASSIGN(type, function, arguments) model.function = (type(*) arguments)JOIN(STATIC_NAME, _##function);
 static int load(char **arguments)
 {
     (void)arguments;
@@ -198,13 +199,14 @@ static void greet(void)
     answer(hello, sizeof workspace + strlen(hello + sizeof workspace));
 }
 
-/* u64 bytes of the input, u64 of the output, u32 threads. */
+/* u64 bytes of the input, u64 of the output, u32 bytes of an element of the output, u32 threads. */
 static void create(const unsigned char *payload)
 {
     uint64_t sizes[2];
-    uint32_t threads;
+    uint32_t item, threads;
     memcpy(sizes, payload, sizeof sizes);
-    memcpy(&threads, payload + sizeof sizes, sizeof threads);
+    memcpy(&item, payload + sizeof sizes, sizeof item);
+    memcpy(&threads, payload + sizeof sizes + sizeof item, sizeof threads);
     if (instance)
         bad_request("created twice");
     if (sizes[0] > LARGEST_TENSOR || sizes[1] > LARGEST_TENSOR) {
@@ -213,6 +215,7 @@ static void create(const unsigned char *payload)
     }
     input_bytes = (size_t)sizes[0];
     output_bytes = (size_t)sizes[1];
+    output_item = item;
     input = room(input_bytes, 0);
     output = room(output_bytes, MARGIN);
     if (input == NULL || output == NULL) {
@@ -231,23 +234,25 @@ static size_t count_unwritten(size_t first, size_t end)
 {
     size_t unwritten = 0;
     for (size_t i = first; i < end; i++)
-        unwritten += memcmp(output + i, &UNWRITTEN, sizeof UNWRITTEN) == 0;
+        unwritten += memcmp(output + i * sizeof UNWRITTEN, &UNWRITTEN, sizeof UNWRITTEN) == 0;
     return unwritten;
 }
 
 static void run(void)
 {
-    size_t floats = output_bytes / sizeof *output, end = (output_bytes + MARGIN) / sizeof *output;
+    size_t word = sizeof UNWRITTEN, words = output_bytes / word, outputs = output_bytes / output_item;
+    size_t behind = (output_bytes + word - 1) / word, end = (output_bytes + MARGIN) / word;
     for (size_t i = 0; i < end; i++)
-        memcpy(output + i, &UNWRITTEN, sizeof UNWRITTEN);
+        memcpy(output + i * word, &UNWRITTEN, word);
     int code = model.run(instance, input, output);
-    size_t unwritten = count_unwritten(0, floats);
+    size_t unwritten = count_unwritten(0, words);
     if (code)
         fail_with("run", code);
     else if (unwritten)
-        fail("%s_run leaves %zu of %zu outputs unwritten", model_name, unwritten, floats);
-    else if (count_unwritten(floats, end) < end - floats)
-        fail("%s_run writes behind its %zu outputs", model_name, floats);
+        fail("%s_run leaves %zu of %zu outputs unwritten", model_name,
+             (unwritten * word + output_item - 1) / output_item, outputs);
+    else if (count_unwritten(behind, end) < end - behind)
+        fail("%s_run writes behind its %zu outputs", model_name, outputs);
     else
         answer(output, output_bytes);
 }
@@ -305,7 +310,7 @@ static size_t payload_bytes(uint32_t command)
 {
     switch (command) {
     case CREATE:
-        return 2 * sizeof(uint64_t) + sizeof(uint32_t);
+        return 2 * sizeof(uint64_t) + 2 * sizeof(uint32_t);
     case INPUT:
         return input_bytes;
     case TIME:
@@ -366,7 +371,7 @@ int main(int count, char **arguments)
     greet();
     uint32_t header[2];
     while (read_all(header, sizeof header)) {
-        unsigned char small[2 * sizeof(uint64_t) + sizeof(uint32_t)];
+        unsigned char small[2 * sizeof(uint64_t) + 2 * sizeof(uint32_t)];
         uint32_t command = header[0], bytes = header[1];
         if (bytes != payload_bytes(command))
             bad_request("a request of a wrong size");

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 from types import MappingProxyType
-from typing import NamedTuple, Protocol, Self, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,8 @@ from targets.errors import UserError
 from targets.escapes import shown
 
 T = TypeVar("T")
-Array = NDArray[np.float32]
+Array = NDArray[Any]
+Outputs = list[NDArray[Any]]
 
 
 class Origin(StrEnum):
@@ -42,9 +43,11 @@ def check_input(tensor: Array, wanted: Tensor) -> None:
     """Refuse what no kernel may see: a maximum or a quantisation makes an ordinary number of NaN.
 
     Raises:
-        ValueError: another shape.
+        ValueError: another shape, or not the type of an integer input.
         UserError: a value is NaN or infinite.
     """
+    if wanted.dtype not in ("float32", tensor.dtype.name):
+        raise ValueError(f"input is {tensor.dtype}, not {wanted.dtype}")
     if tensor.shape != wanted.shape:
         raise ValueError(f"input is {tensor.shape}, not {wanted.shape}")
     if not np.isfinite(tensor).all():
@@ -64,8 +67,8 @@ class Session(Protocol):
     threads: int
     done: Mapping[str, int] = MappingProxyType({})
 
-    def run(self, tensor: Array) -> list[Array]:
-        """One inference: float32 of the manifest's input shape in, every output back.
+    def run(self, tensor: Array) -> Outputs:
+        """One inference: an input of the manifest's shape and type in, every output back.
 
         Raises:
             ValueError: another shape.
@@ -75,7 +78,7 @@ class Session(Protocol):
 
     def run_all(
         self, items: Iterable[T], tensor: Callable[[T], Array]
-    ) -> Iterator[tuple[T, list[Array]]]:
+    ) -> Iterator[tuple[T, Outputs]]:
         """Every item with the outputs of its tensor, in order."""
         for item in items:
             yield item, self.run(tensor(item))

@@ -6,7 +6,7 @@ import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from bundle.store import Bundle
 from devices.sessions.emulated import check_cpu, emulated_cpu, find_qemu
 from devices.sessions.local import check_runs_here
 from devices.sessions.runner import Command, Runner, compile_runner
-from devices.sessions.session import Origin, Session, check_input
+from devices.sessions.session import Origin, Outputs, Session, check_input
 from targets.errors import UserError
 from targets.presets import native, this_cpu
 
@@ -122,15 +122,17 @@ class StandaloneSession(Session):
         self._input, (self._output,) = bundle.manifest.input, bundle.manifest.outputs
         self._runner = runner
         sizes = self._input.nbytes, self._output.nbytes
-        runner.ask(Command.CREATE, struct.pack("<QQI", *sizes, self.threads))
+        item = self._output.nbytes // self._output.elements
+        runner.ask(Command.CREATE, struct.pack("<QQII", *sizes, item, self.threads))
 
-    def run(self, tensor: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    def run(self, tensor: NDArray[Any]) -> Outputs:
         """As `Session.run`; to write no output, or more than that, is an error of the library."""
         self._set_input(tensor)
-        answer = np.frombuffer(self._runner.ask(Command.RUN), "<f4")
+        stored = np.dtype(self._output.dtype).newbyteorder("<")
+        answer = np.frombuffer(self._runner.ask(Command.RUN), stored)
         return [answer.reshape(self._output.shape).copy()]
 
-    def time(self, tensor: NDArray[np.float32], repeat: int) -> list[float]:
+    def time(self, tensor: NDArray[Any], repeat: int) -> list[float]:
         """Seconds of each of ``repeat`` inferences on ``tensor``, by CLOCK_MONOTONIC around NAME_run."""
         self._set_input(tensor)
         seconds: list[float] = []
@@ -152,7 +154,8 @@ class StandaloneSession(Session):
         """Destroy the model and end its process."""
         self._runner.close()
 
-    def _set_input(self, tensor: NDArray[np.float32]) -> None:
+    def _set_input(self, tensor: NDArray[Any]) -> None:
         check_input(tensor, self._input)
-        data = np.ascontiguousarray(tensor, "<f4").tobytes()
+        stored = np.dtype(self._input.dtype).newbyteorder("<")
+        data = np.ascontiguousarray(tensor, stored).tobytes()
         self._runner.ask(Command.INPUT, data)

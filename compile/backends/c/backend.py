@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bundle.golden import Check
+from bundle.golden import Check, stored
 from compile import passes
 from compile.backends.backend import Array, Built, Job
 from compile.backends.c.build import build
@@ -82,7 +82,9 @@ def _expected(job: Job, pattern: Array) -> list[tuple[Array, Array]]:
     wanted = job.model.input
     if wanted.layout == "NCHW":
         pattern = pattern.reshape(*wanted.size, wanted.channels).transpose(2, 0, 1)
-    check = job.check(np.ascontiguousarray(pattern.reshape(wanted.shape)))
+    check = job.check(
+        stored(np.ascontiguousarray(pattern.reshape(wanted.shape)), wanted)
+    )
     return [
         (_laid_out(output), _laid_out(tolerance))
         for output, tolerance in zip(check.outputs, check.tolerances, strict=True)

@@ -208,12 +208,14 @@ def emit_golden(
 def test_pattern(graph: Graph) -> NDArray[Any]:
     """The input of the generated self-test: the top byte of Knuth's multiplicative hash of the index.
 
-    As int8, or as float32 from −1 to 1.
+    As int8 or uint8, or as float32 from −1 to 1.
     """
     (source,) = graph.inputs
     hashes = np.arange(source.size, dtype=np.uint32) * np.uint32(2654435761)
     pattern = (hashes >> np.uint32(24)).astype(np.uint8).view(np.int8)
-    return pattern if source.dtype == "int8" else pattern.astype(np.float32) / 128
+    if source.dtype == "float32":
+        return pattern.astype(np.float32) / 128
+    return pattern.view(source.dtype)
 
 
 class _Data:

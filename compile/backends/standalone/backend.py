@@ -19,11 +19,16 @@ from compile.frontend.model import Model
 from compile.ir.graph import Graph
 from records.lookup import RecordLog
 from targets.errors import UserError
+from targets.escapes import listed, shown
 from targets.progress import Progress
 
 if TYPE_CHECKING:
     from compile.relay.convert import Converted
     from compile.relay.lower import Lowered
+
+
+# What TVM does by functions of its runtime.
+_SORTS = {"NonMaxSuppression", "TopK"}
 
 
 class StandaloneBackend(BundleBackend):
@@ -47,8 +52,8 @@ class StandaloneBackend(BundleBackend):
         return f"lib{name}.so"
 
     def build(self, job: Job, logs: Sequence[RecordLog], progress: Progress) -> Built:
-        low, high = job.pixels
-        check = job.check(self_test_input(low, high, job.model.input.shape))
+        low, high = job.input_range
+        check = job.check(self_test_input(low, high, job.model.input))
         wanted = Standalone(
             name=job.name,
             model=job.model.identity.name,
@@ -81,6 +86,16 @@ def link(
         for number, inner in enumerate(factory.get_lib().imported_modules):
             kernels.append(Path(scratch) / f"kernels{number}.o")
             inner.save(str(kernels[-1]))
+            if b"TVMFuncCall" in kernels[-1].read_bytes():
+                sorting = [
+                    f"node {shown(each.label)!r} ({each.kind})"
+                    for each in job.graph.operators
+                    if each.kind in _SORTS
+                ]
+                raise UserError(
+                    f"{listed(sorting, 3) or 'an operator'}: sorts, which takes TVM's runtime; use --format bundle, "
+                    "or end the network before it"
+                )
         if network.source is not None:
             kernels.append(Path(scratch) / "native.o")
             network.source.compile(kernels[-1])

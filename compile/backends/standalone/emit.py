@@ -8,7 +8,6 @@ import tempfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle.manifest import MemoryPlan
+from bundle.manifest import Tensor as Port
 from compile.backends.dump import writing
 from compile.program.planner import Plan, plan
-from compile.program.program import Program
+from compile.program.program import Program, Tensor
 from compile.program.verifier import verify
 from targets import templates
 from targets.errors import UserError
-from targets.escapes import c_float
+from targets.escapes import C_TYPES, c_float
 from targets.presets import Target
 from targets.toolchain import archive, compile_object, hide_symbols, link_shared
 
@@ -32,6 +32,10 @@ _EXPORTED = re.findall(
     r"\w+",
     "version workspace_bytes memory_bytes create create_in last_error error_text run destroy self_test",
 )
+# Of a tensor in the header; a truth is 0 or 1.
+_C_TYPES = {**C_TYPES, "bool": "uint8_t"}
+# Type codes of Python's module array.
+_ARRAY_TYPES = {"float32": "f", "int32": "i", "int64": "q", "int8": "b"}
 # DLDataType codes (dlpack.h): signed integer, unsigned integer, float.
 _DTYPES = {
     "float32": (2, 32),
@@ -58,17 +62,16 @@ class Standalone:
     version: str
     low: float
     high: float
-    expected: tuple[float, ...]
+    expected: tuple[float | int, ...]
     tolerance: tuple[float, ...]
 
 
-def self_test_input(
-    low: float, high: float, shape: tuple[int, ...]
-) -> NDArray[np.float32]:
-    """The input that library.c.jinja's ``test_input`` makes, float32 of ``shape``."""
-    indices = np.arange(prod(shape), dtype=np.uint32)
+def self_test_input(low: float, high: float, tensor: Port) -> NDArray[Any]:
+    """The input that library.c.jinja's ``test_input`` makes, of the input's shape and type."""
+    indices = np.arange(tensor.elements, dtype=np.uint32)
     hashes = (indices * np.uint32(2654435761)) >> np.uint32(16)
-    return (low + (high - low) * (hashes / 65535.0)).astype(np.float32).reshape(shape)
+    values = low + (high - low) * (hashes / 65535.0)
+    return values.astype(tensor.dtype).reshape(tensor.shape)
 
 
 def emit(
@@ -180,8 +183,11 @@ def _values(
         "kernels": sorted({call.kernel for call in program.calls}),
         "input": program.tensors[ports[0]],
         "output": program.tensors[ports[1]],
+        "all_float32": all(program.tensors[port].dtype == "float32" for port in ports),
         # Where in the arena an unaligned one is copied.
         "staging": [layout.plan.offsets[program.storage(port)] for port in ports],
+        # Where the self-test has its output, of any type.
+        "aligned_input": -(-program.tensors[ports[0]].nbytes // 8) * 8,
         "arena_bytes": layout.plan.nbytes,
         "outer_bytes": program.outer_bytes,
         "inner_bytes": program.inner_bytes,
@@ -195,6 +201,21 @@ def _render(template: str, values: dict[str, Any]) -> str:
     environment.filters |= {
         "c_float": c_float,
         "c_double": float.hex,
+        "c_number": _c_number,
+        "c_type": _c_type,
+        "array_type": _array_type,
         "dims": lambda shape: "x".join(map(str, shape)),
     }
     return environment.get_template(template).render(values)
+
+
+def _c_number(number: float) -> str:
+    return c_float(number) if isinstance(number, float) else str(int(number))
+
+
+def _c_type(tensor: Tensor) -> str:
+    return _C_TYPES[tensor.dtype]
+
+
+def _array_type(tensor: Tensor) -> str:
+    return _ARRAY_TYPES.get(tensor.dtype, "B")
