@@ -8,7 +8,7 @@ import onnx
 
 from compile.ir import onnx_form
 from compile.ir.graph import Graph, check
-from compile.passes import integers, simplify, tables, views
+from compile.passes import integers, movement, simplify, tables
 
 Pass = Callable[[Graph], Graph]
 Dump = Callable[[str, Graph], None]
@@ -26,9 +26,11 @@ INTEGERS: tuple[Pass, ...] = (
     simplify.mean_as_pool,
     simplify.fold_limits,
     simplify.dense_as_convolution,
-    views.move_views,
-    integers.to_integers,
+    movement.dequantise_later,
+    movement.quantise_earlier,
+    integers.as_stored,
     tables.as_tables,
+    integers.to_integers,
     simplify.drop_identities,
     simplify.unfold_limits,
 )

@@ -52,6 +52,8 @@ class _Filler:
         source = self._filled.get(operator.input.name, operator.input)
         if isinstance(operator, Convolution):
             return self._convolution(operator, source.shape[1])
+        if isinstance(operator, Addition) and not operator.elementwise:
+            return None
         if isinstance(operator, Addition | GlobalAverage):
             return self._filled_up(operator, source.shape[1])
         if isinstance(operator, View) and self._is_dense(operator):

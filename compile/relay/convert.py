@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from compile import passes
 from compile.ir.graph import NHWC, Graph, Tensor
-from compile.ir.operators import Dequantise, Table, View
+from compile.ir.operators import islands
 from compile.passes.views import dequantise_before_views
 from compile.relay import importer
+from compile.relay.generic import lower_generic
 from compile.relay.integer_kernels import IntegerKernels
 from compile.relay.neon_kernels import NeonKernels, Source
 from targets import engine
@@ -54,7 +53,6 @@ def to_relay(
         tensor.name: relay.var(tensor.name, shape=tensor.shape, dtype=tensor.dtype)
         for tensor in graph.inputs
     }
-    islands = []
     for operator in graph.operators:
         inputs = [values[each.name] for each in operator.activations]
         made = kernels.lower(operator, inputs)
@@ -66,15 +64,7 @@ def to_relay(
                 _in_order(each, x)
                 for each, x in zip(operator.activations, inputs, strict=True)
             ]
-        if isinstance(operator, Dequantise):
-            outputs = [_dequantised(operator, inputs[0])]
-        elif isinstance(operator, View):
-            outputs = [relay.reshape(inputs[0], operator.output.shape)]
-        elif isinstance(operator, Table):
-            outputs = [_looked_up(operator, inputs[0])]
-        else:
-            islands.append(operator.label)
-            outputs = importer.operator(operator, inputs, graph.opset)
+        outputs = lower_generic(operator, inputs, graph.opset)
         for tensor, output in zip(operator.outputs, outputs, strict=True):
             values[tensor.name] = _laid_out(tensor, output)
     outputs = [_in_order(each, values[each.name]) for each in graph.outputs]
@@ -85,7 +75,7 @@ def to_relay(
         relay.transform.InferType()(module),
         kernels.instruction,
         kernels.source,
-        tuple(islands),
+        tuple(each.label for each in islands(graph)),
     )
 
 
@@ -96,15 +86,3 @@ def _in_order(tensor: Tensor, x: Any) -> Any:
 
 def _laid_out(tensor: Tensor, x: Any) -> Any:
     return relay.transpose(x, (0, 2, 3, 1)) if tensor.layout == NHWC else x
-
-
-def _looked_up(operator: Table, x: Any) -> Any:
-    lowest = relay.const(operator.input.limits[0], "int32")
-    index = relay.cast(x, "int32") - lowest
-    return relay.take(relay.const(operator.values), index, mode="fast")
-
-
-def _dequantised(operator: Dequantise, x: Any) -> Any:
-    zero = relay.const(operator.input.zero, "int32")
-    steps = relay.cast(relay.cast(x, "int32") - zero, "float32")
-    return steps * relay.const(np.float32(operator.input.scale))
