@@ -253,7 +253,8 @@ class Lowering(_Model):
         groups: the fused groups, in the order they run.
         workspace_bytes: memory for activations, as planned.
         memory: the plan of a standalone library's arena.
-        float_operators: of an int8 network, how many stand between quantising and dequantising.
+        float_operators: of an int8 network, how many compute in float32.
+        float_macs, float_elements: their share of its multiply-adds, and of the elements that its operators make.
     """
 
     layout: Literal["NCHW", "NHWC"]
@@ -264,6 +265,8 @@ class Lowering(_Model):
     workspace_bytes: int
     memory: MemoryPlan | None = None
     float_operators: int | None = None
+    float_macs: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.0
+    float_elements: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.0
 
 
 class CalibrationImage(_Model):
@@ -282,7 +285,10 @@ class Quantisation(_Model):
         sha256: of that file.
         method: how the ranges of activations were chosen; "given" for a model that was QDQ already.
         images, skipped: the calibration images, and the number of files that could not be read.
-        output_steps: the real value of one int8 step of each output.
+        keep_float: the nodes that were left in float32 on request.
+        accepted_loss: what it loses, where that is more than a build accepts by itself.
+        output_steps: the real value of one int8 step of each output; of one that is computed in float32, how far a step
+            of what it is computed from moves it.
     """
 
     model: Literal["reference/quantised.onnx", ""] = ""
@@ -290,6 +296,8 @@ class Quantisation(_Model):
     method: Literal["min-max", "percentile", "entropy", "given"] = "given"
     images: tuple[CalibrationImage, ...] = ()
     skipped: int = 0
+    keep_float: tuple[str, ...] = ()
+    accepted_loss: str = ""
     output_steps: tuple[Annotated[FiniteFloat, Field(gt=0)], ...]
 
 

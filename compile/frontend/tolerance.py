@@ -97,12 +97,13 @@ def _signs(shape: tuple[int, ...], random: np.random.Generator) -> Array:
     return signs.astype(np.float32) * np.float32(_DISTURBANCE)
 
 
-def tolerance(answer: Array, moved: Sequence[Array]) -> Array:
+def tolerance(answer: Array, moved: Sequence[Array], factor: float = _FACTOR) -> Array:
     """Of each element of an output how far from ``answer`` it may be; 0 where that is infinite or NaN.
 
     Args:
         answer: the reference's.
         moved: the reference's with disturbed weights and inputs.
+        factor: how many times what the disturbance moves it by is accepted.
     """
     # numpy makes numbers, to which nothing can be assigned, of arrays without axes.
     size = np.abs(np.atleast_1d(answer).astype(np.float64))
@@ -114,7 +115,7 @@ def tolerance(answer: Array, moved: Sequence[Array]) -> Array:
             change = np.abs(other.astype(np.float64) - answer)
             noise = np.fmax(noise, np.where(np.isfinite(change), change, 0))
     units = np.spacing(size.astype(np.float32)).astype(np.float64)
-    allowed = _FACTOR * (noise + _of_slices(noise, np.median) + _UNITS * units)
+    allowed = factor * (noise + _of_slices(noise, np.median) + _UNITS * units)
     allowed += _FLOOR * np.minimum(1, _of_slices(size, np.max))
     allowed[~finite] = 0
     allowed = np.minimum(allowed, np.finfo(np.float32).max)

@@ -413,3 +413,25 @@ def islands(graph: Graph) -> list[Operator]:
         for each in graph.operators
         if each.output.dtype == "float32" and not isinstance(each, Dequantise | View)
     ]
+
+
+def float_shares(graph: Graph) -> tuple[float, float]:
+    """The share of a quantised network's multiply-adds, and of the elements that its operators make, in float32."""
+    floats = islands(graph)
+    made = [x for x in graph.operators if not isinstance(x, Dequantise | View)]
+    macs = sum(map(_macs, floats)) / max(sum(map(_macs, made)), 1)
+    return macs, sum(map(_size, floats)) / max(sum(map(_size, made)), 1)
+
+
+def _macs(operator: Operator) -> int:
+    if operator.kind == "MatMul":
+        return operator.output.size * operator.input.shape[-1]
+    if operator.kind in ("Conv", "ConvTranspose") and not operator.macs:
+        wide = operator.output if operator.kind == "Conv" else operator.input
+        weights = operator.inputs[1]
+        return wide.size * (prod(weights.shape[1:]) if weights else 0)
+    return operator.macs
+
+
+def _size(operator: Operator) -> int:
+    return sum(each.size for each in operator.outputs)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from compile import passes
 from compile.ir.graph import NHWC, Graph, Tensor
-from compile.ir.operators import islands
+from compile.ir.operators import float_shares, islands
 from compile.passes.views import dequantise_before_views
 from compile.relay import importer
 from compile.relay.generic import lower_generic
@@ -27,12 +27,14 @@ class Converted(NamedTuple):
         instruction: what integer kernels multiply by; empty where there are none.
         source: the C that it calls.
         islands: the operators that compute in float32 within an integer network, for a person.
+        float_shares: of multiply-adds and of elements, see compile.ir.operators.
     """
 
     module: Any
     instruction: str = ""
     source: Source | None = None
     islands: tuple[str, ...] = ()
+    float_shares: tuple[float, float] = (0.0, 0.0)
 
 
 def to_relay(
@@ -76,6 +78,7 @@ def to_relay(
         kernels.instruction,
         kernels.source,
         tuple(each.label for each in islands(graph)),
+        float_shares(graph),
     )
 
 
