@@ -253,8 +253,7 @@ class Lowering(_Model):
         groups: the fused groups, in the order they run.
         workspace_bytes: memory for activations, as planned.
         memory: the plan of a standalone library's arena.
-        float_operators: of an int8 network, how many compute in float32.
-        float_macs, float_elements: their share of its multiply-adds, and of the elements that its operators make.
+        float_operators, float_shares: how many of an int8 network compute in float32, and of its multiply-adds and elements.
     """
 
     layout: Literal["NCHW", "NHWC"]
@@ -265,8 +264,7 @@ class Lowering(_Model):
     workspace_bytes: int
     memory: MemoryPlan | None = None
     float_operators: int | None = None
-    float_macs: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.0
-    float_elements: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.0
+    float_shares: tuple[FiniteFloat, FiniteFloat] = (0.0, 0.0)
 
 
 class CalibrationImage(_Model):
@@ -286,9 +284,8 @@ class Quantisation(_Model):
         method: how the ranges of activations were chosen; "given" for a model that was QDQ already.
         images, skipped: the calibration images, and the number of files that could not be read.
         keep_float: the nodes that were left in float32 on request.
-        accepted_loss: what it loses, where that is more than a build accepts by itself.
-        output_steps: the real value of one int8 step of each output; of one that is computed in float32, how far a step
-            of what it is computed from moves it.
+        accepted_loss: what it loses, where that was accepted on request.
+        output_steps: the real value of one int8 step of each output, or how far a step before it moves a float32 one.
     """
 
     model: Literal["reference/quantised.onnx", ""] = ""

@@ -301,10 +301,8 @@ def _int8(manifest: Manifest) -> list[tuple[str, str]]:
     if lowering.float_operators is not None:
         share = ""
         if lowering.float_operators:
-            share = (
-                f" ({lowering.float_macs:.1%} of its multiply-adds, {lowering.float_elements:.1%} of the elements that "
-                "operators make)"
-            )
+            macs, elements = lowering.float_shares
+            share = f" ({macs:.1%} of multiply-adds, {elements:.1%} of elements)"
         how += f"; {lowering.float_operators} float operators inside{share}, sums rounded in float32 as ONNX Runtime does"
     return [("int8", how)]
 

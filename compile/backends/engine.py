@@ -80,8 +80,7 @@ def compile_network(
         facts |= {
             "reason": network.instruction + floats,
             "float_operators": len(islands),
-            "float_macs": network.float_shares[0],
-            "float_elements": network.float_shares[1],
+            "float_shares": network.float_shares,
         }
     return lowered.description.model_copy(update=facts)
 

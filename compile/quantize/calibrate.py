@@ -163,8 +163,9 @@ def _candidates(
         onnx.save(folded, source)
         for method, theirs in METHODS.items():
             stage(f"calibrating by {method} on {counted(len(images), 'image')}")
-            feeds = iter([{model.input.name: image} for image in images])
-            try:
+
+            def quantise_static(theirs: str = theirs, **more: bool) -> None:
+                feeds = iter([{model.input.name: image} for image in images])
                 quantization.quantize_static(
                     source,
                     path,
@@ -178,8 +179,16 @@ def _candidates(
                     extra_options={
                         "WeightSymmetric": True,
                         "ActivationSymmetric": False,
+                        **more,
                     },
                 )
+
+            try:
+                try:
+                    quantise_static()
+                except ValueError:
+                    # Its adjustment of weights to biases dies of a Gemm that is not transposed and has a bias.
+                    quantise_static(QDQDisableWeightAdjustForInt32Bias=True)
             except Exception as error:
                 raise UserError(
                     f"{model.identity.name}: ONNX Runtime's quantiser refuses it ({first_line(error)[:200]}); "
