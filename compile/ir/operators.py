@@ -1,7 +1,7 @@
 """What each kind of operator is: the shape of its output and the numbers that it must give, in numpy.
 
-An operator that has no class here is ONNX's own in both: its shape by ONNX's inference, its numbers by ONNX Runtime (of
-integers by ONNX's reference evaluator), its code by TVM. compile/ir/kinds.py has the whole table.
+An operator that has no class here is ONNX's own in both: its shape by ONNX's inference, its numbers by ONNX Runtime, its
+code by TVM. compile/ir/kinds.py has the whole table.
 
 Of integers the reference is ONNX Runtime as it runs by default, bit by bit (compile/ir/requantise.py): without its graph
 optimisations it adds and pools in float32, and differs from itself.

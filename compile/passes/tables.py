@@ -58,7 +58,9 @@ def _values(source: Tensor, function: list[Operator]) -> Array:
     names = {
         tensor.name for each in function for tensor in (*each.activations, each.output)
     }
-    alone = Graph((source,), (function[-1].output,), tuple(function))
+    # Names of nodes need not be unique in a model that ONNX Runtime inlined functions of, but must be in what it reads.
+    nameless = tuple(replace(each, name="") for each in function)
+    alone = Graph((source,), (function[-1].output,), nameless)
     every = alone.with_tensors(
         {name: replace(alone.tensors[name], shape=(high - low + 1,)) for name in names}
         | {

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from bundle.accuracy import cosine
 from compile.frontend.fold import is_onnx, opset
@@ -137,11 +138,28 @@ def _folded(model: Model) -> onnx.ModelProto:
         data, name = proto.SerializeToString(), model.identity.name
         Session(data, name, optimisation="basic", optimised=folded)
         made = onnx.load(folded)
+    _make_biases_vectors(made.graph)
     # The quantiser knows nodes by their names.
     fresh = fresh_names(node.name for node in made.graph.node)
     for node in made.graph.node:
         node.name = node.name or fresh(node.output[0])
     return made
+
+
+def _make_biases_vectors(graph: onnx.GraphProto) -> None:
+    """The biases of Gemm with one number for each output: the quantiser dies of other forms."""
+    constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
+    fresh = fresh_names([*constants, *(x for n in graph.node for x in n.output)])
+    for node in graph.node:
+        names = list(node.input)
+        if node.op_type != "Gemm" or not constants.keys() >= set(names[1:]):
+            continue
+        transposed = any(a.name == "transB" and a.i for a in node.attribute)
+        outputs = constants[names[1]].shape[0 if transposed else 1]
+        if len(names) > 2 and constants[names[2]].size in (1, outputs):
+            vector = np.array(np.broadcast_to(constants[names[2]].ravel(), outputs))
+            node.input[2] = fresh(f"{names[2]}/vector")
+            graph.initializer.append(numpy_helper.from_array(vector, node.input[2]))
 
 
 def _candidates(
@@ -164,8 +182,8 @@ def _candidates(
         for method, theirs in METHODS.items():
             stage(f"calibrating by {method} on {counted(len(images), 'image')}")
 
-            def quantise_static(theirs: str = theirs, **more: bool) -> None:
-                feeds = iter([{model.input.name: image} for image in images])
+            feeds = iter([{model.input.name: image} for image in images])
+            try:
                 quantization.quantize_static(
                     source,
                     path,
@@ -179,16 +197,8 @@ def _candidates(
                     extra_options={
                         "WeightSymmetric": True,
                         "ActivationSymmetric": False,
-                        **more,
                     },
                 )
-
-            try:
-                try:
-                    quantise_static()
-                except ValueError:
-                    # Its adjustment of weights to biases dies of a Gemm that is not transposed and has a bias.
-                    quantise_static(QDQDisableWeightAdjustForInt32Bias=True)
             except Exception as error:
                 raise UserError(
                     f"{model.identity.name}: ONNX Runtime's quantiser refuses it ({first_line(error)[:200]}); "
