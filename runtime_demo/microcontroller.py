@@ -55,11 +55,11 @@ def lines(figures: Figures) -> list[str]:
     )
     work = f"{figures.instructions:,} instructions, {macs / figures.instructions:.2f} multiply-adds each"
     estimate = f"{milliseconds:.1f} ms at {clock} MHz if an instruction takes one cycle and memory never waits"
-    if interface.dtype == "float32":
+    if interface.input.dtype == "float32":
         estimate += "; those that load many registers at once take more"
     error = (
         f"{figures.max_error:.0f} steps of the output"
-        if interface.output
+        if all(each.quantised for each in interface.outputs)
         else f"{figures.max_error:.1e}"
     )
     return [

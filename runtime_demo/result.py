@@ -172,9 +172,9 @@ class CheckResult:
     def passed(self) -> bool:
         """Every element within its tolerance; then classes can only differ where they tie (`accuracy.first_swap`).
 
-        int8 on a microcontroller must also equal this machine's, bit by bit.
+        Integers on a microcontroller must also equal this machine's, bit by bit.
         """
-        if self.step is not None and self.figures and self.figures.max_error != 0:
+        if self.figures and self.figures.interface.exact and self.figures.max_error:
             return False
         return all(result.accuracy.passed for result in self.inputs)
 

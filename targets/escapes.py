@@ -87,6 +87,15 @@ _NO_PREFIX = C_RESERVED.union(
 _LONGEST_PREFIX = 64
 
 
+C_TYPES = {
+    **{name: f"{name}_t" for name in ("int8", "uint8", "int32", "int64")},
+    # As TVM stores it.
+    "bool": "int8_t",
+    "float32": "float",
+}
+"""Of stored values, by numpy's names."""
+
+
 def c_float(value: float) -> str:
     """A C constant of type float, exact: hexadecimal, or a quotient by 0, as <math.h> would declare too many names."""
     if not isfinite(value):

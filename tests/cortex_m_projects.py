@@ -10,10 +10,13 @@ from integers import chain, graph_of, oddities, project, quantised, residuals
 
 from bundle.store import Bundle
 from compile import passes
-from compile.backends.c.build import PASSES
+from compile.backends.c.arrange import Arranged, arrange
+from compile.backends.c.build import PASSES, written
+from compile.backends.c.steps import fuse
 from compile.ir import evaluate
 from compile.ir.graph import Graph
 from devices.microcontroller.boards import BOARDS
+from targets.progress import Progress
 
 CPUS = sorted(BOARDS)
 INT8 = ["residuals", "oddities", "chain"]
@@ -31,6 +34,11 @@ def small_networks(folder: Path) -> dict[str, onnx.ModelProto]:
         "float-residuals": residuals(),
         "float-oddities": oddities(),
     }
+
+
+def planned(graph: Graph) -> Arranged:
+    """The steps of a graph for C, and their memory."""
+    return arrange(graph, written(fuse(graph), graph.opset, Progress(quiet=True)))
 
 
 class Projects(dict[tuple[str, str], Bundle]):

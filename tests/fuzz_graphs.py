@@ -61,6 +61,7 @@ ROADS = {
 FAULTS = frozenset(["caught", "silent", "unclear", "traceback", "crash", "hang"])
 _SECONDS = 300
 _ELEMENTS = 20_000
+_WEIGHTS = 1 << 20
 # C keywords, names of C's libraries and of generated code, and names that become the same in C.
 _NAMES = (
     *("int", "for", "static", "main", "NULL", "memcpy", "expf", "network", "arena"),
@@ -117,6 +118,8 @@ class Writer:
         return axis - rank if self.chance(0.3) else axis
 
     def constant(self, values: Any, dtype: type = np.float32) -> str:
+        if np.size(values) > _WEIGHTS:
+            raise ValueError("too many weights")
         name = f"weight{len(self.weights)}"
         self.weights.append(numpy_helper.from_array(np.asarray(values, dtype), name))
         return name

@@ -25,6 +25,7 @@ from compile.backends.c import build
 from compile.ir import graph as operators
 from compile.ir import onnx_form
 from targets.presets import resolve
+from targets.progress import Progress
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int8]
@@ -261,11 +262,17 @@ def project(
             image, outputs, [np.full(x.shape, 1e-5, np.float32) for x in outputs]
         )
 
-    def expected(pattern: Floats) -> tuple[Floats, Floats]:
+    def expected(pattern: Floats) -> list[tuple[Floats, Floats]]:
         _, channels, height, width = inputs[0].shape
         pixels = pattern.reshape(1, height, width, channels).transpose(0, 3, 1, 2)
-        _, (output,), (near,) = check(pixels)
-        return output.ravel(), near.ravel()
+        _, outputs, nears = check(pixels)
+        return [
+            (channels_last(x).ravel(), channels_last(near).ravel())
+            for x, near in zip(outputs, nears, strict=True)
+        ]
+
+    def channels_last(x: Floats) -> Floats:
+        return x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
 
     golden = write_golden(folder, [check(x) for x in inputs])
     lowering, firmware = build.build(
@@ -275,12 +282,17 @@ def project(
         resolve(cpu),
         folder,
         limit,
-        lambda stage: None,
+        Progress(quiet=True),
         expected,
     )
     tensor, preprocessing = tensors(proto)
-    output = proto.graph.output[0]
-    shape = tuple(d.dim_value for d in output.type.tensor_type.shape.dim)
+    outputs = tuple(
+        Tensor(
+            name=each.name,
+            shape=tuple(d.dim_value for d in each.type.tensor_type.shape.dim),
+        )
+        for each in proto.graph.output
+    )
     manifest = Manifest(
         format="c",
         name="small",
@@ -290,7 +302,7 @@ def project(
         engine="int8 C kernels",
         threads=1,
         input=tensor,
-        outputs=(Tensor(name=output.name, shape=shape),),
+        outputs=outputs,
         probabilities=False,
         preprocessing=preprocessing,
         lowering=lowering,

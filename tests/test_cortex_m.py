@@ -16,13 +16,13 @@ from cortex_m_projects import (
     Projects,
     expected_output,
     graph_for_c,
+    planned,
     small_networks,
 )
 from integers import patterns
 from onnx import TensorProto, helper, numpy_helper
 
 from bundle.store import Bundle
-from compile.backends.c.arrange import arrange
 from compile.frontend import family
 from compile.program.planner import inplace_distance
 from devices.microcontroller.firmware import run_firmware
@@ -52,9 +52,9 @@ def projects(
 def _inputs(bundle: Bundle, proto: onnx.ModelProto) -> np.ndarray:
     """Two patterns; in int8 also noise over the whole range, and its ends."""
     inputs = [to_input(x, bundle) for x in patterns(proto, 2)]
-    if interface_of(bundle).dtype == "float32":
+    if interface_of(bundle).input.dtype == "float32":
         return np.array(inputs)
-    size = interface_of(bundle).input_bytes
+    size = interface_of(bundle).input.nbytes
     noise = np.random.default_rng(1).integers(-128, 128, (3, size), dtype=np.int8)
     ends = np.array([[-128], [127]], np.int8).repeat(size, 1)
     return np.concatenate([inputs, noise, ends])
@@ -71,7 +71,7 @@ def test_the_c_on_this_machine_gives_the_integers_of_the_formulas(
     bundle, graph = projects[name, cpu], graph_for_c(networks[name])
     inputs = _inputs(bundle, networks[name])
     outputs = run_on_host(bundle.path, "small", interface_of(bundle), inputs)
-    for image, output in zip(inputs, outputs, strict=True):
+    for image, (output,) in zip(inputs, outputs, strict=True):
         assert (output == expected_output(graph, image)).all()
 
 
@@ -89,7 +89,7 @@ def test_float32_on_this_machine_is_near_onnx_runtime(
     )
     inputs = _inputs(bundle, proto)
     outputs = run_on_host(bundle.path, "small", interface_of(bundle), inputs)
-    for x, output in zip(patterns(proto, 2), outputs, strict=True):
+    for x, (output,) in zip(patterns(proto, 2), outputs, strict=True):
         expected = session.run(None, {"image": x})[0].ravel()
         np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5)
 
@@ -106,12 +106,12 @@ def test_a_board_gives_what_this_machine_gives(
     """Bit by bit: in float32 too, both with the fused multiply-add that this machine has."""
     bundle = projects[name, cpu]
     inputs = _inputs(bundle, networks[name])
-    expected = run_on_host(bundle.path, "small", interface_of(bundle), inputs)
+    expected = np.array(run_on_host(bundle.path, "small", interface_of(bundle), inputs))
     with open_firmware(bundle) as session:
         run = run_firmware(session.image, interface_of(bundle), inputs, tmp_path, 60)
-    if interface_of(bundle).dtype == "int8" or "fma" in this_cpu().features:
-        np.testing.assert_array_equal(run.outputs, expected)
-    np.testing.assert_allclose(run.outputs, expected, rtol=0, atol=1e-5)
+    if interface_of(bundle).input.dtype == "int8" or "fma" in this_cpu().features:
+        np.testing.assert_array_equal(np.array(run.outputs), expected)
+    np.testing.assert_allclose(np.array(run.outputs), expected, rtol=0, atol=1e-5)
     assert run.self_test == 0
     assert 0 < run.stack < 2048
 
@@ -151,7 +151,7 @@ def test_figures_say_where_memory_and_instructions_go(
 def test_nothing_live_is_overwritten_and_the_expanded_tensor_never_lies_whole(
     networks: dict[str, onnx.ModelProto], name: str
 ) -> None:
-    arranged = arrange(graph_for_c(networks[name]))
+    arranged = planned(graph_for_c(networks[name]))
     arena, calls = arranged.plan, arranged.program.calls
     for one, other in combinations(arena.buffers, 2):
         if one.first > other.last or other.first > one.last:
@@ -183,7 +183,7 @@ def test_nothing_live_is_overwritten_and_the_expanded_tensor_never_lies_whole(
     ],
 )
 def test_the_family_fits_the_paper_s_memory(width: float, size: int, most: int) -> None:
-    arena = arrange(graph_for_c(_with_scales(family.build(width, size)))).plan
+    arena = planned(graph_for_c(_with_scales(family.build(width, size)))).plan
     assert arena.nbytes == arena.lower_bound < most
 
 

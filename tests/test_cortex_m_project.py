@@ -21,7 +21,7 @@ from cortex_m_projects import (
 
 from compile.backends.c import emit
 from devices.microcontroller.session import interface_of
-from targets.escapes import c_float
+from targets.escapes import C_TYPES, c_float
 from targets.toolchain import run_zig, zig_path
 
 
@@ -64,7 +64,7 @@ def test_wrong_pointers_get_codes_and_an_input_outside_is_only_read(
 ) -> None:
     """Codes of the header, under gcc's sanitizers, without a warning."""
     bundle = projects[name, "cortex-m7"]
-    value = f"-DVALUE={interface_of(bundle).c_type}"
+    value = f"-DVALUE={C_TYPES[interface_of(bundle).input.dtype]}"
     (tmp_path / "probe.c").write_text(PROBE)
     assert _compile_and_run(bundle.path, tmp_path, value) == "1 1 1 2 3 3 0 0 0"
 

@@ -18,16 +18,22 @@ from onnx import helper
 from relay_worker import relay_worker
 
 from compile import passes
-from compile.backends.c import support
 from compile.backends.c.build import PASSES
+from compile.backends.c.steps import Generated, Single, fuse
 from compile.ir import onnx_form
 from compile.ir.graph import Graph
-from compile.ir.operators import Addition, Convolution, GlobalAverage, View
+from compile.ir.operators import (
+    Addition,
+    Convolution,
+    GlobalAverage,
+    Table,
+    View,
+)
+from compile.ir.operators import islands as floats_of
 from compile.ir.pointwise import FUNCTIONS, Pointwise
 from compile.kernels.neon import pack
 from compile.passes.layout import channels_last
 from compile.passes.storage import store_as_int8
-from targets.errors import UserError
 from targets.presets import resolve
 
 PAGES = [
@@ -332,15 +338,22 @@ def of_relay(graph: Graph, floats: tuple[str, ...], arm: bool) -> str:
     return "kernel" if (pack.kernel(it, dot=True) if arm else of_x86) else "TVM"
 
 
-def of_c(graph: Graph, relay: str) -> str:
-    try:
-        lowered = passes.run(PASSES, graph)
-        support.check(lowered)
-    except UserError:
-        return "–"
-    if any(isinstance(each, Pointwise) for each in lowered.operators):
-        return "function"
-    return {"float32": "kernel"}.get(relay, relay)
+def of_c(graph: Graph, integers: bool) -> str:
+    if integers and floats_of(graph):
+        return "float32"
+    steps = fuse(passes.run(PASSES, graph))
+    parts = [(step, part) for step in steps for part in step.parts]
+    found = [(step, x) for step, x in parts if x.label == "it"]
+    for kind, cell in ((Table, "table"), (Pointwise, "function")):
+        alone = [x for step, x in parts if isinstance(step, Single)]
+        if any(isinstance(x, kind) for x in alone) and not (integers and found):
+            return cell
+    if not found:
+        return "free"
+    step, it = found[-1]
+    if isinstance(it, Table):
+        return "table"
+    return "TVM" if isinstance(step, Generated) else "kernel"
 
 
 def test_the_table_of_operators_is_what_backends_do(tmp_path: Path) -> None:
@@ -369,7 +382,7 @@ def test_the_table_of_operators_is_what_backends_do(tmp_path: Path) -> None:
             for target in found
         )
         written = passes.run(passes.FLOATS, onnx_form.read(floats[index]))
-        row = ("TVM", x86, arm, of_c(written, arm), of_c(graph, arm))
+        row = ("TVM", x86, arm, of_c(written, False), of_c(graph, True))
         table.setdefault(name, set()).add(row)
     stated = {row[0]: {tuple(row[1:])} for row in rows("operators.md", "| operator |")}
     assert table == stated

@@ -29,6 +29,7 @@ from compile.backends.standalone.emit import Standalone
 from compile.program.program import Call, Program, Tensor
 from targets import escapes, templates
 from targets.presets import native, resolve
+from targets.progress import Progress
 from targets.toolchain import zig_path
 
 HOSTILE = {
@@ -157,9 +158,9 @@ def test_a_library_s_texts_are_inert(
 # A C project
 
 
-def whatever(pattern: Floats) -> tuple[Floats, Floats]:
+def whatever(pattern: Floats) -> list[tuple[Floats, Floats]]:
     """A reference that is near enough to any answer."""
-    return np.zeros(5, np.float32), np.full(5, 1e9, np.float32)
+    return [(np.zeros(5, np.float32), np.full(5, 1e9, np.float32))]
 
 
 def c_project(folder: Path, suffix: str) -> dict[str, str]:
@@ -177,7 +178,7 @@ def c_project(folder: Path, suffix: str) -> dict[str, str]:
         resolve("cortex-m7"),
         folder,
         None,
-        lambda stage: None,
+        Progress(quiet=True),
         whatever,
     )
     return {path.name: path.read_text() for path in folder.rglob("*") if path.is_file()}
@@ -224,7 +225,7 @@ def test_a_layer_may_be_called_as_c_calls_something(word: str, tmp_path: Path) -
         target,
         tmp_path / "project",
         None,
-        lambda stage: None,
+        Progress(quiet=True),
         whatever,
     )
 

@@ -47,6 +47,8 @@ def together() -> onnx.ModelProto:
         ("native", "uint8"),
         ("arm-cortex-a72", "int8"),
         ("arm-cortex-a76", "int8"),
+        ("cortex-m4", "int8"),
+        ("cortex-m7", "float32"),
     ],
 )
 def test_every_operator_answers_as_onnx_runtime(

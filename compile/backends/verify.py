@@ -12,7 +12,7 @@ from bundle.accuracy import Accuracy, compare
 from bundle.golden import Check
 from bundle.store import Bundle, open_bundle
 from devices.microcontroller.host import run_on_host
-from devices.microcontroller.session import from_output, interface_of, to_input
+from devices.microcontroller.session import from_outputs, interface_of, to_input
 from devices.sessions.emulated import find_qemu
 from devices.sessions.opening import open_here, open_on_emulated
 from devices.sessions.session import Origin
@@ -120,7 +120,7 @@ def verify_c(folder: Path, checks: Sequence[Check]) -> Verification:
     inputs = np.stack([to_input(each.input, bundle) for each in checks])
     outputs = run_on_host(folder, bundle.manifest.name, interface, inputs)
     results = [
-        compare([from_output(output, bundle)], each.outputs, each.tolerances)
+        compare(from_outputs(output, bundle), each.outputs, each.tolerances)
         for output, each in zip(outputs, checks, strict=True)
     ]
     return _worst(

@@ -7,33 +7,34 @@ from dataclasses import replace
 import numpy as np
 
 from compile.ir.graph import NHWC, Graph, Operator, Tensor
+from compile.ir.kinds import make
 from compile.ir.operators import Convolution, Identity, Transpose, View
-from targets.errors import UserError
-from targets.escapes import shown
 
 
 def channels_first_input(graph: Graph) -> Graph:
-    """The input [1, height, width, channels] as [1, channels, height, width], which has the same memory in NHWC.
-
-    Raises:
-        UserError: an operator reads it that is neither a view nor a transposition to NCHW.
-    """
-    (image,) = graph.inputs
-    batch, height, width, channels = image.shape
-    image = replace(image, shape=(batch, channels, height, width))
+    """The input [1, height, width, channels] as [1, channels, height, width], which has the same memory in NHWC."""
+    (given,) = graph.inputs
+    batch, height, width, channels = given.shape
+    image = replace(given, shape=(batch, channels, height, width))
+    copy = replace(given, name=graph.fresh_names()(f"{given.name}/in order"))
+    copied = False
 
     def rule(operator: Operator) -> list[Operator] | None:
-        if image.name not in (each.name for each in operator.activations):
+        nonlocal copied
+        if given.name not in (each.name for each in operator.activations):
             return None
         inputs = (image, *operator.inputs[1:])
         if isinstance(operator, Transpose) and operator.order == (0, 3, 1, 2):
             return [Identity("Identity", operator.label, (image,), operator.outputs)]
         if isinstance(operator, View):
             return [replace(operator.with_attributes(order=NHWC), inputs=inputs)]
-        raise UserError(
-            f"node {shown(operator.label)!r} ({operator.kind}): reads input {shown(image.name)!r} with its channels "
-            "last; C takes that through a Transpose to NCHW or a Flatten; give --layout NCHW if its axes are in that order"
-        )
+        # Its memory has another order of axes than the copy's.
+        made = [operator.with_tensors({given.name: copy})]
+        if not copied:
+            order = {"perm": (0, 2, 3, 1)}
+            made.insert(0, make("Transpose", "", [image], [copy], order))
+            copied = True
+        return made
 
     return replace(graph.rewritten(rule), inputs=(image,))
 
@@ -68,6 +69,18 @@ def channels_last(graph: Graph) -> Graph:
             if len(tensor.shape) == 4
             and tensor.value is None
             and (tensor.quantisation is not None or not graph.quantised)
+        }
+    )
+
+
+def ports_channels_last(graph: Graph) -> Graph:
+    """The network's own inputs and outputs likewise, also those of a quantised network that are float32."""
+    ports = (*graph.inputs, *graph.outputs)
+    return graph.with_tensors(
+        {
+            each.name: replace(each, layout=NHWC)
+            for each in ports
+            if len(each.shape) == 4
         }
     )
 

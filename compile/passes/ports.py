@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from compile.ir.graph import Graph, Tensor
-from compile.ir.operators import Dequantise, Quantise
+from compile.ir.graph import Graph, Operator, Tensor
+from compile.ir.kinds import make
+from compile.ir.operators import Dequantise, Quantise, View
 
 
 def integer_ports(graph: Graph) -> Graph:
@@ -27,3 +28,40 @@ def integer_ports(graph: Graph) -> Graph:
     bare = replace(graph, inputs=tuple(inputs), outputs=tuple(outputs))
     kept = (each for each in graph.operators if each.output.name not in changed)
     return bare.with_operators(each.with_tensors(changed) for each in kept)
+
+
+def own_outputs(graph: Graph) -> Graph:
+    """Each output in memory of its own: a copy of one that is an input or another output, or a view of these."""
+    fresh = graph.fresh_names()
+    taken = {tensor.name for tensor in graph.inputs}
+    copies: list[Operator] = []
+    outputs = []
+    for tensor in graph.outputs:
+        source = tensor
+        while isinstance(view := graph.makers.get(source.name), View):
+            source = view.input
+        if source.name in taken or source.value is not None:
+            copy = replace(tensor, name=fresh(f"{tensor.name}/copy"), value=None)
+            copies.append(make("Identity", tensor.name, [tensor], [copy]))
+            tensor = copy
+        taken.add(source.name)
+        outputs.append(tensor)
+    own = replace(graph, outputs=tuple(outputs))
+    return own.with_operators([*graph.operators, *copies])
+
+
+def dequantise_for_each(graph: Graph) -> Graph:
+    """A DequantizeLinear of its own for each operator that reads what one gives."""
+    fresh = graph.fresh_names()
+
+    def rule(operator: Operator) -> list[Operator]:
+        made = []
+        for tensor in dict.fromkeys(operator.activations):
+            before = graph.makers.get(tensor.name)
+            if isinstance(before, Dequantise) and not graph.only_reader(tensor):
+                own = replace(tensor, name=fresh(f"{tensor.name}/own"))
+                made.append(replace(before, outputs=(own,)))
+                operator = operator.with_tensors({tensor.name: own})
+        return [*made, operator]
+
+    return graph.rewritten(rule)

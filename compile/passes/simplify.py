@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from compile.ir.evaluate import apply
 from compile.ir.graph import Graph, Operator, Tensor, constant
 from compile.ir.kinds import make
 from compile.ir.operators import Convolution, Dense, Limited, View
@@ -35,6 +36,23 @@ def drop_identities(graph: Graph) -> Graph:
     return graph.with_operators(kept.values())
 
 
+def fold_constants(graph: Graph) -> Graph:
+    """Values in the place of operators that read nothing else."""
+    known: dict[str, Tensor] = {}
+    kept = []
+    for operator in graph.operators:
+        operator = operator.with_tensors(known)
+        if operator.activations:
+            kept.append(operator)
+            continue
+        values = apply(operator, {}, graph.opset)
+        known |= {
+            each.name: replace(each, value=values[each.name])
+            for each in operator.outputs
+        }
+    return graph.with_tensors(known).with_operators(kept)
+
+
 def matmul_as_gemm(graph: Graph) -> Graph:
     """A row times a constant matrix is a fully connected layer."""
 
@@ -46,6 +64,48 @@ def matmul_as_gemm(graph: Graph) -> Graph:
         return [make("Gemm", operator.name, operator.inputs, operator.outputs)]
 
     return graph.rewritten(rule)
+
+
+def one_dimension_as_two(graph: Graph) -> Graph:
+    """A convolution over one axis is one over an image of one row, between two views."""
+    fresh = graph.fresh_names()
+
+    def rule(operator: Operator) -> list[Operator] | None:
+        weights = operator.inputs[1] if len(operator.inputs) > 1 else None
+        if operator.kind != "Conv" or len(operator.input.shape) != 3:
+            return None
+        if weights is None or weights.value is None:
+            return None
+        row, made = (
+            replace(
+                each,
+                name=fresh(f"{each.name}/row"),
+                shape=(*each.shape[:2], 1, each.shape[2]),
+            )
+            for each in (operator.input, operator.output)
+        )
+        begin, end = operator.attributes.get("pads") or (0, 0)
+        attributes = {
+            **operator.attributes,
+            "kernel_shape": (1, weights.shape[2]),
+            "strides": (1, *(operator.attributes.get("strides") or (1,))),
+            "dilations": (1, *(operator.attributes.get("dilations") or (1,))),
+            "pads": (0, begin, 0, end),
+        }
+        kernel = replace(
+            weights,
+            name=fresh(f"{weights.name}/row"),
+            shape=(*weights.shape[:2], 1, weights.shape[2]),
+            value=weights.value[:, :, None],
+        )
+        inputs = (row, kernel, *operator.inputs[2:])
+        return [
+            make("Reshape", "", [operator.input], [row]),
+            make("Conv", operator.name, inputs, [made], attributes),
+            make("Reshape", "", [made], operator.outputs),
+        ]
+
+    return drop_identities(graph.rewritten(rule))
 
 
 def mean_as_pool(graph: Graph) -> Graph:

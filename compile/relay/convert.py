@@ -8,8 +8,7 @@ from compile import passes
 from compile.ir.graph import NHWC, Graph, Tensor
 from compile.ir.operators import float_shares, islands
 from compile.passes.views import dequantise_before_views
-from compile.relay import importer
-from compile.relay.generic import lower_generic
+from compile.relay import generic, importer
 from compile.relay.integer_kernels import IntegerKernels
 from compile.relay.neon_kernels import NeonKernels, Source
 from targets import engine
@@ -61,12 +60,13 @@ def to_relay(
         if made is not None:
             values[operator.output.name] = made
             continue
-        if operator.attributes.get("order") != NHWC:
-            inputs = [
-                _in_order(each, x)
-                for each, x in zip(operator.activations, inputs, strict=True)
-            ]
-        outputs = lower_generic(operator, inputs, graph.opset)
+        if operator.attributes.get("order") == NHWC:
+            # A view of the memory as it lies.
+            outputs = [relay.reshape(inputs[0], operator.output.shape)]
+        else:
+            pairs = zip(operator.activations, inputs, strict=True)
+            inputs = [_in_order(each, x) for each, x in pairs]
+            outputs = generic.lower(operator, inputs, graph.opset)
         for tensor, output in zip(operator.outputs, outputs, strict=True):
             values[tensor.name] = _laid_out(tensor, output)
     outputs = [_in_order(each, values[each.name]) for each in graph.outputs]

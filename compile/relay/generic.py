@@ -1,15 +1,18 @@
-"""Any operator as Relay expressions of its stored values, for whatever compiles Relay."""
+"""Any operator as plain Relay, its axes in ONNX's order: for targets whose kernels do not take it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from compile.ir.graph import Operator
+from compile.ir.graph import NHWC, Operator, Tensor
 from compile.ir.operators import (
     Addition,
+    Convolution,
     Dequantise,
+    Limited,
     Multiplication,
     Quantise,
     Table,
@@ -26,44 +29,89 @@ from tvm import relay
 _ROUNDING = np.float32(1.5 * 2**23)
 # LLVM makes one operation of a product and a sum, which then is rounded once: a limit between them keeps it from that.
 _MOST = 2.0**100
+_FLOAT32 = np.finfo(np.float32).min, np.finfo(np.float32).max
 
 
-def lower_generic(operator: Operator, inputs: list[Any], opset: int) -> list[Any]:
-    """The outputs of one operator, with the axes in the order of their shapes.
+def lower(operator: Operator, inputs: list[Any], opset: int) -> list[Any]:
+    """The outputs of one operator as Relay expressions.
 
     Args:
-        inputs: expressions, one for each of ``operator.activations``, of its dtype and shape.
+        inputs: expressions, one for each of ``operator.activations``.
 
     Raises:
-        UserError: TVM does not know the operator, or cannot import this form of it.
+        UserError: an operator that TVM does not know.
     """
+    x = inputs[0] if inputs else _constant(operator)
     match operator:
-        case Dequantise():
-            return [_dequantised(operator, inputs[0])]
         case View():
-            return [relay.reshape(inputs[0], operator.output.shape)]
-        case Table():
-            return [_looked_up(operator, inputs[0])]
+            if operator.attributes.get("order") == NHWC:
+                x = relay.transpose(x, (0, 2, 3, 1))
+            return [relay.reshape(x, operator.output.shape)]
         case Quantise():
-            return [quantised(operator, inputs[0])]
-        case _ if operator.output.quantisation is None:
-            pass
-        case Addition():
+            scale = _divisor(operator.output.scale, len(operator.output.shape))
+            return [_steps(relay.divide(x, scale), operator.output)]
+        case Dequantise():
+            zero = relay.const(operator.input.zero, "int32")
+            steps = relay.cast(relay.cast(x, "int32") - zero, "float32")
+            return [steps * relay.const(np.float32(operator.input.scale))]
+        case Table():
+            lowest = relay.const(operator.input.limits[0], "int32")
+            index = relay.cast(x, "int32") - lowest
+            return [relay.take(relay.const(operator.values), index, mode="fast")]
+        case Convolution() if operator.output.quantisation:
+            return [_convolution(operator, x)]
+        case Addition() if operator.output.quantisation:
             return [_sum(operator, *_operands(operator, inputs))]
-        case Multiplication():
+        case Multiplication() if operator.output.quantisation:
             return [_product(operator, *_operands(operator, inputs))]
-        case AveragePool():
-            return [_means(operator, inputs[0])]
-    return importer.operator(operator, inputs, opset)
+        case AveragePool() if operator.output.quantisation:
+            return [_means(operator, x)]
+    if not isinstance(operator, Limited) or not operator.limited:
+        return importer.operator(operator, inputs, opset)
+    free = {k: v for k, v in operator.attributes.items() if k != "limits"}
+    (made,) = importer.operator(replace(operator, attributes=free), inputs, opset)
+    low, high = np.clip(operator.limits, *_FLOAT32).tolist()
+    return [relay.clip(made, low, high)]
 
 
-def quantised(operator: Quantise, x: Any) -> Any:
-    """Stored values of float32."""
-    zero = operator.output.zero
-    low, high = (float(limit - zero) for limit in operator.output.limits)
-    steps = relay.divide(x, _divisor(operator.output.scale, len(operator.output.shape)))
-    rounded = _rounded(relay.clip(steps, low, high))
-    return relay.cast(rounded + relay.const(zero, "int32"), operator.output.dtype)
+def _convolution(operator: Convolution, x: Any) -> Any:
+    top, left, bottom, right = operator.pads
+    widths = ((0, 0), (0, 0), (top, bottom), (left, right))
+    zero = np.array(operator.input.zero, operator.input.dtype)
+    padded = relay.nn.pad(x, widths, relay.const(zero)) if any(operator.pads) else x
+    weights = operator.constant(1)
+    assert weights is not None
+    sums = relay.nn.conv2d(
+        padded,
+        relay.const(np.ascontiguousarray(weights)),
+        strides=operator.strides,
+        dilation=operator.dilations,
+        groups=operator.group,
+        channels=operator.output.shape[1],
+        kernel_size=operator.kernel,
+        out_dtype="int32",
+    )
+    bias, ratio, _ = operator.requantisation
+    channels = (1, operator.output.shape[1], 1, 1)
+    sums = sums + relay.const(
+        np.broadcast_to(bias.astype(np.int32), channels[1]).reshape(channels)
+    )
+    ratios = np.broadcast_to(ratio.astype(np.float32), channels[1]).reshape(channels)
+    scaled = relay.cast(sums, "float32") * relay.const(ratios)
+    return _steps(scaled, operator.output, operator.stored_limits)
+
+
+def _steps(x: Any, output: Tensor, limits: tuple[int, int] | None = None) -> Any:
+    """Real numbers in steps of ``output``, rounded half to even, as its stored values."""
+    low, high = (float(limit - output.zero) for limit in limits or output.limits)
+    steps = _rounded(relay.clip(x, low, high))
+    return relay.cast(steps + relay.const(output.zero, "int32"), output.dtype)
+
+
+def _rounded(x: Any) -> Any:
+    # Subtractions: a sum of constants would be simplified away.
+    up = relay.subtract(x, relay.const(-_ROUNDING))
+    return relay.cast(relay.subtract(up, relay.const(_ROUNDING)), "int32")
 
 
 def _divisor(scale: float, rank: int) -> Any:
@@ -71,10 +119,9 @@ def _divisor(scale: float, rank: int) -> Any:
     return relay.const(np.full((1,) * rank, scale, np.float32))
 
 
-def _rounded(x: Any) -> Any:
-    # Subtractions: a sum of constants would be simplified away.
-    up = relay.subtract(x, relay.const(-_ROUNDING))
-    return relay.cast(relay.subtract(up, relay.const(_ROUNDING)), "int32")
+def _constant(operator: Operator) -> Any:
+    value = operator.constant(0) if operator.inputs else None
+    return None if value is None else relay.const(value)
 
 
 def _operands(operator: Addition | Multiplication, inputs: list[Any]) -> list[Any]:
@@ -146,15 +193,3 @@ def _stored(operator: Addition | Multiplication | AveragePool, x: Any) -> Any:
     low, high = (float(limit + offset) for limit in limits)
     steps = _rounded(relay.clip(x, low, high)) - relay.const(offset, "int32")
     return relay.cast(steps, operator.output.dtype)
-
-
-def _looked_up(operator: Table, x: Any) -> Any:
-    lowest = relay.const(operator.input.limits[0], "int32")
-    index = relay.cast(x, "int32") - lowest
-    return relay.take(relay.const(operator.values), index, mode="fast")
-
-
-def _dequantised(operator: Dequantise, x: Any) -> Any:
-    zero = relay.const(operator.input.zero, "int32")
-    steps = relay.cast(relay.cast(x, "int32") - zero, "float32")
-    return steps * relay.const(np.float32(operator.input.scale))

@@ -54,7 +54,7 @@ class IntegerKernels:
     def lower(self, operator: Operator, inputs: list[Any]) -> Any | None:
         """uint8 NCHW of uint8 NCHW; None where there is no kernel for the operator."""
         if isinstance(operator, Quantise):
-            return generic.quantised(operator, inputs[0])
+            return generic.lower(operator, inputs, 0)[0]
         if operator.output.quantisation is None:
             return None
         if isinstance(operator, Convolution):

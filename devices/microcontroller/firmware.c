@@ -73,10 +73,10 @@ void trace_step(int32_t step) {
 #define PAINT 0xA5A5A5A5u
 
 /* The bytes of stack that a call used: the painted words below the caller's frame that it wrote to. */
-static __attribute__((noinline)) int32_t measure_stack(VALUE *image, int32_t *code) {
+static __attribute__((noinline)) int32_t measure_stack(INPUT_TYPE *image, int32_t *code) {
   volatile uint32_t *const here = (volatile uint32_t *)__builtin_frame_address(0) - 64;
   for (volatile uint32_t *word = stack_bottom; word < here; word++) *word = PAINT;
-  *code = FUNCTION(NAME, _run)(image, output, &arena);
+  *code = FUNCTION(NAME, _run)(image, OUTPUTS, &arena);
   volatile uint32_t *word = stack_bottom;
   while (word < here && *word == PAINT) word++;
   return (int32_t)((uintptr_t)__builtin_frame_address(0) - (uintptr_t)word);
@@ -85,13 +85,13 @@ static __attribute__((noinline)) int32_t measure_stack(VALUE *image, int32_t *co
 
 static void work(void) {
   int32_t figures[4] = {0};
-  VALUE *const image = arena.values + INPUT_OFFSET / sizeof(VALUE);
+  INPUT_TYPE *const image = (INPUT_TYPE *)(arena.bytes + INPUT_OFFSET);
   const int32_t in = open_file("input.bin", 1, 9), out = open_file("output.bin", 5, 10);
   const int32_t report = open_file("figures.bin", 5, 11);
   if (in < 0 || out < 0 || report < 0) leave(100);
 #ifndef TRACE
   const int probe = open_file("probe.bin", 1, 9) >= 0;
-  if (probe) figures[0] = FUNCTION(NAME, _self_test)(output, &arena);
+  if (probe) figures[0] = FUNCTION(NAME, _self_test)(OUTPUTS, &arena);
 #endif
   while (transfer(SYS_READ, in, image, INPUT_BYTES) == 0) {
     SYST_CVR = 0;
@@ -99,10 +99,10 @@ static void work(void) {
     trace_last = now();
 #endif
     const uint32_t start = now();
-    figures[1] = FUNCTION(NAME, _run)(image, output, &arena);
+    figures[1] = FUNCTION(NAME, _run)(image, OUTPUTS, &arena);
     figures[3] = (int32_t)((now() - start) & TICKS);
     if (figures[1] != 0) leave(101);
-    if (transfer(SYS_WRITE, out, output, OUTPUT_BYTES) != 0) leave(102);
+    if (transfer(SYS_WRITE, out, outputs.bytes, OUTPUT_BYTES) != 0) leave(102);
 #ifndef TRACE
     /* The input may be overwritten by now; the stack does not depend on it. */
     if (probe && figures[2] == 0) figures[2] = measure_stack(image, &figures[1]);

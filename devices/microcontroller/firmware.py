@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from bundle.manifest import Firmware
 from devices.microcontroller.boards import Board
 from targets.errors import UserError
+from targets.escapes import C_TYPES
 from targets.toolchain import run_tool
 
 _HERE = Path(__file__).parent
@@ -46,7 +47,7 @@ class Run:
     """The results of one start of the board.
 
     Attributes:
-        outputs: [inputs, values], int8 or float32.
+        outputs: of each input the outputs, flat, as they are stored.
         self_test: the code that NAME_self_test returned; 0 where it was not run.
         stack: the most bytes of stack that NAME_run took with all that it calls; 0 where it was not measured.
         instructions: of each inference.
@@ -54,7 +55,7 @@ class Run:
             None except in a traced run.
     """
 
-    outputs: NDArray[Any]
+    outputs: list[list[NDArray[Any]]]
     self_test: int
     stack: int
     instructions: tuple[float, ...]
@@ -73,18 +74,39 @@ def _find_tools() -> None:
             )
 
 
-def definitions(name: str, interface: Firmware) -> list[str]:
-    """The compiler options that tell harness.h about the project ``name``."""
+def definitions(project: Path, name: str, interface: Firmware) -> list[str]:
+    """The compiler options that tell harness.h about the project ``name`` in ``project``."""
+    outputs = (
+        f"({C_TYPES[each.dtype]}*)(outputs.bytes+{offset})"
+        for each, offset in zip(
+            interface.outputs, interface.output_offsets, strict=False
+        )
+    )
     values = {
         "NAME": name,
-        "VALUE": interface.c_type,
-        "INPUT_BYTES": interface.input_bytes,
+        "INPUT_TYPE": C_TYPES[interface.input.dtype],
+        "OUTPUTS": ",".join(outputs),
+        "INPUT_BYTES": interface.input.nbytes,
         "OUTPUT_BYTES": interface.output_bytes,
         "ARENA_BYTES": interface.arena_bytes,
         "INPUT_OFFSET": interface.input_offset,
         "STEPS": interface.steps,
     }
-    return [f"-D{macro}={value}" for macro, value in values.items()]
+    header = ("-include", str(project / f"{name}.h"))
+    return [*header, *(f"-D{macro}={value}" for macro, value in values.items())]
+
+
+def split_outputs(data: bytes, interface: Firmware) -> list[list[NDArray[Any]]]:
+    """Of each run the outputs, flat, as they are stored."""
+    ends = zip(interface.outputs, interface.output_offsets, strict=False)
+    places = [(each.dtype, begin, begin + each.nbytes) for each, begin in ends]
+    return [
+        [
+            np.frombuffer(data[at + begin : at + end], dtype)
+            for dtype, begin, end in places
+        ]
+        for at in range(0, len(data), interface.output_bytes)
+    ]
 
 
 def compile_firmware(
@@ -110,7 +132,7 @@ def compile_firmware(
     network = [*options, "-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
     if traced:
         network += ["-include", str(_HERE / "trace.h")]
-    harness = [*options, "-std=gnu99", *definitions(name, interface)]
+    harness = [*options, "-std=gnu99", *definitions(project, name, interface)]
     sources = (
         (project / f"{name}.c", network),
         (project / f"{name}_weights.c", network),
@@ -151,12 +173,12 @@ def run_firmware(
     *,
     probe: bool = True,
 ) -> Run:
-    """Start the board with ``inputs``, [inputs, values] of int8 or float32, and wait for its end.
+    """Start the board with ``inputs``, [inputs, values] as they are stored, and wait for its end.
 
     Args:
         probe: first run the self-test and measure the stack, which takes two more inferences.
     """
-    (folder / "input.bin").write_bytes(inputs.astype(interface.dtype).tobytes())
+    (folder / "input.bin").write_bytes(inputs.astype(interface.input.dtype).tobytes())
     if probe:
         (folder / "probe.bin").touch()
     else:
@@ -192,14 +214,14 @@ def run_firmware(
         raise UserError(
             f"{where}: {reason}; build it again, and report it if it stays so"
         )
-    outputs = np.fromfile(folder / "output.bin", interface.dtype)
+    outputs = split_outputs((folder / "output.bin").read_bytes(), interface)
     figures = np.fromfile(folder / "figures.bin", "<i4")
     count = len(inputs)
     scale = image.board.instructions_per_tick
     each = figures[: 4 * count].reshape(count, 4)
     traced = figures.size > 4 * count
     return Run(
-        outputs.reshape(count, -1),
+        outputs,
         int(each[0, 0]),
         int(each[0, 2]),
         tuple((each[:, 3] * scale).tolist()),

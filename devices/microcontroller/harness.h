@@ -1,5 +1,6 @@
-/* The functions and the memory of a generated network, for both harnesses.
- * Compiled with -DNAME=…, -DVALUE=int8_t or float, -DINPUT_BYTES=…, -DOUTPUT_BYTES=…, -DARENA_BYTES=…, -DINPUT_OFFSET=….
+/* The memory of a generated network, for both harnesses; its own header is included before.
+ * Compiled with -DNAME=…, -DINPUT_TYPE=int8_t or float …, -DINPUT_BYTES=…, -DOUTPUT_BYTES=…, -DARENA_BYTES=…, -DINPUT_OFFSET=…,
+ * -DOUTPUTS=…: pointers into `outputs`, one for each output.
  */
 #ifndef HARNESS_H
 #define HARNESS_H
@@ -9,13 +10,13 @@
 #define JOIN(a, b) a##b
 #define FUNCTION(name, suffix) JOIN(name, suffix)
 
-int FUNCTION(NAME, _run)(const VALUE *input, VALUE *output, void *arena);
-int FUNCTION(NAME, _self_test)(VALUE *output, void *arena);
-
 static union {
-  VALUE values[ARENA_BYTES / sizeof(VALUE)];
+  uint8_t bytes[ARENA_BYTES];
   uint64_t aligned;
 } arena;
-static VALUE output[OUTPUT_BYTES / sizeof(VALUE)];
+static union {
+  uint8_t bytes[OUTPUT_BYTES];
+  uint64_t aligned;
+} outputs;
 
 #endif

@@ -7,11 +7,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from bundle.manifest import Firmware
-from devices.microcontroller.firmware import definitions
+from devices.microcontroller.firmware import definitions, split_outputs
 from targets.errors import UserError
 from targets.presets import native
 from targets.toolchain import run_zig
@@ -22,8 +21,8 @@ _SECONDS = 600.0
 
 def run_on_host(
     project: Path, name: str, interface: Firmware, inputs: NDArray[Any]
-) -> NDArray[Any]:
-    """[inputs, values], int8 or float32, through the C project ``name`` → [inputs, values] of the output."""
+) -> list[list[NDArray[Any]]]:
+    """[inputs, values], as they are stored, through the C project ``name`` → of each the outputs, flat."""
     target = native()
     with tempfile.TemporaryDirectory(prefix="netship-") as scratch:
         program = Path(scratch) / "host"
@@ -35,13 +34,13 @@ def run_on_host(
             # Cortex-M's FPU has fused multiply-add, so sums must be rounded in the same way here.
             *(["-mfma"] if "fma" in target.features else []),
             "-lm",
-            *definitions(name, interface),
+            *definitions(project, name, interface),
             *(project / f"{name}.c", project / f"{name}_weights.c", _SOURCE),
         )
         try:
             result = subprocess.run(
                 [str(program)],
-                input=inputs.astype(interface.dtype).tobytes(),
+                input=inputs.astype(interface.input.dtype).tobytes(),
                 capture_output=True,
                 timeout=_SECONDS,
                 check=False,
@@ -54,4 +53,4 @@ def run_on_host(
         raise UserError(
             f"{name}_run on this machine returned {result.returncode}; please report the model"
         )
-    return np.frombuffer(result.stdout, interface.dtype).reshape(len(inputs), -1)
+    return split_outputs(result.stdout, interface)

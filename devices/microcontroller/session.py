@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.manifest import Firmware
+from bundle.manifest import Firmware, Quantised
 from bundle.store import Bundle
 from devices.microcontroller.boards import BOARDS
 from devices.microcontroller.figures import Figures, Part
@@ -23,28 +23,42 @@ _SECONDS = 600.0
 
 
 def to_input(tensor: NDArray[np.float32], bundle: Bundle) -> NDArray[Any]:
-    """The input tensor as the C takes it: int8 or float32, NHWC, flat."""
+    """The input tensor as the C takes it, an image with its channels last, flat."""
     interface = interface_of(bundle)
     check_input(tensor, bundle.manifest.input)
     values: NDArray[Any] = tensor
-    if interface.input is not None:
-        steps = np.rint(tensor / np.float32(interface.input.scale))
-        values = np.clip(steps + interface.input.zero, -128, 127).astype(np.int8)
+    quantised = interface.input.quantised
+    if quantised is not None:
+        steps = np.rint(tensor / np.float32(quantised.scale))
+        values = np.clip(steps + quantised.zero, -128, 127).astype(np.int8)
     if bundle.manifest.input.layout == "NCHW":
         values = values.transpose(0, 2, 3, 1)
     return values.ravel()
 
 
-def from_output(output: NDArray[Any], bundle: Bundle) -> NDArray[np.float32]:
-    """The C's output in the manifest's shape."""
-    quantised = interface_of(bundle).output
+def from_outputs(
+    outputs: list[NDArray[Any]], bundle: Bundle
+) -> list[NDArray[np.float32]]:
+    """The C's outputs in the manifest's shapes."""
+    return [
+        _real(output, each.quantised, tensor.shape)
+        for output, each, tensor in zip(
+            outputs, interface_of(bundle).outputs, bundle.manifest.outputs, strict=True
+        )
+    ]
+
+
+def _real(
+    output: NDArray[Any], quantised: Quantised | None, shape: tuple[int, ...]
+) -> NDArray[np.float32]:
     real = output.astype(np.float32)
     if quantised is not None:
         real = (real - quantised.zero) * np.float32(quantised.scale)
-    shape = bundle.manifest.outputs[0].shape
     if len(shape) == 4:
-        real = real.reshape(shape[2], shape[3], shape[1]).transpose(2, 0, 1)
-    return np.ascontiguousarray(real.reshape(shape))
+        batch, channels, height, width = shape
+        real = real.reshape(batch, height, width, channels).transpose(0, 3, 1, 2)
+    # Of a scalar ascontiguousarray would make a vector.
+    return np.ascontiguousarray(real).reshape(shape)
 
 
 def interface_of(bundle: Bundle) -> Firmware:
@@ -114,7 +128,7 @@ class FirmwareSession(Session):
                 f"{run.self_test}; build it again, and report the model if it stays so"
             )
         self._runs.append((inputs, run))
-        return [from_output(run.outputs[0], self._bundle)]
+        return from_outputs(run.outputs[0], self._bundle)
 
     def time(self, tensor: NDArray[np.float32], repeat: int) -> list[float]:
         """Raises: UserError always, as the emulator's times say nothing of the board."""
@@ -131,7 +145,7 @@ class FirmwareSession(Session):
         manifest, interface = self._bundle.manifest, self._interface
         inputs, plain = self._runs[0]
         everything = np.concatenate([each for each, _ in self._runs])
-        board = np.concatenate([run.outputs for _, run in self._runs])
+        board = [outputs for _, run in self._runs for outputs in run.outputs]
         host = run_on_host(self._bundle.path, manifest.name, interface, everything)
         with tempfile.TemporaryDirectory(prefix="netship-") as folder:
             traced = compile_firmware(
@@ -153,7 +167,11 @@ class FirmwareSession(Session):
             code_bytes=image.code,
             weights_bytes=image.weights,
             instructions=round(plain.instructions[0]),
-            max_error=float(np.abs(board.astype(np.float64) - host).max()),
+            max_error=max(
+                float(np.abs(ours.astype(np.float64) - theirs).max())
+                for each in zip(board, host, strict=True)
+                for ours, theirs in zip(*each, strict=True)
+            ),
             parts=tuple(
                 Part(group.layer, group.macs, float(row.sum()), *map(float, row[:3]))
                 for group, row in zip(manifest.lowering.groups, parts, strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compile.backends.c.steps import ALIGNMENT, Step, chained, fuse, inplace, scratch
+from compile.backends.c.steps import ALIGNMENT, Step, chained, inplace, scratch
 from compile.ir.graph import Graph, Tensor
 from compile.ir.operators import View
 from compile.program import program, verifier
@@ -31,9 +31,9 @@ class Arranged:
         return self.program.storage(self.index[tensor.name])
 
 
-def arrange(graph: Graph) -> Arranged:
+def arrange(graph: Graph, steps: tuple[Step, ...]) -> Arranged:
     """Fuse two blocks around the peak as long as the arena gets smaller by it."""
-    best = _planned(graph, fuse(graph))
+    best = _planned(graph, steps)
     while True:
         tried = (
             chained(best.steps, index) for index in (best.plan.peak - 1, best.plan.peak)
@@ -47,13 +47,18 @@ def arrange(graph: Graph) -> Arranged:
 
 
 def _planned(graph: Graph, steps: tuple[Step, ...]) -> Arranged:
-    views = [each for each in graph.operators if isinstance(each, View)]
     named = [(each.name, each) for each in graph.inputs]
-    named += [(step.name, step.output) for step in steps]
+    named += [(step.name, each) for step in steps for each in step.outputs]
+    made = {tensor.name for _, tensor in named}
+    views = [
+        each
+        for each in graph.operators
+        if isinstance(each, View) and each.output.name not in made
+    ]
     named += [(view.label, view.output) for view in views]
     index = {tensor.name: number for number, (_, tensor) in enumerate(named)}
     tensors = tuple(
-        program.Tensor(name, tensor.image, tensor.dtype) for name, tensor in named
+        program.Tensor(name, tensor.shape, tensor.dtype) for name, tensor in named
     )
     calls = tuple(
         Call(
@@ -61,20 +66,20 @@ def _planned(graph: Graph, steps: tuple[Step, ...]) -> Arranged:
             layer=step.name,
             operators=tuple(part.kind for part in step.parts),
             inputs=tuple(index[each.name] for each in step.inputs),
-            outputs=(index[step.output.name],),
+            outputs=tuple(index[each.name] for each in step.outputs),
             scratch=scratch(step).nbytes,
             inplace=inplace(step),
         )
         for step in steps
     )
-    made = Program(
+    whole = Program(
         tensors,
         calls,
         inputs=tuple(index[each.name] for each in graph.inputs),
         outputs=tuple(index[each.name] for each in graph.outputs),
         aliases={index[view.output.name]: index[view.input.name] for view in views},
     )
-    return Arranged(steps, made, plan(made, ALIGNMENT, made.outputs), index)
+    return Arranged(steps, whole, plan(whole, ALIGNMENT, whole.outputs), index)
 
 
 def check_limit(arranged: Arranged, limit: int | None) -> None:

@@ -62,7 +62,7 @@ class CBackend:
             job.target,
             job.folder,
             job.arena_limit,
-            progress.stage,
+            progress,
             partial(_expected, job),
             Dump(job.dump).graph,
         )
@@ -77,13 +77,17 @@ class CBackend:
         return verify_c(folder, checks)
 
 
-def _expected(job: Job, pattern: Array) -> tuple[Array, Array]:
-    """The reference's answer to an input as the C takes it, and its tolerances; both as the C gives the output."""
+def _expected(job: Job, pattern: Array) -> list[tuple[Array, Array]]:
+    """The reference's answers to an input as the C takes it, with tolerances; both as the C gives the outputs."""
     wanted = job.model.input
     if wanted.layout == "NCHW":
         pattern = pattern.reshape(*wanted.size, wanted.channels).transpose(2, 0, 1)
     check = job.check(np.ascontiguousarray(pattern.reshape(wanted.shape)))
-    (output,), (tolerance,) = check.outputs, check.tolerances
-    if output.ndim == 4:
-        output, tolerance = (x.transpose(0, 2, 3, 1) for x in (output, tolerance))
-    return output.ravel(), tolerance.ravel()
+    return [
+        (_laid_out(output), _laid_out(tolerance))
+        for output, tolerance in zip(check.outputs, check.tolerances, strict=True)
+    ]
+
+
+def _laid_out(output: Array) -> Array:
+    return (output.transpose(0, 2, 3, 1) if output.ndim == 4 else output).ravel()

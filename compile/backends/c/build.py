@@ -3,36 +3,51 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.accuracy import compare
-from bundle.manifest import Firmware, Group, Lowering, Quantised
+from bundle.accuracy import INT8_STEPS, compare
+from bundle.manifest import Firmware, FirmwareTensor, Group, Lowering, Quantised
 from compile import passes
 from compile.backends.backend import Built
 from compile.backends.c import arrange, emit, support
 from compile.backends.c.emit import Constants, Project
+from compile.backends.c.ports import dims
+from compile.backends.c.steps import Generated, Step, fuse
 from compile.ir.graph import Graph, Operator, Tensor
+from compile.ir.islands import CFunction, Island
 from compile.ir.operators import Convolution
-from compile.passes.layout import channels_last
-from compile.passes.ports import integer_ports
-from compile.passes.simplify import drop_identities
+from compile.passes.layout import channels_last, ports_channels_last
+from compile.passes.ports import (
+    dequantise_for_each,
+    integer_ports,
+    own_outputs,
+)
+from compile.passes.simplify import drop_identities, fold_constants
 from compile.passes.storage import store_as_int8
 from devices.microcontroller.host import run_on_host
+from targets.child import run_in_child
 from targets.errors import UserError
 from targets.presets import Target
+from targets.progress import Progress
 
 Floats = NDArray[np.float32]
 
 # From what passes.INTEGERS and passes.FLOATS make to what the kernels take.
 PASSES: tuple[passes.Pass, ...] = (
+    fold_constants,
     integer_ports,
     store_as_int8,
     channels_last,
+    ports_channels_last,
     drop_identities,
+    own_outputs,
+    dequantise_for_each,
 )
 
 
@@ -43,8 +58,8 @@ def build(
     target: Target,
     folder: Path,
     arena_limit: int | None,
-    stage: Callable[[str], None],
-    expected: Callable[[Floats], tuple[Floats, Floats]],
+    progress: Progress,
+    expected: Callable[[Floats], list[tuple[Floats, Floats]]],
     dump: passes.Dump = passes.no_dump,
 ) -> Built:
     """Write the C project ``name`` of a network into ``folder``.
@@ -53,45 +68,81 @@ def build(
 
     Args:
         graph: after passes.INTEGERS or passes.FLOATS.
-        expected: the reference: an input as the C takes it → the output and its tolerances as the C gives it.
+        expected: the reference: an input in the order that the C takes it in → each output and its tolerances as the C gives it.
 
     Raises:
-        UserError: an operator has no C lowering, a layer is too large, the arena is larger than
-            ``arena_limit`` bytes, or the self-test would fail.
+        UserError: TVM has no C for an operator, the arena is larger than ``arena_limit`` bytes, or the self-test
+            would fail.
     """
-    stage("planning memory")
+    progress.stage("planning memory")
     graph = passes.run(PASSES, graph, dump)
     support.check(graph)
-    arranged = arrange.arrange(graph)
+    arranged = arrange.arrange(graph, written(fuse(graph), graph.opset, progress))
     arrange.check_limit(arranged, arena_limit)
     project = Project(name, version, target.name, graph, arranged)
-    stage("writing C")
+    progress.stage("writing C")
     constants = emit.emit(project, folder)
     interface = _interface(project, constants)
-    unknown = np.zeros(project.output.size, np.float32)
+    unknown = [np.zeros(each.tensor.size) for each in project.outputs]
     emit.emit_golden(project, folder, constants, unknown, unknown)
-    stage("asking the same C on this machine for the self-test's answer")
+    progress.stage("asking the same C on this machine for the self-test's answer")
     pattern = emit.test_pattern(graph)
-    answer = run_on_host(folder, name, interface, pattern[np.newaxis])[0]
-    tolerance = None
-    if project.floating:
-        found, (answer, tolerance) = answer, expected(pattern)
-        if not compare([found], [answer], [tolerance]).passed:
-            raise UserError(
-                f"{name}_self_test: would fail on this machine; please report the model"
-            )
-    emit.emit_golden(project, folder, constants, answer, tolerance)
+    answers = run_on_host(folder, name, interface, pattern[np.newaxis])[0]
+    tolerances = [np.full(each.size, INT8_STEPS) for each in answers]
+    floats = [i for i, each in enumerate(graph.outputs) if not each.quantisation]
+    if floats:
+        wanted = expected(_real(pattern, project.input))
+        for index in floats:
+            found, (answers[index], tolerances[index]) = answers[index], wanted[index]
+            if not compare(
+                [found], *([x[index]] for x in (answers, tolerances))
+            ).passed:
+                raise UserError(
+                    f"{name}_self_test: would fail on this machine; please report the model"
+                )
+    emit.emit_golden(project, folder, constants, answers, tolerances)
     return Built(_lowering(project), interface)
 
 
+def _real(stored: NDArray[Any], tensor: Tensor) -> Floats:
+    """The numbers that stored values of a tensor stand for."""
+    if tensor.quantisation is None:
+        return stored.astype(np.float32)
+    return (stored.astype(np.float32) - tensor.zero) * np.float32(tensor.scale)
+
+
+def written(steps: Sequence[Step], opset: int, progress: Progress) -> tuple[Step, ...]:
+    """The steps with the functions that TVM writes, in a process of its own."""
+    islands = [each.island for each in steps if isinstance(each, Generated)]
+    if not islands:
+        return tuple(steps)
+    functions = iter(
+        run_in_child(
+            _functions, islands, opset, stage=progress.stage, tick=progress.tick
+        )
+    )
+    return tuple(
+        replace(each, function=next(functions)) if isinstance(each, Generated) else each
+        for each in steps
+    )
+
+
+def _functions(
+    islands: Sequence[Island], opset: int, stage: Callable[[str], None]
+) -> list[CFunction]:
+    stage("writing C for what has no kernel")
+    from compile.relay.c_functions import c_functions
+
+    return c_functions(islands, opset)
+
+
 def _interface(project: Project, constants: Constants) -> Firmware:
-    source, output, plan = project.input, project.output, project.plan
+    source, plan = project.input, project.plan
     return Firmware(
         cpu=project.cpu,
-        input=_quantised(source),
-        output=_quantised(output),
-        input_bytes=source.nbytes,
-        output_bytes=output.nbytes,
+        input=_port(source),
+        outputs=tuple(_port(each.tensor) for each in project.outputs),
+        exact=project.exact,
         arena_bytes=plan.nbytes,
         input_offset=plan.offsets[project.arranged.owner(source)],
         peak=project.steps[plan.peak].name,
@@ -105,7 +156,7 @@ def _lowering(project: Project) -> Lowering:
     numbers = "float32" if project.floating else "int8"
     return Lowering(
         layout="NHWC",
-        reason=f"{numbers} kernels for Cortex-M, inverted residuals row by row",
+        reason=f"{numbers} kernels for Cortex-M, inverted residuals row by row{_generated(project)}",
         operators=Counter(
             _kind(operator)
             for operator in project.graph.operators
@@ -116,7 +167,7 @@ def _lowering(project: Project) -> Lowering:
                 name=f"step{index}",
                 layer=step.name,
                 operators=tuple(map(_kind, step.parts)),
-                output_shape=step.output.image,
+                output_shape=dims(step.output),
                 macs=step.macs,
             )
             for index, step in enumerate(project.steps)
@@ -126,6 +177,21 @@ def _lowering(project: Project) -> Lowering:
     )
 
 
+def _generated(project: Project) -> str:
+    """How much has no kernel, for a person; empty where everything has one."""
+    made = [each for each in project.steps if isinstance(each, Generated)]
+    floats = [
+        each
+        for each in made
+        if not project.floating
+        and any(part.output.quantisation is None for part in each.parts[:-1])
+    ]
+    if not made:
+        return ""
+    also = f", {len(floats)} of them in float32" if floats else ""
+    return f"; {len(made)} of {len(project.steps)} steps have no kernel{also}"
+
+
 def _kind(operator: Operator) -> str:
     if isinstance(operator, Convolution):
         return "dense" if operator.input.image[:2] == (1, 1) else "conv2d"
@@ -133,7 +199,8 @@ def _kind(operator: Operator) -> str:
     return "global_avg_pool2d" if is_pool else operator.kind.lower()
 
 
-def _quantised(tensor: Tensor) -> Quantised | None:
-    if tensor.quantisation is None:
-        return None
-    return Quantised(scale=tensor.scale, zero=tensor.zero)
+def _port(tensor: Tensor) -> FirmwareTensor:
+    quantised = (
+        Quantised(scale=tensor.scale, zero=tensor.zero) if tensor.quantisation else None
+    )
+    return FirmwareTensor(dtype=tensor.dtype, nbytes=tensor.nbytes, quantised=quantised)  # type: ignore[arg-type]

@@ -12,9 +12,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from bundle.accuracy import INT8_STEPS
 from compile.backends.c import drawing, steps
 from compile.backends.c.arrange import Arranged
-from compile.backends.c.steps import FusedBlock, FusedBlocks, Offsets, Step
+from compile.backends.c.ports import Port, dims, input_places
+from compile.backends.c.steps import (
+    FusedBlock,
+    FusedBlocks,
+    Generated,
+    Offsets,
+    Step,
+)
 from compile.ir.graph import Graph, Tensor
 from compile.ir.operators import Addition, Convolution, GlobalAverage, Table
 from compile.ir.pointwise import FUNCTIONS, Pointwise
@@ -22,7 +30,7 @@ from compile.kernels import cortex_m
 from compile.kernels.cortex_m import pack
 from compile.program.planner import Plan
 from targets import templates
-from targets.escapes import C_RESERVED, c_float
+from targets.escapes import C_RESERVED, C_TYPES, c_float
 
 _HERE = Path(__file__).parent
 _KERNELS = Path(cortex_m.__file__).parent
@@ -34,7 +42,7 @@ _FILES = {
     "main.c": "example/main.c",
 }
 # What the templates call theirs, by themselves and after the network's name.
-_OWN_NAMES = ("overlap", "golden_output", "golden_tolerance", "nn_table")
+_OWN_NAMES = ("overlap", "golden_output", "golden_tolerance", "nn_table", "near")
 _FILE_SCOPE = ("weights", "bias", "scales", "run", "self_test", "input_is_finite")
 # What functions of one value and the run function use, and <math.h>.
 _LOCAL_NAMES = re.findall(
@@ -78,12 +86,25 @@ class Project:
         return not self.graph.quantised
 
     @property
+    def dtype(self) -> str:
+        """Of the values that the kernels work on."""
+        return "float32" if self.floating else "int8"
+
+    @property
     def input(self) -> Tensor:
         return self.graph.inputs[0]
 
     @property
-    def output(self) -> Tensor:
-        return self.graph.outputs[0]
+    def outputs(self) -> tuple[Port, ...]:
+        if len(self.graph.outputs) == 1:
+            return (Port(self.graph.outputs[0], ""),)
+        return tuple(Port(each, str(i)) for i, each in enumerate(self.graph.outputs))
+
+    @property
+    def exact(self) -> bool:
+        """Whether every device gives the same bits: integers, and no function of libm between them."""
+        tensors = self.graph.tensors.values()
+        return all(each.dtype != "float32" for each in tensors if each.value is None)
 
 
 class Constants(NamedTuple):
@@ -111,7 +132,9 @@ def emit(project: Project, folder: Path) -> Constants:
         "cpu": project.cpu,
         "layout": data.layout,
         "source": project.input,
-        "output": project.output,
+        "source_type": C_TYPES[project.input.dtype],
+        "outputs": project.outputs,
+        "exact": project.exact,
         "arena": project.plan,
         "steps": project.steps,
         "floating": project.floating,
@@ -121,7 +144,12 @@ def emit(project: Project, folder: Path) -> Constants:
         "constants_name": "bias" if project.floating else "scales",
         "input_offset": project.plan.offsets[project.arranged.owner(project.input)],
         "layers": layers,
+        "steps_off": INT8_STEPS,
+        **input_places(name, project.input, project.dtype),
         "libm": _libm(layers),
+        "functions": any(_generated(project)),
+        "arrays": data.arrays,
+        "array_types": C_TYPES,
         "weights_bytes": weights.nbytes,
         "constants_bytes": constants.nbytes,
         "weights": _texts(weights),
@@ -138,29 +166,41 @@ def emit(project: Project, folder: Path) -> Constants:
         # A header's first lines from // on are for who reads this project.
         text = re.sub(r"\A(//[^\n]*\n)+", "", text)
         (folder / f"{name}_{header}.h").write_text(text, encoding="utf-8")
-    crc = zlib.crc32(constants.tobytes(), zlib.crc32(weights.tobytes()))
-    return Constants(weights.nbytes + constants.nbytes, crc)
+    every = [weights, constants, *data.arrays.values()]
+    crc = 0
+    for each in every:
+        crc = zlib.crc32(each.tobytes(), crc)
+    return Constants(sum(each.nbytes for each in every), crc)
+
+
+def _generated(project: Project) -> list[Generated]:
+    return [each for each in project.steps if isinstance(each, Generated)]
 
 
 def emit_golden(
     project: Project,
     folder: Path,
     constants: Constants,
-    expected: NDArray[Any],
-    tolerance: NDArray[np.float32] | None = None,
+    expected: Sequence[NDArray[Any]],
+    tolerances: Sequence[NDArray[Any]],
 ) -> None:
     """Write what the self-test demands.
 
     Args:
-        expected: the output for `test_pattern`, int8 or float32, flat.
-        tolerance: of float32, how far each element may be from it.
+        expected: the outputs for `test_pattern`, as they are stored, flat.
+        tolerances: how far each element may be from it; of an exact project they are not written.
     """
     values = {
         "name": project.name,
         "crc": constants.crc,
         "floating": project.floating,
-        "expected": expected.tolist(),
-        "tolerance": tolerance.tolist() if tolerance is not None else None,
+        "exact": project.exact,
+        "outputs": [
+            {"port": port, "expected": answer.tolist(), "tolerance": tolerance.tolist()}
+            for port, answer, tolerance in zip(
+                project.outputs, expected, tolerances, strict=True
+            )
+        ],
     }
     _write(folder / "golden.h", "golden.h", values)
 
@@ -170,9 +210,10 @@ def test_pattern(graph: Graph) -> NDArray[Any]:
 
     As int8, or as float32 from −1 to 1.
     """
-    hashes = np.arange(graph.inputs[0].size, dtype=np.uint32) * np.uint32(2654435761)
+    (source,) = graph.inputs
+    hashes = np.arange(source.size, dtype=np.uint32) * np.uint32(2654435761)
     pattern = (hashes >> np.uint32(24)).astype(np.uint8).view(np.int8)
-    return pattern if graph.quantised else pattern.astype(np.float32) / 128
+    return pattern if source.dtype == "int8" else pattern.astype(np.float32) / 128
 
 
 class _Data:
@@ -185,9 +226,13 @@ class _Data:
         self.weights: list[NDArray[Any]] = [np.zeros(0, kinds[0])]
         self.constants: list[NDArray[Any]] = [np.zeros(0, kinds[1])]
         self.parts: list[tuple[str, int, int]] = []
+        # What generated functions read besides: an array of each type.
+        self.arrays: dict[str, NDArray[Any]] = {}
         self.names = {"main", *C_RESERVED, *_OWN_NAMES, *_LOCAL_NAMES}
         self.names |= {f"{name}{of}" for name in _MATH_NAMES for of in ("", "f", "l")}
         self.names |= {f"{project.name}_{name}" for name in _FILE_SCOPE}
+        self.names |= {each.island.name for each in _generated(project)}
+        self.names |= {f"{project.name}_{name}" for name in C_TYPES}
         for header in _KERNELS.glob("*.h"):
             self.names.update(re.findall(r"\bnn_\w+", header.read_text()))
 
@@ -220,9 +265,18 @@ class _Data:
             self.constants.append(constants)
         return begin
 
+    def array(self, values: NDArray[Any]) -> tuple[str, int]:
+        """The type of the array that gets ``values``, and where in it they begin."""
+        dtype = values.dtype.name
+        before = self.arrays.get(dtype, np.zeros(0, values.dtype))
+        self.arrays[dtype] = np.concatenate([before, values.ravel()])
+        return dtype, before.size
+
 
 def _layer(project: Project, step: Step, data: _Data) -> dict[str, Any]:
     """A step as network.c.jinja wants it."""
+    if isinstance(step, Generated):
+        return _call(project, step, data)
     layer: dict[str, Any] = {
         "step": step,
         "input": _place(project, step.inputs[0]),
@@ -259,6 +313,24 @@ def _layer(project: Project, step: Step, data: _Data) -> dict[str, Any]:
         "kind": "pointwise",
         "name": data.name(operator.label),
         "expression": FUNCTIONS[operator.kind].c.format(**numbers),
+    }
+
+
+def _call(project: Project, step: Generated, data: _Data) -> dict[str, Any]:
+    assert step.function is not None
+    scratch = project.plan.scratch[project.steps.index(step)]
+    arguments = [_place(project, each) for each in step.inputs]
+    for values in step.function.constants:
+        dtype, begin = data.array(values)
+        arguments.append(f"{project.name}_{dtype} + {begin}")
+    arguments += [_place(project, each) for each in step.outputs]
+    arguments.append(f"(uint8_t *)arena + {scratch}")
+    return {
+        "step": step,
+        "kind": "generated",
+        "name": step.island.name,
+        "arguments": arguments,
+        "expression": step.function.text,
     }
 
 
@@ -306,21 +378,27 @@ def _convolution(convolution: Convolution, data: _Data) -> dict[str, Any]:
 def _place(project: Project, tensor: Tensor) -> str:
     """A tensor's address in the generated function."""
     owner = project.arranged.owner(tensor)
-    if owner == project.arranged.owner(project.output):
-        return "output"
+    for port in project.outputs:
+        if owner == project.arranged.owner(port.tensor):
+            return port.name
     if owner == project.arranged.owner(project.input):
         return "input"
-    return f"base + {project.plan.offsets[owner] // tensor.itemsize}"
+    begin = project.plan.offsets[owner]
+    if tensor.dtype != project.dtype:
+        return f"({C_TYPES[tensor.dtype]} *)((uint8_t *)arena + {begin})"
+    return f"base + {begin // tensor.itemsize}"
 
 
 def _write(path: Path, template: str, values: dict[str, Any]) -> None:
     environment = templates.code_environment(_HERE)
-    filters: dict[str, Callable[..., str]] = {
+    filters: dict[str, Callable[..., Any]] = {
         "dims": lambda shape: "x".join(map(str, shape)),
         "number": "{:,}".format,
         "c_double": lambda value: repr(float(value)),
         "c_float": c_float,
         "c_limit": _c_limit,
+        "shape": dims,
+        "texts": _texts,
     }
     environment.filters |= filters
     text = environment.get_template(f"{template}.jinja").render(values)
@@ -333,7 +411,7 @@ def _texts(values: NDArray[Any]) -> list[str]:
         return [c_float(value) for value in values.tolist()]
     if values.dtype == pack.SCALE:
         return [f"{{{bias}, {c_float(ratio)}}}" for bias, ratio in values.tolist()]
-    return list(map(str, values.tolist()))
+    return list(map(str, values.astype(np.int64).tolist()))
 
 
 def _libm(layers: Sequence[dict[str, Any]]) -> str:

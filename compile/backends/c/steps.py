@@ -6,9 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from compile.backends.c.support import has_kernel
 from compile.ir.graph import Graph, Operator, Tensor
-from compile.ir.operators import Addition, Convolution, Table, View
-from compile.ir.pointwise import Pointwise
+from compile.ir.islands import CFunction, Island
+from compile.ir.operators import (
+    Addition,
+    Convolution,
+    Dequantise,
+    Quantise,
+    Table,
+    View,
+)
+from compile.ir.pointwise import OF_TWO, Pointwise
 from compile.kernels.cortex_m.pack import padded_depth
 from compile.program.planner import aligned
 
@@ -16,6 +25,36 @@ ALIGNMENT = 8
 """Of each part of the arena, in bytes."""
 # Outputs of a convolution that the kernels compute together, by the bytes of a value.
 _TOGETHER = {1: 2, 4: 4}
+# Besides `Pointwise`: each value of the output depends on one of each input.
+_ELEMENTWISE = {
+    *(*OF_TWO, "PRelu", "Where", "Cast", "Not", "Mod", "Sum", "Mean"),
+    *(
+        "Erf",
+        "Log",
+        "Floor",
+        "Ceil",
+        "Round",
+        "Sign",
+        "Softplus",
+        "Softsign",
+        "Elu",
+        "Selu",
+        "Celu",
+        "Gelu",
+    ),
+    *(
+        "Mish",
+        "Swish",
+        "Reciprocal",
+        "Sin",
+        "Cos",
+        "Tan",
+        "ThresholdedRelu",
+        "IsNaN",
+        "IsInf",
+    ),
+    *("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Xor"),
+}
 
 
 class Step:
@@ -34,8 +73,12 @@ class Step:
         return self.parts[0].activations
 
     @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        return self.parts[-1].outputs
+
+    @property
     def output(self) -> Tensor:
-        return self.parts[-1].output
+        return self.outputs[0]
 
     @property
     def macs(self) -> int:
@@ -51,6 +94,33 @@ class Single(Step):
     @property
     def parts(self) -> tuple[Operator, ...]:
         return (self.operator,)
+
+
+@dataclass(frozen=True)
+class Generated(Step):
+    """Operators without a kernel of ours, as a function that TVM writes."""
+
+    island: Island
+    function: CFunction | None = None
+
+    @property
+    def parts(self) -> tuple[Operator, ...]:
+        return self.island.operators
+
+    @property
+    def name(self) -> str:
+        own = [
+            each for each in self.parts if not isinstance(each, Quantise | Dequantise)
+        ]
+        return (own or self.parts)[-1].label
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return self.island.inputs
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        return self.island.outputs
 
 
 @dataclass(frozen=True)
@@ -112,45 +182,109 @@ def chained(steps: Sequence[Step], index: int) -> tuple[Step, ...] | None:
 
 
 def fuse(graph: Graph) -> tuple[Step, ...]:
-    """Every operator but the views in one step.
+    """Every operator but the views that move nothing in one step."""
+    blocks, taken = _blocks(graph)
+    islands = _islands(graph)
+    steps: list[Step] = []
+    for operator in graph.operators:
+        name = operator.output.name
+        if name in blocks:
+            steps.append(blocks[name])
+        elif name in islands:
+            steps.append(Generated(islands[name]))
+        elif (
+            name in taken
+            or not has_kernel(operator, graph)
+            or isinstance(operator, View)
+        ):
+            continue
+        elif isinstance(operator, Convolution):
+            steps.append(FusedBlock(expand=operator))
+        else:
+            steps.append(Single(operator))
+    return tuple(steps)
+
+
+def _blocks(graph: Graph) -> tuple[dict[str, FusedBlock], set[str]]:
+    """Blocks by the name of what they make, and the names of what all their parts make.
 
     A depthwise convolution takes the convolution before it and the 1×1 after it into its step, and
     the addition of its input, where nothing else needs what lies between.
     """
     blocks: dict[str, FusedBlock] = {}
     taken: set[str] = set()
+
+    def kernel(operator: Operator | None) -> Convolution | None:
+        own = isinstance(operator, Convolution) and has_kernel(operator, graph)
+        return operator if own else None  # type: ignore[return-value]
+
     for operator in graph.operators:
-        if not isinstance(operator, Convolution) or not operator.depthwise:
+        filtering = kernel(operator)
+        if filtering is None or not filtering.depthwise:
             continue
-        before = graph.makers.get(operator.input.name)
+        before = kernel(graph.makers.get(operator.input.name))
         expand = (
             before
-            if isinstance(before, Convolution)
+            if before is not None
             and not before.depthwise
             and before.output.name not in taken
             and graph.only_reader(before.output) is operator
             else None
         )
-        after = graph.only_reader(operator.output)
-        project = after if isinstance(after, Convolution) and direct(after) else None
+        after = kernel(graph.only_reader(operator.output))
+        project = after if after is not None and direct(after) else None
         residual = None
         if project is not None and expand is not None:
             last = graph.only_reader(project.output)
-            if isinstance(last, Addition) and expand.input in last.inputs:
+            if (
+                isinstance(last, Addition)
+                and has_kernel(last, graph)
+                and expand.input in last.inputs
+            ):
                 residual = last
-        block = FusedBlock(expand, operator, project, residual)
+        block = FusedBlock(expand, filtering, project, residual)
         blocks[block.output.name] = block
         taken |= {part.output.name for part in block.parts}
-    steps: list[Step] = []
+    return blocks, taken
+
+
+def _islands(graph: Graph) -> dict[str, Island]:
+    """Operators without a kernel, by the name of the first tensor that the last of them makes.
+
+    What is read once and costs little is made where it is read: elementwise operators after others, and dequantised values.
+    """
+    groups: dict[str, list[Operator]] = {}
     for operator in graph.operators:
-        name = operator.output.name
-        if name in blocks:
-            steps.append(blocks[name])
-        elif name not in taken and isinstance(operator, Convolution):
-            steps.append(FusedBlock(expand=operator))
-        elif name not in taken and not isinstance(operator, View):
-            steps.append(Single(operator))
-    return tuple(steps)
+        if has_kernel(operator, graph):
+            continue
+        group: list[Operator] = []
+        for tensor in dict.fromkeys(operator.activations):
+            before = groups.get(tensor.name)
+            if not before or graph.only_reader(tensor) is not operator:
+                continue
+            if len(before[-1].outputs) > 1:
+                continue
+            if operator.kind == "TopK":
+                continue
+            if _elementwise(operator) or isinstance(before[-1], Dequantise):
+                group += groups.pop(tensor.name)
+        groups[operator.output.name] = [*group, operator]
+    return {
+        name: _island(f"nn_step_{number}", group, graph)
+        for number, (name, group) in enumerate(groups.items())
+    }
+
+
+def _elementwise(operator: Operator) -> bool:
+    simple = isinstance(operator, Pointwise | Quantise | Dequantise)
+    return simple or operator.kind in _ELEMENTWISE
+
+
+def _island(name: str, operators: list[Operator], graph: Graph) -> Island:
+    made = {tensor.name for each in operators for tensor in each.outputs}
+    read = (tensor for each in operators for tensor in each.activations)
+    inputs = dict.fromkeys(each for each in read if each.name not in made)
+    return Island(name, tuple(operators), tuple(inputs), operators[-1].outputs)
 
 
 class Offsets(NamedTuple):
@@ -180,6 +314,9 @@ class Scratch(NamedTuple):
 
 def scratch(step: Step) -> Scratch:
     """The rings lie first. The rest of two blocks shares memory: the second filters what the first has made."""
+    if isinstance(step, Generated):
+        assert step.function is not None
+        return Scratch(nbytes=step.function.scratch)
     if not isinstance(step, FusedBlock | FusedBlocks):
         return Scratch()
     first, last = step.blocks[0], step.blocks[-1]
@@ -234,6 +371,14 @@ def inplace(step: Step) -> tuple[tuple[int, int], ...] | None:
     Row y of the output may only cover rows of the input that nothing needs any more. None where
     the two cannot share memory.
     """
+    if isinstance(step, Generated):
+        source, output = step.inputs[0], step.output
+        alike = (source.shape, source.layout, source.itemsize) == (
+            output.shape,
+            output.layout,
+            output.itemsize,
+        )
+        return ((0, 0),) if alike and all(map(_elementwise, step.parts)) else None
     if not isinstance(step, FusedBlock | FusedBlocks):
         elementwise = isinstance(step.parts[0], Addition | Pointwise | Table)
         return ((0, 0),) if elementwise else None
