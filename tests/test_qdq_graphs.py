@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compile.ir import evaluate
 from compile.ir.operators import islands
+from compile.passes.channels import fill_blocks
 from compile.passes.storage import store_as_int8, store_as_uint8
 from targets.onnx_runtime import Session
 
@@ -226,6 +227,18 @@ def function(w: Writer, x: Value, y: Value) -> Made | None:
     return _one(w, str(w.random.choice(kinds)), x)
 
 
+def convolution(w: Writer, x: Value, y: Value) -> Made | None:
+    if len(x.shape) != 4:
+        return None
+    channels = int(w.random.choice([4, x.shape[1]]))
+    weights = w.random.integers(-127, 128, (channels, x.shape[1], 1, 1), np.int8)
+    scale = np.float32(0.3 / (127 * x.shape[1]))
+    names = [w.constant(each) for each in (weights, scale, np.int8(0))]
+    kernel = w.fresh()
+    w.nodes.append(helper.make_node("DequantizeLinear", names, [kernel]))
+    return w.node("Conv", [x.name, kernel]), [()]
+
+
 MOVING: list[Step] = [
     *(max_pool, extreme, choose, concat, split, cut, pad, gather, turn),
     *(reshape, repeat, blocks, nearest),
@@ -233,6 +246,7 @@ MOVING: list[Step] = [
 STEPS: list[Step] = [
     *MOVING,
     *(average_pool, global_pool, of_two, of_two, with_constant, function),
+    *(convolution, convolution),
 ]
 
 
@@ -292,7 +306,8 @@ def test_random_graphs_of_integers_are_onnx_runtimes(part: int) -> None:
         theirs = session.run([x.name for x in proto.graph.output], {"image": image})
         graph = graph_of(proto)
         assert [each.label for each in islands(graph)] == [], seed
-        for each in (graph, store_as_int8(graph), store_as_uint8(graph)):
+        unsigned = store_as_uint8(graph)
+        for each in (graph, store_as_int8(graph), unsigned, fill_blocks(unsigned)):
             for output, ours, expected in zip(
                 graph.outputs, evaluate.run(each, image), theirs, strict=True
             ):

@@ -135,19 +135,12 @@ def _layouts(attrs: Any, new: Any, old: Any, _: Any) -> Any:
     return InferCorrectLayoutOutput([layout] * len(old), [layout], attrs)
 
 
-def _relation(types: Any, attrs: Any) -> Any:
-    """Of the first input's shape; None where that is not known yet, so that TVM asks again."""
-    if not isinstance(types[0], relay.TensorType):
-        return None
-    return relay.TensorType(types[0].shape, "uint8")
-
-
 def _register(name: str, compute: Any, *arguments: str) -> None:
     operator = registration.register(
         name,
         "Integers in, uint8 out, rounded as ONNX Runtime does.",
         arguments,
-        _relation,
+        lambda types, attrs: relay.TensorType(types[0].shape, "uint8"),
         relay.op.OpPattern.BROADCAST,
     )
     operator.set_attr("FInferCorrectLayout", _layouts)
