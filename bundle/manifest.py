@@ -256,7 +256,7 @@ class Lowering(Section):
         groups: the fused groups, in the order they run.
         workspace_bytes: memory for activations, as planned.
         memory: the plan of a standalone library's arena.
-        float_operators: of an int8 network, how many stand between quantising and dequantising.
+        float_operators, float_shares: how many of an int8 network compute in float32, and of its multiply-adds and elements.
     """
 
     layout: Literal["NCHW", "NHWC"]
@@ -267,6 +267,7 @@ class Lowering(Section):
     workspace_bytes: int
     memory: MemoryPlan | None = None
     float_operators: int | None = None
+    float_shares: tuple[FiniteFloat, FiniteFloat] = (0.0, 0.0)
 
 
 class CalibrationImage(Section):
@@ -285,7 +286,9 @@ class Quantisation(Section):
         sha256: of that file.
         method: how the ranges of activations were chosen; "given" for a model that was QDQ already.
         images, skipped: the calibration images, and the number of files that could not be read.
-        output_steps: the real value of one int8 step of each output.
+        keep_float: the nodes that were left in float32 on request.
+        accepted_loss: what it loses, where that was accepted on request.
+        output_steps: the real value of one int8 step of each output, or how far a step before it moves a float32 one.
     """
 
     model: Literal["reference/quantised.onnx", ""] = ""
@@ -293,6 +296,8 @@ class Quantisation(Section):
     method: Literal["min-max", "percentile", "entropy", "given"] = "given"
     images: tuple[CalibrationImage, ...] = ()
     skipped: int = 0
+    keep_float: tuple[str, ...] = ()
+    accepted_loss: str = ""
     output_steps: tuple[Annotated[FiniteFloat, Field(gt=0)], ...]
 
 

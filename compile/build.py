@@ -109,6 +109,23 @@ def _parser() -> argparse.ArgumentParser:
         help="photographs (or .npy files) of the kind the network will see, 16 or more, or folders of them",
     )
     option(
+        "--keep-float",
+        nargs="+",
+        default=[],
+        metavar="NODE",
+        help="nodes that --quantize int8 leaves in float32",
+    )
+    option(
+        "--accept-loss",
+        action="store_true",
+        help="build an int8 network although it loses more against float32 than a build accepts",
+    )
+    option(
+        "--strict-int8",
+        action="store_true",
+        help="refuse an int8 network of which a part computes in float32",
+    )
+    option(
         "--threads",
         type=_positive,
         default=1,
@@ -205,6 +222,9 @@ def _request(arguments: argparse.Namespace) -> BuildRequest:
         arena_limit=arguments.arena_limit,
         quantize=arguments.quantize is not None,
         calibration=tuple(arguments.calibration),
+        keep_float=tuple(arguments.keep_float),
+        accept_loss=arguments.accept_loss,
+        strict_int8=arguments.strict_int8,
         records=tuple(arguments.records),
         require_tuned=arguments.require_tuned,
     )
@@ -274,13 +294,21 @@ def _int8(manifest: Manifest) -> list[tuple[str, str]]:
     if facts.method == "given":
         how = "as the model gives it"
     else:
+        agreement = measured["top1_agreement"]
+        best = "" if agreement is None else f"top-1 {agreement:.0%}, "
         how = (
             f"{facts.method} of {counted(len(facts.images), 'image')}, {facts.skipped} skipped; against float32 "
-            f"top-1 {measured['top1_agreement']:.0%}, cosine {measured['cosine']:.4f}"
+            f"{best}cosine {measured['cosine']:.4f}"
         )
-    inside = manifest.lowering.float_operators
-    if inside is not None:
-        how += f"; {inside} float operators inside, sums rounded in float32 as ONNX Runtime does"
+        if facts.accepted_loss:
+            how += " (accepted)"
+    lowering = manifest.lowering
+    if lowering.float_operators is not None:
+        share = ""
+        if lowering.float_operators:
+            macs, elements = lowering.float_shares
+            share = f" ({macs:.1%} of multiply-adds, {elements:.1%} of elements)"
+        how += f"; {lowering.float_operators} float operators inside{share}, sums rounded in float32 as ONNX Runtime does"
     return [("int8", how)]
 
 

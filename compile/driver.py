@@ -189,6 +189,9 @@ def _quantised(
         trained=source.trained,
         progress=progress,
         dump=dump,
+        keep_float=request.keep_float,
+        accept_loss=request.accept_loss,
+        strict=request.strict_int8,
     )
 
 

@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT, succeed
 from integers import Graph as Writer
 from integers import graph_of, quantised
+from onnx import helper
 from relay_worker import relay_worker
 
 from compile import passes
@@ -21,7 +22,14 @@ from compile.backends.c.build import PASSES
 from compile.backends.c.steps import Generated, Single, fuse
 from compile.ir import onnx_form
 from compile.ir.graph import Graph
-from compile.ir.operators import Table, View
+from compile.ir.operators import (
+    Addition,
+    Convolution,
+    GlobalAverage,
+    Table,
+    View,
+)
+from compile.ir.operators import islands as floats_of
 from compile.ir.pointwise import FUNCTIONS, Pointwise
 from compile.kernels.neon import pack
 from compile.passes.layout import channels_last
@@ -171,6 +179,39 @@ def reshape(w: Writer, x: str) -> str:
     return w.node("Reshape", "it", [x, shape])
 
 
+def gated(kind: str) -> Network:
+    def write(w: Writer, x: str) -> str:
+        return w.node(kind, "it", [x, w.node("GlobalAveragePool", "pool", [x])])
+
+    return write
+
+
+def split(w: Writer, x: str) -> str:
+    sizes = w.constant("it.sizes", np.array([5, 3], np.int64))
+    w.nodes.append(helper.make_node("Split", [x, sizes], ["a", "b"], "it", axis=1))
+    a = w.convolution("a.next", "a", 5, 4, 1, clip=False)
+    return w.node("Add", "sum", [a, w.convolution("b.next", "b", 3, 4, 1, clip=False)])
+
+
+def with_integers(kind: str, *values: list[int], **attributes: object) -> Network:
+    def write(w: Writer, x: str) -> str:
+        names = [
+            w.constant(f"it.{index}", np.array(each, np.int64))
+            for index, each in enumerate(values)
+        ]
+        return w.node(kind, "it", [x, *names], **attributes)
+
+    return write
+
+
+def resize(mode: str) -> Network:
+    def write(w: Writer, x: str) -> str:
+        sizes = w.constant("it.sizes", np.array([1, 8, 12, 16], np.int64))
+        return w.node("Resize", "it", [x, "", "", sizes], mode=mode)
+
+    return write
+
+
 def function(kind: str) -> Network:
     """One of FUNCTIONS, its parameters not the default ones."""
 
@@ -198,7 +239,6 @@ NETWORKS: dict[str, list[Network]] = {
     "Conv, dilated": [convolution(dilations=[2, 2])],
     "Gemm": [gemm],
     "Add, one shape": [both("Add")],
-    "Add, broadcast": [constant("Add", (1, 8, 1, 1))],
     "GlobalAveragePool": [node("GlobalAveragePool")],
     "ReduceMean over height and width": [node("ReduceMean", axes=[2, 3])],
     "Flatten of one pixel": [pooled(node("Flatten"))],
@@ -207,8 +247,39 @@ NETWORKS: dict[str, list[Network]] = {
     "Relu, Clip behind a Conv": [node("Relu")],
     **{kind: [function(kind)] for kind in FUNCTIONS if kind not in ("Relu", "Clip")},
     "SiLU (x × Sigmoid(x))": [silu],
+    "Mul, one shape": [both("Mul")],
+    "Mul, Add with a constant": [
+        constant("Mul", (1, 8, 1, 1)),
+        constant("Add", (1, 8, 1, 1)),
+        constant("Add", (1, 8, 8, 8)),
+    ],
+    "Mul, Add, broadcast": [gated("Mul"), gated("Add")],
+    "AveragePool": [
+        node("AveragePool", kernel_shape=[3, 3], pads=[1] * 4, strides=[2, 2])
+    ],
     "MaxPool": [node("MaxPool", kernel_shape=[2, 2])],
+    "GlobalMaxPool": [node("GlobalMaxPool")],
     "Concat": [both("Concat")],
+    "Max, Min of two tensors": [both("Max"), both("Min")],
+    "ReduceMax, ReduceMin": [node("ReduceMax", axes=[3]), node("ReduceMin", axes=[1])],
+    "Split": [split],
+    "Slice, Pad, Gather": [
+        with_integers("Slice", [1], [7], [1], [2]),
+        with_integers("Pad", [0, 0, 1, 2, 0, 0, 0, 1]),
+        with_integers("Pad", [0, 0, 1, 2, 0, 0, 0, 1], mode="reflect"),
+        with_integers("Gather", [5, 2, 2], axis=1),
+    ],
+    "Transpose": [node("Transpose", perm=[0, 3, 1, 2])],
+    "DepthToSpace, SpaceToDepth": [
+        node("DepthToSpace", blocksize=2),
+        node("SpaceToDepth", blocksize=2),
+    ],
+    "Expand, Tile": [
+        pooled(with_integers("Expand", [1, 8, 4, 4])),
+        with_integers("Tile", [1, 1, 2, 1]),
+    ],
+    "Resize, nearest": [resize("nearest")],
+    "Resize, linear": [resize("linear")],
     "Softmax": [node("Softmax", axis=1), flat(node("Softmax", axis=1))],
 }
 
@@ -252,31 +323,37 @@ def islands(models: list[bytes], target: str) -> list[tuple[str, ...]]:
 def of_relay(graph: Graph, floats: tuple[str, ...], arm: bool) -> str:
     if floats:
         return "float32"
-    if any(each.kind == "table" for each in graph.operators):
-        return "table"
     lowered = passes.run(NEON_PASSES, graph) if arm else graph
     found = [each for each in lowered.operators if each.label == "it"]
-    if not found:
-        return "free"
-    (it,) = found
+    if not found or found[0].kind == "table":
+        return (
+            "table" if any(each.kind == "table" for each in graph.operators) else "free"
+        )
+    it = found[0]
     if isinstance(it, View):
         return "free" if it.in_place or not arm else "TVM"
-    return "kernel" if not arm or pack.kernel(it, dot=True) else "TVM"
+    if isinstance(it, Addition) and not it.elementwise:
+        return "TVM"
+    of_x86 = isinstance(it, Addition | Convolution | GlobalAverage)
+    return "kernel" if (pack.kernel(it, dot=True) if arm else of_x86) else "TVM"
 
 
 def of_c(graph: Graph, integers: bool) -> str:
+    if integers and floats_of(graph):
+        return "float32"
     steps = fuse(passes.run(PASSES, graph))
     parts = [(step, part) for step in steps for part in step.parts]
+    found = [(step, x) for step, x in parts if x.label == "it"]
     for kind, cell in ((Table, "table"), (Pointwise, "function")):
-        if any(isinstance(step, Single) and isinstance(x, kind) for step, x in parts):
+        alone = [x for step, x in parts if isinstance(step, Single)]
+        if any(isinstance(x, kind) for x in alone) and not (integers and found):
             return cell
-    found = [(step, part) for step, part in parts if part.label == "it"]
     if not found:
         return "free"
-    step, part = found[-1]
-    if not isinstance(step, Generated):
-        return "kernel"
-    return "float32" if integers and part.output.quantisation is None else "TVM"
+    step, it = found[-1]
+    if isinstance(it, Table):
+        return "table"
+    return "TVM" if isinstance(step, Generated) else "kernel"
 
 
 def test_the_table_of_operators_is_what_backends_do(tmp_path: Path) -> None:

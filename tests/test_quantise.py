@@ -50,14 +50,18 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, onnx.ModelProt
     }
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_images(folder: Path) -> None:
     """Eight smooth images and one that is broken."""
-    folder = tmp_path_factory.mktemp("images")
     for index, pattern in enumerate(patterns(residuals(), 8)):
         pixels = np.rint((pattern[0].transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)
         Image.fromarray(pixels).resize((40, 30)).save(folder / f"{index}.png")
     (folder / "broken.png").write_bytes(b"\x89PNG nothing more")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    write_images(folder)
     return folder
 
 
@@ -255,7 +259,9 @@ def test_a_changed_reference_is_refused(
     assert "quantised.onnx: missing or changed" in result.stderr
 
 
-def given(proto: onnx.ModelProto, *options: Any, trained: bool = True) -> Any:
+def given(
+    proto: onnx.ModelProto, *options: Any, trained: bool = True, **more: Any
+) -> Any:
     """What a build would make of a model in memory."""
     model = gate.check(proto, IDENTITY)
     _, preprocessing = tensors(proto)
@@ -268,6 +274,7 @@ def given(proto: onnx.ModelProto, *options: Any, trained: bool = True) -> Any:
         unsigned=True,
         trained=trained,
         progress=Progress(quiet=True),
+        **more,
     )
 
 
@@ -370,6 +377,17 @@ def test_options_that_do_not_fit_are_refused_in_one_line(
     ):
         with pytest.raises(UserError, match=said):
             given(proto, *options)
+    for more, name in (
+        ({"keep_float": ["head"]}, "--keep-float"),
+        ({"accept_loss": True}, "--accept-loss"),
+        ({"strict": True}, "--strict-int8"),
+    ):
+        with pytest.raises(UserError, match=f"{name}: goes with --quantize int8"):
+            given(residuals(), **more)
+    with pytest.raises(
+        UserError, match="already is quantised; leave --quantize and --"
+    ):
+        given(graphs["residuals"], keep_float=["head"])
 
 
 def test_the_layer_that_lost_most_is_named() -> None:

@@ -80,6 +80,7 @@ def compile_network(
         facts |= {
             "reason": network.instruction + floats,
             "float_operators": len(islands),
+            "float_shares": network.float_shares,
         }
     return lowered.description.model_copy(update=facts)
 

@@ -45,6 +45,9 @@ class BuildRequest:
     arena_limit: int | None = None
     quantize: bool = False
     calibration: tuple[Path, ...] = ()
+    keep_float: tuple[str, ...] = ()
+    accept_loss: bool = False
+    strict_int8: bool = False
     records: tuple[Path, ...] = ()
     require_tuned: bool = False
 

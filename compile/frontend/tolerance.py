@@ -100,7 +100,9 @@ def _signs(shape: tuple[int, ...], random: np.random.Generator) -> Array:
     return signs.astype(np.float32) * np.float32(_DISTURBANCE)
 
 
-def tolerance(answer: NDArray[Any], moved: Sequence[NDArray[Any]]) -> Array:
+def tolerance(
+    answer: NDArray[Any], moved: Sequence[NDArray[Any]], factor: float = _FACTOR
+) -> Array:
     """Of each element of an output how far from ``answer`` it may be; 0 where that is infinite or NaN.
 
     An integer or a truth must be the reference's own, but where the disturbance changes it: there it may be as far off.
@@ -108,6 +110,7 @@ def tolerance(answer: NDArray[Any], moved: Sequence[NDArray[Any]]) -> Array:
     Args:
         answer: the reference's.
         moved: the reference's with disturbed weights and inputs.
+        factor: how many times what the disturbance moves it by is accepted.
     """
     if answer.dtype.kind != "f":
         changes = [np.abs(each.astype(np.float64) - answer) for each in moved]
@@ -123,7 +126,7 @@ def tolerance(answer: NDArray[Any], moved: Sequence[NDArray[Any]]) -> Array:
             change = np.abs(other.astype(np.float64) - answer)
             noise = np.fmax(noise, np.where(np.isfinite(change), change, 0))
     units = np.spacing(size.astype(np.float32)).astype(np.float64)
-    allowed = _FACTOR * (noise + _of_slices(noise, np.median) + _UNITS * units)
+    allowed = factor * (noise + _of_slices(noise, np.median) + _UNITS * units)
     allowed += _FLOOR * np.minimum(1, _of_slices(size, np.max))
     allowed[~finite] = 0
     allowed = np.minimum(allowed, np.finfo(np.float32).max)

@@ -110,11 +110,14 @@ class Tensor:
     def real(self) -> NDArray[np.float64]:
         """The real numbers that a constant stands for."""
         assert self.value is not None
-        values = self.value.astype(np.float64)
-        if self.quantisation is None:
+        values, facts = self.value.astype(np.float64), self.quantisation
+        if facts is None:
             return values
-        scale = np.array(self.quantisation.scale)
-        return values * along_axis(scale, self.quantisation.axis, values.ndim)
+        scale, zero = (
+            along_axis(np.array(each), facts.axis, values.ndim)
+            for each in (facts.scale, facts.zero)
+        )
+        return (values - zero) * scale
 
     @property
     def limits(self) -> tuple[int, int]:

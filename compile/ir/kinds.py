@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from compile.ir import operators
+from compile.ir import operators, pooling
 from compile.ir.graph import Operator, Tensor
 from compile.ir.pointwise import FUNCTIONS, Pointwise
 
@@ -15,6 +15,9 @@ KINDS: dict[str, type[Operator]] = {
     "Conv": operators.Convolution,
     "Gemm": operators.Dense,
     "Add": operators.Addition,
+    "Mul": operators.Multiplication,
+    "AveragePool": pooling.AveragePool,
+    "MaxPool": pooling.MaxPool,
     "GlobalAveragePool": operators.GlobalAverage,
     "QuantizeLinear": operators.Quantise,
     "DequantizeLinear": operators.Dequantise,
@@ -38,4 +41,8 @@ def make(
     cls = KINDS.get(kind, Operator)
     if issubclass(cls, _OF_IMAGES) and inputs[0] and len(inputs[0].shape) != 4:
         cls = Operator
-    return cls(kind, name, tuple(inputs), tuple(outputs), attributes or {})
+    # Of models that are read as they are written.
+    given = attributes or {}
+    if issubclass(cls, pooling.Pool) and ("auto_pad" in given or "ceil_mode" in given):
+        cls = Operator
+    return cls(kind, name, tuple(inputs), tuple(outputs), given)

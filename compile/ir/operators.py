@@ -1,7 +1,7 @@
 """What each kind of operator is: the shape of its output and the numbers that it must give, in numpy.
 
-An operator that has no class here is ONNX's own in both: its shape by ONNX's inference, its numbers by ONNX's reference
-evaluator, its code by TVM. compile/ir/kinds.py has the whole table.
+An operator that has no class here is ONNX's own in both: its shape by ONNX's inference, its numbers by ONNX Runtime, its
+code by TVM. compile/ir/kinds.py has the whole table.
 
 Of integers the reference is ONNX Runtime as it runs by default, bit by bit (compile/ir/requantise.py): without its graph
 optimisations it adds and pools in float32, and differs from itself.
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compile.ir import requantise
-from compile.ir.graph import NHWC, Array, Operator, Tensor, along_axis
+from compile.ir.graph import NHWC, Array, Graph, Operator, Tensor, along_axis
 
 
 class Known(Operator):
@@ -205,12 +205,18 @@ class Dense(Limited):
 
 
 class Addition(Limited):
-    """A sum of two tensors; of int8 both of the output's shape."""
+    """A sum of two tensors."""
 
     @property
     def other(self) -> Tensor:
         assert self.inputs[1] is not None
         return self.inputs[1]
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether it is of two activations of the output's shape."""
+        shapes = [each.shape for each in self.activations]
+        return shapes == [self.output.shape] * 2
 
     @property
     def requantisation(self) -> requantise.Addition:
@@ -223,12 +229,40 @@ class Addition(Limited):
     def evaluate(self, *values: Array) -> Array:
         first, second = values
         if not self.output.quantisation:
-            return np.asarray(np.clip(first + second, *self.limits))
+            total = first + second
+            return np.asarray(np.clip(total, *self.limits)) if self.limited else total
         a, b, fixed, offset = self.requantisation
         sums = requantise.multiply_add(second.astype(np.int64) + offset, b, fixed)
         sums = requantise.multiply_add(first.astype(np.int64) + offset, a, sums)
         steps = np.rint(sums).astype(np.int64) - offset
         return np.asarray(np.clip(steps, *self.stored_limits))
+
+
+class Multiplication(Limited):
+    """A product of two tensors."""
+
+    @property
+    def other(self) -> Tensor:
+        assert self.inputs[1] is not None
+        return self.inputs[1]
+
+    @property
+    def ratio(self) -> np.float32:
+        """Of a product of two stored values, each less its zero point, and the output's steps."""
+        product = np.float32(self.input.scale) * np.float32(self.other.scale)
+        return np.float32(product / np.float32(self.output.scale))
+
+    def shape(self) -> tuple[int, ...]:
+        return np.broadcast_shapes(self.input.shape, self.other.shape)
+
+    def evaluate(self, *values: Array) -> Array:
+        first, second = values
+        if not self.output.quantisation:
+            product = first * second
+            return np.clip(product, *self.limits) if self.limited else product
+        a = first.astype(np.int64) - self.input.zero
+        steps = (a * (second.astype(np.int64) - self.other.zero)).astype(np.float32)
+        return requantise.with_zero(steps * self.ratio, self)
 
 
 class GlobalAverage(Known):
@@ -370,3 +404,34 @@ class Transpose(Known):
 
     def evaluate(self, *values: Array) -> Array:
         return values[0].transpose(self.order)
+
+
+def islands(graph: Graph) -> list[Operator]:
+    """What computes in float32 among integers, of a quantised network."""
+    return [
+        each
+        for each in graph.operators
+        if each.output.dtype == "float32" and not isinstance(each, Dequantise | View)
+    ]
+
+
+def float_shares(graph: Graph) -> tuple[float, float]:
+    """The share of a quantised network's multiply-adds, and of the elements that its operators make, in float32."""
+    floats = islands(graph)
+    made = [x for x in graph.operators if not isinstance(x, Dequantise | View)]
+    macs = sum(map(_macs, floats)) / max(sum(map(_macs, made)), 1)
+    return macs, sum(map(_size, floats)) / max(sum(map(_size, made)), 1)
+
+
+def _macs(operator: Operator) -> int:
+    if operator.kind == "MatMul":
+        return operator.output.size * operator.input.shape[-1]
+    if operator.kind in ("Conv", "ConvTranspose") and not operator.macs:
+        wide = operator.output if operator.kind == "Conv" else operator.input
+        weights = operator.inputs[1]
+        return wide.size * (prod(weights.shape[1:]) if weights else 0)
+    return operator.macs
+
+
+def _size(operator: Operator) -> int:
+    return sum(each.size for each in operator.outputs)

@@ -63,6 +63,13 @@ FUNCTIONS = {
 }
 # Those of two inputs that work on each value by itself, where one is a constant number or both come from one value.
 OF_TWO = frozenset(["Add", "Sub", "Mul", "Div", "Min", "Max", "Pow"])
+# Those of one input for which there is no C here: of int8 they are tables, too.
+_OTHERS = frozenset(
+    ["Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Ceil", "Celu", "Cos", "Cosh"]
+    + ["Elu", "Erf", "Floor", "Gelu", "Log", "Mish", "Reciprocal", "Round", "Selu"]
+    + ["Shrink", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Tan"]
+    + ["ThresholdedRelu"]
+)
 
 
 class Pointwise(Known):
@@ -95,4 +102,5 @@ def is_pointwise(operator: Operator) -> bool:
         return shapes == {operator.output.shape} and all(
             each.size == 1 for each in constants
         )
-    return isinstance(operator, Pointwise) and len(operator.activations) == 1
+    known = isinstance(operator, Pointwise) or operator.kind in _OTHERS
+    return known and len(operator.activations) == 1

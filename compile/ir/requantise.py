@@ -88,3 +88,16 @@ def requantise(
     steps = np.rint(sums.astype(np.float32) * ratio).astype(np.int64)
     clipped: Integers = np.clip(steps + output.zero, *limits)
     return clipped
+
+
+def with_zero(steps: Any, operator: Operator) -> Integers:
+    """float32 steps of the output, without its zero point, to its stored values.
+
+    The sum with the zero point is rounded to float32 before it is rounded to an integer: the zero point is the model's,
+    whose values are the attribute ``offset`` above the output's (passes/storage.py).
+    """
+    output, offset = operator.output, int(operator.attributes.get("offset", 0))
+    low, high = getattr(operator, "stored_limits", output.limits)
+    sums = np.float32(steps) + np.float32(output.zero + offset)
+    stored: Integers = np.clip(np.rint(sums).astype(np.int64) - offset, low, high)
+    return stored

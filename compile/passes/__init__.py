@@ -8,7 +8,7 @@ import onnx
 
 from compile.ir import onnx_form
 from compile.ir.graph import Graph, check
-from compile.passes import integers, simplify, tables, views, weights
+from compile.passes import integers, movement, simplify, tables, weights
 
 Pass = Callable[[Graph], Graph]
 Dump = Callable[[str, Graph], None]
@@ -27,10 +27,12 @@ INTEGERS: tuple[Pass, ...] = (
     simplify.one_dimension_as_two,
     simplify.fold_limits,
     simplify.dense_as_convolution,
-    views.move_views,
+    movement.dequantise_later,
+    movement.quantise_earlier,
+    integers.as_stored,
+    tables.as_tables,
     integers.to_integers,
     weights.split_wide_weights,
-    tables.as_tables,
     simplify.drop_identities,
     simplify.unfold_limits,
 )

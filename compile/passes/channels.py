@@ -52,6 +52,11 @@ class _Filler:
         source = self._filled.get(operator.input.name, operator.input)
         if isinstance(operator, Convolution):
             return self._convolution(operator, source.shape[1])
+        if isinstance(operator, Addition):
+            filled = (self._filled.get(x.name, x) for x in operator.activations)
+            alike = len({each.shape for each in filled}) == 1
+            if not operator.elementwise or not alike:
+                return None
         if isinstance(operator, Addition | GlobalAverage):
             return self._filled_up(operator, source.shape[1])
         if isinstance(operator, View) and self._is_dense(operator):

@@ -26,25 +26,28 @@ from compile.ir.operators import (
     Convolution,
     Dequantise,
     GlobalAverage,
+    Multiplication,
     Quantise,
     Scaled,
     Transpose,
     View,
 )
-from compile.passes.views import Moving
+from compile.ir.pooling import AveragePool
+from compile.passes.movement import facts, moved
 from targets.errors import UserError
 from targets.escapes import shown
 
 _ACTIVATIONS = ("int8", "uint8")
 # Operators whose integers ONNX Runtime computes.
-_INTEGER = (Convolution, Addition, GlobalAverage)
+_OF_TWO = (Addition, Multiplication)
+_INTEGER = (*_OF_TWO, AveragePool, Convolution, GlobalAverage)
 
 
 def absorb_constants(graph: Graph) -> Graph:
     """Constants in the place of the operators that scale or move them; dequantised ones keep their integers."""
     constants: dict[str, Tensor] = {}
     kept = []
-    for operator in graph.operators:
+    for operator in _with_operands(graph).operators:
         operator = operator.with_tensors(constants)
         made = None
         if not operator.activations:
@@ -58,20 +61,41 @@ def absorb_constants(graph: Graph) -> Graph:
     return graph.with_operators(kept)
 
 
+def _with_operands(graph: Graph) -> Graph:
+    """Constants that are added or multiplied by, as they are stored; one number is part of a table."""
+    fresh = graph.fresh_names()
+
+    def rule(operator: Operator) -> list[Operator] | None:
+        if not isinstance(operator, _OF_TWO):
+            return None
+        stored: dict[str, Tensor] = {}
+        for tensor in operator.activations:
+            maker = graph.makers.get(tensor.name)
+            if not isinstance(maker, Dequantise) or tensor.size == 1:
+                continue
+            value, known = maker.constant(0), facts(maker)
+            if value is not None and known is not None:
+                name = fresh(f"{tensor.name}/stored")
+                stored[tensor.name] = constant(name, value, known[0])
+        return [operator.with_tensors(stored)]
+
+    return graph.rewritten(rule)
+
+
 def _moved(operator: Operator) -> Tensor | None:
     """A constant with its axes in another order or of other sizes; None where a scale for each index keeps it from that."""
-    facts = (
+    known = (
         operator.input.quantisation if operator.inputs and operator.inputs[0] else None
     )
-    if facts is None or not isinstance(operator, Transpose | View):
+    if known is None or not isinstance(operator, Transpose | View):
         return None
-    if facts.axis is not None:
+    if known.axis is not None:
         if not isinstance(operator, Transpose):
             return None
-        facts = replace(facts, axis=operator.order.index(facts.axis))
+        known = replace(known, axis=operator.order.index(known.axis))
     value = operator.input.value
     assert value is not None
-    return constant(operator.output.name, operator.evaluate(value), facts)
+    return constant(operator.output.name, operator.evaluate(value), known)
 
 
 def _absorbed(operator: Scaled) -> Tensor:
@@ -103,94 +127,88 @@ def _zero(operator: Scaled) -> NDArray[np.int64]:
     return np.zeros(1, np.int64) if zero is None else zero.astype(np.int64).ravel()
 
 
+def as_stored(graph: Graph) -> Graph:
+    """Tensors with the quantisation that their QuantizeLinear gives them."""
+    typed: dict[str, Tensor] = {}
+    for given in graph.inputs:
+        reader = graph.only_reader(given)
+        while reader is not None and moved(reader):
+            reader = graph.only_reader(reader.output)
+        if isinstance(reader, Dequantise):
+            typed[given.name] = replace(given, quantisation=_quantisation(reader))
+
+    def made(operator: Operator) -> Operator:
+        operator = operator.with_tensors(typed)
+        moving = (each for each in moved(operator) if each.value is None)
+        if isinstance(operator, Dequantise):
+            if _quantisation(operator) != operator.input.quantisation:
+                _refuse(
+                    operator,
+                    "has another scale than its QuantizeLinear; quantise the model again",
+                )
+            return replace(operator, inputs=operator.inputs[:1])
+        if isinstance(operator, Quantise):
+            quantisation = _quantisation(operator)
+            like: Tensor | None = replace(operator.output, quantisation=quantisation)
+            operator = replace(operator, inputs=operator.inputs[:1])
+        else:
+            like = next((each for each in moving if each.quantisation), None)
+        if like is None:
+            return operator
+        for each in operator.outputs:
+            typed[each.name] = replace(
+                each, dtype=like.dtype, quantisation=like.quantisation
+            )
+        return operator.with_tensors(typed)
+
+    operators = [made(each) for each in graph.operators]
+    return graph.with_tensors(typed).with_operators(operators)
+
+
 def to_integers(graph: Graph) -> Graph:
     """Integer operators in the place of float ones between DequantizeLinear and QuantizeLinear."""
-    return _Integers(graph).run()
+
+    def rule(operator: Operator) -> list[Operator] | None:
+        if not isinstance(operator, Quantise):
+            return None
+        output, before = operator.output, graph.makers.get(operator.input.name)
+        if isinstance(before, Dequantise):
+            same = replace(before.input, name=output.name) == output
+            inputs = [before.input]
+            return [make("Identity", "", inputs, [output])] if same else None
+        integer = before and _integer(graph, before, output)
+        return [integer] if integer else None
+
+    return graph.rewritten(rule).rewritten(_with_real_constants)
 
 
-class _Integers:
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
-        # Of a float tensor that a DequantizeLinear makes: the stored values that it stands for.
-        self._stored: dict[str, Tensor] = {}
-        # Tensors with the quantisation that their QuantizeLinear gives them.
-        self._typed: dict[str, Tensor] = {}
-        # The new operators, each by the name of its first output.
-        self._made: dict[str, Operator] = {}
+def _integer(graph: Graph, operator: Operator, output: Tensor) -> Operator | None:
+    """The operator on stored values; None where it has no such form."""
+    if not isinstance(operator, _INTEGER) or not operator.activations:
+        return None
+    if graph.only_reader(operator.output) is None:
+        return None
+    count = 2 if isinstance(operator, _OF_TWO) else 1
+    stored = [each and _operand(graph, each) for each in operator.inputs[:count]]
+    if not all(stored):
+        return None
+    inputs = (*stored, *operator.inputs[count:])
+    integer = replace(operator, inputs=inputs, outputs=(output,))
+    if isinstance(integer, Addition | Multiplication):
+        return _of_two(integer)
+    if isinstance(integer, AveragePool):
+        return _average(integer)
+    return _sums(integer) if isinstance(integer, Convolution) else integer
 
-    def run(self) -> Graph:
-        for given in self._graph.inputs:
-            reader = self._graph.only_reader(given)
-            while isinstance(reader, Moving):
-                reader = self._graph.only_reader(reader.output)
-            if isinstance(reader, Dequantise):
-                self._type(given, replace(given, quantisation=_quantisation(reader)))
-        for operator in self._graph.operators:
-            operator = operator.with_tensors(self._typed)
-            if isinstance(operator, Quantise):
-                self._quantise(operator)
-                continue
-            if isinstance(operator, Dequantise):
-                operator = self._dequantise(operator)
-            elif (
-                isinstance(operator, Moving)
-                and operator.input.quantisation
-                and operator.input.value is None
-            ):
-                typed = self._type(operator.output, operator.input)
-                operator = replace(operator, outputs=(typed,))
-            self._made[operator.output.name] = operator
-        graph = self._graph.with_tensors(self._typed)
-        made = graph.with_operators(self._made.values())
-        return made.rewritten(_with_real_constants)
 
-    def _type(self, tensor: Tensor, like: Tensor) -> Tensor:
-        typed = replace(tensor, dtype=like.dtype, quantisation=like.quantisation)
-        self._typed[typed.name] = typed
-        return typed
-
-    def _dequantise(self, operator: Dequantise) -> Operator:
-        if _quantisation(operator) != operator.input.quantisation:
-            _refuse(
-                operator,
-                "has another scale than its QuantizeLinear; quantise the model again",
-            )
-        self._stored[operator.output.name] = operator.input
-        return replace(operator, inputs=operator.inputs[:1])
-
-    def _quantise(self, operator: Quantise) -> None:
-        """The operator, or the integer operator that gives its output in the place of the float one."""
-        quantisation = _quantisation(operator)
-        typed = self._type(
-            operator.output, replace(operator.output, quantisation=quantisation)
+def _operand(graph: Graph, tensor: Tensor) -> Tensor | None:
+    """The stored values that a float tensor stands for."""
+    if tensor.value is not None:
+        return (
+            tensor if tensor.quantisation and tensor.quantisation.per_tensor else None
         )
-        source = operator.input
-        stored = self._stored.get(source.name)
-        before = self._made.get(source.name)
-        integer = before and self._integer(before, typed)
-        if integer is not None:
-            del self._made[source.name]
-        elif stored is not None and stored.quantisation == quantisation:
-            integer = make("Identity", "", [stored], [typed])
-        else:
-            integer = replace(operator, inputs=(source,), outputs=(typed,))
-        self._made[typed.name] = integer
-
-    def _integer(self, operator: Operator, output: Tensor) -> Operator | None:
-        """The operator on stored values; None where it has no such form."""
-        if not isinstance(operator, _INTEGER):
-            return None
-        count = 2 if isinstance(operator, Addition) else 1
-        stored = [self._stored.get(each.name) for each in operator.activations]
-        if len(stored) != count or not all(stored):
-            return None
-        if self._graph.only_reader(operator.output) is None:
-            return None
-        inputs = (*stored, *operator.inputs[count:])
-        integer = replace(operator, inputs=inputs, outputs=(output,))
-        if isinstance(integer, Addition):
-            return _addition(integer)
-        return _sums(integer) if isinstance(integer, Convolution) else integer
+    maker = graph.makers.get(tensor.name)
+    return maker.input if isinstance(maker, Dequantise) else None
 
 
 def _quantisation(operator: Scaled) -> Quantisation:
@@ -214,12 +232,27 @@ def _quantisation(operator: Scaled) -> Quantisation:
     return Quantisation((float(scale[0]),), (int(zero[0]),))
 
 
-def _addition(operator: Addition) -> Addition | None:
-    first, second = operator.input, operator.other
-    if first.shape != second.shape:
+def _of_two(operator: Addition | Multiplication) -> Operator | None:
+    """With the operand second whose last axis is broadcast, where ONNX Runtime exchanges them, too."""
+    first, second, output = operator.input, operator.other, operator.output
+    if {first.dtype, second.dtype} != {output.dtype}:
         return None
-    if {first.dtype, second.dtype} != {operator.output.dtype}:
-        _refuse(operator, "adds int8 and uint8; quantise both and the sum alike")
+    rank = len(output.shape)
+    ours, theirs = ((1,) * (rank - len(x.shape)) + x.shape for x in (first, second))
+    last = max((a for a in range(rank) if output.shape[a] > 1), default=None)
+    if last is not None and ours[last] < theirs[last]:
+        return replace(operator, inputs=(second, first))
+    return operator
+
+
+def _average(operator: AveragePool) -> Operator | None:
+    """ONNX Runtime takes the mean of a whole image as a global one, and knows no dilations."""
+    if len(operator.kernel) > 3 or any(each > 1 for each in operator.dilations):
+        return None
+    if operator.kernel == operator.input.shape[2:] and not any(map(any, operator.pads)):
+        inputs, outputs = operator.inputs, operator.outputs
+        pooled = make("GlobalAveragePool", operator.name, inputs, outputs)
+        return pooled if isinstance(pooled, GlobalAverage) else None
     return operator
 
 

@@ -7,8 +7,12 @@ from typing import Literal
 
 import numpy as np
 
-from compile.ir.graph import Graph, Operator, Quantisation, Tensor
-from compile.ir.operators import Addition, Table
+from compile.ir.graph import Graph, Operator, Quantisation, Tensor, constant
+from compile.ir.operators import Addition, Multiplication, Table
+from compile.ir.pooling import AveragePool
+from compile.passes.movement import moved
+
+_ROUNDED_WITH_ZERO = (Addition, AveragePool, Multiplication)
 
 
 def store_as_int8(graph: Graph) -> Graph:
@@ -24,7 +28,7 @@ def store_as_uint8(graph: Graph) -> Graph:
 def _store_as(graph: Graph, dtype: Literal["int8", "uint8"]) -> Graph:
     """Every quantised activation in ``dtype``: uint8 is int8 with stored values and zero point 128 higher.
 
-    An addition keeps what the model's own values are above the new ones: its rounding depends on them.
+    Some operators keep what the model's own values are above the new ones: their rounding depends on them.
     """
     shifts: dict[str, int] = {}
     changed: dict[str, Tensor] = {}
@@ -43,9 +47,18 @@ def _store_as(graph: Graph, dtype: Literal["int8", "uint8"]) -> Graph:
 
 def _shifted(operator: Operator, shift: int) -> Operator:
     """The operator whose constants fit an output that is ``shift`` higher than the model's."""
-    if isinstance(operator, Addition) and operator.output.quantisation:
+    if operator.output.quantisation is None:
+        return operator
+    if isinstance(operator, _ROUNDED_WITH_ZERO):
         offset = operator.attributes.get("offset", 0) - shift
-        return operator.with_attributes(offset=offset)
+        operator = operator.with_attributes(offset=offset)
+    if moved(operator) or isinstance(operator, Addition | Multiplication):
+        stored = {
+            each.name: _constant_as(operator.output.dtype, each)
+            for each in operator.inputs
+            if each and each.value is not None and each.quantisation
+        }
+        return operator.with_tensors(stored)
     if isinstance(operator, Table):
         source, table = operator.inputs
         assert table is not None
@@ -55,3 +68,12 @@ def _shifted(operator: Operator, shift: int) -> Operator:
             operator, inputs=(source, replace(table, dtype=dtype, value=values))
         )
     return operator
+
+
+def _constant_as(dtype: str, tensor: Tensor) -> Tensor:
+    """A constant in the place of an activation."""
+    assert tensor.value is not None
+    shift = np.iinfo(dtype).min - tensor.limits[0]
+    value = (tensor.value.astype(np.int64) + shift).astype(dtype)
+    quantisation = Quantisation((tensor.scale,), (tensor.zero + shift,))
+    return constant(tensor.name, value, quantisation)

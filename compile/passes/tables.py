@@ -11,6 +11,7 @@ from compile.ir.graph import Array, Graph, Operator, Tensor, constant
 from compile.ir.kinds import make
 from compile.ir.operators import Quantise, Scaled
 from compile.ir.pointwise import is_pointwise
+from compile.passes.simplify import unfold_limits
 from targets.onnx_runtime import Session
 
 
@@ -46,7 +47,9 @@ def _function(graph: Graph, last: Quantise) -> tuple[Tensor, list[Operator]] | N
         inside.insert(0, operator)
         needed |= {each.name: each for each in operator.activations}
     (source,) = needed.values()
-    return source, inside
+    same = all(isinstance(each, Scaled) for each in inside)
+    same &= replace(source, name="") == replace(last.output, name="")
+    return None if same else (source, inside)
 
 
 def _values(source: Tensor, function: list[Operator]) -> Array:
@@ -55,10 +58,18 @@ def _values(source: Tensor, function: list[Operator]) -> Array:
     names = {
         tensor.name for each in function for tensor in (*each.activations, each.output)
     }
-    alone = Graph((source,), (function[-1].output,), tuple(function))
+    # Names of nodes need not be unique in a model that ONNX Runtime inlined functions of, but must be in what it reads.
+    nameless = tuple(replace(each, name="") for each in function)
+    alone = Graph((source,), (function[-1].output,), nameless)
     every = alone.with_tensors(
         {name: replace(alone.tensors[name], shape=(high - low + 1,)) for name in names}
+        | {
+            tensor.name: tensor.as_float()
+            for tensor in alone.tensors.values()
+            if tensor.value is not None and tensor.quantisation
+        }
     )
+    every = unfold_limits(every)
     proto = onnx_form.write(every)
     session = Session(proto.SerializeToString(), function[-1].label)
     stored = np.arange(low, high + 1).astype(source.dtype)

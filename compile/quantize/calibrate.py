@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,14 +14,16 @@ from typing import Literal, NamedTuple
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from bundle.accuracy import cosine
 from compile.frontend.fold import is_onnx, opset
 from compile.frontend.model import Model
+from compile.frontend.names import fresh_names
 from compile.frontend.reference import Reference
 from targets.child import run_in_child
 from targets.errors import UserError, first_line
-from targets.escapes import counted
+from targets.escapes import counted, shown
 from targets.onnx_runtime import Session
 from targets.progress import Progress
 
@@ -40,7 +43,7 @@ class Calibrated(NamedTuple):
 
     Attributes:
         method: of ``METHODS``, the one whose answers are nearest to the float network's.
-        cosines: of each method: the smallest cosine of the first output, on the calibration images.
+        cosines: of each method: the smallest cosine of an output, on the calibration images.
         folded: the float network, batch normalisation folded, its tensors named as the quantised one's.
     """
 
@@ -55,6 +58,7 @@ def quantise(
     images: Sequence[Array],
     unsigned: bool,
     progress: Progress,
+    keep_float: Sequence[str] = (),
 ) -> Calibrated:
     """Quantise a float model: weights symmetric per channel, activations per tensor.
 
@@ -64,28 +68,64 @@ def quantise(
     Args:
         images: float32 tensors of the model's input shape.
         unsigned: activations as uint8, which x86's dot product takes, in the place of int8.
+        keep_float: names of nodes that are not quantised.
+
+    Raises:
+        UserError: there is no such node, or ONNX Runtime's quantiser refuses the network.
     """
     folded, reference = _folded(model), Reference(model)
-    expected = [reference.run(image)[0] for image in images]
+    kept = _nodes(folded, model, keep_float)
+    expected = [reference.run(image) for image in images]
     # Its calibration ends the process with ONNX Runtime, where that crashes.
     candidates = run_in_child(
         _candidates,
-        *(folded, model, images, unsigned),
+        *(folded, model, images, unsigned, kept),
         stage=progress.stage,
         tick=progress.tick,
     )
     found: list[tuple[float, _Method, Model]] = []
     for method, proto in candidates.items():
         candidate = Reference(replace(model, proto=proto))
-        cosines = (
-            cosine(candidate.run(image)[0], answer)
+        least = min(
+            least_cosine(candidate.run(image), answer)
             for image, answer in zip(images, expected, strict=True)
         )
-        found.append((min(cosines), method, replace(model, proto=proto)))
+        found.append((least, method, replace(model, proto=proto)))
     _, method, best = max(found, key=lambda each: each[0])
     return Calibrated(
         best, folded, method, {name: round(least, 6) for least, name, _ in found}
     )
+
+
+def least_cosine(ours: Sequence[Array], theirs: Sequence[Array]) -> float:
+    """Of all outputs of one inference."""
+    return min(cosine(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def _nodes(folded: onnx.ModelProto, model: Model, wanted: Sequence[str]) -> list[str]:
+    """The names in ``folded`` of the nodes wanted, each named by itself or by what it makes."""
+    known = {
+        name: node.name
+        for node in folded.graph.node
+        for name in (*node.output, node.name)
+    }
+    for name in wanted:
+        if name in known:
+            continue
+        written = {x for n in model.proto.graph.node for x in (n.name, *n.output)}
+        if name in written:
+            raise UserError(
+                f"--keep-float {shown(name)!r}: this node is computed beforehand, or is part of the convolution before "
+                "it; name that one"
+            )
+        near = difflib.get_close_matches(name, sorted(known), 3, cutoff=0.4)
+        hint = (
+            f"; did you mean {' or '.join(map(repr, map(shown, near)))}?"
+            if near
+            else ""
+        )
+        raise UserError(f"--keep-float {shown(name)!r}: there is no such node{hint}")
+    return [known[name] for name in wanted]
 
 
 def _folded(model: Model) -> onnx.ModelProto:
@@ -97,7 +137,29 @@ def _folded(model: Model) -> onnx.ModelProto:
         folded = Path(scratch) / "folded.onnx"
         data, name = proto.SerializeToString(), model.identity.name
         Session(data, name, optimisation="basic", optimised=folded)
-        return onnx.load(folded)
+        made = onnx.load(folded)
+    _make_biases_vectors(made.graph)
+    # The quantiser knows nodes by their names.
+    fresh = fresh_names(node.name for node in made.graph.node)
+    for node in made.graph.node:
+        node.name = node.name or fresh(node.output[0])
+    return made
+
+
+def _make_biases_vectors(graph: onnx.GraphProto) -> None:
+    """The biases of Gemm with one number for each output: the quantiser dies of other forms."""
+    constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
+    fresh = fresh_names([*constants, *(x for n in graph.node for x in n.output)])
+    for node in graph.node:
+        names = list(node.input)
+        if node.op_type != "Gemm" or not constants.keys() >= set(names[1:]):
+            continue
+        transposed = any(a.name == "transB" and a.i for a in node.attribute)
+        outputs = constants[names[1]].shape[0 if transposed else 1]
+        if len(names) > 2 and constants[names[2]].size in (1, outputs):
+            vector = np.array(np.broadcast_to(constants[names[2]].ravel(), outputs))
+            node.input[2] = fresh(f"{names[2]}/vector")
+            graph.initializer.append(numpy_helper.from_array(vector, node.input[2]))
 
 
 def _candidates(
@@ -105,6 +167,7 @@ def _candidates(
     model: Model,
     images: Sequence[Array],
     unsigned: bool,
+    kept: list[str],
     stage: Callable[[str], None],
 ) -> dict[_Method, onnx.ModelProto]:
     """The QDQ graph by each method."""
@@ -118,6 +181,7 @@ def _candidates(
         onnx.save(folded, source)
         for method, theirs in METHODS.items():
             stage(f"calibrating by {method} on {counted(len(images), 'image')}")
+
             feeds = iter([{model.input.name: image} for image in images])
             try:
                 quantization.quantize_static(
@@ -125,6 +189,7 @@ def _candidates(
                     path,
                     SimpleNamespace(get_next=partial(next, feeds, None)),
                     quant_format=quantization.QuantFormat.QDQ,
+                    nodes_to_exclude=kept,
                     per_channel=True,
                     weight_type=types.QInt8,
                     activation_type=types.QUInt8 if unsigned else types.QInt8,

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from bundle.accuracy import INT8_COSINE, cosine
+from bundle.accuracy import INT8_COSINE
 from compile.frontend.model import Model
 from compile.frontend.names import node_label
 from compile.frontend.reference import Reference, with_outputs
-from compile.quantize.calibrate import Calibrated
+from compile.quantize.calibrate import Calibrated, least_cosine
 from targets.escapes import counted
 from targets.onnx_runtime import Session
 
@@ -26,13 +27,15 @@ _DEQUANTISED = "_DequantizeLinear_Output"
 def compare(
     model: Model, calibrated: Calibrated, images: Sequence[Array]
 ) -> dict[str, Any]:
-    """int8 against float32 on the calibration images."""
+    """int8 against float32 on the calibration images; ``top1_agreement`` is None where no class has one score."""
     floating, ours = Reference(model), Reference(calibrated.model)
-    answers = [(ours.run(x)[0].ravel(), floating.run(x)[0].ravel()) for x in images]
-    same = sum(int(a.argmax()) == int(b.argmax()) for a, b in answers)
+    answers = [(ours.run(x), floating.run(x)) for x in images]
+    same = sum(int(a[0].argmax()) == int(b[0].argmax()) for a, b in answers)
+    shape = model.outputs[0].shape
+    classifies = len(model.outputs) == 1 and prod(shape) == max(shape, default=1)
     return {
-        "cosine": round(min(cosine(a, b) for a, b in answers), 6),
-        "top1_agreement": same / len(images),
+        "cosine": round(min(least_cosine(a, b) for a, b in answers), 6),
+        "top1_agreement": same / len(images) if classifies else None,
         "images": len(images),
         "cosine_by_method": calibrated.cosines,
     }
@@ -42,12 +45,14 @@ def verdict(
     measured: dict[str, Any], calibrated: Calibrated, images: Sequence[Array]
 ) -> str:
     """What int8 loses, and where most, if it is too much; else empty."""
-    same, least = round(measured["top1_agreement"] * len(images)), measured["cosine"]
+    agreement, least = measured["top1_agreement"], measured["cosine"]
+    same = round((1 if agreement is None else agreement) * len(images))
     if least >= INT8_COSINE and len(images) - same <= max(1, len(images) // 16):
         return ""
     layer, decibels = worst_layer(calibrated, images[0])
+    of_classes = f"top-1 as float32's on {same} of {counted(len(images), 'image')}, "
     return (
-        f"int8 loses too much: top-1 as float32's on {same} of {counted(len(images), 'image')}, cosine {least:.4f} (at "
+        f"int8 loses too much: {of_classes if agreement is not None else ''}cosine {least:.4f} (at "
         f"least {INT8_COSINE}); most at {layer} (signal to noise {decibels:.1f} dB)"
     )
 

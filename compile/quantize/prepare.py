@@ -13,17 +13,19 @@ import onnx
 from numpy.typing import NDArray
 
 from bundle import inputs
+from bundle.golden import seeded_inputs
 from bundle.manifest import CalibrationImage, Preprocessing, Quantisation
 from bundle.store import sha256_of
 from compile import passes
 from compile.frontend.model import Model
 from compile.frontend.quantised.operators import quantises
 from compile.ir.graph import Graph
+from compile.ir.operators import islands
 from compile.quantize import loss
 from compile.quantize.answer import output_steps
 from compile.quantize.calibrate import quantise
 from targets.errors import UserError
-from targets.escapes import counted
+from targets.escapes import counted, listed, shown
 from targets.progress import Progress
 
 Array = NDArray[np.float32]
@@ -61,6 +63,9 @@ def prepare(
     trained: bool,
     progress: Progress,
     dump: passes.Dump = passes.no_dump,
+    keep_float: Sequence[str] = (),
+    accept_loss: bool = False,
+    strict: bool = False,
 ) -> Int8 | None:
     """The int8 network that a build asks for; None where float32 is wanted.
 
@@ -69,28 +74,32 @@ def prepare(
         calibration: ``--calibration``.
         unsigned: uint8 activations, as VNNI takes them.
         trained: refuse int8 that loses too much; with weights that mean nothing the loss is only reported.
+        keep_float: ``--keep-float``, names of nodes that are not quantised.
+        accept_loss: ``--accept-loss``, report what int8 loses and go on.
+        strict: ``--strict-int8``, refuse a network of which a part computes in float32.
 
     Raises:
-        UserError: the options contradict the model or each other, no image can be read, the graph is not wholly
-            int8 (the first operator that is not is named), or int8 loses too much.
+        UserError: the options contradict the model or each other, no image can be read, or int8 loses too much.
     """
     given = is_quantised(model.proto)
-    if given and (wanted or calibration):
+    options = {
+        "--calibration": calibration,
+        "--keep-float": keep_float,
+        "--accept-loss": accept_loss,
+    }
+    named = [name for name, value in options.items() if value]
+    if given and (wanted or named):
         raise UserError(
-            f"{model.identity.name}: already is quantised; leave --quantize and --calibration out"
+            f"{model.identity.name}: already is quantised; leave {' and '.join(['--quantize', *named])} out"
         )
     if not given and not wanted:
-        if calibration:
-            raise UserError("--calibration: goes with --quantize int8; add it")
+        for name in [*named, *(["--strict-int8"] if strict else [])]:
+            raise UserError(f"{name}: goes with --quantize int8; add it")
         return None
     if given:
-        graph = passes.read(model.proto, passes.INTEGERS, dump)
-        return Int8(
-            model,
-            graph,
-            Quantisation(output_steps=output_steps(graph)),
-            {},
-        )
+        graph = _read_graph(model, dump, strict)
+        steps = output_steps(graph, seeded_inputs(model.input, preprocessing))
+        return Int8(model, graph, Quantisation(output_steps=steps), {})
     if not calibration:
         raise UserError(
             "--quantize int8: needs --calibration PHOTOS, a folder of 16 or more images of the kind that "
@@ -100,34 +109,49 @@ def prepare(
         raise UserError(
             f"{model.identity.name}: its input is {model.input.dtype}, int8 is made of a float32 input; export it with one"
         )
-    if len(model.outputs) != 1:
-        raise UserError(
-            f"{model.identity.name}: {len(model.outputs)} outputs, int8 takes one; cut the graph to one"
-        )
     found = inputs.find(calibration, model.input)
     if len(found) > MAX_IMAGES:
         progress.note(f"calibration: the first {MAX_IMAGES} of {len(found)} images")
     images, tensors, skipped = _read(found[:MAX_IMAGES], model, preprocessing, progress)
-    calibrated = quantise(model, tensors, unsigned, progress)
-    graph = passes.read(calibrated.model.proto, passes.INTEGERS, dump)
+    calibrated = quantise(model, tensors, unsigned, progress, keep_float)
+    graph = _read_graph(calibrated.model, dump, strict)
     progress.stage("comparing int8 with float32")
     measured = loss.compare(model, calibrated, tensors)
     progress.finish()
     if lost := loss.verdict(measured, calibrated, tensors):
-        if trained:
+        if trained and not accept_loss:
             raise UserError(
-                f"{lost}: calibrate with more and fitting photographs, or build float32"
+                f"{lost}: calibrate with more and fitting photographs, leave that layer in float32 (--keep-float NODE), "
+                "take it as it is (--accept-loss), or build float32"
             )
-        progress.note(f"{lost}; its weights mean nothing, so it is built")
+        why = "accepted" if accept_loss else "its weights mean nothing, so it is built"
+        progress.note(f"{lost}; {why}")
     facts = Quantisation(
         model=_REFERENCE,
         sha256=hashlib.sha256(calibrated.model.proto.SerializeToString()).hexdigest(),
         method=calibrated.method,
         images=images,
         skipped=skipped,
-        output_steps=output_steps(graph),
+        keep_float=tuple(keep_float),
+        accepted_loss=lost if accept_loss else "",
+        output_steps=output_steps(graph, tensors[:2]),
     )
     return Int8(calibrated.model, graph, facts, measured)
+
+
+def _read_graph(model: Model, dump: passes.Dump, strict: bool) -> Graph:
+    graph = passes.read(model.proto, passes.INTEGERS, dump)
+    floats = [repr(shown(each.label)) for each in islands(graph)]
+    if not graph.quantised and not is_quantised(model.proto):
+        raise UserError(
+            f"{model.identity.name}: none of its operators computes on integers; build it without --quantize"
+        )
+    if strict and floats:
+        raise UserError(
+            f"--strict-int8: {model.identity.name} computes in float32 in {listed(floats, 6)}; leave the option out, "
+            "or replace these operators"
+        )
+    return graph
 
 
 def write_reference(int8: Int8, folder: Path) -> Quantisation:

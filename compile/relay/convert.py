@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from compile import passes
 from compile.ir.graph import NHWC, Graph, Tensor
-from compile.ir.operators import Dequantise, Table, Transpose, View
+from compile.ir.operators import float_shares, islands
 from compile.passes.views import dequantise_before_views
-from compile.relay import importer
+from compile.relay import generic, importer
 from compile.relay.integer_kernels import IntegerKernels
 from compile.relay.neon_kernels import NeonKernels, Source
 from targets import engine
@@ -28,12 +26,14 @@ class Converted(NamedTuple):
         instruction: what integer kernels multiply by; empty where there are none.
         source: the C that it calls.
         islands: the operators that compute in float32 within an integer network, for a person.
+        float_shares: of multiply-adds and of elements, see compile.ir.operators.
     """
 
     module: Any
     instruction: str = ""
     source: Source | None = None
     islands: tuple[str, ...] = ()
+    float_shares: tuple[float, float] = (0.0, 0.0)
 
 
 def to_relay(
@@ -60,29 +60,19 @@ def to_relay(
         each.name: _laid_out(each, _stored_as(x, ports[each.name], each.dtype))
         for each, x in zip(graph.inputs, arguments, strict=True)
     }
-    islands = []
     for operator in graph.operators:
         inputs = [values[each.name] for each in operator.activations]
         made = kernels.lower(operator, inputs)
         if made is not None:
             values[operator.output.name] = made
             continue
-        if operator.attributes.get("order") != NHWC:
-            inputs = [
-                _in_order(each, x)
-                for each, x in zip(operator.activations, inputs, strict=True)
-            ]
-        if isinstance(operator, Dequantise):
-            outputs = [_dequantised(operator, inputs[0])]
-        elif isinstance(operator, View):
+        if operator.attributes.get("order") == NHWC:
+            # A view of the memory as it lies.
             outputs = [relay.reshape(inputs[0], operator.output.shape)]
-        elif isinstance(operator, Transpose):
-            outputs = [relay.transpose(inputs[0], operator.order)]
-        elif isinstance(operator, Table):
-            outputs = [_looked_up(operator, inputs[0])]
         else:
-            islands.append(operator.label)
-            outputs = importer.operator(operator, inputs, graph.opset)
+            pairs = zip(operator.activations, inputs, strict=True)
+            inputs = [_in_order(each, x) for each, x in pairs]
+            outputs = generic.lower(operator, inputs, graph.opset)
         for tensor, output in zip(operator.outputs, outputs, strict=True):
             values[tensor.name] = _laid_out(tensor, output)
     outputs = [
@@ -95,7 +85,8 @@ def to_relay(
         relay.transform.InferType()(module),
         kernels.instruction,
         kernels.source,
-        tuple(islands),
+        tuple(each.label for each in islands(graph)),
+        float_shares(graph),
     )
 
 
@@ -114,15 +105,3 @@ def _in_order(tensor: Tensor, x: Any) -> Any:
 
 def _laid_out(tensor: Tensor, x: Any) -> Any:
     return relay.transpose(x, (0, 2, 3, 1)) if tensor.layout == NHWC else x
-
-
-def _looked_up(operator: Table, x: Any) -> Any:
-    lowest = relay.const(operator.input.limits[0], "int32")
-    index = relay.cast(x, "int32") - lowest
-    return relay.take(relay.const(operator.values), index, mode="fast")
-
-
-def _dequantised(operator: Dequantise, x: Any) -> Any:
-    zero = relay.const(operator.input.zero, "int32")
-    steps = relay.cast(relay.cast(x, "int32") - zero, "float32")
-    return steps * relay.const(np.float32(operator.input.scale))

@@ -20,6 +20,7 @@ from compile.ir.operators import (
 )
 from compile.passes.channels import fill_blocks
 from compile.passes.storage import store_as_uint8
+from compile.relay import generic
 from compile.relay.ops import depthwise, dot_product, registration, requantise
 from targets import engine
 from targets.presets import Target
@@ -29,8 +30,6 @@ from tvm import relay
 
 # An image's channels, fewer than these, are interleaved by a kernel of their own: LLVM would not vectorise one that quantises too.
 _FEW = 4
-# x + this − this is x rounded half to even in float32 (|x| < 2²²), as ONNX Runtime rounds.
-_ROUNDING = np.float32(1.5 * 2**23)
 
 
 class IntegerKernels:
@@ -55,12 +54,12 @@ class IntegerKernels:
     def lower(self, operator: Operator, inputs: list[Any]) -> Any | None:
         """uint8 NCHW of uint8 NCHW; None where there is no kernel for the operator."""
         if isinstance(operator, Quantise):
-            return _quantise(operator, inputs[0])
+            return generic.lower(operator, inputs, 0)[0]
         if operator.output.quantisation is None:
             return None
         if isinstance(operator, Convolution):
             return self._convolution(operator, inputs[0])
-        if isinstance(operator, Addition):
+        if isinstance(operator, Addition) and operator.elementwise:
             a, b, fixed, offset = operator.requantisation
             first, second = inputs
             low, high = operator.stored_limits
@@ -84,22 +83,6 @@ class IntegerKernels:
             sums = _plain_convolution(source, operator)
         sums = registration.named(sums, operator.label)
         return _requantised(sums, operator, operator.stored_limits)
-
-
-def _quantise(operator: Quantise, x: Any) -> Any:
-    zero = operator.output.zero
-    low, high = (float(limit - zero) for limit in operator.output.limits)
-    # Division by a scalar would become multiplication by its inverse, which rounds to other steps.
-    ones = (1,) * len(operator.output.shape)
-    scale = relay.const(np.full(ones, operator.output.scale, np.float32))
-    steps = relay.clip(relay.divide(x, scale), low, high)
-    # Subtractions: a sum of constants would be simplified away.
-    rounded = relay.subtract(
-        relay.subtract(steps, relay.const(-_ROUNDING)), relay.const(_ROUNDING)
-    )
-    return relay.cast(
-        relay.cast(rounded, "int32") + relay.const(zero, "int32"), "uint8"
-    )
 
 
 def _plain_convolution(source: Any, operator: Convolution) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from compile import passes
 from compile.ir.graph import NHWC, Graph, Operator
-from compile.ir.operators import Convolution, Quantise, Table, View
+from compile.ir.operators import Convolution, Quantise
 from compile.kernels.neon import pack
 from compile.passes.layout import channels_last
 from compile.passes.storage import store_as_int8, store_as_uint8
@@ -76,8 +76,8 @@ class NeonKernels:
         return made if output.layout == NHWC else relay.reshape(made, output.shape)
 
     def _without_kernel(self, operator: Operator, inputs: list[Any]) -> Any | None:
-        """An integer operator by TVM's own code, in uint8 with channels first."""
-        if not operator.output.quantisation or isinstance(operator, View | Table):
+        """A convolution of integers by TVM's own code, in uint8 with channels first."""
+        if not operator.output.quantisation or not isinstance(operator, Convolution):
             return None
         alone = Graph(operator.activations, operator.outputs, (operator,))
         (as_uint8,) = store_as_uint8(alone).operators

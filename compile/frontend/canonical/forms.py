@@ -90,6 +90,13 @@ def slice_axes(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     return Chain(node, graph).end("Slice", *node.input, **attributes)
 
 
+def cast(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
+    """saturate (opset 19), which is for 8-bit floats alone, is a type error."""
+    attributes = attributes_of(node)
+    attributes.pop("saturate", None)
+    return Chain(node, graph).end("Cast", node.input[0], **attributes)
+
+
 def clip(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     """From opset 11 on the importer drops a Clip with one bound; the other bound is added.
 

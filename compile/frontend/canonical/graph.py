@@ -27,6 +27,11 @@ class Graph:
         self.read = {name for node in proto.graph.node for name in node.input}
         self.read.update(output.name for output in proto.graph.output)
         self._values = values(proto.graph)
+        self._dequantised = {
+            node.output[0]: node.input
+            for node in proto.graph.node
+            if node.op_type == "DequantizeLinear"
+        }
         self.fresh = fresh_names(
             name for node in proto.graph.node for name in (*node.input, *node.output)
         )
@@ -48,16 +53,28 @@ class Graph:
         return self._values[name].dtype
 
     def constant(self, node: onnx.NodeProto, index: int) -> NDArray[Any] | None:
-        """Input ``index`` of ``node``; None where the node has none."""
+        """Input ``index`` of ``node``, which may be dequantised; None where the node has none."""
         if index >= len(node.input) or not node.input[index]:
             return None
-        tensor = self.constants.get(node.input[index])
-        if tensor is None:
+        value = self._constant(node.input[index])
+        if value is None:
             raise refusal(
                 node,
                 f"input {index} is computed while the model runs; make it a constant and export again",
             )
-        return numpy_helper.to_array(tensor)
+        return value
+
+    def _constant(self, name: str) -> NDArray[Any] | None:
+        if name in self.constants:
+            return numpy_helper.to_array(self.constants[name])
+        known = [self._constant(each) for each in self._dequantised.get(name, ())]
+        # A scale for each channel has no use here.
+        if len(known) < 2 or any(x is None or x.size != 1 for x in known[1:]):
+            return None
+        stored, scale, zero = (*known, np.zeros(1))[:3]
+        assert stored is not None and scale is not None and zero is not None
+        steps = stored.astype(np.float32) - zero.astype(np.float32)
+        return np.asarray(steps * scale)
 
 
 class Chain:

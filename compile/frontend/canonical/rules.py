@@ -32,6 +32,7 @@ _RULES: dict[str, Rule] = {
     "ArgMin": forms.extreme_place,
     "AveragePool": windows.pool,
     "BatchNormalization": forms.batch_normalisation,
+    "Cast": forms.cast,
     "Clip": forms.clip,
     "Conv": windows.convolution,
     "ConvTranspose": windows.transposed_convolution,

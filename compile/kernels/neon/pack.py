@@ -82,7 +82,7 @@ def kernel(operator: Operator, dot: bool) -> Kernel | None:
         return _quantise(operator)
     if operator.output.quantisation is None:
         return None
-    if isinstance(operator, Addition):
+    if isinstance(operator, Addition) and operator.elementwise:
         return _addition(operator, dot)
     if isinstance(operator, GlobalAverage):
         return _average(operator)
