@@ -154,6 +154,13 @@ def gemm(w: Writer, x: str) -> str:
     return constant("Gemm", (8, 5))(w, flat)
 
 
+def rows_times_matrix(w: Writer, x: str) -> str:
+    shape = w.constant("it.rows", np.array([1, 64, 8], np.int64))
+    made = constant("MatMul", (8, 8))(w, w.node("Reshape", "rows", [x, shape]))
+    shape = w.constant("it.image", np.array([1, 8, 8, 8], np.int64))
+    return w.node("Reshape", "image again", [made, shape])
+
+
 def pooled(network: Network) -> Network:
     return lambda w, x: network(w, w.node("GlobalAveragePool", "pool", [x]))
 
@@ -238,6 +245,7 @@ NETWORKS: dict[str, list[Network]] = {
     "Conv, other groups": [convolution(group=2)],
     "Conv, dilated": [convolution(dilations=[2, 2])],
     "Gemm": [gemm],
+    "MatMul of rows and a constant matrix": [rows_times_matrix],
     "Add, one shape": [both("Add")],
     "GlobalAveragePool": [node("GlobalAveragePool")],
     "ReduceMean over height and width": [node("ReduceMean", axes=[2, 3])],

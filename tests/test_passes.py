@@ -23,7 +23,7 @@ from compile.backends.c.steps import fuse
 from compile.frontend import gate
 from compile.ir import evaluate, onnx_form
 from compile.ir.graph import Graph
-from compile.ir.operators import View
+from compile.ir.operators import View, islands
 from compile.passes.channels import fill_blocks
 from compile.passes.layout import channels_last
 from compile.passes.storage import store_as_int8, store_as_uint8
@@ -178,6 +178,27 @@ def test_what_has_no_integer_form_stays_float_between_its_quantisers(
             np.abs(evaluate.run(graph, image)[0] - reference(proto, image)).max()
             <= step
         )
+
+
+@pytest.mark.parametrize("unsigned", [False, True])
+def test_rows_times_a_matrix_are_integers(unsigned: bool, tmp_path: Path) -> None:
+    w = Writer(3, 8)
+    x = w.convolution("stem", "image", 3, 8, 1, clip=False)
+    x = w.node("Reshape", "tokens", [x, w.constant("s", np.array([1, 8, 64]))])
+    x = w.node("Transpose", "turned", [x], perm=[0, 2, 1])
+    x = w.node("MatMul", "a", [x, w.constant("aw", seeded((8, 12)))])
+    x = w.node("Add", "b", [x, w.constant("bw", seeded((12,)))])
+    x = w.node("Transpose", "back", [x], perm=[0, 2, 1])
+    x = w.node("Reshape", "map", [x, w.constant("m", np.array([1, 12, 8, 8]))])
+    w.classifier(x, 12, 3)
+    proto = quantised(w.finish((1, 3)), tmp_path, unsigned=unsigned)
+    graph = graph_of(proto)
+    assert islands(graph) == []
+    assert sum(each.macs for each in graph.operators if each.label == "a") == 64 * 96
+    for image in patterns(proto, 3):
+        expected = reference(proto, image)
+        for each in (graph, store_as_int8(graph), fill_blocks(store_as_uint8(graph))):
+            assert (evaluate.run(each, image)[0] == expected).all()
 
 
 @pytest.mark.parametrize(

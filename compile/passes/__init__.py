@@ -23,6 +23,7 @@ INTEGERS: tuple[Pass, ...] = (
     simplify.drop_identities,
     integers.absorb_constants,
     simplify.matmul_as_gemm,
+    simplify.matmul_as_convolution,
     simplify.mean_as_pool,
     simplify.one_dimension_as_two,
     simplify.fold_limits,

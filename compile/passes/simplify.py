@@ -11,7 +11,14 @@ import numpy as np
 from compile.ir.evaluate import apply
 from compile.ir.graph import Graph, Operator, Tensor, constant
 from compile.ir.kinds import make
-from compile.ir.operators import Convolution, Dense, Limited, View
+from compile.ir.operators import (
+    Convolution,
+    Dense,
+    Dequantise,
+    Limited,
+    Quantise,
+    View,
+)
 from compile.ir.pointwise import Pointwise
 
 
@@ -106,6 +113,53 @@ def one_dimension_as_two(graph: Graph) -> Graph:
         ]
 
     return drop_identities(graph.rewritten(rule))
+
+
+def matmul_as_convolution(graph: Graph) -> Graph:
+    """Rows of one image times a matrix of integers, between quantised values, are a 1×1 convolution of as many pixels."""
+    fresh = graph.fresh_names()
+
+    def rule(operator: Operator) -> list[Operator] | None:
+        if operator.kind != "MatMul" or operator.constant(1) is None:
+            return None
+        source, output, weights = operator.input, operator.output, operator.inputs[1]
+        assert weights is not None and weights.value is not None
+        facts = weights.quantisation
+        if len(source.shape) != 3 or source.shape[0] != 1 or len(weights.shape) != 2:
+            return None
+        quantised = isinstance(graph.makers.get(source.name), Dequantise)
+        quantised &= isinstance(graph.only_reader(output), Quantise)
+        if not quantised or facts is None or facts.axis not in (None, 1):
+            return None
+        if facts.axis is not None:
+            facts = replace(facts, axis=0)
+        kernel = np.ascontiguousarray(weights.value.T[:, :, None, None])
+        rows, into, out = source.shape[1], *weights.shape
+        columns, image = (
+            replace(source, name=fresh(f"{source.name}/{name}"), shape=shape)
+            for name, shape in (
+                ("columns", (1, into, rows)),
+                ("image", (1, into, rows, 1)),
+            )
+        )
+        sums, flat = (
+            replace(output, name=fresh(f"{output.name}/{name}"), shape=shape)
+            for name, shape in (
+                ("image", (1, out, rows, 1)),
+                ("columns", (1, out, rows)),
+            )
+        )
+        named = constant(fresh(f"{weights.name}/kernel"), kernel, facts)
+        turned = {"perm": [0, 2, 1]}
+        return [
+            make("Transpose", "", [source], [columns], turned),
+            make("Reshape", "", [columns], [image]),
+            make("Conv", operator.name, [image, named], [sums]),
+            make("Reshape", "", [sums], [flat]),
+            make("Transpose", "", [flat], [output], turned),
+        ]
+
+    return graph.rewritten(rule)
 
 
 def mean_as_pool(graph: Graph) -> Graph:
