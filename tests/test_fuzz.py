@@ -36,14 +36,14 @@ _NARROW = "agraph (float[1,6,5,3] x) => (float{shape} y) {{ {nodes} }}"
 
 
 @pytest.mark.parametrize(
-    "shape, nodes, said",
+    "shape, nodes",
     [
-        ("[1,90]", "f = Flatten(x) y = Sigmoid(f)", ""),
-        ("[1,3,6,5]", "t = Transpose <perm = [0,3,1,2]> (x) y = Relu(t)", ""),
-        ("[1,6,5,3]", "y = Sigmoid(x)", "channels last"),
+        ("[1,90]", "f = Flatten(x) y = Sigmoid(f)"),
+        ("[1,3,6,5]", "t = Transpose <perm = [0,3,1,2]> (x) y = Relu(t)"),
+        ("[1,6,5,3]", "y = Sigmoid(x)"),
     ],
 )
-def test_c_takes_an_input_with_channels_last(shape: str, nodes: str, said: str) -> None:
+def test_c_takes_an_input_with_channels_last(shape: str, nodes: str) -> None:
     worker = Worker()
     try:
         verdict, why = worker.verdict(
@@ -51,7 +51,7 @@ def test_c_takes_an_input_with_channels_last(shape: str, nodes: str, said: str) 
         )
     finally:
         worker.close()
-    assert (verdict, said in why) == ("refused" if said else "right", True), why
+    assert verdict == "right", why
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,13 @@ def emit(project: Project, folder: Path) -> Constants:
     data = _Data(project)
     layers = [_layer(project, step, data) for step in project.steps]
     weights, constants = np.concatenate(data.weights), np.concatenate(data.constants)
+    addresses = [
+        str(layer.get(key, ""))
+        for layer in layers
+        for key in ("input", "other", "output", "scratch", "arguments")
+    ]
     name, kind = project.name, "float32" if project.floating else "int8"
+    places = input_places(name, project.input, project.dtype)
     values = {
         "name": name,
         "NAME": name.upper(),
@@ -145,7 +151,8 @@ def emit(project: Project, folder: Path) -> Constants:
         "input_offset": project.plan.offsets[project.arranged.owner(project.input)],
         "layers": layers,
         "steps_off": INT8_STEPS,
-        **input_places(name, project.input, project.dtype),
+        **places,
+        "uses_base": any("base" in text for text in (*places.values(), *addresses)),
         "libm": _libm(layers),
         "functions": any(_generated(project)),
         "arrays": data.arrays,
