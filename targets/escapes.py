@@ -88,20 +88,30 @@ _LONGEST_PREFIX = 64
 
 
 C_TYPES = {
-    **{name: f"{name}_t" for name in ("int8", "uint8", "int32", "int64")},
+    **{
+        f"{kind}{bits}": f"{kind}{bits}_t"
+        for kind in ("int", "uint")
+        for bits in (8, 16, 32, 64)
+    },
     # As TVM stores it.
     "bool": "int8_t",
     "float32": "float",
+    "float64": "double",
 }
 """Of stored values, by numpy's names."""
 
 
-def c_float(value: float) -> str:
-    """A C constant of type float, exact: hexadecimal, or a quotient by 0, as <math.h> would declare too many names."""
+def c_float(value: float, suffix: str = "f") -> str:
+    """A C constant of type float, exact: hexadecimal, or a quotient by 0, as <math.h> would declare too many names.
+
+    Args:
+        suffix: empty for type double.
+    """
     if not isfinite(value):
-        return f"{0 if isnan(value) else copysign(1, value):.1f}f / 0.0f"
+        number = 0 if isnan(value) else copysign(1, value)
+        return f"{number:.1f}{suffix} / 0.0{suffix}"
     digits, exponent = value.hex().split("p")
-    return f"{digits.rstrip('0').rstrip('.')}p{exponent}f"
+    return f"{digits.rstrip('0').rstrip('.')}p{exponent}{suffix}"
 
 
 def is_c_prefix(text: str) -> bool:

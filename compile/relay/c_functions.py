@@ -321,7 +321,7 @@ def _without_literals(function: Any) -> tuple[Any, list[str]]:
 
 
 def _literal(value: float, dtype: str) -> str:
-    text = c_float(value) if dtype == "float32" else c_float(value).replace("f", "")
+    text = c_float(value, "f" if dtype == "float32" else "")
     return text if text[0].isdigit() and "/" not in text else f"({text})"
 
 
