@@ -22,6 +22,7 @@ def no_dump(name: str, graph: Graph) -> None:
 INTEGERS: tuple[Pass, ...] = (
     simplify.drop_identities,
     integers.absorb_constants,
+    simplify.fold_constants,
     simplify.matmul_as_gemm,
     simplify.matmul_as_convolution,
     simplify.mean_as_pool,

@@ -319,12 +319,13 @@ def dense_as_convolution(graph: Graph) -> Graph:
 
 
 def _is_plain(operator: Dense) -> bool:
-    """One row, constant weights, a scale for each output, and none of what only some of ONNX's forms have."""
+    """One row that is computed, constant weights, a scale for each output, and none of what only some of ONNX's forms have."""
     attributes, weights = operator.attributes, operator.inputs[1]
     along = 0 if attributes.get("transB", 0) else 1
     facts = weights.quantisation if weights else None
     return (
         operator.constant(1) is not None
+        and operator.input.value is None
         and (facts is None or facts.axis in (None, along))
         and operator.input.shape[0] == 1
         and attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0
