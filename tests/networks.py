@@ -26,7 +26,7 @@ def mobilenet_v1(
     width: float = 0.25, resolution: int = 64, classes: int = 10
 ) -> onnx.ModelProto:
     """MobileNetV1 (arXiv 1704.04861, Table 1): depthwise separable, batch normalisation not folded."""
-    net = _Net(resolution)
+    net = Net(resolution)
     net.convolve(divisible(32 * width), 3, 2)
     plan = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)]
     for channels, stride in [*plan, *[(512, 1)] * 5, (1024, 2), (1024, 1)]:
@@ -37,7 +37,7 @@ def mobilenet_v1(
 
 def resnet18_like(resolution: int = 64, classes: int = 10) -> onnx.ModelProto:
     """ResNet-18 (arXiv 1512.03385, Table 1) at a quarter of its width."""
-    net = _Net(resolution)
+    net = Net(resolution)
     net.convolve(16, 7, 2)
     net.pool(3, 2)
     for channels, stride in ((16, 1), (32, 2), (64, 2), (128, 2)):
@@ -56,7 +56,7 @@ def resnet18_like(resolution: int = 64, classes: int = 10) -> onnx.ModelProto:
 
 def squeezenet_like(resolution: int = 64, classes: int = 10) -> onnx.ModelProto:
     """SqueezeNet 1.1 (arXiv 1602.07360): fire modules that end in Concat; biases, no normalisation."""
-    net = _Net(resolution)
+    net = Net(resolution)
     net.convolve(64, 3, 2, normalise=False)
     net.pool(3, 2)
     for index, squeezed in enumerate((16, 16, 32, 32, 48, 48, 64, 64)):
@@ -96,8 +96,10 @@ def quantised(proto: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
     return onnx.load(made)
 
 
-class _Net:
+class Net:
     """A chain of layers; ``at`` is the value it has come to, of ``channels`` channels."""
+
+    opset = 13
 
     def __init__(self, resolution: int) -> None:
         self.at, self.channels = "image", 3
@@ -173,7 +175,7 @@ class _Net:
             [helper.make_tensor_value_info(self.at, TensorProto.FLOAT, [1, classes])],
             self._weights,
         )
-        opset = [helper.make_opsetid("", 13)]
+        opset = [helper.make_opsetid("", self.opset)]
         return _spread(helper.make_model(graph, ir_version=8, opset_imports=opset))
 
 

@@ -23,7 +23,7 @@ from unittest.mock import patch
 
 import numpy as np
 import onnx
-from networks import _Net
+from networks import Net
 from onnx import numpy_helper
 
 from bundle.manifest import ModelIdentity
@@ -47,7 +47,7 @@ _HANGS = _KILLS.replace("*(volatile int *)0 = 1;", "for (volatile int i = 0;; i+
 
 def network(size: int = 16, channels: int = 8) -> onnx.ModelProto:
     """One convolution and a classifier: three tasks."""
-    net = _Net(size)
+    net = Net(size)
     net.convolve(channels, 3, normalise=False)
     return net.finish(5)
 
@@ -64,7 +64,7 @@ def operators_of_a_pair(size: int) -> list[str]:
     """The tasks of an expansion, clip and depthwise convolution on an image of ``size``²."""
     from tuning.tasks import extract
 
-    net = _Net(size)
+    net = Net(size)
     for name, value in (("low", 0), ("high", 6)):
         net._weights.append(numpy_helper.from_array(np.array(value, np.float32), name))
     net.convolve(96, 1, normalise=False, relu=False)
