@@ -92,6 +92,7 @@ C_TYPES = {
     # As TVM stores it.
     "bool": "int8_t",
     "float32": "float",
+    "float64": "double",
 }
 """Of stored values, by numpy's names."""
 

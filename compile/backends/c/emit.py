@@ -409,6 +409,8 @@ def _texts(values: NDArray[Any]) -> list[str]:
     """C constants, exact."""
     if values.dtype == np.float32:
         return [c_float(value) for value in values.tolist()]
+    if values.dtype == np.float64:
+        return [value.hex() for value in values.tolist()]
     if values.dtype == pack.SCALE:
         return [f"{{{bias}, {c_float(ratio)}}}" for bias, ratio in values.tolist()]
     return list(map(str, values.astype(np.int64).tolist()))
