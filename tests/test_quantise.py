@@ -18,6 +18,7 @@ from PIL import Image
 
 from bundle.manifest import ModelIdentity
 from bundle.store import open_bundle
+from compile import passes
 from compile.frontend import gate
 from compile.ir import evaluate
 from compile.ir.graph import Array, Graph, Operator, Quantisation, Tensor
@@ -405,3 +406,18 @@ def test_the_layer_that_lost_most_is_named() -> None:
     layer, decibels = loss.worst_layer(calibrated, images[0])
     assert "b.expand" in layer
     assert decibels < 15
+
+
+def test_a_transposed_convolution_with_an_output_shape_is_read_quantised(
+    tmp_path: Path,
+) -> None:
+    """ONNX's own inference gives it another rank, and its weights are dequantised."""
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 13]>
+        agraph (float[1,3,7,9] image) => (float[1,2,14,18] y)
+        <float[3,2,2,2] w = {VALUES}> {
+          y = ConvTranspose <strides = [2,2], output_shape = [14,18]> (image, w)
+        }""".replace("VALUES", ",".join(map(str, range(24))))
+    )
+    graph = passes.read(quantised(proto, tmp_path), passes.INTEGERS)
+    assert graph.outputs[0].shape == (1, 2, 14, 18)

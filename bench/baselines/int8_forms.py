@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from bench.baselines.int8_graph import (
     HIGHEST,
@@ -21,8 +22,10 @@ from bench.baselines.int8_graph import (
     int8_activations,
     is_relu,
     magnitude,
+    refusal,
     stored,
 )
+from compile.frontend.quantised.operators import quantises
 from compile.ir import onnx_form
 from compile.ir.graph import Graph, Operator, Quantisation, Tensor
 from compile.ir.kinds import make
@@ -46,6 +49,10 @@ def read(proto: onnx.ModelProto) -> Graph:
     Raises:
         UserError: an activation that is neither int8 nor uint8 with one scale, or weights with a zero point.
     """
+    dtypes = {each.name: each.data_type for each in proto.graph.initializer}
+    for node in filter(quantises, proto.graph.node):
+        if dtypes.get(node.input[-1]) in (TensorProto.INT16, TensorProto.UINT16):
+            raise refusal(node.output[0])
     graph = absorb_constants(onnx_form.read_as_written(proto))
     return int8_activations(graph, float_ports=False)
 

@@ -19,14 +19,18 @@ def is_quantised(proto: onnx.ModelProto) -> bool:
     return any(node.op_type == "QuantizeLinear" for node in proto.graph.node)
 
 
+def refusal(name: str) -> UserError:
+    return UserError(
+        f"{name}: quantised otherwise than in int8 or uint8 with one scale"
+    )
+
+
 def stored(quantiser: Operator) -> Tensor:
     """What a QuantizeLinear of an activation makes, as int8; uint8 is the same, shifted by 128."""
     output, scale, zero = quantiser.output, quantiser.constant(1), quantiser.constant(2)
     shift = {"int8": 0, "uint8": 128}.get(output.dtype)
     if scale is None or scale.size != 1 or shift is None:
-        raise UserError(
-            f"{output.name}: quantised otherwise than in int8 or uint8 with one scale"
-        )
+        raise refusal(output.name)
     shifted = (0 if zero is None else zero.item()) - shift
     return replace(
         output, dtype="int8", quantisation=Quantisation((scale.item(),), (shifted,))

@@ -95,6 +95,8 @@ def infer(proto: onnx.ModelProto) -> onnx.ModelProto:
     weights = {each.name: list(each.dims) for each in proto.graph.initializer}
     originals, shapes = {}, []
     for index, node in enumerate(proto.graph.node):
+        if node.op_type == "DequantizeLinear" and node.input[0] in weights:
+            weights[node.output[0]] = weights[node.input[0]]
         stand_in = _stand_in(node, weights, f"shape {index} of a stand-in")
         if stand_in is not None:
             originals[index] = node
