@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 from networks import Net, mobilenet_v1, resnet18_like, squeezenet_like
@@ -305,7 +307,7 @@ def mobilevit_like(resolution: int = 64) -> onnx.ModelProto:
     return net.finish(10)
 
 
-NETWORKS = {
+NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
     "MobileNetV1 0.25/64": mobilenet_v1,
     "MobileNetV2 0.35/96": lambda: family.build(0.35, 96),
     "MobileNetV3-small 0.5/64": mobilenet_v3_small,

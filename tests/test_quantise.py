@@ -414,10 +414,10 @@ def test_a_transposed_convolution_with_an_output_shape_is_read_quantised(
     """ONNX's own inference gives it another rank, and its weights are dequantised."""
     proto = onnx.parser.parse_model(
         """<ir_version: 8, opset_import: ["": 13]>
-        agraph (float[1,3,7,9] image) => (float[1,2,14,18] y)
+        agraph (float[1,3,8,8] image) => (float[1,2,16,16] y)
         <float[3,2,2,2] w = {VALUES}> {
-          y = ConvTranspose <strides = [2,2], output_shape = [14,18]> (image, w)
+          y = ConvTranspose <strides = [2,2], output_shape = [16,16]> (image, w)
         }""".replace("VALUES", ",".join(map(str, range(24))))
     )
     graph = passes.read(quantised(proto, tmp_path), passes.INTEGERS)
-    assert graph.outputs[0].shape == (1, 2, 14, 18)
+    assert graph.outputs[0].shape == (1, 2, 16, 16)
