@@ -22,11 +22,9 @@ Array = NDArray[Any]
 _ONE_BATCH = r"output '\w+' has shape \(3, .*need a batch of 1"
 # Names of tests (as a pattern of all of it) and what the refusal says.
 REFUSED = {
-    r"dequantizelinear_blocked": "TVM cannot import it",
+    r"dequantizelinear_blocked": "'x_scale' is computed",
     r"flexattention_(?!.*_expanded).*": "control flow is not supported",
     r"matmul_bcast": _ONE_BATCH,
-    r"maxpool_with_argmax_2d_precomputed_.*": "output 'z' is int64, need float32",
-    r"quantizelinear_axis": "output 'y' is uint8, need float32",
     r"roialign_.*": _ONE_BATCH,
     r"squeeze": _ONE_BATCH,
 }
@@ -140,4 +138,4 @@ def test_every_node_test_is_right_or_refused_for_its_reason(
 
 def test_most_node_tests_are_built(verdicts: dict[str, str]) -> None:
     assert len(verdicts) >= 165
-    assert sum(verdict == "right" for verdict in verdicts.values()) >= 149
+    assert sum(verdict == "right" for verdict in verdicts.values()) >= 152
