@@ -47,7 +47,7 @@ def has_kernel(operator: Operator, graph: Graph) -> bool:
             small = max(_sizes(operator)) <= _LARGEST
             return operator.input.shape[0] == 1 and small and _channels_last(operator)
         case Table() | Pointwise():
-            return len(operator.activations) == 1
+            return operator.input.layout == operator.output.layout
     return False
 
 
