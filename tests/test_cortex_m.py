@@ -27,6 +27,8 @@ from reference_answers import seeded
 from bundle.store import Bundle
 from compile.frontend import family
 from compile.program.planner import inplace_distance
+from devices.microcontroller import firmware
+from devices.microcontroller.boards import BOARDS
 from devices.microcontroller.firmware import run_firmware
 from devices.microcontroller.host import run_on_host
 from devices.microcontroller.session import (
@@ -147,6 +149,28 @@ def test_figures_say_where_memory_and_instructions_go(
         "b.add",
         "c.project",
     ]
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+def test_instructions_are_counted_beyond_the_timers_range(
+    projects: Projects, cpu: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A timer of 8 bits begins anew many times in one inference; an interrupt counts that."""
+    bundle = projects["float-chain", cpu]
+    image = np.zeros(bundle.manifest.input.shape, np.float32)
+
+    def instructions() -> float:
+        with open_firmware(bundle) as session:
+            assert isinstance(session, FirmwareSession)
+            session.run(image)
+            return session.figures().instructions
+
+    whole, plain = instructions(), firmware.definitions
+    monkeypatch.setattr(
+        firmware, "definitions", lambda *given: [*plain(*given), "-DTICKS=0xFF"]
+    )
+    assert whole > 10 * 256 * BOARDS[cpu].instructions_per_tick
+    assert instructions() == pytest.approx(whole, rel=0.02)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from conftest import succeed
 from integers import SAME, quantised
 from integers import Graph as Writer
-from onnx import compose
+from onnx import compose, numpy_helper
 from test_docs import NETWORKS, finished, function, model
 
 from compile.ir.pointwise import FUNCTIONS
@@ -78,6 +80,37 @@ def test_every_function_in_c_answers_as_onnx_runtime(
         proto = quantised(proto, tmp_path)
     checked = built(proto, "cortex-m7", tmp_path)["verification"]
     assert checked["relative_error"] < (1e-6 if numbers == "float32" else 1e-9)
+
+
+@pytest.mark.parametrize("numbers", ["float32", "int8"])
+def test_several_images_and_orders_of_axes_in_c(numbers: str, tmp_path: Path) -> None:
+    """Convolutions and means of four images inside, and outputs that have another order of axes than what they are of."""
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        images (float[1, 4, 8, 8] image) => (float[1, 12] means, float[1, 4, 8, 2] best, int64[1, 4, 8, 2] places) {
+          apart = Transpose<perm = [1, 0, 2, 3]>(image)
+          sums = Conv<pads = [1, 1, 1, 1]>(apart, weights)
+          pooled = GlobalAveragePool(sums)
+          all = Reshape(pooled, flat)
+          means = Tanh(all)
+          scaled = Conv(image, mixing)
+          best, places = TopK<axis = 3>(scaled, two)
+        }"""
+    )
+    random = np.random.default_rng(0)
+    weights = random.standard_normal((3, 1, 3, 3)).astype(np.float32)
+    mixing = random.standard_normal((4, 4, 1, 1)).astype(np.float32)
+    proto.graph.initializer.extend(
+        [
+            numpy_helper.from_array(weights, "weights"),
+            numpy_helper.from_array(mixing, "mixing"),
+            numpy_helper.from_array(np.array([1, 12]), "flat"),
+            numpy_helper.from_array(np.array([2]), "two"),
+        ]
+    )
+    if numbers == "int8":
+        proto = quantised(proto, tmp_path)
+    built(proto, "cortex-m7", tmp_path)
 
 
 def built(proto: onnx.ModelProto, target: str, folder: Path) -> dict[str, Any]:

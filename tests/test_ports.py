@@ -127,6 +127,19 @@ def test_data_of_any_rank_answers_as_onnx_runtime(
     assert "PASS" in verified(bundle)
 
 
+def test_data_of_rank_4_is_read_by_a_microcontroller(
+    models: Path, tmp_path: Path
+) -> None:
+    """Its channels lie last in memory, whether they are said to be channels or not."""
+    model, data = models / "channels8.onnx", seeded(1, 8, 16, 4)
+    options = ("--model", model, "--target", "cortex-m7", "--layout", "data")
+    succeed("compile.build", *options, "--output", tmp_path / "built")
+    with open_here(open_bundle(tmp_path / "built")) as session:
+        (found,) = session.run(data)
+    wanted = data - 1 / (1 + np.exp(-data * data))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+
+
 def answers(*outputs: str) -> onnx.ModelProto:
     """Places, truths and bytes of an image's three channels."""
     nodes = [

@@ -52,7 +52,7 @@ class Limited(Known):
 
 
 class Convolution(Limited):
-    """A convolution over two axes of one image; weights as ONNX orders them."""
+    """A convolution over two axes of images; weights as ONNX orders them."""
 
     @property
     def group(self) -> int:
@@ -150,7 +150,7 @@ class Convolution(Limited):
         integers = self.output.quantisation is not None
         # Sums of integers stay below 2³¹: double precision is exact, and BLAS is fast.
         x = values[0].astype(np.float64) - (self.input.zero if integers else 0)
-        sums = self._sums(x) + self.bias.reshape(-1, 1, 1)
+        sums = np.stack([self._sums(each) for each in x]) + self.bias.reshape(-1, 1, 1)
         if not integers:
             return np.asarray(np.clip(sums, *self.limits))
         ratio = self.requantisation.ratio.reshape(-1, 1, 1)
@@ -158,8 +158,9 @@ class Convolution(Limited):
         return requantise.requantise(whole, ratio, self.output, self.stored_limits)
 
     def _sums(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Of one image [channels, height, width]."""
         top, left, bottom, right = self.pads
-        padded = np.pad(x[0], ((0, 0), (top, bottom), (left, right)))
+        padded = np.pad(x, ((0, 0), (top, bottom), (left, right)))
         padded = padded.reshape(self.group, -1, *padded.shape[1:])
         _, outputs, height, width = self.shape()
         weights = self._weights.astype(np.float64)
@@ -174,7 +175,7 @@ class Convolution(Limited):
             )
             seen = padded[:, :, rows, columns].reshape(*padded.shape[:2], -1)
             sums += weights[..., ky, kx] @ seen
-        return sums.reshape(1, outputs, height, width)
+        return sums.reshape(outputs, height, width)
 
 
 class Dense(Limited):

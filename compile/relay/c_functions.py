@@ -93,35 +93,47 @@ def _expression(island: Island, opset: int) -> tuple[Any, list[Any]]:
 def _top(island: Island) -> str:
     """TopK, of which TVM has no C: each value goes to its place among the best before it; of equal ones the first leads."""
     (operator,), (source,) = island.operators, island.inputs
-    values, _ = operator.outputs
+    tensors = source, *operator.outputs
     axis = int(operator.attributes.get("axis", -1)) % len(source.shape)
     best = ">" if operator.attributes.get("largest", 1) else "<"
-    order = (0, 2, 3, 1) if source.layout == NHWC else tuple(range(len(source.shape)))
-    shape, along = stored_shape(source), order.index(axis)
-    inner, count = int(np.prod(shape[along + 1 :], dtype=np.int64)), shape[along]
-    outer, kept = int(np.prod(shape[:along], dtype=np.int64)), values.shape[axis]
+    count, kept = (each.shape[axis] for each in tensors[:2])
+    # The three may lie in different orders of axes.
+    others = [each for each in range(len(source.shape)) if each != axis]
+    loops = " ".join(
+        f"for (int32_t a{k} = 0; a{k} < {source.shape[k]}; ++a{k})" for k in others
+    )
+    strides = [_strides(each) for each in tensors]
+    begins = [" + ".join([f"a{k} * {of[k]}" for k in others] or "0") for of in strides]
+    x, v, n = (of[axis] for of in strides)
     kind = C_TYPES[source.dtype]
     return f"""NN_KERNEL void {island.name}(const {kind} *from, {kind} *values, int64_t *indices, uint8_t *scratch) {{
-  for (int32_t outer = 0; outer < {outer}; ++outer)
-    for (int32_t inner = 0; inner < {inner}; ++inner) {{
-      const {kind} *const x = from + outer * {count * inner} + inner;
-      {kind} *const v = values + outer * {kept * inner} + inner;
-      int64_t *const n = indices + outer * {kept * inner} + inner;
-      for (int32_t i = 0; i < {count}; ++i) {{
-        int32_t place = i < {kept} ? i : {kept};
-        for (; place > 0 && x[i * {inner}] {best} v[(place - 1) * {inner}]; --place)
-          if (place < {kept}) {{
-            v[place * {inner}] = v[(place - 1) * {inner}];
-            n[place * {inner}] = n[(place - 1) * {inner}];
-          }}
+  {loops} {{
+    const {kind} *const x = from + {begins[0]};
+    {kind} *const v = values + {begins[1]};
+    int64_t *const n = indices + {begins[2]};
+    for (int32_t i = 0; i < {count}; ++i) {{
+      int32_t place = i < {kept} ? i : {kept};
+      for (; place > 0 && x[i * {x}] {best} v[(place - 1) * {v}]; --place)
         if (place < {kept}) {{
-          v[place * {inner}] = x[i * {inner}];
-          n[place * {inner}] = i;
+          v[place * {v}] = v[(place - 1) * {v}];
+          n[place * {n}] = n[(place - 1) * {n}];
         }}
+      if (place < {kept}) {{
+        v[place * {v}] = x[i * {x}];
+        n[place * {n}] = i;
       }}
     }}
+  }}
 }}
 """
+
+
+def _strides(tensor: Tensor) -> list[int]:
+    """Of each of ONNX's axes how many elements lie between neighbours."""
+    shape = stored_shape(tensor)
+    stored = [int(np.prod(shape[k + 1 :], dtype=np.int64)) for k in range(len(shape))]
+    order = (0, 3, 1, 2) if tensor.layout == NHWC else range(len(shape))
+    return [stored[place] for place in order]
 
 
 def stored_shape(tensor: Tensor) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from compile.ir.operators import (
     Addition,
     Convolution,
     Dequantise,
+    GlobalAverage,
     Limited,
     Multiplication,
     Quantise,
@@ -66,6 +67,8 @@ def lower(operator: Operator, inputs: list[Any], opset: int) -> list[Any]:
             return [_product(operator, *_operands(operator, inputs))]
         case AveragePool() if operator.output.quantisation:
             return [_means(operator, x)]
+        case GlobalAverage() if operator.output.quantisation:
+            return [_whole_means(operator, x)]
     if not isinstance(operator, Limited) or not operator.limited:
         return importer.operator(operator, inputs, opset)
     free = {k: v for k, v in operator.attributes.items() if k != "limits"}
@@ -99,6 +102,15 @@ def _convolution(operator: Convolution, x: Any) -> Any:
     ratios = np.broadcast_to(ratio.astype(np.float32), channels[1]).reshape(channels)
     scaled = relay.cast(sums, "float32") * relay.const(ratios)
     return _steps(scaled, operator.output, operator.stored_limits)
+
+
+def _whole_means(operator: GlobalAverage, x: Any) -> Any:
+    begin, ratio, _ = operator.requantisation
+    axes = list(range(2, len(operator.input.shape)))
+    sums = relay.sum(relay.cast(x, "int32"), axis=axes, keepdims=True)
+    sums = sums + relay.const(int(begin.item()), "int32")
+    scaled = relay.cast(sums, "float32") * relay.const(np.float32(ratio.item()))
+    return _steps(scaled, operator.output)
 
 
 def _steps(x: Any, output: Tensor, limits: tuple[int, int] | None = None) -> Any:

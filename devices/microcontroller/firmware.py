@@ -207,7 +207,11 @@ def run_firmware(
         ) from None
     if result.returncode:
         said = (result.stderr.strip().splitlines() or [""])[-1]
-        reasons = {101: "NAME_run returned an error", 103: "the firmware faulted"}
+        reasons = {
+            101: "NAME_run returned an error",
+            103: "the firmware faulted",
+            104: "an inference takes more ticks than 31 bits count",
+        }
         reason = reasons.get(
             result.returncode, said or f"exit code {result.returncode}"
         )

@@ -23,7 +23,7 @@ _SECONDS = 600.0
 
 
 def to_input(tensor: NDArray[Any], bundle: Bundle) -> NDArray[Any]:
-    """The input tensor as the C takes it, an image with its channels last, flat."""
+    """The input tensor as the C takes it, of rank 4 with its channels last, flat."""
     interface, wanted = interface_of(bundle).input, bundle.manifest.input
     check_input(tensor, wanted)
     values: NDArray[Any] = tensor
@@ -35,7 +35,8 @@ def to_input(tensor: NDArray[Any], bundle: Bundle) -> NDArray[Any]:
         steps = np.rint(tensor / np.float32(interface.quantised.scale))
         zero = interface.quantised.zero
         values = np.clip(steps + zero, -128, 127).astype(np.int8)
-    if wanted.layout == "NCHW":
+    # As outputs, also what is data.
+    if values.ndim == 4 and wanted.layout != "NHWC":
         values = values.transpose(0, 2, 3, 1)
     return values.ravel()
 
