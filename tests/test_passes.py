@@ -302,8 +302,8 @@ def test_every_kernel_of_an_int8_build_names_its_layer(
 
 def test_a_detection_head_moves_nothing_for_c(tmp_path: Path) -> None:
     """Transpose to [1, height, width, channels], then Reshape: pixels of channels are that in memory."""
-    w = Writer(4, 6)
-    x = w.convolution("stem", "image", 4, 8, 1)
+    w = Writer(3, 6)
+    x = w.convolution("stem", "image", 3, 8, 1)
     x = w.node("Transpose", "last", [x], perm=[0, 2, 3, 1])
     x = w.node("Sigmoid", "likely", [x])
     shape = w.constant("shape", np.array([1, 72, 4], np.int64))
