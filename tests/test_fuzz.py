@@ -135,6 +135,23 @@ def test_c_takes_an_input_with_channels_last(shape: str, nodes: str) -> None:
             }""",
             ("c",),
         ),
+        (  # A float operator that reads one tensor twice.
+            """agraph (float[1,3,6,5] x) => (float[1,3,6,5] y) {
+              s = Sub(x, x)
+              y = Softmax <axis = 1> (s)
+            }""",
+            ("int8", "c-int8"),
+        ),
+        (  # Two outputs that are views of one tensor.
+            """agraph (float[1,3,2,2] x) => (float[1,5] y, float[1,1,5] z)
+            <float[12,5] w = {VALUES}> {
+              f = Flatten(x)
+              y = MatMul(f, w)
+              a = Constant <value = int64[3] {1,1,5}> ()
+              z = Reshape(y, a)
+            }""".replace("VALUES", ",".join(map(str, range(60)))),
+            ("native", "int8", "c", "c-int8"),
+        ),
         (  # A maximum over three axes.
             """agraph (float[1,3,6,5] x) => (float[1,1,1,1,1] y) {
               a = Constant <value = int64[1] {1}> ()

@@ -44,8 +44,10 @@ def apply(
         inputs = [given[tensor.name] for tensor in operator.inputs if tensor]
         made = [operator.evaluate(*inputs)]
     else:
-        alone = Graph(operator.activations, operator.outputs, (operator,), opset)
-        free = {tensor.name: given[tensor.name] for tensor in operator.activations}
+        # One may be read twice.
+        read = tuple(dict.fromkeys(operator.activations))
+        alone = Graph(read, operator.outputs, (operator,), opset)
+        free = {tensor.name: given[tensor.name] for tensor in read}
         made = _alone(onnx_form.write(alone), operator, free)
     # A value that float32 has no room for is infinite.
     with np.errstate(over="ignore"):

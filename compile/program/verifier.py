@@ -106,13 +106,19 @@ def verify_storage(graph: ExecutorGraph) -> None:
     for index in (*graph.inputs, *graph.parameters):
         holders.setdefault(entries[index].storage, set()).add(index)
     fixed = set(graph.parameters)
+    # Of what a reshape gives: what it is another name of.
+    roots: dict[int, int] = {}
     for number, call in enumerate(graph.calls):
         for index in call.outputs:
             # A reshape, which has no kernel, is its input by another name.
-            same = set() if call.kernel else set(call.inputs)
-            others = holders.setdefault(entries[index].storage, set()) - same - {index}
+            if not call.kernel:
+                roots[index] = roots.get(call.inputs[0], call.inputs[0])
+            own = roots.get(index, index)
             living = {
-                each for each in others if each in fixed or last.get(each, -1) >= number
+                each
+                for each in holders.setdefault(entries[index].storage, set())
+                if roots.get(each, each) != own
+                and (each in fixed or last.get(each, -1) >= number)
             }
             assert not living, (
                 f"{entries[index]} overwrites {[entries[each] for each in living]}"
