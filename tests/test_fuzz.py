@@ -128,6 +128,13 @@ def test_c_takes_an_input_with_channels_last(shape: str, nodes: str) -> None:
             }""".replace("VALUES", ",".join(map(str, range(60)))),
             ("native",),
         ),
+        (  # What is read for a maximum, written, and read again: TVM's C takes it for the same value.
+            """agraph (float[1,3,1,1] x) => (float[1,3,1,1] y) {
+              m = GlobalMaxPool(x)
+              y = Selu(m)
+            }""",
+            ("c",),
+        ),
         (  # A maximum over three axes.
             """agraph (float[1,3,6,5] x) => (float[1,1,1,1,1] y) {
               a = Constant <value = int64[1] {1}> ()

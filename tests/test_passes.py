@@ -10,7 +10,16 @@ import numpy as np
 import onnx
 import pytest
 from integers import Graph as Writer
-from integers import blocks, chain, graph_of, oddities, patterns, quantised, residuals
+from integers import (
+    blocks,
+    chain,
+    graph_of,
+    oddities,
+    patterns,
+    project,
+    quantised,
+    residuals,
+)
 from onnx import numpy_helper
 from reference_answers import Floats, reference, seeded
 from relay_worker import relay_worker
@@ -289,3 +298,20 @@ def test_every_kernel_of_an_int8_build_names_its_layer(
     assert [layer for layer, _ in found] == [each.label for each in heavy]
     # Channels that fill up blocks count as what they cost.
     assert all(macs >= each.macs for (_, macs), each in zip(found, heavy, strict=True))
+
+
+def test_a_detection_head_moves_nothing_for_c(tmp_path: Path) -> None:
+    """Transpose to [1, height, width, channels], then Reshape: pixels of channels are that in memory."""
+    w = Writer(3, 6)
+    x = w.convolution("stem", "image", 3, 8, 1)
+    x = w.node("Transpose", "last", [x], perm=[0, 2, 3, 1])
+    x = w.node("Sigmoid", "likely", [x])
+    shape = w.constant("shape", np.array([1, 72, 4], np.int64))
+    x = w.node("Reshape", "boxes", [x, shape])
+    shape = w.constant("shape of rows", np.array([1, 36, 8], np.int64))
+    w.node("Reshape", "rows", [x, shape])
+    proto = w.finish((1, 36, 8))
+    graph = passes.run(C_PASSES, graph_of(proto))
+    assert [step.name for step in fuse(graph)] == ["stem", "likely"]
+    # Compares the C with ONNX Runtime.
+    project(proto, tmp_path / "c")

@@ -8,7 +8,8 @@ import numpy as np
 
 from compile.ir.graph import NHWC, Graph, Operator, Tensor
 from compile.ir.kinds import make
-from compile.ir.operators import Convolution, Identity, Transpose, View
+from compile.ir.operators import Convolution, Identity, Table, Transpose, View
+from compile.ir.pointwise import Pointwise
 
 
 def channels_first_input(graph: Graph) -> Graph:
@@ -83,6 +84,32 @@ def ports_channels_last(graph: Graph) -> Graph:
             if len(each.shape) == 4
         }
     )
+
+
+def transposed_as_views(graph: Graph) -> Graph:
+    """A transposition of an image to [batch, height, width, channels] moves nothing: these are in order in memory.
+
+    What functions of each value make of it has the same order.
+    """
+    outputs = {tensor.name for tensor in graph.outputs}
+    changed: dict[str, Tensor] = {}
+    made = []
+    for operator in graph.operators:
+        operator = operator.with_tensors(changed)
+        output = operator.output
+        in_order = replace(output, layout="")
+        if len(output.shape) == 4 and output.name not in outputs:
+            source = operator.activations[0]
+            if isinstance(operator, Transpose) and source.layout == NHWC:
+                if operator.order == (0, 2, 3, 1):
+                    order = {"order": NHWC}
+                    name, changed[output.name] = operator.name, in_order
+                    operator = make("Reshape", name, [source], [in_order], order)
+            elif isinstance(operator, Pointwise | Table) and not source.layout:
+                changed[output.name] = in_order
+                operator = operator.with_tensors(changed)
+        made.append(operator)
+    return graph.with_operators(made)
 
 
 def _reordered(dense: Convolution, image: Tensor) -> Convolution:

@@ -31,9 +31,12 @@ def drop_identities(graph: Graph) -> Graph:
         operator = operator.with_tensors(same)
         if isinstance(operator, View):
             before = kept.get(operator.input.name)
-            if isinstance(before, View):
+            if isinstance(before, View) and not operator.attributes.get("order"):
+                order = before.attributes.get("order", "")
                 operator = replace(operator, inputs=before.inputs)
-            is_identity = operator.input.shape == operator.output.shape
+                operator = operator.with_attributes(order=order) if order else operator
+            moves = operator.attributes.get("order")
+            is_identity = not moves and operator.input.shape == operator.output.shape
         else:
             is_identity = operator.kind == "Identity"
         if is_identity and operator.output.name not in outputs:

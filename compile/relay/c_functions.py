@@ -35,8 +35,6 @@ _CHEAP = {
     "tir.shift_right",
     "tir.fabs",
 }
-# What LowerIntrin knows no rule of for C.
-_LIBC = {"tir.fabs": "fabsf"}
 # "stackvm" has no schedules of its own, so that TOPI gives the plain computation.
 _PLAIN, _C = "stackvm", "c"
 
@@ -305,30 +303,30 @@ def _room(allocate: Any) -> int:
     return aligned(size, _ALIGNMENT) if size > _ON_STACK else 0
 
 
-def _without_literals(function: Any) -> tuple[Any, list[str]]:
-    """Calls of ``literal_N`` in the place of float constants, of which TVM would print six digits; and the literals.
+def _as_c(function: Any) -> tuple[Any, list[str]]:
+    """The function with calls in the place of what TVM writes wrongly in C; and the numbers of its ``literal_N()``.
 
-    What TVM has no C for becomes a call of libc.
+    TVM prints six digits of a float constant. It gives what a minimum or maximum reads a name, which it takes for the value
+    of the same element after that was written, too. Of absolute values it knows nothing.
     """
     literals: list[str] = []
 
-    def replaced(number: Any) -> Any:
-        if isinstance(number, tir.Call):
-            name = (
-                _LIBC.get(str(number.op.name)) if hasattr(number.op, "name") else None
-            )
-            return (
-                tir.call_pure_extern(number.dtype, name, *number.args)
-                if name
-                else number
-            )
-        literals.append(_literal(number.value, str(number.dtype)))
-        call = f"literal_{len(literals) - 1}"
-        return tir.call_pure_extern(number.dtype, call)
+    def replaced(node: Any) -> Any:
+        dtype = str(node.dtype)
+        if isinstance(node, tir.Max | tir.Min):
+            name = f"nn_{'max' if isinstance(node, tir.Max) else 'min'}_{dtype}"
+            return tir.call_pure_extern(dtype, name, node.a, node.b)
+        if isinstance(node, tir.Call):
+            # Of a call of another function ``op`` is that.
+            if getattr(node.op, "name", "") != "tir.fabs":
+                return node
+            name = "fabsf" if dtype == "float32" else "fabs"
+            return tir.call_pure_extern(dtype, name, *node.args)
+        literals.append(_literal(node.value, dtype))
+        return tir.call_pure_extern(dtype, f"literal_{len(literals) - 1}")
 
-    body = tir.stmt_functor.ir_transform(
-        function.body, lambda _: None, replaced, ["FloatImm", "tir.Call"]
-    )
+    kinds = ["FloatImm", "tir.Call", "tir.Max", "tir.Min"]
+    body = tir.stmt_functor.ir_transform(function.body, lambda _: None, replaced, kinds)
     return function.with_body(body), literals
 
 
@@ -339,7 +337,6 @@ def _literal(value: float, dtype: str) -> str:
 
 def _text(function: Any, name: str, read: int) -> str:
     """Args: read: how many of the parameters, from the first on, are not written."""
-    function, literals = _without_literals(function)
     module = tvm.IRModule({name: function.with_attr("global_symbol", name)})
     target = tvm.target.Target(_C, host=_C)
     for each in (
@@ -349,6 +346,8 @@ def _text(function: Any, name: str, read: int) -> str:
         tir.transform.LowerIntrin(),
     ):
         module = each(module)
+    written, literals = _as_c(module[name])
+    module = tvm.IRModule({name: written})
     source = tvm.get_global_func("target.build.c")(module, target).get_source()
     # Behind the declarations.
     begin = source.rindex(f" {name}(") + len(name) + 2

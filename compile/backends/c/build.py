@@ -22,7 +22,11 @@ from compile.backends.c.steps import Generated, Step, fuse
 from compile.ir.graph import Graph, Operator, Tensor
 from compile.ir.islands import CFunction, Island
 from compile.ir.operators import Convolution
-from compile.passes.layout import channels_last, ports_channels_last
+from compile.passes.layout import (
+    channels_last,
+    ports_channels_last,
+    transposed_as_views,
+)
 from compile.passes.ports import (
     dequantise_for_each,
     integer_ports,
@@ -45,6 +49,7 @@ PASSES: tuple[passes.Pass, ...] = (
     store_as_int8,
     channels_last,
     ports_channels_last,
+    transposed_as_views,
     drop_identities,
     own_outputs,
     dequantise_for_each,

@@ -155,6 +155,7 @@ def emit(project: Project, folder: Path) -> Constants:
         "uses_base": any("base" in text for text in (*places.values(), *addresses)),
         "libm": _libm(layers),
         "functions": any(_generated(project)),
+        "bodies": "".join(each.get("expression", "") for each in layers),
         "arrays": data.arrays,
         "array_types": C_TYPES,
         "weights_bytes": weights.nbytes,
@@ -242,6 +243,7 @@ class _Data:
         self.names |= {f"{project.name}_{name}" for name in _FILE_SCOPE}
         self.names |= {each.island.name for each in _generated(project)}
         self.names |= {f"{project.name}_{name}" for name in C_TYPES}
+        self.names |= {f"nn_{what}_{x}" for what in ("max", "min") for x in C_TYPES}
         for header in _KERNELS.glob("*.h"):
             self.names.update(re.findall(r"\bnn_\w+", header.read_text()))
 

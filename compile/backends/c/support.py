@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from compile.ir.graph import Graph, Operator, Tensor
+from dataclasses import replace
+
+from compile.ir.graph import NHWC, Graph, Operator, Tensor
 from compile.ir.operators import Addition, Convolution, GlobalAverage, Table, View
 from compile.ir.pointwise import Pointwise
 from compile.kernels.cortex_m.pack import padded_depth
@@ -37,14 +39,15 @@ def has_kernel(operator: Operator, graph: Graph) -> bool:
         return False
     match operator:
         case Convolution():
-            return _is_plain(operator)
+            return _is_plain(operator) and _channels_last(operator)
         case Addition():
             alike = {(each.shape, each.layout) for each in tensors}
             return len(operator.activations) == 2 and len(alike) == 1
         case GlobalAverage():
-            return operator.input.shape[0] == 1 and max(_sizes(operator)) <= _LARGEST
+            small = max(_sizes(operator)) <= _LARGEST
+            return operator.input.shape[0] == 1 and small and _channels_last(operator)
         case Table() | Pointwise():
-            return len(operator.activations) == 1
+            return operator.input.layout == operator.output.layout
     return False
 
 
@@ -65,6 +68,12 @@ def _is_plain(operator: Convolution) -> bool:
     sizes = (*_sizes(operator), padded_depth(operator))
     most = _LARGEST_KERNEL if operator.depthwise else 127
     return rows <= most and max(sizes) <= _LARGEST
+
+
+def _channels_last(operator: Operator) -> bool:
+    """Whether the images lie in memory as the kernels read them."""
+    images = (operator.input, operator.output)
+    return all(each.layout or replace(each, layout=NHWC).in_order for each in images)
 
 
 def _sizes(operator: Operator) -> list[int]:
