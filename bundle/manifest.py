@@ -329,11 +329,17 @@ class Firmware(Section):
     input: FirmwareTensor
     outputs: tuple[FirmwareTensor, ...] = Field(min_length=1)
     exact: bool
-    arena_bytes: int
-    input_offset: int
+    arena_bytes: int = Field(gt=0)
+    input_offset: int = Field(ge=0)
     peak: str
-    steps: int
-    weights_bytes: int
+    steps: int = Field(gt=0)
+    weights_bytes: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _input_lies_in_the_arena(self) -> Firmware:
+        if self.input_offset + self.input.nbytes > self.arena_bytes:
+            raise ValueError("the input does not lie in the arena")
+        return self
 
     @property
     def output_bytes(self) -> int:
@@ -416,7 +422,16 @@ class Manifest(Section):
         if any(count != len(self.outputs) for count in counts):
             raise ValueError("golden data, output_steps and outputs differ in number")
         self._check_input()
+        self._check_firmware()
         return self
+
+    def _check_firmware(self) -> None:
+        if self.firmware is None:
+            return
+        ports = self.firmware.input, *self.firmware.outputs
+        found = [each.nbytes / _ITEM_BYTES.get(each.dtype, 1) for each in ports]
+        if found != [each.elements for each in (self.input, *self.outputs)]:
+            raise ValueError("the firmware's input and outputs have other sizes")
 
     def _check_input(self) -> None:
         if self.input.dtype not in ("float32", "int8", "uint8"):

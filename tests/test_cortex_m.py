@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import combinations
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from integers import patterns
 from onnx import TensorProto, helper, numpy_helper
 from reference_answers import seeded
 
+from bundle.manifest import parse
 from bundle.store import Bundle
 from compile.frontend import family
 from compile.program.planner import inplace_distance
@@ -149,6 +151,30 @@ def test_figures_say_where_memory_and_instructions_go(
         "b.add",
         "c.project",
     ]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (("arena_bytes",), 0, "greater than 0"),
+        (("input_offset",), -8, "greater than or equal to 0"),
+        (("input_offset",), 1 << 20, "input does not lie in the arena"),
+        (("steps",), 0, "greater than 0"),
+        (("input", "nbytes"), 4, "have other sizes"),
+        (("outputs", 0, "nbytes"), 1 << 20, "have other sizes"),
+        (("outputs",), [], "at least 1 item"),
+    ],
+)
+def test_memory_that_cannot_be_is_refused(
+    projects: Projects, path: tuple[str | int, ...], value: object, words: str
+) -> None:
+    manifest = json.loads(projects["residuals", "cortex-m7"].manifest.to_json())
+    place = manifest["firmware"]
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(UserError, match=words):
+        parse(json.dumps(manifest).encode(), "manifest.json")
 
 
 @pytest.mark.parametrize("cpu", CPUS)
