@@ -152,7 +152,9 @@ def emit(project: Project, folder: Path) -> Constants:
         "layers": layers,
         "steps_off": INT8_STEPS,
         **places,
-        "uses_base": any("base" in text for text in (*places.values(), *addresses)),
+        "uses_base": any(
+            re.search(r"\bbase\b", text) for text in (*places.values(), *addresses)
+        ),
         "libm": _libm(layers),
         "functions": any(_generated(project)),
         "bodies": "".join(each.get("expression", "") for each in layers),
