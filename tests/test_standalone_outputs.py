@@ -70,11 +70,15 @@ def types() -> onnx.ModelProto:
 
 
 def int8(folder: Path) -> onnx.ModelProto:
-    """A QDQ network with a classifier's scores and a feature map."""
+    """A QDQ network with a classifier's scores, and a feature map in float32 and as it is stored."""
     model = residuals()
     features = helper.make_tensor_value_info("b.add", FLOAT, [1, 12, 9, 9])
     model.graph.output.append(features)
-    return quantised(model, folder)
+    model = quantised(model, folder)
+    [source] = [each for each in model.graph.node if each.output[0] == "b.add"]
+    stored = (source.input[0], TensorProto.INT8, [1, 12, 9, 9])
+    model.graph.output.append(helper.make_tensor_value_info(*stored))
+    return model
 
 
 class Built(NamedTuple):
@@ -88,7 +92,7 @@ class Built(NamedTuple):
 C_TYPES = {
     "floats": ["float"] * 4,
     "types": ["uint8_t", "int64_t", "uint8_t", "float", "int8_t", "int32_t"],
-    "int8": ["float"] * 2,
+    "int8": ["float", "float", "int8_t"],
 }
 
 
