@@ -19,8 +19,10 @@ from cortex_m_projects import (
     planned,
     small_networks,
 )
+from integers import Graph as Writer
 from integers import patterns
 from onnx import TensorProto, helper, numpy_helper
+from reference_answers import seeded
 
 from bundle.store import Bundle
 from compile.frontend import family
@@ -233,3 +235,14 @@ def _with_scales(model: onnx.ModelProto) -> onnx.ModelProto:
     output = helper.make_tensor_value_info(last, TensorProto.FLOAT, (1, 1000))
     made = helper.make_graph(nodes, "g", model.graph.input, [output], kept)
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", 13)])
+
+
+def test_layers_of_one_pixel_need_their_input_and_their_output() -> None:
+    """A fully connected layer writes no output over an input that a later one reads."""
+    w = Writer(3, 8)
+    flat = w.node("Flatten", "flat", ["image"])
+    for name, inputs, outputs in (("first", 192, 16), ("last", 16, 5)):
+        weights = w.constant(f"{name}.w", seeded((outputs, inputs)))
+        flat = w.node("Gemm", name, [flat, weights], transB=1)
+    arena = planned(graph_for_c(w.finish((1, 5)))).plan
+    assert arena.nbytes == arena.lower_bound == 4 * (192 + 16)

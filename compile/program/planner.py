@@ -209,7 +209,8 @@ def _need(call: int, wanted: Sequence[Buffer]) -> int:
         if each.inplace_of in tensors and each.first == call:
             source = tensors[each.inplace_of]
             need -= source.room + each.room
-            need += max(source.room + each.inplace_distance, each.room)
+            behind = min(each.inplace_distance, each.room)
+            need += max(source.room + behind, each.room)
     return need
 
 

@@ -386,7 +386,8 @@ def inplace(step: Step) -> tuple[tuple[int, int], ...] | None:
     match step:
         case FusedBlock(expand=Convolution() as only, depthwise=None) if direct(only):
             # Pixels one after the other, a few at a time: the first of them, and the last.
-            few = _TOGETHER[source.itemsize]
+            pixels = output.image[0] * output.image[1]
+            few = min(_TOGETHER[source.itemsize], pixels)
             first = few * output.image[2] * output.itemsize
             rest = source.nbytes - few * source.image[2] * source.itemsize
             return (first, 0), (output.nbytes, max(0, rest))
