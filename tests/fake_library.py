@@ -26,19 +26,22 @@ NAME = "fake"
 VERSION = "fake 1.0"
 INPUT = Tensor(name="image", shape=(1, 3, 2, 2), layout="NCHW")
 OUTPUT = Tensor(name="scores", shape=(1, 12))
+# Of a library with the macro SECOND, which writes 0, 1, 2 into ``second``.
+SECOND = Tensor(name="places", shape=(1, 3), dtype="int64")
 PREPROCESSING = Preprocessing(
     resize=2, crop=(2, 2), scale=1 / 127.5, mean=(1,), std=(1,)
 )
 
 HEADER = """
 #include <stddef.h>
+#include <stdint.h>
 typedef struct fake fake_t;
 const char *fake_version(void);
 size_t fake_workspace_bytes(void);
 fake_t *fake_create(int threads);
 int fake_last_error(void);
 const char *fake_error_text(int code);
-int fake_run(fake_t *, const float *input, float *output);
+int fake_run(fake_t *, const float *input, OUTPUTS);
 void fake_destroy(fake_t *);
 int fake_self_test(void);
 """
@@ -68,6 +71,9 @@ SOURCE = """
 #ifndef ON_SELF_TEST
 #define ON_SELF_TEST
 #endif
+#ifndef SECOND
+#define SECOND
+#endif
 #ifndef WRITTEN
 #define WRITTEN 12
 #endif
@@ -85,8 +91,9 @@ fake_t *fake_create(int threads) {
 }
 int fake_last_error(void) { return error; }
 const char *fake_error_text(int code) { return code == 7 ? "too many threads" : NULL; }
-int fake_run(fake_t *it, const float *input, float *output) {
+int fake_run(fake_t *it, const float *input, OUTPUTS) {
     (void)it;
+    SECOND;
     ON_RUN;
     for (int i = 0; i < WRITTEN; i++) output[i] = 2 * input[i % 12] + 1;
     return 0;
@@ -107,9 +114,11 @@ def fake_library(
     """
     path = folder / name
     path.mkdir()
-    (path / "fake.h").write_text(HEADER)
+    two = "SECOND" in macros
+    pointers = "float *output, int64_t *second" if two else "float *output"
+    (path / "fake.h").write_text(HEADER.replace("OUTPUTS", pointers))
     source, part = folder / f"{name}.c", folder / f"{name}.o"
-    source.write_text(SOURCE)
+    source.write_text(SOURCE.replace("OUTPUTS", pointers))
     defined = [f"-D{macro}={value}" for macro, value in macros.items()]
     options = ["-O2", "-fPIC", "-Wall", "-Wextra", "-I", str(path), *defined]
     triple = ("-target", target.linker)
@@ -117,8 +126,12 @@ def fake_library(
     run_zig("cc", path / f"lib{NAME}.so", *triple, "-shared", part)
     archive([part], path / f"lib{NAME}.a")
     inputs = seeded_inputs(INPUT, PREPROCESSING)
-    near = [np.full(OUTPUT.shape, 1e-5, np.float32)]
-    golden = write_golden(path, [Check(x, [fake_network(x)], near) for x in inputs])
+    outputs = (OUTPUT, SECOND) if two else (OUTPUT,)
+    near = [np.full(each.shape, 1e-5, np.float32) for each in outputs]
+    places = [np.arange(3).reshape(SECOND.shape)] if two else []
+    golden = write_golden(
+        path, [Check(x, [fake_network(x), *places], near) for x in inputs]
+    )
     files = sorted(file for file in path.rglob("*") if file.is_file())
     manifest = Manifest(
         format="standalone",
@@ -129,7 +142,7 @@ def fake_library(
         engine="none",
         threads=1,
         input=INPUT,
-        outputs=(OUTPUT,),
+        outputs=outputs,
         probabilities=False,
         preprocessing=PREPROCESSING,
         lowering=Lowering(

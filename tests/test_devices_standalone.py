@@ -16,6 +16,7 @@ from standalone_libraries import A72, ARMV7, IMAGE, Make, children, maker
 
 from bundle.golden import read_golden
 from bundle.store import Bundle
+from compile.frontend.limits import MAX_OUTPUTS
 from devices.sessions.opening import check_served, open_here, open_on_emulated
 from devices.sessions.runner import SOURCE, Command, compile_runner
 from devices.sessions.session import Origin
@@ -26,6 +27,7 @@ from devices.sessions.standalone import (
 )
 from runtime_demo.options import open_session
 from targets.errors import UserError
+from targets.presets import Target
 from targets.progress import Progress
 
 
@@ -160,13 +162,30 @@ def test_another_architecture_is_refused_before_loading(a72: Bundle) -> None:
         open_standalone(a72)
 
 
-def test_only_one_output_is_taken(library: Bundle, a72: Bundle) -> None:
+PLACES = "for (int i = 0; i < 3; i++) second[i] = i"
+
+
+@pytest.mark.parametrize("target", [None, A72, ARMV7])
+def test_several_outputs_are_read_apart(make: Make, target: Target | None) -> None:
+    bundle = make(target, SECOND=PLACES)
+    open_it = open_standalone_emulated if target else open_standalone
+    with open_it(bundle) as session:
+        first, second = session.run(IMAGE)
+        assert len(session.time(IMAGE, 3)) == 3
+    np.testing.assert_array_equal(first, fake_network(IMAGE))
+    np.testing.assert_array_equal(second, [[0, 1, 2]])
+    assert [first.dtype.name, second.dtype.name] == ["float32", "int64"]
+
+
+def test_too_many_outputs_are_refused(library: Bundle, a72: Bundle) -> None:
     for bundle, open_it in (
         (library, open_standalone),
         (a72, open_standalone_emulated),
     ):
-        manifest = bundle.manifest.model_copy(update={"outputs": (OUTPUT, OUTPUT)})
-        with pytest.raises(UserError, match="one output, the manifest says 2"):
+        manifest = bundle.manifest.model_copy(
+            update={"outputs": (OUTPUT,) * (MAX_OUTPUTS + 1)}
+        )
+        with pytest.raises(UserError, match="at most 64 outputs, the manifest says 65"):
             open_it(replace(bundle, manifest=manifest))
 
 

@@ -22,6 +22,8 @@ from devices.sessions.standalone import open_standalone, open_standalone_emulate
 from targets.errors import UserError
 from targets.presets import native
 
+PLACES = "for (int i = 0; i < 3; i++) second[i] = i"
+
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
@@ -59,6 +61,9 @@ def no_process_is_left() -> object:
         ({"WRITTEN": 1000}, "fake_run writes behind its 12 outputs"),
         ({"WRITTEN": 100000}, r"crashed at RUN \(SIGSEGV\)"),
         ({"ON_RUN": "return (int)input[16]"}, r"crashed at RUN \(SIGSEGV\)"),
+        ({"SECOND": "second[0] = second[1] = 0"}, "leaves 1 of 15 outputs unwritten"),
+        ({"SECOND": f"{PLACES}; second[3] = 0"}, "writes behind its 15 outputs"),
+        ({"SECOND": PLACES, "WRITTEN": 14}, "writes behind its 15 outputs"),
     ],
 )
 def test_a_run_that_goes_wrong_is_one_line(

@@ -25,7 +25,7 @@ from tiny import tiny_bundle
 from bundle.store import MANIFEST, open_bundle
 from compile.backends.c.build import build as build_c
 from compile.backends.standalone import emit
-from compile.backends.standalone.emit import Standalone
+from compile.backends.standalone.emit import Answer, Standalone
 from compile.program.program import Call, Program, Tensor
 from targets import escapes, templates
 from targets.presets import native, resolve
@@ -92,15 +92,14 @@ def program(layer: str) -> Program:
         Tensor(layer, (1, 4), "float32"),
     )
     call = Call("kernel", layer, ("nn.conv2d", layer), (0, 1), (2,))
-    return Program(tensors, (call,), (0,), (2,), {}, 0, 0)
+    return Program(tensors, (call,), (0,), (2, 2), {}, 0, 0)
 
 
 def library(folder: Path, text: str) -> dict[str, str]:
     """The texts of a library in which ``text`` is the model's name and a layer's."""
     version = f"small: {text} (SHA-256 0123) for x"
-    wanted = Standalone(
-        "small", text, version, -1.0, 1.0, (0.0, 1.0, 2.0, 3.0), (0.0,) * 4
-    )
+    answers = (Answer(text, (0.0, 1.0, 2.0, 3.0), (0.0,) * 4),) * 2
+    wanted = Standalone("small", text, version, -1.0, 1.0, answers)
     made = program(text)
     layout = emit._lay_out(made)
     values = emit._values(wanted, made, layout, native())

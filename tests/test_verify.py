@@ -18,6 +18,7 @@ from kits import HERE, OTHER
 from tiny import tiny_bundle
 
 from bundle.store import LIBRARY, MANIFEST, Bundle, open_bundle, sha256_of
+from compile.frontend.limits import MAX_OUTPUTS
 from devices import sysroot
 from devices.board.programs import Machine, native_verifier
 from devices.sessions.emulated import find_qemu
@@ -101,6 +102,14 @@ def test_a_standalone_library_is_right(make: Make) -> None:
     result = verify(make().path, "--threads", "3")
     assert result.returncode == 0, result.stderr
     assert "200 inferences" in result.stdout and "3 threads" in result.stdout
+
+
+def test_several_outputs_of_a_library_are_compared_apart(make: Make) -> None:
+    places = "for (int i = 0; i < 3; i++) second[i] = i"
+    assert verify(make(name="right", SECOND=places).path).returncode == 0
+    for name, second in (("wrong", f"{places} + i / 2"), ("unwritten", "")):
+        result = verify(make(name=name, SECOND=second).path)
+        assert result.returncode == 1, result.stderr
 
 
 def test_no_repeats_are_no_latency(bundle: Bundle) -> None:
@@ -263,6 +272,18 @@ def test_a_library_without_a_network_is_one_line(make: Make, copy: Path) -> None
     expect_refusal(copy, r"\S+/model.so: holds no network; build the bundle again")
     rehash(copy, format="standalone", name="other")
     expect_refusal(copy, r"\S+/model.so: has no function other_create; .*")
+
+
+def test_too_many_outputs_are_refused(make: Make) -> None:
+    folder = make().path
+    manifest = json.loads((folder / MANIFEST).read_text())
+    golden = [
+        {**each, **{key: each[key] * 65 for key in ("outputs", "tolerances")}}
+        for each in manifest["golden"]
+    ]
+    rehash(folder, outputs=manifest["outputs"] * (MAX_OUTPUTS + 1), golden=golden)
+    words = f"manifest.json: a standalone library has at most {MAX_OUTPUTS} outputs; .*"
+    expect_refusal(folder, words)
 
 
 def test_shapes_that_are_not_the_librarys_are_refused(copy: Path) -> None:

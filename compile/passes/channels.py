@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +32,7 @@ def fill_blocks(graph: Graph) -> Graph:
 class _Filler:
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
+        self._outputs = {each.name for each in graph.outputs}
         self._fresh = graph.fresh_names()
         # By a tensor's name: the same with channels added, and what was cut off it again.
         self._filled: dict[str, Tensor] = {}
@@ -41,8 +43,9 @@ class _Filler:
         for operator in self._graph.operators:
             filled = self._with_all(operator)
             self._made.append(
-                filled or operator.with_tensors(self._with_first(operator))
+                filled or operator.with_tensors(self._with_first(operator.activations))
             )
+        self._with_first(self._graph.outputs)
         return self._graph.with_operators(self._made)
 
     def _with_all(self, operator: Operator) -> Operator | None:
@@ -101,14 +104,20 @@ class _Filler:
         output = operator.output
         if channels != output.shape[1]:
             shape = (output.shape[0], channels, *output.shape[2:])
-            self._filled[output.name] = replace(output, shape=shape)
+            name = output.name
+            if name in self._outputs:
+                name = self._fresh(f"{name}/all channels")
+            self._filled[output.name] = replace(output, name=name, shape=shape)
         return operator.with_tensors(self._filled)
 
-    def _with_first(self, operator: Operator) -> dict[str, Tensor]:
-        """What an operator reads in the place of filled tensors: their own channels."""
-        for tensor in operator.activations:
+    def _with_first(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        """What is read in the place of filled ones of ``tensors``: their own channels."""
+        for tensor in tensors:
             if tensor.name in self._filled and tensor.name not in self._first:
-                first = replace(tensor, name=self._fresh(f"{tensor.name}/own channels"))
+                first = tensor
+                if tensor.name not in self._outputs:
+                    name = self._fresh(f"{tensor.name}/own channels")
+                    first = replace(tensor, name=name)
                 self._first[tensor.name] = first
                 filled = self._filled[tensor.name]
                 self._made.append(make("channels", "", [filled], [first]))

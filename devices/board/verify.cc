@@ -20,6 +20,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "board_info.h"
@@ -142,15 +143,36 @@ Function* look_up(void* library, const Bundle& bundle, const char* name) {
   return reinterpret_cast<Function*>(found);
 }
 
+// MAX_OUTPUTS of compile/frontend/limits.py.
+constexpr size_t kMostOutputs = 64;
+
+template <size_t>
+using Pointer = void*;
+
+template <size_t... I>
+int call_with(void* run, void* instance, const void* input, std::vector<Bytes>& outputs, std::index_sequence<I...>) {
+  auto function = reinterpret_cast<int (*)(void*, const void*, Pointer<I>...)>(run);
+  return function(instance, input, outputs[I].data()...);
+}
+
+// One inference by a function that takes a pointer for each of the outputs, N at most.
+template <size_t N = kMostOutputs>
+int call_run(void* run, void* instance, const void* input, std::vector<Bytes>& outputs) {
+  if constexpr (N > 1)
+    if (outputs.size() < N) return call_run<N - 1>(run, instance, input, outputs);
+  return call_with(run, instance, input, outputs, std::make_index_sequence<N>());
+}
+
 Network load_standalone(const Bundle& bundle, int threads) {
-  if (bundle.outputs.size() != 1)
-    throw Refusal{"manifest.json: a standalone library has one output; build the bundle again"};
+  if (bundle.outputs.size() > kMostOutputs)
+    throw Refusal{"manifest.json: a standalone library has at most " + std::to_string(kMostOutputs) +
+                  " outputs; build the bundle again"};
   void* library = dlopen(bundle.library.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) throw Refusal{std::string(dlerror()) + "; build the bundle again"};
   auto create = look_up<void*(int)>(library, bundle, "create");
   auto last_error = look_up<int()>(library, bundle, "last_error");
   auto error_text = look_up<const char*(int)>(library, bundle, "error_text");
-  auto run = look_up<int(void*, const void*, void*)>(library, bundle, "run");
+  auto run = reinterpret_cast<void*>(look_up<void()>(library, bundle, "run"));
   auto refuse_with = [=](int code) {
     const char* text = error_text(code);
     throw Refusal{bundle.library + ": error " + std::to_string(code) + " (" + (text ? text : "it has no text") + ")"};
@@ -159,11 +181,12 @@ Network load_standalone(const Bundle& bundle, int threads) {
   if (instance == nullptr) refuse_with(last_error());
   auto input = std::make_shared<Bytes>(bundle.input.bytes());
   // Floats that the library does not write stay NaN, which is never a right answer.
-  auto output = std::make_shared<Bytes>(bundle.outputs[0].bytes(), 0xff);
+  auto outputs = std::make_shared<std::vector<Bytes>>();
+  for (const Tensor& tensor : bundle.outputs) outputs->emplace_back(tensor.bytes(), 0xff);
   auto infer = [=] {
-    if (int code = run(instance, input->data(), output->data())) refuse_with(code);
+    if (int code = call_run(run, instance, input->data(), *outputs)) refuse_with(code);
   };
-  return {[=](const Bytes& values) { *input = values; }, infer, [=] { return std::vector<Bytes>{*output}; }};
+  return {[=](const Bytes& values) { *input = values; }, infer, [=] { return *outputs; }};
 }
 
 Bytes read_bytes(const std::string& path, size_t size) {

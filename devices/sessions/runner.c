@@ -3,6 +3,7 @@
    Two ways to build it:
      with -DSTATIC_NAME=NAME it includes NAME.h, is linked to libNAME.a and takes no arguments;
      without, `runner /path/to/libNAME.so NAME` loads that library.
+   -DOUTPUTS, -DOUTPUT_TYPES and -DOUTPUT_POINTERS say how many outputs it has, and which pointers NAME_run takes.
 
    It first sends one answer, then one to each request:
      request   u32 command, u32 bytes, that many bytes
@@ -28,7 +29,8 @@
 enum { CREATE = 1, INPUT, RUN, TIME, SELF_TEST, MEMORY, QUIT };
 enum { ANSWERED, FAILED };
 enum { LONGEST_TEXT = 512, LONGEST_BATCH = 64, ALIGNMENT = 64, MARGIN = 4096, BAD_REQUEST = 2 };
-static const uint64_t LARGEST_TENSOR = UINT64_C(1) << 29;
+/* Bytes of the input, and of all outputs. */
+static const uint64_t LARGEST = UINT64_C(1) << 29;
 /* A signalling NaN, which no arithmetic gives. */
 static const uint32_t UNWRITTEN = 0x7fa0beef;
 
@@ -51,7 +53,7 @@ typedef struct instance instance_t;
     FUNCTION(instance_t *, create, (int threads))                    \
     FUNCTION(int, last_error, (void))                                \
     FUNCTION(const char *, error_text, (int code))                   \
-    FUNCTION(int, run, (instance_t *, const void *input, void *output))   \
+    FUNCTION(int, run, (instance_t *, const void *input, OUTPUT_TYPES))    \
     FUNCTION(void, destroy, (instance_t *))                          \
     FUNCTION(int, self_test, (void))
 
@@ -63,8 +65,12 @@ struct functions {
 static struct functions model;
 static const char *model_name;
 static instance_t *instance;
-static unsigned char *input, *output;
-static size_t input_bytes, output_bytes, output_item;
+static unsigned char *input;
+static size_t input_bytes;
+static struct {
+    unsigned char *data;
+    size_t bytes, item; /* of all, of one element */
+} outputs[OUTPUTS];
 static int answers;
 
 static int read_all(void *data, size_t bytes)
@@ -94,10 +100,15 @@ static void write_all(const void *data, size_t bytes)
     }
 }
 
-static void send_answer(uint32_t status, const void *data, size_t bytes)
+static void begin_answer(uint32_t status, size_t bytes)
 {
     uint32_t header[] = {status, (uint32_t)bytes};
     write_all(header, sizeof header);
+}
+
+static void send_answer(uint32_t status, const void *data, size_t bytes)
+{
+    begin_answer(status, bytes);
     write_all(data, bytes);
 }
 
@@ -199,38 +210,48 @@ static void greet(void)
     answer(hello, sizeof workspace + strlen(hello + sizeof workspace));
 }
 
-/* u64 bytes of the input, u64 of the output, u32 bytes of an element of the output, u32 threads. */
-static void create(const unsigned char *payload)
+struct creation {
+    uint64_t threads, input_bytes;
+    struct {
+        uint64_t bytes, item;
+    } outputs[OUTPUTS];
+};
+
+static void create(const struct creation *wanted)
 {
-    uint64_t sizes[2];
-    uint32_t item, threads;
-    memcpy(sizes, payload, sizeof sizes);
-    memcpy(&item, payload + sizeof sizes, sizeof item);
-    memcpy(&threads, payload + sizeof sizes + sizeof item, sizeof threads);
+    uint64_t all = 0;
     if (instance)
         bad_request("created twice");
-    if (sizes[0] > LARGEST_TENSOR || sizes[1] > LARGEST_TENSOR) {
-        fail("a tensor has more than %llu bytes", (unsigned long long)LARGEST_TENSOR);
+    for (int i = 0; i < OUTPUTS; i++)
+        all += wanted->outputs[i].bytes > LARGEST ? LARGEST + 1 : wanted->outputs[i].bytes;
+    if (wanted->input_bytes > LARGEST || all > LARGEST) {
+        fail("its input or its outputs have more than %llu bytes", (unsigned long long)LARGEST);
         return;
     }
-    input_bytes = (size_t)sizes[0];
-    output_bytes = (size_t)sizes[1];
-    output_item = item;
+    input_bytes = (size_t)wanted->input_bytes;
     input = room(input_bytes, 0);
-    output = room(output_bytes, MARGIN);
-    if (input == NULL || output == NULL) {
+    int missing = input == NULL;
+    for (int i = 0; i < OUTPUTS; i++) {
+        outputs[i].bytes = (size_t)wanted->outputs[i].bytes;
+        outputs[i].item = (size_t)wanted->outputs[i].item;
+        outputs[i].data = room(outputs[i].bytes, MARGIN);
+        missing = missing || outputs[i].data == NULL;
+    }
+    if (missing) {
         fail("no memory for its input and output");
         return;
     }
-    instance = model.create((int)threads);
+    instance = model.create((int)wanted->threads);
     if (instance)
         answer(NULL, 0);
     else
         fail_with("create", model.last_error());
 }
 
-/* The number of words in [first, end) of the output and its margin that are still as `run` filled them. */
-static size_t count_unwritten(size_t first, size_t end)
+static int infer(void) { return model.run(instance, input, OUTPUT_POINTERS); }
+
+/* The number of words in [first, end) of an output and its margin that are still as `run` filled them. */
+static size_t count_unwritten(const unsigned char *output, size_t first, size_t end)
 {
     size_t unwritten = 0;
     for (size_t i = first; i < end; i++)
@@ -240,21 +261,31 @@ static size_t count_unwritten(size_t first, size_t end)
 
 static void run(void)
 {
-    size_t word = sizeof UNWRITTEN, words = output_bytes / word, outputs = output_bytes / output_item;
-    size_t behind = (output_bytes + word - 1) / word, end = (output_bytes + MARGIN) / word;
-    for (size_t i = 0; i < end; i++)
-        memcpy(output + i * word, &UNWRITTEN, word);
-    int code = model.run(instance, input, output);
-    size_t unwritten = count_unwritten(0, words);
+    size_t word = sizeof UNWRITTEN, elements = 0, all = 0, unwritten = 0;
+    int behind = 0;
+    for (int i = 0; i < OUTPUTS; i++)
+        for (size_t at = 0; at + word <= outputs[i].bytes + MARGIN; at += word)
+            memcpy(outputs[i].data + at, &UNWRITTEN, word);
+    int code = infer();
+    for (int i = 0; i < OUTPUTS; i++) {
+        size_t bytes = outputs[i].bytes, item = outputs[i].item;
+        size_t first = (bytes + word - 1) / word, end = (bytes + MARGIN) / word;
+        all += bytes;
+        elements += bytes / item;
+        unwritten += (count_unwritten(outputs[i].data, 0, bytes / word) * word + item - 1) / item;
+        behind = behind || count_unwritten(outputs[i].data, first, end) < end - first;
+    }
     if (code)
         fail_with("run", code);
     else if (unwritten)
-        fail("%s_run leaves %zu of %zu outputs unwritten", model_name,
-             (unwritten * word + output_item - 1) / output_item, outputs);
-    else if (count_unwritten(behind, end) < end - behind)
-        fail("%s_run writes behind its %zu outputs", model_name, outputs);
-    else
-        answer(output, output_bytes);
+        fail("%s_run leaves %zu of %zu outputs unwritten", model_name, unwritten, elements);
+    else if (behind)
+        fail("%s_run writes behind its %zu outputs", model_name, elements);
+    else {
+        begin_answer(ANSWERED, all);
+        for (int i = 0; i < OUTPUTS; i++)
+            write_all(outputs[i].data, outputs[i].bytes);
+    }
 }
 
 static void time_runs(uint32_t repeat)
@@ -264,7 +295,7 @@ static void time_runs(uint32_t repeat)
         bad_request("too many inferences at once");
     for (uint32_t i = 0; i < repeat; i++) {
         double start = now();
-        int code = model.run(instance, input, output);
+        int code = infer();
         seconds[i] = now() - start;
         if (code) {
             fail_with("run", code);
@@ -306,11 +337,17 @@ static void self_test(void)
         answer(NULL, 0);
 }
 
+/* The payloads of all requests but INPUT. */
+union small {
+    struct creation creation;
+    uint32_t repeat;
+};
+
 static size_t payload_bytes(uint32_t command)
 {
     switch (command) {
     case CREATE:
-        return 2 * sizeof(uint64_t) + 2 * sizeof(uint32_t);
+        return sizeof(struct creation);
     case INPUT:
         return input_bytes;
     case TIME:
@@ -320,12 +357,11 @@ static size_t payload_bytes(uint32_t command)
     }
 }
 
-static void serve(uint32_t command, const unsigned char *payload)
+static void serve(uint32_t command, const union small *payload)
 {
-    uint32_t repeat;
     switch (command) {
     case CREATE:
-        create(payload);
+        create(&payload->creation);
         break;
     case INPUT:
         answer(NULL, 0);
@@ -334,8 +370,7 @@ static void serve(uint32_t command, const unsigned char *payload)
         run();
         break;
     case TIME:
-        memcpy(&repeat, payload, sizeof repeat);
-        time_runs(repeat);
+        time_runs(payload->repeat);
         break;
     case SELF_TEST:
         self_test();
@@ -371,15 +406,15 @@ int main(int count, char **arguments)
     greet();
     uint32_t header[2];
     while (read_all(header, sizeof header)) {
-        unsigned char small[2 * sizeof(uint64_t) + 2 * sizeof(uint32_t)];
+        union small small;
         uint32_t command = header[0], bytes = header[1];
         if (bytes != payload_bytes(command))
             bad_request("a request of a wrong size");
         if (instance == NULL && (command == INPUT || command == RUN || command == TIME))
             bad_request("not created yet");
-        if (!read_all(command == INPUT ? (void *)input : small, bytes))
+        if (!read_all(command == INPUT ? (void *)input : &small, bytes))
             break;
-        serve(command, small);
+        serve(command, &small);
     }
     return 0;
 }

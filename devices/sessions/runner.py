@@ -170,14 +170,22 @@ def _wait(descriptor: int, event: int, deadline: float) -> None:
         raise TimeoutError
 
 
-def compile_runner(folder: Path, triple: str, options: Sequence[str]) -> Path:
+def compile_runner(
+    folder: Path, triple: str, options: Sequence[str], outputs: int = 1
+) -> Path:
     """Compile runner.c into ``folder``; zig's cache makes all but the first time quick.
 
     Args:
         triple: the target, as zig names it.
         options: more compiler options, and libraries; where one does not fit, it is a UserError.
+        outputs: how many pointers the library's ``run`` takes after its input's.
     """
     output = folder / "runner"
-    common = ("-target", triple, "-std=c99", "-O2", "-s")
+    pointers = ", ".join(f"outputs[{index}].data" for index in range(outputs))
+    common = (
+        *("-target", triple, "-std=c99", "-O2", "-s", f"-DOUTPUTS={outputs}"),
+        f"-DOUTPUT_TYPES={', '.join(['void *'] * outputs)}",
+        f"-DOUTPUT_POINTERS={pointers}",
+    )
     run_zig("cc", output, *common, SOURCE, *options, advice="build it again")
     return output

@@ -21,6 +21,8 @@ from targets.presets import native, this_cpu
 
 _CALL_SECONDS = 60.0
 _EMULATED_CALL_SECONDS = 600.0
+# MAX_OUTPUTS of compile.frontend.limits
+_MOST_OUTPUTS = 64
 # LONGEST_BATCH of runner.c
 _BATCH = 64
 # Static, so that an emulated board needs no C library.
@@ -46,9 +48,14 @@ def open_standalone(
         UserError: built for another architecture or CPU, it cannot be loaded, or it gives no model.
     """
     check_runs_here(bundle)
-    _check_one_output(bundle)
+    _check_outputs(bundle)
     with tempfile.TemporaryDirectory(prefix="netship-") as scratch:
-        program = compile_runner(Path(scratch), native().linker, ["-ldl", "-lpthread"])
+        program = compile_runner(
+            Path(scratch),
+            native().linker,
+            ["-ldl", "-lpthread"],
+            len(bundle.manifest.outputs),
+        )
         command = [str(program), str(bundle.library), bundle.manifest.name]
         runner = Runner(command, bundle, this_cpu().model, call_timeout)
     return StandaloneSession(bundle, runner, Origin.HOST, threads)
@@ -73,7 +80,7 @@ def open_standalone_emulated(
     """
     manifest, library = bundle.manifest, f"lib{bundle.manifest.name}.a"
     machine, cpu = emulated_cpu(bundle, library, cpu)
-    _check_one_output(bundle)
+    _check_outputs(bundle)
     for file in (library, f"{manifest.name}.h"):
         if file not in manifest.files:
             raise UserError(f"{bundle.path}: it has no {file}; build it again")
@@ -88,19 +95,21 @@ def open_standalone_emulated(
         "-static",
     ]
     with tempfile.TemporaryDirectory(prefix="netship-") as scratch:
-        program = compile_runner(Path(scratch), _STATIC[machine], options)
+        program = compile_runner(
+            Path(scratch), _STATIC[machine], options, len(manifest.outputs)
+        )
         on_progress(f"starting an emulated {cpu}")
         command = [qemu, "-cpu", cpu, str(program)]
         runner = Runner(command, bundle, f"the emulated {cpu}", _EMULATED_CALL_SECONDS)
     return StandaloneSession(bundle, runner, Origin.EMULATED, threads)
 
 
-def _check_one_output(bundle: Bundle) -> None:
+def _check_outputs(bundle: Bundle) -> None:
     outputs = len(bundle.manifest.outputs)
-    if outputs != 1:
+    if outputs > _MOST_OUTPUTS:
         raise UserError(
-            f"{bundle.path}: a standalone library has one output, the manifest says {outputs}; "
-            "build it again"
+            f"{bundle.path}: a standalone library has at most {_MOST_OUTPUTS} outputs, the manifest says "
+            f"{outputs}; build it again"
         )
 
 
@@ -119,18 +128,24 @@ class StandaloneSession(Session):
         self.threads = threads or bundle.manifest.threads
         (self.workspace_bytes,) = struct.unpack_from("<Q", runner.greeting)
         self.version = runner.greeting[8:].decode(errors="replace")
-        self._input, (self._output,) = bundle.manifest.input, bundle.manifest.outputs
+        self._input, self._outputs = bundle.manifest.input, bundle.manifest.outputs
         self._runner = runner
-        sizes = self._input.nbytes, self._output.nbytes
-        item = self._output.nbytes // self._output.elements
-        runner.ask(Command.CREATE, struct.pack("<QQII", *sizes, item, self.threads))
+        # struct creation of runner.c
+        sizes = [self.threads, self._input.nbytes]
+        for each in self._outputs:
+            sizes += [each.nbytes, np.dtype(each.dtype).itemsize]
+        runner.ask(Command.CREATE, struct.pack(f"<{len(sizes)}Q", *sizes))
 
     def run(self, tensor: NDArray[Any]) -> Outputs:
         """As `Session.run`; to write no output, or more than that, is an error of the library."""
         self._set_input(tensor)
-        stored = np.dtype(self._output.dtype).newbyteorder("<")
-        answer = np.frombuffer(self._runner.ask(Command.RUN), stored)
-        return [answer.reshape(self._output.shape).copy()]
+        answer, outputs = self._runner.ask(Command.RUN), []
+        for each in self._outputs:
+            stored = np.dtype(each.dtype).newbyteorder("<")
+            values = np.frombuffer(answer[: each.nbytes], stored)
+            outputs.append(values.reshape(each.shape).copy())
+            answer = answer[each.nbytes :]
+        return outputs
 
     def time(self, tensor: NDArray[Any], repeat: int) -> list[float]:
         """Seconds of each of ``repeat`` inferences on ``tensor``, by CLOCK_MONOTONIC around NAME_run."""

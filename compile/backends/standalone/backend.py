@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bundle.manifest import MemoryPlan
-from compile import passes
 from compile.backends.backend import Built, Job
 from compile.backends.bundle import BundleBackend
 from compile.backends.engine import EngineJob
 from compile.backends.request import Format
-from compile.backends.standalone.emit import Standalone, emit, self_test_input
-from compile.frontend.model import Model
-from compile.ir.graph import Graph
+from compile.backends.standalone.emit import (
+    Answer,
+    Standalone,
+    emit,
+    self_test_input,
+)
 from records.lookup import RecordLog
 from targets.errors import UserError
 from targets.escapes import listed, shown
@@ -37,14 +39,6 @@ class StandaloneBackend(BundleBackend):
     format: Format = "standalone"
     _needs_system = False
 
-    def prepare(self, model: Model, dump: passes.Dump) -> Graph:
-        if len(model.outputs) > 1:
-            raise UserError(
-                f"{model.identity.name}: has {len(model.outputs)} outputs; a C library has one: "
-                "use --format bundle, or cut the graph to one"
-            )
-        return super().prepare(model, dump)
-
     def name(self, wanted: str) -> str:
         return wanted
 
@@ -60,8 +54,12 @@ class StandaloneBackend(BundleBackend):
             version=f"{job.version}, by Apache TVM 0.19",
             low=low,
             high=high,
-            expected=tuple(check.outputs[0].ravel().tolist()),
-            tolerance=tuple(check.tolerances[0].ravel().tolist()),
+            answers=tuple(
+                Answer(port.name, *(tuple(each.ravel().tolist()) for each in pair))
+                for port, *pair in zip(
+                    job.model.outputs, check.outputs, check.tolerances, strict=True
+                )
+            ),
         )
         return self._compile(job, logs, progress, partial(link, wanted), job.name)
 

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bundle.manifest import MemoryPlan
 from bundle.manifest import Tensor as Port
 from compile.backends.dump import writing
-from compile.program.planner import Plan, plan
+from compile.program.planner import Plan, aligned, plan
 from compile.program.program import Program, Tensor
 from compile.program.verifier import verify
 from targets import templates
@@ -47,14 +47,48 @@ _DTYPES = {
 }
 
 
+class Answer(NamedTuple):
+    """An output of the model by name, the reference's elements of it, and the tolerance of each."""
+
+    name: str
+    expected: tuple[float | int, ...]
+    tolerance: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output as the templates have it.
+
+    Attributes:
+        number: what tells it from others; empty where it is the only one.
+        staging: where in the arena it lies while the caller's memory is not aligned.
+        test_offset: where the self-test has it, in bytes from its input.
+        source: the C buffer that it is a copy of; empty where a kernel writes it.
+    """
+
+    number: str
+    tensor: Tensor
+    answer: Answer
+    staging: int
+    test_offset: int
+    source: str
+
+    @property
+    def name(self) -> str:
+        return f"output{self.number}"
+
+    @property
+    def macro(self) -> str:
+        return f"OUTPUT{self.number}"
+
+
 @dataclass(frozen=True)
 class Standalone:
     """What a library is called, what it says of itself, and its self-test.
 
     Attributes:
         low, high: between these lies what a formula makes as the test's input (see library.c.jinja).
-        expected: the reference's output for it.
-        tolerance: of each of its elements.
+        answers: the reference's outputs for it.
     """
 
     name: str
@@ -62,8 +96,7 @@ class Standalone:
     version: str
     low: float
     high: float
-    expected: tuple[float | int, ...]
-    tolerance: tuple[float, ...]
+    answers: tuple[Answer, ...]
 
 
 def self_test_input(low: float, high: float, tensor: Port) -> NDArray[Any]:
@@ -91,7 +124,7 @@ def emit(
     Raises:
         UserError: there is nothing to compute, or a tool failed.
     """
-    if program.storage(program.inputs[0]) == program.storage(program.outputs[0]):
+    if not program.calls:
         raise UserError(
             f"{wanted.model}: its output is its input; there is nothing to build"
         )
@@ -142,8 +175,10 @@ def _lay_out(program: Program) -> _Layout:
     planned = plan(program, _ALIGNMENT)
     verify(program, planned)
     places |= {each: ("NN_ARENA", at) for each, at in planned.offsets.items()}
+    # The first of the outputs that share memory is written, and none that is the input.
+    for number, output in reversed([*enumerate(program.outputs)]):
+        places[program.storage(output)] = ("NN_OUTPUT", number)
     places[program.storage(program.inputs[0])] = ("NN_INPUT", 0)
-    places[program.storage(program.outputs[0])] = ("NN_OUTPUT", 0)
     places |= {alias: places[program.storage(alias)] for alias in program.aliases}
     return _Layout(places, planned, bytes(weights))
 
@@ -166,7 +201,8 @@ def _values(
     """What the templates are filled with."""
     used = sorted(layout.places)
     numbers = {index: number for number, index in enumerate(used)}
-    ports = program.inputs[0], program.outputs[0]
+    source = program.tensors[program.inputs[0]]
+    outputs, test_bytes = _outputs(wanted, program, layout)
     return {
         **vars(wanted),
         "features": sorted(target.features),
@@ -181,19 +217,48 @@ def _values(
             for call in program.calls
         ],
         "kernels": sorted({call.kernel for call in program.calls}),
-        "input": program.tensors[ports[0]],
-        "output": program.tensors[ports[1]],
-        "all_float32": all(program.tensors[port].dtype == "float32" for port in ports),
+        "input": source,
+        "outputs": outputs,
+        "all_float32": _all_float32(program),
         # Where in the arena an unaligned one is copied.
-        "staging": [layout.plan.offsets[program.storage(port)] for port in ports],
-        # Where the self-test has its output, of any type.
-        "aligned_input": -(-program.tensors[ports[0]].nbytes // 8) * 8,
+        "input_staging": layout.plan.offsets[program.storage(program.inputs[0])],
+        "test_bytes": test_bytes,
         "arena_bytes": layout.plan.nbytes,
         "outer_bytes": program.outer_bytes,
         "inner_bytes": program.inner_bytes,
         "weight_bytes": len(layout.weights),
         "weight_crc": zlib.crc32(layout.weights),
     }
+
+
+def _outputs(
+    wanted: Standalone, program: Program, layout: _Layout
+) -> tuple[list[Output], int]:
+    """The outputs, and the bytes of the self-test's input and outputs together."""
+    end = program.tensors[program.inputs[0]].nbytes
+    outputs = []
+    for number, index in enumerate(program.outputs):
+        tensor, storage = program.tensors[index], program.storage(index)
+        place, at = layout.places[storage]
+        made = (place, at) == ("NN_OUTPUT", number)
+        begin = aligned(end, 4 if _all_float32(program) else 8)
+        end = begin + tensor.nbytes
+        outputs.append(
+            Output(
+                number=str(number) if len(program.outputs) > 1 else "",
+                tensor=tensor,
+                answer=wanted.answers[number],
+                staging=layout.plan.offsets[storage],
+                test_offset=begin,
+                source="" if made else f"{place[3:].lower()}s[{at}]",
+            )
+        )
+    return outputs, end
+
+
+def _all_float32(program: Program) -> bool:
+    ports = (*program.inputs, *program.outputs)
+    return all(program.tensors[port].dtype == "float32" for port in ports)
 
 
 def _render(template: str, values: dict[str, Any]) -> str:
