@@ -44,7 +44,7 @@ static const uint32_t UNWRITTEN = 0x7fa0beef;
 #define instance_t JOIN(STATIC_NAME, _t)
 #else
 #include <dlfcn.h>
-typedef struct instance instance_t;
+typedef struct netship_instance instance_t;
 #endif
 
 #define FUNCTIONS(FUNCTION)                                          \
@@ -58,11 +58,11 @@ typedef struct instance instance_t;
     FUNCTION(int, self_test, (void))
 
 #define MEMBER(type, function, arguments) type(*function) arguments;
-struct functions {
+struct netship_functions {
     FUNCTIONS(MEMBER)
 };
 
-static struct functions model;
+static struct netship_functions model;
 static const char *model_name;
 static instance_t *instance;
 static unsigned char *input;
@@ -210,14 +210,14 @@ static void greet(void)
     answer(hello, sizeof workspace + strlen(hello + sizeof workspace));
 }
 
-struct creation {
+struct netship_creation {
     uint64_t threads, input_bytes;
     struct {
         uint64_t bytes, item;
     } outputs[OUTPUTS];
 };
 
-static void create(const struct creation *wanted)
+static void create(const struct netship_creation *wanted)
 {
     uint64_t all = 0;
     if (instance)
@@ -338,8 +338,8 @@ static void self_test(void)
 }
 
 /* The payloads of all requests but INPUT. */
-union small {
-    struct creation creation;
+union netship_payload {
+    struct netship_creation creation;
     uint32_t repeat;
 };
 
@@ -347,7 +347,7 @@ static size_t payload_bytes(uint32_t command)
 {
     switch (command) {
     case CREATE:
-        return sizeof(struct creation);
+        return sizeof(struct netship_creation);
     case INPUT:
         return input_bytes;
     case TIME:
@@ -357,7 +357,7 @@ static size_t payload_bytes(uint32_t command)
     }
 }
 
-static void serve(uint32_t command, const union small *payload)
+static void serve(uint32_t command, const union netship_payload *payload)
 {
     switch (command) {
     case CREATE:
@@ -406,7 +406,7 @@ int main(int count, char **arguments)
     greet();
     uint32_t header[2];
     while (read_all(header, sizeof header)) {
-        union small small;
+        union netship_payload small;
         uint32_t command = header[0], bytes = header[1];
         if (bytes != payload_bytes(command))
             bad_request("a request of a wrong size");
