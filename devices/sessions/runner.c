@@ -44,7 +44,7 @@ static const uint32_t UNWRITTEN = 0x7fa0beef;
 #define instance_t JOIN(STATIC_NAME, _t)
 #else
 #include <dlfcn.h>
-typedef struct netship_instance instance_t;
+typedef struct instance instance_t;
 #endif
 
 #define FUNCTIONS(FUNCTION)                                          \
@@ -58,11 +58,10 @@ typedef struct netship_instance instance_t;
     FUNCTION(int, self_test, (void))
 
 #define MEMBER(type, function, arguments) type(*function) arguments;
-struct netship_functions {
+/* Structures have no tags here: NAME.h declares struct NAME, of any name. */
+static struct {
     FUNCTIONS(MEMBER)
-};
-
-static struct netship_functions model;
+} model;
 static const char *model_name;
 static instance_t *instance;
 static unsigned char *input;
@@ -71,6 +70,16 @@ static struct {
     unsigned char *data;
     size_t bytes, item; /* of all, of one element */
 } outputs[OUTPUTS];
+/* Of all requests but INPUT. */
+static union {
+    struct {
+        uint64_t threads, input_bytes;
+        struct {
+            uint64_t bytes, item;
+        } outputs[OUTPUTS];
+    } creation;
+    uint32_t repeat;
+} payload;
 static int answers;
 
 static int read_all(void *data, size_t bytes)
@@ -210,30 +219,23 @@ static void greet(void)
     answer(hello, sizeof workspace + strlen(hello + sizeof workspace));
 }
 
-struct netship_creation {
-    uint64_t threads, input_bytes;
-    struct {
-        uint64_t bytes, item;
-    } outputs[OUTPUTS];
-};
-
-static void create(const struct netship_creation *wanted)
+static void create(void)
 {
     uint64_t all = 0;
     if (instance)
         bad_request("created twice");
     for (int i = 0; i < OUTPUTS; i++)
-        all += wanted->outputs[i].bytes > LARGEST ? LARGEST + 1 : wanted->outputs[i].bytes;
-    if (wanted->input_bytes > LARGEST || all > LARGEST) {
+        all += payload.creation.outputs[i].bytes > LARGEST ? LARGEST + 1 : payload.creation.outputs[i].bytes;
+    if (payload.creation.input_bytes > LARGEST || all > LARGEST) {
         fail("its input or its outputs have more than %llu bytes", (unsigned long long)LARGEST);
         return;
     }
-    input_bytes = (size_t)wanted->input_bytes;
+    input_bytes = (size_t)payload.creation.input_bytes;
     input = room(input_bytes, 0);
     int missing = input == NULL;
     for (int i = 0; i < OUTPUTS; i++) {
-        outputs[i].bytes = (size_t)wanted->outputs[i].bytes;
-        outputs[i].item = (size_t)wanted->outputs[i].item;
+        outputs[i].bytes = (size_t)payload.creation.outputs[i].bytes;
+        outputs[i].item = (size_t)payload.creation.outputs[i].item;
         outputs[i].data = room(outputs[i].bytes, MARGIN);
         missing = missing || outputs[i].data == NULL;
     }
@@ -241,7 +243,7 @@ static void create(const struct netship_creation *wanted)
         fail("no memory for its input and output");
         return;
     }
-    instance = model.create((int)wanted->threads);
+    instance = model.create((int)payload.creation.threads);
     if (instance)
         answer(NULL, 0);
     else
@@ -337,17 +339,11 @@ static void self_test(void)
         answer(NULL, 0);
 }
 
-/* The payloads of all requests but INPUT. */
-union netship_payload {
-    struct netship_creation creation;
-    uint32_t repeat;
-};
-
 static size_t payload_bytes(uint32_t command)
 {
     switch (command) {
     case CREATE:
-        return sizeof(struct netship_creation);
+        return sizeof payload.creation;
     case INPUT:
         return input_bytes;
     case TIME:
@@ -357,11 +353,11 @@ static size_t payload_bytes(uint32_t command)
     }
 }
 
-static void serve(uint32_t command, const union netship_payload *payload)
+static void serve(uint32_t command)
 {
     switch (command) {
     case CREATE:
-        create(&payload->creation);
+        create();
         break;
     case INPUT:
         answer(NULL, 0);
@@ -370,7 +366,7 @@ static void serve(uint32_t command, const union netship_payload *payload)
         run();
         break;
     case TIME:
-        time_runs(payload->repeat);
+        time_runs(payload.repeat);
         break;
     case SELF_TEST:
         self_test();
@@ -406,15 +402,14 @@ int main(int count, char **arguments)
     greet();
     uint32_t header[2];
     while (read_all(header, sizeof header)) {
-        union netship_payload small;
         uint32_t command = header[0], bytes = header[1];
         if (bytes != payload_bytes(command))
             bad_request("a request of a wrong size");
         if (instance == NULL && (command == INPUT || command == RUN || command == TIME))
             bad_request("not created yet");
-        if (!read_all(command == INPUT ? (void *)input : &small, bytes))
+        if (!read_all(command == INPUT ? (void *)input : &payload, bytes))
             break;
-        serve(command, &small);
+        serve(command);
     }
     return 0;
 }

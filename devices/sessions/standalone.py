@@ -130,7 +130,7 @@ class StandaloneSession(Session):
         self.version = runner.greeting[8:].decode(errors="replace")
         self._input, self._outputs = bundle.manifest.input, bundle.manifest.outputs
         self._runner = runner
-        # struct creation of runner.c
+        # payload.creation of runner.c
         sizes = [self.threads, self._input.nbytes]
         for each in self._outputs:
             sizes += [each.nbytes, np.dtype(each.dtype).itemsize]
