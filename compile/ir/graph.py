@@ -259,7 +259,7 @@ class Graph:
         is_output = any(tensor.name == output.name for output in self.outputs)
         return readers[0] if len(readers) == 1 and not is_output else None
 
-    @property
+    @cached_property
     def quantised(self) -> bool:
         """Whether it has integers that stand for real numbers."""
         return any(tensor.quantisation for tensor in self.tensors.values())

@@ -10,7 +10,9 @@ optimisations it adds and pools in float32, and differs from itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +44,11 @@ class Limited(Known):
     @property
     def limited(self) -> bool:
         return bool(np.isfinite(self.limits).any())
+
+    def without_limits(self) -> Self:
+        """As ONNX has it: ONNX's operators have no limits."""
+        kept = {k: v for k, v in self.attributes.items() if k != "limits"}
+        return replace(self, attributes=kept)
 
     @property
     def stored_limits(self) -> tuple[int, int]:

@@ -269,9 +269,8 @@ def unfold_limits(graph: Graph) -> Graph:
             constant(fresh(f"{output.name}/{name}"), np.array(bound, np.float32))
             for name, bound in zip(("low", "high"), operator.limits, strict=True)
         )
-        attributes = {k: v for k, v in operator.attributes.items() if k != "limits"}
         return [
-            replace(operator, outputs=(free,), attributes=attributes),
+            replace(operator.without_limits(), outputs=(free,)),
             make("Clip", "", [free, *bounds], [output]),
         ]
 

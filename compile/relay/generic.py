@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -71,8 +70,7 @@ def lower(operator: Operator, inputs: list[Any], opset: int) -> list[Any]:
             return [_whole_means(operator, x)]
     if not isinstance(operator, Limited) or not operator.limited:
         return importer.operator(operator, inputs, opset)
-    free = {k: v for k, v in operator.attributes.items() if k != "limits"}
-    (made,) = importer.operator(replace(operator, attributes=free), inputs, opset)
+    (made,) = importer.operator(operator.without_limits(), inputs, opset)
     low, high = np.clip(operator.limits, *_FLOAT32).tolist()
     return [relay.clip(made, low, high)]
 
