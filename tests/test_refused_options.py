@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from onnx import TensorProto, helper
-from refusals import BUILD, CHECK, RUN, VALID, Place, classifier, expect
+from refusals import BUILD, CHECK, RUN, VALID, Place, expect
 
 from targets.escapes import counted
 
@@ -56,21 +55,6 @@ def test_refuses_an_option(place: Place, options: list[str], words: str) -> None
     (place.here / "model.onnx").write_bytes(VALID)
     (place.here / "two.txt").write_text("cat\ndog\n")
     expect(place.refused(BUILD, "--model", "model.onnx", *options), words)
-
-
-def test_two_outputs_are_refused_before_a_library_is_compiled(place: Place) -> None:
-    model = classifier()
-    model.graph.output.append(
-        helper.make_tensor_value_info("mean", TensorProto.FLOAT, [1, 4, 1, 1])
-    )
-    (place.here / "model.onnx").write_bytes(model.SerializeToString())
-    with place.start(
-        BUILD, "--model", "model.onnx", "--format", "standalone"
-    ) as process:
-        _, err = process.communicate()
-    assert process.returncode == 2
-    expect(err.splitlines()[-1], "has 2 outputs; a C library has one|--format bundle")
-    assert "Relay" not in err
 
 
 def test_one_is_not_many() -> None:
