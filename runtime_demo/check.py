@@ -28,6 +28,8 @@ from targets.progress import Progress
 if TYPE_CHECKING:
     from bundle.accuracy import Swap
     from bundle.manifest import Quantisation
+    from bundle.store import Bundle
+    from runtime_demo.known_classes import Known
     from runtime_demo.result import Answer, CheckResult, InputResult, Latency
 
 _EPILOG = (
@@ -39,7 +41,8 @@ examples:
       the golden data that the bundle carries, no model needed
   python -m runtime_demo.check out/model-arm-cortex-a72 --ssh pi@raspberrypi --images photos/ --model model.onnx
 
-With a labels.csv next to the images (columns file and class_index) it also counts right answers.
+It also counts right answers of a classifier: by a labels.csv next to the images (columns file, class_index, and
+label where it has one), by --labels FILE.csv, or by the names of folders, one a class.
 Exit codes: 0 passed, 1 not within the tolerance, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
 """
 )
@@ -88,6 +91,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="IMAGE",
         help="images, .npy files of the input tensor, or folders of them; needs --model",
     )
+    parser.add_argument(
+        "--labels",
+        type=named_path,
+        metavar="FILE",
+        help="what the images show: FILE.csv with columns file and class_index for a classifier (default: labels.csv "
+        "next to the images)",
+    )
     add_result_options(parser)
     return parser
 
@@ -104,9 +114,14 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
         raise UserError(
             "--images needs --model: the reference answers come from ONNX Runtime on it"
         )
+    if arguments.labels and not arguments.images:
+        raise UserError("--labels needs --images; give the images that it is of")
     progress.stage("verifying the bundle")
     bundle = open_bundle(arguments.bundle)
     found = inputs.find(arguments.images, bundle.manifest.input)
+    known = _known_classes(bundle, found, arguments)
+    for note in known.notes:
+        progress.note(note)
     references = None
     if arguments.model:
         progress.stage("loading the reference, ONNX Runtime")
@@ -124,7 +139,7 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
         before = session.board()
         progress.stage("comparing")
         if references is not None and found:
-            items = comparison.read_inputs(bundle, found, progress)
+            items = comparison.read_inputs(bundle, found, progress, known.classes)
             results = comparison.compare_images(
                 bundle, session, references, items, progress
             )
@@ -160,7 +175,22 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
             figures=session.figures(),
             board=Board(before, after) if before and after else None,
             boards=session.done,
+            labels=known.source,
         )
+
+
+def _known_classes(
+    bundle: Bundle, found: Sequence[Path], arguments: argparse.Namespace
+) -> Known:
+    from runtime_demo import known_classes
+    from runtime_demo.result import scores_classes
+
+    first = bundle.manifest.outputs[0]
+    if not scores_classes(first.shape, first.dtype):
+        return known_classes.Known({})
+    return known_classes.find(
+        found, arguments.images, arguments.labels, bundle.labels(), first.shape[1]
+    )
 
 
 def calibrated_on(facts: Quantisation, found: Sequence[Path]) -> bool:
@@ -204,7 +234,8 @@ def _table(result: CheckResult) -> str:
     right, judged = result.labelled()
     if judged:
         lines.append(
-            f"labels     {right} of {judged} with a known class are right (labels.csv)"
+            f"labels     {right} of {judged} with a known class are right, {result.labelled(5)[0]} among the best five "
+            f"({result.labels})"
         )
     if result.vs_float is not None:
         loss = result.vs_float

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,19 +87,18 @@ def _check_same(bundle: Bundle, model: str, source: sources.Source) -> None:
 
 
 def read_inputs(
-    bundle: Bundle, files: Sequence[Path], progress: Progress
+    bundle: Bundle,
+    files: Sequence[Path],
+    progress: Progress,
+    classes: Mapping[Path, int] | None = None,
 ) -> Iterator[Input]:
-    """The files as input tensors, one at a time, with the classes of a labels.csv next to them."""
+    """The files as input tensors, one at a time, with the classes that they are known to show."""
     manifest = bundle.manifest
-    expected: dict[Path, dict[str, int]] = {}
     for path in files:
         tensor, notes = inputs.read(path, manifest.input, manifest.preprocessing)
         for note in notes:
             progress.note(note)
-        known = expected.setdefault(
-            path.parent, _labels_csv(path.parent / "labels.csv")
-        )
-        yield Input(path.name, path, tensor, known.get(path.name))
+        yield Input(path.name, path, tensor, (classes or {}).get(path))
 
 
 def compare_images(
@@ -231,23 +229,3 @@ def built_against(bundle: Bundle) -> str:
     """The runtime that computed the golden outputs."""
     verification = bundle.manifest.measured.get("verification") or {}
     return str(verification.get("reference", "ONNX Runtime"))
-
-
-def _labels_csv(path: Path) -> dict[str, int]:
-    """File name → class index, of the rows that have one."""
-    if not path.is_file():
-        return {}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        return {
-            row["file"]: int(row["class_index"]) for row in rows if row["class_index"]
-        }
-    except KeyError as error:
-        raise UserError(
-            f"{path}: no column {error}; it needs file and class_index"
-        ) from None
-    except (ValueError, csv.Error) as error:
-        raise UserError(
-            f"{path}: {error}; class_index must be a whole number or empty"
-        ) from None

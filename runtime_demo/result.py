@@ -71,7 +71,7 @@ class InputResult:
         ours, reference: the top classes, best first; empty where the network is no classifier.
         gap: the reference's best output minus its second best, in the output's own unit.
         swap: of a classifier the first place of the best five where the two have different classes.
-        expected: the class that labels.csv gives, if it does.
+        expected: the class that it is known to show, if it is.
         errors: every |ours − reference| of the first output, flattened.
         vs_float, float_top1: of an int8 network, against the float32 network it was made from, and
             that network's best class.
@@ -108,7 +108,7 @@ class InputResult:
 
     @property
     def right(self) -> bool | None:
-        """Whether our answer is labels.csv's; None where that says nothing."""
+        """Whether our answer is the known class; None where that is not known."""
         if self.expected is None or not self.ours:
             return None
         return self.ours[0].class_index == self.expected
@@ -153,6 +153,7 @@ class CheckResult:
 
     Attributes:
         boards: how many inputs each board of several did; empty where it was none of them.
+        labels: where the known classes are from, such as labels.csv; empty without any.
     """
 
     bundle: Bundle
@@ -167,6 +168,7 @@ class CheckResult:
     figures: Figures | None = None
     board: Board | None = None
     boards: Mapping[str, int] = field(default_factory=dict)
+    labels: str = ""
 
     @property
     def passed(self) -> bool:
@@ -252,10 +254,11 @@ class CheckResult:
             return None
         return sum(r.swap is None for r in self.inputs) / len(self.inputs)
 
-    def labelled(self) -> tuple[int, int]:
-        """How many inputs of those with a known class we got right, and how many those are."""
-        judged = [r.right for r in self.inputs if r.right is not None]
-        return sum(judged), len(judged)
+    def labelled(self, top: int = 1) -> tuple[int, int]:
+        """How many inputs of those with a known class have it among our best ``top``, and how many those are."""
+        judged = [r for r in self.inputs if r.expected is not None and r.ours]
+        right = [r.expected in [a.class_index for a in r.ours[:top]] for r in judged]
+        return sum(right), len(judged)
 
     def to_json(self) -> dict[str, Any]:
         right, judged = self.labelled()
@@ -275,6 +278,8 @@ class CheckResult:
             "top5_order_agreement": self.order_agreement,
             "labelled": judged,
             "labelled_right": right,
+            "labelled_right_top5": self.labelled(5)[0],
+            "labels": self.labels,
             "threads": self.threads,
             "latency_ms": self.latency.to_json() if self.latency else None,
             "reference": self.reference,
