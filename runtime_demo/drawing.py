@@ -1,0 +1,89 @@
+"""Photographs with boxes, points and masks drawn into them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from bundle.detections import Detections
+from targets.escapes import shown
+
+MOST_BOXES = 100
+"""Boxes drawn into one photograph, those of the best scores: more would hide it."""
+_BRIGHT_LUMA = 140
+
+
+def fitted(image: Image.Image, longest: int) -> Image.Image:
+    """A copy in RGB whose longer side has ``longest`` pixels."""
+    ratio = longest / max(image.size)
+    width, height = (max(1, round(side * ratio)) for side in image.size)
+    return image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+
+
+def with_boxes(
+    image: Image.Image,
+    found: Detections,
+    names: Sequence[str],
+    size: tuple[int, int],
+) -> Image.Image:
+    """A copy with the boxes, labels, scores and points of the `MOST_BOXES` best.
+
+    Args:
+        names: of the classes; a class without one is shown by its number.
+        size: (width, height) of the photograph that the boxes are of.
+    """
+    marked = image.convert("RGB")
+    draw = ImageDraw.Draw(marked)
+    scale = np.array(marked.size) / size
+    line = max(2, max(marked.size) // 320)
+    font = ImageFont.load_default(max(11, max(marked.size) // 45))
+    usable = np.isfinite(found.scores) & np.isfinite(found.boxes).all(axis=1)
+    order = [i for i in np.argsort(-found.scores, kind="stable") if usable[i]]
+    # The best last, so that no other hides it.
+    for index in order[:MOST_BOXES][::-1]:
+        number = int(found.classes[index])
+        colour = class_colour(number + 1)
+        x1, y1, x2, y2 = np.rint(found.boxes[index] * np.tile(scale, 2)).tolist()
+        draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=line)
+        for x, y in found.points[index] * scale:
+            if np.isfinite((x, y)).all():
+                draw.circle((float(x), float(y)), line, fill=colour)
+        name = names[number] if 0 <= number < len(names) else ""
+        text = f"{shown(name, 32) or f'class {number}'} {found.scores[index]:.0%}"
+        _, _, width, height = draw.textbbox((0, 0), text, font=font)
+        left = max(0, min(x1, marked.width - width - 6))
+        top = y1 - height - 4 if y1 >= height + 4 else y1
+        draw.rectangle((left, top, left + width + 6, top + height + 4), fill=colour)
+        draw.text((left + 3, top + 1), text, fill=_ink(colour), font=font)
+    return marked
+
+
+def with_mask(image: Image.Image, mask: NDArray[np.integer]) -> Image.Image:
+    """A copy half covered by the colours of the classes [height, width] of its size; not where a class is negative."""
+    plain = np.asarray(image.convert("RGB"))
+    palette = np.array([class_colour(number) for number in range(256)], np.uint8)
+    covered = (plain // 2 + palette[mask % 256] // 2).astype(np.uint8)
+    return Image.fromarray(np.where((mask < 0)[:, :, None], plain, covered))
+
+
+@cache
+def class_colour(number: int) -> tuple[int, int, int]:
+    """Pascal VOC's colour of a class (VOCdevkit, VOClabelcolormap.m): class 0 is black, near numbers differ."""
+    red = green = blue = 0
+    rest = number % 256
+    for bit in range(7, -1, -1):
+        red |= (rest & 1) << bit
+        green |= (rest >> 1 & 1) << bit
+        blue |= (rest >> 2 & 1) << bit
+        rest >>= 3
+    return red, green, blue
+
+
+def _ink(colour: tuple[int, int, int]) -> str:
+    red, green, blue = colour
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    return "black" if luma > _BRIGHT_LUMA else "white"

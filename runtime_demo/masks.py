@@ -1,0 +1,164 @@
+"""Maps of one class a pixel against the reference's, and against given ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from bundle.photos import MAX_PIXELS, Placement
+from targets.errors import UserError, first_line
+from targets.escapes import shown
+
+Mask = NDArray[np.integer]
+OUTSIDE = -1
+VOID = 255
+"""What a given mask has where no class is known, as Pascal VOC has it; such pixels do not count."""
+
+
+class Agreement(NamedTuple):
+    """Of two maps, counts of pixels.
+
+    Attributes:
+        same, pixels: those of one class in both, and all.
+        intersections, unions: of each class [classes].
+    """
+
+    same: int
+    pixels: int
+    intersections: NDArray[np.int64]
+    unions: NDArray[np.int64]
+
+    @property
+    def share(self) -> float | None:
+        """Of the pixels with the same class; None without pixels."""
+        return self.same / self.pixels if self.pixels else None
+
+    @property
+    def mean_iou(self) -> float | None:
+        """The mean of intersection ÷ union of the classes that one of the two has."""
+        some = self.unions > 0
+        if not some.any():
+            return None
+        return float((self.intersections[some] / self.unions[some]).mean())
+
+    def to_json(self) -> dict[str, Any]:
+        return {"pixel_agreement": self.share, "mean_iou": self.mean_iou}
+
+    def text(self) -> str:
+        """Such as ``99.98 % of pixels, mIoU 0.9991``."""
+        if self.share is None or self.mean_iou is None:
+            return "no pixel to compare"
+        return f"{self.share:.2%} of pixels, mIoU {self.mean_iou:.4f}"
+
+
+def agree(ours: Mask, reference: Mask, void: int | None = None) -> Agreement:
+    """Compare two maps [height, width] of class numbers from 0.
+
+    Where one is `OUTSIDE`, or the reference has ``void``, nothing counts.
+    """
+    kept = (ours >= 0) & (reference >= 0)
+    if void is not None:
+        kept &= reference != void
+    own, given = ours[kept].astype(np.int64), reference[kept].astype(np.int64)
+    classes = int(max(own.max(initial=-1), given.max(initial=-1))) + 1
+    same = own[own == given]
+    intersections = np.bincount(same, minlength=classes)
+    counts = np.bincount(own, minlength=classes) + np.bincount(given, minlength=classes)
+    return Agreement(len(same), len(own), intersections, counts - intersections)
+
+
+def total(agreements: Sequence[Agreement]) -> Agreement:
+    """All photographs as one: pixels are added up before any share is taken."""
+    classes = max(len(each.unions) for each in agreements)
+
+    def added(counts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+        padded = [np.pad(each, (0, classes - len(each))) for each in counts]
+        summed: NDArray[np.int64] = np.sum(padded, axis=0)
+        return summed
+
+    return Agreement(
+        sum(each.same for each in agreements),
+        sum(each.pixels for each in agreements),
+        added([each.intersections for each in agreements]),
+        added([each.unions for each in agreements]),
+    )
+
+
+def on_photograph(
+    mask: Mask,
+    place: Placement,
+    network: tuple[int, int],
+    size: tuple[int, int],
+    wanted: tuple[int, int],
+) -> Mask:
+    """The class of each pixel of a photograph, `OUTSIDE` where the network did not see it; nothing is interpolated.
+
+    Args:
+        mask: [height, width] over the whole input of the network, of any size.
+        network: (width, height) of the input; ``size`` of the photograph; ``wanted`` of the result, a smaller or
+            larger copy of the photograph.
+    """
+    columns, rows = (
+        _sampled(each, count)
+        for each, count in (
+            (
+                (place.scale_x, place.left, network[0], size[0], wanted[0]),
+                mask.shape[1],
+            ),
+            ((place.scale_y, place.top, network[1], size[1], wanted[1]), mask.shape[0]),
+        )
+    )
+    found = mask[np.clip(rows, 0, None)[:, None], np.clip(columns, 0, None)]
+    inside = (rows >= 0)[:, None] & (columns >= 0)
+    placed: Mask = np.where(inside, found.astype(np.int64), OUTSIDE)
+    return placed
+
+
+def _sampled(axis: tuple[float, float, int, int, int], count: int) -> Mask:
+    """Of each pixel of an axis of the copy the index in the mask, -1 outside."""
+    scale, offset, network, side, wanted = axis
+    centres = (np.arange(wanted) + 0.5) * side / wanted
+    places = np.floor((centres * scale + offset) / network * count)
+    inside = (places >= 0) & (places < count)
+    indices: Mask = np.where(inside, places, -1).astype(np.int64)
+    return indices
+
+
+def read(path: Path, size: tuple[int, int]) -> Mask:
+    """A given mask: a PNG, grey or with a palette, whose values are class numbers.
+
+    Args:
+        size: (width, height) that it must have.
+
+    Raises:
+        UserError: it is missing, no such PNG, or of another size.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such mask; --masks takes a folder with a PNG for each image, by its name"
+        )
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            if image.mode not in ("P", "L", "1", "I", "I;16"):
+                raise UserError(
+                    f"{path}: {image.mode} has no class numbers; save it grey or with a palette"
+                )
+            if image.size != size or image.width * image.height > MAX_PIXELS:
+                found, wanted = (
+                    "×".join(map(str, each)) for each in (image.size, size)
+                )
+                raise UserError(
+                    f"{path}: has {found} pixels, its image {wanted}; give a mask of the image's size"
+                )
+            return np.asarray(image).astype(np.int64)
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001  (decoders raise errors of any class on hostile input)
+        raise UserError(
+            f"{path}: not a PNG that Pillow can read ({shown(first_line(error), 160)}); save it as PNG"
+        ) from None
