@@ -231,6 +231,7 @@ def _table(result: CheckResult) -> str:
             f"agreement  top-1 {same[0]}/{size}, top-5 {same[1]}/{size}, in the same order {same[2]}/{size}, "
             f"with {result.reference}"
         )
+    lines += result.findings.lines()
     right, judged = result.labelled()
     if judged:
         lines.append(
@@ -254,12 +255,16 @@ def _table(result: CheckResult) -> str:
         if result.passed
         else "FAILED: farther from the reference than the tolerance"
     )
+    if not result.passed and result.findings.boxes and result.findings.boxes.same:
+        verdict += "; all boxes match"
     assumed = "; preprocessing assumed, not given" if result.assumed else ""
     lines.append(f"verdict    {verdict}, {_compared(result)}, {result.origin}{assumed}")
     return "\n".join(lines)
 
 
 def _image_line(result: InputResult) -> str:
+    if result.found:
+        return f"{shown(result.name):<22} {result.found.text()}; max-abs {result.accuracy.max_abs_error:.1e}"
     if not result.ours:
         return f"{shown(result.name):<22} max-abs {result.accuracy.max_abs_error:.1e}"
     return (

@@ -37,6 +37,12 @@ class Precision(NamedTuple):
     at_50: float | None
     at_50_95: float | None
 
+    def text(self) -> str:
+        """Such as ``mAP@0.5 0.512, mAP@0.5:0.95 0.310``."""
+        if self.at_50 is None or self.at_50_95 is None:
+            return "no label to compare with"
+        return f"mAP@0.5 {self.at_50:.3f}, mAP@0.5:0.95 {self.at_50_95:.3f}"
+
 
 def require() -> None:
     """Refuse early where pycocotools is missing."""

@@ -17,6 +17,7 @@ from devices.board.board_state import BoardState
 from devices.microcontroller.figures import Figures
 from devices.sessions.session import OperatorTime, Origin
 from runtime_demo import microcontroller
+from runtime_demo.findings import Boxes, Findings, Masks
 
 
 class Answer(NamedTuple):
@@ -75,6 +76,7 @@ class InputResult:
         errors: every |ours − reference| of the first output, flattened.
         vs_float, float_top1: of an int8 network, against the float32 network it was made from, and
             that network's best class.
+        found: of a detector or a segmenting network, what both found in the photograph.
     """
 
     name: str
@@ -89,6 +91,7 @@ class InputResult:
     steps: Steps | None = None
     vs_float: Accuracy | None = None
     float_top1: int | None = None
+    found: Boxes | Masks | None = None
 
     @property
     def same_top1_as_float(self) -> bool:
@@ -99,6 +102,11 @@ class InputResult:
         return [a.class_index for a in self.ours[:1]] == [
             a.class_index for a in self.reference[:1]
         ]
+
+    @property
+    def same_answer(self) -> bool:
+        """The same best class, boxes or mask as the reference's."""
+        return self.found.same if self.found else self.same_top1
 
     @property
     def same_top5(self) -> bool:
@@ -153,7 +161,8 @@ class CheckResult:
 
     Attributes:
         boards: how many inputs each board of several did; empty where it was none of them.
-        labels: where the known classes are from, such as labels.csv; empty without any.
+        labels: where the known classes or boxes are from, such as labels.csv; empty without any.
+        findings: boxes and masks of all inputs.
     """
 
     bundle: Bundle
@@ -169,6 +178,7 @@ class CheckResult:
     board: Board | None = None
     boards: Mapping[str, int] = field(default_factory=dict)
     labels: str = ""
+    findings: Findings = field(default_factory=Findings)
 
     @property
     def passed(self) -> bool:
@@ -294,6 +304,7 @@ class CheckResult:
             "preprocessing_assumed": self.assumed,
             "vs_quantised": self.vs_quantised,
             "vs_float": self.vs_float,
+            **self.findings.to_json(),
             **microcontroller.to_json(self.figures, self.step is not None),
             "results": [
                 {
@@ -304,6 +315,7 @@ class CheckResult:
                     "top2_gap": r.gap,
                     "swap": r.swap._asdict() if r.swap else None,
                     "expected": r.expected,
+                    **(r.found.to_json() if r.found else {}),
                 }
                 for r in self.inputs
             ],

@@ -1,0 +1,195 @@
+"""What a detector or a segmenting network found in a photograph, ours and the reference's answer together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from bundle.detections import Detections
+from bundle.photos import Placement
+from runtime_demo import boxes, drawing, masks
+from runtime_demo.boxes import Match
+from runtime_demo.coco import Precision
+from runtime_demo.masks import Agreement, Mask
+
+
+class Boxes(NamedTuple):
+    """Boxes of a photograph of ``size`` (width, height) by both networks."""
+
+    size: tuple[int, int]
+    ours: Detections
+    reference: Detections
+    match: Match
+
+    @classmethod
+    def of(
+        cls, size: tuple[int, int], ours: Detections, reference: Detections
+    ) -> Boxes:
+        return cls(size, ours, reference, boxes.match(ours, reference))
+
+    @property
+    def same(self) -> bool:
+        return self.match.same
+
+    def text(self) -> str:
+        return self.match.text()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "boxes": self.match.to_json(),
+            "ours_boxes": len(self.ours.scores),
+            "reference_boxes": len(self.reference.scores),
+        }
+
+    def draw(
+        self, image: Image.Image, names: Sequence[str]
+    ) -> tuple[Image.Image, Image.Image]:
+        """Both answers in a copy of the photograph."""
+        return (
+            drawing.with_boxes(image, self.ours, names, self.size),
+            drawing.with_boxes(image, self.reference, names, self.size),
+        )
+
+
+class Masks(NamedTuple):
+    """Classes of pixels by both networks [height, width], over the whole input of the network.
+
+    Attributes:
+        network: (width, height) of the input; ``size`` of the photograph.
+        given: of both against the given mask of the photograph.
+    """
+
+    size: tuple[int, int]
+    place: Placement
+    network: tuple[int, int]
+    ours: Mask
+    reference: Mask
+    agreement: Agreement
+    given: tuple[Agreement, Agreement] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        size: tuple[int, int],
+        place: Placement,
+        network: tuple[int, int],
+        both: tuple[Mask, Mask],
+        path: Path | None = None,
+    ) -> Masks:
+        """Compare both with each other, and with the mask of the photograph where there is a ``path``.
+
+        Raises:
+            UserError: as `masks.read`.
+        """
+        ours, reference = both
+        agreement = masks.agree(ours, reference)
+        if path is None:
+            return cls(size, place, network, ours, reference, agreement)
+        known = masks.read(path, size)
+        given = [
+            masks.agree(
+                masks.on_photograph(each, place, network, size, size), known, masks.VOID
+            )
+            for each in both
+        ]
+        pair = given[0], given[1]
+        return cls(size, place, network, ours, reference, agreement, pair)
+
+    @property
+    def same(self) -> bool:
+        return self.agreement.same == self.agreement.pixels
+
+    def text(self) -> str:
+        return self.agreement.text()
+
+    def to_json(self) -> dict[str, Any]:
+        given = None
+        if self.given:
+            given = {
+                "ours": self.given[0].to_json(),
+                "reference": self.given[1].to_json(),
+            }
+        return {"mask": self.agreement.to_json(), "given_mask": given}
+
+    def draw(
+        self, image: Image.Image, names: Sequence[str]
+    ) -> tuple[Image.Image, Image.Image]:
+        """Both answers over a copy of the photograph."""
+        del names
+        ours, reference = (
+            drawing.with_mask(
+                image,
+                masks.on_photograph(
+                    each, self.place, self.network, self.size, image.size
+                ),
+            )
+            for each in (self.ours, self.reference)
+        )
+        return ours, reference
+
+
+class Findings(NamedTuple):
+    """Of all photographs of a check; None where the network does not answer so, or nothing was given.
+
+    Attributes:
+        precision: of our boxes and of the reference's, by given labels.
+        given: of our masks and of the reference's, against given ones.
+    """
+
+    boxes: Match | None = None
+    precision: tuple[Precision, Precision] | None = None
+    masks: Agreement | None = None
+    given: tuple[Agreement, Agreement] | None = None
+
+    def lines(self) -> list[str]:
+        """For the table."""
+        rows = []
+        if self.boxes:
+            rows.append(f"boxes      {self.boxes.text()}")
+        if self.precision:
+            ours, reference = (each.text() for each in self.precision)
+            rows.append(f"labels     {ours}; the reference {reference}")
+        if self.masks:
+            rows.append(f"masks      {self.masks.text()}, against the reference's")
+        if self.given:
+            ours, reference = (each.text() for each in self.given)
+            rows.append(
+                f"           {ours}, against --masks; the reference {reference}"
+            )
+        return rows
+
+    def to_json(self) -> dict[str, Any]:
+        def both(pair: Any, values: Any) -> dict[str, Any] | None:
+            names = ("ours", "reference")
+            return dict(zip(names, map(values, pair), strict=True)) if pair else None
+
+        return {
+            "boxes": self.boxes.to_json() if self.boxes else None,
+            "precision": both(self.precision, lambda each: each._asdict()),
+            "masks": self.masks.to_json() if self.masks else None,
+            "given_masks": both(self.given, lambda each: each.to_json()),
+        }
+
+
+def summary(
+    found: Mapping[str, Boxes | Masks],
+    precision: tuple[Precision, Precision] | None = None,
+) -> Findings:
+    """All photographs as one."""
+    box = [each for each in found.values() if isinstance(each, Boxes)]
+    mask = [each for each in found.values() if isinstance(each, Masks)]
+    given = [each.given for each in mask if each.given]
+    return Findings(
+        boxes.total([each.match for each in box]) if box else None,
+        precision,
+        masks.total([each.agreement for each in mask]) if mask else None,
+        (
+            masks.total([each[0] for each in given]),
+            masks.total([each[1] for each in given]),
+        )
+        if given
+        else None,
+    )

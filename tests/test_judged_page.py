@@ -1,0 +1,124 @@
+"""Boxes and masks in the table, the JSON and the page of a check."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from check_results import LABELS, a_result, an_input, written
+from PIL import Image
+
+from bundle.detections import Detections
+from bundle.photos import Placement
+from runtime_demo import findings
+from runtime_demo.check import _table
+from runtime_demo.coco import Precision
+from runtime_demo.findings import Boxes, Masks
+from runtime_demo.result import CheckResult, InputResult
+
+WHERE = Placement(0.5, 0.5, 0, 0)
+
+
+def boxes(*rows: tuple[float, ...]) -> Detections:
+    table = np.array(rows, np.float32).reshape(-1, 6)
+    points = np.full((len(table), 1, 2), 20, np.float32)
+    return Detections(table[:, :4], table[:, 4], table[:, 5].astype(np.int32), points)
+
+
+ASH, CEDAR = (40, 40, 140, 120, 0.9, 0), (10, 10, 180, 90, 0.7, 2)
+
+
+def an_image(folder: Path, name: str, found: Boxes | Masks, **more: Any) -> InputResult:
+    Image.new("RGB", (200, 160), "gray").save(folder / name)
+    plain = an_input(folder / name, **more)
+    return replace(plain, ours=(), reference=(), swap=None, found=found)
+
+
+def result(folder: Path, inputs: list[InputResult], **changes: Any) -> CheckResult:
+    found = {item.name: item.found for item in inputs if item.found}
+    return a_result(folder, inputs, findings=findings.summary(found), **changes)
+
+
+@pytest.fixture
+def boxed(tmp_path: Path) -> CheckResult:
+    size = (200, 160)
+    same = Boxes.of(size, boxes(ASH, CEDAR), boxes(ASH, CEDAR))
+    other = Boxes.of(size, boxes(ASH), boxes(ASH, CEDAR))
+    inputs = [an_image(tmp_path, "a.png", same), an_image(tmp_path, "b.png", other)]
+    return result(tmp_path, inputs)
+
+
+def test_boxes_are_in_the_table_and_the_json(boxed: CheckResult) -> None:
+    text = _table(boxed)
+    assert (
+        "boxes      3 of 4 boxes matched, 1 missing, 0 extra; IoU mean 1.0000" in text
+    )
+    assert text.splitlines()[1].startswith("b.png                  1 of 2 boxes")
+    said = json.loads(json.dumps(boxed.to_json(), allow_nan=False))
+    assert said["boxes"]["missing"] == 1
+    assert said["results"][1]["boxes"]["matched"] == 1
+    assert said["results"][1]["reference_boxes"] == 2
+
+
+def test_both_answers_are_drawn_next_to_each_other(
+    boxed: CheckResult, tmp_path: Path
+) -> None:
+    page = written(boxed, tmp_path)
+    assert page.photographs() == 4
+    assert "Boxes matched 3 of 4" in page.text
+    assert "same answer" in page.text and "not the same answer" in page.text
+    # What differs comes first.
+    assert page.text.index("b.png") < page.text.index("a.png")
+    assert "script" not in page.tags
+
+
+def test_boxes_and_labels_with_markup_do_no_harm(tmp_path: Path) -> None:
+    assert "<script>" in LABELS[2]
+    named = boxes((0, 0, 9, 9, float("nan"), 2), CEDAR)
+    item = an_image(tmp_path, "<b>.png", Boxes.of((200, 160), named, named))
+    page = written(result(tmp_path, [item]), tmp_path)
+    assert "b" not in page.tags and "1 not finite" in page.text
+
+
+def test_masks_are_in_the_table_the_json_and_the_page(tmp_path: Path) -> None:
+    ours, reference = np.zeros((8, 10), np.uint8), np.zeros((8, 10), np.uint8)
+    ours[:4] = 3
+    reference[:3] = 3
+    Image.fromarray(np.full((160, 200), 3, np.uint8)).save(tmp_path / "m.png")
+    found = Masks.of((200, 160), WHERE, (100, 80), (ours, reference), tmp_path / "m.png")  # fmt: skip
+    item = an_image(tmp_path, "a.png", found)
+    whole = result(tmp_path, [item])
+    text = _table(whole)
+    assert "masks      87.50% of pixels, mIoU 0.7750, against the reference's" in text
+    assert "50.00% of pixels, mIoU 0.2500, against --masks; the reference 37.50%" in text  # fmt: skip
+    said = json.loads(json.dumps(whole.to_json(), allow_nan=False))
+    assert said["masks"] == {"pixel_agreement": 0.875, "mean_iou": 0.775}
+    assert said["given_masks"]["ours"]["pixel_agreement"] == 0.5
+    page = written(whole, tmp_path)
+    assert page.photographs() == 2
+    assert "Same class 87.50 %" in page.text and "mIoU by --masks 0.2500" in page.text
+
+
+def test_precision_is_in_the_table_the_json_and_the_page(
+    boxed: CheckResult, tmp_path: Path
+) -> None:
+    pair = (Precision(0.5124, 0.31), Precision(0.5131, 0.3))
+    known = replace(boxed, findings=boxed.findings._replace(precision=pair))
+    assert (
+        "labels     mAP@0.5 0.512, mAP@0.5:0.95 0.310; the reference mAP@0.5 0.513"
+        in _table(known)
+    )
+    assert known.to_json()["precision"]["reference"]["at_50"] == 0.5131
+    assert "mAP@0.5 0.512" in written(known, tmp_path).text
+
+
+def test_a_failed_check_says_that_boxes_match(tmp_path: Path) -> None:
+    found = Boxes.of((200, 160), boxes(ASH), boxes(ASH))
+    item = an_image(tmp_path, "a.png", found, relative=1.0)
+    failed = result(tmp_path, [item])
+    assert not failed.passed
+    assert "than the tolerance; all boxes match" in _table(failed).splitlines()[-1]
