@@ -54,15 +54,18 @@ def require() -> None:
         ) from None
 
 
-def read(path: Path, names: Sequence[str]) -> Labels:
+def read(
+    path: Path, names: Sequence[str], classes: int, background: int | None = None
+) -> Labels:
     """Read a JSON with ``images``, ``annotations`` and ``categories``.
 
     Args:
-        names: of the network's classes. Categories are found by them; without names class k is the category with the
-            k-th smallest id.
+        names: of the network's classes. Categories are found by them; without names the classes but the
+            ``background`` are the categories in the order of their ids.
+        classes: how many the network has.
 
     Raises:
-        UserError: it is no such JSON, a row of it is broken, or no category is one of the classes.
+        UserError: it is no such JSON, a row of it is broken, or its categories are not the classes.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -95,7 +98,12 @@ def read(path: Path, names: Sequence[str]) -> Labels:
         _annotation(path, index, row, known, categories)
         for index, row in enumerate(rows["annotations"])
     ]
-    return Labels(path, images, annotations, _by_class(path, categories, names))
+    return Labels(
+        path,
+        images,
+        annotations,
+        _by_class(path, categories, names, classes, background),
+    )
 
 
 def _rows(path: Path, content: Any, key: str) -> list[dict[str, Any]]:
@@ -163,10 +171,21 @@ def _annotation(
 
 
 def _by_class(
-    path: Path, categories: Mapping[int, str], names: Sequence[str]
+    path: Path,
+    categories: Mapping[int, str],
+    names: Sequence[str],
+    classes: int,
+    background: int | None,
 ) -> Sequence[int | None]:
     if not names:
-        return sorted(categories)
+        objects = [number for number in range(classes) if number != background]
+        if len(objects) != len(categories):
+            raise UserError(
+                f"{path}: {len(categories)} categories, but the network has {len(objects)} classes; build it with "
+                "--labels NAMES.txt, by which they are found"
+            )
+        in_order = dict(zip(objects, sorted(categories), strict=True))
+        return [in_order.get(number) for number in range(classes)]
     ids = {name.strip().casefold(): number for number, name in categories.items()}
     found = [ids.get(name.strip().casefold()) for name in names]
     if all(number is None for number in found):
@@ -182,7 +201,7 @@ def precision(labels: Labels, found: Mapping[str, Detections]) -> Precision:
     """COCO's mean average precision of the boxes found in photographs, by file name; of the classes in the labels.
 
     Raises:
-        UserError: no photograph is in the labels, or a class is beyond their categories.
+        UserError: no photograph is in the labels.
     """
     shared = {name: labels.images[name] for name in found if name in labels.images}
     if not shared:
@@ -193,11 +212,6 @@ def precision(labels: Labels, found: Mapping[str, Detections]) -> Precision:
     for name, number in shared.items():
         each = found[name]
         for box, score, kind in zip(each.boxes, each.scores, each.classes, strict=True):
-            if not 0 <= kind < len(labels.categories):
-                raise UserError(
-                    f"{labels.path}: has {len(labels.categories)} categories, but the network found class {kind}; "
-                    "give the labels of its classes"
-                )
             category = labels.categories[kind]
             x1, y1, x2, y2 = map(float, box)
             if category is None or not all(map(isfinite, (x1, y1, x2, y2, score))):

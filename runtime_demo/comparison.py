@@ -32,12 +32,13 @@ _STEADY, _MOST_WARMING_ROUNDS = 0.03, 10
 
 
 class Input(NamedTuple):
-    """One input tensor, where it came from, and the class it is known to show."""
+    """One input tensor, where it came from, the class it is known to show, and the photograph's width and height."""
 
     name: str
     path: Path | None
     tensor: NDArray[Any]
     expected: int | None = None
+    size: tuple[int, int] | None = None
 
 
 class References(NamedTuple):
@@ -95,10 +96,11 @@ def read_inputs(
     """The files as input tensors, one at a time, with the classes that they are known to show."""
     manifest = bundle.manifest
     for path in files:
-        tensor, notes = inputs.read(path, manifest.input, manifest.preprocessing)
-        for note in notes:
+        read = inputs.read(path, manifest.input, manifest.preprocessing)
+        for note in read.notes:
             progress.note(note)
-        yield Input(path.name, path, tensor, (classes or {}).get(path))
+        known = (classes or {}).get(path)
+        yield Input(path.name, path, read.tensor, known, read.size)
 
 
 def compare_images(

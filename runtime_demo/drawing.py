@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from colorsys import hsv_to_rgb
 from functools import cache
 
 import numpy as np
@@ -39,14 +40,14 @@ def with_boxes(
     marked = image.convert("RGB")
     draw = ImageDraw.Draw(marked)
     scale = np.array(marked.size) / size
-    line = max(2, max(marked.size) // 320)
-    font = ImageFont.load_default(max(11, max(marked.size) // 45))
+    line = max(2, max(marked.size) // 200)
+    font = ImageFont.load_default(max(11, max(marked.size) // 28))
     usable = np.isfinite(found.scores) & np.isfinite(found.boxes).all(axis=1)
     order = [i for i in np.argsort(-found.scores, kind="stable") if usable[i]]
     # The best last, so that no other hides it.
     for index in order[:MOST_BOXES][::-1]:
         number = int(found.classes[index])
-        colour = class_colour(number + 1)
+        colour = _box_colour(number)
         x1, y1, x2, y2 = np.rint(found.boxes[index] * np.tile(scale, 2)).tolist()
         draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=line)
         for x, y in found.points[index] * scale:
@@ -81,6 +82,13 @@ def class_colour(number: int) -> tuple[int, int, int]:
         blue |= (rest >> 2 & 1) << bit
         rest >>= 3
     return red, green, blue
+
+
+@cache
+def _box_colour(number: int) -> tuple[int, int, int]:
+    """A bright colour; the golden ratio keeps the hues of near numbers apart."""
+    red, green, blue = hsv_to_rgb((0.33 + number * 0.618034) % 1, 0.85, 1)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def _ink(colour: tuple[int, int, int]) -> str:
