@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bundle.accuracy import Swap
     from bundle.manifest import Quantisation
     from bundle.store import Bundle
+    from runtime_demo.findings import Given
     from runtime_demo.known_classes import Known
     from runtime_demo.result import Answer, CheckResult, InputResult, Latency
 
@@ -96,7 +97,13 @@ def _parser() -> argparse.ArgumentParser:
         type=named_path,
         metavar="FILE",
         help="what the images show: FILE.csv with columns file and class_index for a classifier (default: labels.csv "
-        "next to the images)",
+        "next to the images); boxes for a detector, a JSON file as COCO's, counted by pycocotools",
+    )
+    parser.add_argument(
+        "--masks",
+        type=named_path,
+        metavar="DIR",
+        help="what the images show, for a segmenting network: a PNG of class numbers for each, of its size and name",
     )
     add_result_options(parser)
     return parser
@@ -107,19 +114,21 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
     from bundle import golden, inputs
     from bundle.store import open_bundle
     from devices.sessions.session import Origin
-    from runtime_demo import comparison
+    from runtime_demo import comparison, findings
     from runtime_demo.result import Board, CheckResult
 
     if arguments.images and not arguments.model:
         raise UserError(
             "--images needs --model: the reference answers come from ONNX Runtime on it"
         )
-    if arguments.labels and not arguments.images:
-        raise UserError("--labels needs --images; give the images that it is of")
+    for name in ("labels", "masks"):
+        if getattr(arguments, name) and not arguments.images:
+            raise UserError(f"--{name} needs --images; give the images that it is of")
     progress.stage("verifying the bundle")
     bundle = open_bundle(arguments.bundle)
     found = inputs.find(arguments.images, bundle.manifest.input)
     known = _known_classes(bundle, found, arguments)
+    given = _given(bundle, arguments)
     for note in known.notes:
         progress.note(note)
     references = None
@@ -141,7 +150,7 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
         if references is not None and found:
             items = comparison.read_inputs(bundle, found, progress, known.classes)
             results = comparison.compare_images(
-                bundle, session, references, items, progress
+                bundle, session, references, items, progress, given
             )
         else:
             results = comparison.compare_golden(bundle, session, progress)
@@ -176,7 +185,45 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
             board=Board(before, after) if before and after else None,
             boards=session.done,
             labels=known.source,
+            findings=findings.summary(
+                [(item.name, item.found) for item in results if item.found], given
+            ),
         )
+
+
+def _given(bundle: Bundle, arguments: argparse.Namespace) -> Given:
+    """Labels of boxes, and masks.
+
+    Raises:
+        UserError: the network's answers are not of that kind, or the labels are broken.
+    """
+    from runtime_demo import coco
+    from runtime_demo.findings import Given
+    from runtime_demo.result import scores_classes
+
+    task, first = bundle.manifest.task, bundle.manifest.outputs[0]
+    scores = scores_classes(first.shape, first.dtype)
+    kind = task.kind if task else "classify" if scores else "raw"
+    labels = None
+    if arguments.masks and kind != "segment":
+        raise UserError(
+            f"--masks: {bundle.path} does not segment, its task is {kind}; leave it out"
+        )
+    if arguments.masks and not arguments.masks.is_dir():
+        raise UserError(
+            f"{arguments.masks}: no such folder; --masks takes a folder of PNGs"
+        )
+    if arguments.labels and kind not in ("classify", "detect"):
+        raise UserError(
+            f"--labels: {bundle.path} finds no classes or boxes, its task is {kind}; leave it out"
+        )
+    if arguments.labels and task and task.detector:
+        coco.require()
+        detector = task.detector
+        labels = coco.read(
+            arguments.labels, bundle.labels(), detector.classes, detector.background
+        )
+    return Given(labels, arguments.masks)
 
 
 def _known_classes(
@@ -185,8 +232,9 @@ def _known_classes(
     from runtime_demo import known_classes
     from runtime_demo.result import scores_classes
 
-    first = bundle.manifest.outputs[0]
-    if not scores_classes(first.shape, first.dtype):
+    first, task = bundle.manifest.outputs[0], bundle.manifest.task
+    other = task is not None and task.kind != "classify"
+    if other or not scores_classes(first.shape, first.dtype):
         return known_classes.Known({})
     return known_classes.find(
         found, arguments.images, arguments.labels, bundle.labels(), first.shape[1]

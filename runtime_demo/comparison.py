@@ -18,6 +18,8 @@ from bundle.store import Bundle, sha256_of
 from compile.frontend import gate, sources
 from compile.frontend.reference import Reference
 from devices.sessions.session import Origin, Session
+from runtime_demo import findings
+from runtime_demo.findings import Given, Photograph
 from runtime_demo.result import InputResult, Latency, Steps, answers
 from targets.errors import UserError
 from targets.progress import Progress
@@ -109,14 +111,14 @@ def compare_images(
     references: References,
     items: Iterator[Input],
     progress: Progress,
+    given: Given,
 ) -> tuple[InputResult, ...]:
     """Each input through the bundle, on as many boards as the session has, and through ONNX Runtime."""
     results = []
     for item, ours in session.run_all(items, lambda item: item.tensor):
         progress.tick()
-        result = _result(
-            bundle, item, ours, _expected(bundle, references.exact, item.tensor)
-        )
+        expected = _expected(bundle, references.exact, item.tensor)
+        result = _result(bundle, item, ours, expected, given)
         if references.floating is not None:
             floating = references.floating.run(item.tensor)
             result = replace(
@@ -141,7 +143,7 @@ def compare_golden(
     outputs = session.run_all(items, lambda item: item.tensor)
     for (item, ours), check in zip(outputs, checks, strict=True):
         progress.tick()
-        results.append(_result(bundle, item, ours, check))
+        results.append(_result(bundle, item, ours, check, Given()))
     return tuple(results)
 
 
@@ -159,7 +161,11 @@ def _expected(bundle: Bundle, reference: Reference, tensor: Array) -> Check:
 
 
 def _result(
-    bundle: Bundle, item: Input, ours: Sequence[NDArray[Any]], check: Check
+    bundle: Bundle,
+    item: Input,
+    ours: Sequence[NDArray[Any]],
+    check: Check,
+    given: Given,
 ) -> InputResult:
     labels, probabilities = bundle.labels(), bundle.manifest.probabilities
     facts = bundle.manifest.quantisation
@@ -188,6 +194,13 @@ def _result(
         expected=item.expected,
         errors=np.abs(ours[0].astype(np.float64) - check.outputs[0]).ravel(),
         steps=steps,
+        found=findings.find(
+            bundle.manifest,
+            Photograph(item.path, item.size),
+            ours,
+            check.outputs,
+            given,
+        ),
     )
 
 

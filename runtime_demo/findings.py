@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from numpy.typing import NDArray
 from PIL import Image
 
-from bundle.detections import Detections
+from bundle import decode, photos
+from bundle.detections import Detections, on_photograph
+from bundle.manifest import Manifest
 from bundle.photos import Placement
-from runtime_demo import boxes, drawing, masks
+from bundle.task import Task
+from runtime_demo import boxes, coco, drawing, masks
 from runtime_demo.boxes import Match
-from runtime_demo.coco import Precision
+from runtime_demo.coco import Labels, Precision
 from runtime_demo.masks import Agreement, Mask
+
+Outputs = Sequence[NDArray[Any]]
+
+# COCO counts the 100 best boxes of a photograph, also those of low scores.
+_RANKED_SCORE, _RANKED_BOXES = 0.01, 100
 
 
 class Boxes(NamedTuple):
-    """Boxes of a photograph of ``size`` (width, height) by both networks."""
+    """Boxes of a photograph of ``size`` (width, height) by both networks.
+
+    Attributes:
+        ranked: of both, boxes of low scores too, by which precision is counted; None where there are no labels.
+    """
 
     size: tuple[int, int]
     ours: Detections
     reference: Detections
     match: Match
+    ranked: tuple[Detections, Detections] | None = None
 
     @classmethod
     def of(
@@ -131,6 +145,71 @@ class Masks(NamedTuple):
         return ours, reference
 
 
+class Given(NamedTuple):
+    """What the user knows of the photographs: labels of boxes, and a folder of masks."""
+
+    labels: Labels | None = None
+    masks: Path | None = None
+
+
+class Photograph(NamedTuple):
+    """An input's file and the (width, height) of the photograph; None where it is an array or golden data."""
+
+    path: Path | None
+    size: tuple[int, int] | None
+
+
+def find(
+    manifest: Manifest,
+    photograph: Photograph,
+    ours: Outputs,
+    reference: Outputs,
+    given: Given,
+) -> Boxes | Masks | None:
+    """What both networks found; None where the task is neither detection nor segmentation.
+
+    Raises:
+        UserError: as `masks.read`.
+    """
+    task = manifest.task
+    if task is None or task.kind not in ("detect", "segment"):
+        return None
+    height, width = manifest.input.size
+    size, place = (width, height), Placement(1, 1, 0, 0)
+    if photograph.size and manifest.preprocessing:
+        size = photograph.size
+        place = photos.placement(size, manifest.preprocessing)
+    if task.kind == "segment":
+        mask = None
+        if given.masks and photograph.path:
+            mask = given.masks / f"{photograph.path.stem}.png"
+        both = decode.segment(task, ours), decode.segment(task, reference)
+        return Masks.of(size, place, (width, height), both, mask)
+
+    def placed(task: Task) -> tuple[Detections, Detections]:
+        found = [
+            on_photograph(
+                decode.decode(task, outputs, (height, width)),
+                place[:2],
+                place[2:],
+                size,
+            )
+            for outputs in (ours, reference)
+        ]
+        return found[0], found[1]
+
+    both_boxes = Boxes.of(size, *placed(task))
+    if given.labels and task.detector:
+        detector = task.detector
+        low = {
+            "score_threshold": min(detector.score_threshold, _RANKED_SCORE),
+            "most": max(detector.most, _RANKED_BOXES),
+        }
+        ranked = task.model_copy(update={"detector": detector.model_copy(update=low)})
+        both_boxes = both_boxes._replace(ranked=placed(ranked))
+    return both_boxes
+
+
 class Findings(NamedTuple):
     """Of all photographs of a check; None where the network does not answer so, or nothing was given.
 
@@ -174,22 +253,30 @@ class Findings(NamedTuple):
         }
 
 
-def summary(
-    found: Mapping[str, Boxes | Masks],
-    precision: tuple[Precision, Precision] | None = None,
-) -> Findings:
-    """All photographs as one."""
-    box = [each for each in found.values() if isinstance(each, Boxes)]
-    mask = [each for each in found.values() if isinstance(each, Masks)]
-    given = [each.given for each in mask if each.given]
+def summary(found: Sequence[tuple[str, Boxes | Masks]], given: Given) -> Findings:
+    """All photographs, each with its file's name, as one."""
+    box = [each for _, each in found if isinstance(each, Boxes)]
+    mask = [each for _, each in found if isinstance(each, Masks)]
+    judged = [each.given for each in mask if each.given]
+    precision = None
+    if given.labels:
+        ranked = [
+            (name, each.ranked)
+            for name, each in found
+            if isinstance(each, Boxes) and each.ranked
+        ]
+        precision = (
+            coco.precision(given.labels, {name: pair[0] for name, pair in ranked}),
+            coco.precision(given.labels, {name: pair[1] for name, pair in ranked}),
+        )
     return Findings(
         boxes.total([each.match for each in box]) if box else None,
         precision,
         masks.total([each.agreement for each in mask]) if mask else None,
         (
-            masks.total([each[0] for each in given]),
-            masks.total([each[1] for each in given]),
+            masks.total([pair[0] for pair in judged]),
+            masks.total([pair[1] for pair in judged]),
         )
-        if given
+        if judged
         else None,
     )

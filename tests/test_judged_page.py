@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,16 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from check_results import LABELS, a_result, an_input, written
+from check_results import LABELS, a_result, an_input, manifest, written
 from PIL import Image
 
 from bundle.detections import Detections
+from bundle.manifest import Golden, Manifest, Preprocessing, Tensor
 from bundle.photos import Placement
-from runtime_demo import findings
-from runtime_demo.check import _table
+from bundle.store import Bundle
+from bundle.task import Task
+from runtime_demo import coco, findings
+from runtime_demo.check import _given, _table
 from runtime_demo.coco import Precision
-from runtime_demo.findings import Boxes, Masks
+from runtime_demo.findings import Boxes, Given, Masks, Photograph
 from runtime_demo.result import CheckResult, InputResult
+from targets.errors import UserError
 
 WHERE = Placement(0.5, 0.5, 0, 0)
 
@@ -39,8 +44,10 @@ def an_image(folder: Path, name: str, found: Boxes | Masks, **more: Any) -> Inpu
 
 
 def result(folder: Path, inputs: list[InputResult], **changes: Any) -> CheckResult:
-    found = {item.name: item.found for item in inputs if item.found}
-    return a_result(folder, inputs, findings=findings.summary(found), **changes)
+    found = [(item.name, item.found) for item in inputs if item.found]
+    return a_result(
+        folder, inputs, findings=findings.summary(found, findings.Given()), **changes
+    )
 
 
 @pytest.fixture
@@ -114,6 +121,112 @@ def test_precision_is_in_the_table_the_json_and_the_page(
     )
     assert known.to_json()["precision"]["reference"]["at_50"] == 0.5131
     assert "mAP@0.5 0.512" in written(known, tmp_path).text
+
+
+# From outputs to findings
+
+DETECTOR = Task.model_validate(
+    {
+        "kind": "detect",
+        "detector": {
+            "decoder": "test",
+            "levels": [
+                {
+                    "columns": 3,
+                    "boxes": {"output": 0, "cell": 4},
+                    "scores": {"output": 1, "cell": 2},
+                }
+            ],
+            "box": "corners",
+            "classes": 2,
+        },
+    }
+)
+ROWS = np.array([[[0, 0, 4, 4], [2, 2, 8, 8], [1, 1, 3, 3]]], np.float32)
+SCORES = np.array([[[0.9, 0.1], [0.1, 0.6], [0.2, 0.3]]], np.float32)
+
+
+def detector() -> Any:
+    outputs = (Tensor(name="b", shape=(1, 3, 4)), Tensor(name="s", shape=(1, 3, 2)))
+    entry = Golden(input="golden/in", outputs=("golden/out",) * 2, tolerances=("golden/near",) * 2)  # fmt: skip
+    stretched = Preprocessing(
+        fit="stretch", resize=(8, 8), crop=(8, 8), scale=1, mean=(0,), std=(1,)
+    )
+    return manifest(
+        task=DETECTOR, outputs=outputs, golden=(entry,), preprocessing=stretched
+    )
+
+
+def test_outputs_become_boxes_of_the_photograph() -> None:
+    photograph = Photograph(Path("a.png"), (80, 40))
+    both = [ROWS, SCORES]
+    found = findings.find(detector(), photograph, both, both, Given())
+    assert isinstance(found, Boxes) and found.same and found.ranked is None
+    assert found.ours.boxes.tolist() == [[0, 0, 40, 20], [20, 10, 80, 40]]
+    fewer = SCORES * np.float32(0.8)
+    found = findings.find(detector(), photograph, [ROWS, fewer], both, Given())
+    assert isinstance(found, Boxes)
+    assert (found.match.matched, found.match.missing) == (1, 1)
+    golden = findings.find(detector(), Photograph(None, None), both, both, Given())
+    assert isinstance(golden, Boxes) and golden.size == (8, 8)
+
+
+def test_with_labels_boxes_of_low_scores_count_too() -> None:
+    labels = coco.Labels(Path("l.json"), {"a.png": 1}, [], [1, 2])
+    photograph, both = Photograph(Path("a.png"), (80, 40)), [ROWS, SCORES]
+    found = findings.find(detector(), photograph, both, both, Given(labels))
+    assert isinstance(found, Boxes) and found.ranked is not None
+    assert [len(each.scores) for each in found.ranked] == [3, 3]
+    assert len(found.ours.scores) == 2
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 0.0])
+def test_an_output_of_nan_or_without_boxes_is_judged(wrong: float) -> None:
+    broken = [ROWS, np.full_like(SCORES, wrong)]
+    photograph = Photograph(Path("a.png"), (1, 1))
+    found = findings.find(detector(), photograph, broken, [ROWS, SCORES], Given())
+    assert isinstance(found, Boxes)
+    assert found.match.missing >= (2 if not wrong > 0 else 0)
+    assert found.text()
+
+
+def test_a_map_of_classes_becomes_a_mask(tmp_path: Path) -> None:
+    shape = (1, 8, 8)
+    segmenting = manifest(
+        task=Task(kind="segment"),
+        outputs=(Tensor(name="map", shape=shape, dtype="int32"),),
+    )
+    ours = np.zeros(shape, np.int32)
+    Image.new("L", (80, 80)).save(tmp_path / "a.png")
+    given = Given(None, tmp_path)
+    photograph = Photograph(Path("photos/a.jpg"), (80, 80))
+    found = findings.find(segmenting, photograph, [ours], [ours], given)
+    assert isinstance(found, Masks) and found.same and found.given
+    assert found.given[0].share == 1
+    with pytest.raises(UserError, match="a.png: has 80×80 pixels, its image 81×80"):
+        findings.find(segmenting, Photograph(Path("a.jpg"), (81, 80)), [ours], [ours], given)  # fmt: skip
+
+
+def options(**given: Any) -> argparse.Namespace:
+    return argparse.Namespace(**{"labels": None, "masks": None, **given})
+
+
+@pytest.mark.parametrize(
+    ("known", "given", "says"),
+    [
+        (manifest(), {"masks": Path("m")}, "does not segment, its task is classify"),
+        (detector(), {"masks": Path("m")}, "does not segment, its task is detect"),
+        (manifest(task=Task(kind="segment")), {"masks": Path("none")}, "no such folder"),
+        (manifest(task=Task(kind="segment")), {"labels": Path("l")}, "its task is segment"),
+        (manifest(task=Task(kind="raw")), {"labels": Path("l")}, "its task is raw"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_the_task_is_refused(
+    tmp_path: Path, known: Manifest, given: dict[str, Path], says: str
+) -> None:
+    with pytest.raises(UserError, match=says) as error:
+        _given(Bundle(tmp_path, known), options(**given))
+    assert "\n" not in str(error.value)
 
 
 def test_a_failed_check_says_that_boxes_match(tmp_path: Path) -> None:
