@@ -1,4 +1,4 @@
-"""From a network's outputs to boxes, or to a map of classes: the reference of the C in bundle/decode.c.
+"""From a network's outputs to boxes, or to a map of classes; the reference of the C that does the same.
 
 Everything is computed in float32 and in the same order as there: both give the same bits.
 """
