@@ -55,6 +55,8 @@ class Match(NamedTuple):
 
     def text(self) -> str:
         """Such as ``3 of 3 boxes matched, 0 missing, 0 extra; IoU mean 1.0000, least 1.0000; scores to 1.2e-07``."""
+        if not self.matched + self.missing + self.extra:
+            return "no box in either answer"
         text = f"{self.matched} of {self.matched + self.missing} boxes matched, {self.missing} missing, {self.extra} extra"
         if self.matched:
             text += (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from colorsys import hsv_to_rgb
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from bundle.detections import Detections
 from targets.escapes import shown
+from targets.files import write_whole
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 MOST_BOXES = 100
 """Boxes drawn into one photograph, those of the best scores: more would hide it."""
@@ -40,8 +45,7 @@ def with_boxes(
     marked = image.convert("RGB")
     draw = ImageDraw.Draw(marked)
     scale = np.array(marked.size) / size
-    line = max(2, max(marked.size) // 200)
-    font = ImageFont.load_default(max(11, max(marked.size) // 28))
+    line, font = max(2, max(marked.size) // 200), _font(marked)
     usable = np.isfinite(found.scores) & np.isfinite(found.boxes).all(axis=1)
     order = [i for i in np.argsort(-found.scores, kind="stable") if usable[i]]
     # The best last, so that no other hides it.
@@ -55,12 +59,42 @@ def with_boxes(
                 draw.circle((float(x), float(y)), line, fill=colour)
         name = names[number] if 0 <= number < len(names) else ""
         text = f"{shown(name, 32) or f'class {number}'} {found.scores[index]:.0%}"
-        _, _, width, height = draw.textbbox((0, 0), text, font=font)
-        left = max(0, min(x1, marked.width - width - 6))
-        top = y1 - height - 4 if y1 >= height + 4 else y1
-        draw.rectangle((left, top, left + width + 6, top + height + 4), fill=colour)
-        draw.text((left + 3, top + 1), text, fill=_ink(colour), font=font)
+        _label(draw, (x1, y1), text, font, colour)
     return marked
+
+
+def with_title(image: Image.Image, text: str) -> Image.Image:
+    """A copy with a line of text in its upper left corner."""
+    marked = image.convert("RGB")
+    _label(ImageDraw.Draw(marked), (0, 0), shown(text, 60), _font(marked), (0, 0, 0))
+    return marked
+
+
+def save(image: Image.Image, path: Path, option: str) -> None:
+    """Write a JPEG or, of a name that ends with .png, a PNG, whole or not at all."""
+    buffer = io.BytesIO()
+    kind = "PNG" if path.suffix.lower() == ".png" else "JPEG"
+    image.save(buffer, kind, quality=90)
+    write_whole(path, buffer.getvalue(), option)
+
+
+def _font(image: Image.Image) -> Font:
+    return ImageFont.load_default(max(11, max(image.size) // 28))
+
+
+def _label(
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    text: str,
+    font: Font,
+    colour: tuple[int, int, int],
+) -> None:
+    """Text on a ground of ``colour`` above a corner, inside the picture."""
+    _, _, width, height = draw.textbbox((0, 0), text, font=font)
+    left = max(0, min(corner[0], draw.im.size[0] - width - 6))
+    top = corner[1] - height - 4 if corner[1] >= height + 4 else corner[1]
+    draw.rectangle((left, top, left + width + 6, top + height + 4), fill=colour)
+    draw.text((left + 3, top + 1), text, fill=_ink(colour), font=font)
 
 
 def with_mask(image: Image.Image, mask: NDArray[np.integer]) -> Image.Image:

@@ -13,16 +13,40 @@ from bundle import decode, photos
 from bundle.detections import Detections, on_photograph
 from bundle.manifest import Manifest
 from bundle.photos import Placement
+from bundle.store import Bundle
 from bundle.task import Task
 from runtime_demo import boxes, coco, drawing, masks
 from runtime_demo.boxes import Match
 from runtime_demo.coco import Labels, Precision
 from runtime_demo.masks import Agreement, Mask
+from targets.errors import UserError
 
 Outputs = Sequence[NDArray[Any]]
 
 # COCO counts the 100 best boxes of a photograph, also those of low scores.
 _RANKED_SCORE, _RANKED_BOXES = 0.01, 100
+
+
+class Geometry(NamedTuple):
+    """Sizes (width, height) of a photograph and of the network's input, and where the one lies in the other."""
+
+    size: tuple[int, int]
+    network: tuple[int, int]
+    place: Placement
+
+    @classmethod
+    def of(cls, manifest: Manifest, size: tuple[int, int] | None) -> Geometry:
+        """Of a photograph of this size; of the input itself where there is none."""
+        height, width = manifest.input.size
+        if size is None or manifest.preprocessing is None:
+            return cls((width, height), (width, height), Placement(1, 1, 0, 0))
+        place = photos.placement(size, manifest.preprocessing)
+        return cls(size, (width, height), place)
+
+    def boxes(self, task: Task, outputs: Outputs) -> Detections:
+        """The boxes that outputs mean, in pixels of the photograph."""
+        found = decode.decode(task, outputs, self.network[::-1])
+        return on_photograph(found, self.place[:2], self.place[2:], self.size)
 
 
 class Boxes(NamedTuple):
@@ -72,13 +96,10 @@ class Masks(NamedTuple):
     """Classes of pixels by both networks [height, width], over the whole input of the network.
 
     Attributes:
-        network: (width, height) of the input; ``size`` of the photograph.
         given: of both against the given mask of the photograph.
     """
 
-    size: tuple[int, int]
-    place: Placement
-    network: tuple[int, int]
+    geometry: Geometry
     ours: Mask
     reference: Mask
     agreement: Agreement
@@ -86,31 +107,27 @@ class Masks(NamedTuple):
 
     @classmethod
     def of(
-        cls,
-        size: tuple[int, int],
-        place: Placement,
-        network: tuple[int, int],
-        both: tuple[Mask, Mask],
-        path: Path | None = None,
+        cls, geometry: Geometry, both: tuple[Mask, Mask], path: Path | None = None
     ) -> Masks:
         """Compare both with each other, and with the mask of the photograph where there is a ``path``.
 
         Raises:
             UserError: as `masks.read`.
         """
-        ours, reference = both
-        agreement = masks.agree(ours, reference)
+        agreement = masks.agree(*both)
         if path is None:
-            return cls(size, place, network, ours, reference, agreement)
+            return cls(geometry, *both, agreement)
+        size = geometry.size
         known = masks.read(path, size)
-        given = [
+        ours, reference = (
             masks.agree(
-                masks.on_photograph(each, place, network, size, size), known, masks.VOID
+                masks.on_photograph(each, geometry.place, geometry.network, size, size),
+                known,
+                masks.VOID,
             )
             for each in both
-        ]
-        pair = given[0], given[1]
-        return cls(size, place, network, ours, reference, agreement, pair)
+        )
+        return cls(geometry, *both, agreement, (ours, reference))
 
     @property
     def same(self) -> bool:
@@ -133,16 +150,10 @@ class Masks(NamedTuple):
     ) -> tuple[Image.Image, Image.Image]:
         """Both answers over a copy of the photograph."""
         del names
-        ours, reference = (
-            drawing.with_mask(
-                image,
-                masks.on_photograph(
-                    each, self.place, self.network, self.size, image.size
-                ),
-            )
-            for each in (self.ours, self.reference)
+        return (
+            _covered(image, self.geometry, self.ours),
+            _covered(image, self.geometry, self.reference),
         )
-        return ours, reference
 
 
 class Given(NamedTuple):
@@ -174,40 +185,55 @@ def find(
     task = manifest.task
     if task is None or task.kind not in ("detect", "segment"):
         return None
-    height, width = manifest.input.size
-    size, place = (width, height), Placement(1, 1, 0, 0)
-    if photograph.size and manifest.preprocessing:
-        size = photograph.size
-        place = photos.placement(size, manifest.preprocessing)
+    geometry = Geometry.of(manifest, photograph.size)
     if task.kind == "segment":
         mask = None
         if given.masks and photograph.path:
             mask = given.masks / f"{photograph.path.stem}.png"
         both = decode.segment(task, ours), decode.segment(task, reference)
-        return Masks.of(size, place, (width, height), both, mask)
+        return Masks.of(geometry, both, mask)
+    pair = geometry.boxes(task, ours), geometry.boxes(task, reference)
+    found = Boxes.of(geometry.size, *pair)
+    if not given.labels or not task.detector:
+        return found
+    detector = task.detector
+    low = {
+        "score_threshold": min(detector.score_threshold, _RANKED_SCORE),
+        "most": max(detector.most, _RANKED_BOXES),
+    }
+    ranked = task.model_copy(update={"detector": detector.model_copy(update=low)})
+    pair = geometry.boxes(ranked, ours), geometry.boxes(ranked, reference)
+    return found._replace(ranked=pair)
 
-    def placed(task: Task) -> tuple[Detections, Detections]:
-        found = [
-            on_photograph(
-                decode.decode(task, outputs, (height, width)),
-                place[:2],
-                place[2:],
-                size,
-            )
-            for outputs in (ours, reference)
-        ]
-        return found[0], found[1]
 
-    both_boxes = Boxes.of(size, *placed(task))
-    if given.labels and task.detector:
-        detector = task.detector
-        low = {
-            "score_threshold": min(detector.score_threshold, _RANKED_SCORE),
-            "most": max(detector.most, _RANKED_BOXES),
-        }
-        ranked = task.model_copy(update={"detector": detector.model_copy(update=low)})
-        both_boxes = both_boxes._replace(ranked=placed(ranked))
-    return both_boxes
+def marked(
+    bundle: Bundle, photograph: Photograph, outputs: Outputs, title: str
+) -> Image.Image:
+    """A copy of the photograph with what one network found: boxes, a mask, or the ``title`` of a class.
+
+    Raises:
+        UserError: there is no photograph, or the task has nothing to draw.
+    """
+    if photograph.path is None or photograph.size is None:
+        raise UserError(
+            f"--save: {photograph.path} is no photograph; give an image, or leave it out"
+        )
+    task = bundle.manifest.task
+    image = photos.read(photograph.path).image
+    geometry = Geometry.of(bundle.manifest, photograph.size)
+    if task is not None and task.kind == "detect":
+        found = geometry.boxes(task, outputs)
+        return drawing.with_boxes(image, found, bundle.labels(), image.size)
+    if task is not None and task.kind == "segment":
+        return _covered(image, geometry, decode.segment(task, outputs))
+    return drawing.with_title(image, title)
+
+
+def _covered(image: Image.Image, geometry: Geometry, mask: Mask) -> Image.Image:
+    placed = masks.on_photograph(
+        mask, geometry.place, geometry.network, geometry.size, image.size
+    )
+    return drawing.with_mask(image, placed)
 
 
 class Findings(NamedTuple):

@@ -21,11 +21,11 @@ from bundle.task import Task
 from runtime_demo import coco, findings
 from runtime_demo.check import _given, _table
 from runtime_demo.coco import Precision
-from runtime_demo.findings import Boxes, Given, Masks, Photograph
+from runtime_demo.findings import Boxes, Geometry, Given, Masks, Photograph
 from runtime_demo.result import CheckResult, InputResult
 from targets.errors import UserError
 
-WHERE = Placement(0.5, 0.5, 0, 0)
+WHERE = Geometry((200, 160), (100, 80), Placement(0.5, 0.5, 0, 0))
 
 
 def boxes(*rows: tuple[float, ...]) -> Detections:
@@ -96,7 +96,7 @@ def test_masks_are_in_the_table_the_json_and_the_page(tmp_path: Path) -> None:
     ours[:4] = 3
     reference[:3] = 3
     Image.fromarray(np.full((160, 200), 3, np.uint8)).save(tmp_path / "m.png")
-    found = Masks.of((200, 160), WHERE, (100, 80), (ours, reference), tmp_path / "m.png")  # fmt: skip
+    found = Masks.of(WHERE, (ours, reference), tmp_path / "m.png")  # fmt: skip
     item = an_image(tmp_path, "a.png", found)
     whole = result(tmp_path, [item])
     text = _table(whole)

@@ -104,6 +104,10 @@ def test_thousands_of_boxes_match_and_are_drawn_up_to_a_number() -> None:
     assert drawn.tobytes() == drawing.with_boxes(image, few, [], size).tobytes()
 
 
+def test_no_box_is_an_answer() -> None:
+    assert boxes.match(found(), found()).text() == "no box in either answer"
+
+
 def test_matches_add_up() -> None:
     both = boxes.total(
         [boxes.match(found(CAT), found(CAT, DOG)), boxes.match(found(DOG), found())]
