@@ -169,13 +169,19 @@ def _result(
 ) -> InputResult:
     labels, probabilities = bundle.labels(), bundle.manifest.probabilities
     facts = bundle.manifest.quantisation
-    reference = answers(check.outputs[0], probabilities, labels)
+    task = bundle.manifest.task
+    own, reference = (
+        answers(outputs[0], probabilities, labels)
+        if task is None or task.kind == "classify"
+        else ()
+        for outputs in (ours, check.outputs)
+    )
     best = np.sort(check.outputs[0].astype(np.float64).ravel())[::-1]
     steps = None
     if facts is not None:
         errors = [
-            np.abs(own - given).max() / step
-            for own, given, step in zip(
+            np.abs(found - wanted).max() / step
+            for found, wanted, step in zip(
                 ours, check.outputs, facts.output_steps, strict=True
             )
         ]
@@ -184,7 +190,7 @@ def _result(
     return InputResult(
         name=item.name,
         path=item.path,
-        ours=answers(ours[0], probabilities, labels),
+        ours=own,
         reference=reference,
         accuracy=compare(ours, check.outputs, check.tolerances),
         gap=float(best[0] - best[1]) if best.size > 1 else 0.0,

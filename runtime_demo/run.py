@@ -13,7 +13,7 @@ from runtime_demo.options import (
     open_session,
     threads_text,
 )
-from targets.arguments import add_json, command_parser, named_path
+from targets.arguments import add_json, command_parser, file_to_write, named_path
 from targets.errors import UserError, run_command
 from targets.escapes import lines, shown
 from targets.progress import Progress
@@ -28,6 +28,7 @@ Exit codes: 0 done, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
 """
 )
 _REPEAT = 20
+_PICTURES = (".jpg", ".jpeg", ".png")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,6 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="IMAGE",
         help="images, .npy files of the input tensor, or folders of them",
     )
+    parser.add_argument(
+        "--save",
+        type=file_to_write("--save"),
+        metavar="FILE.jpg",
+        help="write a copy of the photograph with boxes, a mask or the best class drawn into it",
+    )
     add_json(parser)
     arguments = parser.parse_args(argv)
     with Progress(quiet=arguments.json) as progress:
@@ -57,6 +64,7 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     from bundle import inputs
     from bundle.store import open_bundle
     from devices.sessions.session import Origin
+    from runtime_demo import drawing, findings
     from runtime_demo.comparison import read_inputs, time_both
     from runtime_demo.result import answers, scores_classes
 
@@ -71,13 +79,27 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
             f"{bundle.path}: output {shown(first.name)!r} is {shape}{kind}, not one score a class; use check"
         )
     found = inputs.find(arguments.image, bundle.manifest.input)
+    if arguments.save and arguments.save.suffix.lower() not in _PICTURES:
+        raise UserError(
+            f"--save {arguments.save}: writes JPEG or PNG; give a name that ends with .jpg or .png"
+        )
+    if arguments.save and len(found) != 1:
+        raise UserError(
+            f"--save {arguments.save}: takes one image, not {len(found)}; give one --image"
+        )
     seen = []
     with open_session(bundle, arguments, progress, most=1) as session:
         progress.stage("classifying")
         latency = None
         for item in read_inputs(bundle, found, progress):
             progress.tick()
-            top = answers(session.run(item.tensor)[0], probabilities, labels)
+            outputs = session.run(item.tensor)
+            top = answers(outputs[0], probabilities, labels)
+            if arguments.save:
+                title = f"{top[0].label or f'class {top[0].class_index}'} {top[0].probability:.0%}"
+                photograph = findings.Photograph(item.path, item.size)
+                marked = findings.marked(bundle, photograph, outputs, title)
+                drawing.save(marked, arguments.save, "--save")
             if latency is None and session.origin is not Origin.EMULATED:
                 latency, _ = time_both(session, None, item.tensor, _REPEAT, progress)
             seen.append(

@@ -14,11 +14,12 @@ from check_results import LABELS, a_result, an_input, manifest, written
 from PIL import Image
 
 from bundle.detections import Detections
+from bundle.golden import Check
 from bundle.manifest import Golden, Manifest, Preprocessing, Tensor
 from bundle.photos import Placement
 from bundle.store import Bundle
 from bundle.task import Task
-from runtime_demo import coco, findings
+from runtime_demo import coco, comparison, drawing, findings
 from runtime_demo.check import _given, _table
 from runtime_demo.coco import Precision
 from runtime_demo.findings import Boxes, Geometry, Given, Masks, Photograph
@@ -205,6 +206,45 @@ def test_a_map_of_classes_becomes_a_mask(tmp_path: Path) -> None:
     assert found.given[0].share == 1
     with pytest.raises(UserError, match="a.png: has 80×80 pixels, its image 81×80"):
         findings.find(segmenting, Photograph(Path("a.jpg"), (81, 80)), [ours], [ours], given)  # fmt: skip
+
+
+@pytest.mark.parametrize("task", [None, Task(kind="classify"), Task(kind="raw")])
+def test_what_looks_like_scores_of_classes_need_not_be(
+    tmp_path: Path, task: Task | None
+) -> None:
+    (tmp_path / "labels.txt").write_text("\n".join(LABELS))
+    bundle = Bundle(tmp_path, manifest(task=task, labels=None))
+    row = np.arange(5, dtype=np.float32)[np.newaxis]
+    check = Check(row, [row], [np.ones_like(row)])
+    found = comparison._result(bundle, comparison.Input("a", None, row), [row], check, Given())  # fmt: skip
+    classifies = task is None or task.kind == "classify"
+    assert bool(found.ours) == bool(found.reference) == classifies
+
+
+@pytest.mark.parametrize("name", ["marked.jpg", "marked.png"])
+def test_what_one_network_found_is_saved(tmp_path: Path, name: str) -> None:
+    Image.new("RGB", (400, 200), "white").save(tmp_path / "a.png")
+    photograph = Photograph(tmp_path / "a.png", (400, 200))
+    (tmp_path / "labels.txt").write_text("\n".join(LABELS))
+    segmenting = manifest(
+        task=Task(kind="segment"),
+        outputs=(Tensor(name="map", shape=(1, 8, 8), dtype="int32"),),
+    )
+    pictures = [
+        findings.marked(Bundle(tmp_path, known), photograph, outputs, "ash 90%")
+        for known, outputs in (
+            (manifest(), [SCORES]),
+            (detector(), [ROWS, SCORES]),
+            (segmenting, [np.ones((1, 8, 8), np.int32)]),
+        )
+    ]
+    for picture in pictures:
+        drawing.save(picture, tmp_path / name, "--save")
+        saved = Image.open(tmp_path / name)
+        assert saved.size == (400, 200)
+        assert np.asarray(saved).std() > 0
+    with pytest.raises(UserError, match="--save: .*x.npy is no photograph"):
+        findings.marked(Bundle(tmp_path, manifest()), Photograph(Path("x.npy"), None), [], "")  # fmt: skip
 
 
 def options(**given: Any) -> argparse.Namespace:
