@@ -113,6 +113,8 @@ class Overrides(BaseModel):
     mean: Annotated[tuple[float, ...], BeforeValidator(_numbers)] | None = None
     std: Annotated[tuple[float, ...], BeforeValidator(_numbers)] | None = None
     labels: Path | None = None
+    task: Literal["classify", "detect", "segment", "raw"] | None = None
+    decode: str | None = None
 
     def with_defaults(self, other: Overrides) -> Overrides:
         """These, with missing values taken from ``other``; a preset replaces all that ``other`` has but layout and labels."""
@@ -159,9 +161,12 @@ def load_sidecar(model: Path) -> Overrides:
         raise UserError(
             f"{path}: {_option(place)}: {_message(error)}; known keys: {known}"
         ) from None
+    nearby: dict[str, object] = {}
     if overrides.labels is not None:
-        return overrides.model_copy(update={"labels": path.parent / overrides.labels})
-    return overrides
+        nearby["labels"] = path.parent / overrides.labels
+    if (overrides.decode or "").endswith(".toml"):
+        nearby["decode"] = str(path.parent / str(overrides.decode))
+    return overrides.model_copy(update=nearby)
 
 
 def resolve_preprocessing(
@@ -183,7 +188,9 @@ def resolve_preprocessing(
         UserError: the overrides contradict each other or the input tensor, or mean or std is given
             without the scale that says what they are relative to.
     """
-    given = overrides.model_dump(exclude_none=True, exclude={"layout", "labels"})
+    given = overrides.model_dump(
+        exclude_none=True, exclude={"layout", "labels", "task", "decode"}
+    )
     if not tensor.is_image:
         what = f"the input {list(tensor.shape)} is data, not an image"
         if given:
