@@ -28,6 +28,7 @@ Preset = Literal[
     "torchvision", "keras-mobilenet", "keras-resnet", "tflite", "yolo", "none"
 ]
 
+_NOT_OF_PIXELS = {"layout", "labels", "task", "decode"}
 _PIXELS: dict[str, Any] = {"scale": 1.0, "mean": (0.0,), "std": (1.0,)}
 _SIGNED: dict[str, Any] = {"scale": 1 / 127.5, "mean": (1.0,), "std": (1.0,)}
 _PRESETS: dict[str, dict[str, Any]] = {
@@ -117,9 +118,9 @@ class Overrides(BaseModel):
     decode: str | None = None
 
     def with_defaults(self, other: Overrides) -> Overrides:
-        """These, with missing values taken from ``other``; a preset replaces all that ``other`` has but layout and labels."""
+        """These, with missing values taken from ``other``; a preset replaces all the preprocessing that ``other`` has."""
         if self.preprocessing is not None:
-            other = Overrides(layout=other.layout, labels=other.labels)
+            other = Overrides(**other.model_dump(include=_NOT_OF_PIXELS))
         return other.model_copy(update=self.model_dump(exclude_none=True))
 
 
@@ -188,9 +189,7 @@ def resolve_preprocessing(
         UserError: the overrides contradict each other or the input tensor, or mean or std is given
             without the scale that says what they are relative to.
     """
-    given = overrides.model_dump(
-        exclude_none=True, exclude={"layout", "labels", "task", "decode"}
-    )
+    given = overrides.model_dump(exclude_none=True, exclude=_NOT_OF_PIXELS)
     if not tensor.is_image:
         what = f"the input {list(tensor.shape)} is data, not an image"
         if given:
