@@ -287,10 +287,16 @@ def _table(result: CheckResult) -> str:
             f"({result.labels})"
         )
     if result.vs_float is not None:
-        loss = result.vs_float
+        loss, found = result.vs_float, result.float_findings
+        words = [f"cosine {loss['cosine']:.4f}"]
+        if loss["top1_agreement"] is not None:
+            words.insert(0, f"top-1 {loss['top1_agreement']:.1%}")
+        words += [each.text() for each in (found.boxes, found.masks) if each]
+        if found.masks:
+            words[-1] = f"same class in {words[-1]}"
+        end = ";" if found.boxes or found.masks else ""
         lines.append(
-            f"float32    top-1 {loss['top1_agreement']:.1%}, cosine {loss['cosine']:.4f} against the network "
-            "that was quantised"
+            f"float32    {', '.join(words)}{end} against the network that was quantised"
         )
     if result.figures is None:
         lines += _latency_lines(result)

@@ -125,6 +125,13 @@ def compare_images(
                 result,
                 vs_float=compare(ours, floating),
                 float_top1=int(floating[0].argmax()),
+                float_found=findings.find(
+                    bundle.manifest,
+                    Photograph(item.path, item.size),
+                    ours,
+                    floating,
+                    Given(),
+                ),
             )
         results.append(result)
     return tuple(results)

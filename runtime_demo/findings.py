@@ -134,7 +134,7 @@ class Masks(NamedTuple):
         return self.agreement.same == self.agreement.pixels
 
     def text(self) -> str:
-        return self.agreement.text()
+        return f"same class in {self.agreement.text()}"
 
     def to_json(self) -> dict[str, Any]:
         given = None
@@ -258,11 +258,11 @@ class Findings(NamedTuple):
             ours, reference = (each.text() for each in self.precision)
             rows.append(f"labels     {ours}; the reference {reference}")
         if self.masks:
-            rows.append(f"masks      {self.masks.text()}, against the reference's")
+            rows.append(f"masks      same class in {self.masks.text()}")
         if self.given:
             ours, reference = (each.text() for each in self.given)
             rows.append(
-                f"           {ours}, against --masks; the reference {reference}"
+                f"           right by --masks: {ours}; the reference {reference}"
             )
         return rows
 

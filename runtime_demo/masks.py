@@ -50,10 +50,13 @@ class Agreement(NamedTuple):
         return {"pixel_agreement": self.share, "mean_iou": self.mean_iou}
 
     def text(self) -> str:
-        """Such as ``99.98 % of pixels, mIoU 0.9991``."""
+        """Such as ``99.98% of pixels, mIoU 0.9991``; 100% and 1 are of all pixels, not rounded up."""
         if self.share is None or self.mean_iou is None:
             return "no pixel to compare"
-        return f"{self.share:.2%} of pixels, mIoU {self.mean_iou:.4f}"
+        if self.same == self.pixels:
+            return "100% of pixels, mIoU 1"
+        share, iou = min(self.share, 0.9999), min(self.mean_iou, 0.9999)
+        return f"{share:.2%} of pixels, mIoU {iou:.4f}"
 
 
 def agree(ours: Mask, reference: Mask, void: int | None = None) -> Agreement:

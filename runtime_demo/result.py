@@ -17,7 +17,7 @@ from devices.board.board_state import BoardState
 from devices.microcontroller.figures import Figures
 from devices.sessions.session import OperatorTime, Origin
 from runtime_demo import microcontroller
-from runtime_demo.findings import Boxes, Findings, Masks
+from runtime_demo.findings import Boxes, Findings, Given, Masks, summary
 
 
 class Answer(NamedTuple):
@@ -74,8 +74,8 @@ class InputResult:
         swap: of a classifier the first place of the best five where the two have different classes.
         expected: the class that it is known to show, if it is.
         errors: every |ours − reference| of the first output, flattened.
-        vs_float, float_top1: of an int8 network, against the float32 network it was made from, and
-            that network's best class.
+        vs_float, float_top1, float_found: of an int8 network, against the float32 network it was made from, that
+            network's best class, and boxes or masks of both.
         found: of a detector or a segmenting network, what both found in the photograph.
     """
 
@@ -92,6 +92,7 @@ class InputResult:
     vs_float: Accuracy | None = None
     float_top1: int | None = None
     found: Boxes | Masks | None = None
+    float_found: Boxes | Masks | None = None
 
     @property
     def same_top1_as_float(self) -> bool:
@@ -208,17 +209,26 @@ class CheckResult:
         return max((r.steps for r in self.inputs if r.steps), default=None)
 
     @property
-    def vs_float(self) -> dict[str, float] | None:
+    def vs_float(self) -> dict[str, Any] | None:
         """An int8 network against the float32 one, where the images went through both."""
         found = [r.vs_float for r in self.inputs if r.vs_float is not None]
         if not found:
             return None
         same = sum(r.same_top1_as_float for r in self.inputs)
+        judged = self.float_findings
         return {
             "max_abs_error": max(each.max_abs_error for each in found),
             "cosine": min(each.cosine for each in found),
-            "top1_agreement": same / len(found),
+            "top1_agreement": same / len(found) if self.classifies else None,
+            "boxes": judged.boxes.to_json() if judged.boxes else None,
+            "masks": judged.masks.to_json() if judged.masks else None,
         }
+
+    @property
+    def float_findings(self) -> Findings:
+        """Boxes and masks of an int8 network against those of the float32 one."""
+        found = [(r.name, r.float_found) for r in self.inputs if r.float_found]
+        return summary(found, Given())
 
     @property
     def vs_quantised(self) -> dict[str, float] | None:

@@ -101,14 +101,17 @@ def test_masks_are_in_the_table_the_json_and_the_page(tmp_path: Path) -> None:
     item = an_image(tmp_path, "a.png", found)
     whole = result(tmp_path, [item])
     text = _table(whole)
-    assert "masks      87.50% of pixels, mIoU 0.7750, against the reference's" in text
-    assert "50.00% of pixels, mIoU 0.2500, against --masks; the reference 37.50%" in text  # fmt: skip
+    assert "masks      same class in 87.50% of pixels, mIoU 0.7750" in text
+    assert "right by --masks: 50.00% of pixels, mIoU 0.2500; the reference 37.50%" in text  # fmt: skip
     said = json.loads(json.dumps(whole.to_json(), allow_nan=False))
     assert said["masks"] == {"pixel_agreement": 0.875, "mean_iou": 0.775}
     assert said["given_masks"]["ours"]["pixel_agreement"] == 0.5
     page = written(whole, tmp_path)
     assert page.photographs() == 2
-    assert "Same class 87.50 %" in page.text and "mIoU by --masks 0.2500" in page.text
+    assert (
+        "Same class 87.50% of pixels, mIoU 0.7750" in page.text
+        and "mIoU by --masks 0.2500" in page.text
+    )
 
 
 def test_precision_is_in_the_table_the_json_and_the_page(
@@ -267,6 +270,20 @@ def test_what_does_not_fit_the_task_is_refused(
     with pytest.raises(UserError, match=says) as error:
         _given(Bundle(tmp_path, known), options(**given))
     assert "\n" not in str(error.value)
+
+
+def test_of_int8_boxes_are_compared_with_the_float32_network_too(
+    boxed: CheckResult,
+) -> None:
+    one = replace(boxed.inputs[1], vs_float=boxed.inputs[1].accuracy)
+    known = replace(boxed, inputs=(replace(one, float_found=one.found),))
+    line = next(x for x in _table(known).splitlines() if x.startswith("float32"))
+    assert line == (
+        "float32    cosine 0.9990, 1 of 2 boxes matched, 1 missing, 0 extra; IoU mean 1.0000, least 1.0000; "
+        "scores at most 0.0e+00 apart; against the network that was quantised"
+    )
+    said = known.to_json()["vs_float"]
+    assert said["top1_agreement"] is None and said["boxes"]["missing"] == 1
 
 
 def test_a_failed_check_says_that_boxes_match(tmp_path: Path) -> None:

@@ -234,6 +234,15 @@ def test_masks_agree_by_pixel_and_by_class() -> None:
     assert both.mean_iou == pytest.approx((4 / 5 + 5 / 6 + 1) / 3)
 
 
+def test_nearly_all_pixels_are_not_all() -> None:
+    ours = np.zeros((1000, 1000), int)
+    assert masks.agree(ours, ours).text() == "100% of pixels, mIoU 1"
+    reference = ours.copy()
+    reference[0, 0] = 1
+    text = masks.agree(ours, reference).text()
+    assert text == "99.99% of pixels, mIoU 0.5000"
+
+
 def test_without_a_pixel_nothing_is_claimed() -> None:
     void = np.full((2, 2), masks.VOID)
     nothing = masks.agree(np.zeros((2, 2), int), void, masks.VOID)
