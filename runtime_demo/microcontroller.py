@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from targets.escapes import shown
+from targets.escapes import ending
 
 if TYPE_CHECKING:
     from devices.microcontroller.figures import Figures
@@ -55,7 +55,7 @@ def lines(figures: Figures) -> list[str]:
     columns = ("instructions", "expand", "depthwise", "project", "MAC/instr.")
     rows = ["", f"{'step':<22}{'MAC':>12}" + "".join(f"{c:>14}" for c in columns)]
     rows += [
-        f"{shown(part.name)[:21]:<22}{part.macs:>12,}"
+        f"{ending(part.name, 21):<22}{part.macs:>12,}"
         + "".join(f"{count:>14,.0f}" for count in part[2:])
         + f"{part.macs / max(part.instructions, 1):>14.2f}"
         for part in figures.parts

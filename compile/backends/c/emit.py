@@ -165,7 +165,7 @@ def emit(project: Project, folder: Path) -> Constants:
         "weights": _texts(weights),
         "constants": _texts(constants),
         "parts": data.parts,
-        **drawing.geometry(project.plan, len(project.steps)),
+        **drawing.geometry(project.plan, [each.name for each in project.steps]),
     }
     (folder / "example").mkdir(exist_ok=True)
     for template in {path.stem for path in _HERE.glob("*.jinja")} - {"golden.h"}:
