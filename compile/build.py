@@ -192,9 +192,30 @@ def _parser() -> argparse.ArgumentParser:
         ("scale", "S", "such as 1/255 (with none of scale, mean, std: v / 127.5 − 1)"),
         ("mean", "M[,M,M]", "one number, or one a channel (default with --scale: 0)"),
         ("std", "S[,S,S]", "likewise (default with --scale: 1)"),
-        ("resize", "PIXELS", "short side before cropping (default: 8/7 of the input)"),
+        (
+            "preprocessing",
+            "PRESET",
+            "torchvision, keras-mobilenet, keras-resnet, tflite, yolo or none; other options change parts of it",
+        ),
+        (
+            "resize",
+            "PIXELS|H,W",
+            "short side before cropping (default: 8/7 of the input), or the size to stretch to",
+        ),
         ("crop", "H[,W]", "the centre crop; must be the input's size"),
-        ("interpolation", "NAME", "bilinear (default), bicubic or nearest"),
+        ("crop-fraction", "F", "instead of --resize: the input's side / F, as 0.875"),
+        (
+            "fit",
+            "FIT",
+            "crop (default); stretch: all of the photograph, without its aspect; letterbox: all of it, padded",
+        ),
+        ("pad", "0-255", "the value around a letterbox (default: 0)"),
+        ("channel-order", "RGB|BGR", "of the input (default: RGB)"),
+        (
+            "interpolation",
+            "NAME",
+            "bilinear (default), bicubic, nearest, area or lanczos",
+        ),
         (
             "layout",
             "NCHW|NHWC|data",
@@ -202,7 +223,12 @@ def _parser() -> argparse.ArgumentParser:
         ),
         ("labels", "FILE", "class names, one a line"),
     ):
-        option(f"--{name}", type=partial(_override, name), metavar=metavar, help=text)
+        option(
+            f"--{name}",
+            type=partial(_override, name.replace("-", "_")),
+            metavar=metavar,
+            help=text,
+        )
     return parser
 
 
@@ -246,6 +272,7 @@ def _summary(bundle: Bundle) -> dict[str, Any]:
         "layout": manifest.lowering.layout,
         "groups": len(manifest.lowering.groups),
         "macs": sum(group.macs for group in manifest.lowering.groups),
+        "preprocessing_assumed": _assumed(manifest),
         **manifest.measured,
     }
 
@@ -268,6 +295,8 @@ def _table(bundle: Bundle, model: str) -> str:
             f"{verification['origin']}"
         )
         board = " --board emulated" if verification["origin"] == Origin.EMULATED else ""
+    if _assumed(manifest):
+        checked += "; preprocessing assumed, not given: see --preprocessing"
     rows = [
         ("bundle", f"{place} (and {place}.tar.gz)"),
         (
@@ -291,6 +320,10 @@ def _table(bundle: Bundle, model: str) -> str:
         ),
     ]
     return "\n".join(f"{name:<8} {value}" for name, value in rows)
+
+
+def _assumed(manifest: Manifest) -> bool:
+    return manifest.preprocessing is not None and manifest.preprocessing.assumed
 
 
 def _int8(manifest: Manifest) -> list[tuple[str, str]]:

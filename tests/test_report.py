@@ -15,10 +15,12 @@ from check_results import LABELS, a_result, an_input, manifest, written
 from PIL import Image
 
 from bundle.accuracy import Accuracy
-from bundle.manifest import Firmware, FirmwareTensor, Quantised
+from bundle.manifest import Firmware, FirmwareTensor, Preprocessing, Quantised
 from bundle.store import Bundle
+from compile.build import _table as build_table
 from devices.microcontroller.figures import Figures, Part
 from devices.sessions.session import OperatorTime, Origin
+from runtime_demo.check import _table as check_table
 from runtime_demo.report import GALLERY_LIMIT
 
 
@@ -294,3 +296,24 @@ def test_a_microcontroller_has_memory_and_steps_instead_of_times(
         assert words not in text
     assert "script" not in page.tags and "b" not in page.tags
     assert sum(v.startswith("data:image/svg+xml") for _, v in page.attributes) == 1
+
+
+@pytest.mark.parametrize("assumed", [True, False])
+def test_an_assumed_preprocessing_is_said_with_every_verdict(
+    tree: Path, tmp_path: Path, assumed: bool
+) -> None:
+    settings = Preprocessing(
+        resize=8, crop=(8, 8), scale=1, mean=(0,), std=(1,), assumed=assumed
+    )
+    times = {"seconds": 1.0, "peak_memory_bytes": 1, "library_bytes": 1}
+    sizes = {"weight_bytes": 1, "verification": None, "not_verified_because": "x"}
+    known = manifest(preprocessing=settings, measured=times | sizes)
+    bundle = Bundle(tmp_path, known)
+    result = a_result(tmp_path, [an_input(tree)], bundle=bundle)
+    verdict = check_table(result).splitlines()[-1]
+    checked = next(x for x in build_table(bundle, "m").splitlines() if "NOT comp" in x)
+    page = written(result, tmp_path).text
+    for words in (verdict, checked):
+        assert ("preprocessing assumed, not given" in words) == assumed
+    assert ("The preprocessing is assumed, not given: v. " in page) == assumed
+    assert result.to_json()["preprocessing_assumed"] is assumed
