@@ -139,6 +139,12 @@ def _parser() -> argparse.ArgumentParser:
         help="for a microcontroller: refuse a network whose activations take more",
     )
     option(
+        "--flash-limit",
+        type=_bytes,
+        metavar="512KB",
+        help="for a microcontroller: refuse a network whose weights take more, code not counted",
+    )
+    option(
         "--input-shape",
         action="append",
         default=[],
@@ -252,6 +258,7 @@ def _request(arguments: argparse.Namespace) -> BuildRequest:
             **{name: getattr(arguments, name) for name in Overrides.model_fields}
         ),
         arena_limit=arguments.arena_limit,
+        flash_limit=arguments.flash_limit,
         quantize=arguments.quantize is not None,
         calibration=tuple(arguments.calibration),
         keep_float=tuple(arguments.keep_float),
@@ -364,13 +371,13 @@ def _size(manifest: Manifest) -> str:
 
 
 def _fusion(lowering: Lowering) -> str:
-    """How the operators fused, such as "52 conv2d + 1 dense in 53 kernels, 5 others"."""
-    counted = " + ".join(
+    """How the operators fused, such as "52 conv2d + 1 dense in 53 kernels, 1 kernel without multiply-adds"."""
+    kinds = " + ".join(
         f"{n} {name.removeprefix('nn.')}" for name, n in lowering.operators.items()
     )
     heavy = sum(1 for group in lowering.groups if group.macs)
     others = len(lowering.groups) - heavy
-    return f"{counted} in {heavy} kernels, {others} kernels without multiply-adds"
+    return f"{kinds} in {counted(heavy, 'kernel')}, {counted(others, 'kernel')} without multiply-adds"
 
 
 def _memory(lowering: Lowering) -> str:
@@ -378,10 +385,11 @@ def _memory(lowering: Lowering) -> str:
     plan = lowering.memory
     if plan is None:
         return f"{lowering.workspace_bytes / 1e6:.2f} MB for activations, by TVM's plan"
-    return (
-        f"arena {plan.arena_bytes:,} bytes (no plan can need less than {plan.lower_bound:,}), "
-        f"workspace {plan.outer_workspace_bytes:,} bytes and {plan.inner_workspace_bytes:,} a thread"
-    )
+    arena = f"arena {plan.arena_bytes:,} bytes (no plan can need less than {plan.lower_bound:,})"
+    outer, inner = plan.outer_workspace_bytes, plan.inner_workspace_bytes
+    if not outer and not inner:
+        return arena
+    return f"{arena}, workspace {outer:,} bytes and {inner:,} a thread"
 
 
 class _Licenses(argparse.Action):
