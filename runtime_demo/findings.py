@@ -170,6 +170,12 @@ class Photograph(NamedTuple):
     size: tuple[int, int] | None
 
 
+def segment(task: Task, outputs: Outputs) -> Mask:
+    """The class of each pixel [height, width], also where one of the sides is 1."""
+    found = decode.segment(task, outputs)
+    return found if found.ndim == 2 else found.reshape(1, -1)
+
+
 def find(
     manifest: Manifest,
     photograph: Photograph,
@@ -190,7 +196,7 @@ def find(
         mask = None
         if given.masks and photograph.path:
             mask = given.masks / f"{photograph.path.stem}.png"
-        both = decode.segment(task, ours), decode.segment(task, reference)
+        both = segment(task, ours), segment(task, reference)
         return Masks.of(geometry, both, mask)
     pair = geometry.boxes(task, ours), geometry.boxes(task, reference)
     found = Boxes.of(geometry.size, *pair)
@@ -225,7 +231,7 @@ def marked(
         found = geometry.boxes(task, outputs)
         return drawing.with_boxes(image, found, bundle.labels(), image.size)
     if task is not None and task.kind == "segment":
-        return _covered(image, geometry, decode.segment(task, outputs))
+        return _covered(image, geometry, segment(task, outputs))
     return drawing.with_title(image, title)
 
 

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from check_results import LABELS, a_result, an_input, manifest, written
+from conftest import run
 from PIL import Image
+from refusals import labelled_bundle
 
 from bundle.detections import Detections
 from bundle.golden import Check
@@ -248,6 +250,23 @@ def test_what_one_network_found_is_saved(tmp_path: Path, name: str) -> None:
         assert np.asarray(saved).std() > 0
     with pytest.raises(UserError, match="--save: .*x.npy is no photograph"):
         findings.marked(Bundle(tmp_path, manifest()), Photograph(Path("x.npy"), None), [], "")  # fmt: skip
+
+
+def test_a_check_in_a_process_judges_boxes(tmp_path: Path) -> None:
+    """A network of five numbers, of which four are a box and one its score."""
+    bundle = labelled_bundle(tmp_path)
+    path = bundle / "manifest.json"
+    values = {"output": 0, "cell": 5}
+    level = {"columns": 1, "boxes": values, "scores": {**values, "first": 4}}
+    detector = {"decoder": "test", "levels": [level], "box": "corners", "classes": 1, "activation": "sigmoid", "score_threshold": 0}  # fmt: skip
+    task = {"kind": "detect", "detector": detector}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"task": task}))
+    done = run("runtime_demo.check", bundle, "--json", "--repeat", 1)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["passed"] and said["top1_agreement"] is None
+    assert said["boxes"]["missing"] == said["boxes"]["extra"] == 0
+    assert len(said["results"]) == 2 and "ours_boxes" in said["results"][0]
 
 
 def options(**given: Any) -> argparse.Namespace:
