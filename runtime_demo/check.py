@@ -309,7 +309,10 @@ def _table(result: CheckResult) -> str:
         if result.passed
         else "FAILED: farther from the reference than the tolerance"
     )
-    if not result.passed and result.findings.boxes and result.findings.boxes.same:
+    boxes = result.findings.boxes
+    if boxes and not boxes.same:
+        verdict += f"; boxes: {boxes.missing} missing, {boxes.extra} extra"
+    elif boxes and not result.passed:
         verdict += "; all boxes match"
     assumed = "; preprocessing assumed, not given" if result.assumed else ""
     lines.append(f"verdict    {verdict}, {_compared(result)}, {result.origin}{assumed}")

@@ -68,6 +68,8 @@ def test_boxes_are_in_the_table_and_the_json(boxed: CheckResult) -> None:
         "boxes      3 of 4 boxes matched, 1 missing, 0 extra; IoU mean 1.0000" in text
     )
     assert text.splitlines()[1].startswith("b.png                  1 of 2 boxes")
+    verdict = text.splitlines()[-1]
+    assert verdict.startswith("verdict    PASSED; boxes: 1 missing, 0 extra, 2 images")
     said = json.loads(json.dumps(boxed.to_json(), allow_nan=False))
     assert said["boxes"]["missing"] == 1
     assert said["results"][1]["boxes"]["matched"] == 1
@@ -80,6 +82,7 @@ def test_both_answers_are_drawn_next_to_each_other(
     page = written(boxed, tmp_path)
     assert page.photographs() == 4
     assert "Boxes matched 3 of 4" in page.text
+    assert "1 of the reference’s 4 boxes is missing, 0 are extra: rounding" in page.text
     assert "same answer" in page.text and "not the same answer" in page.text
     # What differs comes first.
     assert page.text.index("b.png") < page.text.index("a.png")
