@@ -64,13 +64,18 @@ _FLOAT_MAX = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class Project:
-    """A network ready to be written: what it is called and says of itself, its steps and their memory."""
+    """A network ready to be written: what it is called and says of itself, its steps and their memory.
+
+    Attributes:
+        detects: a decoder of its boxes belongs to it.
+    """
 
     name: str
     version: str
     cpu: str
     graph: Graph
     arranged: Arranged
+    detects: bool = False
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -141,6 +146,7 @@ def emit(project: Project, folder: Path) -> Constants:
         "source_type": C_TYPES[project.input.dtype],
         "outputs": project.outputs,
         "exact": project.exact,
+        "detects": project.detects,
         "arena": project.plan,
         "steps": project.steps,
         "floating": project.floating,

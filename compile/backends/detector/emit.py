@@ -8,6 +8,8 @@ from itertools import accumulate
 from math import prod
 from pathlib import Path
 
+import numpy as np
+
 from bundle.task import Detector, Values
 from targets import templates
 from targets.escapes import C_TYPES, c_float
@@ -84,6 +86,7 @@ def write(
     }
     environment = templates.code_environment(_HERE)
     environment.filters["c_float"] = c_float
+    environment.filters["c_decimal"] = lambda value: f"{np.float32(value)}f"
     for file, template in zip(files(name), ("detect.h", "detect.c"), strict=True):
         text = environment.get_template(f"{template}.jinja").render(values)
         (folder / file).write_text(text, encoding="utf-8")
