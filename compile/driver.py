@@ -112,6 +112,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
             task=task,
             dump=request.dump,
             arena_limit=request.arena_limit,
+            flash_limit=request.flash_limit,
         )
         describe = partial(
             _manifest, request, backend, job, preprocessing, written, quantisation

@@ -49,6 +49,7 @@ class Job:
     task: Task | None = None
     dump: Path | None = None
     arena_limit: int | None = None
+    flash_limit: int | None = None
 
 
 class Built(NamedTuple):

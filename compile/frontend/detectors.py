@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from bundle.manifest import Tensor
 from bundle.task import Detector, Task
 from compile.frontend.decoding import assemble, grids_of
+from compile.frontend.dense import box_specifications
 from compile.frontend.model import Model
 from targets.errors import UserError
 from targets.escapes import shown
@@ -119,21 +120,14 @@ def _scaled(scales: Sequence[float], ratios: Sequence[Sequence[int]]) -> Any:
 _SIX = [0.2 + 0.15 * k for k in range(6)] + [1.0]
 
 
-def _mobilenet_anchors() -> Any:
-    """Of TensorFlow's SSD with MobileNet: three at the first level, six at the others (multiple_grid_anchor_generator)."""
-    levels = [[(0.1, 0.1), *((0.2 * sqrt(r), 0.2 / sqrt(r)) for r in (2.0, 0.5))]]
-    for scale, following in list(pairwise(_SIX))[1:]:
-        sizes = [
-            (scale * sqrt(r), scale / sqrt(r)) for r in (1.0, 2.0, 0.5, 3.0, 1 / 3)
-        ]
-        levels.append([*sizes, (sqrt(scale * following),) * 2])
-    return levels
-
-
 def _ssd(network: _Network) -> dict[str, Any]:
     powers = (16, 32, 64, 128, 256, 512)
+    mobilenet = [
+        [(scale * sqrt(ratio), scale / sqrt(ratio)) for scale, ratio in cell]
+        for cell in box_specifications(len(powers))
+    ]
     kinds = (
-        (powers, _mobilenet_anchors(), True, "sigmoid"),
+        (powers, mobilenet, True, "sigmoid"),
         (powers, _scaled(_SIX, [(2, 3)] * 6), False, "softmax"),
         (
             (8, 16, 32, 64, 100, 300),

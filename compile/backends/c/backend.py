@@ -67,6 +67,7 @@ class CBackend:
             progress,
             partial(_expected, job),
             Dump(job.dump).graph,
+            job.flash_limit,
             detects=detector is not None,
         )
         if detector and built.firmware:
