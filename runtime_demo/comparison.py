@@ -33,12 +33,13 @@ _STEADY, _MOST_WARMING_ROUNDS = 0.03, 10
 
 
 class Input(NamedTuple):
-    """One input tensor, where it came from, and the class it is known to show."""
+    """One input tensor, where it came from, the class it is known to show, a photograph's width and height."""
 
     name: str
     path: Path | None
     tensor: NDArray[Any]
     expected: int | None = None
+    size: tuple[int, int] | None = None
 
 
 class References(NamedTuple):
@@ -94,13 +95,13 @@ def read_inputs(
     manifest = bundle.manifest
     expected: dict[Path, dict[str, int]] = {}
     for path in files:
-        tensor, notes = inputs.read(path, manifest.input, manifest.preprocessing)
-        for note in notes:
+        given = inputs.read(path, manifest.input, manifest.preprocessing)
+        for note in given.notes:
             progress.note(note)
         known = expected.setdefault(
             path.parent, _labels_csv(path.parent / "labels.csv")
         )
-        yield Input(path.name, path, tensor, known.get(path.name))
+        yield Input(path.name, path, given.tensor, known.get(path.name), given.size)
 
 
 def compare_images(

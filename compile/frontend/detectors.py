@@ -355,6 +355,12 @@ def _detect(decode: str, model: Model) -> tuple[Task, str]:
         detector = assemble(
             Path(decode).name, facts | given, network.outputs, network.size
         )
+        for _, _, values, _ in detector.parts():
+            output = model.outputs[values.output]
+            if output.dtype != "float32":
+                raise _Misfit(
+                    f"float32: end the network with DequantizeLinear or a Cast, as {shown(output.name)} is {output.dtype}"
+                )
         task = Task(kind="detect", detector=detector)
         task.check([x.shape for x in model.outputs])
     except KeyError:
