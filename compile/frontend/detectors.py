@@ -113,7 +113,7 @@ def _scaled(scales: Sequence[float], ratios: Sequence[Sequence[int]]) -> Any:
         for ratio in map(sqrt, each):
             width, height = scale * ratio, scale / ratio
             sizes += [(width, height), (height, width)]
-        levels.append(sizes)
+        levels.append([(min(w, 1.0), min(h, 1.0)) for w, h in sizes])
     return levels
 
 
@@ -164,8 +164,7 @@ def _ssd(network: _Network) -> dict[str, Any]:
             "grids": grids,
             "steps": steps if strides[0] != 8 else [(s, s) for s in strides],
             "anchors": [
-                [(min(w, 1.0) * width, min(h, 1.0) * height) for w, h in sizes]
-                for sizes in anchors
+                [(w * width, h * height) for w, h in sizes] for sizes in anchors
             ],
             "box": "offsets",
             "variances": (0.1, 0.2),
