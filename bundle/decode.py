@@ -186,7 +186,7 @@ def _boxes(
 
 def _expected(values: Floats) -> Floats:
     """The mean of 0, 1, … weighted by the softmax of each line."""
-    highest = np.maximum.reduce(values, axis=1)
+    highest = np.maximum.reduce(values, axis=1, initial=-np.finfo(np.float32).max)
     total = np.zeros_like(highest)
     weighted = np.zeros_like(highest)
     for number, column in enumerate(values.T):

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from bundle.photos import Placement
+
 Floats = NDArray[np.float32]
 
 
@@ -28,20 +30,12 @@ class Detections(NamedTuple):
 
 
 def on_photograph(
-    found: Detections,
-    scale: tuple[float, float],
-    offset: tuple[float, float],
-    size: tuple[int, int],
+    found: Detections, placement: Placement, size: tuple[int, int]
 ) -> Detections:
-    """From the input tensor's pixels to the photograph's, cut off at its borders.
-
-    Args:
-        scale, offset: of x and y: pixel of the input = pixel of the photograph × scale + offset.
-        size: width and height of the photograph.
-    """
-    moved = np.asarray(offset, np.float32)
-    factors = np.asarray(scale, np.float32)
-    corners = (found.boxes.reshape(-1, 2, 2) - moved) / factors
-    corners = corners.clip(0, np.asarray(size, np.float32))
-    points = (found.points - moved) / factors
-    return found._replace(boxes=corners.reshape(-1, 4), points=points)
+    """From the input tensor's pixels to those of a photograph of this (width, height); boxes end at its borders."""
+    offset = np.array([placement.left, placement.top])
+    scale = np.array([placement.scale_x, placement.scale_y])
+    points = ((found.points - offset) / scale).astype(np.float32)
+    return found._replace(
+        boxes=placement.to_photograph(found.boxes, size), points=points
+    )

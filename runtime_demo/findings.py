@@ -46,7 +46,7 @@ class Geometry(NamedTuple):
     def boxes(self, task: Task, outputs: Outputs) -> Detections:
         """The boxes that outputs mean, in pixels of the photograph."""
         found = decode.decode(task, outputs, self.network[::-1])
-        return on_photograph(found, self.place[:2], self.place[2:], self.size)
+        return on_photograph(found, self.place, self.size)
 
 
 class Boxes(NamedTuple):

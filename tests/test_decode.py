@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from bundle.decode import decode, exp, segment
 from bundle.detections import Detections, on_photograph
+from bundle.photos import Placement
 from bundle.task import Detector, Level, Task, Values
 
 
@@ -158,7 +159,7 @@ def test_boxes_move_to_the_photograph() -> None:
         np.array([0], np.int32),
         floats([[[10, 20]]]),
     )
-    moved = on_photograph(found, (0.5, 0.5), (0.0, 10.0), (100, 50))
+    moved = on_photograph(found, Placement(0.5, 0.5, 0.0, 10.0), (100, 50))
     assert moved.boxes.tolist() == [[20, 20, 100, 50]]
     assert moved.points.tolist() == [[[20, 20]]]
 

@@ -11,6 +11,7 @@ import pytest
 from bundle.decode import decode
 from bundle.manifest import ModelIdentity, Tensor
 from bundle.task import Detector, Task
+from compile.frontend import dense
 from compile.frontend.detectors import resolve_task
 from compile.frontend.model import Model
 from targets.errors import UserError
@@ -210,3 +211,24 @@ def test_a_segmentation_is_scores_or_a_map() -> None:
     )
     with pytest.raises(UserError, match="--task segment: found y"):
         resolve_task("segment", None, network(("y", (1, 10))))
+
+
+def test_the_anchors_of_the_built_in_detector_are_its_own(tmp_path: Path) -> None:
+    anchors = dense.anchors(320)
+    rows = len(anchors)
+    model = network(("b", (1, rows, 4)), ("s", (1, rows, 3)), side=320)
+    file = tmp_path / "all.toml"
+    file.write_text(
+        'preset = "ssd"\niou_threshold = 1.0\nmost = 4096\ncandidates = 4096\n'
+    )
+    task, _ = resolve_task("detect", str(file), model)
+    offsets = np.random.default_rng(0).normal(size=(rows, 4)).astype(np.float32)
+    scores = np.linspace(3, 1, 3 * rows, dtype=np.float32)
+    assert task
+    found = decode(task, [offsets[None], scores.reshape(1, rows, 3)], (320, 320))
+    ys, xs, heights, widths = anchors.astype(np.float64).T * 320
+    ty, tx, th, tw = offsets.astype(np.float64).T
+    centres = np.stack([xs + tx / 10 * widths, ys + ty / 10 * heights], axis=1)
+    halves = np.stack([widths * np.exp(tw / 5), heights * np.exp(th / 5)], axis=1) / 2
+    expected = np.concatenate([centres - halves, centres + halves], axis=1)
+    assert found.boxes == pytest.approx(expected, abs=1e-3)

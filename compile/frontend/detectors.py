@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from bundle.manifest import Tensor
 from bundle.task import Detector, Task
 from compile.frontend.decoding import assemble, grids_of
+from compile.frontend.dense import box_specifications
 from compile.frontend.model import Model
 from targets.errors import UserError
 from targets.escapes import shown
@@ -112,28 +113,21 @@ def _scaled(scales: Sequence[float], ratios: Sequence[Sequence[int]]) -> Any:
         for ratio in map(sqrt, each):
             width, height = scale * ratio, scale / ratio
             sizes += [(width, height), (height, width)]
-        levels.append(sizes)
+        levels.append([(min(w, 1.0), min(h, 1.0)) for w, h in sizes])
     return levels
 
 
 _SIX = [0.2 + 0.15 * k for k in range(6)] + [1.0]
 
 
-def _mobilenet_anchors() -> Any:
-    """Of TensorFlow's SSD with MobileNet: three at the first level, six at the others (multiple_grid_anchor_generator)."""
-    levels = [[(0.1, 0.1), *((0.2 * sqrt(r), 0.2 / sqrt(r)) for r in (2.0, 0.5))]]
-    for scale, following in list(pairwise(_SIX))[1:]:
-        sizes = [
-            (scale * sqrt(r), scale / sqrt(r)) for r in (1.0, 2.0, 0.5, 3.0, 1 / 3)
-        ]
-        levels.append([*sizes, (sqrt(scale * following),) * 2])
-    return levels
-
-
 def _ssd(network: _Network) -> dict[str, Any]:
     powers = (16, 32, 64, 128, 256, 512)
+    mobilenet = [
+        [(scale * sqrt(ratio), scale / sqrt(ratio)) for scale, ratio in cell]
+        for cell in box_specifications(len(powers))
+    ]
     kinds = (
-        (powers, _mobilenet_anchors(), True, "sigmoid"),
+        (powers, mobilenet, True, "sigmoid"),
         (powers, _scaled(_SIX, [(2, 3)] * 6), False, "softmax"),
         (
             (8, 16, 32, 64, 100, 300),
@@ -170,8 +164,7 @@ def _ssd(network: _Network) -> dict[str, Any]:
             "grids": grids,
             "steps": steps if strides[0] != 8 else [(s, s) for s in strides],
             "anchors": [
-                [(min(w, 1.0) * width, min(h, 1.0) * height) for w, h in sizes]
-                for sizes in anchors
+                [(w * width, h * height) for w, h in sizes] for sizes in anchors
             ],
             "box": "offsets",
             "variances": (0.1, 0.2),
@@ -361,6 +354,12 @@ def _detect(decode: str, model: Model) -> tuple[Task, str]:
         detector = assemble(
             Path(decode).name, facts | given, network.outputs, network.size
         )
+        for _, _, values, _ in detector.parts():
+            output = model.outputs[values.output]
+            if output.dtype != "float32":
+                raise _Misfit(
+                    f"float32: end the network with DequantizeLinear or a Cast, as {shown(output.name)} is {output.dtype}"
+                )
         task = Task(kind="detect", detector=detector)
         task.check([x.shape for x in model.outputs])
     except KeyError:
