@@ -15,6 +15,9 @@ from bundle.detections import Detections
 from targets.errors import UserError
 from targets.escapes import counted, listed, shown
 
+_FAR = 1e9
+"""Pixels that no photograph has; NaN and infinity are not below it."""
+
 
 class Labels(NamedTuple):
     """Labels of photographs.
@@ -155,7 +158,7 @@ def _annotation(
     if (
         not isinstance(box, list)
         or len(box) != 4
-        or not all(isinstance(v, int | float) and isfinite(v) for v in box)
+        or not all(isinstance(v, int | float) and abs(v) < _FAR for v in box)
         or min(box[2:]) < 0
     ):
         what = f"bbox is {shown(box, 60)}, not [x, y, width, height]"

@@ -16,6 +16,8 @@ from targets.escapes import shown
 
 Mask = NDArray[np.integer]
 OUTSIDE = -1
+_MOST_CLASSES = 1 << 16
+"""Larger numbers count as one class: they are no classes, and would need memory for all below them."""
 VOID = 255
 """What a given mask has where no class is known, as Pascal VOC has it; such pixels do not count."""
 
@@ -68,11 +70,11 @@ def agree(ours: Mask, reference: Mask, void: int | None = None) -> Agreement:
     if void is not None:
         kept &= reference != void
     own, given = ours[kept].astype(np.int64), reference[kept].astype(np.int64)
-    classes = int(max(own.max(initial=-1), given.max(initial=-1))) + 1
     same = own[own == given]
-    intersections = np.bincount(same, minlength=classes)
-    counts = np.bincount(own, minlength=classes) + np.bincount(given, minlength=classes)
-    return Agreement(len(same), len(own), intersections, counts - intersections)
+    counted = [np.minimum(each, _MOST_CLASSES) for each in (same, own, given)]
+    classes = int(max(each.max(initial=-1) for each in counted)) + 1
+    both, first, second = (np.bincount(each, minlength=classes) for each in counted)
+    return Agreement(len(same), len(own), both, first + second - both)
 
 
 def total(agreements: Sequence[Agreement]) -> Agreement:

@@ -169,6 +169,8 @@ ROW = {"image_id": 7, "category_id": 1, "bbox": [1, 2, 3, 4]}
         (labels(annotations=[ROW | {"bbox": [1, 2, -3, 4]}]), "bbox is"),
         (labels(annotations=[ROW | {"bbox": [1, 2, "3", 4]}]), "bbox is"),
         (labels(annotations=[ROW | {"bbox": [1, 2, NAN, 4]}]), "bbox is"),
+        (labels(annotations=[ROW | {"bbox": [1, 2, 10**400, 4]}]), "bbox is"),
+        (labels(annotations=[ROW | {"bbox": [1, 2, 3, float("inf")]}]), "bbox is"),
         (labels(annotations=[{"bbox": "\x1b[31m"}]), "image_id is None"),
     ],
 )  # fmt: skip
@@ -244,6 +246,14 @@ def test_nearly_all_pixels_are_not_all() -> None:
     reference[0, 0] = 1
     text = masks.agree(ours, reference).text()
     assert text == "99.99% of pixels, mIoU 0.5000"
+
+
+def test_numbers_that_are_no_classes_take_no_memory() -> None:
+    odd = np.array([[2**31 - 1, 2**30], [-5, 1]], np.int32)
+    both = masks.agree(odd, odd)
+    assert (both.same, both.pixels, both.mean_iou) == (3, 3, 1)
+    assert len(both.unions) < 1 << 17
+    drawing.with_mask(Image.new("RGB", (2, 2)), odd)
 
 
 def test_without_a_pixel_nothing_is_claimed() -> None:
