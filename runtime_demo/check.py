@@ -41,7 +41,9 @@ examples:
   python -m runtime_demo.check out/model-arm-cortex-a72 --board emulated
       the golden data that the bundle carries, no model needed
   python -m runtime_demo.check out/model-arm-cortex-a72 --ssh pi@raspberrypi --images photos/ --model model.onnx
+  python -m runtime_demo.check out/detector --model detector.onnx --images val/ --labels instances.json
 
+Boxes and classes of pixels are compared with the reference's, and with labels where they are given.
 It also counts right answers of a classifier: by a labels.csv next to the images (columns file, class_index, and
 label where it has one), by --labels FILE.csv, or by the names of folders, one a class.
 Exit codes: 0 passed, 1 not within the tolerance, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
