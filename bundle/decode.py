@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle.detections import Detections
+from bundle.photos import Placement
 from bundle.task import Detector, Level, Task, Values
 
 Floats = NDArray[np.float32]
@@ -66,6 +67,46 @@ def segment(task: Task, outputs: Sequence[NDArray[Any]]) -> NDArray[np.int32]:
     return first.reshape([side for side in first.shape if side != 1] or [1]).astype(
         np.int32
     )
+
+
+def map_on_photograph(
+    classes: NDArray[np.int32],
+    input_size: tuple[int, int],
+    placement: Placement,
+    size: tuple[int, int],
+) -> NDArray[np.int32]:
+    """A map of classes at each pixel of the photograph: int32 [height, width], −1 where the network did not see it.
+
+    Args:
+        classes: int32 [height, width], of all of the input.
+        input_size: height and width of the input tensor.
+        placement: of the photograph in the input.
+        size: width and height of the photograph.
+    """
+    lines, columns = (
+        np.floor(((np.arange(side) + 0.5) * scale + offset) * cells / pixels)
+        for side, scale, offset, cells, pixels in (
+            (
+                size[1],
+                placement.scale_y,
+                placement.top,
+                classes.shape[0],
+                input_size[0],
+            ),
+            (
+                size[0],
+                placement.scale_x,
+                placement.left,
+                classes.shape[1],
+                input_size[1],
+            ),
+        )
+    )
+    framed = np.pad(classes, 1, constant_values=-1)
+    y = np.clip(lines, -1, classes.shape[0]).astype(np.intp) + 1
+    x = np.clip(columns, -1, classes.shape[1]).astype(np.intp) + 1
+    seen: NDArray[np.int32] = framed[np.ix_(y, x)]
+    return seen
 
 
 def exp(x: Floats) -> Floats:

@@ -457,6 +457,8 @@ class Manifest(Section):
         self._check_input()
         self._check_firmware()
         if self.task:
+            if self.task.detector and not self.input.is_image:
+                raise ValueError("a detector's input is no image")
             self.task.check([output.shape for output in self.outputs])
         return self
 

@@ -69,7 +69,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
         overrides, source.preprocessing, source.model.input
     )
     task, seen = resolve_task(overrides.task, overrides.decode, source.model)
-    labels = read_labels(overrides.labels, source.model.outputs)
+    labels = read_labels(overrides.labels, source.model.outputs, task)
     tensors = _golden_inputs(request.golden, source.model, preprocessing, progress)
     progress.finish()
     for line in filter(None, (source.note, *source.model.notes, note, seen)):

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from bundle.decode import decode, exp, segment
+from bundle.decode import decode, exp, map_on_photograph, segment
 from bundle.detections import Detections, on_photograph
 from bundle.photos import Placement
 from bundle.task import Detector, Level, Task, Values
@@ -170,3 +170,13 @@ def test_a_map_has_the_best_class_of_each_pixel() -> None:
     assert segment(planes, [scores]).tolist() == scores[0].argmax(axis=0).tolist()
     ready = np.arange(12).reshape(1, 4, 3)
     assert segment(Task(kind="segment"), [ready]).tolist() == ready[0].tolist()
+
+
+def test_a_map_lies_on_the_photograph() -> None:
+    """An input of 8×8 with a map of 2×2; the photograph is 12×4, its middle third was cut out."""
+    classes = np.array([[0, 1], [2, 3]], np.int32)
+    cut = map_on_photograph(classes, (8, 8), Placement(2, 2, -8, 0), (12, 4))
+    assert cut[0].tolist() == [-1] * 4 + [0, 0, 1, 1] + [-1] * 4
+    assert cut[3].tolist() == [-1] * 4 + [2, 2, 3, 3] + [-1] * 4
+    whole = map_on_photograph(classes, (8, 8), Placement(2, 2, 0, 0), (4, 4))
+    assert whole.tolist() == np.kron(classes, np.ones((2, 2))).tolist()

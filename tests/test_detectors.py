@@ -14,6 +14,7 @@ from bundle.task import Detector, Task
 from compile.frontend import dense
 from compile.frontend.detectors import resolve_task
 from compile.frontend.model import Model
+from compile.frontend.preprocessing import read_labels
 from targets.errors import UserError
 
 SIDE = 64
@@ -200,6 +201,21 @@ def test_what_is_not_stated_is_seen_and_noted() -> None:
         resolve_task("detect", None, network(*LISTED))
     with pytest.raises(UserError, match="is for --task detect, not classify"):
         resolve_task("classify", "ssd", network(*LISTED))
+
+
+def test_labels_are_as_many_as_the_tasks_classes(tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join("abcdefghij"))
+    model = network(("o", (1, 14, 84)))
+    task, _ = resolve_task("detect", "yolo", model)
+    assert read_labels(labels, model.outputs, task) == list("abcdefghij")
+    with pytest.raises(UserError, match="10 labels, but the model has 84 classes"):
+        read_labels(labels, model.outputs)
+    planes = Task(kind="segment", class_axis=1)
+    maps = [Tensor(name="y", shape=(1, 21, 16, 16))]
+    with pytest.raises(UserError, match="has 21 classes"):
+        read_labels(labels, maps, planes)
+    assert read_labels(labels, maps, Task(kind="segment")) == list("abcdefghij")
 
 
 def test_a_segmentation_is_scores_or_a_map() -> None:

@@ -19,6 +19,7 @@ from bundle.manifest import (
     Preprocessing,
     Tensor,
 )
+from bundle.task import Task
 from compile.frontend import family
 from targets.errors import UserError
 
@@ -338,12 +339,14 @@ def _classes(shape: tuple[int, ...]) -> int:
     return shape[1] if prod(shape[2:]) == 1 else min(shape[1], shape[-1])
 
 
-def read_labels(path: Path | None, outputs: Sequence[Tensor]) -> list[str]:
+def read_labels(
+    path: Path | None, outputs: Sequence[Tensor], task: Task | None = None
+) -> list[str]:
     """Class names, one a line of the file; none without one.
 
     Raises:
-        UserError: no output has that many classes: scores [1, classes], rows [1, n, classes], or
-            maps, the smaller of the axes next to height and width.
+        UserError: the task has another number of classes; or without one no output has that many: scores
+            [1, classes], rows [1, n, classes], or maps, the smaller of the axes next to height and width.
     """
     if path is None:
         return []
@@ -356,6 +359,12 @@ def read_labels(path: Path | None, outputs: Sequence[Tensor]) -> list[str]:
             f"{path}: {error.strerror}; --labels takes a text file, one name a line"
         ) from None
     classes = [_classes(x.shape) for x in outputs]
+    if task and task.detector:
+        classes = [task.detector.classes]
+    elif task and task.kind == "segment":
+        axis = task.class_axis
+        # A map does not say how many classes there are.
+        classes = [len(names) if axis is None else outputs[0].shape[axis]]
     if len(names) not in classes:
         raise UserError(
             f"{path}: {len(names)} labels, but the model has "
