@@ -189,7 +189,8 @@ def find(
         UserError: as `masks.read`.
     """
     task = manifest.task
-    if task is None or task.kind not in ("detect", "segment"):
+    judged = task is not None and task.kind in ("detect", "segment")
+    if task is None or not judged or not manifest.input.is_image:
         return None
     geometry = Geometry.of(manifest, photograph.size)
     if task.kind == "segment":

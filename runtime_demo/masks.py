@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from bundle.decode import map_on_photograph
 from bundle.photos import MAX_PIXELS, Placement
 from targets.errors import UserError, first_line
 from targets.escapes import shown
 
 Mask = NDArray[np.integer]
-OUTSIDE = -1
 _MOST_CLASSES = 1 << 16
 """Larger numbers count as one class: they are no classes, and would need memory for all below them."""
 VOID = 255
@@ -64,7 +64,7 @@ class Agreement(NamedTuple):
 def agree(ours: Mask, reference: Mask, void: int | None = None) -> Agreement:
     """Compare two maps [height, width] of class numbers from 0.
 
-    Where one is `OUTSIDE`, or the reference has ``void``, nothing counts.
+    Where one is negative, or the reference has ``void``, nothing counts.
     """
     kept = (ours >= 0) & (reference >= 0)
     if void is not None:
@@ -101,37 +101,16 @@ def on_photograph(
     size: tuple[int, int],
     wanted: tuple[int, int],
 ) -> Mask:
-    """The class of each pixel of a photograph, `OUTSIDE` where the network did not see it; nothing is interpolated.
+    """The class of each pixel of a copy of a photograph, −1 where the network did not see it.
 
     Args:
         mask: [height, width] over the whole input of the network, of any size.
         network: (width, height) of the input; ``size`` of the photograph; ``wanted`` of the result, a smaller or
             larger copy of the photograph.
     """
-    columns, rows = (
-        _sampled(each, count)
-        for each, count in (
-            (
-                (place.scale_x, place.left, network[0], size[0], wanted[0]),
-                mask.shape[1],
-            ),
-            ((place.scale_y, place.top, network[1], size[1], wanted[1]), mask.shape[0]),
-        )
-    )
-    found = mask[np.clip(rows, 0, None)[:, None], np.clip(columns, 0, None)]
-    inside = (rows >= 0)[:, None] & (columns >= 0)
-    placed: Mask = np.where(inside, found.astype(np.int64), OUTSIDE)
-    return placed
-
-
-def _sampled(axis: tuple[float, float, int, int, int], count: int) -> Mask:
-    """Of each pixel of an axis of the copy the index in the mask, -1 outside."""
-    scale, offset, network, side, wanted = axis
-    centres = (np.arange(wanted) + 0.5) * side / wanted
-    places = np.floor((centres * scale + offset) / network * count)
-    inside = (places >= 0) & (places < count)
-    indices: Mask = np.where(inside, places, -1).astype(np.int64)
-    return indices
+    across, down = (side / want for side, want in zip(size, wanted, strict=True))
+    scaled = Placement(place.scale_x * across, place.scale_y * down, *place[2:])
+    return map_on_photograph(mask.astype(np.int32), network[::-1], scaled, wanted)
 
 
 def read(path: Path, size: tuple[int, int]) -> Mask:
