@@ -73,6 +73,7 @@ class InputResult:
         swap: of a classifier the first place of the best five where the two have different classes.
         expected: the class that labels.csv gives, if it does.
         errors: every |ours − reference| of the first output, flattened.
+        output: our first output.
         vs_float, float_top1: of an int8 network, against the float32 network it was made from, and
             that network's best class.
     """
@@ -85,6 +86,7 @@ class InputResult:
     gap: float
     expected: int | None
     errors: NDArray[np.float64]
+    output: NDArray[Any] | None = None
     swap: Swap | None = None
     steps: Steps | None = None
     vs_float: Accuracy | None = None
