@@ -157,7 +157,7 @@ def _speed(result: CheckResult) -> dict[str, Fact]:
         facts["latency"] = in_ms(
             guess.milliseconds,
             Origin.ESTIMATED,
-            f"{figures.interface.cpu}, {guess.megahertz} MHz, an instruction a cycle",
+            f"{figures.interface.cpu}, {guess.megahertz} MHz, IPC 1",
         )
         count = figures.instructions
         facts["instructions"] = Fact(count, in_millions(count), origin, figures.board)

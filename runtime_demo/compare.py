@@ -42,7 +42,7 @@ What cannot run says why in its column. They are timed one after the other, each
 Every figure has its origin; a ratio has two of one origin, and of one number of threads, board or CPU.
 Exit codes: 0 all passed, 1 one did not pass or did not run, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
 """
-_CELL = 42
+_HEAD, _CELL = 42, 39
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -274,7 +274,7 @@ def table(result: Comparison) -> str:
     ]
     width = shutil.get_terminal_size((160, 24)).columns
     while cells:
-        most = max(1, width // _CELL - 1)
+        most = max(1, (width - _HEAD) // _CELL)
         lines += _block(rows, cells[:most])
         cells = cells[most:]
     if result.pairs:
@@ -322,7 +322,7 @@ def _block(
 
 
 def _line(head: str, cells: Sequence[str]) -> str:
-    return "".join(f"{cell:<{_CELL}}" for cell in (head, *cells)).rstrip()
+    return (f"{head:<{_HEAD}}" + "".join(f"{cell:<{_CELL}}" for cell in cells)).rstrip()
 
 
 def write_page(result: Comparison, path: Path) -> None:

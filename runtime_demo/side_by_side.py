@@ -108,7 +108,7 @@ class Comparison:
                 if row.kind.drawn and cell:
                     key = (row.kind.title, cell.fact.origin, cell.fact.where)
                     groups.setdefault(key, []).append((letter, cell.fact))
-        return [Bars(*key, tuple(bars)) for key, bars in groups.items()]
+        return [Bars(*k, tuple(bars)) for k, bars in groups.items() if len(bars) > 1]
 
     @property
     def pairs(self) -> list[Pair]:

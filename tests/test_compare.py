@@ -117,7 +117,7 @@ def test_a_ratio_has_two_figures_of_one_origin_and_one_place(
         facts = [fact for _, fact in bars.bars]
         assert {(f.origin, f.where) for f in facts} == {(bars.origin, bars.where)}
     places = [b.origin for b in comparison.bars if b.title == "latency, median"]
-    assert places == [Origin.HOST, Origin.HOST, Origin.BOARD, Origin.ESTIMATED]
+    assert places == [Origin.HOST, Origin.ESTIMATED]
 
 
 def test_the_page_has_all_figures_with_their_origins(
