@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from bundle.store import Bundle
@@ -86,6 +87,7 @@ class Column:
         about: what it is, in words.
         facts: by the names of `KINDS`.
         refused: why it could not run; empty where it ran.
+        path: of the build; None for an entry of a file.
         result: of its check; None where it did not run here.
     """
 
@@ -93,6 +95,7 @@ class Column:
     about: str
     facts: Mapping[str, Fact]
     refused: str = ""
+    path: Path | None = None
     result: CheckResult | None = None
     layers: Layers | None = None
 
@@ -126,7 +129,8 @@ def column(
         checked = "passed" if result.passed else "FAILED"
         words.append(f"{checked} on {len(result.inputs)} {result.compared}")
     layers = _layers(bundle, result, metered)
-    return Column(name, ", ".join(words), facts, refused, result, layers)
+    about = ", ".join(words)
+    return Column(name, about, facts, refused, bundle.path, result, layers)
 
 
 def estimated(

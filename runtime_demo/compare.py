@@ -40,7 +40,7 @@ examples:
 Builds for this machine run here, others on an emulated board; without --images they run on their golden data.
 What cannot run says why in its column. They are timed one after the other, each in alternation with ONNX Runtime.
 Every figure has its origin; a ratio has two of one origin, and of one number of threads, board or CPU.
-Exit codes: 0 all passed, 1 one did not pass or did not run, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
+Exit codes: 0 all passed, 1 a build did not pass or run, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
 """
 _HEAD, _CELL = 42, 39
 

@@ -85,6 +85,7 @@ class Comparison:
         return not any(
             column.refused or (column.result and not column.result.passed)
             for column in self.columns
+            if column.path
         )
 
     @property
@@ -127,6 +128,7 @@ class Comparison:
                 {
                     "letter": letter,
                     "name": column.name,
+                    "bundle": column.path and str(column.path),
                     "about": column.about,
                     "refused": column.refused or None,
                     "figures": {

@@ -220,6 +220,7 @@ def test_results_that_other_commands_print_become_columns(
     assert (ncnn.name, ncnn.facts["cycles"].text) == ("ncnn 1.0", "100.00 M")
     assert ncnn.facts["cycles"].origin == "estimated"
     assert (mnn.refused, dict(mnn.facts)) == ("cannot be converted", {})
+    assert Comparison([of(result), mnn]).passed, "it is no build"
     operator = Operator("k", "conv", 1, 9, 4e6, 1e6, 8, ())
     metered = Metered("cortex-a72", (operator,), "float32", 4)
     (estimate,) = result_files.read(written(tmp_path, meter_json(metered)))
