@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from runtime_demo.check import check
 from runtime_demo.check import parser as check_parser
 from runtime_demo.options import count
-from targets import escapes
+from targets import engine, escapes
 from targets.arguments import (
     add_result_options,
     command_parser,
@@ -129,6 +129,9 @@ def compare_builds(arguments: argparse.Namespace, progress: Progress) -> Compari
     _check_inputs(bundles, arguments)
     threads = _threads(bundles, arguments.threads)
     _check_estimate(bundles, arguments.estimate)
+    if threads:
+        # A session on an emulated board would give this process one thread.
+        engine.runtime(threads)
     names = _names([bundle.path for bundle in bundles])
     columns = [
         _column(name, bundle, threads, arguments, progress)

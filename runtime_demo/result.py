@@ -69,11 +69,11 @@ class InputResult:
         name: the image's file name, or the golden input's.
         path: the image; None for a golden input.
         ours, reference: the top classes, best first; empty where the network is no classifier.
+        output: our first output.
         gap: the reference's best output minus its second best, in the output's own unit.
         swap: of a classifier the first place of the best five where the two have different classes.
         expected: the class that labels.csv gives, if it does.
         errors: every |ours − reference| of the first output, flattened.
-        output: our first output.
         vs_float, float_top1: of an int8 network, against the float32 network it was made from, and
             that network's best class.
     """
@@ -86,9 +86,9 @@ class InputResult:
     gap: float
     expected: int | None
     errors: NDArray[np.float64]
-    output: NDArray[Any] | None = None
     swap: Swap | None = None
     steps: Steps | None = None
+    output: NDArray[Any] | None = None
     vs_float: Accuracy | None = None
     float_top1: int | None = None
 

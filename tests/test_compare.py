@@ -308,7 +308,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line(tmp_path: Path) -> None:
 def test_a_build_that_cannot_run_here_says_so_and_the_rest_goes_on(
     tmp_path: Path, result: CheckResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    asked: list[Any] = []
 
     def check(options: Any, _progress: Progress) -> CheckResult:
         asked.append((options.board, options.threads, options.model))
@@ -317,6 +317,7 @@ def test_a_build_that_cannot_run_here_says_so_and_the_rest_goes_on(
         return result
 
     monkeypatch.setattr(compare, "check", check)
+    monkeypatch.setattr("targets.engine.runtime", asked.append)
     here = changed(tmp_path / "here")
     arm = changed(tmp_path / "arm")
     text = (arm / MANIFEST).read_text().replace("x86_64", "aarch64")
@@ -324,7 +325,7 @@ def test_a_build_that_cannot_run_here_says_so_and_the_rest_goes_on(
     monkeypatch.setattr("bundle.store.elf_machine", lambda f: "aarch64" if f.parent == arm else "x86_64")  # fmt: skip
     monkeypatch.setattr(compare, "_runs_here", lambda bundle: bundle.path == here)
     found = compared(here, arm, "--model", "m.onnx", "--threads", 3)
-    assert asked == [(None, 3, "m.onnx"), ("emulated", None, "m.onnx")]
+    assert asked == [3, (None, 3, "m.onnx"), ("emulated", None, "m.onnx")]
     assert [column.refused for column in found.columns] == [
         "",
         "no QEMU for aarch64; install it",
