@@ -53,7 +53,7 @@ _DEFAULT_REPEAT = 50
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     with Progress(quiet=arguments.json) as progress:
         result = check(arguments, progress)
     from runtime_demo.report import write_report
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if result.passed else 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "runtime_demo.check",
         "Compare a bundle with ONNX Runtime on the same ONNX and the same inputs.",

@@ -206,6 +206,7 @@ def _result(
         else None,
         expected=item.expected,
         errors=np.abs(ours[0].astype(np.float64) - check.outputs[0]).ravel(),
+        output=ours[0],
         steps=steps,
         found=findings.find(
             bundle.manifest,

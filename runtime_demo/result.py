@@ -70,6 +70,7 @@ class InputResult:
         name: the image's file name, or the golden input's.
         path: the image; None for a golden input.
         ours, reference: the top classes, best first; empty where the network is no classifier.
+        output: our first output.
         gap: the reference's best output minus its second best, in the output's own unit.
         swap: of a classifier the first place of the best five where the two have different classes.
         expected: the class that it is known to show, if it is.
@@ -89,6 +90,7 @@ class InputResult:
     errors: NDArray[np.float64]
     swap: Swap | None = None
     steps: Steps | None = None
+    output: NDArray[Any] | None = None
     vs_float: Accuracy | None = None
     float_top1: int | None = None
     found: Boxes | Masks | None = None
