@@ -22,6 +22,7 @@ from compile.frontend.model import Model
 from compile.frontend.names import fresh_names
 from compile.frontend.reference import Reference
 from compile.quantize import bias
+from compile.quantize.room import make_room
 from targets.child import run_in_child
 from targets.errors import UserError, first_line
 from targets.escapes import counted, shown
@@ -208,6 +209,7 @@ def _candidates(
                     "give a QDQ model, or build without --quantize"
                 ) from error
             found[method] = _plain(onnx.load(path))
+            make_room(found[method])
     return found
 
 
