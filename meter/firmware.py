@@ -158,7 +158,7 @@ def _count(
             interface,
             board,
             folder,
-            include=_MARKS,
+            flags=["-include", str(_MARKS)],
         )
         blocks = folder / "blocks"
         words = [f"{plugin()},out={blocks}", f"steps={interface.steps}"]

@@ -13,6 +13,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from meter.thumb import Block, Instruction, disassemble, run_llvm, split
+from meter.thumb_dual import Dual, dual_cycles
+from meter.thumb_registers import (
+    LOAD,
+    MULTIPLE,
+    STORE,
+    addend,
+    addressed,
+    read,
+    registers,
+    written,
+)
 from targets.errors import UserError
 
 
@@ -75,7 +86,7 @@ _MEASURED = (
     "github.com/jnk0le/random, pipeline cycle test, measured on STM32F103 and STM32F407"
 )
 
-CORES: Mapping[str, Table | Simulated] = {
+CORES: Mapping[str, Table | Dual | Simulated] = {
     "cortex-m0plus": Table(
         "thumbv6m-none-eabi",
         "cortex-m0plus",
@@ -118,13 +129,11 @@ CORES: Mapping[str, Table | Simulated] = {
         multiple=0,
         pairs=True,
     ),
-    "cortex-m7": Simulated(
+    "cortex-m7": Dual(
         "thumbv7em-none-eabihf",
         "cortex-m7",
-        "LLVM's model of cortex-m7 (ARMScheduleM7.td); a mispredicted branch takes 8 cycles "
-        "(github.com/jnk0le/random, pipeline cycle test, measured on STM32H743)",
+        "pairs, latencies and mispredicted branches measured on STM32H743: github.com/jnk0le/random, pipeline cycle test",
         mispredicted=8.0,
-        taken=0.0,
     ),
     "cortex-m55": Simulated(
         "thumbv8.1m.main-none-eabihf",
@@ -136,20 +145,16 @@ CORES: Mapping[str, Table | Simulated] = {
 }
 # Arm describes pairs of 16-bit instructions of which one is simple: LLVM's ARMScheduleM55.td, "Dual Issue".
 _SIMPLE = re.compile(r"nop|it[te]*|b\w{0,2}|(add|sub)s? .*#.*|[su]xt[bh] .*|movs? .*")
-_REGISTER = re.compile(r"\b(?:r\d+|sp|lr|pc|[sdq]\d+)\b")
 _CONDITIONS = "eq|ne|hs|lo|cs|cc|mi|pl|vs|vc|hi|ls|ge|lt|gt|le"
 _BRANCH = re.compile(
     rf"b(l|x|lx|xns|lxns)?|b({_CONDITIONS})|cbn?z|tb[bh]|let?p?|[wd]lst?p?(\.\d+)?"
 )
 _CONDITIONAL = re.compile(rf"b({_CONDITIONS})|cbn?z|let?p?")
-_MULTIPLE = re.compile(r"(v?)(ldm|stm|push|pop)\w*")
-_LOAD = re.compile(r"v?ldr\w*(\.\d+)?")
-_STORE = re.compile(r"v?str\w*(\.\d+)?")
 # Rounds that llvm-mca simulates of a block: the difference is the steady state.
 _FEW, _MANY = 4, 20
 
 
-def core(cpu: str) -> Table | Simulated:
+def core(cpu: str) -> Table | Dual | Simulated:
     """How a CPU is modelled.
 
     Raises:
@@ -179,7 +184,12 @@ def costs(blocks: Sequence[Block], cpu: str) -> list[float]:
             + block.jumps * _refill(block, texts[block.code], wide, model)
             for block in blocks
         ]
-    simulated = dict(zip(codes, simulate(list(texts.values()), model), strict=True))
+    each = (
+        [dual_cycles(text) for text in texts.values()]
+        if isinstance(model, Dual)
+        else simulate(list(texts.values()), model)
+    )
+    simulated = dict(zip(codes, each, strict=True))
     return [
         block.executions * simulated[block.code]
         + _branching(block, texts[block.code], model)
@@ -206,25 +216,25 @@ def straight_cycles(texts: Sequence[Instruction], table: Table) -> float:
 
 
 def _own(each: Instruction, following: Instruction | None, table: Table) -> float:
-    if _MULTIPLE.fullmatch(each.name):
+    if MULTIPLE.fullmatch(each.name):
         return table.multiple + registers(each.operands)
     if each.name in ("ldrd", "strd"):
         return table.multiple + 2
     double = each.operands.startswith("d") and each.name.startswith("v")
-    if _LOAD.fullmatch(each.name):
+    if LOAD.fullmatch(each.name):
         piped = (
             table.pipelined
             and following is not None
             and not double
-            and (_LOAD.fullmatch(following.name) or _STORE.fullmatch(following.name))
-            and not _written(each) & _addressed(following)
+            and (LOAD.fullmatch(following.name) or STORE.fullmatch(following.name))
+            and not written(each) & addressed(following)
         )
         return 1 if piped else table.load + double
-    if _STORE.fullmatch(each.name):
+    if STORE.fullmatch(each.name):
         by_register = re.search(r"\[[^,\]]+, [a-z]", each.operands) is not None
         stalls = table.pipelined and (
             by_register
-            or (following is not None and _LOAD.fullmatch(following.name) is not None)
+            or (following is not None and LOAD.fullmatch(following.name) is not None)
         )
         # VSTR takes 2 in every case.
         floats = table.pipelined and each.name.startswith("v")
@@ -236,75 +246,28 @@ def _own(each: Instruction, following: Instruction | None, table: Table) -> floa
 
 
 def _waits(before: Instruction, each: Instruction, table: Table) -> int:
-    written = _written(before)
-    if _LOAD.fullmatch(before.name) or before.name == "ldrd":
-        return table.load_use if written & _read(each) else 0
+    results = written(before)
+    if LOAD.fullmatch(before.name) or before.name == "ldrd":
+        return table.load_use if results & read(each) else 0
     if (
         before.name.startswith("v")
         and each.name.startswith("v")
-        and not _STORE.fullmatch(before.name)
+        and not STORE.fullmatch(before.name)
         and not re.match(r"vmov|vmrs|vmsr|vcmp|v(ldm|stm|push|pop)", before.name)
     ):
         # A sum takes its addend a cycle later.
-        return table.late_float if written & _read(each) - _addend(each) else 0
-    moves = _LOAD.fullmatch(each.name) or _STORE.fullmatch(each.name)
-    return table.early_address if moves and written & _addressed(each) else 0
+        return table.late_float if results & read(each) - addend(each) else 0
+    moves = LOAD.fullmatch(each.name) or STORE.fullmatch(each.name)
+    return table.early_address if moves and results & addressed(each) else 0
 
 
 def _can_pair(one: Instruction, other: Instruction) -> bool:
-    if one.wide or other.wide or _written(one) & (_read(other) | _written(other)):
+    if one.wide or other.wide or written(one) & (read(other) | written(other)):
         return False
     return any(
         _SIMPLE.fullmatch(f"{x.name} {x.operands}".strip()) or _BRANCH.fullmatch(x.name)
         for x in (one, other)
     )
-
-
-def registers(operands: str) -> int:
-    """Words in a register list, such as ``{r4, r5, pc}``; a double register has two."""
-    listed = operands[operands.find("{") + 1 : operands.find("}")]
-    return sum(2 if word.strip().startswith("d") else 1 for word in listed.split(","))
-
-
-def _written(each: Instruction) -> set[str]:
-    names = _REGISTER.findall(each.operands)
-    if not names or re.match(r"cmp|cmn|tst|teq|b|cb|vcmp|push|stm", each.name):
-        return set()
-    first = set(
-        names[:2]
-        if re.match(r"ldrd|[su]mu?l+al|[su]mull|smlald|smlsld", each.name)
-        else names[:1]
-    )
-    if _STORE.fullmatch(each.name) or each.name == "strd":
-        first = set()
-    # An index before or behind changes the base.
-    base = re.search(r"\[(\w+)[^\]]*\](!|, )", each.operands)
-    return first | ({base[1]} if base else set())
-
-
-def _read(each: Instruction) -> set[str]:
-    names = _REGISTER.findall(each.operands)
-    if _STORE.fullmatch(each.name) or re.match(
-        r"cmp|cmn|tst|teq|b|cb|vcmp|push|stm|strd", each.name
-    ):
-        return set(names)
-    accumulates = re.match(r"v?f?n?ml[as]|vfn?m[as]|[su]mlal|bfi|movt", each.name)
-    # ADDS r0, #1 reads what it writes.
-    return set(
-        names
-        if accumulates or len(names) == 1 or "#" in each.operands and len(names) == 1
-        else names[1:]
-    )
-
-
-def _addend(each: Instruction) -> set[str]:
-    names = _REGISTER.findall(each.operands)
-    return set(names[:1]) if re.match(r"vf?n?m[al]?[as]\.", each.name) else set()
-
-
-def _addressed(each: Instruction) -> set[str]:
-    found = re.search(r"\[([^\]]*)\]", each.operands)
-    return set(_REGISTER.findall(found[1])) if found else set()
 
 
 def _refill(
@@ -316,7 +279,7 @@ def _refill(
     last = texts[-1]
     direct, link, register, popped = table.refill
     target = re.search(r"#(-?\d+)$", last.operands)
-    if "pc" in last.operands.split(", ")[-1] and _MULTIPLE.fullmatch(last.name):
+    if "pc" in last.operands.split(", ")[-1] and MULTIPLE.fullmatch(last.name):
         return popped
     if not _BRANCH.fullmatch(last.name) or target is None:
         return register if _BRANCH.fullmatch(last.name) or "pc" in last.operands else 0
@@ -326,7 +289,9 @@ def _refill(
     return (link if last.name == "bl" else direct) + late
 
 
-def _branching(block: Block, texts: Sequence[Instruction], model: Simulated) -> float:
+def _branching(
+    block: Block, texts: Sequence[Instruction], model: Dual | Simulated
+) -> float:
     if not texts or not block.jumps:
         return 0.0
     last = texts[-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,13 +118,13 @@ def compile_firmware(
     folder: Path,
     *,
     traced: bool = False,
-    include: Path | None = None,
+    flags: Sequence[str] = (),
 ) -> Image:
     """Compile the C project ``name`` in ``project`` with its harness into ``folder``.
 
     Args:
         traced: count instructions by step and part; the counting itself takes some.
-        include: a header that the network's source sees first.
+        flags: more of the compiler's, for the network's source.
     """
     _find_tools()
     _check_fits(interface, board)
@@ -133,9 +134,8 @@ def compile_firmware(
     ]
     network = [*options, "-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
     if traced:
-        include = _HERE / "trace.h"
-    if include:
-        network += ["-include", str(include)]
+        network += ["-include", str(_HERE / "trace.h")]
+    network += flags
     harness = [*options, "-std=gnu99", *definitions(project, name, interface)]
     sources = (
         (project / f"{name}.c", network),
