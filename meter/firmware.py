@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bundle.manifest import Firmware
 from bundle.store import Bundle
@@ -125,47 +126,67 @@ def measure_project(
         )
     board = replace(BOARDS[target], cpu=compiled, float_abi=float_abi)
     on_progress(f"counting an inference on {board.machine}")
-    steps = _count(bundle, interface, board, chosen, places)
+    golden = bundle.manifest.golden[0]
+    tensor = np.fromfile(bundle.path / golden.input, bundle.manifest.input.dtype)
+    image = to_input(tensor.reshape(bundle.manifest.input.shape), bundle)
+    name = bundle.manifest.name
+    steps = count_steps(bundle.path, name, interface, board, image, chosen, places)
     on_progress("estimating cycles")
-    groups = bundle.manifest.lowering.groups
+    named = [(group.layer, group.macs) for group in bundle.manifest.lowering.groups]
+    return estimate(named, steps, cpu, part_name, places)
+
+
+def estimate(
+    named: Sequence[tuple[str, int]],
+    steps: Sequence[Sequence[Block]],
+    cpu: str,
+    part_name: str = "",
+    places: Places = _FLASH,
+) -> Inference:
+    """The cycles of counted steps; ``named`` has the name and the multiply-adds of each."""
+    chosen = part(part_name) if part_name else None
     figures = _figures(steps, cpu, chosen, places)
+    together = zip(named, figures, strict=True)
     return Inference(
         cpu,
         part_name,
         places,
-        tuple(
-            Step(group.layer, group.macs, *each)
-            for group, each in zip(groups, figures, strict=True)
-        ),
+        tuple(Step(name, macs, *each) for (name, macs), each in together),
     )
 
 
-def _count(
-    bundle: Bundle,
+def count_steps(
+    project: Path,
+    name: str,
     interface: Firmware,
     board: Board,
-    chosen: Part | None,
-    places: Places,
+    image: NDArray[Any],
+    chosen: Part | None = None,
+    places: Places = _FLASH,
+    flags: Sequence[str] = (),
 ) -> list[list[Block]]:
-    golden = bundle.manifest.golden[0]
-    tensor = np.fromfile(bundle.path / golden.input, bundle.manifest.input.dtype)
-    one = to_input(tensor.reshape(bundle.manifest.input.shape), bundle)
+    """The blocks that each step of a C project ran in the second of two inferences.
+
+    Args:
+        image: one input, flat, as it is stored.
+        chosen: the part whose flash and caches are modelled.
+        flags: more of the compiler's, for the network's source.
+
+    Raises:
+        UserError: a tool is missing or fails.
+    """
     with tempfile.TemporaryDirectory(prefix="netship-meter-") as scratch:
         folder = Path(scratch)
-        image = compile_firmware(
-            bundle.path,
-            bundle.manifest.name,
-            interface,
-            board,
-            folder,
-            flags=["-include", str(_MARKS)],
+        flags = ["-include", str(_MARKS), *flags]
+        firmware = compile_firmware(
+            project, name, interface, board, folder, flags=flags
         )
         blocks = folder / "blocks"
         words = [f"{plugin()},out={blocks}", f"steps={interface.steps}"]
         run_firmware(
-            image,
+            firmware,
             interface,
-            np.stack([one, one]),
+            np.stack([image, image]),
             folder,
             _SECONDS,
             probe=False,
@@ -174,7 +195,7 @@ def _count(
         try:
             return read_steps(blocks, interface.steps)
         except CountingError as error:
-            raise UserError(f"{bundle.path}: {error}") from None
+            raise UserError(f"{project}: {error}") from None
 
 
 def plugin() -> Path:
