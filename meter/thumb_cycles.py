@@ -199,7 +199,7 @@ def costs(blocks: Sequence[Block], cpu: str) -> list[float]:
 
 def straight_cycles(texts: Sequence[Instruction], table: Table) -> float:
     """Cycles of instructions one after the other, no branch taken."""
-    total, paired = 0.0, True
+    total, paired = 0.0, False
     for at, each in enumerate(texts):
         following = texts[at + 1] if at + 1 < len(texts) else None
         before = texts[at - 1] if at else None
@@ -210,7 +210,7 @@ def straight_cycles(texts: Sequence[Instruction], table: Table) -> float:
             and not (paired or waits)
             and _can_pair(before, each)
         )
-        paired = together or not at
+        paired = together
         total += waits + (0 if together else _own(each, following, table))
     return total
 
