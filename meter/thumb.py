@@ -18,7 +18,7 @@ _NOP = "0x00 0xbf "
 # Takes what an IT at the end of a block left over.
 _SEPARATOR = _NOP * 4
 _SHOWN = re.compile(r"^\s+(\S+)\s*(.*?)\s*@ encoding: \[(.*)\]$")
-_MARK = re.compile(r"aff3[8-9a-e]\d80|aff3[8-9a-e][a-f]80")
+_MARK = re.compile(r"aff3[89a-e][0-9a-f]80")
 
 
 class Block(NamedTuple):

@@ -69,7 +69,7 @@ _KINDS = {
     "vmov": _Result(3, 3, 3, 3, 1),
     "to core": _Result(2, 2, 2, 1, 1),
 }
-_MULTIPLIES = re.compile(r"mul|mls?|mla|[su]mu|[su]ml|sm[mu]|umaal|mul")
+_MULTIPLIES = re.compile(r"mul|ml[as]|[su]mu|[su]ml|smm|umaal")
 # Extensions, bit fields and DSP, which share one unit and go first in a pair.
 _BITS = re.compile(
     r"[su]xt|[su]bfx|bf[ci]|pkh|clz|rev|rbit|[su]sat|u?q?d?[su]?h?(add|sub)(8|16)|[su]?q(add|sub)|[su]h?(asx|sax)|sel|usad"
@@ -78,7 +78,7 @@ _BITS = re.compile(
 _EARLY = re.compile(r"[su]bfx|rbit|rev")
 _SHIFTED = re.compile(r", (lsl|lsr|asr|ror) #")
 _FLOAT = re.compile(r"v(add|sub|n?mul|cvt|abs|neg|cmp|max|min|sel|rint)")
-_FMA = re.compile(r"v(f?n?m[as]|n?ml[as])\.|vfn?m[as]\.|vn?ml[as]\.")
+_FMA = re.compile(r"v(fn?m[as]|n?ml[as])\.")
 # Middle of 2 to 12, as Cortex-M4's.
 _BLOCKING = {"sdiv": 7, "udiv": 7, "vdiv.f32": 16, "vsqrt.f32": 14}
 # Rounds that a block runs before the one whose cycles count.
