@@ -1,8 +1,8 @@
 """What Thumb instructions cost a Cortex-M core whose memory never waits.
 
 Cores that issue one instruction at a time are reckoned by tables (`Table`), Cortex-M7 by measured rules (`Dual`),
-Cortex-M55 by LLVM's scheduling model (`Simulated`). Blocks are reckoned one by one. All figures are estimates: alignment of instructions inside a block, the
-early end of a division, and contention on a bus are left out.
+Cortex-M55 by LLVM's scheduling model (`Simulated`). Blocks are reckoned one by one. All figures are estimates: alignment
+of instructions inside a block, the early end of a division, and contention on a bus are left out.
 """
 
 from __future__ import annotations
