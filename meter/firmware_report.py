@@ -9,7 +9,7 @@ from meter import thumb_cycles
 from meter.firmware import Inference, Step
 from meter.parts import PARTS
 from targets import templates
-from targets.escapes import shown
+from targets.escapes import ending
 
 
 def to_json(inference: Inference) -> dict[str, object]:
@@ -52,7 +52,7 @@ def table(inference: Inference) -> str:
         lines.append(
             f"{each.cycles:>12,.0f} {each.cycles / total.cycles:>6.1%} {each.core_cycles:>12,.0f} "
             f"{each.code_cycles:>11,.0f} {each.weight_cycles:>11,.0f} {each.instructions:>12,} "
-            f"{each.macs:>11,} {rate:>8}  {shown(each.name)[:60]}"
+            f"{each.macs:>11,} {rate:>8}  {ending(each.name, 60)}"
         )
     lines += [
         "",
