@@ -114,6 +114,10 @@ def measure_project(
         raise UserError(
             f"--cpu {cpu}: {bundle.path} is for {interface.cpu}; build it with --target {target}"
         )
+    if float_abi == "soft" and interface.input.dtype == "float32":
+        raise UserError(
+            f"--cpu {cpu}: has no FPU, and {bundle.path} is float32; build it with --quantize int8"
+        )
     chosen = part(part_name) if part_name else None
     if chosen and chosen.cpu != cpu:
         raise UserError(

@@ -294,6 +294,11 @@ def test_what_does_not_fit_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_float32_is_refused_for_a_core_without_an_fpu(projects: Projects) -> None:
+    with pytest.raises(UserError, match="has no FPU, and .* is float32"):
+        measure_project(projects["float-residuals", "cortex-m4"], "cortex-m3")
+
+
 def test_a_folder_that_is_no_project_is_refused_in_one_line(tmp_path: Path) -> None:
     result = run("meter", tmp_path, "--cpu", "cortex-m4")
     assert result.returncode == 2 and "Traceback" not in result.stderr
