@@ -60,15 +60,15 @@ def cycles(text: str, cpu: str, jumps: int = 0, address: int = 0x1000) -> float:
         ("cortex-m4", "smlad r0, r1, r2, r0; sxtb16 r1, r2", 2),
         ("cortex-m4", "sdiv r0, r1, r2", 7),
         ("cortex-m4", "add r4, r4, #4; ldr r0, [r4]; nop", 5),
-        # 7.2.3: VFMA 3, VDIV and VSQRT 14; a result that the next instruction needs costs one more.
+        # ARMScheduleM4.td: VFMA 3, VDIV and VSQRT 14; a result that the next instruction needs costs one more.
         ("cortex-m4", "vfma.f32 s0, s1, s2; vfma.f32 s0, s3, s4", 6),
         ("cortex-m4", "vadd.f32 s0, s1, s2; vmul.f32 s3, s0, s0", 3),
         ("cortex-m4", "vdiv.f32 s0, s1, s2; vsqrt.f32 s3, s4", 28),
         ("cortex-m4", "vldr s0, [r0]; nop", 3),
-        # DDI 0337H, 3.3.1.
+        # DDI 0337H, table 3.1.
         ("cortex-m3", "mul r0, r1, r2; mla r3, r1, r2, r3", 3),
         ("cortex-m3", "smull r0, r1, r2, r3; smlal r0, r1, r2, r3", 9.5),
-        # DDI 0484C, 3.3.
+        # DDI 0484C, table 3.1.
         ("cortex-m0plus", "ldr r0, [r4]; ldr r1, [r4, #4]; str r0, [r5]", 6),
         ("cortex-m0plus", "push {r4, r5, lr}; muls r0, r1, r0", 5),
         ("cortex-m33", "ldr r0, [r4]; ldr r1, [r4, #4]; mul r2, r3, r3", 3),
