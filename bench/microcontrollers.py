@@ -26,7 +26,7 @@ What TVM adds to the kernels is in them, and not in the estimate: that should be
 example:
   python -m bench microcontrollers --cmsis-nn CMSIS-NN --part stm32l4r5
 """
-# Million cycles: github.com/mlcommons/tiny_results_v1.1, closed/Krai, NUCLEO-L4R5ZI and NRF5340-DK with microTVM and CMSIS-NN.
+# Million cycles, from the public results of MLPerf Tiny 1.1: Krai, NUCLEO-L4R5ZI and NRF5340-DK, microTVM with CMSIS-NN.
 PUBLISHED = {
     "stm32l4r5": {"vww": 36.101, "ic": 46.747, "kws": 11.978, "ad": 1.033},
     "nrf5340": {"vww": 29.865, "ic": 40.674, "kws": 9.792, "ad": 0.805},
