@@ -14,7 +14,11 @@ from bundle.task import Detector, Task
 from compile.frontend import dense
 from compile.frontend.detectors import resolve_task
 from compile.frontend.model import Model
-from compile.frontend.preprocessing import read_labels
+from compile.frontend.preprocessing import (
+    Overrides,
+    read_labels,
+    resolve_preprocessing,
+)
 from targets.errors import UserError
 
 SIDE = 64
@@ -216,6 +220,21 @@ def test_labels_are_as_many_as_the_tasks_classes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has 21 classes"):
         read_labels(labels, maps, planes)
     assert read_labels(labels, maps, Task(kind="segment")) == list("abcdefghij")
+
+
+def test_a_decoder_of_known_networks_brings_their_preprocessing() -> None:
+    image = network(*FACES).input
+    found, note = resolve_preprocessing(Overrides(decode="yunet"), None, image)
+    assert found and (found.fit, found.channel_order) == ("letterbox", "BGR")
+    assert set(found.normalised(255.0)) == {255}
+    assert note.startswith("preprocessing yunet: v; letterbox")
+    file = Overrides(decode="yunet", task="detect", scale=0.5)
+    stated, _ = resolve_preprocessing(file, None, image)
+    assert stated and (stated.scale, stated.channel_order) == (0.5, "RGB")
+    kept = Overrides(preprocessing="none").with_defaults(file)
+    assert (kept.decode, kept.task, kept.scale) == ("yunet", "detect", None)
+    ultra, _ = resolve_preprocessing(Overrides(decode="ultraface"), None, image)
+    assert ultra and set(ultra.normalised(255.0)) == {1}
 
 
 def test_a_segmentation_is_scores_or_a_map() -> None:
