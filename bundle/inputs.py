@@ -18,10 +18,7 @@ _ARRAYS = frozenset([".npy"])
 
 
 class Read(NamedTuple):
-    """An input tensor, with what a person should know of the file, a line each.
-
-    ``size`` is a photograph's own width and height.
-    """
+    """An input tensor, with what a person should know of the file, a line each, and the photograph's width and height."""
 
     tensor: NDArray[Any]
     notes: tuple[str, ...]
@@ -49,9 +46,8 @@ def read(path: Path, tensor: Tensor, preprocessing: Preprocessing | None) -> Rea
             f"{path}: the network takes data, not photographs; give a .npy file of {_wanted(tensor)}"
         )
     photo = photos.read(path, tensor.channels)
-    return Read(
-        photos.to_tensor(photo, preprocessing, tensor), photo.notes, photo.image.size
-    )
+    values = photos.to_tensor(photo, preprocessing, tensor)
+    return Read(values, photo.notes, photo.image.size)
 
 
 def _wanted(tensor: Tensor) -> str:

@@ -13,7 +13,7 @@ from runtime_demo.options import (
     open_session,
     threads_text,
 )
-from targets.arguments import add_json, command_parser, named_path
+from targets.arguments import add_json, command_parser, file_to_write, named_path
 from targets.errors import UserError, run_command
 from targets.escapes import counted, lines, shown
 from targets.progress import Progress
@@ -33,6 +33,7 @@ Exit codes: 0 done, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
 """
 )
 _REPEAT = 20
+_PICTURES = (".jpg", ".jpeg", ".png")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,6 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="IMAGE",
         help="images, .npy files of the input tensor, or folders of them",
     )
+    parser.add_argument(
+        "--save",
+        type=file_to_write("--save"),
+        metavar="FILE.jpg",
+        help="write a copy of the photograph with boxes, a mask or the best class drawn into it",
+    )
     add_json(parser)
     arguments = parser.parse_args(argv)
     with Progress(quiet=arguments.json) as progress:
@@ -62,19 +69,36 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     from bundle import inputs
     from bundle.store import open_bundle
     from devices.sessions.session import Origin
+    from runtime_demo import drawing, findings
     from runtime_demo.comparison import read_inputs, time_both
 
     progress.stage("verifying the bundle")
     bundle = open_bundle(arguments.bundle)
     answer = _reader(bundle)
     found = inputs.find(arguments.image, bundle.manifest.input)
+    if arguments.save and arguments.save.suffix.lower() not in _PICTURES:
+        raise UserError(
+            f"--save {arguments.save}: writes JPEG or PNG; give a name that ends with .jpg or .png"
+        )
+    if arguments.save and len(found) != 1:
+        raise UserError(
+            f"--save {arguments.save}: takes one image, not {len(found)}; give one --image"
+        )
     seen = []
     with open_session(bundle, arguments, progress, most=1) as session:
         progress.stage("running")
         latency = None
         for item in read_inputs(bundle, found, progress):
             progress.tick()
-            given = answer(session.run(item.tensor), item.size)
+            outputs = session.run(item.tensor)
+            given = answer(outputs, item.size)
+            if arguments.save:
+                photograph = findings.Photograph(item.path, item.size)
+                title = ""
+                for best in given.get("top", ())[:1]:
+                    title = f"{_named(best)} {best['probability']:.0%}"
+                marked = findings.marked(bundle, photograph, outputs, title)
+                drawing.save(marked, arguments.save, "--save")
             if latency is None and session.origin is not Origin.EMULATED:
                 latency, _ = time_both(session, None, item.tensor, _REPEAT, progress)
             seen.append({"name": item.name, **given})
@@ -94,9 +118,8 @@ def _reader(
     """What the outputs mean: a function of them and of the photograph's width and height, if it is one."""
     import numpy as np
 
-    from bundle.decode import decode, segment
-    from bundle.detections import on_photograph
-    from bundle.photos import placement
+    from bundle.decode import segment
+    from runtime_demo.findings import Geometry
     from runtime_demo.result import Answer, answers, scores_classes
 
     manifest, labels = bundle.manifest, bundle.labels()
@@ -109,9 +132,7 @@ def _reader(
         outputs: Sequence[NDArray[Any]], size: tuple[int, int] | None
     ) -> dict[str, Any]:
         assert task
-        found = decode(task, outputs, manifest.input.size)
-        if size and manifest.preprocessing:
-            found = on_photograph(found, placement(size, manifest.preprocessing), size)
+        found = Geometry.of(manifest, size).boxes(task, outputs)
         rows = [
             {
                 "class_index": int(index),

@@ -36,6 +36,7 @@ Preset = Literal[
     "none",
 ]
 
+_NOT_OF_PIXELS = {"layout", "labels", "task", "decode"}
 _PIXELS: dict[str, Any] = {"scale": 1.0, "mean": (0.0,), "std": (1.0,)}
 _SIGNED: dict[str, Any] = {"scale": 1 / 127.5, "mean": (1.0,), "std": (1.0,)}
 _PRESETS: dict[str, dict[str, Any]] = {
@@ -129,10 +130,9 @@ class Overrides(BaseModel):
     decode: str | None = None
 
     def with_defaults(self, other: Overrides) -> Overrides:
-        """These, with missing values taken from ``other``; a preset replaces all that ``other`` has of preprocessing."""
+        """These, with missing values taken from ``other``; a preset replaces all the preprocessing that ``other`` has."""
         if self.preprocessing is not None:
-            kept = ("layout", "labels", "task", "decode")
-            other = Overrides(**{name: getattr(other, name) for name in kept})
+            other = Overrides(**other.model_dump(include=_NOT_OF_PIXELS))
         return other.model_copy(update=self.model_dump(exclude_none=True))
 
 
@@ -201,9 +201,7 @@ def resolve_preprocessing(
         UserError: the overrides contradict each other or the input tensor, or mean or std is given
             without the scale that says what they are relative to.
     """
-    given = overrides.model_dump(
-        exclude_none=True, exclude={"layout", "labels", "task", "decode"}
-    )
+    given = overrides.model_dump(exclude_none=True, exclude=_NOT_OF_PIXELS)
     named = given.keys() & {"preprocessing", *_VALUES}
     plain = own is None and tensor.is_image and tensor.dtype == "float32"
     if overrides.decode in _PRESETS and plain and not named:
