@@ -88,6 +88,15 @@ def _parser() -> argparse.ArgumentParser:
         help="images for all of them, .npy files of the input tensor, or folders of them; needs --model",
     )
     option(
+        "--labels",
+        type=named_path,
+        metavar="FILE",
+        help="as --labels of check, for all",
+    )
+    option(
+        "--masks", type=named_path, metavar="DIR", help="as --masks of check, for all"
+    )
+    option(
         "--peers",
         type=named_path,
         nargs="+",
@@ -222,6 +231,7 @@ def _column(
         options = check_parser().parse_args(["--", str(bundle.path)])
         options.images, options.repeat = arguments.images, arguments.repeat
         options.report = arguments.report
+        options.labels, options.masks = arguments.labels, arguments.masks
         options.model = _model_of(bundle, arguments.model, progress)
         if _runs_here(bundle):
             options.threads = threads
