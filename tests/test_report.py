@@ -14,10 +14,10 @@ import pytest
 from check_results import LABELS, a_result, an_input, manifest, written
 from PIL import Image
 
-from bundle.accuracy import Accuracy
-from bundle.store import Bundle
-from devices.sessions.session import OperatorTime, Origin
-from runtime_demo.report import GALLERY_LIMIT
+from netship.bundle.accuracy import Accuracy
+from netship.bundle.store import Bundle
+from netship.devices.sessions.session import OperatorTime, Origin
+from netship.runtime_demo.report import GALLERY_LIMIT
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from compile.program.planner import Plan
+from netship.compile.program.planner import Plan
 
 _COLUMN = 40
 _HEIGHT = 360
