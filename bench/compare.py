@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         type=named_path,
         required=True,
         metavar="FILE",
-        help="as --model of compile.build",
+        help="as --model of python -m compile.build",
     )
     option(
         "--cpu",

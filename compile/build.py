@@ -11,6 +11,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from netship.targets.arguments import command_parser, count_up_to, named_path
+from netship.targets.commands import as_called
 from netship.targets.errors import run_command
 from netship.targets.escapes import counted, is_c_prefix, lines, shown
 from netship.targets.progress import Progress
@@ -280,7 +281,7 @@ def _table(bundle: Bundle, model: str) -> str:
         ),
         (
             "next",
-            f"python -m runtime_demo.check {place}{board} --model {shown(quote(model), 1000)} --images {files}",
+            f"{as_called('python -m runtime_demo.check')} {place}{board} --model {shown(quote(model), 1000)} --images {files}",
         ),
     ]
     return "\n".join(f"{name:<8} {value}" for name, value in rows)

@@ -229,7 +229,7 @@ def _parser() -> argparse.ArgumentParser:
         type=named_path,
         nargs="?",
         metavar="RESULT.json",
-        help="what `runtime_demo.check --json` printed for a board, one thread",
+        help="what `python -m runtime_demo.check --json` printed for a board, one thread",
     )
     option(
         "--bundle",

@@ -18,6 +18,7 @@ from netship.targets.arguments import (
     host_and_port,
     named_path,
 )
+from netship.targets.commands import as_called
 from netship.targets.errors import UserError, run_command
 from netship.targets.interrupts import Interrupted
 from netship.targets.progress import Progress
@@ -63,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     kit.set_defaults(run=_kit)
     which = kit.add_mutually_exclusive_group(required=True)
-    which.add_argument("--target", metavar="NAME", help="as compile.build takes it")
+    which.add_argument(
+        "--target", metavar="NAME", help="as python -m compile.build takes it"
+    )
     which.add_argument(
         "--machine", choices=_MACHINES, help="what `uname -m` says there"
     )
@@ -193,7 +196,7 @@ def _emulate(arguments: argparse.Namespace) -> int:
             print(f"board    127.0.0.1:{server.port}, {cpu}, emulated")
         where = f"--tracker 127.0.0.1:{port} --key {shlex.quote(key)}"
         print(f"tracker  127.0.0.1:{port}, key {key}")
-        print(f"check    python -m runtime_demo.check BUNDLE {where}")
+        print(as_called(f"check    python -m runtime_demo.check BUNDLE {where}"))
         print("end      Ctrl-C", flush=True)
         try:
             while not any(server.ended for server in servers):

@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model",
         metavar="MODEL",
-        help="the model that the bundle was built from, as --model of compile.build takes it "
+        help="the model that the bundle was built from, as --model of python -m compile.build takes it "
         "(default: only the bundle's golden data are checked)",
     )
     parser.add_argument(

@@ -10,8 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from netship.targets import VERSION
+from netship.targets.commands import as_called
 from netship.targets.errors import UserError
 from netship.targets.files import check_writable
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its help names the commands as `as_called` does."""
+
+    def format_help(self) -> str:
+        return as_called(super().format_help())
 
 
 def command_parser(
@@ -19,9 +27,8 @@ def command_parser(
 ) -> argparse.ArgumentParser:
     """The parser of ``python -m MODULE``; its epilog keeps its line ends."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        f"python -m {module}", None, description, epilog, formatter_class=raw
-    )
+    name = as_called(f"python -m {module}")
+    parser = _Parser(name, None, description, epilog, formatter_class=raw)
     version = f"netship {VERSION}"
     parser.add_argument(
         "--version", action="version", version=version, help="print it and exit"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from netship.targets import interrupts
+from netship.targets.commands import as_called
 from netship.targets.disk import full_folder
 from netship.targets.escapes import one_line
 from netship.targets.interrupts import Interrupted
@@ -22,6 +23,9 @@ class UserError(Exception):
 
     Any other exception that leaves a command is a bug, and shows its traceback.
     """
+
+    def __str__(self) -> str:
+        return as_called(super().__str__())
 
 
 # The signals of a program that failed by itself; others come from outside.

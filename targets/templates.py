@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Undefined
 from markupsafe import Markup
 
 from netship.targets import escapes
+from netship.targets.commands import as_called
 from netship.targets.files import write_whole
 
 _HERE = Path(__file__).parent
@@ -33,7 +34,7 @@ def write_page(
     """
     environment = _environment([template.parent, _HERE])
     environment.filters |= filters or {}
-    page = environment.get_template(template.name).render(values)
+    page = as_called(environment.get_template(template.name).render(values))
     text = escapes.without_controls(page)
     write_whole(path, text.encode("utf-8", errors="replace"), option)
 

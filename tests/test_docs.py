@@ -51,6 +51,7 @@ FLOORS = [
     "tuning",
     "bench",
     "runtime_demo",
+    "netship",
 ]
 
 
@@ -95,7 +96,7 @@ def test_files_links_and_modules_that_a_page_names_are_there(page: Path) -> None
     assert missing == []
 
 
-VERBS = {"runtime_demo.board", "tuning.records", "bench", "meter"}
+VERBS = {"netship", "runtime_demo.board", "tuning.records", "bench", "meter"}
 
 
 @cache

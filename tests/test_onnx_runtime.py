@@ -295,7 +295,7 @@ def test_onnx_runtime_that_cannot_start_has_not_crashed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "onnxruntime.py").write_text("raise ImportError")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(onnx_runtime, "_running", [])
     with pytest.raises(UserError, match="^ONNX Runtime's process ended .exit code 1"):
         Session(network("Relu").SerializeToString(), "m")

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, hostile
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -210,6 +210,15 @@ def test_a_stale_environment_is_made_anew_from_the_lock(
     lock = (ROOT / "requirements.lock").read_text()
     assert (venv / "requirements.lock").read_text() == lock
     assert (tmp_path / "netship.pth").read_text() == f"{ROOT}\n"
+    said = subprocess.run(
+        [venv / "bin" / "netship", "targets", "--version"],
+        cwd=hostile(tmp_path),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said.stdout == f"netship {PROJECT['project']['version']}\n", said.stderr
 
 
 def test_when_pip_fails_the_environment_does_not_count_as_made(

@@ -84,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     best.add_argument("--output", type=output, required=True, metavar="FILE")
     coverage = verb("coverage", _coverage, "which tasks of a network have records")
-    coverage.add_argument("--model", required=True, help="as --model of compile.build")
+    coverage.add_argument(
+        "--model", required=True, help="as --model of python -m compile.build"
+    )
     coverage.add_argument(
         "--target", default="native", help="see python -m targets (default: native)"
     )

@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         _EPILOG,
     )
     add = parser.add_argument
-    add("--model", required=True, help="as --model of compile.build")
+    add("--model", required=True, help="as --model of python -m compile.build")
     add("--target", default="native", help="see python -m targets (default: native)")
     add(
         "--records", type=named_path, required=True, metavar="FILE", help="a tuning log"
