@@ -153,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="tuning records that are preferred to those in tuned/ and to the shipped ones",
+        help="tuning records that are preferred to those in tuned/ (here, next to the model, in the user's data folder) and to the shipped ones",
     )
     option(
         "--require-tuned",

@@ -128,6 +128,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
                 manifest = describe(built)
                 (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
                 checked = backend.verify(folder, checks, request, progress)
+                _name_records(built, attempt, progress)
                 break
             except UserError as error:
                 used = (
@@ -232,10 +233,20 @@ def _find_records(
 ) -> list[RecordLog]:
     if "records" in backend.refused_options:
         return []
-    logs, notes = lookup.find(request.target, request.records, threads=request.threads)
+    places = lookup.places(request.model)
+    logs, notes = lookup.find(request.target, request.records, places, request.threads)
     for line in notes:
         progress.note(line)
     return logs
+
+
+def _name_records(built: Built, logs: Sequence[RecordLog], progress: Progress) -> None:
+    used = built.lowering.records
+    if used is None or built.lowering.layout != "NHWC":
+        return
+    for log in logs:
+        if log.name in used.file.split(", "):
+            progress.note(f"tuning records: {log.path}, {log.measured}")
 
 
 def _check_tuned(request: BuildRequest, built: Built) -> None:

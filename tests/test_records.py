@@ -61,6 +61,26 @@ def key(task: str) -> str:
     return json.dumps([task, [1, 2]])
 
 
+def test_records_are_found_here_next_to_the_model_and_in_the_user_s_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    for folder in (".", "../models", "../data/netship"):
+        (tmp_path / "here" / folder).mkdir(parents=True, exist_ok=True)
+        log(tmp_path / "here" / folder / "tuned" / "mine.json", record())
+    model = lookup.places("../models/model.onnx")
+    found = [log.path for log in find(resolve("znver4"), (), model)[0]]
+    mine = [path for path in found if path.name == "mine.json"]
+    data = tmp_path / "data" / "netship" / "tuned" / "mine.json"
+    assert mine == [Path("tuned/mine.json"), Path("../models/tuned/mine.json"), data]
+    assert len(lookup.places("model.onnx")) == len(lookup.places()) == 3
+    monkeypatch.setenv("XDG_DATA_HOME", "relative")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert lookup.places()[1] == tmp_path / ".local/share/netship/tuned"
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [

@@ -229,7 +229,7 @@ def build(model: Path, output: Path, *records: Path, require: bool = False) -> M
 
 
 def test_a_users_records_are_found_and_each_kernel_says_its_task(
-    model: Path, lines: list[str], folder: Path
+    model: Path, lines: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log(folder / "tuned" / "mine.json", lines)
     manifest = build(model, folder / "bundle", require=True)
@@ -239,6 +239,9 @@ def test_a_users_records_are_found_and_each_kernel_says_its_task(
     keys = {json.loads(line)["i"][0][0] for line in lines}
     served = {group.task for group in lowering.groups if group.macs}
     assert len(served) == 3 and served <= keys
+    assert (
+        "tuning records: tuned/mine.json, measured on host" in capsys.readouterr().err
+    )
     with open_here(open_bundle(folder / "bundle")) as session:
         times = session.profile(np.zeros((1, 3, 16, 16), np.float32))
     assert len(times) == len(lowering.groups)

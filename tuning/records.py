@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="preferred to those found in tuned/ and the shipped ones",
+        help="preferred to those that a build finds by itself",
     )
     what = "merge logs of one target and origin; repeated records are dropped"
     merged = verb("merge", _merge, what)
@@ -243,7 +243,8 @@ def _coverage(arguments: argparse.Namespace) -> int:
     if target.microcontroller:
         raise UserError(f"target {target.name}: takes C source, which is not tuned")
     with Progress(quiet=arguments.json) as progress:
-        logs, notes = lookup.find(target, arguments.records)
+        places = lookup.places(arguments.model)
+        logs, notes = lookup.find(target, arguments.records, places)
         progress.stage("finding the network's tasks")
         from netship.compile.frontend import sources
         from netship.tuning.tasks import extract

@@ -221,8 +221,15 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
                 finally:
                     write_search(page, log.read(), search.states, limits.peak)
             seconds = time.monotonic() - started
+            places = lookup.places(arguments.model)
             gain = _gain(
-                source, target, log.read(), measurer, arguments.threads, progress
+                source,
+                target,
+                log.read(),
+                measurer,
+                arguments.threads,
+                places,
+                progress,
             )
             write_search(page, log.read(), search.states, limits.peak, gain)
             if arguments.json:
@@ -251,13 +258,14 @@ def _gain(
     log: RecordLog,
     measurer: Measurer,
     threads: int,
+    places: Sequence[Path],
     progress: Progress,
 ) -> Gain | None:
     from netship.compile.ir import onnx_form
     from netship.tuning.gain import compare
 
     progress.stage("comparing with an untuned build")
-    others, _ = lookup.find(target, threads=threads)
+    others, _ = lookup.find(target, (), places, threads)
     graph = onnx_form.read(source.model.proto)
     try:
         logs = [log, *others]

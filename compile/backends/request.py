@@ -61,7 +61,9 @@ class BuildRequest:
             self.model, self.input_shapes, self.overrides.layout, on_progress
         )
         overrides = self.overrides.with_defaults(source.overrides)
-        logs, _ = lookup.find(self.target, self.records, threads=self.threads)
+        logs, _ = lookup.find(
+            self.target, self.records, lookup.places(self.model), self.threads
+        )
         return cache_key(
             {
                 name: each
