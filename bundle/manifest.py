@@ -16,9 +16,9 @@ from pydantic import (
     model_validator,
 )
 
-from bundle.fields import Dimension, FileName, RelativePath, Section, Sha256
-from targets.errors import UserError
-from targets.presets import Target
+from netship.bundle.fields import Dimension, FileName, RelativePath, Section, Sha256
+from netship.targets.errors import UserError
+from netship.targets.presets import Target
 
 FORMAT_VERSION: Final = 3
 MAX_MANIFEST_BYTES: Final = 4 << 20

@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from targets.arguments import (
+from netship.targets.arguments import (
     add_result_options,
     command_parser,
     named_path,
     show_result,
 )
-from targets.errors import UserError, run_command
-from targets.progress import Progress
+from netship.targets.errors import UserError, run_command
+from netship.targets.progress import Progress
 
 if TYPE_CHECKING:
-    from meter.calibrate import Calibration
-    from meter.operators import Metered, Operator
+    from netship.meter.calibrate import Calibration
+    from netship.meter.operators import Metered, Operator
 
 _EPILOG = """\
 also:
@@ -43,14 +43,14 @@ _MOVED = {"compare": "python -m bench compare", "truth": "python -m bench valida
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["calibrate"]:
-        from meter.calibrate import main as calibrate
+        from netship.meter.calibrate import main as calibrate
 
         return calibrate(words[1:])
     if words[:1] and words[0] in _MOVED:
         raise UserError(f"python -m meter {words[0]}: is now {_MOVED[words[0]]}")
     arguments = _parser().parse_args(words)
-    from meter.calibrate import factor
-    from meter.operators import measure_bundle
+    from netship.meter.calibrate import factor
+    from netship.meter.operators import measure_bundle
 
     with Progress(quiet=arguments.json) as progress:
         metered = measure_bundle(arguments.bundle, arguments.cpu, progress.stage)
@@ -81,9 +81,9 @@ def write_page(
     metered: Metered, bundle: Path, calibration: Calibration | None, path: Path
 ) -> None:
     """Write the estimate as one self-contained HTML page, whole or not at all."""
-    from meter import cycles, memory
-    from meter.counts import meter_version
-    from targets import templates
+    from netship.meter import cycles, memory
+    from netship.meter.counts import meter_version
+    from netship.targets import templates
 
     hierarchy = memory.hierarchy(metered.cpu)
     low, high = metered.milliseconds(hierarchy.clock)
@@ -106,8 +106,8 @@ def write_page(
 
 
 def to_json(metered: Metered) -> dict[str, object]:
-    from devices.sessions.session import Origin
-    from meter import cycles, memory
+    from netship.devices.sessions.session import Origin
+    from netship.meter import cycles, memory
 
     hierarchy = memory.hierarchy(metered.cpu)
     return {
@@ -134,7 +134,7 @@ def to_json(metered: Metered) -> dict[str, object]:
 
 def table(metered: Metered, calibration: Calibration | None) -> str:
     """The estimate for a terminal, operators in the order they run."""
-    from meter import cycles, memory
+    from netship.meter import cycles, memory
 
     hierarchy = memory.hierarchy(metered.cpu)
     low, high = metered.milliseconds(hierarchy.clock)

@@ -7,16 +7,16 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from runtime_demo.options import (
+from netship.runtime_demo.options import (
     DEVICES_HELP,
     add_device_options,
     open_session,
     threads_text,
 )
-from targets.arguments import add_json, command_parser, named_path
-from targets.errors import UserError, run_command
-from targets.escapes import lines, shown
-from targets.progress import Progress
+from netship.targets.arguments import add_json, command_parser, named_path
+from netship.targets.errors import UserError, run_command
+from netship.targets.escapes import lines, shown
+from netship.targets.progress import Progress
 
 _EPILOG = (
     DEVICES_HELP
@@ -54,11 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    from bundle import inputs
-    from bundle.store import open_bundle
-    from devices.sessions.session import Origin
-    from runtime_demo.comparison import read_inputs, time_both
-    from runtime_demo.result import answers, scores_classes
+    from netship.bundle import inputs
+    from netship.bundle.store import open_bundle
+    from netship.devices.sessions.session import Origin
+    from netship.runtime_demo.comparison import read_inputs, time_both
+    from netship.runtime_demo.result import answers, scores_classes
 
     progress.stage("verifying the bundle")
     bundle = open_bundle(arguments.bundle)
