@@ -28,6 +28,7 @@ from netship.compile.frontend.preprocessing import Layout
 from netship.compile.frontend.quantised.operators import as_qdq
 from netship.compile.frontend.tflite.convert import convert, pixel_values
 from netship.compile.frontend.tflite.reader import is_tflite
+from netship.compile.frontend.widening import as_float32
 from netship.targets.errors import UserError, first_line
 from netship.targets.escapes import shown
 
@@ -116,14 +117,18 @@ def _checked(
     static = opsets.expanded(shapes.static_model(proto, source))
     static = opsets.made_older(static)
     checks.check_weights(static)
+    static, converted = as_float32(static)
     known = as_qdq(static)
     limits.check_counts(known.graph)
     folded = fold(known)
     shapes.check_values(folded)
     outputs = shapes.outputs_of(folded)
     tensor = shapes.tensor_of(
-        source.name, value_of(source), shapes.layout_of(source, layout)
+        source.name,
+        value_of(static.graph.input[0]),
+        shapes.layout_of(source, layout),
     )
+    notes += converted
     if tensor.dtype != "float32":
         tensor = tensor.model_copy(update={"quantised": shapes.quantised_of(folded)})
     for output, inferred in zip(static.graph.output, folded.graph.output, strict=True):
