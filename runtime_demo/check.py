@@ -47,7 +47,7 @@ _DEFAULT_REPEAT = 50
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments = options_parser().parse_args(argv)
     with Progress(quiet=arguments.json) as progress:
         result = check(arguments, progress)
     from netship.runtime_demo.report import write_report
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if result.passed else 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def options_parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "runtime_demo.check",
         "Compare a bundle with ONNX Runtime on the same ONNX and the same inputs.",

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from netship.records import lookup
 from netship.targets import interrupts
@@ -65,14 +65,15 @@ _count = count_up_to(10_000_000)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
-    _check(arguments)
+    arguments = options_parser().parse_args(argv)
     with Progress(quiet=arguments.json) as progress:
-        _tune(arguments, progress)
+        tuned = tune(arguments, progress, quiet=arguments.json)
+    if arguments.json:
+        print(json.dumps(tuned.to_json(), indent=2, ensure_ascii=False))
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def options_parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "tuning.tune",
         "Search for quick schedules with AutoScheduler, operator by operator of a network.",
@@ -143,7 +144,59 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("--measure meter: it counts one thread; leave --threads out")
 
 
-def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
+class TunedTask(NamedTuple):
+    """A task of the network.
+
+    Attributes:
+        weight: how many layers share it.
+        flops: of one run of the kernel.
+        seconds: of the best record; None where no trial succeeded.
+        trials, errors: in the log, and how many of them failed.
+    """
+
+    operator: str
+    weight: int
+    flops: float
+    seconds: float | None
+    trials: int
+    errors: int
+
+
+class Tuned(NamedTuple):
+    """What a search came to.
+
+    Attributes:
+        header: of the log: target, origin, network, …
+        gain: against an untuned build; None where it could not be measured.
+    """
+
+    header: Mapping[str, object]
+    log: Path
+    page: Path
+    took_seconds: float
+    gain: Gain | None
+    tasks: tuple[TunedTask, ...]
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            **self.header,
+            "log": str(self.log),
+            "page": str(self.page),
+            "took_seconds": self.took_seconds,
+            "trials": sum(task.trials for task in self.tasks),
+            "errors": sum(task.errors for task in self.tasks),
+            "gain": self.gain and self.gain._asdict(),
+            "tasks": [task._asdict() for task in self.tasks],
+        }
+
+
+def tune(arguments: argparse.Namespace, progress: Progress, quiet: bool) -> Tuned:
+    """Search as the options ask; without a table where ``quiet``.
+
+    Raises:
+        UserError: the options contradict each other, nothing can be tuned, or a device fails.
+    """
+    _check(arguments)
     target = resolve(arguments.target)
     if target.microcontroller:
         raise UserError(
@@ -187,7 +240,7 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
             )
             started = time.monotonic()
             warm = _warm(arguments.warm, target, progress)
-            table = SearchTable(limits, quiet=arguments.json)
+            table = SearchTable(limits, quiet=quiet)
             if held.lines:
                 progress.stage(
                     f"reading {counted(len(held.lines), 'trial')} of the log"
@@ -232,9 +285,9 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
                 progress,
             )
             write_search(page, log.read(), search.states, limits.peak, gain)
-            if arguments.json:
-                print(_json(header, search.states, gain, seconds, output, page))
             progress.note(f"log {output}; page {page}")
+            found = tuple(map(_task, search.states))
+            return Tuned(header, output, page, seconds, gain, found)
 
 
 def _reach(states: Sequence[State], trials: int) -> str:
@@ -279,36 +332,12 @@ def _gain(
     return gain
 
 
-def _json(
-    header: Mapping[str, object],
-    states: Sequence[State],
-    gain: Gain | None,
-    seconds: float,
-    log: Path,
-    page: Path,
-) -> str:
-    tasks = [
-        {
-            "operator": state.task.operator,
-            "weight": state.task.weight,
-            "flops": state.task.flops,
-            "seconds": state.best if math.isfinite(state.best) else None,
-            "trials": state.trials,
-            "errors": state.errors,
-        }
-        for state in states
-    ]
-    whole = {
-        **header,
-        "log": str(log),
-        "page": str(page),
-        "took_seconds": seconds,
-        "trials": sum(state.trials for state in states),
-        "errors": sum(state.errors for state in states),
-        "gain": gain and gain._asdict(),
-        "tasks": tasks,
-    }
-    return json.dumps(whole, indent=2, ensure_ascii=False)
+def _task(state: State) -> TunedTask:
+    task, best = state.task, state.best
+    seconds = best if math.isfinite(best) else None
+    return TunedTask(
+        task.operator, task.weight, task.flops, seconds, state.trials, state.errors
+    )
 
 
 def _default_output(target: Target, measurer: Measurer, threads: int) -> Path:

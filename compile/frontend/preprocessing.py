@@ -121,8 +121,8 @@ class Overrides(BaseModel):
         return other.model_copy(update=self.model_dump(exclude_none=True))
 
 
-def parse_option(name: str, text: str) -> Any:
-    """The value of the command line's option ``--name``.
+def parse_option(name: str, text: object) -> Any:
+    """The value of the command line's option ``--name``, from text or as a model.toml has it.
 
     Raises:
         ValueError: the text is not one of its values.
