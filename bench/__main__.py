@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from netship.targets.commands import as_called
 from netship.targets.errors import UserError, run_command
 
 _COMMANDS = {
@@ -30,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _help() -> str:
     lines = [f"  python -m bench {name:9} {what}" for name, what in _COMMANDS.items()]
-    return "\n".join(["usage: python -m bench COMMAND …, each with --help", "", *lines])
+    usage = "usage: python -m bench COMMAND …, each with --help"
+    return as_called("\n".join([usage, "", *lines]))
 
 
 if __name__ == "__main__":

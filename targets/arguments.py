@@ -61,7 +61,7 @@ def show_result(
     if arguments.report:
         write_page(arguments.report)
         text += f"\nreport     {arguments.report}"
-    print(json.dumps(data, indent=2) if arguments.json else text)
+    print(json.dumps(data, indent=2) if arguments.json else as_called(text))
 
 
 def file_to_write(option: str) -> Callable[[str], Path]:

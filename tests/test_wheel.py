@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import graphs
@@ -16,6 +17,9 @@ import onnx
 import pytest
 from conftest import ROOT, hostile
 from test_layers import FLOORS
+
+from netship.targets.commands import COMMANDS, as_called
+from netship.targets.errors import UserError
 
 NOT_PACKED = shutil.ignore_patterns("__pycache__")
 
@@ -102,3 +106,18 @@ def test_a_checkout_builds_where_files_have_the_names_of_its_own(
     assert "python -m runtime_demo.check out/model-" in shown
     shown = run([*python, "netship", "build", "--help"], ROOT, here)
     assert shown.startswith("usage: netship build") and "python -m" not in shown
+
+
+def test_texts_name_commands_as_they_are_called(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = "run `python -m meter calibrate`, python -m\n  compile.build or python -m compile.builder"
+    monkeypatch.setattr(sys, "argv", ["/home/me/netship/compile/build.py"])
+    assert as_called(text) == text
+    called = "run `netship meter calibrate`, netship build or python -m compile.builder"
+    for program in ("/usr/bin/netship", "/home/me/netship/__main__.py"):
+        monkeypatch.setattr(sys, "argv", [program])
+        assert as_called(text) == called
+        assert str(UserError(text)) == called
+    for name, command in COMMANDS.items():
+        assert find_spec(f"netship.{command.module}"), name
