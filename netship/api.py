@@ -207,6 +207,8 @@ def check(
     *,
     model: str | Path | None = None,
     images: Sequence[str | Path] = (),
+    labels: str | Path | None = None,
+    masks: str | Path | None = None,
     repeat: int | None = None,
     on_progress: OnProgress | None = None,
     **device: Unpack[DeviceOptions],
@@ -216,6 +218,7 @@ def check(
     Args:
         model: what it was built from; where None only the build's golden data are compared.
         images: photographs, .npy files or folders of them; they need ``model``.
+        labels, masks: what is known of the images, as ``netship check`` takes it.
         repeat: inferences to time; where None 50, on an emulated board none.
 
     Returns:
@@ -229,10 +232,12 @@ def check(
         **device,
         "model": None if model is None else str(model),
         "images": [Path(image) for image in images],
+        "labels": None if labels is None else Path(labels),
+        "masks": None if masks is None else Path(masks),
         "repeat": repeat,
     }
     with _Reported(on_progress) as progress:
-        arguments = _arguments(check_command.options_parser(), ["--", str(path)], given)
+        arguments = _arguments(check_command.parser(), ["--", str(path)], given)
         return check_command.check(arguments, progress)
 
 
@@ -260,7 +265,7 @@ def tune(
     """
     given = {**options, "target": target, "trials": trials}
     words = ["--model", str(model)]
-    arguments = _arguments(tune_command.options_parser(), words, given)
+    arguments = _arguments(tune_command.parser(), words, given)
     with _Reported(on_progress) as progress:
         return tune_command.tune(arguments, progress, quiet=True)
 

@@ -22,6 +22,9 @@ COMMANDS = {
     ),
     "run": Command("runtime_demo.run", "photographs through a bundle"),
     "check": Command("runtime_demo.check", "compare a bundle with ONNX Runtime"),
+    "compare": Command(
+        "runtime_demo.compare", "several builds of one network side by side"
+    ),
     "board": Command("runtime_demo.board", "the kit for a board, emulated boards"),
     "doctor": Command(
         "runtime_demo.board", "is a board fit, what is missing", ("doctor",)

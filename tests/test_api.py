@@ -20,10 +20,10 @@ from tiny import tiny_bundle
 import netship
 from netship import api
 from netship.compile.backends.request import BuildRequest
-from netship.runtime_demo.check import options_parser as check_options
+from netship.runtime_demo.check import parser as check_options
 from netship.targets.errors import UserError
 from netship.targets.presets import native
-from netship.tuning.tune import options_parser as tune_options
+from netship.tuning.tune import parser as tune_options
 
 EXAMPLES = re.findall(
     r"^```python\n(.*?)^```",

@@ -65,7 +65,7 @@ _count = count_up_to(10_000_000)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = options_parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     with Progress(quiet=arguments.json) as progress:
         tuned = tune(arguments, progress, quiet=arguments.json)
     if arguments.json:
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def options_parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "tuning.tune",
         "Search for quick schedules with AutoScheduler, operator by operator of a network.",
