@@ -18,6 +18,7 @@ from bundle.golden import Check
 from bundle.store import Bundle, sha256_of
 from compile.frontend import gate, sources
 from compile.frontend.reference import Reference
+from compile.quantize import float16
 from devices.sessions.session import Origin, Session
 from runtime_demo.result import InputResult, Latency, Steps, answers
 from targets.errors import UserError
@@ -65,7 +66,11 @@ def reference_for(
         _check_same(bundle, model, source)
         raise
     _check_same(bundle, model, source)
+    half = bundle.manifest.float16
     reference = Reference(source.model, threads)
+    if half is not None:
+        graph = float16.graph_of(source.model, half)
+        reference = float16.Float16Reference(source.model, graph, threads)
     facts = bundle.manifest.quantisation
     if facts is None or not facts.model:
         return References(reference, None)

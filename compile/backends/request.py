@@ -44,6 +44,7 @@ class BuildRequest:
     overrides: Overrides = field(default_factory=Overrides)
     arena_limit: int | None = None
     quantize: bool = False
+    float16: bool = False
     calibration: tuple[Path, ...] = ()
     keep_float: tuple[str, ...] = ()
     accept_loss: bool = False
