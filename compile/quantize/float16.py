@@ -16,9 +16,8 @@ from bundle.accuracy import cosine
 from bundle.manifest import Float16, InFloat32
 from compile import passes
 from compile.frontend.model import Model
-from compile.frontend.reference import Reference, with_outputs
+from compile.frontend.reference import Reference
 from compile.frontend.tolerance import tolerance
-from compile.ir import onnx_form
 from compile.ir.graph import Graph, Operator, Tensor, check
 from compile.ir.operators import Convolution
 from compile.passes.half import (
@@ -32,6 +31,7 @@ from compile.passes.half import (
     to_float16,
 )
 from compile.passes.simplify import limits_of
+from compile.quantize.simulation import Probe, costly, written
 from targets.errors import UserError
 from targets.escapes import shown
 from targets.onnx_runtime import Session
@@ -40,8 +40,6 @@ Array = NDArray[Any]
 
 # Other inputs may give values as many times as large as those seen.
 _MARGIN = 8
-# Bytes of tensors that are read from one inference.
-_AT_ONCE = 1 << 28
 # float16 rounds to 2^-11.
 _ROUNDING = 2.0**-11
 _RUNS = 4
@@ -50,6 +48,7 @@ _FACTOR = 3.0
 # Numbers near zero become very large in these, or are divided by.
 _SENSITIVE = ("Div", "Log", "Pow", "Reciprocal", "Sqrt")
 _LEAST_COSINE = 0.99
+_OTHER = Tensor("", ())
 
 
 class Range(NamedTuple):
@@ -103,6 +102,7 @@ def prepare(
                 "or that of its output"
             )
         kept[names[name].outputs[0].name] = "--keep-float"
+    kept |= costly(graph, model, kept, images)
     half = to_float16(graph, kept)
     check(half)
     dump("to_float16", half)
@@ -187,61 +187,28 @@ def _noise(shape: tuple[int, ...], random: np.random.Generator) -> Array:
 
 def _disturbed(graph: Graph, random: np.random.Generator) -> onnx.ModelProto:
     """The float16 network in ONNX with its weights moved at random by their rounding and by that of partial sums."""
-    proto = _written(graph)
+    proto = written(graph)
     terms = {
         operator.inputs[1].name: min(operator.depth, LONGEST_SUM)
         for operator in graph.operators
         if isinstance(operator, Convolution) and operator.inputs[1]
     }
     for tensor in proto.graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT16:
-            value = numpy_helper.to_array(tensor).astype(np.float32)
+        if graph.tensors.get(tensor.name, _OTHER).dtype == "float16":
+            value = numpy_helper.to_array(tensor)
             partial = np.sqrt(1 + terms.get(tensor.name, 0) / 4)
             moved = value * (1 + partial * _noise(value.shape, random))
             inside = np.where(
                 np.isfinite(value), np.clip(moved, -LARGEST, LARGEST), value
             )
             tensor.CopyFrom(
-                numpy_helper.from_array(inside.astype(np.float16), tensor.name)
+                numpy_helper.from_array(inside.astype(np.float32), tensor.name)
             )
-    return proto
-
-
-def _written(graph: Graph) -> onnx.ModelProto:
-    """In ONNX, its nodes without names: a rule gives those that it makes the name of one."""
-    proto = onnx_form.write(graph)
-    for node in proto.graph.node:
-        node.ClearField("name")
     return proto
 
 
 def _names(tensors: Sequence[Tensor | None]) -> list[str]:
     return [each.name for each in tensors if each is not None]
-
-
-class _Probe:
-    """Tensors of a network by ONNX Runtime, from several inferences where they take much memory."""
-
-    def __init__(self, graph: Graph, names: Sequence[str], model: Model) -> None:
-        proto, self._input = _written(graph), model.input.name
-        self._sessions: list[tuple[list[str], Session]] = []
-        rest = list(names)
-        while rest:
-            taken, size = list[str](), 0
-            while rest and (not taken or size < _AT_ONCE):
-                size += graph.tensors[rest[0]].nbytes
-                taken.append(rest.pop(0))
-            data = with_outputs(proto, taken).SerializeToString()
-            self._sessions.append((taken, Session(data, model.identity.name)))
-
-    def run(self, image: Array) -> dict[str, Array]:
-        return {
-            name: value
-            for names, session in self._sessions
-            for name, value in zip(
-                names, session.run(names, {self._input: image}), strict=True
-            )
-        }
 
 
 def _ranges(graph: Graph, model: Model, images: Sequence[Array]) -> dict[str, Range]:
@@ -251,7 +218,7 @@ def _ranges(graph: Graph, model: Model, images: Sequence[Array]) -> dict[str, Ra
         for each in operator.outputs
         if each.dtype == "float32"
     ]
-    found, probe = dict[str, Range](), _Probe(graph, made, model)
+    found, probe = dict[str, Range](), Probe(graph, made, model)
     for image in images:
         seen = probe.run(image)
         if model.input.dtype == "float32":
@@ -346,7 +313,7 @@ def _measured(
     names = list(dict.fromkeys([*layers, *outputs]))
     noise, signal = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     same, least = 0, 1.0
-    floating, rounded = (_Probe(each, names, model) for each in (graph, half))
+    floating, rounded = (Probe(each, names, model) for each in (graph, half))
     for image in images:
         exact, ours = floating.run(image), rounded.run(image)
         for name in names:
