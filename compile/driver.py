@@ -126,6 +126,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
             input_range=golden.input_range(model.input, preprocessing),
             dump=request.dump,
             arena_limit=request.arena_limit,
+            flash_limit=request.flash_limit,
         )
         facts = quantisation, half.facts if half else None
         describe = partial(

@@ -113,10 +113,12 @@ class Constants(NamedTuple):
     Attributes:
         nbytes: weights, biases and, of int8, ratios of scales.
         crc: CRC-32 over them, which the self-test demands.
+        largest: the layer with the most weights, and their bytes.
     """
 
     nbytes: int
     crc: int
+    largest: tuple[str, int]
 
 
 def emit(project: Project, folder: Path) -> Constants:
@@ -165,7 +167,7 @@ def emit(project: Project, folder: Path) -> Constants:
         "weights": _texts(weights),
         "constants": _texts(constants),
         "parts": data.parts,
-        **drawing.geometry(project.plan, len(project.steps)),
+        **drawing.geometry(project.plan, [each.name for each in project.steps]),
     }
     (folder / "example").mkdir(exist_ok=True)
     for template in {path.stem for path in _HERE.glob("*.jinja")} - {"golden.h"}:
@@ -180,7 +182,13 @@ def emit(project: Project, folder: Path) -> Constants:
     crc = 0
     for each in every:
         crc = zlib.crc32(each.tobytes(), crc)
-    return Constants(sum(each.nbytes for each in every), crc)
+    ends = [begin for _, begin, _ in data.parts[1:]] + [weights.size]
+    sizes = [
+        ((end - begin) * weights.itemsize, name)
+        for (name, begin, _), end in zip(data.parts, ends, strict=False)
+    ]
+    nbytes, largest = max(sizes, default=(0, ""))
+    return Constants(sum(each.nbytes for each in every), crc, (largest, nbytes))
 
 
 def _generated(project: Project) -> list[Generated]:
