@@ -26,6 +26,7 @@ from compile.frontend.model import Model
 from compile.frontend.reference import Reference
 from compile.passes.half import LONGEST_SUM
 from compile.quantize import float16, simulation
+from runtime_demo.comparison import reference_for
 from targets.errors import UserError
 from targets.presets import PRESETS, resolve
 from targets.progress import Progress
@@ -331,7 +332,11 @@ def test_every_operator_and_long_sums_in_float16(kind: str, tmp_path: Path) -> N
     said = json.loads(done.stdout)
     assert said["verification"]["origin"] == "emulated"
     assert 1e-5 < said["verification"]["relative_error"] < 2e-2
-    facts = open_bundle(tmp_path / "b").manifest.float16
+    bundle = open_bundle(tmp_path / "b")
+    model = str(tmp_path / "all.onnx")
+    references = reference_for(bundle, model, 1, Progress(quiet=True))
+    assert isinstance(references.exact, float16.Float16Reference)
+    facts = bundle.manifest.float16
     assert isinstance(facts, Float16)
     assert facts.images == 0 < facts.seeded
     if kind == "standalone":
