@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from targets.errors import UserError, run_command
+from netship.targets.errors import UserError, run_command
 
 _COMMANDS = {
     "compare": "our bundle and other runtimes with one network, by the same meter",
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"python -m bench {name}".rstrip()
             + f": needs one of {', '.join(_COMMANDS)}; see python -m bench --help"
         )
-    return int(import_module(f"bench.{name}").main(words))
+    return int(import_module(f"netship.bench.{name}").main(words))
 
 
 def _help() -> str:

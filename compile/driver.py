@@ -11,8 +11,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from bundle import golden, inputs
-from bundle.manifest import (
+from netship.bundle import golden, inputs
+from netship.bundle.manifest import (
     Float16,
     Golden,
     Manifest,
@@ -20,37 +20,37 @@ from bundle.manifest import (
     Quantisation,
     TargetIdentity,
 )
-from bundle.store import MANIFEST, Bundle, check_replaceable, sha256_of, staging
-from compile import passes
-from compile.backends.backend import Backend, Built, Job
-from compile.backends.dump import Dump
-from compile.backends.registry import BACKENDS
-from compile.backends.request import BuildRequest
-from compile.backends.verify import Verification
-from compile.frontend import sources
-from compile.frontend.detectors import resolve_task
-from compile.frontend.model import Model
-from compile.frontend.preprocessing import read_labels, resolve_preprocessing
-from compile.frontend.reference import Reference
-from compile.frontend.sources import Source
-from compile.quantize import float16
-from compile.quantize.answer import check as integer_check
-from compile.quantize.float16 import Float16Reference, Half
-from compile.quantize.prepare import (
+from netship.bundle.store import MANIFEST, Bundle, check_replaceable, sha256_of, staging
+from netship.compile import passes
+from netship.compile.backends.backend import Backend, Built, Job
+from netship.compile.backends.dump import Dump
+from netship.compile.backends.registry import BACKENDS
+from netship.compile.backends.request import BuildRequest
+from netship.compile.backends.verify import Verification
+from netship.compile.frontend import sources
+from netship.compile.frontend.detectors import resolve_task
+from netship.compile.frontend.model import Model
+from netship.compile.frontend.preprocessing import read_labels, resolve_preprocessing
+from netship.compile.frontend.reference import Reference
+from netship.compile.frontend.sources import Source
+from netship.compile.quantize import float16
+from netship.compile.quantize.answer import check as integer_check
+from netship.compile.quantize.float16 import Float16Reference, Half
+from netship.compile.quantize.prepare import (
     MAX_IMAGES,
     Int8,
     is_quantised,
     prepare,
     write_reference,
 )
-from records import lookup
-from records.lookup import RecordLog
-from targets import licences
-from targets.child import EndedAbruptly
-from targets.errors import UserError
-from targets.escapes import c_prefix
-from targets.presets import this_cpu
-from targets.progress import Progress
+from netship.records import lookup
+from netship.records.lookup import RecordLog
+from netship.targets import licences
+from netship.targets.child import EndedAbruptly
+from netship.targets.errors import UserError
+from netship.targets.escapes import c_prefix
+from netship.targets.presets import this_cpu
+from netship.targets.progress import Progress
 
 _MAX_GOLDEN = 4
 

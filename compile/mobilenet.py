@@ -12,16 +12,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from compile.frontend.dense import DEEPLABV3_CLASSES, PREDICTION, Network, parse
-from compile.frontend.family import DEFAULT, RESOLUTIONS, WIDTHS
-from targets.arguments import named_path
-from targets.errors import UserError, run_command
-from targets.files import write_whole
+from netship.compile.frontend.dense import DEEPLABV3_CLASSES, PREDICTION, Network, parse
+from netship.compile.frontend.family import DEFAULT, RESOLUTIONS, WIDTHS
+from netship.targets.arguments import named_path
+from netship.targets.errors import UserError, run_command
+from netship.targets.files import write_whole
 
 if TYPE_CHECKING:
     import onnx
 
-    from compile.ir.graph import Operator
+    from netship.compile.ir.graph import Operator
 
 
 class Figures(NamedTuple):
@@ -80,7 +80,7 @@ class Layer:
 
 def count(model: onnx.ModelProto) -> tuple[Layer, ...]:
     """Every Conv and Gemm of a static graph, in the graph's order."""
-    from compile.ir.onnx_form import read_as_written
+    from netship.compile.ir.onnx_form import read_as_written
 
     operators = read_as_written(model).operators
     return tuple(_layer(x) for x in operators if x.kind in ("Conv", "Gemm"))

@@ -12,8 +12,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from targets.errors import UserError
-from targets.presets import PRESETS, Target
+from netship.targets.errors import UserError
+from netship.targets.presets import PRESETS, Target
 
 SHIPPED = Path(__file__).parent / "shipped"
 USER = Path("tuned")

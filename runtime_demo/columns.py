@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bundle.store import Bundle
-from devices.sessions.session import Origin
-from runtime_demo import microcontroller
-from runtime_demo.result import CheckResult
+from netship.bundle.store import Bundle
+from netship.devices.sessions.session import Origin
+from netship.runtime_demo import microcontroller
+from netship.runtime_demo.result import CheckResult
 
 if TYPE_CHECKING:
-    from meter.operators import Metered
+    from netship.meter.operators import Metered
 
 COUNTED = "counted"
 """The origin of sizes that files and manifests state."""

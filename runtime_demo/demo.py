@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from targets import interrupts
-from targets.arguments import command_parser, named_path
-from targets.errors import UserError, run_command
+from netship.targets import interrupts
+from netship.targets.arguments import command_parser, named_path
+from netship.targets.errors import UserError, run_command
 
 _OUTPUT = Path("out/demo")
 _REPORT = Path("out/demo-report.html")
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _default_model() -> str:
     """The trained network where it can be fetched, else the built-in one; prints which."""
-    from compile.frontend import family, zoo
+    from netship.compile.frontend import family, zoo
 
     try:
         zoo.fetch(_TRAINED, lambda done, size: None)

@@ -9,9 +9,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from targets import VERSION
-from targets.errors import UserError
-from targets.files import check_writable
+from netship.targets import VERSION
+from netship.targets.errors import UserError
+from netship.targets.files import check_writable
 
 
 def command_parser(

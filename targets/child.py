@@ -15,9 +15,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
-from targets.disk import DISK_FULL, why_full
-from targets.errors import UserError, ended_from_outside, last_line
-from targets.interrupts import ENDING
+from netship.targets.disk import DISK_FULL, why_full
+from netship.targets.errors import UserError, ended_from_outside, last_line
+from netship.targets.interrupts import ENDING
 
 
 class EndedAbruptly(UserError):

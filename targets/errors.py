@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from targets import interrupts
-from targets.disk import full_folder
-from targets.escapes import one_line
-from targets.interrupts import Interrupted
+from netship.targets import interrupts
+from netship.targets.disk import full_folder
+from netship.targets.escapes import one_line
+from netship.targets.interrupts import Interrupted
 
 
 class UserError(Exception):

@@ -20,8 +20,8 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from targets.disk import why_full
-from targets.errors import UserError, ended_from_outside
+from netship.targets.disk import why_full
+from netship.targets.errors import UserError, ended_from_outside
 
 Array = NDArray[Any]
 Optimisation = Literal["none", "basic", "all"]
@@ -159,7 +159,7 @@ class _Server:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", f"{__name__}_server", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
-                cwd=Path(__file__).parents[1],
+                cwd=Path(__file__).parents[2],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Self
 
-from targets.escapes import one_line
+from netship.targets.escapes import one_line
 
 _SPINNER = "|/-\\"
 

@@ -10,8 +10,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Undefined
 from markupsafe import Markup
 
-from targets import escapes
-from targets.files import write_whole
+from netship.targets import escapes
+from netship.targets.files import write_whole
 
 _HERE = Path(__file__).parent
 

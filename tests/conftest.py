@@ -71,7 +71,7 @@ def _shared(relative: str) -> Path:
 @pytest.fixture(scope="session")
 def free_photos() -> list[Path]:
     """Photographs of the scikit-image wheel, as the demo uses them."""
-    from runtime_demo.demo import _photographs
+    from netship.runtime_demo.demo import _photographs
 
     return _photographs()
 

@@ -8,14 +8,14 @@ import numpy as np
 import onnx
 import pytest
 
-from bundle.decode import decode
-from bundle.manifest import ModelIdentity, Tensor
-from bundle.task import Detector, Task
-from compile.frontend import dense
-from compile.frontend.detectors import resolve_task
-from compile.frontend.model import Model
-from compile.frontend.preprocessing import read_labels
-from targets.errors import UserError
+from netship.bundle.decode import decode
+from netship.bundle.manifest import ModelIdentity, Tensor
+from netship.bundle.task import Detector, Task
+from netship.compile.frontend import dense
+from netship.compile.frontend.detectors import resolve_task
+from netship.compile.frontend.model import Model
+from netship.compile.frontend.preprocessing import read_labels
+from netship.targets.errors import UserError
 
 SIDE = 64
 HEADS = {8: 64, 16: 16, 32: 4}

@@ -15,21 +15,21 @@ from conftest import run
 from gated import IDENTITY
 from onnx import helper, numpy_helper
 
-from bundle import golden
-from bundle.manifest import Float16
-from bundle.store import open_bundle
-from compile import passes
-from compile.backends.request import BuildRequest
-from compile.driver import build
-from compile.frontend.gate import check
-from compile.frontend.model import Model
-from compile.frontend.reference import Reference
-from compile.passes.half import LONGEST_SUM
-from compile.quantize import float16, simulation
-from runtime_demo.comparison import reference_for
-from targets.errors import UserError
-from targets.presets import PRESETS, resolve
-from targets.progress import Progress
+from netship.bundle import golden
+from netship.bundle.manifest import Float16
+from netship.bundle.store import open_bundle
+from netship.compile import passes
+from netship.compile.backends.request import BuildRequest
+from netship.compile.driver import build
+from netship.compile.frontend.gate import check
+from netship.compile.frontend.model import Model
+from netship.compile.frontend.reference import Reference
+from netship.compile.passes.half import LONGEST_SUM
+from netship.compile.quantize import float16, simulation
+from netship.runtime_demo.comparison import reference_for
+from netship.targets.errors import UserError
+from netship.targets.presets import PRESETS, resolve
+from netship.targets.progress import Progress
 
 A76 = ("--target", "arm-cortex-a76", "--precision", "float16")
 

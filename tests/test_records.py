@@ -13,12 +13,12 @@ from changed_json import Change, changed, changes
 from conftest import run, succeed
 from hypothesis import given, settings
 
-from records import lookup
-from records.lookup import SHIPPED, canonical, find
-from targets.errors import UserError
-from targets.presets import resolve
-from tuning.records import distil, main, manifest, merge
-from tuning.transfer import distance
+from netship.records import lookup
+from netship.records.lookup import SHIPPED, canonical, find
+from netship.targets.errors import UserError
+from netship.targets.presets import resolve
+from netship.tuning.records import distil, main, manifest, merge
+from netship.tuning.transfer import distance
 
 ZNVER4 = "llvm -keys=cpu -mcpu=znver4 -num-cores=1"
 

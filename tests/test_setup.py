@@ -316,10 +316,11 @@ def test_a_python_of_another_version_is_named(version: tuple[int, int]) -> None:
 def test_what_refuses_a_wrong_python_is_old_syntax(module: str) -> None:
     """Python 3.6 must get as far as the message: every package of a command begins with it."""
     package = ROOT / module.split(".")[0] / "__init__.py"
-    for path in {package, ROOT / "targets" / "__init__.py"}:
+    packages = (ROOT / folder / "__init__.py" for folder in ("targets", "netship"))
+    for path in {package, *packages}:
         ast.parse(path.read_text(), feature_version=(3, 6))
     if module != "targets":
-        assert "\nimport targets as targets" in package.read_text()
+        assert "\nfrom netship import targets as targets" in package.read_text()
 
 
 @pytest.mark.parametrize("module", COMMANDS)

@@ -11,21 +11,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bundle.store import sha256_of
-from records import lookup
-from records.lookup import Record, RecordLog
-from targets.arguments import (
+from netship.bundle.store import sha256_of
+from netship.records import lookup
+from netship.records.lookup import Record, RecordLog
+from netship.targets.arguments import (
     add_json,
     command_parser,
     count_up_to,
     file_to_write,
     named_path,
 )
-from targets.errors import UserError, run_command
-from targets.escapes import counted
-from targets.files import write_whole
-from targets.presets import resolve
-from targets.progress import Progress
+from netship.targets.errors import UserError, run_command
+from netship.targets.escapes import counted
+from netship.targets.files import write_whole
+from netship.targets.presets import resolve
+from netship.targets.progress import Progress
 
 _EPILOG = """\
 examples:
@@ -243,8 +243,8 @@ def _coverage(arguments: argparse.Namespace) -> int:
     with Progress(quiet=arguments.json) as progress:
         logs, notes = lookup.find(target, arguments.records)
         progress.stage("finding the network's tasks")
-        from compile.frontend import sources
-        from tuning.tasks import extract
+        from netship.compile.frontend import sources
+        from netship.tuning.tasks import extract
 
         model = sources.find(arguments.model, {}, None, progress.stage).model
         rows = []

@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from records import lookup
-from targets import interrupts
-from targets.arguments import (
+from netship.records import lookup
+from netship.targets import interrupts
+from netship.targets.arguments import (
     check_key,
     command_parser,
     count_up_to,
@@ -23,19 +23,19 @@ from targets.arguments import (
     named_path,
     number_between,
 )
-from targets.errors import UserError, run_command
-from targets.escapes import counted
-from targets.interrupts import Interrupted
-from targets.presets import Target, missing_features, native, resolve, this_cpu
-from targets.progress import Progress
+from netship.targets.errors import UserError, run_command
+from netship.targets.escapes import counted
+from netship.targets.interrupts import Interrupted
+from netship.targets.presets import Target, missing_features, native, resolve, this_cpu
+from netship.targets.progress import Progress
 
 if TYPE_CHECKING:
-    from compile.frontend.sources import Source
-    from records.lookup import RecordLog
-    from tuning.gain import Gain
-    from tuning.measure import Measurer
-    from tuning.search import State
-    from tuning.tasks import Task
+    from netship.compile.frontend.sources import Source
+    from netship.records.lookup import RecordLog
+    from netship.tuning.gain import Gain
+    from netship.tuning.measure import Measurer
+    from netship.tuning.search import State
+    from netship.tuning.tasks import Task
 
 _TVM = "0.19.0"
 _EPILOG = """\
@@ -155,11 +155,11 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
         cleanup.callback(measurer.close)
         tasks, source = _tasks(target, arguments, progress)
         progress.finish()
-        from records.log import TuningLog
-        from tuning.page import write_search
-        from tuning.search import Limits, Search
-        from tuning.table import SearchTable
-        from tuning.tasks import peak
+        from netship.records.log import TuningLog
+        from netship.tuning.page import write_search
+        from netship.tuning.search import Limits, Search
+        from netship.tuning.table import SearchTable
+        from netship.tuning.tasks import peak
 
         header = {
             "target": target.tvm,
@@ -253,8 +253,8 @@ def _gain(
     threads: int,
     progress: Progress,
 ) -> Gain | None:
-    from compile.ir import onnx_form
-    from tuning.gain import compare
+    from netship.compile.ir import onnx_form
+    from netship.tuning.gain import compare
 
     progress.stage("comparing with an untuned build")
     others, _ = lookup.find(target, threads=threads)
@@ -311,8 +311,8 @@ def _default_output(target: Target, measurer: Measurer, threads: int) -> Path:
 def _tasks(
     target: Target, arguments: argparse.Namespace, progress: Progress
 ) -> tuple[list[Task], Source]:
-    from compile.frontend import sources
-    from tuning.tasks import extract
+    from netship.compile.frontend import sources
+    from netship.tuning.tasks import extract
 
     progress.stage("reading the model")
     source = sources.find(arguments.model, {}, None, progress.stage)
@@ -330,15 +330,15 @@ def _tasks(
 def _measurer(target: Target, arguments: argparse.Namespace) -> Measurer:
     threads, key = arguments.threads, arguments.key
     if arguments.measure == "meter":
-        from tuning.measure import MeterMeasurer
+        from netship.tuning.measure import MeterMeasurer
 
         return MeterMeasurer(target, arguments.jobs)
     if not (arguments.tracker or arguments.rpc or arguments.ssh):
-        from tuning.measure import LocalMeasurer
+        from netship.tuning.measure import LocalMeasurer
 
         return LocalMeasurer(target, threads)
-    from devices.transport.link import Address
-    from tuning import boards
+    from netship.devices.transport.link import Address
+    from netship.tuning import boards
 
     if arguments.tracker:
         tracker = Address(*host_and_port(arguments.tracker), key)

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from compile.ir.graph import Graph, Operator, Tensor
-from compile.ir.kinds import make
-from compile.ir.operators import Convolution
-from compile.passes import simplify
+from netship.compile.ir.graph import Graph, Operator, Tensor
+from netship.compile.ir.kinds import make
+from netship.compile.ir.operators import Convolution
+from netship.compile.passes import simplify
 
 HALF = np.finfo(np.float16)
 LARGEST = float(HALF.max)

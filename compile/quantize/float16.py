@@ -12,15 +12,15 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from bundle.accuracy import cosine
-from bundle.manifest import Float16, InFloat32
-from compile import passes
-from compile.frontend.model import Model
-from compile.frontend.reference import Reference
-from compile.frontend.tolerance import of_slices, tolerance
-from compile.ir.graph import Graph, Operator, Tensor, check
-from compile.ir.operators import Convolution
-from compile.passes.half import (
+from netship.bundle.accuracy import cosine
+from netship.bundle.manifest import Float16, InFloat32
+from netship.compile import passes
+from netship.compile.frontend.model import Model
+from netship.compile.frontend.reference import Reference
+from netship.compile.frontend.tolerance import of_slices, tolerance
+from netship.compile.ir.graph import Graph, Operator, Tensor, check
+from netship.compile.ir.operators import Convolution
+from netship.compile.passes.half import (
     ARITHMETIC,
     BEFORE,
     LARGEST,
@@ -30,11 +30,11 @@ from compile.passes.half import (
     is_long_sum,
     to_float16,
 )
-from compile.passes.simplify import limits_of
-from compile.quantize.simulation import Probe, costly, written
-from targets.errors import UserError
-from targets.escapes import shown
-from targets.onnx_runtime import Session
+from netship.compile.passes.simplify import limits_of
+from netship.compile.quantize.simulation import Probe, costly, written
+from netship.targets.errors import UserError
+from netship.targets.escapes import shown
+from netship.targets.onnx_runtime import Session
 
 Array = NDArray[Any]
 

@@ -10,12 +10,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from compile.frontend.model import Model
-from compile.frontend.reference import with_outputs
-from compile.ir import onnx_form
-from compile.ir.graph import Graph
-from compile.passes.half import LARGEST, is_half, to_float16
-from targets.onnx_runtime import Session
+from netship.compile.frontend.model import Model
+from netship.compile.frontend.reference import with_outputs
+from netship.compile.ir import onnx_form
+from netship.compile.ir.graph import Graph
+from netship.compile.passes.half import LARGEST, is_half, to_float16
+from netship.targets.onnx_runtime import Session
 
 Array = NDArray[Any]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from compile.passes.half import LONGEST_SUM
-from compile.relay.expressions import is_call, shape
-from targets import engine
+from netship.compile.passes.half import LONGEST_SUM
+from netship.compile.relay.expressions import is_call, shape
+from netship.targets import engine
 
 tvm = engine.compiler()
 from tvm import relay
