@@ -332,6 +332,33 @@ class Quantisation(Section):
     output_steps: tuple[Annotated[FiniteFloat, Field(gt=0)], ...]
 
 
+class InFloat32(Section):
+    """An operator of a float16 network that computes in float32.
+
+    Attributes:
+        tensor: its first output.
+    """
+
+    tensor: str
+    node: str
+    kind: str
+    reason: str
+
+
+class Float16(Section):
+    """What of a network in float16 stays in float32, and by how many inputs that was found.
+
+    Attributes:
+        images, seeded: photographs or arrays of the user's, and inputs that the build made.
+        float32_sums: the convolutions of float16 that add in float32.
+    """
+
+    images: int = Field(ge=0)
+    seeded: int = Field(ge=0)
+    float32: tuple[InFloat32, ...]
+    float32_sums: tuple[str, ...]
+
+
 class FirmwareTensor(Section):
     """An input or output of a C project; an image's channels lie last.
 
@@ -413,6 +440,7 @@ class Manifest(Section):
         task: what the outputs are for; None where nothing says it: classes, if they look so.
         firmware: of C source, None otherwise.
         quantisation: of an int8 network, None otherwise.
+        float16: of a network in float16, None otherwise.
     """
 
     format_version: Literal[3] = FORMAT_VERSION
@@ -434,6 +462,7 @@ class Manifest(Section):
     lowering: Lowering
     firmware: Firmware | None = None
     quantisation: Quantisation | None = None
+    float16: Float16 | None = None
     golden: Annotated[tuple[Golden, ...], Field(min_length=1)]
     files: dict[RelativePath, Sha256]
     measured: dict[str, Any] = Field(default_factory=dict)

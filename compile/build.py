@@ -1,10 +1,14 @@
-"""``python -m compile.build``: from an ONNX model to a checked bundle, in one command."""
+"""``python -m compile.build``: from an ONNX model to a checked bundle, in one command.
+
+Longer than 450 lines: every option, and the table that a build prints, are in one place.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from shlex import quote
@@ -13,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from netship.targets.arguments import command_parser, count_up_to, named_path
 from netship.targets.commands import as_called
 from netship.targets.errors import run_command
-from netship.targets.escapes import counted, is_c_prefix, lines, shown
+from netship.targets.escapes import counted, is_c_prefix, lines, listed, shown
 from netship.targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -102,6 +106,13 @@ def _parser() -> argparse.ArgumentParser:
         help="quantise the network to int8; needs --calibration",
     )
     option(
+        "--precision",
+        choices=["float32", "float16"],
+        default="float32",
+        help="float16: arithmetic and weights of 16 bits where they are accurate enough, on a CPU that has them; "
+        "inputs and outputs stay float32 (default: %(default)s)",
+    )
+    option(
         "--calibration",
         type=named_path,
         nargs="+",
@@ -114,12 +125,12 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="NODE",
-        help="nodes that --quantize int8 leaves in float32",
+        help="nodes that --quantize int8 or --precision float16 leaves in float32",
     )
     option(
         "--accept-loss",
         action="store_true",
-        help="build an int8 network although it loses more against float32 than a build accepts",
+        help="build an int8 or float16 network although it loses more against float32 than a build accepts",
     )
     option(
         "--strict-int8",
@@ -261,6 +272,7 @@ def _request(arguments: argparse.Namespace) -> BuildRequest:
         arena_limit=arguments.arena_limit,
         flash_limit=arguments.flash_limit,
         quantize=arguments.quantize is not None,
+        float16=arguments.precision == "float16",
         calibration=tuple(arguments.calibration),
         keep_float=tuple(arguments.keep_float),
         accept_loss=arguments.accept_loss,
@@ -316,6 +328,7 @@ def _table(bundle: Bundle, model: str) -> str:
         ("size", _size(manifest)),
         ("memory", _memory(lowering)),
         *_int8(manifest),
+        *_float16(manifest),
         ("checked", checked),
         (
             "took",
@@ -357,6 +370,23 @@ def _int8(manifest: Manifest) -> list[tuple[str, str]]:
             share = f" ({macs:.1%} of multiply-adds, {elements:.1%} of elements)"
         how += f"; {lowering.float_operators} float operators inside{share}, sums rounded in float32 as ONNX Runtime does"
     return [("int8", how)]
+
+
+def _float16(manifest: Manifest) -> list[tuple[str, str]]:
+    facts, measured = manifest.float16, manifest.measured.get("float16") or {}
+    if facts is None:
+        return []
+    agreement = measured["top1_agreement"]
+    best = "" if agreement is None else f"top-1 {agreement:.0%}, "
+    counts = Counter(each.reason for each in facts.float32)
+    kept = listed([f"{n} ({reason})" for reason, n in counts.most_common()], 4)
+    sums = len(facts.float32_sums)
+    how = (
+        f"against float32, simulated: {best}cosine {measured['cosine']:.6f}, worst at "
+        f"{shown(measured['worst_layer'])} ({measured['worst_decibels']} dB); operators in float32: "
+        f"{kept or 'none'}; {sums} with sums in float32"
+    )
+    return [("float16", how)]
 
 
 def _size(manifest: Manifest) -> str:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from netship.bundle import golden, inputs
 from netship.bundle.manifest import (
+    Float16,
     Golden,
     Manifest,
     Preprocessing,
@@ -32,8 +33,11 @@ from netship.compile.frontend.model import Model
 from netship.compile.frontend.preprocessing import read_labels, resolve_preprocessing
 from netship.compile.frontend.reference import Reference
 from netship.compile.frontend.sources import Source
+from netship.compile.quantize import float16
 from netship.compile.quantize.answer import check as integer_check
+from netship.compile.quantize.float16 import Float16Reference, Half
 from netship.compile.quantize.prepare import (
+    MAX_IMAGES,
     Int8,
     is_quantised,
     prepare,
@@ -63,6 +67,8 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     for field, why in backend.refused_options.items():
         if getattr(request, field):
             raise UserError(why.format(target=request.target.name))
+    if request.float16:
+        _check_float16(request)
     if request.output is not None:
         _check_places(request.output, request.dump)
     progress.stage("reading the model")
@@ -82,16 +88,22 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     output = request.output or Path("out") / f"{source.name}-{request.target.name}"
     _check_places(output, request.dump)
     dump = Dump(request.dump, fresh=True).graph if request.dump else passes.no_dump
-    int8 = _quantised(request, source, preprocessing, progress, dump)
+    int8, half = None, None
+    if request.float16:
+        half = _half(request, source, preprocessing, progress, dump)
+    else:
+        int8 = _quantised(request, source, preprocessing, progress, dump)
     model = int8.model if int8 else source.model
-    graph = int8.graph if int8 else backend.prepare(model, dump)
+    reduced = int8 or half
+    graph = reduced.graph if reduced else backend.prepare(model, dump)
     progress.stage("asking ONNX Runtime for the golden outputs")
-    reference = Reference(model)
+    reference = Float16Reference(model, graph) if half else Reference(model)
     check = (
         partial(integer_check, graph, model, reference=reference)
         if int8
         else reference.check
     )
+    numbers = "int8" if int8 else "float16" if half else "float32"
     name = backend.name(request.name or c_prefix(source.name))
     # Signed inputs judge the compiled code, which is the same wherever it runs: they are not written, as noise does not
     # compress.
@@ -110,7 +122,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
             graph=graph,
             target=request.target,
             name=name,
-            version=_version(request, source, name, "int8" if int8 else "float32"),
+            version=_version(request, source, name, numbers),
             folder=folder,
             check=check,
             input_range=golden.input_range(model.input, preprocessing),
@@ -119,10 +131,11 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
             arena_limit=request.arena_limit,
             flash_limit=request.flash_limit,
         )
+        facts = quantisation, half.facts if half else None
         describe = partial(
-            _manifest, request, backend, job, preprocessing, written, quantisation
+            _manifest, request, backend, job, preprocessing, written, *facts
         )
-        logs = [] if int8 else _find_records(request, backend, progress)
+        logs = [] if reduced else _find_records(request, backend, progress)
         # Records that give wrong answers, or crash the engine, must not keep a network from being built.
         for attempt in (logs, []) if logs else ([],):
             built = None
@@ -154,15 +167,12 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
         measured = _verification(
             checked, "its integers in numpy" if int8 else reference.version
         ) | {
-            **({"int8": int8.measured} if int8 else {}),
+            **({numbers: reduced.measured} if reduced else {}),
             "seconds": round(time.monotonic() - started, 1),
             "peak_memory_bytes": _peak_memory(),
             "built_on": this_cpu().model,
             "library_bytes": (folder / manifest.library).stat().st_size,
-            "weight_bytes": sum(
-                len(w.raw_data) or 4 * len(w.float_data)
-                for w in model.proto.graph.initializer
-            ),
+            "weight_bytes": _weight_bytes(model, half),
         }
         manifest = manifest.model_copy(update={"measured": measured})
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
@@ -203,6 +213,61 @@ def _quantised(
         accept_loss=request.accept_loss,
         strict=request.strict_int8,
     )
+
+
+def _check_float16(request: BuildRequest) -> None:
+    if not request.target.has_float16:
+        raise UserError(
+            f"--precision float16: {request.target.name} has no float16 arithmetic; leave the option out, or build for "
+            "arm-cortex-a76"
+        )
+    int8, tuning = "makes no int8", "is not tuned"
+    for name, given, why in (
+        ("--quantize", request.quantize, int8),
+        ("--strict-int8", request.strict_int8, int8),
+        ("--records", request.records, tuning),
+        ("--require-tuned", request.require_tuned, tuning),
+    ):
+        if given:
+            raise UserError(f"{name}: --precision float16 {why}; leave one of them out")
+
+
+def _half(
+    request: BuildRequest,
+    source: Source,
+    preprocessing: Preprocessing | None,
+    progress: Progress,
+    dump: passes.Dump,
+) -> Half:
+    """The float16 network, its ranges from the calibration images, or else from seeded inputs."""
+    model = source.model
+    if is_quantised(model.proto):
+        raise UserError(
+            f"{model.identity.name}: is quantised; leave --precision float16 out"
+        )
+    found = inputs.find(request.calibration, model.input)[:MAX_IMAGES]
+    images = [inputs.read(path, model.input, preprocessing).tensor for path in found]
+    if not images:
+        progress.note(
+            "float16: ranges are those of seeded inputs; give photographs with --calibration"
+        )
+    seeded = [
+        *golden.seeded_inputs(model.input, preprocessing),
+        *golden.signed_inputs(model.input, preprocessing),
+    ]
+    progress.stage("finding what stays in float32")
+    half = float16.prepare(
+        model, [*images, *seeded], len(images), request.keep_float, dump
+    )
+    progress.finish()
+    if lost := float16.loss(half.measured):
+        if source.trained and not request.accept_loss:
+            raise UserError(
+                f"{lost}: leave that layer in float32 (--keep-float NODE), take it as it is (--accept-loss), or build "
+                "float32"
+            )
+        progress.note(f"{lost}; it is built")
+    return half
 
 
 def _version(request: BuildRequest, source: Source, name: str, numbers: str) -> str:
@@ -268,6 +333,7 @@ def _manifest(
     preprocessing: Preprocessing | None,
     written: Sequence[Golden],
     quantisation: Quantisation | None,
+    float16: Float16 | None,
     built: Built,
 ) -> Manifest:
     folder, model = job.folder, job.model
@@ -292,10 +358,20 @@ def _manifest(
         task=job.task,
         labels="labels.txt" if "labels.txt" in files else None,
         quantisation=quantisation,
+        float16=float16,
         lowering=built.lowering,
         firmware=built.firmware,
         golden=tuple(written),
         files=files,
+    )
+
+
+def _weight_bytes(model: Model, half: Half | None) -> int:
+    if half:
+        tensors = half.graph.tensors.values()
+        return sum(each.nbytes for each in tensors if each.value is not None)
+    return sum(
+        len(w.raw_data) or 4 * len(w.float_data) for w in model.proto.graph.initializer
     )
 
 

@@ -28,6 +28,8 @@ from netship.targets.toolchain import llvm_tool, run_tool
 PEAK_MACS = {"cortex-a53": 4, "cortex-a72": 4, "cortex-a76": 8}
 # In int8: SMLAL, of eight products, once a cycle (the same; UAN 0016A, 3.14); Cortex-A76's SDOT, of sixteen, twice.
 PEAK_INT8_MACS = {"cortex-a53": 8, "cortex-a72": 8, "cortex-a76": 32}
+# In float16, where the core has it: eight lanes.
+PEAK_FLOAT16_MACS = {"cortex-a76": 16}
 OUTSIDE = "outside the kernels"
 _KERNEL = re.compile(r"tvmgen_(?:default|\w+?)_(fused_\w+?)(?:_compute_)?$")
 _PREFIX = re.compile(r"^(fused_)?(netship_int8_)?")
@@ -75,7 +77,7 @@ class Metered(NamedTuple):
     """One inference on one core, estimated; the operators' figures sum to the whole.
 
     Attributes:
-        numbers: the network's, "float32" or "int8".
+        numbers: the network's, "float32", "float16" or "int8".
         peak: multiply-adds a cycle that the core can do in these numbers.
     """
 
@@ -137,6 +139,8 @@ def measure_bundle(
     numbers, peak = "float32", PEAK_MACS
     if bundle.manifest.quantisation:
         numbers, peak = "int8", PEAK_INT8_MACS
+    if bundle.manifest.float16:
+        numbers, peak = "float16", PEAK_FLOAT16_MACS
     operators = tuple(_operators(bundle, blocks, cpu, hierarchy))
     return Metered(cpu, operators, numbers, peak[cpu])
 

@@ -17,6 +17,7 @@ from netship.bundle.golden import Check
 from netship.bundle.store import Bundle, sha256_of
 from netship.compile.frontend import gate, sources
 from netship.compile.frontend.reference import Reference
+from netship.compile.quantize import float16
 from netship.devices.sessions.session import Origin, Session
 from netship.runtime_demo import findings
 from netship.runtime_demo.findings import Given, Photograph
@@ -67,7 +68,11 @@ def reference_for(
         _check_same(bundle, model, source)
         raise
     _check_same(bundle, model, source)
+    half = bundle.manifest.float16
     reference = Reference(source.model, threads)
+    if half is not None:
+        graph = float16.graph_of(source.model, half)
+        reference = float16.Float16Reference(source.model, graph, threads)
     facts = bundle.manifest.quantisation
     if facts is None or not facts.model:
         return References(reference, None)

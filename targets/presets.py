@@ -44,6 +44,11 @@ class Target:
         return self.tvm.startswith("c ")
 
     @property
+    def has_float16(self) -> bool:
+        """Whether it has Armv8.2's arithmetic on vectors of float16."""
+        return "asimdhp" in self.features
+
+    @property
     def format(self) -> Literal["bundle", "c"]:
         """What a build for it is by default."""
         return "c" if self.microcontroller else "bundle"

@@ -109,13 +109,13 @@ MODELS: dict[str, tuple[bytes, str]] = {
     ),
     "NaN in the weights": (weights_with(np.nan), "'weights'|NaN|export it again"),
     "infinite weights": (weights_with(np.inf), "'weights'|infinite|export it again"),
-    "float16": (
-        spoilt(lambda g: None, dtype=TensorProto.FLOAT16),
-        "float16|model.float()",
+    "integers of 16 bits": (
+        spoilt(lambda g: None, dtype=TensorProto.INT16),
+        "int16|need float32",
     ),
-    "double": (
-        spoilt(lambda g: None, dtype=TensorProto.DOUBLE),
-        "double|model.float()",
+    "complex numbers": (
+        spoilt(lambda g: None, dtype=TensorProto.COMPLEX64),
+        "complex64|need float32",
     ),
     "external data at an absolute path": (
         external("/etc/hostname"),

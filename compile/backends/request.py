@@ -45,6 +45,7 @@ class BuildRequest:
     arena_limit: int | None = None
     flash_limit: int | None = None
     quantize: bool = False
+    float16: bool = False
     calibration: tuple[Path, ...] = ()
     keep_float: tuple[str, ...] = ()
     accept_loss: bool = False

@@ -126,14 +126,14 @@ def tolerance(
             change = np.abs(other.astype(np.float64) - answer)
             noise = np.fmax(noise, np.where(np.isfinite(change), change, 0))
     units = np.spacing(size.astype(np.float32)).astype(np.float64)
-    allowed = factor * (noise + _of_slices(noise, np.median) + _UNITS * units)
-    allowed += _FLOOR * np.minimum(1, _of_slices(size, np.max))
+    allowed = factor * (noise + of_slices(noise, np.median) + _UNITS * units)
+    allowed += _FLOOR * np.minimum(1, of_slices(size, np.max))
     allowed[~finite] = 0
     allowed = np.minimum(allowed, np.finfo(np.float32).max)
     return allowed.astype(np.float32).reshape(answer.shape)
 
 
-def _of_slices(values: NDArray[np.float64], statistic: Any) -> NDArray[np.float64]:
+def of_slices(values: NDArray[np.float64], statistic: Any) -> NDArray[np.float64]:
     """For each element the smallest statistic of the slices that it is in, which may be channels, rows or boxes."""
     smallest = np.full(values.shape, float(statistic(values)))
     for axis, length in enumerate(values.shape):

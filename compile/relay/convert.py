@@ -27,6 +27,7 @@ class Converted(NamedTuple):
         source: the C that it calls.
         islands: the operators that compute in float32 within an integer network, for a person.
         float_shares: of multiply-adds and of elements, see compile.ir.operators.
+        half: it computes in float16.
     """
 
     module: Any
@@ -34,6 +35,7 @@ class Converted(NamedTuple):
     source: Source | None = None
     islands: tuple[str, ...] = ()
     float_shares: tuple[float, float] = (0.0, 0.0)
+    half: bool = False
 
 
 def to_relay(
@@ -45,7 +47,8 @@ def to_relay(
         UserError: an operator that TVM does not know, or a sum that does not fit 32 bits.
     """
     if not graph.quantised:
-        return Converted(importer.to_relay(graph))
+        half = any(each.dtype == "float16" for each in graph.tensors.values())
+        return Converted(importer.to_relay(graph), half=half)
     kernels: IntegerKernels | NeonKernels = (
         NeonKernels(target) if target.machine == "aarch64" else IntegerKernels(target)
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from netship.compile.relay.expressions import is_call
-from netship.compile.relay.ops import conv2d_depthwise
+from netship.compile.relay.ops import conv2d_depthwise, half
 from netship.targets import engine
 
 tvm = engine.compiler()
@@ -106,6 +106,13 @@ FOLD: tuple[tuple[str, Any], ...] = (
     ("fold constants", relay.transform.FoldConstant()),
     ("fold scales", relay.transform.FoldScaleAxis()),
     ("fold constants again", relay.transform.FoldConstant()),
+)
+# Behind FOLD, of a network in float16.
+LONG_SUMS: tuple[tuple[str, Any], ...] = (
+    ("types of convolutions", relay.transform.InferType()),
+    ("long sums", _mutator(half.LongSums)),
+    ("types of long sums", relay.transform.InferType()),
+    ("fold constants", relay.transform.FoldConstant()),
 )
 # For schedules of AutoScheduler: NHWC, large pairs fused, and the classifier as a 1×1 convolution, as ``dense`` breaks
 # AutoScheduler in TVM 0.19.

@@ -41,6 +41,7 @@ _ARRAY_TYPES = {"float32": "f", "int32": "i", "int64": "q", "int8": "b"}
 # DLDataType codes (dlpack.h): signed integer, unsigned integer, float.
 _DTYPES = {
     "float32": (2, 32),
+    "float16": (2, 16),
     "int32": (0, 32),
     "int64": (0, 64),
     "int8": (0, 8),

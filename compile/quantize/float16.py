@@ -1,0 +1,368 @@
+"""float16 networks: which operators stay in float32, what the others cost in accuracy, and how far off an answer may be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from netship.bundle.accuracy import cosine
+from netship.bundle.manifest import Float16, InFloat32
+from netship.compile import passes
+from netship.compile.frontend.model import Model
+from netship.compile.frontend.reference import Reference
+from netship.compile.frontend.tolerance import of_slices, tolerance
+from netship.compile.ir.graph import Graph, Operator, Tensor, check
+from netship.compile.ir.operators import Convolution
+from netship.compile.passes.half import (
+    ARITHMETIC,
+    BEFORE,
+    LARGEST,
+    LEAST_NORMAL,
+    LONGEST_SUM,
+    is_half,
+    is_long_sum,
+    to_float16,
+)
+from netship.compile.passes.simplify import limits_of
+from netship.compile.quantize.simulation import Probe, costly, written
+from netship.targets.errors import UserError
+from netship.targets.escapes import shown
+from netship.targets.onnx_runtime import Session
+
+Array = NDArray[Any]
+
+# Other inputs may give values as many times as large as those seen.
+_MARGIN = 8
+# float16 rounds to 2^-11.
+_ROUNDING = 2.0**-11
+_RUNS = 4
+# How many times as far as the roundings move the reference an answer may be off.
+_FACTOR = 4.0
+# Numbers near zero become very large in these, or are divided by.
+_SENSITIVE = ("Div", "Log", "Pow", "Reciprocal", "Sqrt")
+_LEAST_COSINE = 0.99
+_OTHER = Tensor("", ())
+
+
+class Range(NamedTuple):
+    """What was seen of a tensor: its largest magnitude, its smallest that is not zero, whether all are finite."""
+
+    most: float
+    least: float
+    finite: bool
+
+
+@dataclass(frozen=True)
+class Half:
+    """A network in float16.
+
+    Attributes:
+        graph: with float16 tensors.
+        facts: for the manifest.
+        measured: what it loses against float32, simulated by ONNX Runtime.
+    """
+
+    graph: Graph
+    facts: Float16
+    measured: dict[str, Any]
+
+
+def prepare(
+    model: Model,
+    images: Sequence[Array],
+    calibration: int,
+    keep_float: Sequence[str],
+    dump: passes.Dump,
+) -> Half:
+    """The float16 form of a float32 network; what may overflow or vanish stays in float32.
+
+    Args:
+        images: inputs by which ranges are known.
+        calibration: how many of them, the first, are the user's.
+        keep_float: nodes that stay in float32 on request.
+
+    Raises:
+        UserError: no such node, nothing is left for float16, or a float16 tensor is not finite where float32's is.
+    """
+    graph = passes.read(model.proto, BEFORE, dump)
+    ranges = _ranges(graph, model, images)
+    kept = _kept(graph, ranges)
+    names = {x: o for o in graph.operators for x in (o.name, *_names(o.outputs))}
+    for name in keep_float:
+        if name not in names:
+            raise UserError(
+                f"--keep-float {shown(name)!r}: no operator of the network in float16 has this name; give a node's name, "
+                "or that of its output"
+            )
+        kept[names[name].outputs[0].name] = "--keep-float"
+    kept |= costly(graph, model, kept, images)
+    half = to_float16(graph, kept)
+    check(half)
+    dump("to_float16", half)
+    if not any(each.dtype == "float16" for each in half.tensors.values()):
+        raise UserError(
+            f"{model.identity.name}: nothing of it can be computed in float16; build it without --precision float16"
+        )
+    facts = Float16(
+        images=calibration,
+        seeded=len(images) - calibration,
+        float32=tuple(
+            InFloat32(
+                tensor=operator.outputs[0].name,
+                node=operator.label,
+                kind=operator.kind,
+                reason=kept.get(
+                    operator.outputs[0].name, f"{operator.kind} computes in float32"
+                ),
+            )
+            for operator in graph.operators
+            if not is_half(operator, kept)
+        ),
+        float32_sums=tuple(
+            each.label
+            for each in graph.operators
+            if is_long_sum(each) and is_half(each, kept)
+        ),
+    )
+    return Half(half, facts, _measured(model, graph, half, images))
+
+
+def graph_of(model: Model, facts: Float16) -> Graph:
+    """The network again that a build made, from what its manifest says."""
+    graph = passes.read(model.proto, BEFORE)
+    return to_float16(graph, {each.tensor for each in facts.float32})
+
+
+class Float16Reference(Reference):
+    """ONNX Runtime in float32, with tolerances for float16.
+
+    They are what the roundings of float16 move the answer by: the network is run with weights and activations of 16
+    bits, its input and weights disturbed at random by as much as they are rounded, and the weights of a sum by as much as
+    its partial sums are. The roundings of n products of random signs have a variance of n u²/3 (u: 2^-11; two factors
+    each, u²/6 being the mean over a binade), those of their n partial sums one of n² u²/12.
+    """
+
+    def __init__(self, model: Model, graph: Graph, threads: int = 1) -> None:
+        super().__init__(model, threads)
+        self._graph = graph
+        self._moved: list[Session] = []
+
+    def tolerances(
+        self, tensor: NDArray[Any], answer: Sequence[NDArray[Any]]
+    ) -> list[NDArray[np.float32]]:
+        """Of each element of each output how far from ``answer``, which `run` gave for ``tensor``, it may be."""
+        random = np.random.default_rng(1)
+        names = [each.name for each in self._graph.outputs]
+        if not self._moved:
+            for _ in range(_RUNS):
+                data = _disturbed(self._graph, random).SerializeToString()
+                self._moved.append(Session(data, self._model.identity.name))
+        moved = []
+        for session in self._moved:
+            given = tensor
+            if tensor.dtype.kind == "f":
+                given = (tensor * (1 + _noise(tensor.shape, random))).astype(np.float32)
+            moved.append(session.run(names, {self._input: given}))
+        found = []
+        for k, output in enumerate(answer):
+            near = tolerance(output, [each[k] for each in moved], _FACTOR)
+            if output.dtype.kind == "f":
+                # A few runs may leave one element, and a Relu half of them, where they were.
+                changes = [
+                    np.abs(each[k].astype(np.float64) - output) for each in moved
+                ]
+                noise = np.nan_to_num(np.max(changes, axis=0), posinf=0.0)
+                size = np.where(np.isfinite(output), np.abs(output), 0)
+                floor = of_slices(np.atleast_1d(noise), _root_mean_square)
+                floor = floor.reshape(output.shape) + _ROUNDING * size
+                near = near + (_FACTOR * floor).astype(np.float32)
+            found.append(near)
+        return found
+
+
+def _root_mean_square(values: Array, **axes: Any) -> Any:
+    return np.sqrt(np.mean(np.square(values), **axes))
+
+
+def _noise(shape: tuple[int, ...], random: np.random.Generator) -> Array:
+    return random.uniform(-_ROUNDING, _ROUNDING, shape)
+
+
+def _disturbed(graph: Graph, random: np.random.Generator) -> onnx.ModelProto:
+    """The float16 network in ONNX with its weights moved at random by their rounding and by that of partial sums."""
+    proto = written(graph)
+    terms = {
+        operator.inputs[1].name: min(operator.depth, LONGEST_SUM)
+        for operator in graph.operators
+        if isinstance(operator, Convolution) and operator.inputs[1]
+    }
+    for tensor in proto.graph.initializer:
+        if graph.tensors.get(tensor.name, _OTHER).dtype == "float16":
+            value = numpy_helper.to_array(tensor)
+            partial = np.sqrt(1 + terms.get(tensor.name, 0) / 4)
+            moved = value * (1 + partial * _noise(value.shape, random))
+            inside = np.where(
+                np.isfinite(value), np.clip(moved, -LARGEST, LARGEST), value
+            )
+            tensor.CopyFrom(
+                numpy_helper.from_array(inside.astype(np.float32), tensor.name)
+            )
+    return proto
+
+
+def _names(tensors: Sequence[Tensor | None]) -> list[str]:
+    return [each.name for each in tensors if each is not None]
+
+
+def _ranges(graph: Graph, model: Model, images: Sequence[Array]) -> dict[str, Range]:
+    made = [
+        each.name
+        for operator in graph.operators
+        for each in operator.outputs
+        if each.dtype == "float32"
+    ]
+    found, probe = dict[str, Range](), Probe(graph, made, model)
+    for image in images:
+        seen = probe.run(image)
+        if model.input.dtype == "float32":
+            seen[model.input.name] = image
+        for name, value in seen.items():
+            size = np.abs(value[np.isfinite(value)].astype(np.float64))
+            before = found.get(name, Range(0.0, np.inf, True))
+            found[name] = Range(
+                max(before.most, float(size.max(initial=0))),
+                min(before.least, float(size[size > 0].min(initial=np.inf))),
+                before.finite and size.size == value.size,
+            )
+    return found
+
+
+def _kept(graph: Graph, ranges: Mapping[str, Range]) -> dict[str, str]:
+    """Why an operator of `ARITHMETIC` stays in float32, by the name of its first output."""
+    limits = {
+        operator.output.name: max(map(abs, limited))
+        for operator in graph.operators
+        if operator.kind == "Clip" and (limited := limits_of(operator))
+    }
+    most = {
+        name: min(each.most * _MARGIN, limits.get(name, np.inf))
+        for name, each in ranges.items()
+    }
+    unfit = dict[str, str]()
+    for name, each in ranges.items():
+        readers = {reader.kind for reader in graph.readers.get(name, ())}
+        if not each.finite:
+            unfit[name] = f"{shown(name)!r} is infinite or NaN"
+        elif most[name] > LARGEST:
+            unfit[name] = f"{shown(name)!r} has values of {each.most:.3g}"
+        elif 0 < each.most < LEAST_NORMAL or (
+            each.least < LEAST_NORMAL and readers.intersection(_SENSITIVE)
+        ):
+            unfit[name] = f"{shown(name)!r} has values of {each.least:.3g}"
+    kept = dict[str, str]()
+    for operator in graph.operators:
+        if operator.kind not in ARITHMETIC:
+            continue
+        ports = _names((*operator.inputs, *operator.outputs))
+        why = next((unfit[name] for name in ports if name in unfit), "")
+        if why := why or _unfit_constants(operator) or _unfit_sum(operator, most):
+            kept[operator.outputs[0].name] = why
+    return kept
+
+
+def _unfit_constants(operator: Operator) -> str:
+    if operator.kind in ("Clip", "Pad"):
+        return ""
+    for tensor in operator.inputs:
+        if tensor is None or tensor.value is None or tensor.dtype != "float32":
+            continue
+        size = np.abs(tensor.value[np.isfinite(tensor.value)])
+        if size.max(initial=0) > LARGEST:
+            return f"weights {shown(tensor.name)!r} have values of {size.max():.3g}"
+        # Of weights each output has its own row, which may be smaller than the others.
+        rows = size.reshape(len(size), -1) if size.ndim > 1 else size.reshape(1, -1)
+        largest = rows.max(axis=1, initial=0)
+        least = largest[largest > 0].min(initial=np.inf)
+        if least < LEAST_NORMAL:
+            return f"weights {shown(tensor.name)!r} have values of {least:.3g}"
+    return ""
+
+
+def _unfit_sum(operator: Operator, most: Mapping[str, float]) -> str:
+    """Whether partial sums of a convolution may overflow: they are at most the sum of all magnitudes."""
+    if not isinstance(operator, Convolution):
+        return ""
+    weights = operator.constant(1)
+    if weights is None or len(operator.activations) > 1:
+        return "its weights are computed"
+    sums = np.abs(weights.astype(np.float64)).reshape(len(weights), -1).sum(axis=1)
+    bound = sums * most.get(operator.input.name, np.inf) + np.abs(operator.bias)
+    if bound.max() > LARGEST:
+        return f"partial sums may reach {bound.max():.3g}"
+    return ""
+
+
+def _measured(
+    model: Model, graph: Graph, half: Graph, images: Sequence[Array]
+) -> dict[str, Any]:
+    """What float16 loses against float32 on the images, and the layer with the least signal to noise."""
+    layers = {
+        operator.output.name: operator
+        for operator in graph.operators
+        if half.tensors.get(operator.output.name) is not None
+        and half.tensors[operator.output.name].dtype == "float16"
+    }
+    outputs = [each.name for each in graph.outputs]
+    names = list(dict.fromkeys([*layers, *outputs]))
+    noise, signal = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    same, least = 0, 1.0
+    floating, rounded = (Probe(each, names, model) for each in (graph, half))
+    for image in images:
+        exact, ours = floating.run(image), rounded.run(image)
+        for name in names:
+            finite = np.isfinite(exact[name])
+            if not np.isfinite(ours[name][finite]).all():
+                raise UserError(
+                    f"{model.identity.name}: tensor {shown(name)!r} is infinite or NaN in float16 and not in float32; "
+                    f"leave what makes it in float32 (--keep-float {shown(name)!r}), or build without --precision float16"
+                )
+            real = exact[name][finite].astype(np.float64)
+            signal[name] += float((real**2).sum())
+            noise[name] += float(((ours[name][finite] - real) ** 2).sum())
+        first = outputs[0]
+        same += int(exact[first].argmax() == ours[first].argmax())
+        for name in outputs:
+            if exact[name].dtype == np.float32:
+                least = min(least, cosine(ours[name], exact[name]))
+    ratios = {
+        name: 10 * np.log10((signal[name] or 1e-30) / (noise[name] or 1e-30))
+        for name in names
+    }
+    worst = min(ratios, key=ratios.__getitem__)
+    label = layers[worst].label if worst in layers else worst
+    shape = model.outputs[0].shape
+    classifies = len(outputs) == 1 and prod(shape) == max(shape, default=1)
+    return {
+        "cosine": round(least, 6),
+        "top1_agreement": same / len(images) if classifies else None,
+        "images": len(images),
+        "worst_layer": label,
+        "worst_decibels": round(float(ratios[worst]), 1),
+    }
+
+
+def loss(measured: Mapping[str, Any]) -> str:
+    """What float16 loses, if it is too much; else empty."""
+    if measured["cosine"] >= _LEAST_COSINE:
+        return ""
+    return (
+        f"float16 loses too much: cosine {measured['cosine']:.4f} (at least {_LEAST_COSINE}); least signal to noise at "
+        f"{shown(measured['worst_layer'])} ({measured['worst_decibels']:.1f} dB)"
+    )
