@@ -9,13 +9,20 @@ import onnx
 import pytest
 from conftest import shared
 
+from netship.bundle import photos
 from netship.bundle.decode import decode
+from netship.bundle.detections import on_photograph
 from netship.bundle.manifest import ModelIdentity, Tensor
 from netship.bundle.task import Detector, Task
-from netship.compile.frontend import dense
+from netship.compile.frontend import dense, sources
 from netship.compile.frontend.detectors import resolve_task
 from netship.compile.frontend.model import Model
-from netship.compile.frontend.preprocessing import read_labels
+from netship.compile.frontend.preprocessing import (
+    Overrides,
+    read_labels,
+    resolve_preprocessing,
+)
+from netship.compile.frontend.reference import Reference
 from netship.targets.errors import UserError
 
 SIDE = 64
