@@ -38,7 +38,8 @@ def small_networks(folder: Path) -> dict[str, onnx.ModelProto]:
 
 def planned(graph: Graph) -> Arranged:
     """The steps of a graph for C, and their memory."""
-    return arrange(graph, written(fuse(graph), graph.opset, Progress(quiet=True)))
+    steps = written(fuse(graph), graph.opset, Progress(quiet=True))
+    return arrange(graph, steps, widened=graph.quantised)
 
 
 class Projects(dict[tuple[str, str], Bundle]):

@@ -22,6 +22,7 @@ from compile.backends.c.steps import Generated, Step, fuse
 from compile.ir.graph import Graph, Operator, Tensor
 from compile.ir.islands import CFunction, Island
 from compile.ir.operators import Convolution
+from compile.kernels.cortex_m import pack
 from compile.passes.layout import (
     channels_last,
     ports_channels_last,
@@ -82,7 +83,11 @@ def build(
     progress.stage("planning memory")
     graph = passes.run(PASSES, graph, dump)
     support.check(graph)
-    arranged = arrange.arrange(graph, written(fuse(graph), graph.opset, progress))
+    arranged = arrange.arrange(
+        graph,
+        written(fuse(graph), graph.opset, progress),
+        widened=graph.quantised and pack.layout_of(target.name) == pack.SMLAD,
+    )
     arrange.check_limit(arranged, arena_limit)
     project = Project(name, version, target.name, graph, arranged)
     progress.stage("writing C")

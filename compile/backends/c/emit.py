@@ -13,15 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle.accuracy import INT8_STEPS
-from compile.backends.c import drawing, steps
+from compile.backends.c import drawing
 from compile.backends.c.arrange import Arranged
 from compile.backends.c.ports import Port, dims, input_places
+from compile.backends.c.scratch import Offsets, project_pixels, scratch
 from compile.backends.c.steps import (
     FusedBlock,
     FusedBlocks,
     Generated,
-    Offsets,
     Step,
+    direct,
 )
 from compile.ir.graph import Graph, Tensor
 from compile.ir.operators import Addition, Convolution, GlobalAverage, Table
@@ -137,6 +138,7 @@ def emit(project: Project, folder: Path) -> Constants:
         "version": project.version,
         "cpu": project.cpu,
         "layout": data.layout,
+        "wide": int(data.wide),
         "source": project.input,
         "source_type": C_TYPES[project.input.dtype],
         "outputs": project.outputs,
@@ -233,7 +235,8 @@ class _Data:
 
     def __init__(self, project: Project) -> None:
         self.floating = project.floating
-        self.layout = pack.MVE if project.cpu == "cortex-m55" else pack.SMLAD
+        self.layout = pack.layout_of(project.cpu)
+        self.wide = False
         kinds = (np.float32, np.float32) if self.floating else (np.int8, pack.SCALE)
         self.weights: list[NDArray[Any]] = [np.zeros(0, kinds[0])]
         self.constants: list[NDArray[Any]] = [np.zeros(0, kinds[1])]
@@ -296,15 +299,15 @@ def _layer(project: Project, step: Step, data: _Data) -> dict[str, Any]:
         "output": _place(project, step.output),
     }
     if isinstance(step, FusedBlock | FusedBlocks):
-        scratch = steps.scratch(step)
+        own = scratch(step)
         begin = project.plan.scratch[project.steps.index(step)] // step.output.itemsize
         return layer | {
             "kind": "blocks",
             "blocks": [
                 _block(block, offsets, data)
-                for block, offsets in zip(step.blocks, scratch.offsets, strict=True)
+                for block, offsets in zip(step.blocks, own.offsets, strict=True)
             ],
-            "scratch": f"base + {begin}" if scratch.nbytes else "base",
+            "scratch": f"base + {begin}" if own.nbytes else "base",
         }
     (operator,) = step.parts
     layer["operator"] = operator
@@ -331,13 +334,13 @@ def _layer(project: Project, step: Step, data: _Data) -> dict[str, Any]:
 
 def _call(project: Project, step: Generated, data: _Data) -> dict[str, Any]:
     assert step.function is not None
-    scratch = project.plan.scratch[project.steps.index(step)]
+    begin = project.plan.scratch[project.steps.index(step)]
     arguments = [_place(project, each) for each in step.inputs]
     for values in step.function.constants:
         dtype, begin = data.array(values)
         arguments.append(f"{project.name}_{dtype} + {begin}")
     arguments += [_place(project, each) for each in step.outputs]
-    arguments.append(f"(uint8_t *)arena + {scratch}")
+    arguments.append(f"(uint8_t *)arena + {begin}")
     return {
         "step": step,
         "kind": "generated",
@@ -349,8 +352,9 @@ def _call(project: Project, step: Generated, data: _Data) -> dict[str, Any]:
 
 def _block(block: FusedBlock, offsets: Offsets, data: _Data) -> dict[str, Any]:
     name, residual = data.name(f"{block.name}_step"), block.residual
+    pixels = {"expand": block.pixels, "project": project_pixels(block)}
     parts = {
-        part: _convolution(convolution, data)
+        part: _convolution(convolution, pixels.get(part, 0), data)
         for part in ("expand", "depthwise", "project")
         if (convolution := getattr(block, part)) is not None
     }
@@ -368,22 +372,26 @@ def _block(block: FusedBlock, offsets: Offsets, data: _Data) -> dict[str, Any]:
     }
 
 
-def _convolution(convolution: Convolution, data: _Data) -> dict[str, Any]:
-    name = data.name(convolution.label)
+def _convolution(convolution: Convolution, pixels: int, data: _Data) -> dict[str, Any]:
+    name, wide = data.name(convolution.label), 0
     weights: NDArray[Any]
     constants: NDArray[Any]
     if data.floating:
         weights, constants = pack.floats(convolution), pack.biases(convolution.bias)
     else:
         weights = pack.integers(convolution, data.layout)
-        constants = pack.scales(convolution.requantisation)
+        constants = pack.convolution_scales(convolution, data.layout)
+        wide = int(data.layout == pack.SMLAD and pack.wide(convolution))
+        data.wide |= bool(wide) and not convolution.depthwise
     return {
         "name": name,
         "operator": convolution,
         "depth": convolution.depth
         if convolution.depthwise
         else pack.padded_depth(convolution),
-        "direct": int(steps.direct(convolution)),
+        "direct": int(direct(convolution)),
+        "pixels": min(pixels, 4),
+        "wide": wide,
         **data.add(name, weights, constants),
     }
 

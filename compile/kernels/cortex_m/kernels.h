@@ -58,9 +58,18 @@ NN_KERNEL void nn_gather(const nn_conv *c, const nn_value *image, nn_value *patc
 /* Row y of a convolution (group 1) of a whole image. */
 NN_KERNEL void nn_conv_row(const nn_conv *c, const nn_value *image, nn_value *out, nn_value *patch, int32_t y) {
   if (c->direct) {
-    nn_dot(c, image + y * c->width_in * c->channels_in, out, c->width_out);
+    nn_dot(c, image + y * c->width_in * c->channels_in, out, c->width_out, patch);
     return;
   }
+#if NN_WIDENS
+  for (int32_t x = 0, few; x < c->width_out; x += few) {
+    few = nn_few(c, c->width_out - x);
+    for (int32_t i = 0; i < few; i++)
+      nn_prepare(c, image, (int32_t *)(void *)patch + i, few, y * c->stride_h - c->pad_top, (x + i) * c->stride_w - c->pad_left);
+    nn_tiles(c, (int32_t *)(void *)patch, out + x * c->channels_out, few);
+  }
+  nn_clamp(out, c->width_out * c->channels_out, c->low, c->high);
+#else
   /* What rounds the depth up must be a number, though its weight is 0. */
   memset(patch, 0, (size_t)(NN_TOGETHER * c->depth) * sizeof *patch);
   const int32_t top = y * c->stride_h - c->pad_top;
@@ -68,8 +77,9 @@ NN_KERNEL void nn_conv_row(const nn_conv *c, const nn_value *image, nn_value *ou
     const int32_t pixels = c->width_out - x < NN_TOGETHER ? c->width_out - x : NN_TOGETHER;
     for (int32_t i = 0; i < pixels; i++)
       nn_gather(c, image, patch + i * c->depth, top, (x + i) * c->stride_w - c->pad_left);
-    nn_dot(c, patch, out + x * c->channels_out, pixels);
+    nn_dot(c, patch, out + x * c->channels_out, pixels, patch);
   }
+#endif
 }
 
 #define NN_MAX_KERNEL 7
@@ -97,12 +107,14 @@ NN_KERNEL void nn_filter_row(const nn_block *b, const nn_value *own, nn_value *o
   const nn_value *rows[NN_MAX_KERNEL];
   for (int32_t k = 0; k < d->kernel_h; k++)
     rows[k] = scratch + b->ring + (y * d->stride_h + k) % d->kernel_h * slot;
+  /* No later row looks at this one. */
+  nn_value *const patch = scratch + b->ring + y * d->stride_h % d->kernel_h * slot;
   nn_value *const filtered = b->project ? scratch + b->row : out;
   nn_depthwise(d, rows, filtered);
   NN_TRACE(NN_DEPTHWISE);
   if (b->project) {
     nn_value *const projected = b->residual ? scratch + b->sum : out;
-    nn_dot(b->project, filtered, projected, d->width_out);
+    nn_dot(b->project, filtered, projected, d->width_out, patch);
     NN_TRACE(NN_PROJECT);
     if (b->residual)
       nn_add_run(b->residual, b->input_second ? projected : own, b->input_second ? own : projected, out,
@@ -133,7 +145,7 @@ NN_KERNEL void nn_block_run(const nn_block *b, const nn_value *in, nn_value *out
   if (!d) {
     const nn_conv *const c = b->expand;
     if (c->direct) {
-      nn_dot(c, in, out, c->height_out * c->width_out);
+      nn_dot(c, in, out, c->height_out * c->width_out, scratch + b->patch);
       return;
     }
     const int32_t row = c->width_out * c->channels_out;
@@ -156,7 +168,7 @@ NN_KERNEL void nn_chain_run(const nn_block *first, const nn_block *second, const
       nn_value *const to = nn_ring_row(second, scratch, second_ready);
       if (!to) continue;
       nn_block_row(first, in, made, scratch, &ready, second_ready);
-      nn_dot(second->expand, made, to, d->width_in);
+      nn_dot(second->expand, made, to, d->width_in, scratch + second->patch);
     }
     NN_TRACE(NN_EXPAND);
     nn_filter_row(second, NULL, out + y * row, scratch, y);
