@@ -6,7 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from integers import chain, graph_of, oddities, project, quantised, residuals
+from integers import (
+    chain,
+    extremes,
+    graph_of,
+    oddities,
+    project,
+    quantised,
+    residuals,
+)
 
 from bundle.store import Bundle
 from compile import passes
@@ -19,8 +27,8 @@ from devices.microcontroller.boards import BOARDS
 from targets.progress import Progress
 
 CPUS = sorted(BOARDS)
-INT8 = ["residuals", "oddities", "chain"]
-FLOAT = [f"float-{name}" for name in INT8]
+INT8 = ["residuals", "oddities", "chain", "extremes"]
+FLOAT = [f"float-{name}" for name in INT8[:3]]
 NAMES = INT8 + FLOAT
 
 
@@ -30,6 +38,7 @@ def small_networks(folder: Path) -> dict[str, onnx.ModelProto]:
         "residuals": quantised(residuals(), folder),
         "oddities": quantised(oddities(), folder, unsigned=True),
         "chain": quantised(chain(), folder),
+        "extremes": extremes(quantised(residuals(), folder)),
         "float-chain": chain(),
         "float-residuals": residuals(),
         "float-oddities": oddities(),

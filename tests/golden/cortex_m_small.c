@@ -55,7 +55,7 @@ static const nn_block a_project_step = {
     .project = &a_project,
     .residual = NULL,
     .ring = #, .row = #, .sum = #, .patch = #, .made = #,
-    .input_second = #,
+    .spare = #, .input_second = #,
 };
 
 /* b.add: # -> # */
@@ -99,7 +99,7 @@ static const nn_block b_add_step = {
     .project = &b_project,
     .residual = &b_add_sum,
     .ring = #, .row = #, .sum = #, .patch = #, .made = #,
-    .input_second = #,
+    .spare = #, .input_second = #,
 };
 
 /* c.project: # -> # */
@@ -139,7 +139,7 @@ static const nn_block c_project_step = {
     .project = &c_project,
     .residual = NULL,
     .ring = #, .row = #, .sum = #, .patch = #, .made = #,
-    .input_second = #,
+    .spare = #, .input_second = #,
 };
 
 /* head: # -> # */
@@ -159,7 +159,7 @@ static const nn_block head_step = {
     .project = NULL,
     .residual = NULL,
     .ring = #, .row = #, .sum = #, .patch = #, .made = #,
-    .input_second = #,
+    .spare = #, .input_second = #,
 };
 
 /* pool: # -> # */
@@ -186,7 +186,7 @@ static const nn_block scores_step = {
     .project = NULL,
     .residual = NULL,
     .ring = #, .row = #, .sum = #, .patch = #, .made = #,
-    .input_second = #,
+    .spare = #, .input_second = #,
 };
 
 static int overlap(const void *a, uintptr_t a_bytes, const void *b, uintptr_t b_bytes) {

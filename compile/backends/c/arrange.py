@@ -31,6 +31,19 @@ class Arranged:
         """The program's tensor whose memory ``tensor`` is."""
         return self.program.storage(self.index[tensor.name])
 
+    def spare(self, step: Step) -> bool:
+        """Whether a single convolution may use its output's memory before it writes it, by words."""
+        if not (
+            isinstance(step, FusedBlock) and step.depthwise is None and step.pixels
+        ):
+            return False
+        source, output = step.inputs[0], step.output
+        begin = self.plan.offsets.get(self.owner(source))
+        own = self.plan.offsets.get(self.owner(output))
+        if begin is None or own is None or output.row_bytes % 4:
+            return False
+        return own + output.nbytes <= begin or begin + source.nbytes <= own
+
 
 # How many pixels the kernels that widen their inputs may take at a time, best first.
 _PIXELS = (4, 2, 1)

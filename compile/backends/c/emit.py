@@ -303,6 +303,7 @@ def _layer(project: Project, step: Step, data: _Data) -> dict[str, Any]:
         begin = project.plan.scratch[project.steps.index(step)] // step.output.itemsize
         return layer | {
             "kind": "blocks",
+            "spare": int(project.arranged.spare(step)),
             "blocks": [
                 _block(block, offsets, data)
                 for block, offsets in zip(step.blocks, own.offsets, strict=True)

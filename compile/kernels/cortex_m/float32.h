@@ -34,6 +34,9 @@
 typedef float nn_value;
 /* Whether nn_dot copies its inputs first. */
 #define NN_WIDENS 0
+#define NN_PIXELS(c) 0
+#define NN_PATCH(c) 0
+#define NN_MOST 0
 /* Outputs of a convolution that nn_dot computes together. */
 enum { NN_TOGETHER = 4 };
 

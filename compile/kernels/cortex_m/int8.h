@@ -38,7 +38,11 @@
 #define NN_DSP 0
 #endif
 
+/* Whether inputs are widened into a patch, of how many pixels, of how many at most, and the bytes of such a patch. */
 #define NN_WIDENS NN_DSP
+#define NN_PIXELS(c) ((c)->pixels)
+#define NN_MOST 4
+#define NN_PATCH(c) (2 * NN_MOST * (c)->depth)
 #if NN_DSP && defined(__ARM_FP)
 #define NN_FPU 1
 #else
@@ -197,6 +201,12 @@ NN_INLINE int32_t nn_even_wide(int32_t word) {
   return halves;
 }
 
+NN_INLINE int32_t nn_load(const int8_t *from) {
+  int32_t word;
+  memcpy(&word, from, 4);
+  return word;
+}
+
 /* One pixel of `few`: for each four inputs numbers 1 and 3 of all pixels, then 0 and 2. A single pixel stays as it is. */
 NN_INLINE int32_t *nn_widen_word(const nn_conv *c, int32_t *to, int32_t word, int32_t few) {
   if (few == 1) {
@@ -209,42 +219,51 @@ NN_INLINE int32_t *nn_widen_word(const nn_conv *c, int32_t *to, int32_t word, in
 }
 
 NN_INLINE int32_t *nn_widen(const nn_conv *c, int32_t *to, const int8_t *from, int32_t words, int32_t few) {
-  for (const int8_t *const end = from + 4 * words; from != end; from += 4) {
-    int32_t word;
-    memcpy(&word, from, 4);
-    to = nn_widen_word(c, to, word, few);
-  }
+  for (const int8_t *const end = from + 4 * words; from != end; from += 4) to = nn_widen_word(c, to, nn_load(from), few);
   return to;
 }
 
-/* The words of a kernel row, of which some lie outside the image. */
-NN_KERNEL int32_t *nn_widen_border(const nn_conv *c, int32_t *to, const int8_t *from, int32_t begin, int32_t end, int32_t whole, int32_t few) {
-  for (int32_t k = 0; k < whole; k += 4) {
-    int32_t word = (int32_t)((uint32_t)(uint8_t)c->zero_in * 0x01010101u);
-    if (k >= begin && k + 4 <= end)
-      memcpy(&word, from + k, 4);
-    else
-      for (int32_t i = k < begin ? begin : k; i < k + 4 && i < end; i++) memcpy((int8_t *)&word + i - k, from + i, 1);
-    to = nn_widen_word(c, to, word, few);
+/* What an output looks at, all of it inside the image; a kernel row has four bytes at least. */
+NN_INLINE void nn_prepare_inside(const nn_conv *c, const int8_t *from, int32_t *to, int32_t few) {
+  const int32_t row = c->kernel_w * c->channels_in, line = c->width_in * c->channels_in;
+  const int32_t bits = row % 4 * 8;
+  int32_t *rest = to + c->kernel_h * (row / 4) * (few == 1 ? 1 : 2 * few);
+  uint32_t left = 0;
+  int32_t filled = 0;
+  for (int32_t ky = c->kernel_h; ky > 0; ky--, from += line) {
+    to = nn_widen(c, to, from, row / 4, few);
+    if (bits == 0) continue;
+    const uint32_t last = (uint32_t)nn_load(from + row - 4) >> (32 - bits);
+    left |= last << filled;
+    filled += bits;
+    if (filled < 32) continue;
+    rest = nn_widen_word(c, rest, (int32_t)left, few);
+    filled -= 32;
+    left = filled ? last >> (bits - filled) : 0;
   }
-  return to;
+  if (filled) nn_widen_word(c, rest, (int32_t)left, few);
 }
 
-/* What the output at (y, x) looks at, widened. */
-NN_KERNEL void nn_prepare(const nn_conv *c, const int8_t *image, int32_t *to, int32_t few, int32_t y, int32_t x) {
+/* The same near the image's borders. */
+NN_KERNEL void nn_prepare_border(const nn_conv *c, const int8_t *image, int32_t *to, int32_t few, int32_t y, int32_t x) {
   const int32_t row = c->kernel_w * c->channels_in, whole = row / 4 * 4, line = c->width_in * c->channels_in;
   const int32_t before = x < 0 ? -x * c->channels_in : 0;
   const int32_t after = x + c->kernel_w > c->width_in ? (x + c->kernel_w - c->width_in) * c->channels_in : 0;
+  const int32_t zeros = (int32_t)((uint32_t)(uint8_t)c->zero_in * 0x01010101u);
   int32_t *rest = to + c->kernel_h * (whole / 4) * (few == 1 ? 1 : 2 * few);
   uint32_t left = 0, shift = 0;
   int32_t at = y * line + x * c->channels_in;
   for (int32_t ky = y; ky < y + c->kernel_h; ky++, at += line) {
     const int inside = ky >= 0 && ky < c->height_in;
     const int32_t begin = inside ? before : row, end = inside ? row - after : row;
-    if (begin == 0 && end == row)
-      to = nn_widen(c, to, image + at, whole / 4, few);
-    else
-      to = nn_widen_border(c, to, image + at, begin, end, whole, few);
+    for (int32_t k = 0; k < whole; k += 4) {
+      int32_t word = zeros;
+      if (k >= begin && k + 4 <= end)
+        word = nn_load(image + at + k);
+      else
+        for (int32_t i = k < begin ? begin : k; i < k + 4 && i < end; i++) memcpy((int8_t *)&word + i - k, image + at + i, 1);
+      to = nn_widen_word(c, to, word, few);
+    }
     for (int32_t k = whole; k < row; k++) {
       left |= (uint32_t)(uint8_t)(k >= begin && k < end ? image[at + k] : c->zero_in) << shift;
       shift += 8;
@@ -254,6 +273,22 @@ NN_KERNEL void nn_prepare(const nn_conv *c, const int8_t *image, int32_t *to, in
     }
   }
   if (shift) nn_widen_word(c, rest, (int32_t)left, few);
+}
+
+/* What the outputs at (y, x) of the input and right of it look at, widened. */
+NN_KERNEL void nn_prepare(const nn_conv *c, const int8_t *image, int32_t *to, int32_t few, int32_t y, int32_t x) {
+  const int rows = y >= 0 && y + c->kernel_h <= c->height_in && c->kernel_w * c->channels_in >= 4;
+  for (int32_t i = 0; i < few; i++, x += c->stride_w, to++) {
+    const int8_t *const from = image + (y * c->width_in + x) * c->channels_in;
+    if (!rows || x < 0 || x + c->kernel_w > c->width_in)
+      nn_prepare_border(c, image, to, few, y, x);
+    else if (few == 4)
+      nn_prepare_inside(c, from, to, 4);
+    else if (few == 2)
+      nn_prepare_inside(c, from, to, 2);
+    else
+      nn_prepare_inside(c, from, to, 1);
+  }
 }
 
 /* What nn_tiles hands to its assembler. */
@@ -424,8 +459,8 @@ NN_KERNEL void nn_tiles(const nn_conv *c, const int32_t *words, int8_t *out, int
 }
 
 /* How many pixels nn_tiles takes of those left. */
-NN_INLINE int32_t nn_few(const nn_conv *c, int32_t left) {
-  const int32_t most = left < c->pixels ? left : c->pixels;
+NN_INLINE int32_t nn_few(int32_t pixels, int32_t left) {
+  const int32_t most = left < pixels ? left : pixels;
   return most >= 4 ? 4 : most >= 2 ? 2 : 1;
 }
 #endif
@@ -438,13 +473,18 @@ NN_KERNEL void nn_dot(const nn_conv *c, const int8_t *x, int8_t *out, int32_t pi
 #if NN_DSP
   int32_t *const words = (int32_t *)(void *)patch;
   for (int32_t p = 0, few; p < pixels; p += few, out += few * channels) {
-    few = nn_few(c, pixels - p);
+    few = nn_few(c->pixels, pixels - p);
     if (few == 1) {
       nn_tiles(c, (const int32_t *)(const void *)x, out, 1);
       x += depth;
       continue;
     }
-    for (int32_t i = 0; i < few; i++, x += depth) nn_widen(c, words + i, x, depth / 4, few);
+    for (int32_t i = 0; i < few; i++, x += depth) {
+      if (few == 4)
+        nn_widen(c, words + i, x, depth / 4, 4);
+      else
+        nn_widen(c, words + i, x, depth / 4, 2);
+    }
     nn_tiles(c, words, out, few);
   }
 #else

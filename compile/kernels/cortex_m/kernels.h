@@ -27,6 +27,7 @@ typedef struct {
   const nn_add *residual;
   int32_t ring, row, sum, patch;
   int32_t made; /* in a chain: the row that the block before this one makes */
+  int8_t spare; /* of a single convolution: nothing lies where rows of its output will be */
   int8_t input_second; /* the model adds the block's input to what it made, not that to its input: int8 rounds otherwise */
 } nn_block;
 
@@ -56,20 +57,20 @@ NN_KERNEL void nn_gather(const nn_conv *c, const nn_value *image, nn_value *patc
 }
 
 /* Row y of a convolution (group 1) of a whole image. */
-NN_KERNEL void nn_conv_row(const nn_conv *c, const nn_value *image, nn_value *out, nn_value *patch, int32_t y) {
+NN_KERNEL void nn_conv_row(const nn_conv *c, const nn_value *image, nn_value *out, nn_value *patch, int32_t pixels, int32_t y) {
   if (c->direct) {
     nn_dot(c, image + y * c->width_in * c->channels_in, out, c->width_out, patch);
     return;
   }
 #if NN_WIDENS
   for (int32_t x = 0, few; x < c->width_out; x += few) {
-    few = nn_few(c, c->width_out - x);
-    for (int32_t i = 0; i < few; i++)
-      nn_prepare(c, image, (int32_t *)(void *)patch + i, few, y * c->stride_h - c->pad_top, (x + i) * c->stride_w - c->pad_left);
+    few = nn_few(pixels, c->width_out - x);
+    nn_prepare(c, image, (int32_t *)(void *)patch, few, y * c->stride_h - c->pad_top, x * c->stride_w - c->pad_left);
     nn_tiles(c, (int32_t *)(void *)patch, out + x * c->channels_out, few);
   }
   nn_clamp(out, c->width_out * c->channels_out, c->low, c->high);
 #else
+  (void)pixels;
   /* What rounds the depth up must be a number, though its weight is 0. */
   memset(patch, 0, (size_t)(NN_TOGETHER * c->depth) * sizeof *patch);
   const int32_t top = y * c->stride_h - c->pad_top;
@@ -132,7 +133,7 @@ NN_INLINE void nn_block_row(const nn_block *b, const nn_value *in, nn_value *out
     if (!to) continue;
     const int32_t row = d->width_in * d->channels_in;
     if (b->expand)
-      nn_conv_row(b->expand, in, to, scratch + b->patch, *ready);
+      nn_conv_row(b->expand, in, to, scratch + b->patch, NN_PIXELS(b->expand), *ready);
     else
       memcpy(to, in + *ready * row, (size_t)row * sizeof *to);
   }
@@ -149,7 +150,11 @@ NN_KERNEL void nn_block_run(const nn_block *b, const nn_value *in, nn_value *out
       return;
     }
     const int32_t row = c->width_out * c->channels_out;
-    for (int32_t y = 0; y < c->height_out; y++) nn_conv_row(c, in, out + y * row, scratch + b->patch, y);
+    for (int32_t y = 0; y < c->height_out; y++) {
+      nn_value *const to = out + y * row;
+      const int spare = b->spare && (c->height_out - 1 - y) * row >= NN_PATCH(c);
+      nn_conv_row(c, in, to, spare ? to + row : scratch + b->patch, spare ? NN_MOST : NN_PIXELS(c), y);
+    }
     return;
   }
   const int32_t row = (b->project ? b->project->channels_out : d->channels_out) * d->width_out;
