@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from integers import (
+    branches,
     chain,
     extremes,
     graph_of,
@@ -27,7 +28,7 @@ from devices.microcontroller.boards import BOARDS
 from targets.progress import Progress
 
 CPUS = sorted(BOARDS)
-INT8 = ["residuals", "oddities", "chain", "extremes"]
+INT8 = ["residuals", "oddities", "chain", "extremes", "branches"]
 FLOAT = [f"float-{name}" for name in INT8[:3]]
 NAMES = INT8 + FLOAT
 
@@ -38,6 +39,7 @@ def small_networks(folder: Path) -> dict[str, onnx.ModelProto]:
         "residuals": quantised(residuals(), folder),
         "oddities": quantised(oddities(), folder, unsigned=True),
         "chain": quantised(chain(), folder),
+        "branches": quantised(branches(), folder),
         "extremes": extremes(quantised(residuals(), folder)),
         "float-chain": chain(),
         "float-residuals": residuals(),

@@ -187,6 +187,16 @@ def oddities() -> onnx.ModelProto:
     return g.finish((1, 4))
 
 
+def branches() -> onnx.ModelProto:
+    """The arena is full at the second convolution, whose output lies apart from its input, which the sum needs too."""
+    g = Graph(3, 12)
+    x = g.convolution("first", "image", 3, 8, 3, 1, (1, 1, 1, 1))
+    y = g.convolution("second", x, 8, 8, 3, 1, (1, 1, 1, 1))
+    x = g.node("Add", "sum", [x, y])
+    g.classifier(x, 8, 5)
+    return g.finish((1, 5))
+
+
 def quantised(
     model: onnx.ModelProto, folder: Path, *, unsigned: bool = False
 ) -> onnx.ModelProto:

@@ -62,11 +62,9 @@ def arrange(
         return _smallest(graph, steps)
     least = tuple(_taking(each, _PIXELS[-1]) for each in steps)
     best = _smallest(graph, least)
-    for pixels in _PIXELS[:-1]:
-        every = tuple(_taking(each, pixels) for each in best.steps)
-        found = _planned(graph, every)
-        if found.plan.nbytes <= best.plan.nbytes:
-            return _verified(found)
+    found = _planned(graph, tuple(_taking(each, _PIXELS[0]) for each in best.steps))
+    if found.plan.nbytes <= best.plan.nbytes:
+        return _verified(found)
     for index, step in enumerate(best.steps):
         for pixels in _PIXELS[:-1]:
             changed = _taking(step, pixels)
