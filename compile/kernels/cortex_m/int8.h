@@ -224,16 +224,15 @@ NN_INLINE int32_t *nn_widen(const nn_conv *c, int32_t *to, const int8_t *from, i
 }
 
 /* What an output looks at, all of it inside the image; a kernel row has four bytes at least. */
-NN_INLINE void nn_prepare_inside(const nn_conv *c, const int8_t *from, int32_t *to, int32_t few) {
-  const int32_t row = c->kernel_w * c->channels_in, line = c->width_in * c->channels_in;
-  const int32_t bits = row % 4 * 8;
-  int32_t *rest = to + c->kernel_h * (row / 4) * (few == 1 ? 1 : 2 * few);
-  uint32_t left = 0;
-  int32_t filled = 0;
-  for (int32_t ky = c->kernel_h; ky > 0; ky--, from += line) {
-    to = nn_widen(c, to, from, row / 4, few);
+NN_INLINE void nn_prepare_inside(const nn_conv *c, const int8_t *from, int32_t *to, uint32_t row, int32_t line, int32_t few) {
+  const uint32_t bits = row % 4 * 8;
+  const int8_t *const whole = from + row / 4 * 4;
+  int32_t *rest = to + (uint32_t)c->kernel_h * (row / 4) * (few == 1 ? 1u : 2u * (uint32_t)few);
+  uint32_t left = 0, filled = 0;
+  for (int32_t down = 0, end = c->kernel_h * line; down != end; down += line) {
+    for (const int8_t *x = from + down; x != whole + down; x += 4) to = nn_widen_word(c, to, nn_load(x), few);
     if (bits == 0) continue;
-    const uint32_t last = (uint32_t)nn_load(from + row - 4) >> (32 - bits);
+    const uint32_t last = (uint32_t)nn_load(from + down + row - 4) >> (32 - bits);
     left |= last << filled;
     filled += bits;
     if (filled < 32) continue;
@@ -277,17 +276,21 @@ NN_KERNEL void nn_prepare_border(const nn_conv *c, const int8_t *image, int32_t 
 
 /* What the outputs at (y, x) of the input and right of it look at, widened. */
 NN_KERNEL void nn_prepare(const nn_conv *c, const int8_t *image, int32_t *to, int32_t few, int32_t y, int32_t x) {
-  const int rows = y >= 0 && y + c->kernel_h <= c->height_in && c->kernel_w * c->channels_in >= 4;
-  for (int32_t i = 0; i < few; i++, x += c->stride_w, to++) {
-    const int8_t *const from = image + (y * c->width_in + x) * c->channels_in;
-    if (!rows || x < 0 || x + c->kernel_w > c->width_in)
+  const int32_t channels = c->channels_in, line = c->width_in * channels, step = c->stride_w;
+  const uint32_t row = (uint32_t)(c->kernel_w * channels);
+  /* No pixel is inside that begins right of this. */
+  const int32_t most = y >= 0 && y + c->kernel_h <= c->height_in && row >= 4 ? c->width_in - c->kernel_w : -1;
+  int32_t *const end = to + few;
+  for (; to != end; x += step, to++) {
+    const int8_t *const from = image + y * line + x * channels;
+    if (x < 0 || x > most)
       nn_prepare_border(c, image, to, few, y, x);
     else if (few == 4)
-      nn_prepare_inside(c, from, to, 4);
+      nn_prepare_inside(c, from, to, row, line, 4);
     else if (few == 2)
-      nn_prepare_inside(c, from, to, 2);
+      nn_prepare_inside(c, from, to, row, line, 2);
     else
-      nn_prepare_inside(c, from, to, 1);
+      nn_prepare_inside(c, from, to, row, line, 1);
   }
 }
 
