@@ -626,6 +626,23 @@ NN_KERNEL void nn_depthwise(const nn_conv *c, const int8_t *const *rows, int8_t 
     nn_clamp(out, c->width_out * channels, c->low, c->high);
     return;
   }
+#elif NN_LAYOUT == 1
+  if (c->kernel_h == 3 && c->kernel_w == 3) {
+    for (int32_t n = 0; n < channels; n++) {
+      int32_t w[9];
+      for (int32_t tap = 0; tap < 9; tap++) w[tap] = nn_tap(c, tap, n);
+      const int8_t *a = rows[0] + n, *b = rows[1] + n, *d = rows[2] + n;
+      const int32_t two = 2 * channels, bias = c->scales[n].bias;
+      const float ratio = c->scales[n].ratio;
+      for (int32_t x = 0; x < c->width_out; x++, a += step * channels, b += step * channels, d += step * channels)
+        out[x * channels + n] = nn_requantise(
+            bias + a[0] * w[0] + a[channels] * w[1] + a[two] * w[2] + b[0] * w[3] + b[channels] * w[4] + b[two] * w[5] +
+                d[0] * w[6] + d[channels] * w[7] + d[two] * w[8],
+            ratio, c->zero_out);
+    }
+    nn_clamp(out, c->width_out * channels, c->low, c->high);
+    return;
+  }
 #endif
 #if NN_MVE
   const int32_t zero = c->zero_out;
