@@ -109,6 +109,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
             input_range=golden.input_range(model.input, preprocessing),
             dump=request.dump,
             arena_limit=request.arena_limit,
+            flash_limit=request.flash_limit,
         )
         describe = partial(
             _manifest, request, backend, job, preprocessing, written, quantisation

@@ -24,6 +24,7 @@ from compile.frontend.preprocessing import Layout
 from compile.frontend.quantised.operators import as_qdq
 from compile.frontend.tflite.convert import convert, pixel_values
 from compile.frontend.tflite.reader import is_tflite
+from compile.frontend.widening import as_float32
 from targets.errors import UserError, first_line
 from targets.escapes import shown
 
@@ -112,14 +113,18 @@ def _checked(
     static = opsets.expanded(shapes.static_model(proto, source))
     static = opsets.made_older(static)
     checks.check_weights(static)
+    static, converted = as_float32(static)
     known = as_qdq(static)
     limits.check_counts(known.graph)
     folded = fold(known)
     shapes.check_values(folded)
     outputs = shapes.outputs_of(folded)
     tensor = shapes.tensor_of(
-        source.name, value_of(source), shapes.layout_of(source, layout)
+        source.name,
+        value_of(static.graph.input[0]),
+        shapes.layout_of(source, layout),
     )
+    notes += converted
     if tensor.dtype != "float32":
         tensor = tensor.model_copy(update={"quantised": shapes.quantised_of(folded)})
     for output, inferred in zip(static.graph.output, folded.graph.output, strict=True):

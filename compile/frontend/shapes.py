@@ -16,6 +16,7 @@ from bundle.manifest import MAX_TENSOR_BYTES, Dtype, Quantised, Tensor
 from compile.frontend.fold import UNKNOWN, Value, is_onnx, opset, value_of, values
 from compile.frontend.names import Unfit, node_label
 from compile.frontend.preprocessing import Layout
+from compile.frontend.widening import OTHER_FLOATS
 from targets.escapes import shown
 
 MAX_ALL_TENSORS_BYTES = 1 << 32
@@ -26,6 +27,7 @@ _DTYPES = {
     *(TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32),
     *(TensorProto.BOOL, TensorProto.UINT8, TensorProto.INT8),
 }
+_INPUTS = (TensorProto.FLOAT, TensorProto.UINT8, TensorProto.INT8)
 _AS_MANY_AS_FOUND = {"Compress", "NonMaxSuppression", "NonZero", "Unique"}
 _MOVES_ONLY = {
     *("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"),
@@ -60,7 +62,7 @@ def make_static(
     for other in given.keys() - {source.name}:
         raise Unfit(f"--input-shape names {shown(other)!r}, but the input is {name!r}")
     dtype, shape = value_of(source)
-    if dtype not in (TensorProto.FLOAT, TensorProto.UINT8, TensorProto.INT8):
+    if dtype not in (*_INPUTS, *OTHER_FLOATS):
         raise Unfit(_wrong_dtype(f"input {name!r}", dtype))
     if shape is None or len(shape) not in range(1, 5):
         found = (
@@ -256,8 +258,6 @@ def _work(node: onnx.NodeProto, known: Mapping[str, Value]) -> int:
 def _wrong_dtype(label: str, dtype: int) -> str:
     known = dtype in TensorProto.DataType.values()
     name = TensorProto.DataType.Name(dtype).lower() if known and dtype else "no tensor"
-    if name in ("float16", "bfloat16", "double"):
-        return f"{label} is {name}; convert to float32 and export again (PyTorch: model.float())"
     return f"{label} is {name}, need float32; export a float32 model"
 
 

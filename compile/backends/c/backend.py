@@ -65,6 +65,7 @@ class CBackend:
             progress,
             partial(_expected, job),
             Dump(job.dump).graph,
+            job.flash_limit,
         )
 
     def verify(

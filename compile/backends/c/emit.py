@@ -16,6 +16,12 @@ from bundle.accuracy import INT8_STEPS
 from compile.backends.c import drawing
 from compile.backends.c.arrange import Arranged
 from compile.backends.c.ports import Port, dims, input_places
+from compile.backends.c.reserved import (
+    FILE_SCOPE,
+    LOCAL_NAMES,
+    MATH_NAMES,
+    OWN_NAMES,
+)
 from compile.backends.c.scratch import Offsets, project_pixels, scratch
 from compile.backends.c.steps import (
     FusedBlock,
@@ -42,24 +48,6 @@ _FILES = {
     "weights.c": "{name}_weights.c",
     "main.c": "example/main.c",
 }
-# What the templates call theirs, by themselves and after the network's name.
-_OWN_NAMES = ("overlap", "golden_output", "golden_tolerance", "nn_table", "near")
-_FILE_SCOPE = ("weights", "bias", "scales", "run", "self_test", "input_is_finite")
-# What functions of one value and the run function use, and <math.h>.
-_LOCAL_NAMES = re.findall(
-    r"\w+",
-    "x i from to count input output arena base byte crc expf fabsf sqrtf tanhf",
-)
-# What <math.h> declares for double, and with f and l for the other two; the second line is beyond C99, in newlib or glibc.
-_MATH_NAMES = re.findall(
-    r"\w+",
-    """
-    acos acosh asin asinh atan atan2 atanh cbrt ceil copysign cos cosh erf erfc exp exp2 expm1 fabs fdim floor fma fmax
-    fmin fmod frexp hypot ilogb ldexp lgamma llrint llround log log10 log1p log2 logb lrint lround modf nan nearbyint
-    nextafter nexttoward pow remainder remquo rint round scalbln scalbn sin sinh sqrt tan tanh tgamma trunc
-    drem exp10 finite gamma isinf isnan j0 j1 jn pow10 scalb signgam significand sincos y0 y1 yn
-    """,
-)
 _FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
@@ -114,10 +102,12 @@ class Constants(NamedTuple):
     Attributes:
         nbytes: weights, biases and, of int8, ratios of scales.
         crc: CRC-32 over them, which the self-test demands.
+        largest: the layer with the most weights, and their bytes.
     """
 
     nbytes: int
     crc: int
+    largest: tuple[str, int]
 
 
 def emit(project: Project, folder: Path) -> Constants:
@@ -167,7 +157,7 @@ def emit(project: Project, folder: Path) -> Constants:
         "weights": _texts(weights),
         "constants": _texts(constants),
         "parts": data.parts,
-        **drawing.geometry(project.plan, len(project.steps)),
+        **drawing.geometry(project.plan, [each.name for each in project.steps]),
     }
     (folder / "example").mkdir(exist_ok=True)
     for template in {path.stem for path in _HERE.glob("*.jinja")} - {"golden.h"}:
@@ -182,7 +172,13 @@ def emit(project: Project, folder: Path) -> Constants:
     crc = 0
     for each in every:
         crc = zlib.crc32(each.tobytes(), crc)
-    return Constants(sum(each.nbytes for each in every), crc)
+    ends = [begin for _, begin, _ in data.parts[1:]] + [weights.size]
+    sizes = [
+        ((end - begin) * weights.itemsize, name)
+        for (name, begin, _), end in zip(data.parts, ends, strict=False)
+    ]
+    nbytes, largest = max(sizes, default=(0, ""))
+    return Constants(sum(each.nbytes for each in every), crc, (largest, nbytes))
 
 
 def _generated(project: Project) -> list[Generated]:
@@ -243,9 +239,9 @@ class _Data:
         self.parts: list[tuple[str, int, int]] = []
         # What generated functions read besides: an array of each type.
         self.arrays: dict[str, NDArray[Any]] = {}
-        self.names = {"main", *C_RESERVED, *_OWN_NAMES, *_LOCAL_NAMES}
-        self.names |= {f"{name}{of}" for name in _MATH_NAMES for of in ("", "f", "l")}
-        self.names |= {f"{project.name}_{name}" for name in _FILE_SCOPE}
+        self.names = {"main", *C_RESERVED, *OWN_NAMES, *LOCAL_NAMES}
+        self.names |= {f"{name}{of}" for name in MATH_NAMES for of in ("", "f", "l")}
+        self.names |= {f"{project.name}_{name}" for name in FILE_SCOPE}
         self.names |= {each.island.name for each in _generated(project)}
         self.names |= {f"{project.name}_{name}" for name in C_TYPES}
         self.names |= {f"nn_{what}_{x}" for what in ("max", "min") for x in C_TYPES}

@@ -51,7 +51,7 @@
 
 typedef int8_t nn_value;
 /* Outputs of a convolution that nn_dot computes together. */
-enum { NN_TOGETHER = 2 };
+enum { NN_TOGETHER = NN_LAYOUT == 1 ? 1 : 2 };
 
 /* What a sum of an output channel begins with, and input scale * weight scale / output scale. With sums that are 256
  * times as large, the ratio is divided by 256, and the bias takes off what nn_even adds. */
