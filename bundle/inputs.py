@@ -18,10 +18,11 @@ _ARRAYS = frozenset([".npy"])
 
 
 class Read(NamedTuple):
-    """An input tensor, with what a person should know of the file, a line each."""
+    """An input tensor, with what a person should know of the file, a line each, and the photograph's width and height."""
 
     tensor: NDArray[Any]
     notes: tuple[str, ...]
+    size: tuple[int, int] | None = None
 
 
 def find(paths: Sequence[Path], tensor: Tensor) -> list[Path]:
@@ -45,7 +46,8 @@ def read(path: Path, tensor: Tensor, preprocessing: Preprocessing | None) -> Rea
             f"{path}: the network takes data, not photographs; give a .npy file of {_wanted(tensor)}"
         )
     photo = photos.read(path, tensor.channels)
-    return Read(photos.to_tensor(photo, preprocessing, tensor), photo.notes)
+    values = photos.to_tensor(photo, preprocessing, tensor)
+    return Read(values, photo.notes, photo.image.size)
 
 
 def _wanted(tensor: Tensor) -> str:

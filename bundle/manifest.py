@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from bundle.fields import Dimension, FileName, RelativePath, Section, Sha256
+from bundle.task import Task
 from targets.errors import UserError
 from targets.presets import Target
 
@@ -409,6 +410,7 @@ class Manifest(Section):
         name: the prefix of a standalone library's functions.
         library: the compiled model, or the C source of it.
         preprocessing: of an image, None where the input is data.
+        task: what the outputs are for; None where nothing says it: classes, if they look so.
         firmware: of C source, None otherwise.
         quantisation: of an int8 network, None otherwise.
     """
@@ -428,6 +430,7 @@ class Manifest(Section):
     probabilities: bool
     preprocessing: Preprocessing | None
     labels: RelativePath | None = None
+    task: Task | None = None
     lowering: Lowering
     firmware: Firmware | None = None
     quantisation: Quantisation | None = None
@@ -453,6 +456,10 @@ class Manifest(Section):
             raise ValueError("golden data, output_steps and outputs differ in number")
         self._check_input()
         self._check_firmware()
+        if self.task:
+            if self.task.detector and not self.input.is_image:
+                raise ValueError("a detector's input is no image")
+            self.task.check([output.shape for output in self.outputs])
         return self
 
     def _check_firmware(self) -> None:

@@ -195,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
         (
             "preprocessing",
             "PRESET",
-            "torchvision, keras-mobilenet, keras-resnet, tflite, yolo or none; other options change parts of it",
+            "torchvision, keras-mobilenet, keras-resnet, tflite, yolo, yunet, ultraface or none; other options change parts",
         ),
         (
             "resize",
@@ -222,6 +222,12 @@ def _parser() -> argparse.ArgumentParser:
             "of the input; data: no image (default: seen from its shape)",
         ),
         ("labels", "FILE", "class names, one a line"),
+        ("task", "TASK", "what the outputs are for: classify, detect, segment or raw"),
+        (
+            "decode",
+            "PRESET|FILE.toml",
+            "how outputs become boxes: ssd, yolo, yunet, ultraface, or your own (docs/detection.md)",
+        ),
     ):
         option(
             f"--{name}",

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bundle.golden import Check
 from bundle.manifest import Firmware, Lowering
+from bundle.task import Task
 from compile import passes
 from compile.backends.request import BuildRequest, Format
 from compile.backends.verify import Verification
@@ -33,6 +34,7 @@ class Job:
         version: what the result says of itself.
         folder: that it is written into.
         check: what it must answer to an input, and how near.
+        task: what its outputs are for, where that is stated.
         input_range: the least and the largest value of the self-test's input (bundle.golden.input_range).
     """
 
@@ -44,6 +46,7 @@ class Job:
     folder: Path
     check: Callable[[Array], Check]
     input_range: tuple[float, float]
+    task: Task | None = None
     dump: Path | None = None
     arena_limit: int | None = None
     flash_limit: int | None = None

@@ -19,15 +19,24 @@ from bundle.manifest import (
     Preprocessing,
     Tensor,
 )
+from bundle.task import Task
 from compile.frontend import family
 from targets.errors import UserError
 
 Layout = Literal["NCHW", "NHWC", "data"]
 """The order of an image's axes; or that the input is no image."""
 Preset = Literal[
-    "torchvision", "keras-mobilenet", "keras-resnet", "tflite", "yolo", "none"
+    "torchvision",
+    "keras-mobilenet",
+    "keras-resnet",
+    "tflite",
+    "yolo",
+    "yunet",
+    "ultraface",
+    "none",
 ]
 
+_NOT_OF_PIXELS = {"layout", "labels", "task", "decode"}
 _PIXELS: dict[str, Any] = {"scale": 1.0, "mean": (0.0,), "std": (1.0,)}
 _SIGNED: dict[str, Any] = {"scale": 1 / 127.5, "mean": (1.0,), "std": (1.0,)}
 _PRESETS: dict[str, dict[str, Any]] = {
@@ -55,6 +64,10 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "tflite": {"fit": "stretch", **_SIGNED},
     # Ultralytics 8, data/augment.py, LetterBox: centred, padding 114, cv2.INTER_LINEAR; pixels / 255, RGB.
     "yolo": {"fit": "letterbox", "pad": 114, **_PIXELS, "scale": 1 / 255},
+    # libfacedetection.train, configs/yunet_n.py: mean 0, std 1, to_rgb False.
+    "yunet": {"fit": "letterbox", "channel_order": "BGR", **_PIXELS},
+    # Ultra-Light-Fast-Generic-Face-Detector-1MB, run_video_face_detect_onnx.py: resize, RGB, (image - 127) / 128.
+    "ultraface": {"fit": "stretch", "scale": 1.0, "mean": (127.0,), "std": (128.0,)},
     "none": {"fit": "stretch", **_PIXELS},
 }
 
@@ -113,11 +126,13 @@ class Overrides(BaseModel):
     mean: Annotated[tuple[float, ...], BeforeValidator(_numbers)] | None = None
     std: Annotated[tuple[float, ...], BeforeValidator(_numbers)] | None = None
     labels: Path | None = None
+    task: Literal["classify", "detect", "segment", "raw"] | None = None
+    decode: str | None = None
 
     def with_defaults(self, other: Overrides) -> Overrides:
-        """These, with missing values taken from ``other``; a preset replaces all that ``other`` has but layout and labels."""
+        """These, with missing values taken from ``other``; a preset replaces all the preprocessing that ``other`` has."""
         if self.preprocessing is not None:
-            other = Overrides(layout=other.layout, labels=other.labels)
+            other = Overrides(**other.model_dump(include=_NOT_OF_PIXELS))
         return other.model_copy(update=self.model_dump(exclude_none=True))
 
 
@@ -159,9 +174,12 @@ def load_sidecar(model: Path) -> Overrides:
         raise UserError(
             f"{path}: {_option(place)}: {_message(error)}; known keys: {known}"
         ) from None
+    nearby: dict[str, object] = {}
     if overrides.labels is not None:
-        return overrides.model_copy(update={"labels": path.parent / overrides.labels})
-    return overrides
+        nearby["labels"] = path.parent / overrides.labels
+    if (overrides.decode or "").endswith(".toml"):
+        nearby["decode"] = str(path.parent / str(overrides.decode))
+    return overrides.model_copy(update=nearby)
 
 
 def resolve_preprocessing(
@@ -183,7 +201,12 @@ def resolve_preprocessing(
         UserError: the overrides contradict each other or the input tensor, or mean or std is given
             without the scale that says what they are relative to.
     """
-    given = overrides.model_dump(exclude_none=True, exclude={"layout", "labels"})
+    given = overrides.model_dump(exclude_none=True, exclude=_NOT_OF_PIXELS)
+    named = given.keys() & {"preprocessing", *_VALUES}
+    plain = own is None and tensor.is_image and tensor.dtype == "float32"
+    if overrides.decode in _PRESETS and plain and not named:
+        # A decoder of known networks says how these see photographs.
+        given["preprocessing"] = overrides.decode
     if not tensor.is_image:
         what = f"the input {list(tensor.shape)} is data, not an image"
         if given:
@@ -332,12 +355,14 @@ def _classes(shape: tuple[int, ...]) -> int:
     return shape[1] if prod(shape[2:]) == 1 else min(shape[1], shape[-1])
 
 
-def read_labels(path: Path | None, outputs: Sequence[Tensor]) -> list[str]:
+def read_labels(
+    path: Path | None, outputs: Sequence[Tensor], task: Task | None = None
+) -> list[str]:
     """Class names, one a line of the file; none without one.
 
     Raises:
-        UserError: no output has that many classes: scores [1, classes], rows [1, n, classes], or
-            maps, the smaller of the axes next to height and width.
+        UserError: the task has another number of classes; or without one no output has that many: scores
+            [1, classes], rows [1, n, classes], or maps, the smaller of the axes next to height and width.
     """
     if path is None:
         return []
@@ -350,6 +375,12 @@ def read_labels(path: Path | None, outputs: Sequence[Tensor]) -> list[str]:
             f"{path}: {error.strerror}; --labels takes a text file, one name a line"
         ) from None
     classes = [_classes(x.shape) for x in outputs]
+    if task and task.detector:
+        classes = [task.detector.classes]
+    elif task and task.kind == "segment":
+        axis = task.class_axis
+        # A map does not say how many classes there are.
+        classes = [len(names) if axis is None else outputs[0].shape[axis]]
     if len(names) not in classes:
         raise UserError(
             f"{path}: {len(names)} labels, but the model has "

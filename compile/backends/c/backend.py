@@ -12,6 +12,7 @@ from bundle.golden import Check, stored
 from compile import passes
 from compile.backends.backend import Array, Built, Job
 from compile.backends.c.build import build
+from compile.backends.detector.emit import Port, write
 from compile.backends.dump import Dump
 from compile.backends.request import BuildRequest, Format
 from compile.backends.verify import Verification, verify_c
@@ -55,7 +56,8 @@ class CBackend:
         graph = job.graph
         if job.model.input.layout == NHWC:
             graph = passes.run((integer_ports, channels_first_input), graph)
-        return build(
+        detector = job.task.detector if job.task else None
+        built = build(
             graph,
             job.name,
             job.version,
@@ -66,7 +68,24 @@ class CBackend:
             partial(_expected, job),
             Dump(job.dump).graph,
             job.flash_limit,
+            detects=detector is not None,
         )
+        if detector and built.firmware:
+            ports = [
+                Port(
+                    port.name,
+                    port.shape,
+                    kept.dtype,
+                    True,
+                    *((q.scale, q.zero) if (q := kept.quantised) else ()),
+                )
+                for port, kept in zip(
+                    job.model.outputs, built.firmware.outputs, strict=True
+                )
+            ]
+            size = job.model.input.size
+            write(job.folder, job.name, job.version, detector, size, ports)
+        return built
 
     def verify(
         self,

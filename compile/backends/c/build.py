@@ -68,6 +68,7 @@ def build(
     expected: Callable[[Floats], list[tuple[Floats, Floats]]],
     dump: passes.Dump = passes.no_dump,
     flash_limit: int | None = None,
+    detects: bool = False,
 ) -> Built:
     """Write the C project ``name`` of a network into ``folder``.
 
@@ -76,6 +77,7 @@ def build(
     Args:
         graph: after passes.INTEGERS or passes.FLOATS.
         expected: the reference: an input in the order that the C takes it in → each output and its tolerances as the C gives it.
+        detects: the project has a decoder of boxes, which is written after this.
 
     Raises:
         UserError: TVM has no C for an operator, the arena is larger than ``arena_limit`` bytes or the weights than
@@ -90,7 +92,7 @@ def build(
         widened=graph.quantised and pack.layout_of(target.name) == pack.SMLAD,
     )
     arrange.check_arena(arranged, arena_limit)
-    project = Project(name, version, target.name, graph, arranged)
+    project = Project(name, version, target.name, graph, arranged, detects)
     progress.stage("writing C")
     constants = emit.emit(project, folder)
     arrange.check_flash(constants.nbytes, constants.largest, flash_limit)

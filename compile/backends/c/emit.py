@@ -48,6 +48,8 @@ _FILES = {
     "weights.c": "{name}_weights.c",
     "main.c": "example/main.c",
 }
+# What templates take from the project.
+_TAKEN = ("version", "cpu", "outputs", "exact", "detects", "steps", "floating")
 _FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
@@ -60,6 +62,7 @@ class Project:
     cpu: str
     graph: Graph
     arranged: Arranged
+    detects: bool = False  # A decoder of boxes belongs to it.
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -125,17 +128,12 @@ def emit(project: Project, folder: Path) -> Constants:
     values = {
         "name": name,
         "NAME": name.upper(),
-        "version": project.version,
-        "cpu": project.cpu,
+        **{each: getattr(project, each) for each in _TAKEN},
         "layout": data.layout,
         "wide": int(data.wide),
         "source": project.input,
         "source_type": C_TYPES[project.input.dtype],
-        "outputs": project.outputs,
-        "exact": project.exact,
         "arena": project.plan,
-        "steps": project.steps,
-        "floating": project.floating,
         "kind": kind,
         "value": "float" if project.floating else "int8_t",
         "constant": "float" if project.floating else "nn_scale",

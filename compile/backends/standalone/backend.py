@@ -48,6 +48,7 @@ class StandaloneBackend(BundleBackend):
     def build(self, job: Job, logs: Sequence[RecordLog], progress: Progress) -> Built:
         low, high = job.input_range
         check = job.check(self_test_input(low, high, job.model.input))
+        detector = job.task.detector if job.task else None
         wanted = Standalone(
             name=job.name,
             model=job.model.identity.name,
@@ -60,6 +61,8 @@ class StandaloneBackend(BundleBackend):
                     job.model.outputs, check.outputs, check.tolerances, strict=True
                 )
             ),
+            detector=detector,
+            input_size=job.model.input.size if detector else (0, 0),
         )
         return self._compile(job, logs, progress, partial(link, wanted), job.name)
 
