@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle import photos
-from bundle.manifest import Preprocessing, Tensor
-from targets.errors import UserError, first_line
-from targets.escapes import shown
+from netship.bundle import photos
+from netship.bundle.manifest import Preprocessing, Tensor
+from netship.targets.errors import UserError, first_line
+from netship.targets.escapes import shown
 
 _ARRAYS = frozenset([".npy"])
 

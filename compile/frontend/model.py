@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from bundle.manifest import ModelIdentity, Tensor
+from netship.bundle.manifest import ModelIdentity, Tensor
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from compile.backends.c.scratch import ALIGNMENT, scratch
-from compile.backends.c.steps import FusedBlock, FusedBlocks, Step, chained, inplace
-from compile.ir.graph import Graph, Tensor
-from compile.ir.operators import View
-from compile.program import program, verifier
-from compile.program.planner import Plan, plan
-from compile.program.program import Call, Program
-from targets.errors import UserError
+from netship.compile.backends.c.scratch import ALIGNMENT, scratch
+from netship.compile.backends.c.steps import (
+    FusedBlock,
+    FusedBlocks,
+    Step,
+    chained,
+    inplace,
+)
+from netship.compile.ir.graph import Graph, Tensor
+from netship.compile.ir.operators import View
+from netship.compile.program import program, verifier
+from netship.compile.program.planner import Plan, plan
+from netship.compile.program.program import Call, Program
+from netship.targets.errors import UserError
 
 
 @dataclass(frozen=True)

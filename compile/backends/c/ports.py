@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compile.ir.graph import NHWC, Tensor
-from targets.escapes import C_TYPES
+from netship.compile.ir.graph import NHWC, Tensor
+from netship.targets.escapes import C_TYPES
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from compile.backends.c.steps import (
+from netship.compile.backends.c.steps import (
     TOGETHER,
     FusedBlock,
     FusedBlocks,
@@ -12,9 +12,9 @@ from compile.backends.c.steps import (
     Step,
     direct,
 )
-from compile.ir.operators import Convolution
-from compile.kernels.cortex_m.pack import padded_depth
-from compile.program.planner import aligned
+from netship.compile.ir.operators import Convolution
+from netship.compile.kernels.cortex_m.pack import padded_depth
+from netship.compile.program.planner import aligned
 
 ALIGNMENT = 8
 """Of each part of the arena, in bytes."""

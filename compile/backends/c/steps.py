@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compile.backends.c.support import has_kernel
-from compile.ir.graph import Graph, Operator, Tensor
-from compile.ir.islands import CFunction, Island
-from compile.ir.operators import (
+from netship.compile.backends.c.support import has_kernel
+from netship.compile.ir.graph import Graph, Operator, Tensor
+from netship.compile.ir.islands import CFunction, Island
+from netship.compile.ir.operators import (
     Addition,
     Convolution,
     Dequantise,
@@ -16,7 +16,7 @@ from compile.ir.operators import (
     Table,
     View,
 )
-from compile.ir.pointwise import OF_TWO, Pointwise
+from netship.compile.ir.pointwise import OF_TWO, Pointwise
 
 TOGETHER = {1: 2, 4: 4}
 """Outputs of a convolution that the kernels compute together, by the bytes of a value."""
