@@ -6,7 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from integers import chain, graph_of, oddities, project, quantised, residuals
+from integers import (
+    branches,
+    chain,
+    extremes,
+    graph_of,
+    oddities,
+    project,
+    quantised,
+    residuals,
+)
 
 from netship.bundle.store import Bundle
 from netship.compile import passes
@@ -19,8 +28,8 @@ from netship.devices.microcontroller.boards import BOARDS
 from netship.targets.progress import Progress
 
 CPUS = sorted(BOARDS)
-INT8 = ["residuals", "oddities", "chain"]
-FLOAT = [f"float-{name}" for name in INT8]
+INT8 = ["residuals", "oddities", "chain", "extremes", "branches"]
+FLOAT = [f"float-{name}" for name in INT8[:3]]
 NAMES = INT8 + FLOAT
 
 
@@ -30,6 +39,8 @@ def small_networks(folder: Path) -> dict[str, onnx.ModelProto]:
         "residuals": quantised(residuals(), folder),
         "oddities": quantised(oddities(), folder, unsigned=True),
         "chain": quantised(chain(), folder),
+        "branches": quantised(branches(), folder),
+        "extremes": extremes(quantised(residuals(), folder)),
         "float-chain": chain(),
         "float-residuals": residuals(),
         "float-oddities": oddities(),
@@ -38,7 +49,8 @@ def small_networks(folder: Path) -> dict[str, onnx.ModelProto]:
 
 def planned(graph: Graph) -> Arranged:
     """The steps of a graph for C, and their memory."""
-    return arrange(graph, written(fuse(graph), graph.opset, Progress(quiet=True)))
+    steps = written(fuse(graph), graph.opset, Progress(quiet=True))
+    return arrange(graph, steps, widened=graph.quantised)
 
 
 class Projects(dict[tuple[str, str], Bundle]):

@@ -187,6 +187,16 @@ def oddities() -> onnx.ModelProto:
     return g.finish((1, 4))
 
 
+def branches() -> onnx.ModelProto:
+    """The arena is full at the second convolution, whose output lies apart from its input, which the sum needs too."""
+    g = Graph(3, 12)
+    x = g.convolution("first", "image", 3, 8, 3, 1, (1, 1, 1, 1))
+    y = g.convolution("second", x, 8, 8, 3, 1, (1, 1, 1, 1))
+    x = g.node("Add", "sum", [x, y])
+    g.classifier(x, 8, 5)
+    return g.finish((1, 5))
+
+
 def quantised(
     model: onnx.ModelProto, folder: Path, *, unsigned: bool = False
 ) -> onnx.ModelProto:
@@ -220,6 +230,23 @@ def quantised(
         extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
     )
     return onnx.load(folder / "quantised.onnx")
+
+
+def extremes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A quantised graph in which channel 0 of a convolution has weights of -128, or none and the bias 2^30, in turn."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    stored = {each.name: each for each in model.graph.initializer}
+    layers = [each for each in model.graph.node if each.op_type in ("Conv", "Gemm")]
+    for number, layer in enumerate(layers):
+        for tensor, values in zip(
+            layer.input[1:], ((-128, 0), (0, 1 << 30)), strict=True
+        ):
+            constant = stored[makers[tensor].input[0]]
+            changed = numpy_helper.to_array(constant).copy()
+            if values[number % 2] or number % 2:
+                changed[0] = values[number % 2]
+            constant.CopyFrom(numpy_helper.from_array(changed, constant.name))
+    return model
 
 
 def graph_of(proto: onnx.ModelProto) -> operators.Graph:

@@ -27,6 +27,9 @@ from reference_answers import seeded
 
 from netship.bundle.manifest import parse
 from netship.bundle.store import Bundle
+from netship.compile.backends.c.arrange import arrange
+from netship.compile.backends.c.build import written
+from netship.compile.backends.c.steps import fuse
 from netship.compile.frontend import family
 from netship.compile.program.planner import inplace_distance
 from netship.devices.microcontroller import firmware
@@ -41,6 +44,7 @@ from netship.devices.microcontroller.session import (
 )
 from netship.targets.errors import UserError
 from netship.targets.presets import this_cpu
+from netship.targets.progress import Progress
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +227,23 @@ def test_nothing_live_is_overwritten_and_the_expanded_tensor_never_lies_whole(
         assert "b.expand" not in whole
     if name.endswith("chain"):
         assert "a.project" not in whole
+
+
+@pytest.mark.parametrize("name", INT8)
+def test_widened_inputs_take_no_larger_arena(
+    networks: dict[str, onnx.ModelProto], name: str
+) -> None:
+    """As many pixels as there is room for: four, or fewer around the peak, where rows not yet made serve."""
+    arranged = planned(graph_for_c(networks[name]))
+    graph = graph_for_c(networks[name])
+    steps = written(fuse(graph), graph.opset, Progress(quiet=True))
+    assert arranged.plan.nbytes <= arrange(graph, steps).plan.nbytes
+    blocks = [block for step in arranged.steps for block in getattr(step, "blocks", ())]
+    assert max(block.pixels for block in blocks) == 4
+    if name == "branches":
+        (second,) = (each for each in blocks if each.name == "second")
+        assert second.pixels < 4
+        assert arranged.spare(second)
 
 
 @pytest.mark.parametrize(

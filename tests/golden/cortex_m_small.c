@@ -5,6 +5,7 @@
 #include "small.h"
 
 #define NN_LAYOUT # /* of the weights, see there */
+#define NN_WIDE #
 #define NN_OPERATORS "small_int8.h"
 #include "small_kernels.h"
 #include "golden.h"
@@ -26,6 +27,7 @@ static const nn_conv stem = {
     .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
     .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
     .zero_in = #, .zero_out = #, .low = #, .high = #,
+    .pixels = #, .wide = #,
 };
 static const nn_conv a_depthwise = {
     .weights = small_weights + #,
@@ -35,6 +37,7 @@ static const nn_conv a_depthwise = {
     .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
     .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
     .zero_in = #, .zero_out = #, .low = #, .high = #,
+    .pixels = #, .wide = #,
 };
 static const nn_conv a_project = {
     .weights = small_weights + #,
@@ -44,6 +47,7 @@ static const nn_conv a_project = {
     .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
     .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
     .zero_in = #, .zero_out = #, .low = #, .high = #,
+    .pixels = #, .wide = #,
 };
 static const nn_block a_project_step = {
     .expand = &stem,
@@ -51,7 +55,7 @@ static const nn_block a_project_step = {
     .project = &a_project,
     .residual = NULL,
     .ring = #, .row = #, .sum = #, .patch = #, .made = #,
-    .input_second = #,
+    .spare = #, .input_second = #,
 };
 
 /* b.add: # -> # */
@@ -63,6 +67,7 @@ static const nn_conv b_expand = {
     .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
     .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
     .zero_in = #, .zero_out = #, .low = #, .high = #,
+    .pixels = #, .wide = #,
 };
 static const nn_conv b_depthwise = {
     .weights = small_weights + #,
@@ -72,6 +77,7 @@ static const nn_conv b_depthwise = {
     .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
     .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
     .zero_in = #, .zero_out = #, .low = #, .high = #,
+    .pixels = #, .wide = #,
 };
 static const nn_conv b_project = {
     .weights = small_weights + #,
@@ -81,6 +87,7 @@ static const nn_conv b_project = {
     .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
     .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
     .zero_in = #, .zero_out = #, .low = #, .high = #,
+    .pixels = #, .wide = #,
 };
 static const nn_add b_add_sum = {
     .ratio_a = #, .ratio_b = #, .fixed = #,
@@ -92,7 +99,7 @@ static const nn_block b_add_step = {
     .project = &b_project,
     .residual = &b_add_sum,
     .ring = #, .row = #, .sum = #, .patch = #, .made = #,
-    .input_second = #,
+    .spare = #, .input_second = #,
 };
 
 /* c.project: # -> # */
@@ -104,6 +111,7 @@ static const nn_conv c_expand = {
     .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
     .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
     .zero_in = #, .zero_out = #, .low = #, .high = #,
+    .pixels = #, .wide = #,
 };
 static const nn_conv c_depthwise = {
     .weights = small_weights + #,
@@ -113,6 +121,7 @@ static const nn_conv c_depthwise = {
     .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
     .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
     .zero_in = #, .zero_out = #, .low = #, .high = #,
+    .pixels = #, .wide = #,
 };
 static const nn_conv c_project = {
     .weights = small_weights + #,
@@ -122,6 +131,7 @@ static const nn_conv c_project = {
     .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
     .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
     .zero_in = #, .zero_out = #, .low = #, .high = #,
+    .pixels = #, .wide = #,
 };
 static const nn_block c_project_step = {
     .expand = &c_expand,
@@ -129,7 +139,7 @@ static const nn_block c_project_step = {
     .project = &c_project,
     .residual = NULL,
     .ring = #, .row = #, .sum = #, .patch = #, .made = #,
-    .input_second = #,
+    .spare = #, .input_second = #,
 };
 
 /* head: # -> # */
@@ -141,6 +151,7 @@ static const nn_conv head = {
     .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
     .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
     .zero_in = #, .zero_out = #, .low = #, .high = #,
+    .pixels = #, .wide = #,
 };
 static const nn_block head_step = {
     .expand = &head,
@@ -148,7 +159,7 @@ static const nn_block head_step = {
     .project = NULL,
     .residual = NULL,
     .ring = #, .row = #, .sum = #, .patch = #, .made = #,
-    .input_second = #,
+    .spare = #, .input_second = #,
 };
 
 /* pool: # -> # */
@@ -167,6 +178,7 @@ static const nn_conv scores = {
     .kernel_h = #, .kernel_w = #, .stride_h = #, .stride_w = #,
     .pad_top = #, .pad_left = #, .pad_right = #, .direct = #,
     .zero_in = #, .zero_out = #, .low = #, .high = #,
+    .pixels = #, .wide = #,
 };
 static const nn_block scores_step = {
     .expand = &scores,
@@ -174,7 +186,7 @@ static const nn_block scores_step = {
     .project = NULL,
     .residual = NULL,
     .ring = #, .row = #, .sum = #, .patch = #, .made = #,
-    .input_second = #,
+    .spare = #, .input_second = #,
 };
 
 static int overlap(const void *a, uintptr_t a_bytes, const void *b, uintptr_t b_bytes) {
@@ -199,7 +211,7 @@ int small_run(const int8_t *input, int8_t *output, void *arena) {
   NN_STEP(#); /* c.project */
   nn_block_run(&c_project_step, base + #, base + #, base + #);
   NN_STEP(#); /* head */
-  nn_block_run(&head_step, base + #, base + #, base);
+  nn_block_run(&head_step, base + #, base + #, base + #);
   NN_STEP(#); /* pool */
   nn_average(&pool_mean, base + #, base + #);
   NN_STEP(#); /* scores */

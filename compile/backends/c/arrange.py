@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from netship.compile.backends.c.steps import ALIGNMENT, Step, chained, inplace, scratch
+from netship.compile.backends.c.scratch import ALIGNMENT, scratch
+from netship.compile.backends.c.steps import (
+    FusedBlock,
+    FusedBlocks,
+    Step,
+    chained,
+    inplace,
+)
 from netship.compile.ir.graph import Graph, Tensor
 from netship.compile.ir.operators import View
 from netship.compile.program import program, verifier
@@ -30,9 +37,66 @@ class Arranged:
         """The program's tensor whose memory ``tensor`` is."""
         return self.program.storage(self.index[tensor.name])
 
+    def spare(self, step: Step) -> bool:
+        """Whether a single convolution may use its output's memory before it writes it, by words."""
+        if not (
+            isinstance(step, FusedBlock) and step.depthwise is None and step.pixels
+        ):
+            return False
+        source, output = step.inputs[0], step.output
+        begin = self.plan.offsets.get(self.owner(source))
+        own = self.plan.offsets.get(self.owner(output))
+        if begin is None or own is None or output.row_bytes % 4:
+            return False
+        return own + output.nbytes <= begin or begin + source.nbytes <= own
 
-def arrange(graph: Graph, steps: tuple[Step, ...]) -> Arranged:
-    """Fuse two blocks around the peak as long as the arena gets smaller by it."""
+
+# How many pixels the kernels that widen their inputs may take at a time, best first.
+_PIXELS = (4, 2, 1)
+
+
+def arrange(
+    graph: Graph, steps: tuple[Step, ...], *, widened: bool = False
+) -> Arranged:
+    """Fuse two blocks around the peak as long as the arena gets smaller by it.
+
+    Args:
+        widened: the kernels widen the inputs of convolutions into scratch memory: of as many pixels as the arena of one
+            has room for.
+    """
+    if not widened:
+        return _smallest(graph, steps)
+    least = tuple(_taking(each, _PIXELS[-1]) for each in steps)
+    best = _smallest(graph, least)
+    found = _planned(graph, tuple(_taking(each, _PIXELS[0]) for each in best.steps))
+    if found.plan.nbytes <= best.plan.nbytes:
+        return _verified(found)
+    for index, step in enumerate(best.steps):
+        for pixels in _PIXELS[:-1]:
+            changed = _taking(step, pixels)
+            tried = (*best.steps[:index], changed, *best.steps[index + 1 :])
+            found = _planned(graph, tried)
+            if found.plan.nbytes <= best.plan.nbytes:
+                best = found
+                break
+    return _verified(best)
+
+
+def _taking(step: Step, pixels: int) -> Step:
+    if isinstance(step, FusedBlock):
+        return replace(step, pixels=pixels)
+    if isinstance(step, FusedBlocks):
+        blocks = (replace(each, pixels=pixels) for each in step.blocks)
+        return FusedBlocks(*blocks)
+    return step
+
+
+def _verified(arranged: Arranged) -> Arranged:
+    verifier.verify(arranged.program, arranged.plan, arranged.program.outputs)
+    return arranged
+
+
+def _smallest(graph: Graph, steps: tuple[Step, ...]) -> Arranged:
     best = _planned(graph, steps)
     while True:
         tried = (
@@ -41,8 +105,7 @@ def arrange(graph: Graph, steps: tuple[Step, ...]) -> Arranged:
         found = [_planned(graph, each) for each in tried if each is not None]
         smaller = [each for each in found if each.plan.nbytes < best.plan.nbytes]
         if not smaller:
-            verifier.verify(best.program, best.plan, best.program.outputs)
-            return best
+            return _verified(best)
         best = min(smaller, key=lambda each: each.plan.nbytes)
 
 

@@ -22,6 +22,7 @@ from netship.compile.backends.c.steps import Generated, Step, fuse
 from netship.compile.ir.graph import Graph, Operator, Tensor
 from netship.compile.ir.islands import CFunction, Island
 from netship.compile.ir.operators import Convolution
+from netship.compile.kernels.cortex_m import pack
 from netship.compile.passes.layout import (
     channels_last,
     ports_channels_last,
@@ -85,7 +86,11 @@ def build(
     progress.stage("planning memory")
     graph = passes.run(PASSES, graph, dump)
     support.check(graph)
-    arranged = arrange.arrange(graph, written(fuse(graph), graph.opset, progress))
+    arranged = arrange.arrange(
+        graph,
+        written(fuse(graph), graph.opset, progress),
+        widened=graph.quantised and pack.layout_of(target.name) == pack.SMLAD,
+    )
     arrange.check_arena(arranged, arena_limit)
     project = Project(name, version, target.name, graph, arranged, detects)
     progress.stage("writing C")

@@ -13,15 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from netship.bundle.accuracy import INT8_STEPS
-from netship.compile.backends.c import drawing, steps
+from netship.compile.backends.c import drawing
 from netship.compile.backends.c.arrange import Arranged
 from netship.compile.backends.c.ports import Port, dims, input_places
+from netship.compile.backends.c.reserved import (
+    FILE_SCOPE,
+    LOCAL_NAMES,
+    MATH_NAMES,
+    OWN_NAMES,
+)
+from netship.compile.backends.c.scratch import Offsets, project_pixels, scratch
 from netship.compile.backends.c.steps import (
     FusedBlock,
     FusedBlocks,
     Generated,
-    Offsets,
     Step,
+    direct,
 )
 from netship.compile.ir.graph import Graph, Tensor
 from netship.compile.ir.operators import Addition, Convolution, GlobalAverage, Table
@@ -41,24 +48,6 @@ _FILES = {
     "weights.c": "{name}_weights.c",
     "main.c": "example/main.c",
 }
-# What the templates call theirs, by themselves and after the network's name.
-_OWN_NAMES = ("overlap", "golden_output", "golden_tolerance", "nn_table", "near")
-_FILE_SCOPE = ("weights", "bias", "scales", "run", "self_test", "input_is_finite")
-# What functions of one value and the run function use, and <math.h>.
-_LOCAL_NAMES = re.findall(
-    r"\w+",
-    "x i from to count input output arena base byte crc expf fabsf sqrtf tanhf",
-)
-# What <math.h> declares for double, and with f and l for the other two; the second line is beyond C99, in newlib or glibc.
-_MATH_NAMES = re.findall(
-    r"\w+",
-    """
-    acos acosh asin asinh atan atan2 atanh cbrt ceil copysign cos cosh erf erfc exp exp2 expm1 fabs fdim floor fma fmax
-    fmin fmod frexp hypot ilogb ldexp lgamma llrint llround log log10 log1p log2 logb lrint lround modf nan nearbyint
-    nextafter nexttoward pow remainder remquo rint round scalbln scalbn sin sinh sqrt tan tanh tgamma trunc
-    drem exp10 finite gamma isinf isnan j0 j1 jn pow10 scalb signgam significand sincos y0 y1 yn
-    """,
-)
 # What templates take from the project.
 _TAKEN = ("version", "cpu", "outputs", "exact", "detects", "steps", "floating")
 _FLOAT_MAX = float(np.finfo(np.float32).max)
@@ -141,6 +130,7 @@ def emit(project: Project, folder: Path) -> Constants:
         "NAME": name.upper(),
         **{each: getattr(project, each) for each in _TAKEN},
         "layout": data.layout,
+        "wide": int(data.wide),
         "source": project.input,
         "source_type": C_TYPES[project.input.dtype],
         "arena": project.plan,
@@ -239,16 +229,17 @@ class _Data:
 
     def __init__(self, project: Project) -> None:
         self.floating = project.floating
-        self.layout = pack.MVE if project.cpu == "cortex-m55" else pack.SMLAD
+        self.layout = pack.layout_of(project.cpu)
+        self.wide = False
         kinds = (np.float32, np.float32) if self.floating else (np.int8, pack.SCALE)
         self.weights: list[NDArray[Any]] = [np.zeros(0, kinds[0])]
         self.constants: list[NDArray[Any]] = [np.zeros(0, kinds[1])]
         self.parts: list[tuple[str, int, int]] = []
         # What generated functions read besides: an array of each type.
         self.arrays: dict[str, NDArray[Any]] = {}
-        self.names = {"main", *C_RESERVED, *_OWN_NAMES, *_LOCAL_NAMES}
-        self.names |= {f"{name}{of}" for name in _MATH_NAMES for of in ("", "f", "l")}
-        self.names |= {f"{project.name}_{name}" for name in _FILE_SCOPE}
+        self.names = {"main", *C_RESERVED, *OWN_NAMES, *LOCAL_NAMES}
+        self.names |= {f"{name}{of}" for name in MATH_NAMES for of in ("", "f", "l")}
+        self.names |= {f"{project.name}_{name}" for name in FILE_SCOPE}
         self.names |= {each.island.name for each in _generated(project)}
         self.names |= {f"{project.name}_{name}" for name in C_TYPES}
         self.names |= {f"nn_{what}_{x}" for what in ("max", "min") for x in C_TYPES}
@@ -302,15 +293,16 @@ def _layer(project: Project, step: Step, data: _Data) -> dict[str, Any]:
         "output": _place(project, step.output),
     }
     if isinstance(step, FusedBlock | FusedBlocks):
-        scratch = steps.scratch(step)
+        own = scratch(step)
         begin = project.plan.scratch[project.steps.index(step)] // step.output.itemsize
         return layer | {
             "kind": "blocks",
+            "spare": int(project.arranged.spare(step)),
             "blocks": [
                 _block(block, offsets, data)
-                for block, offsets in zip(step.blocks, scratch.offsets, strict=True)
+                for block, offsets in zip(step.blocks, own.offsets, strict=True)
             ],
-            "scratch": f"base + {begin}" if scratch.nbytes else "base",
+            "scratch": f"base + {begin}" if own.nbytes else "base",
         }
     (operator,) = step.parts
     layer["operator"] = operator
@@ -337,13 +329,13 @@ def _layer(project: Project, step: Step, data: _Data) -> dict[str, Any]:
 
 def _call(project: Project, step: Generated, data: _Data) -> dict[str, Any]:
     assert step.function is not None
-    scratch = project.plan.scratch[project.steps.index(step)]
+    begin = project.plan.scratch[project.steps.index(step)]
     arguments = [_place(project, each) for each in step.inputs]
     for values in step.function.constants:
         dtype, begin = data.array(values)
         arguments.append(f"{project.name}_{dtype} + {begin}")
     arguments += [_place(project, each) for each in step.outputs]
-    arguments.append(f"(uint8_t *)arena + {scratch}")
+    arguments.append(f"(uint8_t *)arena + {begin}")
     return {
         "step": step,
         "kind": "generated",
@@ -355,8 +347,9 @@ def _call(project: Project, step: Generated, data: _Data) -> dict[str, Any]:
 
 def _block(block: FusedBlock, offsets: Offsets, data: _Data) -> dict[str, Any]:
     name, residual = data.name(f"{block.name}_step"), block.residual
+    pixels = {"expand": block.pixels, "project": project_pixels(block)}
     parts = {
-        part: _convolution(convolution, data)
+        part: _convolution(convolution, pixels.get(part, 0), data)
         for part in ("expand", "depthwise", "project")
         if (convolution := getattr(block, part)) is not None
     }
@@ -374,22 +367,26 @@ def _block(block: FusedBlock, offsets: Offsets, data: _Data) -> dict[str, Any]:
     }
 
 
-def _convolution(convolution: Convolution, data: _Data) -> dict[str, Any]:
-    name = data.name(convolution.label)
+def _convolution(convolution: Convolution, pixels: int, data: _Data) -> dict[str, Any]:
+    name, wide = data.name(convolution.label), 0
     weights: NDArray[Any]
     constants: NDArray[Any]
     if data.floating:
         weights, constants = pack.floats(convolution), pack.biases(convolution.bias)
     else:
         weights = pack.integers(convolution, data.layout)
-        constants = pack.scales(convolution.requantisation)
+        constants = pack.convolution_scales(convolution, data.layout)
+        wide = int(data.layout == pack.SMLAD and pack.wide(convolution))
+        data.wide |= bool(wide) and not convolution.depthwise
     return {
         "name": name,
         "operator": convolution,
         "depth": convolution.depth
         if convolution.depthwise
         else pack.padded_depth(convolution),
-        "direct": int(steps.direct(convolution)),
+        "direct": int(direct(convolution)),
+        "pixels": min(pixels, 4),
+        "wide": wide,
         **data.add(name, weights, constants),
     }
 

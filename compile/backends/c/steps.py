@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from netship.compile.backends.c.support import has_kernel
 from netship.compile.ir.graph import Graph, Operator, Tensor
@@ -18,13 +17,9 @@ from netship.compile.ir.operators import (
     View,
 )
 from netship.compile.ir.pointwise import OF_TWO, Pointwise
-from netship.compile.kernels.cortex_m.pack import padded_depth
-from netship.compile.program.planner import aligned
 
-ALIGNMENT = 8
-"""Of each part of the arena, in bytes."""
-# Outputs of a convolution that the kernels compute together, by the bytes of a value.
-_TOGETHER = {1: 2, 4: 4}
+TOGETHER = {1: 2, 4: 4}
+"""Outputs of a convolution that the kernels compute together, by the bytes of a value."""
 # Besides `Pointwise`: each value of the output depends on one of each input.
 _ELEMENTWISE = {
     *(*OF_TWO, "PRelu", "Where", "Cast", "Not", "Mod", "Sum", "Mean"),
@@ -129,12 +124,17 @@ class FusedBlock(Step):
 
     Any of the first three may be missing, not all. ``residual`` adds the block's own input.
     A row of the output is written once the rows that it depends on were read.
+
+    Attributes:
+        pixels: of how many pixels the first convolution copies the inputs before it writes outputs, widened to int16
+            where they are two or more; 0 where the kernels do no such thing.
     """
 
     expand: Convolution | None = None
     depthwise: Convolution | None = None
     project: Convolution | None = None
     residual: Addition | None = None
+    pixels: int = 0
 
     @property
     def parts(self) -> tuple[Operator, ...]:
@@ -287,79 +287,6 @@ def _island(name: str, operators: list[Operator], graph: Graph) -> Island:
     return Island(name, tuple(operators), tuple(inputs), operators[-1].outputs)
 
 
-class Offsets(NamedTuple):
-    """Where each part of a block's scratch memory begins, in bytes.
-
-    Attributes:
-        ring: the rows that the depthwise convolution looks at, padded left and right.
-        row: one row of the depthwise convolution's output, for the projection.
-        sum: one row of the projection's output, for the addition.
-        patch: what the outputs of a convolution larger than 1×1 that are computed together look at.
-        made: of two blocks, the row that the first makes.
-    """
-
-    ring: int
-    row: int
-    sum: int
-    patch: int
-    made: int
-
-
-class Scratch(NamedTuple):
-    """A step's scratch memory: of each of its blocks the parts, and the bytes of all."""
-
-    offsets: tuple[Offsets, ...] = ()
-    nbytes: int = 0
-
-
-def scratch(step: Step) -> Scratch:
-    """The rings lie first. The rest of two blocks shares memory: the second filters what the first has made."""
-    if isinstance(step, Generated):
-        assert step.function is not None
-        return Scratch(nbytes=step.function.scratch)
-    if not isinstance(step, FusedBlock | FusedBlocks):
-        return Scratch()
-    first, last = step.blocks[0], step.blocks[-1]
-    rings = [_ring_bytes(block) for block in step.blocks]
-    begin = sum(rings)
-    made = begin + _row_bytes(first) + _sum_bytes(first) + _patch_bytes(first)
-    offsets = []
-    for number, block in enumerate(step.blocks):
-        total = begin + _row_bytes(block)
-        patch = total + _sum_bytes(block)
-        offsets.append(Offsets(sum(rings[:number]), begin, total, patch, made))
-    end = made + (_aligned(first.output.row_bytes) if first is not last else 0)
-    return Scratch(tuple(offsets), max(end, begin + _row_bytes(last)))
-
-
-def _ring_bytes(block: FusedBlock) -> int:
-    depthwise = block.depthwise
-    if depthwise is None:
-        return 0
-    width = depthwise.input.image[1] + depthwise.pads[1] + depthwise.pads[3]
-    pixel = depthwise.input.image[2] * depthwise.input.itemsize
-    return _aligned(depthwise.kernel[0] * width * pixel)
-
-
-def _row_bytes(block: FusedBlock) -> int:
-    if block.depthwise is None or block.project is None:
-        return 0
-    return _aligned(block.depthwise.output.row_bytes)
-
-
-def _sum_bytes(block: FusedBlock) -> int:
-    return _aligned(block.output.row_bytes) if block.residual is not None else 0
-
-
-def _patch_bytes(block: FusedBlock) -> int:
-    if block.expand is None or direct(block.expand):
-        return 0
-    source = block.expand.input
-    return _aligned(
-        _TOGETHER[source.itemsize] * padded_depth(block.expand) * source.itemsize
-    )
-
-
 def direct(convolution: Convolution) -> bool:
     """Whether a kernel can read the input as it lies: a 1×1 over channels by the four."""
     return convolution.pointwise and convolution.input.image[2] % 4 == 0
@@ -387,7 +314,7 @@ def inplace(step: Step) -> tuple[tuple[int, int], ...] | None:
         case FusedBlock(expand=Convolution() as only, depthwise=None) if direct(only):
             # Pixels one after the other, a few at a time: the first of them, and the last.
             pixels = output.image[0] * output.image[1]
-            few = min(_TOGETHER[source.itemsize], pixels)
+            few = min(step.pixels or TOGETHER[source.itemsize], pixels)
             first = few * output.image[2] * output.itemsize
             rest = source.nbytes - few * source.image[2] * source.itemsize
             return (first, 0), (output.nbytes, max(0, rest))
@@ -424,7 +351,3 @@ def _ready(block: FusedBlock, y: int) -> int:
         return y
     ready = y * depthwise.strides[0] - depthwise.pads[0] + depthwise.kernel[0]
     return min(ready, depthwise.input.image[0])
-
-
-def _aligned(nbytes: int) -> int:
-    return aligned(nbytes, ALIGNMENT)

@@ -32,6 +32,11 @@
 #endif
 
 typedef float nn_value;
+/* Whether nn_dot copies its inputs first. */
+#define NN_WIDENS 0
+#define NN_PIXELS(c) 0
+#define NN_PATCH(c) 0
+#define NN_MOST 0
 /* Outputs of a convolution that nn_dot computes together. */
 enum { NN_TOGETHER = 4 };
 
@@ -241,7 +246,8 @@ NN_INLINE void nn_dot_1x4(const nn_conv *c, const float *x, float *out, int32_t 
 #endif
 
 /* Dot products: `pixels` vectors of `depth` values at x, each with every channel's weights; depth % 4 == 0. */
-NN_KERNEL void nn_dot(const nn_conv *c, const float *x, float *out, int32_t pixels) {
+NN_KERNEL void nn_dot(const nn_conv *c, const float *x, float *out, int32_t pixels, float *patch) {
+  (void)patch;
   const int32_t channels = c->channels_out;
   while (pixels > 0) {
     const int32_t count = pixels < 4 ? 1 : 4;

@@ -27,6 +27,7 @@ typedef struct {
   const nn_add *residual;
   int32_t ring, row, sum, patch;
   int32_t made; /* in a chain: the row that the block before this one makes */
+  int8_t spare; /* of a single convolution: nothing lies where rows of its output will be */
   int8_t input_second; /* the model adds the block's input to what it made, not that to its input: int8 rounds otherwise */
 } nn_block;
 
@@ -56,11 +57,20 @@ NN_KERNEL void nn_gather(const nn_conv *c, const nn_value *image, nn_value *patc
 }
 
 /* Row y of a convolution (group 1) of a whole image. */
-NN_KERNEL void nn_conv_row(const nn_conv *c, const nn_value *image, nn_value *out, nn_value *patch, int32_t y) {
+NN_KERNEL void nn_conv_row(const nn_conv *c, const nn_value *image, nn_value *out, nn_value *patch, int32_t pixels, int32_t y) {
   if (c->direct) {
-    nn_dot(c, image + y * c->width_in * c->channels_in, out, c->width_out);
+    nn_dot(c, image + y * c->width_in * c->channels_in, out, c->width_out, patch);
     return;
   }
+#if NN_WIDENS
+  for (int32_t x = 0, few; x < c->width_out; x += few) {
+    few = nn_few(pixels, c->width_out - x);
+    nn_prepare(c, image, (int32_t *)(void *)patch, few, y * c->stride_h - c->pad_top, x * c->stride_w - c->pad_left);
+    nn_tiles(c, (int32_t *)(void *)patch, out + x * c->channels_out, few);
+  }
+  nn_clamp(out, c->width_out * c->channels_out, c->low, c->high);
+#else
+  (void)pixels;
   /* What rounds the depth up must be a number, though its weight is 0. */
   memset(patch, 0, (size_t)(NN_TOGETHER * c->depth) * sizeof *patch);
   const int32_t top = y * c->stride_h - c->pad_top;
@@ -68,8 +78,9 @@ NN_KERNEL void nn_conv_row(const nn_conv *c, const nn_value *image, nn_value *ou
     const int32_t pixels = c->width_out - x < NN_TOGETHER ? c->width_out - x : NN_TOGETHER;
     for (int32_t i = 0; i < pixels; i++)
       nn_gather(c, image, patch + i * c->depth, top, (x + i) * c->stride_w - c->pad_left);
-    nn_dot(c, patch, out + x * c->channels_out, pixels);
+    nn_dot(c, patch, out + x * c->channels_out, pixels, patch);
   }
+#endif
 }
 
 #define NN_MAX_KERNEL 7
@@ -97,12 +108,14 @@ NN_KERNEL void nn_filter_row(const nn_block *b, const nn_value *own, nn_value *o
   const nn_value *rows[NN_MAX_KERNEL];
   for (int32_t k = 0; k < d->kernel_h; k++)
     rows[k] = scratch + b->ring + (y * d->stride_h + k) % d->kernel_h * slot;
+  /* No later row looks at this one. */
+  nn_value *const patch = scratch + b->ring + y * d->stride_h % d->kernel_h * slot;
   nn_value *const filtered = b->project ? scratch + b->row : out;
   nn_depthwise(d, rows, filtered);
   NN_TRACE(NN_DEPTHWISE);
   if (b->project) {
     nn_value *const projected = b->residual ? scratch + b->sum : out;
-    nn_dot(b->project, filtered, projected, d->width_out);
+    nn_dot(b->project, filtered, projected, d->width_out, patch);
     NN_TRACE(NN_PROJECT);
     if (b->residual)
       nn_add_run(b->residual, b->input_second ? projected : own, b->input_second ? own : projected, out,
@@ -120,7 +133,7 @@ NN_INLINE void nn_block_row(const nn_block *b, const nn_value *in, nn_value *out
     if (!to) continue;
     const int32_t row = d->width_in * d->channels_in;
     if (b->expand)
-      nn_conv_row(b->expand, in, to, scratch + b->patch, *ready);
+      nn_conv_row(b->expand, in, to, scratch + b->patch, NN_PIXELS(b->expand), *ready);
     else
       memcpy(to, in + *ready * row, (size_t)row * sizeof *to);
   }
@@ -133,11 +146,15 @@ NN_KERNEL void nn_block_run(const nn_block *b, const nn_value *in, nn_value *out
   if (!d) {
     const nn_conv *const c = b->expand;
     if (c->direct) {
-      nn_dot(c, in, out, c->height_out * c->width_out);
+      nn_dot(c, in, out, c->height_out * c->width_out, scratch + b->patch);
       return;
     }
     const int32_t row = c->width_out * c->channels_out;
-    for (int32_t y = 0; y < c->height_out; y++) nn_conv_row(c, in, out + y * row, scratch + b->patch, y);
+    for (int32_t y = 0; y < c->height_out; y++) {
+      nn_value *const to = out + y * row;
+      const int spare = b->spare && (c->height_out - 1 - y) * row >= NN_PATCH(c);
+      nn_conv_row(c, in, to, spare ? to + row : scratch + b->patch, spare ? NN_MOST : NN_PIXELS(c), y);
+    }
     return;
   }
   const int32_t row = (b->project ? b->project->channels_out : d->channels_out) * d->width_out;
@@ -156,7 +173,7 @@ NN_KERNEL void nn_chain_run(const nn_block *first, const nn_block *second, const
       nn_value *const to = nn_ring_row(second, scratch, second_ready);
       if (!to) continue;
       nn_block_row(first, in, made, scratch, &ready, second_ready);
-      nn_dot(second->expand, made, to, d->width_in);
+      nn_dot(second->expand, made, to, d->width_in, scratch + second->patch);
     }
     NN_TRACE(NN_EXPAND);
     nn_filter_row(second, NULL, out + y * row, scratch, y);
