@@ -148,6 +148,7 @@ def build(
     output: str | Path | None = None,
     format: Format | None = None,
     quantize: Literal["int8"] | None = None,
+    precision: Literal["float32", "float16"] = "float32",
     preprocessing: Mapping[str, object] | None = None,
     on_progress: OnProgress | None = None,
     **options: Unpack[BuildOptions],
@@ -160,6 +161,7 @@ def build(
         output: the folder of the build; ``out/MODEL-TARGET`` where None. A build that is there is replaced.
         format: "bundle", "standalone" or "c"; the target's where None.
         quantize: needs ``calibration``, the paths of at least 16 photographs.
+        precision: of a float network's arithmetic; float16 for targets that have it.
         preprocessing: as the keys of a model.toml, such as ``{"scale": "1/255"}``.
 
     Returns:
@@ -176,6 +178,7 @@ def build(
         format=format or where.format,
         overrides=_overrides(preprocessing or {}),
         quantize=quantize is not None,
+        float16=precision == "float16",
         **options,
     )
     with _Reported(on_progress) as progress:

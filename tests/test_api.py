@@ -104,8 +104,11 @@ def test_every_option_of_the_commands_is_an_option_here() -> None:
         named = inspect.signature(function).parameters  # type: ignore[arg-type]
         return {*named, *more.__annotations__} - {"options", "device", "on_progress"}
 
-    fields = set(BuildRequest.__dataclass_fields__) - {"overrides"}
-    assert options(api.build, api.BuildOptions) == fields | {"preprocessing"}
+    fields = set(BuildRequest.__dataclass_fields__) - {"overrides", "float16"}
+    assert options(api.build, api.BuildOptions) == fields | {
+        "preprocessing",
+        "precision",
+    }
     # Pages and JSON are for people and for machines that read no Python.
     check = set(vars(check_options().parse_args(["x"]))) - {"report", "json"}
     assert options(api.check, api.DeviceOptions) == check
