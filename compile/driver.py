@@ -65,10 +65,10 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     )
     overrides = request.overrides.with_defaults(source.overrides)
     preprocessing, note = resolve_preprocessing(
-        overrides, source.preprocessing, source.model.input
+        overrides, source.preprocessing, source.model.inputs
     )
     labels = read_labels(overrides.labels, source.model.outputs)
-    tensors = _golden_inputs(request.golden, source.model, preprocessing, progress)
+    samples = _golden_inputs(request.golden, source.model, preprocessing, progress)
     progress.finish()
     for line in filter(None, (source.note, *source.model.notes, note)):
         progress.note(line)
@@ -80,18 +80,14 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     graph = int8.graph if int8 else backend.prepare(model, dump)
     progress.stage("asking ONNX Runtime for the golden outputs")
     reference = Reference(model)
-    check = (
-        partial(integer_check, graph, model, reference=reference)
-        if int8
-        else reference.check
-    )
+    check = partial(integer_check, graph, model, reference) if int8 else reference.check
     name = backend.name(request.name or c_prefix(source.name))
     # Signed inputs judge the compiled code, which is the same wherever it runs: they are not written, as noise does not
     # compress.
-    signed = golden.signed_inputs(model.input, preprocessing)
-    checks = [check(tensor) for tensor in (*tensors, *signed)]
+    signed = golden.of_all(golden.signed_inputs, model.inputs, preprocessing)
+    checks = [check(*sample) for sample in (*samples, *signed)]
     with staging(output) as folder:
-        written = golden.write_golden(folder, checks[: len(tensors)])
+        written = golden.write_golden(folder, checks[: len(samples)])
         quantisation = write_reference(int8, folder) if int8 else None
         terms = licences.notice(model.identity.name, linked=backend.linked)
         (folder / "LICENSES").write_text(terms, encoding="utf-8")
@@ -106,7 +102,10 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
             version=_version(request, source, name, "int8" if int8 else "float32"),
             folder=folder,
             check=check,
-            input_range=golden.input_range(model.input, preprocessing),
+            input_ranges=tuple(
+                golden.input_range(each, preprocessing if each.is_image else None)
+                for each in model.inputs
+            ),
             dump=request.dump,
             arena_limit=request.arena_limit,
         )
@@ -206,20 +205,20 @@ def _golden_inputs(
     model: Model,
     preprocessing: Preprocessing | None,
     progress: Progress,
-) -> list[NDArray[Any]]:
+) -> list[tuple[NDArray[Any], ...]]:
     if not paths:
-        return golden.seeded_inputs(model.input, preprocessing)
-    found = inputs.find(paths, model.input)
+        return golden.of_all(golden.seeded_inputs, model.inputs, preprocessing)
+    found = inputs.find(paths, model.inputs)
     if len(found) > _MAX_GOLDEN:
         progress.note(
             f"golden data: the first {_MAX_GOLDEN} of {len(found)} files are taken"
         )
     taken = [
-        inputs.read(path, model.input, preprocessing) for path in found[:_MAX_GOLDEN]
+        inputs.read(path, model.inputs, preprocessing) for path in found[:_MAX_GOLDEN]
     ]
     for note in (note for each in taken for note in each.notes):
         progress.note(note)
-    return [each.tensor for each in taken]
+    return [each.tensors for each in taken]
 
 
 def _find_records(
@@ -265,7 +264,7 @@ def _manifest(
         target=TargetIdentity.of(request.target),
         engine=backend.engine,
         threads=request.threads,
-        input=model.input,
+        inputs=model.inputs,
         outputs=model.outputs,
         probabilities=model.probabilities,
         preprocessing=preprocessing,

@@ -55,7 +55,7 @@ def lines(figures: Figures) -> list[str]:
     )
     work = f"{figures.instructions:,} instructions, {macs / figures.instructions:.2f} multiply-adds each"
     estimate = f"{milliseconds:.1f} ms at {clock} MHz if an instruction takes one cycle and memory never waits"
-    if interface.input.dtype == "float32":
+    if "float32" in {each.dtype for each in interface.inputs}:
         estimate += "; those that load many registers at once take more"
     error = (
         f"{figures.max_error:.0f} steps of the output"

@@ -10,6 +10,8 @@ from typing import Any
 from runtime_demo.options import (
     DEVICES_HELP,
     add_device_options,
+    add_input_option,
+    check_given,
     open_session,
     threads_text,
 )
@@ -41,10 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--image",
         type=named_path,
         nargs="+",
-        required=True,
+        default=[],
         metavar="IMAGE",
-        help="images, .npy files of the input tensor, or folders of them",
+        help="images, .npy files of the input tensor, .npz files where there are several, or folders of them",
     )
+    add_input_option(parser)
     add_json(parser)
     arguments = parser.parse_args(argv)
     with Progress(quiet=arguments.json) as progress:
@@ -70,16 +73,19 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
         raise UserError(
             f"{bundle.path}: output {shown(first.name)!r} is {shape}{kind}, not one score a class; use check"
         )
-    found = inputs.find(arguments.image, bundle.manifest.input)
+    ports = bundle.manifest.inputs
+    fixed = inputs.read_fixed(arguments.input, ports)
+    found = inputs.find(arguments.image, ports, fixed)
+    check_given(bundle, found, fixed)
     seen = []
     with open_session(bundle, arguments, progress, most=1) as session:
         progress.stage("classifying")
         latency = None
-        for item in read_inputs(bundle, found, progress):
+        for item in read_inputs(bundle, found, fixed, progress):
             progress.tick()
-            top = answers(session.run(item.tensor)[0], probabilities, labels)
+            top = answers(session.run(*item.tensors)[0], probabilities, labels)
             if latency is None and session.origin is not Origin.EMULATED:
-                latency, _ = time_both(session, None, item.tensor, _REPEAT, progress)
+                latency, _ = time_both(session, None, item.tensors, _REPEAT, progress)
             seen.append(
                 {"name": item.name, "top": [answer._asdict() for answer in top]}
             )

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from bundle.fields import Dimension
-from bundle.manifest import Preprocessing, Tensor
+from bundle.manifest import Preprocessing, Tensor, image_of
 from compile.frontend import family
 from targets.errors import UserError
 
@@ -104,9 +104,9 @@ def load_sidecar(model: Path) -> Overrides:
 
 
 def resolve_preprocessing(
-    overrides: Overrides, own: Preprocessing | None, tensor: Tensor
+    overrides: Overrides, own: Preprocessing | None, tensors: Sequence[Tensor]
 ) -> tuple[Preprocessing | None, str]:
-    """The preprocessing of a model with this input tensor, and a note that says what it became; None where it is data.
+    """The preprocessing of a model with these inputs, and a note that says what it became; None where it is data.
 
     Args:
         overrides: what the user states.
@@ -122,11 +122,17 @@ def resolve_preprocessing(
             without the scale that says what they are relative to.
     """
     given = overrides.model_dump(exclude_none=True, exclude={"layout", "labels"})
-    if not tensor.is_image:
-        what = f"the input {list(tensor.shape)} is data, not an image"
+    tensor = image_of(tensors)
+    if tensor is None:
+        shapes = ", ".join(f"{list(each.shape)}" for each in tensors)
+        what = f"the input {shapes} is data, not an image"
+        files = f".npy files of {tensors[0].dtype}"
+        if len(tensors) > 1:
+            what = f"the inputs {shapes} are data, none is an image"
+            files = ".npz files with an array for each"
         if given:
             raise UserError(f"--{', --'.join(given)}: {what}; leave it out")
-        return None, f"{what}: run and check take .npy files of {tensor.dtype}"
+        return None, f"{what}: run and check take {files}"
     height, width = tensor.size
     if tensor.dtype != "float32" and tensor.quantised is None:
         # The network takes pixels as they are stored, and scales them itself.

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import onnx
@@ -28,6 +28,8 @@ from targets.onnx_runtime import Session
 from targets.progress import Progress
 
 Array = NDArray[np.float32]
+Sample = Sequence[NDArray[Any]]
+"""The inputs of one inference."""
 
 _Method = Literal["min-max", "percentile", "entropy"]
 # By our names: ONNX Runtime's.
@@ -55,7 +57,7 @@ class Calibrated(NamedTuple):
 
 def quantise(
     model: Model,
-    images: Sequence[Array],
+    samples: Sequence[Sample],
     unsigned: bool,
     progress: Progress,
     keep_float: Sequence[str] = (),
@@ -66,7 +68,7 @@ def quantise(
     output's type, so no range is left for it to cut.
 
     Args:
-        images: float32 tensors of the model's input shape.
+        samples: the inputs of inferences.
         unsigned: activations as uint8, which x86's dot product takes, in the place of int8.
         keep_float: names of nodes that are not quantised.
 
@@ -75,11 +77,11 @@ def quantise(
     """
     folded, reference = _folded(model), Reference(model)
     kept = _nodes(folded, model, keep_float)
-    expected = [reference.run(image) for image in images]
+    expected = [reference.run(*each) for each in samples]
     # Its calibration ends the process with ONNX Runtime, where that crashes.
     candidates = run_in_child(
         _candidates,
-        *(folded, model, images, unsigned, kept),
+        *(folded, model, samples, unsigned, kept),
         stage=progress.stage,
         tick=progress.tick,
     )
@@ -87,8 +89,8 @@ def quantise(
     for method, proto in candidates.items():
         candidate = Reference(replace(model, proto=proto))
         least = min(
-            least_cosine(candidate.run(image), answer)
-            for image, answer in zip(images, expected, strict=True)
+            least_cosine(candidate.run(*each), answer)
+            for each, answer in zip(samples, expected, strict=True)
         )
         found.append((least, method, replace(model, proto=proto)))
     _, method, best = max(found, key=lambda each: each[0])
@@ -165,7 +167,7 @@ def _make_biases_vectors(graph: onnx.GraphProto) -> None:
 def _candidates(
     folded: onnx.ModelProto,
     model: Model,
-    images: Sequence[Array],
+    samples: Sequence[Sample],
     unsigned: bool,
     kept: list[str],
     stage: Callable[[str], None],
@@ -180,9 +182,9 @@ def _candidates(
         source, path = Path(scratch) / "float.onnx", Path(scratch) / "int8.onnx"
         onnx.save(folded, source)
         for method, theirs in METHODS.items():
-            stage(f"calibrating by {method} on {counted(len(images), 'image')}")
+            stage(f"calibrating by {method} on {counted(len(samples), 'image')}")
 
-            feeds = iter([{model.input.name: image} for image in images])
+            feeds = map(model.feeds, samples)
             try:
                 quantization.quantize_static(
                     source,

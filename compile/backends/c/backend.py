@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bundle.golden import Check, stored
+from bundle.golden import INDICES, Check, stored
+from bundle.manifest import Tensor
 from compile import passes
 from compile.backends.backend import Array, Built, Job
 from compile.backends.c.build import build
@@ -17,7 +18,7 @@ from compile.backends.request import BuildRequest, Format
 from compile.backends.verify import Verification, verify_c
 from compile.frontend.model import Model
 from compile.ir.graph import NHWC, Graph
-from compile.passes.layout import channels_first_input
+from compile.passes.layout import channels_first_inputs
 from compile.passes.ports import integer_ports
 from records.lookup import RecordLog
 from targets.errors import UserError
@@ -53,8 +54,9 @@ class CBackend:
 
     def build(self, job: Job, logs: Sequence[RecordLog], progress: Progress) -> Built:
         graph = job.graph
-        if job.model.input.layout == NHWC:
-            graph = passes.run((integer_ports, channels_first_input), graph)
+        if any(each.layout == NHWC for each in job.model.inputs):
+            names = [each.name for each in job.model.inputs if each.layout == NHWC]
+            graph = channels_first_inputs(integer_ports(graph), names)
         return build(
             graph,
             job.name,
@@ -63,6 +65,7 @@ class CBackend:
             job.folder,
             job.arena_limit,
             progress,
+            [each.choices or int(INDICES[1]) + 1 for each in job.model.inputs],
             partial(_expected, job),
             Dump(job.dump).graph,
         )
@@ -77,20 +80,22 @@ class CBackend:
         return verify_c(folder, checks)
 
 
-def _expected(job: Job, pattern: Array) -> list[tuple[Array, Array]]:
-    """The reference's answers to an input as the C takes it, with tolerances; both as the C gives the outputs."""
-    wanted = job.model.input
-    if len(wanted.shape) == 4 and wanted.layout != NHWC:
-        batch, channels, height, width = wanted.shape
-        pattern = pattern.reshape(batch, height, width, channels)
-        pattern = pattern.transpose(0, 3, 1, 2)
-    check = job.check(
-        stored(np.ascontiguousarray(pattern.reshape(wanted.shape)), wanted)
-    )
+def _expected(job: Job, patterns: Sequence[Array]) -> list[tuple[Array, Array]]:
+    """The reference's answers to inputs as the C takes them, with tolerances; both as the C gives the outputs."""
+    pairs = zip(patterns, job.model.inputs, strict=True)
+    check = job.check(*(_in_order(*each) for each in pairs))
     return [
         (_laid_out(output), _laid_out(tolerance))
         for output, tolerance in zip(check.outputs, check.tolerances, strict=True)
     ]
+
+
+def _in_order(pattern: Array, wanted: Tensor) -> Array:
+    if len(wanted.shape) == 4 and wanted.layout != NHWC:
+        batch, channels, height, width = wanted.shape
+        pattern = pattern.reshape(batch, height, width, channels)
+        pattern = pattern.transpose(0, 3, 1, 2)
+    return stored(np.ascontiguousarray(pattern.reshape(wanted.shape)), wanted)
 
 
 def _laid_out(output: Array) -> Array:

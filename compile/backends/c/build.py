@@ -17,7 +17,7 @@ from compile import passes
 from compile.backends.backend import Built
 from compile.backends.c import arrange, emit, support
 from compile.backends.c.emit import Constants, Project
-from compile.backends.c.ports import dims
+from compile.backends.c.ports import dims, test_patterns
 from compile.backends.c.steps import Generated, Step, fuse
 from compile.ir.graph import Graph, Operator, Tensor
 from compile.ir.islands import CFunction, Island
@@ -64,7 +64,8 @@ def build(
     folder: Path,
     arena_limit: int | None,
     progress: Progress,
-    expected: Callable[[Floats], list[tuple[Floats, Floats]]],
+    choices: Sequence[int],
+    expected: Callable[[Sequence[Floats]], list[tuple[Floats, Floats]]],
     dump: passes.Dump = passes.no_dump,
 ) -> Built:
     """Write the C project ``name`` of a network into ``folder``.
@@ -73,7 +74,8 @@ def build(
 
     Args:
         graph: after passes.INTEGERS or passes.FLOATS.
-        expected: the reference: an input in the order that the C takes it in → each output and its tolerances as the C gives it.
+        choices: of each input how many values the self-test's whole numbers of 32 or 64 bits have.
+        expected: the reference: inputs in the order that the C takes them in → each output and its tolerances as the C gives it.
 
     Raises:
         UserError: TVM has no C for an operator, the arena is larger than ``arena_limit`` bytes, or the self-test
@@ -84,19 +86,21 @@ def build(
     support.check(graph)
     arranged = arrange.arrange(graph, written(fuse(graph), graph.opset, progress))
     arrange.check_limit(arranged, arena_limit)
-    project = Project(name, version, target.name, graph, arranged)
+    project = Project(name, version, target.name, graph, arranged, choices)
     progress.stage("writing C")
     constants = emit.emit(project, folder)
     interface = _interface(project, constants)
     unknown = [np.zeros(each.tensor.size) for each in project.outputs]
     emit.emit_golden(project, folder, constants, unknown, unknown)
     progress.stage("asking the same C on this machine for the self-test's answer")
-    pattern = emit.test_pattern(graph)
-    answers = run_on_host(folder, name, interface, pattern[np.newaxis])[0]
+    patterns = test_patterns(graph, choices)
+    stored = b"".join(each.tobytes() for each in patterns)
+    answers = run_on_host(folder, name, interface, [stored])[0]
     tolerances = [np.full(each.size, INT8_STEPS) for each in answers]
     floats = [i for i, each in enumerate(graph.outputs) if not each.quantisation]
     if floats:
-        wanted = expected(_real(pattern, project.input))
+        pairs = zip(patterns, graph.inputs, strict=True)
+        wanted = expected([_real(*each) for each in pairs])
         for index in floats:
             found, (answers[index], tolerances[index]) = answers[index], wanted[index]
             if not compare(
@@ -142,14 +146,14 @@ def _functions(
 
 
 def _interface(project: Project, constants: Constants) -> Firmware:
-    source, plan = project.input, project.plan
+    plan = project.plan
     return Firmware(
         cpu=project.cpu,
-        input=_port(source),
+        inputs=tuple(map(_port, project.graph.inputs)),
         outputs=tuple(_port(each.tensor) for each in project.outputs),
         exact=project.exact,
         arena_bytes=plan.nbytes,
-        input_offset=plan.offsets[project.arranged.owner(source)],
+        input_offsets=tuple(each.offset for each in project.inputs),
         peak=project.steps[plan.peak].name,
         steps=len(project.steps),
         weights_bytes=constants.nbytes,

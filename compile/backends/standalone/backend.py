@@ -46,14 +46,14 @@ class StandaloneBackend(BundleBackend):
         return f"lib{name}.so"
 
     def build(self, job: Job, logs: Sequence[RecordLog], progress: Progress) -> Built:
-        low, high = job.input_range
-        check = job.check(self_test_input(low, high, job.model.input))
+        ranges = job.input_ranges
+        pairs = zip(ranges, job.model.inputs, strict=True)
+        check = job.check(*(self_test_input(*each, port) for each, port in pairs))
         wanted = Standalone(
             name=job.name,
             model=job.model.identity.name,
             version=f"{job.version}, by Apache TVM 0.19",
-            low=low,
-            high=high,
+            ranges=ranges,
             answers=tuple(
                 Answer(port.name, *(tuple(each.ravel().tolist()) for each in pair))
                 for port, *pair in zip(
