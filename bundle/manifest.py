@@ -32,6 +32,10 @@ MAX_TENSOR_BYTES = 1 << 29
 MAX_RESIZE = 4096
 
 
+Interpolation = Literal["bilinear", "bicubic", "nearest", "area", "lanczos"]
+Fit = Literal["crop", "stretch", "letterbox"]
+ChannelOrder = Literal["RGB", "BGR"]
+Byte = Annotated[int, Field(ge=0, le=255)]
 Dtype = Literal["float32", "int64", "int32", "int8", "uint8", "bool"]
 _ITEM_BYTES: Final = {"float32": 4, "int64": 8, "int32": 4}
 
@@ -104,16 +108,27 @@ def image_of(inputs: Iterable[Tensor]) -> Tensor | None:
 class Preprocessing(Section):
     """How a photograph becomes the input tensor, before an int8 or uint8 one is quantised.
 
-    The short side is resized to ``resize`` pixels with ``interpolation``, the centre ``crop`` (height,
-    width) is cut out, and each channel value v (0 to 255) becomes ``(v * scale - mean) / std``.
+    The photograph is resized with ``interpolation`` ("area" is the mean of the pixels under one) and becomes
+    ``crop`` (height, width) by ``fit``; each channel value v (0 to 255) then becomes ``(v * scale - mean) / std``.
+
+    Attributes:
+        resize: the short side for the fit "crop", (height, width) for the others.
+        fit: "crop" cuts out the centre; "stretch" does too, of a photograph whose sides have become ``resize``;
+            "letterbox" keeps the whole photograph and its aspect, and fills the rest with ``pad``.
+        channel_order: of the input's channels, and so of ``mean`` and ``std``.
+        assumed: nobody has stated scale, mean and std; they are a guess.
     """
 
-    resize: Dimension
+    resize: Dimension | tuple[Dimension, Dimension]
     crop: tuple[Dimension, Dimension]
-    interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
+    fit: Fit = "crop"
+    pad: Byte = 0
+    channel_order: ChannelOrder = "RGB"
     scale: FiniteFloat
     mean: tuple[FiniteFloat, ...]
     std: tuple[FiniteFloat, ...]
+    assumed: bool = False
 
     def normalised(self, value: float) -> tuple[float, ...]:
         """What a channel value becomes: one number, or one a channel."""
@@ -138,8 +153,16 @@ class Preprocessing(Section):
 
     def geometry(self) -> str:
         """What is resized to what, such as ``resize 256, crop 224×224, bilinear``."""
-        height, width = self.crop
-        return f"resize {self.resize}, crop {height}×{width}, {self.interpolation}"
+        size = "×".join(map(str, self.crop))
+        if isinstance(self.resize, int):
+            text = f"resize {self.resize}, crop {size}"
+        elif self.fit == "letterbox":
+            text = f"letterbox {size}, pad {self.pad}"
+        else:
+            text = f"stretch to {'×'.join(map(str, self.resize))}"
+            text += f", crop {size}" if self.resize != self.crop else ""
+        order = ", BGR" if self.channel_order == "BGR" else ""
+        return f"{text}, {self.interpolation}{order}"
 
     @model_validator(mode="after")
     def _sensible(self) -> Preprocessing:
@@ -152,13 +175,20 @@ class Preprocessing(Section):
         extremes = (*self.normalised(0.0), *self.normalised(255.0))
         if not all(abs(extreme) <= _FLOAT32_MAX for extreme in extremes):
             raise ValueError("scale, mean and std lead beyond float32")
-        if self.resize < max(self.crop):
-            raise ValueError(
-                f"resize {self.resize} is smaller than crop {max(self.crop)}"
-            )
+        if isinstance(self.resize, int) != (self.fit == "crop"):
+            raise ValueError(f"resize has a wrong number of sides for {self.fit}")
+        if isinstance(self.resize, int):
+            sides = [(self.resize, max(self.crop))]
+        else:
+            sides = list(zip(self.resize, self.crop, strict=True))
+        if self.fit == "letterbox" and self.resize != self.crop:
+            raise ValueError("a letterbox has the size of the crop")
         most = max(MAX_RESIZE, 2 * max(self.crop))
-        if self.resize > most:
-            raise ValueError(f"resize {self.resize} is more than {most} pixels")
+        for resize, crop in sides:
+            if resize < crop:
+                raise ValueError(f"resize {resize} is smaller than crop {crop}")
+            if resize > most:
+                raise ValueError(f"resize {resize} is more than {most} pixels")
         return self
 
 

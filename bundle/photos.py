@@ -31,6 +31,8 @@ _RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "nearest": Image.Resampling.NEAREST,
+    "area": Image.Resampling.BOX,
+    "lanczos": Image.Resampling.LANCZOS,
 }
 
 
@@ -133,24 +135,81 @@ def _white(mode: str, largest: float) -> float:
     return next((white for white in usual if largest <= white), largest)
 
 
+class Placement(NamedTuple):
+    """Where a photograph lies in the input: input_pixel = photograph_pixel × scale + offset, of pixels' edges.
+
+    The offsets ``left`` and ``top`` are pixels of the input, negative where the photograph is cut off.
+    """
+
+    scale_x: float
+    scale_y: float
+    left: float
+    top: float
+
+    def to_photograph(
+        self, boxes: NDArray[np.floating], size: tuple[int, int]
+    ) -> NDArray[np.float32]:
+        """Boxes [N, 4] (x1, y1, x2, y2) of the input in pixels of the photograph, clipped to its (width, height)."""
+        offset, scale = np.array([self.left, self.top] * 2), np.array(self[:2] * 2)
+        found = (boxes.astype(np.float64) - offset) / scale
+        inside: NDArray[np.float64] = np.clip(found, 0, np.array(size * 2))
+        return inside.astype(np.float32)
+
+
+class _Steps(NamedTuple):
+    """The part of the photograph that is resized (left, top, right, bottom), the (width, height) that it gets,
+    and where its corner then lies in the input: (x, y), negative where it is cut off."""
+
+    part: tuple[int, int, int, int]
+    size: tuple[int, int]
+    corner: tuple[int, int]
+
+
+def placement(size: tuple[int, int], preprocessing: Preprocessing) -> Placement:
+    """Where `to_tensor` puts a photograph of this (width, height)."""
+    part, resized, corner = _steps(size, preprocessing)
+    scale_x = resized[0] / (part[2] - part[0])
+    scale_y = resized[1] / (part[3] - part[1])
+    left, top = corner[0] - part[0] * scale_x, corner[1] - part[1] * scale_y
+    return Placement(scale_x, scale_y, left, top)
+
+
+def _steps(size: tuple[int, int], preprocessing: Preprocessing) -> _Steps:
+    wanted = preprocessing.crop[::-1]
+    part = (0, 0, *size)
+    if preprocessing.fit == "letterbox":
+        ratio = min(want / side for want, side in zip(wanted, size, strict=True))
+        resized = [max(1, round(side * ratio)) for side in size]
+    elif isinstance(preprocessing.resize, tuple):
+        resized = list(preprocessing.resize[::-1])
+    else:
+        longest = min(size) * _LONGEST_RATIO
+        left, top = (max(0, (side - longest) // 2) for side in size)
+        part = (left, top, size[0] - left, size[1] - top)
+        kept = size[0] - 2 * left, size[1] - 2 * top
+        resized = [side * preprocessing.resize // min(kept) for side in kept]
+    x, y = (int((want - side) / 2) for want, side in zip(wanted, resized, strict=True))
+    return _Steps(part, (resized[0], resized[1]), (x, y))
+
+
 def to_tensor(
     photo: Photo, preprocessing: Preprocessing, tensor: Tensor
 ) -> NDArray[Any]:
-    """The short side resized, the centre cropped, the values scaled: ``tensor.shape``, in its type."""
-    image = _middle(photo.image)
-    short = min(image.size)
-    width, height = (side * preprocessing.resize // short for side in image.size)
-    image = image.resize((width, height), _RESAMPLING[preprocessing.interpolation])
-    crop_height, crop_width = preprocessing.crop
-    left, top = (width - crop_width) // 2, (height - crop_height) // 2
-    image = image.crop((left, top, left + crop_width, top + crop_height))
-    pixels = np.asarray(image, dtype=np.float64).reshape(crop_height, crop_width, -1)
+    """The photograph resized and fitted, the values scaled: ``tensor.shape``, in its type."""
+    part, resized, (x, y) = _steps(photo.image.size, preprocessing)
+    height, width = preprocessing.crop
+    image = photo.image
+    if part != (0, 0, *image.size):
+        image = image.crop(part)
+    image = image.resize(resized, _RESAMPLING[preprocessing.interpolation])
+    if preprocessing.fit == "letterbox":
+        grey = Image.new("L", (width, height), preprocessing.pad)
+        boxed = grey.convert(image.mode)
+        boxed.paste(image, (x, y))
+        image = boxed
+    else:
+        image = image.crop((-x, -y, width - x, height - y))
+    pixels = np.asarray(image, dtype=np.float64).reshape(height, width, -1)
+    if preprocessing.channel_order == "BGR":
+        pixels = pixels[:, :, ::-1]
     return normalise(pixels.transpose(2, 0, 1), preprocessing, tensor)
-
-
-def _middle(image: Image.Image) -> Image.Image:
-    longest = min(image.size) * _LONGEST_RATIO
-    left, top = (max(0, (side - longest) // 2) for side in image.size)
-    if not left and not top:
-        return image
-    return image.crop((left, top, image.width - left, image.height - top))

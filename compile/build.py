@@ -139,6 +139,12 @@ def _parser() -> argparse.ArgumentParser:
         help="for a microcontroller: refuse a network whose activations take more",
     )
     option(
+        "--flash-limit",
+        type=_bytes,
+        metavar="512KB",
+        help="for a microcontroller: refuse a network whose weights take more, code not counted",
+    )
+    option(
         "--input-shape",
         action="append",
         default=[],
@@ -186,9 +192,30 @@ def _parser() -> argparse.ArgumentParser:
         ("scale", "S", "such as 1/255 (with none of scale, mean, std: v / 127.5 − 1)"),
         ("mean", "M[,M,M]", "one number, or one a channel (default with --scale: 0)"),
         ("std", "S[,S,S]", "likewise (default with --scale: 1)"),
-        ("resize", "PIXELS", "short side before cropping (default: 8/7 of the input)"),
+        (
+            "preprocessing",
+            "PRESET",
+            "torchvision, keras-mobilenet, keras-resnet, tflite, yolo or none; other options change parts of it",
+        ),
+        (
+            "resize",
+            "PIXELS|H,W",
+            "short side before cropping (default: 8/7 of the input), or the size to stretch to",
+        ),
         ("crop", "H[,W]", "the centre crop; must be the input's size"),
-        ("interpolation", "NAME", "bilinear (default), bicubic or nearest"),
+        ("crop-fraction", "F", "instead of --resize: the input's side / F, as 0.875"),
+        (
+            "fit",
+            "FIT",
+            "crop (default); stretch: all of the photograph, without its aspect; letterbox: all of it, padded",
+        ),
+        ("pad", "0-255", "the value around a letterbox (default: 0)"),
+        ("channel-order", "RGB|BGR", "of the input (default: RGB)"),
+        (
+            "interpolation",
+            "NAME",
+            "bilinear (default), bicubic, nearest, area or lanczos",
+        ),
         (
             "layout",
             "NCHW|NHWC|data",
@@ -196,7 +223,12 @@ def _parser() -> argparse.ArgumentParser:
         ),
         ("labels", "FILE", "class names, one a line"),
     ):
-        option(f"--{name}", type=partial(_override, name), metavar=metavar, help=text)
+        option(
+            f"--{name}",
+            type=partial(_override, name.replace("-", "_")),
+            metavar=metavar,
+            help=text,
+        )
     return parser
 
 
@@ -220,6 +252,7 @@ def _request(arguments: argparse.Namespace) -> BuildRequest:
             **{name: getattr(arguments, name) for name in Overrides.model_fields}
         ),
         arena_limit=arguments.arena_limit,
+        flash_limit=arguments.flash_limit,
         quantize=arguments.quantize is not None,
         calibration=tuple(arguments.calibration),
         keep_float=tuple(arguments.keep_float),
@@ -239,6 +272,7 @@ def _summary(bundle: Bundle) -> dict[str, Any]:
         "layout": manifest.lowering.layout,
         "groups": len(manifest.lowering.groups),
         "macs": sum(group.macs for group in manifest.lowering.groups),
+        "preprocessing_assumed": _assumed(manifest),
         **manifest.measured,
     }
 
@@ -263,6 +297,8 @@ def _table(bundle: Bundle, model: str) -> str:
             f"{verification['origin']}"
         )
         board = " --board emulated" if verification["origin"] == Origin.EMULATED else ""
+    if _assumed(manifest):
+        checked += "; preprocessing assumed, not given: see --preprocessing"
     rows = [
         ("bundle", f"{place} (and {place}.tar.gz)"),
         (
@@ -286,6 +322,10 @@ def _table(bundle: Bundle, model: str) -> str:
         ),
     ]
     return "\n".join(f"{name:<8} {value}" for name, value in rows)
+
+
+def _assumed(manifest: Manifest) -> bool:
+    return manifest.preprocessing is not None and manifest.preprocessing.assumed
 
 
 def _int8(manifest: Manifest) -> list[tuple[str, str]]:
@@ -327,13 +367,13 @@ def _size(manifest: Manifest) -> str:
 
 
 def _fusion(lowering: Lowering) -> str:
-    """How the operators fused, such as "52 conv2d + 1 dense in 53 kernels, 5 others"."""
-    counted = " + ".join(
+    """How the operators fused, such as "52 conv2d + 1 dense in 53 kernels, 1 kernel without multiply-adds"."""
+    kinds = " + ".join(
         f"{n} {name.removeprefix('nn.')}" for name, n in lowering.operators.items()
     )
     heavy = sum(1 for group in lowering.groups if group.macs)
     others = len(lowering.groups) - heavy
-    return f"{counted} in {heavy} kernels, {others} kernels without multiply-adds"
+    return f"{kinds} in {counted(heavy, 'kernel')}, {counted(others, 'kernel')} without multiply-adds"
 
 
 def _memory(lowering: Lowering) -> str:
@@ -341,10 +381,11 @@ def _memory(lowering: Lowering) -> str:
     plan = lowering.memory
     if plan is None:
         return f"{lowering.workspace_bytes / 1e6:.2f} MB for activations, by TVM's plan"
-    return (
-        f"arena {plan.arena_bytes:,} bytes (no plan can need less than {plan.lower_bound:,}), "
-        f"workspace {plan.outer_workspace_bytes:,} bytes and {plan.inner_workspace_bytes:,} a thread"
-    )
+    arena = f"arena {plan.arena_bytes:,} bytes (no plan can need less than {plan.lower_bound:,})"
+    outer, inner = plan.outer_workspace_bytes, plan.inner_workspace_bytes
+    if not outer and not inner:
+        return arena
+    return f"{arena}, workspace {outer:,} bytes and {inner:,} a thread"
 
 
 class _Licenses(argparse.Action):

@@ -108,6 +108,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
             ),
             dump=request.dump,
             arena_limit=request.arena_limit,
+            flash_limit=request.flash_limit,
         )
         describe = partial(
             _manifest, request, backend, job, preprocessing, written, quantisation

@@ -234,7 +234,8 @@ def _table(result: CheckResult) -> str:
         if result.passed
         else "FAILED: farther from the reference than the tolerance"
     )
-    lines.append(f"verdict    {verdict}, {_compared(result)}, {result.origin}")
+    assumed = "; preprocessing assumed, not given" if result.assumed else ""
+    lines.append(f"verdict    {verdict}, {_compared(result)}, {result.origin}{assumed}")
     return "\n".join(lines)
 
 

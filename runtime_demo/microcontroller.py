@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from targets.escapes import shown
+from targets.escapes import ending
 
 if TYPE_CHECKING:
     from devices.microcontroller.figures import Figures
 
 # MHz that boards with these cores commonly run at.
 _CLOCKS = {"cortex-m4": 168, "cortex-m7": 480, "cortex-m33": 160, "cortex-m55": 400}
+
+
+class Estimate(NamedTuple):
+    """The time of an inference at one instruction a cycle, memory that never waits, and a usual clock."""
+
+    milliseconds: float
+    megahertz: int
+
+
+def estimate(figures: Figures) -> Estimate:
+    megahertz = _CLOCKS[figures.interface.cpu]
+    return Estimate(figures.instructions / megahertz / 1e3, megahertz)
 
 
 def to_json(figures: Figures | None, quantised: bool) -> dict[str, Any]:
@@ -39,12 +51,11 @@ def lines(figures: Figures) -> list[str]:
     """The same as text."""
     interface = figures.interface
     macs = sum(part.macs for part in figures.parts)
-    clock = _CLOCKS[interface.cpu]
-    milliseconds = figures.instructions / clock / 1e3
+    guess = estimate(figures)
     columns = ("instructions", "expand", "depthwise", "project", "MAC/instr.")
     rows = ["", f"{'step':<22}{'MAC':>12}" + "".join(f"{c:>14}" for c in columns)]
     rows += [
-        f"{shown(part.name)[:21]:<22}{part.macs:>12,}"
+        f"{ending(part.name, 21):<22}{part.macs:>12,}"
         + "".join(f"{count:>14,.0f}" for count in part[2:])
         + f"{part.macs / max(part.instructions, 1):>14.2f}"
         for part in figures.parts
@@ -54,9 +65,9 @@ def lines(figures: Figures) -> list[str]:
         f"static data {figures.static_bytes:,}, stack {figures.stack_bytes:,}"
     )
     work = f"{figures.instructions:,} instructions, {macs / figures.instructions:.2f} multiply-adds each"
-    estimate = f"{milliseconds:.1f} ms at {clock} MHz if an instruction takes one cycle and memory never waits"
+    time = f"{guess.milliseconds:.1f} ms at {guess.megahertz} MHz if an instruction takes one cycle and memory never waits"
     if "float32" in {each.dtype for each in interface.inputs}:
-        estimate += "; those that load many registers at once take more"
+        time += "; those that load many registers at once take more"
     error = (
         f"{figures.max_error:.0f} steps of the output"
         if all(each.quantised for each in interface.outputs)
@@ -68,6 +79,6 @@ def lines(figures: Figures) -> list[str]:
         f"RAM        {figures.ram_bytes:,} bytes: {ram}",
         f"flash      {figures.flash_bytes:,} bytes: code and tables {figures.code_bytes:,}, the rest weights",
         f"work       {work}, counted by QEMU on {figures.board}",
-        f"estimate   {estimate}",
+        f"estimate   {time}",
         f"host       the same C on this machine differs by at most {error}",
     ]

@@ -15,7 +15,9 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from bundle import photos
+from bundle.store import Bundle
 from devices.sessions.session import Origin
+from runtime_demo import microcontroller
 from runtime_demo.options import threads_text
 from runtime_demo.result import CheckResult, InputResult
 from targets import templates
@@ -25,6 +27,7 @@ from targets.presets import this_cpu
 GALLERY_LIMIT = 48
 """Inputs shown one by one; of more, those that disagree or fail come first."""
 
+_MEMORY = "memory.svg"
 _THUMBNAIL_PIXELS = 240
 _DECADES, _BINS_A_DECADE = 8, 5
 _LATENCY_BINS = 40
@@ -59,6 +62,8 @@ def write_report(result: CheckResult, path: Path) -> None:
             _absolute_tolerance(result),
         ),
         latencies=distribution(_series(result)) if result.latency else None,
+        memory=_drawing(result.bundle),
+        estimate=microcontroller.estimate(result.figures) if result.figures else None,
         bars=bars([(k.operators or k.name, k.microseconds) for k in kernels])
         if kernels
         else None,
@@ -90,10 +95,19 @@ def _thumbnail(path: Path | None) -> str | None:
     return "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode()
 
 
+def _drawing(bundle: Bundle) -> str | None:
+    """The arena's plan as a data URI, for an image: there no script runs. None where there is none."""
+    if not bundle.manifest.is_source or _MEMORY not in bundle.manifest.files:
+        return None
+    drawing = (bundle.path / _MEMORY).read_bytes()
+    return "data:image/svg+xml;base64," + base64.b64encode(drawing).decode()
+
+
 class _Kernel(NamedTuple):
     """One row of the table of kernels; None where the manifest or the clock does not say."""
 
     name: str
+    layer: str
     operators: str
     output_shape: tuple[int, ...]
     microseconds: float
@@ -115,6 +129,7 @@ def _kernels(result: CheckResult) -> list[_Kernel]:
         rows.append(
             _Kernel(
                 name,
+                group.layer if group else "",
                 " + ".join(_plain(each) for each in group.operators) if group else "",
                 operator.output_shape,
                 operator.seconds * 1e6,

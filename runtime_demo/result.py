@@ -179,6 +179,12 @@ class CheckResult:
         return all(result.accuracy.passed for result in self.inputs)
 
     @property
+    def assumed(self) -> bool:
+        """Whether nobody has stated how photographs become the input."""
+        preprocessing = self.bundle.manifest.preprocessing
+        return preprocessing is not None and preprocessing.assumed
+
+    @property
     def step(self) -> float | None:
         """Of an int8 network: what one step of its first output means."""
         facts = self.bundle.manifest.quantisation
@@ -280,6 +286,7 @@ class CheckResult:
             "board": self.board.to_json() if self.board else None,
             "boards": dict(self.boards),
             "passed": self.passed,
+            "preprocessing_assumed": self.assumed,
             "vs_quantised": self.vs_quantised,
             "vs_float": self.vs_float,
             **microcontroller.to_json(self.figures, self.step is not None),

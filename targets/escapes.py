@@ -27,6 +27,12 @@ def shown(text: object, limit: int = 80) -> str:
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 
 
+def ending(text: object, limit: int) -> str:
+    """As `shown`; of a longer text its end, by which layers of one network differ."""
+    clean = shown(text, 1 << 10)
+    return clean if len(clean) <= limit else "…" + clean[1 - limit :]
+
+
 def one_line(text: str, limit: int = 1000) -> str:
     """A message on one line, without control characters, at most ``limit`` characters long."""
     return shown(" ".join(text.split()), limit)

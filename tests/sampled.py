@@ -162,6 +162,16 @@ MODELS: dict[str, onnx.ModelProto] = {
         group=2, offset_group=4, pads=[1, 0, 2, 1], strides=[2, 1], dilations=[1, 2]
     ),
     **recurrents(),
+    "GRU with parameters of nothing": single(
+        "GRU",
+        weights(1, 6, 3),
+        weights(1, 6, 2),
+        shape=(4, 2, 3),
+        hidden_size=2,
+        activations=["Sigmoid", "Tanh"],
+        activation_alpha=[0.5, 0.25],
+        activation_beta=[0.3, 0.1],
+    ),
     "RNN relu": single(
         "RNN",
         weights(1, 5, 3),

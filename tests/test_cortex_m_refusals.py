@@ -104,6 +104,14 @@ def test_missing_tools_give_the_line_that_installs_them(
             ["--target", "x86-64-v3", "--arena-limit", "72KB"],
             "--arena-limit: is for micro",
         ),
+        (
+            ["--target", "x86-64-v3", "--flash-limit", "72KB"],
+            "--flash-limit: is for micro",
+        ),
+        (
+            ["--target", "cortex-m4", "--flash-limit", "100KB"],
+            "limit 100,000 bytes: the weights take .*, .* too many; most are of 'classifier'",
+        ),
     ],
 )
 def test_options_that_do_not_go_together_are_refused_in_one_line(

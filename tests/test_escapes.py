@@ -25,8 +25,10 @@ from tiny import tiny_bundle
 
 from bundle.store import MANIFEST, open_bundle
 from compile.backends.c.build import build as build_c
+from compile.backends.c.drawing import geometry
 from compile.backends.standalone import emit
 from compile.backends.standalone.emit import Answer, Standalone
+from compile.program.planner import Buffer, Plan
 from compile.program.program import Call, Program, Tensor
 from targets import escapes, templates
 from targets.presets import native, resolve
@@ -320,3 +322,16 @@ def test_labels_and_images_send_no_escape_to_the_terminal(tmp_path: Path) -> Non
         said = result.stdout + result.stderr
         assert said.replace("\n", "").isprintable(), said
         assert not any(line.startswith("owned") for line in said.splitlines())
+
+
+def test_a_long_name_is_shown_by_its_end() -> None:
+    name = "/features/features.12/conv/conv.2/Conv"
+    assert escapes.ending(name, 21) == "….12/conv/conv.2/Conv"
+    assert escapes.ending("stem\x1b[31m", 21) == "stem\N{REPLACEMENT CHARACTER}[31m"
+
+
+def test_long_names_of_steps_fit_below_the_drawing() -> None:
+    arena = Plan((Buffer("x", 8, 0, 1),), 8, 8, 0, {}, ())
+    drawn = geometry(arena, ["stem", "block/" * 30 + "add"])["below"]
+    assert drawn[0] == ("stem", "stem")
+    assert len(drawn[1][0]) == 24 and drawn[1][0].endswith("block/block/add")

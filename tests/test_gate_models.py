@@ -182,34 +182,9 @@ MODELS: dict[str, tuple[onnx.ModelProto, str]] = {
         ),
         "0 inputs",
     ),
-    "a float16 input": (
-        small(
-            [node("Relu", ["x"], ["y"])],
-            dtype=TensorProto.FLOAT16,
-            output=TensorProto.FLOAT16,
-        ),
-        r"input 'x' is float16; convert to float32 .*model.float\(\)",
-    ),
-    "a double input": (
-        small(
-            [node("Relu", ["x"], ["y"])],
-            dtype=TensorProto.DOUBLE,
-            output=TensorProto.DOUBLE,
-        ),
-        "input 'x' is double; convert",
-    ),
     "an integer input": (
         small([node("Relu", ["x"], ["y"])], dtype=TensorProto.INT32, opset=14),
         "is int32, need float32",
-    ),
-    "float16 inside": (
-        small(
-            [
-                node("Cast", ["x"], ["h"], "half", to=TensorProto.FLOAT16),
-                node("Cast", ["h"], ["y"], to=TensorProto.FLOAT),
-            ]
-        ),
-        r"node 'half' \(Cast\).*is float16; convert",
     ),
     "an output of 16 bits": (
         small(

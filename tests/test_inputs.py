@@ -133,6 +133,6 @@ def test_data_has_no_preprocessing() -> None:
     assert note == (
         "the input [1, 4] is data, not an image: run and check take .npy files of float32"
     )
-    given = Overrides(scale=1.0, resize=8, layout="data")
+    given = Overrides(scale=1.0, resize=(8,), layout="data")
     with pytest.raises(UserError, match="--resize, --scale: the input .* is data"):
         resolve_preprocessing(given, None, [ROW])

@@ -55,6 +55,7 @@ def photographs(resolution: int) -> list[Array]:
     tensors = []
     for name in PHOTOGRAPHS:
         image = Image.open(Path(skimage.__file__).parent / "data" / name).convert("RGB")
+        assert isinstance(settings.resize, int)
         ratio = settings.resize / min(image.size)
         size = round(image.width * ratio), round(image.height * ratio)
         image = image.resize(size, Image.Resampling.BILINEAR)

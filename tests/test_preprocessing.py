@@ -109,8 +109,8 @@ def test_a_mean_or_std_needs_the_scale_that_it_is_relative_to(
         ({}, (1 / 255, *THREE), ""),
         (
             {"scale": "1/127.5"},
-            (1 / 127.5, *THREE),
-            f"preprocessing: (v / 127.5 − (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225); {GEOMETRY}; scale as given, the rest is the network's own",
+            (1 / 127.5, (0,), (1,)),
+            f"preprocessing: v / 127.5, mean and std not given: 0 and 1; {GEOMETRY}; scale as given, the rest is the network's own",
         ),
         (
             {"mean": 0},

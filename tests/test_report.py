@@ -15,8 +15,12 @@ from check_results import LABELS, a_result, an_input, manifest, written
 from PIL import Image
 
 from bundle.accuracy import Accuracy
+from bundle.manifest import Firmware, FirmwareTensor, Preprocessing, Quantised
 from bundle.store import Bundle
+from compile.build import _table as build_table
+from devices.microcontroller.figures import Figures, Part
 from devices.sessions.session import OperatorTime, Origin
+from runtime_demo.check import _table as check_table
 from runtime_demo.report import GALLERY_LIMIT
 
 
@@ -223,3 +227,95 @@ def test_the_error_in_the_page_is_in_units_of_the_tolerance(tmp_path: Path) -> N
         )
         stated = f"farthest off is at {share} of its tolerance."
         assert stated in page.text and verdict in page.text
+
+
+def test_a_microcontroller_has_memory_and_steps_instead_of_times(
+    tmp_path: Path,
+) -> None:
+    name = "a/very/long/layer/name/" * 8 + "<b>conv</b>"
+    firmware = Firmware(
+        cpu="cortex-m7",
+        inputs=(
+            FirmwareTensor(
+                dtype="int8", nbytes=192, quantised=Quantised(scale=0.5, zero=-3)
+            ),
+        ),
+        outputs=(FirmwareTensor(dtype="float32", nbytes=20),),
+        exact=True,
+        arena_bytes=1_192,
+        input_offsets=(0,),
+        peak="stem",
+        steps=2,
+        weights_bytes=30_000,
+    )
+    figures = Figures(
+        board="mps2-an500 (cortex-m7)",
+        interface=firmware,
+        stack_bytes=300,
+        static_bytes=8,
+        code_bytes=4_000,
+        weights_bytes=30_000,
+        instructions=4_800_000,
+        max_error=0.0,
+        parts=(
+            Part("stem", 1_500_000, 3_600_000.0, 0.0, 0.0, 0.0),
+            Part(name, 500_000, 1_200_000.0, 700_000.0, 400_000.0, 100_000.0),
+        ),
+    )
+    (tmp_path / "memory.svg").write_text("<svg><script>alert(1)</script></svg>")
+    files = manifest().files | {"memory.svg": "0" * 64, "m.c": "0" * 64}
+    bundle = Bundle(
+        tmp_path, manifest(format="c", library="m.c", files=files, firmware=firmware)
+    )
+    result = a_result(
+        tmp_path,
+        [an_input(None)],
+        bundle=bundle,
+        origin=Origin.EMULATED,
+        latency=None,
+        reference_latency=None,
+        operators=(),
+        figures=figures,
+    )
+    page = written(result, tmp_path)
+    text = page.text.replace("\N{NO-BREAK SPACE}", " ")
+    for words in (
+        "RAM 1,520 bytes: arena, outputs, static data and stack emulated",
+        "1,520 bytes: arena 1,192 bytes with the input in it, outputs 20 bytes, static data 8 bytes, stack 300 bytes",
+        "Flash 34,000 bytes: code, tables and weights",
+        "Instructions 4.80 M of one inference counted by QEMU",
+        "10.0 ms at 480 MHz, if an instruction takes one cycle",
+        "int8, 192 bytes, real value = (q − -3) × 0.5, channels last",
+        "float32, 20 bytes",
+        "1 stem 1,500,000 3,600,000 75.0 % – – – 0.42",
+        "500,000 1,200,000 25.0 % 700,000 400,000 100,000 0.42",
+        "All steps 2,000,000 4,800,000",
+        "weights 30,000 bytes, arena 1,192 bytes",
+        "The same C on the host the same bits",
+    ):
+        assert words in text
+    for words in ("model.so", "Latency", "Time by kernel"):
+        assert words not in text
+    assert "script" not in page.tags and "b" not in page.tags
+    assert sum(v.startswith("data:image/svg+xml") for _, v in page.attributes) == 1
+
+
+@pytest.mark.parametrize("assumed", [True, False])
+def test_an_assumed_preprocessing_is_said_with_every_verdict(
+    tree: Path, tmp_path: Path, assumed: bool
+) -> None:
+    settings = Preprocessing(
+        resize=8, crop=(8, 8), scale=1, mean=(0,), std=(1,), assumed=assumed
+    )
+    times = {"seconds": 1.0, "peak_memory_bytes": 1, "library_bytes": 1}
+    sizes = {"weight_bytes": 1, "verification": None, "not_verified_because": "x"}
+    known = manifest(preprocessing=settings, measured=times | sizes)
+    bundle = Bundle(tmp_path, known)
+    result = a_result(tmp_path, [an_input(tree)], bundle=bundle)
+    verdict = check_table(result).splitlines()[-1]
+    checked = next(x for x in build_table(bundle, "m").splitlines() if "NOT comp" in x)
+    page = written(result, tmp_path).text
+    for words in (verdict, checked):
+        assert ("preprocessing assumed, not given" in words) == assumed
+    assert ("The preprocessing is assumed, not given: v. " in page) == assumed
+    assert result.to_json()["preprocessing_assumed"] is assumed

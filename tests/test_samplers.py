@@ -112,6 +112,15 @@ REFUSED = {
         hidden_size=2,
         clip=1.0,
     ),
+    r"\(RNN\): its attribute activation_alpha is not built": single(
+        "RNN",
+        weights(1, 2, 3),
+        weights(1, 2, 2),
+        shape=(4, 1, 3),
+        hidden_size=2,
+        activations=["HardSigmoid"],
+        activation_alpha=[0.3],
+    ),
     r"\(RNN\): its activation Softsign is not built; use HardSigmoid": single(
         "RNN",
         weights(1, 2, 3),

@@ -68,8 +68,8 @@ def test_the_table_orders_tasks_by_their_share() -> None:
     with console.capture() as captured:
         console.print(tasks_table(states, 1e9, ""))
     rows = captured.get().splitlines()[1:]
-    assert [row.split()[0] for row in rows] == ["none", "often", "quick"]
-    assert "75.0%" in rows[1] and "100%" in rows[1] and "1000.0" in rows[1]
+    assert [row.split()[0] for row in rows] == ["often", "quick", "none"]
+    assert "75.0%" in rows[0] and "100%" in rows[0] and "1000.0" in rows[0]
 
 
 def test_a_log_has_a_line_a_round_and_no_escape_codes(
@@ -84,6 +84,9 @@ def test_a_log_has_a_line_a_round_and_no_escape_codes(
     assert "\x1b" not in out
     first, second, heading, row = out.splitlines()
     assert "7 trials, 1 errors, total 1.000 ms" in first
+    with SearchTable(LIMITS) as table:
+        table.update([*states, _state("none", math.inf)], states[0])
+    assert "total 1.000 ms of 1 of 2 tasks" in capsys.readouterr().out
     assert "9 trials" in second and "left" in second and "conv: 1000.0 µs" in second
     assert "GFLOP/s" in heading and row.startswith("conv")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from targets import templates
-from tuning.table import estimated_seconds
+from tuning.table import by_share, estimated_seconds
 
 if TYPE_CHECKING:
     from records.lookup import RecordLog
@@ -91,7 +91,7 @@ def write_search(
         "--output",
         Path(__file__).with_name("page.html.jinja"),
         header=log.header,
-        states=sorted(states, key=lambda each: -each.best * each.task.weight),
+        states=by_share(states),
         total=estimated_seconds(known),
         longest=max((each.best * each.task.weight for each in known), default=1.0),
         whole=len(known) == len(states),

@@ -56,9 +56,11 @@ class SearchTable:
 
     def _title(self, trials: int) -> str:
         errors = sum(state.errors for state in self._states)
-        total = estimated_seconds(self._states)
-        shown = "—" if math.isinf(total) else f"{total * 1e3:.3f} ms"
-        words = [f"{trials} trials", f"{errors} errors", f"total {shown}"]
+        known = [each for each in self._states if math.isfinite(each.best)]
+        total = f"total {estimated_seconds(known) * 1e3:.3f} ms"
+        if len(known) < len(self._states):
+            total += f" of {len(known)} of {len(self._states)} tasks"
+        words = [f"{trials} trials", f"{errors} errors", total]
         seconds = time.monotonic() - self._started
         new = trials - (self._before or 0)
         if new > 0 and seconds > 0:
@@ -86,13 +88,21 @@ def estimated_seconds(states: Sequence[State]) -> float:
     return sum(state.best * state.task.weight for state in states)
 
 
+def by_share(states: Sequence[State]) -> list[State]:
+    """Those that take most of an inference first; those without a correct candidate yet last."""
+    return sorted(
+        states,
+        key=lambda each: (math.isinf(each.best), -each.best * each.task.weight),
+    )
+
+
 def tasks_table(
     states: Sequence[State],
     peak: float | None,
     title: str,
     current: State | None = None,
 ) -> Table:
-    """A row for each task; those that take most of an inference come first.
+    """A row for each task, in the order of `by_share`.
 
     Args:
         peak: operations a second; None leaves the column out.
@@ -106,7 +116,7 @@ def tasks_table(
             table.add_column(heading, justify="right", no_wrap=True)
     known = [state for state in states if math.isfinite(state.best)]
     total = estimated_seconds(known)
-    for state in sorted(states, key=lambda each: -each.best * each.task.weight):
+    for state in by_share(states):
         task, measured = state.task, math.isfinite(state.best)
         rate = task.flops / state.best
         cells = [

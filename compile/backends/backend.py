@@ -46,6 +46,7 @@ class Job:
     input_ranges: tuple[tuple[float, float], ...]
     dump: Path | None = None
     arena_limit: int | None = None
+    flash_limit: int | None = None
 
 
 class Built(NamedTuple):

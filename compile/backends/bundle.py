@@ -42,7 +42,10 @@ class BundleBackend:
     )
     linked = True
     refused_options: Mapping[str, str] = MappingProxyType(
-        {"arena_limit": "--arena-limit: is for microcontrollers; leave it out"}
+        {
+            "arena_limit": "--arena-limit: is for microcontrollers; leave it out",
+            "flash_limit": "--flash-limit: is for microcontrollers; leave it out",
+        }
     )
     # Whether an emulated board needs the libraries of that board's system.
     _needs_system = True

@@ -43,6 +43,7 @@ class BuildRequest:
     dump: Path | None = None
     overrides: Overrides = field(default_factory=Overrides)
     arena_limit: int | None = None
+    flash_limit: int | None = None
     quantize: bool = False
     calibration: tuple[Path, ...] = ()
     keep_float: tuple[str, ...] = ()

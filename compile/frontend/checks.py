@@ -15,6 +15,7 @@ from compile.frontend.limits import MAX_NODES
 from compile.frontend.model_file import tensors
 from compile.frontend.names import Unfit, node_label
 from compile.frontend.quantised.operators import is_dynamic, is_taken
+from compile.frontend.widening import OTHER_FLOATS
 from targets.escapes import shown
 
 _WEIGHTED = ("BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul", "Mul")
@@ -153,7 +154,7 @@ def check_weights(proto: onnx.ModelProto) -> None:
                 f"weights {shown(tensor.name)!r}: their bytes do not fill the shape {list(tensor.dims)[:8]}; "
                 "export it again"
             ) from None
-        if tensor.data_type != TensorProto.FLOAT:
+        if tensor.data_type not in (TensorProto.FLOAT, *OTHER_FLOATS):
             continue
         if np.isnan(array).any():
             kind = "NaN"

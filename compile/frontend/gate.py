@@ -24,6 +24,7 @@ from compile.frontend.preprocessing import Layout
 from compile.frontend.quantised.operators import as_qdq
 from compile.frontend.tflite.convert import convert, pixel_values
 from compile.frontend.tflite.reader import is_tflite
+from compile.frontend.widening import as_float32
 from targets.errors import UserError, first_line
 from targets.escapes import shown
 
@@ -116,12 +117,14 @@ def _checked(
     static = opsets.expanded(shapes.static_model(proto, sources))
     static = opsets.made_older(static)
     checks.check_weights(static)
+    static, converted = as_float32(static)
     known = as_qdq(static)
     limits.check_counts(known.graph)
     folded = fold(known)
     shapes.check_values(folded)
     outputs = shapes.outputs_of(folded)
-    inputs = shapes.tensors_of(folded, sources, layout)
+    notes += converted
+    inputs = shapes.tensors_of(folded, static.graph.input, layout)
     for output, inferred in zip(static.graph.output, folded.graph.output, strict=True):
         output.CopyFrom(inferred)
     is_softmax = shapes.is_softmax(folded)

@@ -8,15 +8,56 @@ from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from bundle.fields import Dimension
-from bundle.manifest import Preprocessing, Tensor, image_of
+from bundle.manifest import (
+    Byte,
+    ChannelOrder,
+    Fit,
+    Interpolation,
+    Preprocessing,
+    Tensor,
+    image_of,
+)
 from compile.frontend import family
 from targets.errors import UserError
 
 Layout = Literal["NCHW", "NHWC", "data"]
 """The order of an image's axes; or that the input is no image."""
+Preset = Literal[
+    "torchvision", "keras-mobilenet", "keras-resnet", "tflite", "yolo", "none"
+]
+
+_PIXELS: dict[str, Any] = {"scale": 1.0, "mean": (0.0,), "std": (1.0,)}
+_SIGNED: dict[str, Any] = {"scale": 1 / 127.5, "mean": (1.0,), "std": (1.0,)}
+_PRESETS: dict[str, dict[str, Any]] = {
+    # torchvision 0.20, transforms/_presets.py, ImageClassification: resize_size 256 for crop_size 224, bilinear,
+    # and its mean and std.
+    "torchvision": {
+        "crop_fraction": 0.875,
+        "scale": 1 / 255,
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+    },
+    # Keras 3, applications/imagenet_utils.py, preprocess_input, mode "tf": x /= 127.5, x -= 1. Its examples read with
+    # utils.load_img(path, target_size=…), which stretches, and whose interpolation is "nearest".
+    "keras-mobilenet": {"fit": "stretch", "interpolation": "nearest", **_SIGNED},
+    # The same, mode "caffe": RGB to BGR, mean [103.939, 116.779, 123.68], no std.
+    "keras-resnet": {
+        "fit": "stretch",
+        "interpolation": "nearest",
+        "channel_order": "BGR",
+        "scale": 1.0,
+        "mean": (103.939, 116.779, 123.68),
+        "std": (1.0, 1.0, 1.0),
+    },
+    # TensorFlow Lite, examples/label_image: the whole image resized (bilinear) to the input, mean and std 127.5.
+    "tflite": {"fit": "stretch", **_SIGNED},
+    # Ultralytics 8, data/augment.py, LetterBox: centred, padding 114, cv2.INTER_LINEAR; pixels / 255, RGB.
+    "yolo": {"fit": "letterbox", "pad": 114, **_PIXELS, "scale": 1 / 255},
+    "none": {"fit": "stretch", **_PIXELS},
+}
 
 
 def _number(value: Any) -> Any:
@@ -43,25 +84,41 @@ def _sizes(value: Any) -> Any:
     return (value,) if isinstance(value, int) else value
 
 
+def _upper(value: Any) -> Any:
+    return value.upper() if isinstance(value, str) else value
+
+
+_Sizes = Annotated[tuple[Dimension, ...], Field(min_length=1, max_length=2)]
+
+
 class Overrides(BaseModel):
     """What the user states of a model's preprocessing; None for what is left out.
 
-    The names are those of the command line's options and of the TOML's keys, and both take the same text.
+    The names are those of the command line's options and of the TOML's keys, with "_" for "-"; both take the same text.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     layout: Layout | None = None
-    resize: Dimension | None = None
-    crop: Annotated[tuple[Dimension, ...], BeforeValidator(_sizes)] | None = None
-    interpolation: Literal["bilinear", "bicubic", "nearest"] | None = None
+    preprocessing: Preset | None = None
+    resize: Annotated[_Sizes, BeforeValidator(_sizes)] | None = None
+    crop: Annotated[_Sizes, BeforeValidator(_sizes)] | None = None
+    crop_fraction: (
+        Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)] | None
+    ) = None
+    interpolation: Interpolation | None = None
+    fit: Fit | None = None
+    pad: Byte | None = None
+    channel_order: Annotated[ChannelOrder, BeforeValidator(_upper)] | None = None
     scale: Annotated[float, BeforeValidator(_number)] | None = None
     mean: Annotated[tuple[float, ...], BeforeValidator(_numbers)] | None = None
     std: Annotated[tuple[float, ...], BeforeValidator(_numbers)] | None = None
     labels: Path | None = None
 
     def with_defaults(self, other: Overrides) -> Overrides:
-        """These, with missing values taken from ``other``."""
+        """These, with missing values taken from ``other``; a preset replaces all that ``other`` has but layout and labels."""
+        if self.preprocessing is not None:
+            other = Overrides(layout=other.layout, labels=other.labels)
         return other.model_copy(update=self.model_dump(exclude_none=True))
 
 
@@ -81,22 +138,27 @@ def _message(error: ValidationError) -> str:
     return error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
 
 
+def _option(name: str) -> str:
+    return name.replace("_", "-")
+
+
 def load_sidecar(model: Path) -> Overrides:
     """What ``model.toml`` next to ``model.onnx`` states; nothing where there is none."""
     path = model.with_suffix(".toml") if model.name else model
     if not path.is_file():
         return Overrides()
     try:
+        stated = tomllib.loads(path.read_text(encoding="utf-8"))
         overrides = Overrides.model_validate(
-            tomllib.loads(path.read_text(encoding="utf-8"))
+            {key.replace("-", "_"): value for key, value in stated.items()}
         )
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not TOML ({error})") from None
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"]))
-        known = ", ".join(Overrides.model_fields)
+        known = ", ".join(map(_option, Overrides.model_fields))
         raise UserError(
-            f"{path}: {place}: {_message(error)}; known keys: {known}"
+            f"{path}: {_option(place)}: {_message(error)}; known keys: {known}"
         ) from None
     if overrides.labels is not None:
         return overrides.model_copy(update={"labels": path.parent / overrides.labels})
@@ -112,7 +174,8 @@ def resolve_preprocessing(
         overrides: what the user states.
         own: what the built-in or Model Zoo network says of itself, of which the overrides replace a part.
             None for a user's model: with none of scale, mean and std it is assumed to take MobileNetV2's
-            ``v / 127.5 − 1``; with a scale, mean is 0 and std is 1 where they are left out.
+            ``v / 127.5 − 1``. A preset replaces both, and the other overrides a part of the preset. With a scale
+            and neither, mean is 0 and std is 1.
 
     Returns:
         The note is empty where the network has its own preprocessing and nothing is overridden.
@@ -131,33 +194,47 @@ def resolve_preprocessing(
             what = f"the inputs {shapes} are data, none is an image"
             files = ".npz files with an array for each"
         if given:
-            raise UserError(f"--{', --'.join(given)}: {what}; leave it out")
+            names = ", --".join(map(_option, given))
+            raise UserError(f"--{names}: {what}; leave it out")
         return None, f"{what}: run and check take {files}"
     height, width = tensor.size
-    if tensor.dtype != "float32" and tensor.quantised is None:
+    raw = tensor.dtype != "float32" and tensor.quantised is None
+    if raw:
         # The network takes pixels as they are stored, and scales them itself.
         mean = 0.0 if tensor.dtype == "uint8" else 128.0
-        raw = {"scale": 1.0, "mean": (mean,), "std": (1.0,)}
-        own = family.preprocessing(height, width).model_copy(update=raw)
+        own = family.preprocessing(height, width).model_copy(
+            update={**_PIXELS, "mean": (mean,)}
+        )
     crop = given.get("crop", (height, width))
     if (crop[0], crop[-1]) != (height, width):
         shape = "×".join(map(str, crop))
         raise UserError(
             f"crop {shape}: the model's input is {height}×{width}; leave --crop out"
         )
-    missing = [name for name in ("scale", "mean", "std") if name not in given]
-    values = (own or family.preprocessing(height, width)).model_dump()
-    if own is None and 0 < len(missing) < 3:
-        if "scale" in missing:
-            names = " and ".join(
-                f"--{name}" for name in ("mean", "std") if name in given
-            )
+    preset = dict(_PRESETS.get(given.get("preprocessing", ""), {}))
+    if raw and preset:
+        if given["preprocessing"] != "none":
             raise UserError(
-                f"preprocessing: {names} without --scale; add --scale 1/255 where pixels are 0 to 1 in "
-                "training, or --scale 1 where they are 0 to 255"
+                f"--preprocessing {given['preprocessing']}: the input takes pixels as {tensor.dtype}; give "
+                "--preprocessing none, --fit or --channel-order"
             )
+        preset["mean"] = (mean,)
+    stated = preset | given
+    missing = [name for name in _VALUES if name not in stated]
+    values = (own or family.preprocessing(height, width)).model_dump()
+    if own is None and 0 < len(missing) < 3 and "scale" in missing:
+        names = " and ".join(f"--{name}" for name in ("mean", "std") if name in given)
+        raise UserError(
+            f"preprocessing: {names} without --scale; add --scale 1/255 where pixels are 0 to 1 in "
+            "training, or --scale 1 where they are 0 to 255"
+        )
+    neutral = "scale" in stated and (own is None or missing == ["mean", "std"])
+    if neutral:
         values |= {"mean": (0.0,), "std": (1.0,)}
-    values |= given | {"crop": (height, width)}
+    values |= _geometry(values, stated, given, (height, width))
+    kept = {"scale", "mean", "std", "interpolation", "pad", "channel_order"}
+    values |= {name: value for name, value in stated.items() if name in kept}
+    values["assumed"] = own is None and len(missing) == len(_VALUES)
     channels = max(len(values["mean"]), len(values["std"]))
     for name in ("mean", "std"):
         if len(values[name]) == 1:
@@ -173,28 +250,86 @@ def resolve_preprocessing(
             f"preprocessing: {len(resolved.mean)} means, but the model's input has {tensor.channels} "
             "channel(s); give --mean and --std one value each"
         )
-    note = _note(resolved, list(given), missing, own is not None)
+    if resolved.channel_order == "BGR" and tensor.channels == 1:
+        raise UserError(
+            "--channel-order BGR: the model's input has 1 channel; leave it out"
+        )
+    has_own = own is not None and not preset
+    note = _note(resolved, given, missing if neutral or not own else [], has_own)
     if tensor.dtype != "float32" and not given:
         how = "quantised" if tensor.quantised else "as it takes pixels"
         note = f"preprocessing: {resolved.formula()}; the input is {tensor.dtype}, {how}; {resolved.geometry()}"
     return resolved, note
 
 
+_VALUES = ("scale", "mean", "std")
+
+
+def _geometry(
+    values: dict[str, Any],
+    stated: dict[str, Any],
+    given: dict[str, Any],
+    size: tuple[int, int],
+) -> dict[str, Any]:
+    """``fit``, ``resize`` and ``crop`` of an input of this (height, width).
+
+    Args:
+        values: what holds where nothing is stated.
+        stated: the options and the preset; ``given``: the options alone.
+
+    Raises:
+        UserError: options that exclude each other.
+    """
+    resize, fraction = given.get("resize", ()), stated.get("crop_fraction")
+    fit = stated.get("fit", values["fit"])
+    if "fit" not in given and len(resize) == 2:
+        fit = "stretch"
+    asked = [name for name in ("resize", "crop_fraction") if name in given]
+    if len(asked) == 2 or (fit == "letterbox" and asked):
+        with_what = "--resize" if len(asked) == 2 else "--fit letterbox"
+        raise UserError(
+            f"--{_option(asked[-1])}: not together with {with_what}; leave one of them out"
+        )
+    if "pad" in given and fit != "letterbox":
+        raise UserError(f"--pad: --fit {fit} pads nothing; add --fit letterbox")
+    if resize and len(resize) != (1 if fit == "crop" else 2):
+        wanted = "one number, the short side" if fit == "crop" else "H,W"
+        raise UserError(
+            f"--resize {','.join(map(str, resize))}: --fit {fit} takes {wanted}; change one of them"
+        )
+    found: Any = size
+    if resize:
+        found = resize if fit == "stretch" else resize[0]
+    elif fit != "letterbox" and fraction is not None:
+        # timm and torchvision round down: int(299 / 0.875) is 341.
+        sides = tuple(int(side / fraction) for side in size)
+        found = sides if fit == "stretch" else max(sides)
+    elif fit == "crop":
+        usual = family.preprocessing(*size).resize
+        found = values["resize"] if values["fit"] == "crop" else usual
+    return {"fit": fit, "resize": found, "crop": size}
+
+
 def _note(
-    resolved: Preprocessing, given: list[str], missing: list[str], has_own: bool
+    resolved: Preprocessing, given: dict[str, Any], missing: list[str], has_own: bool
 ) -> str:
     formula, geometry = resolved.formula(), resolved.geometry()
+    if missing and len(missing) < 3:
+        neutral = " and ".join({"mean": "0", "std": "1"}[name] for name in missing)
+        formula += f", {' and '.join(missing)} not given: {neutral}"
+    names = ", ".join(_option(name) for name in given if name != "preprocessing")
+    preset = given.get("preprocessing", "")
     if has_own:
-        rest = f"{', '.join(given)} as given, the rest is the network's own"
+        rest = f"{names} as given, the rest is the network's own"
         return f"preprocessing: {formula}; {geometry}; {rest}" if given else ""
-    if len(missing) == 3:
+    if resolved.assumed:
         return (
             f"preprocessing assumed, as MobileNetV2's: {formula}; {geometry}; "
             "see --scale, --mean, --std"
         )
-    if missing:
-        neutral = " and ".join({"mean": "0", "std": "1"}[name] for name in missing)
-        formula += f", {' and '.join(missing)} not given: {neutral}"
+    if preset:
+        rest = f"; {names} as given" if names else ""
+        return f"preprocessing {preset}: {formula}; {geometry}{rest}"
     return f"preprocessing: {formula}; {geometry}"
 
 

@@ -17,6 +17,7 @@ from compile.frontend.fold import UNKNOWN, Value, is_onnx, opset, value_of, valu
 from compile.frontend.limits import MAX_INPUTS
 from compile.frontend.names import Unfit, node_label
 from compile.frontend.preprocessing import Layout
+from compile.frontend.widening import OTHER_FLOATS
 from targets.escapes import shown
 
 MAX_ALL_TENSORS_BYTES = 1 << 32
@@ -27,6 +28,7 @@ _DTYPES = {
     *(TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32),
     *(TensorProto.BOOL, TensorProto.UINT8, TensorProto.INT8),
 }
+_INPUTS = (TensorProto.FLOAT, TensorProto.UINT8, TensorProto.INT8)
 _AS_MANY_AS_FOUND = {"Compress", "NonMaxSuppression", "NonZero", "Unique"}
 _MOVES_ONLY = {
     *("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"),
@@ -42,9 +44,7 @@ def real_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     if not real:
         raise Unfit("0 inputs, need at least one; export a network with inputs")
     dtypes = [value_of(each)[0] for each in real]
-    if not {TensorProto.FLOAT, TensorProto.UINT8, TensorProto.INT8}.intersection(
-        dtypes
-    ):
+    if not {*_INPUTS, *OTHER_FLOATS}.intersection(dtypes):
         raise Unfit(_wrong_dtype(f"input {shown(real[0].name)!r}", dtypes[0]))
     if len(real) > MAX_INPUTS:
         raise Unfit(f"{len(real)} inputs, more than the {MAX_INPUTS} allowed")
@@ -78,7 +78,7 @@ def make_static(
     """
     name = shown(source.name)
     dtype, shape = value_of(source)
-    if dtype not in _DTYPES:
+    if dtype not in (*_DTYPES, *OTHER_FLOATS):
         raise Unfit(_wrong_dtype(f"input {name!r}", dtype))
     if shape is None or len(shape) not in range(1, 5):
         found = (
@@ -274,8 +274,6 @@ def _work(node: onnx.NodeProto, known: Mapping[str, Value]) -> int:
 def _wrong_dtype(label: str, dtype: int) -> str:
     known = dtype in TensorProto.DataType.values()
     name = TensorProto.DataType.Name(dtype).lower() if known and dtype else "no tensor"
-    if name in ("float16", "bfloat16", "double"):
-        return f"{label} is {name}; convert to float32 and export again (PyTorch: model.float())"
     return f"{label} is {name}, need float32; export a float32 model"
 
 

@@ -82,7 +82,7 @@ def _planned(graph: Graph, steps: tuple[Step, ...]) -> Arranged:
     return Arranged(steps, whole, plan(whole, ALIGNMENT, whole.outputs), index)
 
 
-def check_limit(arranged: Arranged, limit: int | None) -> None:
+def check_arena(arranged: Arranged, limit: int | None) -> None:
     """Refuse an arena larger than the user's ``--arena-limit`` in a UserError."""
     arena = arranged.plan
     if limit is None or arena.nbytes <= limit:
@@ -91,4 +91,19 @@ def check_limit(arranged: Arranged, limit: int | None) -> None:
         f"--arena-limit {limit:,} bytes: the arena takes {arena.nbytes:,}, {arena.nbytes - limit:,} too "
         f"many; the peak is {arranged.steps[arena.peak].name!r} ({arena.lower_bound:,} live at once): "
         "choose a smaller width or resolution"
+    )
+
+
+def check_flash(nbytes: int, largest: tuple[str, int], limit: int | None) -> None:
+    """Refuse weights that take more than the user's ``--flash-limit`` in a UserError.
+
+    Args:
+        largest: the layer with the most of them, and its bytes.
+    """
+    if limit is None or nbytes <= limit:
+        return
+    name, its_bytes = largest
+    raise UserError(
+        f"--flash-limit {limit:,} bytes: the weights take {nbytes:,}, {nbytes - limit:,} too many; most are of "
+        f"{name!r} ({its_bytes:,}): choose a smaller width or fewer classes, or --quantize int8"
     )

@@ -68,6 +68,7 @@ class CBackend:
             [each.choices or int(INDICES[1]) + 1 for each in job.model.inputs],
             partial(_expected, job),
             Dump(job.dump).graph,
+            job.flash_limit,
         )
 
     def verify(

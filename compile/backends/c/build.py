@@ -67,6 +67,7 @@ def build(
     choices: Sequence[int],
     expected: Callable[[Sequence[Floats]], list[tuple[Floats, Floats]]],
     dump: passes.Dump = passes.no_dump,
+    flash_limit: int | None = None,
 ) -> Built:
     """Write the C project ``name`` of a network into ``folder``.
 
@@ -78,17 +79,18 @@ def build(
         expected: the reference: inputs in the order that the C takes them in → each output and its tolerances as the C gives it.
 
     Raises:
-        UserError: TVM has no C for an operator, the arena is larger than ``arena_limit`` bytes, or the self-test
-            would fail.
+        UserError: TVM has no C for an operator, the arena is larger than ``arena_limit`` bytes or the weights than
+            ``flash_limit``, or the self-test would fail.
     """
     progress.stage("planning memory")
     graph = passes.run(PASSES, graph, dump)
     support.check(graph)
     arranged = arrange.arrange(graph, written(fuse(graph), graph.opset, progress))
-    arrange.check_limit(arranged, arena_limit)
+    arrange.check_arena(arranged, arena_limit)
     project = Project(name, version, target.name, graph, arranged, choices)
     progress.stage("writing C")
     constants = emit.emit(project, folder)
+    arrange.check_flash(constants.nbytes, constants.largest, flash_limit)
     interface = _interface(project, constants)
     unknown = [np.zeros(each.tensor.size) for each in project.outputs]
     emit.emit_golden(project, folder, constants, unknown, unknown)

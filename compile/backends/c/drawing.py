@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from compile.program.planner import Plan
+from targets.escapes import ending
 
 _COLUMN = 40
 _HEIGHT = 360
@@ -13,10 +14,16 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 50, 130
 _LETTER, _LINE = 6, 16
 _TENSOR, _SCRATCH = "#7aa6d6", "#e8c07d"
 _TICKS = 4
+# Of a step's name, the letters that have room below.
+_LETTERS = 24
 
 
-def geometry(arena: Plan, steps: int) -> dict[str, Any]:
-    """What memory.svg.jinja draws, in pixels: one box for each tensor and each scratch memory."""
+def geometry(arena: Plan, steps: Sequence[str]) -> dict[str, Any]:
+    """What memory.svg.jinja draws, in pixels: one box for each tensor and each scratch memory.
+
+    Args:
+        steps: their names.
+    """
     scale = _HEIGHT / arena.nbytes
     floor = _TOP + _HEIGHT
     boxes = [
@@ -39,13 +46,14 @@ def geometry(arena: Plan, steps: int) -> dict[str, Any]:
         "right": _RIGHT,
         "bottom": _BOTTOM,
         "column": _COLUMN,
-        "width": _LEFT + steps * _COLUMN + _RIGHT,
+        "width": _LEFT + len(steps) * _COLUMN + _RIGHT,
         "height": floor + _BOTTOM,
         "bound_y": round(floor - arena.lower_bound * scale, 1),
         "ticks": [
             {"bytes": arena.nbytes * i // _TICKS, "y": floor - _HEIGHT * i / _TICKS}
             for i in range(_TICKS + 1)
         ],
+        "below": [(ending(name, _LETTERS), name) for name in steps],
         "boxes": boxes,
         "legend": [
             (_LEFT, _TENSOR, 0.7, "tensor"),

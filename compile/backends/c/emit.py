@@ -93,16 +93,10 @@ class Project:
 
     @property
     def inputs(self) -> tuple[InputPort, ...]:
-        several = len(self.graph.inputs) > 1
-        ports = (
-            InputPort(
-                tensor,
-                str(number) if several else "",
-                offset=self.plan.offsets[self.arranged.owner(tensor)],
-                choices=self.choices[number],
-            )
-            for number, tensor in enumerate(self.graph.inputs)
-        )
+        tensors = self.graph.inputs
+        numbers = map(str, range(len(tensors))) if len(tensors) > 1 else [""]
+        offsets = [self.plan.offsets[self.arranged.owner(each)] for each in tensors]
+        ports = map(InputPort, tensors, numbers, offsets, self.choices)
         return tuple(input_port(self.name, each, self.dtype) for each in ports)
 
     @property
@@ -124,10 +118,12 @@ class Constants(NamedTuple):
     Attributes:
         nbytes: weights, biases and, of int8, ratios of scales.
         crc: CRC-32 over them, which the self-test demands.
+        largest: the layer with the most weights, and their bytes.
     """
 
     nbytes: int
     crc: int
+    largest: tuple[str, int]
 
 
 def emit(project: Project, folder: Path) -> Constants:
@@ -176,7 +172,7 @@ def emit(project: Project, folder: Path) -> Constants:
         "weights": _texts(weights),
         "constants": _texts(constants),
         "parts": data.parts,
-        **drawing.geometry(project.plan, len(project.steps)),
+        **drawing.geometry(project.plan, [each.name for each in project.steps]),
     }
     (folder / "example").mkdir(exist_ok=True)
     for template in {path.stem for path in _HERE.glob("*.jinja")} - {"golden.h"}:
@@ -191,7 +187,13 @@ def emit(project: Project, folder: Path) -> Constants:
     crc = 0
     for each in every:
         crc = zlib.crc32(each.tobytes(), crc)
-    return Constants(sum(each.nbytes for each in every), crc)
+    ends = [begin for _, begin, _ in data.parts[1:]] + [weights.size]
+    sizes = [
+        ((end - begin) * weights.itemsize, name)
+        for (name, begin, _), end in zip(data.parts, ends, strict=False)
+    ]
+    nbytes, largest = max(sizes, default=(0, ""))
+    return Constants(sum(each.nbytes for each in every), crc, (largest, nbytes))
 
 
 def _generated(project: Project) -> list[Generated]:

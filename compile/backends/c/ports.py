@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ class Port:
 
     tensor: Tensor
     number: str
-    kind: str = "output"
+    kind: ClassVar[str] = "output"
 
     @property
     def name(self) -> str:
@@ -58,17 +58,17 @@ class InputPort(Port):
 
     Attributes:
         offset: where in the arena it begins, in bytes, if it lies there.
+        choices: how many values it has in the self-test, of whole numbers of 32 or 64 bits.
         home, example: C that finds it there, in the generated function and in a program.
         elsewhere: C that is true where it lies elsewhere.
-        choices: how many values it has in the self-test, of whole numbers of 32 or 64 bits.
     """
 
-    kind: str = "input"
-    offset: int = 0
+    offset: int
+    choices: int
     home: str = ""
     elsewhere: str = ""
     example: str = ""
-    choices: int = 0
+    kind: ClassVar[str] = "input"
 
     @property
     def salt(self) -> int:

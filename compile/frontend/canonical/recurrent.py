@@ -30,13 +30,16 @@ _DEFAULTS = {
 _ACTIVATIONS = {
     each.lower(): each for each in ("HardSigmoid", "Relu", "Sigmoid", "Tanh")
 }
-_NOT_BUILT = ("activation_alpha", "activation_beta", "clip", "input_forget", "layout")
+_NOT_BUILT = ("clip", "input_forget", "layout")
+# Of the built activations only this one has parameters.
+_OF_HARD_SIGMOID = ("activation_alpha", "activation_beta")
 
 
 def recurrent(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     """TVM's importer fails with an index error, and takes sequence_lens and layout wrongly."""
     attributes = attributes_of(node)
-    for name in _NOT_BUILT:
+    named = [text_of(each).lower() for each in attributes.get("activations", ())]
+    for name in (*_NOT_BUILT, *(_OF_HARD_SIGMOID if "hardsigmoid" in named else ())):
         if attributes.get(name):
             raise refusal(node, f"its attribute {name} is not built; export without it")
     steps, batch, _ = graph.shape(node.input[0])
