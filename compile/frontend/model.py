@@ -24,7 +24,7 @@ class Model:
         outputs: every graph output, static.
         probabilities: the first output already is a softmax's.
         notes: what the user should know, a line each (a symbolic batch made 1, …).
-        pixels: of a .tflite file with an input of 8 bits: the real values of the lowest and the highest stored one.
+        pixels: of a .tflite file whose first input has 8 bits: the real values of the lowest and the highest stored one.
     """
 
     proto: onnx.ModelProto
