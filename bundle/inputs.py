@@ -25,10 +25,11 @@ _ARCHIVES = frozenset([".npz"])
 
 
 class Read(NamedTuple):
-    """The inputs of one inference, with what a person should know of the file, a line each."""
+    """The inputs of one inference, with what a person should know of the file, a line each, and the photograph's width and height."""
 
     tensors: tuple[Array, ...]
     notes: tuple[str, ...]
+    size: tuple[int, int] | None = None
 
 
 def find(
@@ -66,6 +67,7 @@ def read(
     """
     free = [each for each in tensors if each.name not in fixed]
     notes: tuple[str, ...] = ()
+    size: tuple[int, int] | None = None
     if path.suffix.lower() in _ARCHIVES:
         found = _archive(path, free)
     elif len(free) != 1:
@@ -82,9 +84,9 @@ def read(
     else:
         photo = photos.read(path, free[0].channels)
         found = {free[0].name: photos.to_tensor(photo, preprocessing, free[0])}
-        notes = photo.notes
+        notes, size = photo.notes, photo.image.size
     found |= fixed
-    return Read(tuple(found[each.name] for each in tensors), notes)
+    return Read(tuple(found[each.name] for each in tensors), notes, size)
 
 
 def read_fixed(

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from bundle.fields import Dimension, FileName, RelativePath, Section, Sha256
+from bundle.task import Task
 from targets.errors import UserError
 from targets.presets import Target
 
@@ -420,6 +421,7 @@ class Manifest(Section):
         name: the prefix of a standalone library's functions.
         library: the compiled model, or the C source of it.
         preprocessing: of the input that is an image, None where all are data.
+        task: what the outputs are for; None where nothing says it: classes, if they look so.
         firmware: of C source, None otherwise.
         quantisation: of an int8 network, None otherwise.
     """
@@ -439,6 +441,7 @@ class Manifest(Section):
     probabilities: bool
     preprocessing: Preprocessing | None
     labels: RelativePath | None = None
+    task: Task | None = None
     lowering: Lowering
     firmware: Firmware | None = None
     quantisation: Quantisation | None = None
@@ -466,6 +469,10 @@ class Manifest(Section):
             raise ValueError("golden data and inputs differ in number")
         self._check_image()
         self._check_firmware()
+        if self.task:
+            if self.task.detector and self.image is None:
+                raise ValueError("a detector has no image")
+            self.task.check([output.shape for output in self.outputs])
         return self
 
     def _check_firmware(self) -> None:

@@ -46,7 +46,10 @@ class Photo(NamedTuple):
 def find(
     paths: Sequence[Path], suffixes: frozenset[str] = SUFFIXES, kind: str = "image"
 ) -> list[Path]:
-    """The files of one kind that the paths name: files as they are, folders by suffix, sorted."""
+    """The files of one kind that the paths name: files as they are, folders by suffix, sorted.
+
+    A folder that has none itself gives those of its folders, such as one a class.
+    """
     found: list[Path] = []
     for path in paths:
         if not path.exists():
@@ -54,7 +57,10 @@ def find(
                 f"{path}: no such file or folder; give an {kind} or a folder of {kind}s"
             )
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes)
+            inside = _of_kind(path, suffixes)
+            if not inside:
+                folders = sorted(p for p in path.iterdir() if p.is_dir())
+                inside = [p for each in folders for p in _of_kind(each, suffixes)]
             if not inside:
                 raise UserError(
                     f"{path}: no {kind}s in it ({', '.join(sorted(suffixes))})"
@@ -63,6 +69,10 @@ def find(
         else:
             found.append(path)
     return found
+
+
+def _of_kind(folder: Path, suffixes: frozenset[str]) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes)
 
 
 def read(path: Path, channels: int = 3) -> Photo:

@@ -222,6 +222,12 @@ def _parser() -> argparse.ArgumentParser:
             "of the input that is an image; data: none is (default: seen from shapes)",
         ),
         ("labels", "FILE", "class names, one a line"),
+        ("task", "TASK", "what the outputs are for: classify, detect, segment or raw"),
+        (
+            "decode",
+            "PRESET|FILE.toml",
+            "how outputs become boxes: ssd, yolo, yunet, ultraface, or your own (docs/detection.md)",
+        ),
     ):
         option(
             f"--{name}",

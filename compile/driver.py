@@ -27,6 +27,7 @@ from compile.backends.registry import BACKENDS
 from compile.backends.request import BuildRequest
 from compile.backends.verify import Verification
 from compile.frontend import sources
+from compile.frontend.detectors import resolve_task
 from compile.frontend.model import Model
 from compile.frontend.preprocessing import read_labels, resolve_preprocessing
 from compile.frontend.reference import Reference
@@ -67,10 +68,11 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     preprocessing, note = resolve_preprocessing(
         overrides, source.preprocessing, source.model.inputs
     )
-    labels = read_labels(overrides.labels, source.model.outputs)
+    task, seen = resolve_task(overrides.task, overrides.decode, source.model)
+    labels = read_labels(overrides.labels, source.model.outputs, task)
     samples = _golden_inputs(request.golden, source.model, preprocessing, progress)
     progress.finish()
-    for line in filter(None, (source.note, *source.model.notes, note)):
+    for line in filter(None, (source.note, *source.model.notes, note, seen)):
         progress.note(line)
     output = request.output or Path("out") / f"{source.name}-{request.target.name}"
     _check_places(output, request.dump)
@@ -106,6 +108,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
                 golden.input_range(each, preprocessing if each.is_image else None)
                 for each in model.inputs
             ),
+            task=task,
             dump=request.dump,
             arena_limit=request.arena_limit,
             flash_limit=request.flash_limit,
@@ -269,6 +272,7 @@ def _manifest(
         outputs=model.outputs,
         probabilities=model.probabilities,
         preprocessing=preprocessing,
+        task=job.task,
         labels="labels.txt" if "labels.txt" in files else None,
         quantisation=quantisation,
         lowering=built.lowering,

@@ -108,10 +108,12 @@ def write_page(
 def to_json(metered: Metered) -> dict[str, object]:
     from devices.sessions.session import Origin
     from meter import cycles, memory
+    from meter.counts import meter_version
 
     hierarchy = memory.hierarchy(metered.cpu)
     return {
         "cpu": metered.cpu,
+        "meter": meter_version(),
         "origin": Origin.ESTIMATED.value,
         "core_model": f"llvm-mca {cycles.model(metered.cpu)}",
         "memory_model": f"{hierarchy.board}, {hierarchy.clock} GHz",

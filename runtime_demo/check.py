@@ -30,6 +30,9 @@ from targets.progress import Progress
 if TYPE_CHECKING:
     from bundle.accuracy import Swap
     from bundle.manifest import Quantisation
+    from bundle.store import Bundle
+    from runtime_demo.findings import Given
+    from runtime_demo.known_classes import Known
     from runtime_demo.result import Answer, CheckResult, InputResult, Latency
 
 _EPILOG = (
@@ -40,8 +43,11 @@ examples:
   python -m runtime_demo.check out/model-arm-cortex-a72 --board emulated
       the golden data that the bundle carries, no model needed
   python -m runtime_demo.check out/model-arm-cortex-a72 --ssh pi@raspberrypi --images photos/ --model model.onnx
+  python -m runtime_demo.check out/detector --model detector.onnx --images val/ --labels instances.json
 
-With a labels.csv next to the images (columns file and class_index) it also counts right answers.
+Boxes and classes of pixels are compared with the reference's, and with labels where they are given.
+It also counts right answers of a classifier: by a labels.csv next to the images (columns file, class_index, and
+label where it has one), by --labels FILE.csv, or by the names of folders, one a class.
 Exit codes: 0 passed, 1 not within the tolerance, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
 """
 )
@@ -49,7 +55,7 @@ _DEFAULT_REPEAT = 50
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     with Progress(quiet=arguments.json) as progress:
         result = check(arguments, progress)
     from runtime_demo.report import write_report
@@ -63,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if result.passed else 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "runtime_demo.check",
         "Compare a bundle with ONNX Runtime on the same ONNX and the same inputs.",
@@ -91,6 +97,19 @@ def _parser() -> argparse.ArgumentParser:
         help="images, .npy files of the input tensor, .npz files where there are several, or folders of them; needs --model",
     )
     add_input_option(parser)
+    parser.add_argument(
+        "--labels",
+        type=named_path,
+        metavar="FILE",
+        help="what the images show: FILE.csv with columns file and class_index for a classifier (default: labels.csv "
+        "next to the images); boxes for a detector, a JSON file as COCO's, counted by pycocotools",
+    )
+    parser.add_argument(
+        "--masks",
+        type=named_path,
+        metavar="DIR",
+        help="what the images show, for a segmenting network: a PNG of class numbers for each, of its size and name",
+    )
     add_result_options(parser)
     return parser
 
@@ -100,13 +119,16 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
     from bundle import golden, inputs
     from bundle.store import open_bundle
     from devices.sessions.session import Origin
-    from runtime_demo import comparison
+    from runtime_demo import comparison, findings
     from runtime_demo.result import Board, CheckResult
 
     if arguments.images and not arguments.model:
         raise UserError(
             "--images needs --model: the reference answers come from ONNX Runtime on it"
         )
+    for name in ("labels", "masks"):
+        if getattr(arguments, name) and not arguments.images:
+            raise UserError(f"--{name} needs --images; give the images that it is of")
     progress.stage("verifying the bundle")
     bundle = open_bundle(arguments.bundle)
     ports = bundle.manifest.inputs
@@ -118,6 +140,10 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
         )
     if found or fixed:
         check_given(bundle, found, fixed)
+    known = _known_classes(bundle, found, arguments)
+    given = _given(bundle, arguments)
+    for note in known.notes:
+        progress.note(note)
     references = None
     if arguments.model:
         progress.stage("loading the reference, ONNX Runtime")
@@ -135,9 +161,11 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
         before = session.board()
         progress.stage("comparing")
         if references is not None and (found or fixed):
-            items = comparison.read_inputs(bundle, found, fixed, progress)
+            items = comparison.read_inputs(
+                bundle, found, fixed, progress, known.classes
+            )
             results = comparison.compare_images(
-                bundle, session, references, items, progress
+                bundle, session, references, items, progress, given
             )
         else:
             results = comparison.compare_golden(bundle, session, progress)
@@ -171,7 +199,61 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
             figures=session.figures(),
             board=Board(before, after) if before and after else None,
             boards=session.done,
+            labels=known.source,
+            findings=findings.summary(
+                [(item.name, item.found) for item in results if item.found], given
+            ),
         )
+
+
+def _given(bundle: Bundle, arguments: argparse.Namespace) -> Given:
+    """Labels of boxes, and masks.
+
+    Raises:
+        UserError: the network's answers are not of that kind, or the labels are broken.
+    """
+    from runtime_demo import coco
+    from runtime_demo.findings import Given
+    from runtime_demo.result import scores_classes
+
+    task, first = bundle.manifest.task, bundle.manifest.outputs[0]
+    scores = scores_classes(first.shape, first.dtype)
+    kind = task.kind if task else "classify" if scores else "raw"
+    labels = None
+    if arguments.masks and kind != "segment":
+        raise UserError(
+            f"--masks: {bundle.path} does not segment, its task is {kind}; leave it out"
+        )
+    if arguments.masks and not arguments.masks.is_dir():
+        raise UserError(
+            f"{arguments.masks}: no such folder; --masks takes a folder of PNGs"
+        )
+    if arguments.labels and kind not in ("classify", "detect"):
+        raise UserError(
+            f"--labels: {bundle.path} finds no classes or boxes, its task is {kind}; leave it out"
+        )
+    if arguments.labels and task and task.detector:
+        coco.require()
+        detector = task.detector
+        labels = coco.read(
+            arguments.labels, bundle.labels(), detector.classes, detector.background
+        )
+    return Given(labels, arguments.masks)
+
+
+def _known_classes(
+    bundle: Bundle, found: Sequence[Path], arguments: argparse.Namespace
+) -> Known:
+    from runtime_demo import known_classes
+    from runtime_demo.result import scores_classes
+
+    first, task = bundle.manifest.outputs[0], bundle.manifest.task
+    other = task is not None and task.kind != "classify"
+    if other or not scores_classes(first.shape, first.dtype):
+        return known_classes.Known({})
+    return known_classes.find(
+        found, arguments.images, arguments.labels, bundle.labels(), first.shape[1]
+    )
 
 
 def calibrated_on(facts: Quantisation, found: Sequence[Path]) -> bool:
@@ -212,16 +294,24 @@ def _table(result: CheckResult) -> str:
             f"agreement  top-1 {same[0]}/{size}, top-5 {same[1]}/{size}, in the same order {same[2]}/{size}, "
             f"with {result.reference}"
         )
+    lines += result.findings.lines()
     right, judged = result.labelled()
     if judged:
         lines.append(
-            f"labels     {right} of {judged} with a known class are right (labels.csv)"
+            f"labels     {right} of {judged} with a known class are right, {result.labelled(5)[0]} among the best five "
+            f"({result.labels})"
         )
     if result.vs_float is not None:
-        loss = result.vs_float
+        loss, found = result.vs_float, result.float_findings
+        words = [f"cosine {loss['cosine']:.4f}"]
+        if loss["top1_agreement"] is not None:
+            words.insert(0, f"top-1 {loss['top1_agreement']:.1%}")
+        words += [each.text() for each in (found.boxes, found.masks) if each]
+        if found.masks:
+            words[-1] = f"same class in {words[-1]}"
+        end = ";" if found.boxes or found.masks else ""
         lines.append(
-            f"float32    top-1 {loss['top1_agreement']:.1%}, cosine {loss['cosine']:.4f} against the network "
-            "that was quantised"
+            f"float32    {', '.join(words)}{end} against the network that was quantised"
         )
     if result.figures is None:
         lines += _latency_lines(result)
@@ -234,12 +324,19 @@ def _table(result: CheckResult) -> str:
         if result.passed
         else "FAILED: farther from the reference than the tolerance"
     )
+    boxes = result.findings.boxes
+    if boxes and not boxes.same:
+        verdict += f"; boxes: {boxes.missing} missing, {boxes.extra} extra"
+    elif boxes and not result.passed:
+        verdict += "; all boxes match"
     assumed = "; preprocessing assumed, not given" if result.assumed else ""
     lines.append(f"verdict    {verdict}, {_compared(result)}, {result.origin}{assumed}")
     return "\n".join(lines)
 
 
 def _image_line(result: InputResult) -> str:
+    if result.found:
+        return f"{shown(result.name):<22} {result.found.text()}; max-abs {result.accuracy.max_abs_error:.1e}"
     if not result.ours:
         return f"{shown(result.name):<22} max-abs {result.accuracy.max_abs_error:.1e}"
     return (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +18,8 @@ from bundle.store import Bundle, sha256_of
 from compile.frontend import gate, sources
 from compile.frontend.reference import Reference
 from devices.sessions.session import Origin, Session
+from runtime_demo import findings
+from runtime_demo.findings import Given, Photograph
 from runtime_demo.result import InputResult, Latency, Steps, answers
 from targets.errors import UserError
 from targets.progress import Progress
@@ -31,12 +32,13 @@ _STEADY, _MOST_WARMING_ROUNDS = 0.03, 10
 
 
 class Input(NamedTuple):
-    """The inputs of one inference, where they came from, and the class it is known to show."""
+    """The inputs of one inference, where they came from, the class it is known to show, and the photograph's width and height."""
 
     name: str
     path: Path | None
     tensors: tuple[NDArray[Any], ...]
     expected: int | None = None
+    size: tuple[int, int] | None = None
 
 
 class References(NamedTuple):
@@ -91,8 +93,9 @@ def read_inputs(
     files: Sequence[Path],
     fixed: Mapping[str, NDArray[Any]],
     progress: Progress,
+    classes: Mapping[Path, int] | None = None,
 ) -> Iterator[Input]:
-    """The files as inputs, one at a time, with the classes of a labels.csv next to them.
+    """The files as inputs, one at a time, with the classes that they are known to show.
 
     Args:
         fixed: inputs that are the same in each inference, by name; where these are all, the one inference of them.
@@ -101,17 +104,12 @@ def read_inputs(
     if len(fixed) == len(manifest.inputs):
         yield Input("inputs", None, tuple(fixed[each.name] for each in manifest.inputs))
         return
-    expected: dict[Path, dict[str, int]] = {}
     for path in files:
-        tensors, notes = inputs.read(
-            path, manifest.inputs, manifest.preprocessing, fixed
-        )
-        for note in notes:
+        read = inputs.read(path, manifest.inputs, manifest.preprocessing, fixed)
+        for note in read.notes:
             progress.note(note)
-        known = expected.setdefault(
-            path.parent, _labels_csv(path.parent / "labels.csv")
-        )
-        yield Input(path.name, path, tensors, known.get(path.name))
+        known = (classes or {}).get(path)
+        yield Input(path.name, path, read.tensors, known, read.size)
 
 
 def compare_images(
@@ -120,20 +118,27 @@ def compare_images(
     references: References,
     items: Iterator[Input],
     progress: Progress,
+    given: Given,
 ) -> tuple[InputResult, ...]:
     """Each input through the bundle, on as many boards as the session has, and through ONNX Runtime."""
     results = []
     for item, ours in session.run_all(items, lambda item: item.tensors):
         progress.tick()
-        result = _result(
-            bundle, item, ours, _expected(bundle, references.exact, item.tensors)
-        )
+        expected = _expected(bundle, references.exact, item.tensors)
+        result = _result(bundle, item, ours, expected, given)
         if references.floating is not None:
             floating = references.floating.run(*item.tensors)
             result = replace(
                 result,
                 vs_float=compare(ours, floating),
                 float_top1=int(floating[0].argmax()),
+                float_found=findings.find(
+                    bundle.manifest,
+                    Photograph(item.path, item.size),
+                    ours,
+                    floating,
+                    Given(),
+                ),
             )
         results.append(result)
     return tuple(results)
@@ -152,7 +157,7 @@ def compare_golden(
     outputs = session.run_all(items, lambda item: item.tensors)
     for (item, ours), check in zip(outputs, checks, strict=True):
         progress.tick()
-        results.append(_result(bundle, item, ours, check))
+        results.append(_result(bundle, item, ours, check, Given()))
     return tuple(results)
 
 
@@ -172,17 +177,27 @@ def _expected(
 
 
 def _result(
-    bundle: Bundle, item: Input, ours: Sequence[NDArray[Any]], check: Check
+    bundle: Bundle,
+    item: Input,
+    ours: Sequence[NDArray[Any]],
+    check: Check,
+    given: Given,
 ) -> InputResult:
     labels, probabilities = bundle.labels(), bundle.manifest.probabilities
     facts = bundle.manifest.quantisation
-    reference = answers(check.outputs[0], probabilities, labels)
+    task = bundle.manifest.task
+    own, reference = (
+        answers(outputs[0], probabilities, labels)
+        if task is None or task.kind == "classify"
+        else ()
+        for outputs in (ours, check.outputs)
+    )
     best = np.sort(check.outputs[0].astype(np.float64).ravel())[::-1]
     steps = None
     if facts is not None:
         errors = [
-            np.abs(own - given).max() / step
-            for own, given, step in zip(
+            np.abs(found - wanted).max() / step
+            for found, wanted, step in zip(
                 ours, check.outputs, facts.output_steps, strict=True
             )
         ]
@@ -191,7 +206,7 @@ def _result(
     return InputResult(
         name=item.name,
         path=item.path,
-        ours=answers(ours[0], probabilities, labels),
+        ours=own,
         reference=reference,
         accuracy=compare(ours, check.outputs, check.tolerances),
         gap=float(best[0] - best[1]) if best.size > 1 else 0.0,
@@ -200,7 +215,15 @@ def _result(
         else None,
         expected=item.expected,
         errors=np.abs(ours[0].astype(np.float64) - check.outputs[0]).ravel(),
+        output=ours[0],
         steps=steps,
+        found=findings.find(
+            bundle.manifest,
+            Photograph(item.path, item.size),
+            ours,
+            check.outputs,
+            given,
+        ),
     )
 
 
@@ -246,23 +269,3 @@ def built_against(bundle: Bundle) -> str:
     """The runtime that computed the golden outputs."""
     verification = bundle.manifest.measured.get("verification") or {}
     return str(verification.get("reference", "ONNX Runtime"))
-
-
-def _labels_csv(path: Path) -> dict[str, int]:
-    """File name → class index, of the rows that have one."""
-    if not path.is_file():
-        return {}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        return {
-            row["file"]: int(row["class_index"]) for row in rows if row["class_index"]
-        }
-    except KeyError as error:
-        raise UserError(
-            f"{path}: no column {error}; it needs file and class_index"
-        ) from None
-    except (ValueError, csv.Error) as error:
-        raise UserError(
-            f"{path}: {error}; class_index must be a whole number or empty"
-        ) from None

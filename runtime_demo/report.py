@@ -13,11 +13,12 @@ from typing import NamedTuple
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
+from PIL import Image
 
 from bundle import photos
 from bundle.store import Bundle
 from devices.sessions.session import Origin
-from runtime_demo import microcontroller
+from runtime_demo import drawing, microcontroller
 from runtime_demo.options import threads_text
 from runtime_demo.result import CheckResult, InputResult
 from targets import templates
@@ -29,6 +30,7 @@ GALLERY_LIMIT = 48
 
 _MEMORY = "memory.svg"
 _THUMBNAIL_PIXELS = 240
+_MARKED_PIXELS = 640
 _DECADES, _BINS_A_DECADE = 8, 5
 _LATENCY_BINS = 40
 
@@ -53,7 +55,7 @@ def write_report(result: CheckResult, path: Path) -> None:
         labels=result.bundle.labels(),
         written=datetime.now().astimezone(),
         place=_place(result.origin),
-        shown=[(item, _thumbnail(item.path)) for item in shown],
+        shown=[(item, _pictures(item, result.bundle.labels())) for item in shown],
         left_out=len(result.inputs) - len(shown),
         kernels=kernels,
         macs=sum(_number(g.macs) or 0.0 for g in manifest.lowering.groups),
@@ -77,19 +79,26 @@ def _place(origin: Origin) -> str:
 
 def _worth_showing(inputs: Sequence[InputResult]) -> list[InputResult]:
     """At most ``GALLERY_LIMIT`` inputs: other answers first, then too large errors, then the rest."""
-    by_worth = sorted(inputs, key=lambda r: (r.same_top1, r.accuracy.passed))
+    by_worth = sorted(inputs, key=lambda r: (r.same_answer, r.accuracy.passed))
     return by_worth[:GALLERY_LIMIT]
 
 
-def _thumbnail(path: Path | None) -> str | None:
-    """A small JPEG as a data URI; None where there is no photograph (any more)."""
-    if path is None:
-        return None
+def _pictures(item: InputResult, labels: Sequence[str]) -> list[str]:
+    """Small JPEGs as data URIs: the photograph, or both answers drawn into it; none where it is no more, or is data."""
+    if item.path is None:
+        return []
     try:
-        image = photos.read(path).image
+        image = photos.read(item.path).image
     except (UserError, OSError):
-        return None
-    image.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
+        return []
+    if item.found is None:
+        image.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
+        return [_data_uri(image)]
+    small = drawing.fitted(image, _MARKED_PIXELS)
+    return [_data_uri(each) for each in item.found.draw(small, labels)]
+
+
+def _data_uri(image: Image.Image) -> str:
     jpeg = io.BytesIO()
     image.save(jpeg, "JPEG", quality=82)
     return "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode()

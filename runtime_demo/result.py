@@ -17,6 +17,7 @@ from devices.board.board_state import BoardState
 from devices.microcontroller.figures import Figures
 from devices.sessions.session import OperatorTime, Origin
 from runtime_demo import microcontroller
+from runtime_demo.findings import Boxes, Findings, Given, Masks, summary
 
 
 class Answer(NamedTuple):
@@ -69,12 +70,14 @@ class InputResult:
         name: the image's file name, or the golden input's.
         path: the image; None for a golden input.
         ours, reference: the top classes, best first; empty where the network is no classifier.
+        output: our first output.
         gap: the reference's best output minus its second best, in the output's own unit.
         swap: of a classifier the first place of the best five where the two have different classes.
-        expected: the class that labels.csv gives, if it does.
+        expected: the class that it is known to show, if it is.
         errors: every |ours − reference| of the first output, flattened.
-        vs_float, float_top1: of an int8 network, against the float32 network it was made from, and
-            that network's best class.
+        vs_float, float_top1, float_found: of an int8 network, against the float32 network it was made from, that
+            network's best class, and boxes or masks of both.
+        found: of a detector or a segmenting network, what both found in the photograph.
     """
 
     name: str
@@ -87,8 +90,11 @@ class InputResult:
     errors: NDArray[np.float64]
     swap: Swap | None = None
     steps: Steps | None = None
+    output: NDArray[Any] | None = None
     vs_float: Accuracy | None = None
     float_top1: int | None = None
+    found: Boxes | Masks | None = None
+    float_found: Boxes | Masks | None = None
 
     @property
     def same_top1_as_float(self) -> bool:
@@ -101,6 +107,11 @@ class InputResult:
         ]
 
     @property
+    def same_answer(self) -> bool:
+        """The same best class, boxes or mask as the reference's."""
+        return self.found.same if self.found else self.same_top1
+
+    @property
     def same_top5(self) -> bool:
         return {a.class_index for a in self.ours} == {
             a.class_index for a in self.reference
@@ -108,7 +119,7 @@ class InputResult:
 
     @property
     def right(self) -> bool | None:
-        """Whether our answer is labels.csv's; None where that says nothing."""
+        """Whether our answer is the known class; None where that is not known."""
         if self.expected is None or not self.ours:
             return None
         return self.ours[0].class_index == self.expected
@@ -153,6 +164,8 @@ class CheckResult:
 
     Attributes:
         boards: how many inputs each board of several did; empty where it was none of them.
+        labels: where the known classes or boxes are from, such as labels.csv; empty without any.
+        findings: boxes and masks of all inputs.
     """
 
     bundle: Bundle
@@ -167,6 +180,8 @@ class CheckResult:
     figures: Figures | None = None
     board: Board | None = None
     boards: Mapping[str, int] = field(default_factory=dict)
+    labels: str = ""
+    findings: Findings = field(default_factory=Findings)
 
     @property
     def passed(self) -> bool:
@@ -196,17 +211,26 @@ class CheckResult:
         return max((r.steps for r in self.inputs if r.steps), default=None)
 
     @property
-    def vs_float(self) -> dict[str, float] | None:
+    def vs_float(self) -> dict[str, Any] | None:
         """An int8 network against the float32 one, where the images went through both."""
         found = [r.vs_float for r in self.inputs if r.vs_float is not None]
         if not found:
             return None
         same = sum(r.same_top1_as_float for r in self.inputs)
+        judged = self.float_findings
         return {
             "max_abs_error": max(each.max_abs_error for each in found),
             "cosine": min(each.cosine for each in found),
-            "top1_agreement": same / len(found),
+            "top1_agreement": same / len(found) if self.classifies else None,
+            "boxes": judged.boxes.to_json() if judged.boxes else None,
+            "masks": judged.masks.to_json() if judged.masks else None,
         }
+
+    @property
+    def float_findings(self) -> Findings:
+        """Boxes and masks of an int8 network against those of the float32 one."""
+        found = [(r.name, r.float_found) for r in self.inputs if r.float_found]
+        return summary(found, Given())
 
     @property
     def vs_quantised(self) -> dict[str, float] | None:
@@ -252,10 +276,11 @@ class CheckResult:
             return None
         return sum(r.swap is None for r in self.inputs) / len(self.inputs)
 
-    def labelled(self) -> tuple[int, int]:
-        """How many inputs of those with a known class we got right, and how many those are."""
-        judged = [r.right for r in self.inputs if r.right is not None]
-        return sum(judged), len(judged)
+    def labelled(self, top: int = 1) -> tuple[int, int]:
+        """How many inputs of those with a known class have it among our best ``top``, and how many those are."""
+        judged = [r for r in self.inputs if r.expected is not None and r.ours]
+        right = [r.expected in [a.class_index for a in r.ours[:top]] for r in judged]
+        return sum(right), len(judged)
 
     def to_json(self) -> dict[str, Any]:
         right, judged = self.labelled()
@@ -275,6 +300,8 @@ class CheckResult:
             "top5_order_agreement": self.order_agreement,
             "labelled": judged,
             "labelled_right": right,
+            "labelled_right_top5": self.labelled(5)[0],
+            "labels": self.labels,
             "threads": self.threads,
             "latency_ms": self.latency.to_json() if self.latency else None,
             "reference": self.reference,
@@ -289,6 +316,7 @@ class CheckResult:
             "preprocessing_assumed": self.assumed,
             "vs_quantised": self.vs_quantised,
             "vs_float": self.vs_float,
+            **self.findings.to_json(),
             **microcontroller.to_json(self.figures, self.step is not None),
             "results": [
                 {
@@ -299,6 +327,7 @@ class CheckResult:
                     "top2_gap": r.gap,
                     "swap": r.swap._asdict() if r.swap else None,
                     "expected": r.expected,
+                    **(r.found.to_json() if r.found else {}),
                 }
                 for r in self.inputs
             ],

@@ -1,11 +1,11 @@
-"""``python -m runtime_demo.run``: the classes of photographs by a bundle, and the latency."""
+"""``python -m runtime_demo.run``: what a bundle sees in photographs, classes or boxes, and the latency."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from runtime_demo.options import (
     DEVICES_HELP,
@@ -15,10 +15,15 @@ from runtime_demo.options import (
     open_session,
     threads_text,
 )
-from targets.arguments import add_json, command_parser, named_path
+from targets.arguments import add_json, command_parser, file_to_write, named_path
 from targets.errors import UserError, run_command
-from targets.escapes import lines, shown
+from targets.escapes import counted, lines, shown
 from targets.progress import Progress
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from bundle.store import Bundle
 
 _EPILOG = (
     DEVICES_HELP
@@ -30,12 +35,13 @@ Exit codes: 0 done, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
 """
 )
 _REPEAT = 20
+_PICTURES = (".jpg", ".jpeg", ".png")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser(
         "runtime_demo.run",
-        "Classify photographs with a bundle: the five best classes and the latency.",
+        "Show photographs to a bundle: the five best classes, or the boxes found, and the latency.",
         _EPILOG,
     )
     add_device_options(parser)
@@ -48,6 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="images, .npy files of the input tensor, .npz files where there are several, or folders of them",
     )
     add_input_option(parser)
+    parser.add_argument(
+        "--save",
+        type=file_to_write("--save"),
+        metavar="FILE.jpg",
+        help="write a copy of the photograph with boxes, a mask or the best class drawn into it",
+    )
     add_json(parser)
     arguments = parser.parse_args(argv)
     with Progress(quiet=arguments.json) as progress:
@@ -60,35 +72,42 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     from bundle import inputs
     from bundle.store import open_bundle
     from devices.sessions.session import Origin
+    from runtime_demo import drawing, findings
     from runtime_demo.comparison import read_inputs, time_both
-    from runtime_demo.result import answers, scores_classes
 
     progress.stage("verifying the bundle")
     bundle = open_bundle(arguments.bundle)
-    labels, probabilities = bundle.labels(), bundle.manifest.probabilities
-    first = bundle.manifest.outputs[0]
-    if not scores_classes(first.shape, first.dtype):
-        shape = "×".join(map(str, first.shape))
-        kind = "" if first.dtype == "float32" else f" of {first.dtype}"
-        raise UserError(
-            f"{bundle.path}: output {shown(first.name)!r} is {shape}{kind}, not one score a class; use check"
-        )
+    answer = _reader(bundle)
     ports = bundle.manifest.inputs
     fixed = inputs.read_fixed(arguments.input, ports)
     found = inputs.find(arguments.image, ports, fixed)
     check_given(bundle, found, fixed)
+    if arguments.save and arguments.save.suffix.lower() not in _PICTURES:
+        raise UserError(
+            f"--save {arguments.save}: writes JPEG or PNG; give a name that ends with .jpg or .png"
+        )
+    if arguments.save and len(found) != 1:
+        raise UserError(
+            f"--save {arguments.save}: takes one image, not {len(found)}; give one --image"
+        )
     seen = []
     with open_session(bundle, arguments, progress, most=1) as session:
-        progress.stage("classifying")
+        progress.stage("running")
         latency = None
         for item in read_inputs(bundle, found, fixed, progress):
             progress.tick()
-            top = answers(session.run(*item.tensors)[0], probabilities, labels)
+            outputs = session.run(*item.tensors)
+            given = answer(outputs, item.size)
+            if arguments.save:
+                photograph = findings.Photograph(item.path, item.size)
+                title = ""
+                for best in given.get("top", ())[:1]:
+                    title = f"{_named(best)} {best['probability']:.0%}"
+                marked = findings.marked(bundle, photograph, outputs, title)
+                drawing.save(marked, arguments.save, "--save")
             if latency is None and session.origin is not Origin.EMULATED:
                 latency, _ = time_both(session, None, item.tensors, _REPEAT, progress)
-            seen.append(
-                {"name": item.name, "top": [answer._asdict() for answer in top]}
-            )
+            seen.append({"name": item.name, **given})
         return {
             "bundle": str(bundle.path),
             "images": seen,
@@ -99,14 +118,93 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
         }
 
 
+def _reader(
+    bundle: Bundle,
+) -> Callable[[Sequence[NDArray[Any]], tuple[int, int] | None], dict[str, Any]]:
+    """What the outputs mean: a function of them and of the photograph's width and height, if it is one."""
+    import numpy as np
+
+    from bundle.decode import segment
+    from runtime_demo.findings import Geometry
+    from runtime_demo.result import Answer, answers, scores_classes
+
+    manifest, labels = bundle.manifest, bundle.labels()
+    task, first = manifest.task, manifest.outputs[0]
+
+    def label(index: int) -> str:
+        return labels[index] if index < len(labels) else ""
+
+    def boxes(
+        outputs: Sequence[NDArray[Any]], size: tuple[int, int] | None
+    ) -> dict[str, Any]:
+        assert task
+        found = Geometry.of(manifest, size).boxes(task, outputs)
+        rows = [
+            {
+                "class_index": int(index),
+                "label": label(int(index)),
+                "score": float(score),
+                "box": box.tolist(),
+                "points": points.tolist(),
+            }
+            for box, score, index, points in zip(*found, strict=True)
+        ]
+        return {"pixels_of": "photograph" if size else "input", "boxes": rows}
+
+    def areas(outputs: Sequence[NDArray[Any]], _size: object) -> dict[str, Any]:
+        assert task
+        pixels = segment(task, outputs)
+        classes, counts = np.unique(pixels, return_counts=True)
+        order = np.argsort(-counts, kind="stable")[:5]
+        top = [
+            Answer(int(classes[i]), label(int(classes[i])), counts[i] / pixels.size)
+            for i in order
+        ]
+        return {"top": [each._asdict() for each in top]}
+
+    def classes(outputs: Sequence[NDArray[Any]], _size: object) -> dict[str, Any]:
+        top = answers(outputs[0], manifest.probabilities, labels)
+        return {"top": [each._asdict() for each in top]}
+
+    if task and task.kind == "detect":
+        return boxes
+    if task and task.kind == "segment":
+        return areas
+    raw = task is not None and task.kind == "raw"
+    if raw or not scores_classes(first.shape, first.dtype):
+        shape = "×".join(map(str, first.shape))
+        kind = "" if first.dtype == "float32" else f" of {first.dtype}"
+        raise UserError(
+            f"{bundle.path}: output {shown(first.name)!r} is {shape}{kind}, "
+            f"{'of a task that is raw' if raw else 'not one score a class'}; use check"
+        )
+    return classes
+
+
+def _named(row: dict[str, Any]) -> str:
+    return shown(row["label"]) or f"class {row['class_index']}"
+
+
+def _box(row: dict[str, Any]) -> str:
+    left, top, right, bottom = row["box"]
+    return (
+        f"  {row['score']:6.1%}  {_named(row)}: x {left:.0f} to {right:.0f}, "
+        f"y {top:.0f} to {bottom:.0f}"
+    )
+
+
 def _table(answer: dict[str, Any]) -> str:
     rows = []
     for image in answer["images"]:
         rows.append(shown(image["name"]))
-        rows += [
-            f"  {top['probability']:6.1%}  {shown(top['label']) or 'class ' + str(top['class_index'])}"
-            for top in image["top"]
-        ]
+        if "boxes" in image:
+            found = image["boxes"]
+            rows[-1] += (
+                f": {counted(len(found), 'object')}, pixels of the {image['pixels_of']}"
+            )
+            rows += map(_box, found)
+            continue
+        rows += [f"  {top['probability']:6.1%}  {_named(top)}" for top in image["top"]]
     times = answer["latency_ms"]
     if times is None:
         rows.append(f"latency: not measured ({answer['device']})")

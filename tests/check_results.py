@@ -175,6 +175,7 @@ def a_result(
             compared="images",
             origin=Origin.HOST,
             threads=2,
+            labels="labels.csv",
             reference="onnxruntime 9",
             inputs=tuple(inputs),
             latency=Latency.of([0.0125, 0.0126, 0.0130]),

@@ -183,10 +183,10 @@ def test_a_wrong_key(bundle: Bundle, board: Board, tmp_path: Path) -> None:
 def busy(bundle: Bundle, *options: str) -> subprocess.Popen[str]:
     """Another user, who has the board until killed."""
     program = (
-        "import sys; from pathlib import Path; from runtime_demo.check import _parser\n"
+        "import sys; from pathlib import Path; from runtime_demo.check import parser\n"
         "from runtime_demo.options import open_session; from targets.progress import Progress\n"
         "from bundle.store import open_bundle\n"
-        "arguments = _parser().parse_args(sys.argv[1:])\n"
+        "arguments = parser().parse_args(sys.argv[1:])\n"
         "with open_session(open_bundle(arguments.bundle), arguments, Progress()):\n"
         "    print('open', flush=True); sys.stdin.read()\n"
     )

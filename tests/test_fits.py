@@ -213,9 +213,11 @@ def test_an_option_changes_a_part_of_a_preset() -> None:
 
 
 def test_a_preset_on_the_command_line_replaces_the_file_s_options() -> None:
-    file = Overrides.model_validate({"scale": 1, "mean": 9, "layout": "NCHW"})
+    file = Overrides.model_validate(
+        {"scale": 1, "mean": 9, "layout": "NCHW", "task": "raw"}
+    )
     both = Overrides(preprocessing="tflite").with_defaults(file)
-    assert both == Overrides(preprocessing="tflite", layout="NCHW")
+    assert both == Overrides(preprocessing="tflite", layout="NCHW", task="raw")
     assert Overrides(pad=3).with_defaults(Overrides(preprocessing="yolo")) == Overrides(
         preprocessing="yolo", pad=3
     )

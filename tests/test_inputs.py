@@ -29,7 +29,7 @@ def saved(folder: Path, array: Any, name: str = "a.npy") -> Path:
     "array", [VALUES, VALUES[0], np.asfortranarray(VALUES)], ids=["whole", "row", "f"]
 )
 def test_an_array_is_the_input(tmp_path: Path, array: Any) -> None:
-    (tensor,), notes = inputs.read(saved(tmp_path, array), [ROW], None)
+    (tensor,), notes, _ = inputs.read(saved(tmp_path, array), [ROW], None)
     assert notes == () and tensor.dtype == np.float32
     assert np.array_equal(tensor, VALUES)
     tensor[:] = 0  # a copy of its own
@@ -39,7 +39,7 @@ def test_an_array_is_the_input(tmp_path: Path, array: Any) -> None:
 def test_an_image_may_be_an_array_that_is_preprocessed_already(tmp_path: Path) -> None:
     image = np.ones(INPUT.shape[1:], np.float32)
     path = saved(tmp_path, image)
-    (tensor,), _ = inputs.read(path, [INPUT], PREPROCESSING)
+    (tensor,), _, _ = inputs.read(path, [INPUT], PREPROCESSING)
     assert np.array_equal(tensor[0], image)
 
 

@@ -6,6 +6,7 @@ import os
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from refusals import CHECK, RUN, VALID, Place, expect, labelled_bundle, spoilt
@@ -100,3 +101,21 @@ def test_refuses_a_table_of_labels(
 
 def test_there_are_many_cases_of_images() -> None:
     assert len(IMAGES) >= 9
+
+
+@pytest.mark.parametrize(
+    ("images", "save", "words"),
+    [
+        ("photo.png", "marked.txt", "--save marked.txt|.jpg or .png"),
+        ("photo.png", "no/marked.jpg", "no: no such folder|--save"),
+        (".", "marked.jpg", "--save marked.jpg|one image, not 2"),
+        ("x.npy", "marked.jpg", "x.npy|no photograph"),
+    ],
+)
+def test_refuses_to_save_a_picture(
+    place: Place, bundle: Path, images: str, save: str, words: str
+) -> None:
+    for name in ("photo.png", "other.png"):
+        Image.new("RGB", (20, 20)).save(place.here / name)
+    np.save(place.here / "x.npy", np.zeros((1, 3, 16, 16), np.float32))
+    expect(place.refused(RUN, bundle, "--image", images, "--save", save), words)

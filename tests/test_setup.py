@@ -23,6 +23,7 @@ COMMANDS = [
     "compile.mobilenet",
     "runtime_demo.board",
     "runtime_demo.check",
+    "runtime_demo.compare",
     "runtime_demo.demo",
     "runtime_demo.run",
     "targets",

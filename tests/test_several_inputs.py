@@ -213,12 +213,12 @@ def test_an_archive_has_an_array_for_each_input(tmp_path: Path) -> None:
     np.savez(tmp_path / "0.npz", **GOOD)  # type: ignore[arg-type]
     (tmp_path / "c.jpg").touch()
     [path] = inputs.find([tmp_path], PORTS)
-    (first, second), notes = inputs.read(path, PORTS, None)
+    (first, second), notes, _ = inputs.read(path, PORTS, None)
     assert np.array_equal(first, GOOD["a/b"]) and np.array_equal(second, GOOD["b"])
     assert notes == ()
     fixed = {"b": GOOD["b"] * 2}
     np.save(tmp_path / "a.npy", GOOD["a/b"])
-    (first, second), _ = inputs.read(tmp_path / "a.npy", PORTS, None, fixed)
+    (first, second), _, _ = inputs.read(tmp_path / "a.npy", PORTS, None, fixed)
     assert np.array_equal(first, GOOD["a/b"]) and np.array_equal(second, fixed["b"])
 
 

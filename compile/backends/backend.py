@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bundle.golden import Check
 from bundle.manifest import Firmware, Lowering
+from bundle.task import Task
 from compile import passes
 from compile.backends.request import BuildRequest, Format
 from compile.backends.verify import Verification
@@ -34,6 +35,7 @@ class Job:
         folder: that it is written into.
         check: what it must answer to the inputs of an inference, and how near.
         input_ranges: the least and the largest value of each input of the self-test (bundle.golden.input_range).
+        task: what its outputs are for, where that is stated.
     """
 
     model: Model
@@ -44,6 +46,7 @@ class Job:
     folder: Path
     check: Callable[..., Check]
     input_ranges: tuple[tuple[float, float], ...]
+    task: Task | None = None
     dump: Path | None = None
     arena_limit: int | None = None
     flash_limit: int | None = None

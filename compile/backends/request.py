@@ -81,6 +81,7 @@ class BuildRequest:
             files=[
                 *(_ROOT / folder for folder in _FOLDERS),
                 *([overrides.labels] if overrides.labels else []),
+                *filter(Path.is_file, [Path(overrides.decode or "")]),
                 *self.golden,
                 *self.calibration,
             ],

@@ -112,7 +112,7 @@ def ssdlite(
         x = graph.depthwise(f"extra{index}.depthwise", x, stride=2)
         x = graph.convolution(f"extra{index}.expand", x, channels)
         maps.append(x)
-    specifications = _box_specifications(len(maps))
+    specifications = box_specifications(len(maps))
     anchors = sum(
         x.size**2 * len(boxes) for x, boxes in zip(maps, specifications, strict=True)
     )
@@ -137,8 +137,8 @@ def _predictions(graph: Graph, name: str, x: Signal, channels: int, output: str)
     return graph.node("Reshape", f"{name}.rows", [last, f"{output}.shape"])
 
 
-def _box_specifications(maps: int) -> list[list[tuple[float, float]]]:
-    """Scale and aspect ratio of each anchor of a cell, for every map."""
+def box_specifications(maps: int) -> list[list[tuple[float, float]]]:
+    """Scale, of the input's side, and aspect ratio of each anchor of a cell, for every map of TensorFlow's SSD."""
     low, high = _SCALES
     scales = [low + (high - low) * i / (maps - 1) for i in range(maps)] + [1.0]
     cells = [
@@ -157,7 +157,7 @@ def anchors(resolution: int) -> NDArray[np.float32]:
     """
     first = math.ceil(resolution / 16)
     boxes = []
-    for index, cell in enumerate(_box_specifications(2 + len(_EXTRA_CHANNELS))):
+    for index, cell in enumerate(box_specifications(2 + len(_EXTRA_CHANNELS))):
         side = math.ceil(first / 2**index)
         centres = (np.arange(side) + 0.5) / side
         sizes = np.array(

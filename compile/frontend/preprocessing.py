@@ -20,6 +20,7 @@ from bundle.manifest import (
     Tensor,
     image_of,
 )
+from bundle.task import Task
 from compile.frontend import family
 from targets.errors import UserError
 
@@ -29,6 +30,7 @@ Preset = Literal[
     "torchvision", "keras-mobilenet", "keras-resnet", "tflite", "yolo", "none"
 ]
 
+_NOT_OF_PIXELS = {"layout", "labels", "task", "decode"}
 _PIXELS: dict[str, Any] = {"scale": 1.0, "mean": (0.0,), "std": (1.0,)}
 _SIGNED: dict[str, Any] = {"scale": 1 / 127.5, "mean": (1.0,), "std": (1.0,)}
 _PRESETS: dict[str, dict[str, Any]] = {
@@ -114,11 +116,13 @@ class Overrides(BaseModel):
     mean: Annotated[tuple[float, ...], BeforeValidator(_numbers)] | None = None
     std: Annotated[tuple[float, ...], BeforeValidator(_numbers)] | None = None
     labels: Path | None = None
+    task: Literal["classify", "detect", "segment", "raw"] | None = None
+    decode: str | None = None
 
     def with_defaults(self, other: Overrides) -> Overrides:
-        """These, with missing values taken from ``other``; a preset replaces all that ``other`` has but layout and labels."""
+        """These, with missing values taken from ``other``; a preset replaces all the preprocessing that ``other`` has."""
         if self.preprocessing is not None:
-            other = Overrides(layout=other.layout, labels=other.labels)
+            other = Overrides(**other.model_dump(include=_NOT_OF_PIXELS))
         return other.model_copy(update=self.model_dump(exclude_none=True))
 
 
@@ -160,9 +164,12 @@ def load_sidecar(model: Path) -> Overrides:
         raise UserError(
             f"{path}: {_option(place)}: {_message(error)}; known keys: {known}"
         ) from None
+    nearby: dict[str, object] = {}
     if overrides.labels is not None:
-        return overrides.model_copy(update={"labels": path.parent / overrides.labels})
-    return overrides
+        nearby["labels"] = path.parent / overrides.labels
+    if (overrides.decode or "").endswith(".toml"):
+        nearby["decode"] = str(path.parent / str(overrides.decode))
+    return overrides.model_copy(update=nearby)
 
 
 def resolve_preprocessing(
@@ -184,7 +191,7 @@ def resolve_preprocessing(
         UserError: the overrides contradict each other or the input tensor, or mean or std is given
             without the scale that says what they are relative to.
     """
-    given = overrides.model_dump(exclude_none=True, exclude={"layout", "labels"})
+    given = overrides.model_dump(exclude_none=True, exclude=_NOT_OF_PIXELS)
     tensor = image_of(tensors)
     if tensor is None:
         shapes = ", ".join(f"{list(each.shape)}" for each in tensors)
@@ -339,12 +346,14 @@ def _classes(shape: tuple[int, ...]) -> int:
     return shape[1] if prod(shape[2:]) == 1 else min(shape[1], shape[-1])
 
 
-def read_labels(path: Path | None, outputs: Sequence[Tensor]) -> list[str]:
+def read_labels(
+    path: Path | None, outputs: Sequence[Tensor], task: Task | None = None
+) -> list[str]:
     """Class names, one a line of the file; none without one.
 
     Raises:
-        UserError: no output has that many classes: scores [1, classes], rows [1, n, classes], or
-            maps, the smaller of the axes next to height and width.
+        UserError: the task has another number of classes; or without one no output has that many: scores
+            [1, classes], rows [1, n, classes], or maps, the smaller of the axes next to height and width.
     """
     if path is None:
         return []
@@ -357,6 +366,12 @@ def read_labels(path: Path | None, outputs: Sequence[Tensor]) -> list[str]:
             f"{path}: {error.strerror}; --labels takes a text file, one name a line"
         ) from None
     classes = [_classes(x.shape) for x in outputs]
+    if task and task.detector:
+        classes = [task.detector.classes]
+    elif task and task.kind == "segment":
+        axis = task.class_axis
+        # A map does not say how many classes there are.
+        classes = [len(names) if axis is None else outputs[0].shape[axis]]
     if len(names) not in classes:
         raise UserError(
             f"{path}: {len(names)} labels, but the model has "

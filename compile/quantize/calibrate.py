@@ -21,6 +21,7 @@ from compile.frontend.fold import is_onnx, opset
 from compile.frontend.model import Model
 from compile.frontend.names import fresh_names
 from compile.frontend.reference import Reference
+from compile.quantize import bias
 from targets.child import run_in_child
 from targets.errors import UserError, first_line
 from targets.escapes import counted, shown
@@ -64,7 +65,7 @@ def quantise(
 ) -> Calibrated:
     """Quantise a float model: weights symmetric per channel, activations per tensor.
 
-    Batch normalisation is folded before. A ReLU6 disappears: its bounds are those of its
+    Batch normalisation is folded before, and biases are corrected (`compile.quantize.bias`). A ReLU6 disappears: its bounds are those of its
     output's type, so no range is left for it to cut.
 
     Args:
@@ -78,10 +79,12 @@ def quantise(
     folded, reference = _folded(model), Reference(model)
     kept = _nodes(folded, model, keep_float)
     expected = [reference.run(*each) for each in samples]
+    progress.stage("correcting biases for the rounding of weights")
+    source = bias.corrected(folded, [model.feeds(each) for each in samples], kept)
     # Its calibration ends the process with ONNX Runtime, where that crashes.
     candidates = run_in_child(
         _candidates,
-        *(folded, model, samples, unsigned, kept),
+        *(source, model, samples, unsigned, kept),
         stage=progress.stage,
         tick=progress.tick,
     )

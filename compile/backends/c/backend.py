@@ -13,6 +13,7 @@ from bundle.manifest import Tensor
 from compile import passes
 from compile.backends.backend import Array, Built, Job
 from compile.backends.c.build import build
+from compile.backends.detector.emit import Port, write
 from compile.backends.dump import Dump
 from compile.backends.request import BuildRequest, Format
 from compile.backends.verify import Verification, verify_c
@@ -57,7 +58,8 @@ class CBackend:
         if any(each.layout == NHWC for each in job.model.inputs):
             names = [each.name for each in job.model.inputs if each.layout == NHWC]
             graph = channels_first_inputs(integer_ports(graph), names)
-        return build(
+        detector = job.task.detector if job.task else None
+        built = build(
             graph,
             job.name,
             job.version,
@@ -69,7 +71,25 @@ class CBackend:
             partial(_expected, job),
             Dump(job.dump).graph,
             job.flash_limit,
+            detects=detector is not None,
         )
+        if detector and built.firmware:
+            ports = [
+                Port(
+                    port.name,
+                    port.shape,
+                    kept.dtype,
+                    True,
+                    *((q.scale, q.zero) if (q := kept.quantised) else ()),
+                )
+                for port, kept in zip(
+                    job.model.outputs, built.firmware.outputs, strict=True
+                )
+            ]
+            assert job.model.image is not None
+            size = job.model.image.size
+            write(job.folder, job.name, job.version, detector, size, ports)
+        return built
 
     def verify(
         self,

@@ -68,6 +68,7 @@ def build(
     expected: Callable[[Sequence[Floats]], list[tuple[Floats, Floats]]],
     dump: passes.Dump = passes.no_dump,
     flash_limit: int | None = None,
+    detects: bool = False,
 ) -> Built:
     """Write the C project ``name`` of a network into ``folder``.
 
@@ -77,6 +78,7 @@ def build(
         graph: after passes.INTEGERS or passes.FLOATS.
         choices: of each input how many values the self-test's whole numbers of 32 or 64 bits have.
         expected: the reference: inputs in the order that the C takes them in → each output and its tolerances as the C gives it.
+        detects: the project has a decoder of boxes, which is written after this.
 
     Raises:
         UserError: TVM has no C for an operator, the arena is larger than ``arena_limit`` bytes or the weights than
@@ -87,7 +89,7 @@ def build(
     support.check(graph)
     arranged = arrange.arrange(graph, written(fuse(graph), graph.opset, progress))
     arrange.check_arena(arranged, arena_limit)
-    project = Project(name, version, target.name, graph, arranged, choices)
+    project = Project(name, version, target.name, graph, arranged, choices, detects)
     progress.stage("writing C")
     constants = emit.emit(project, folder)
     arrange.check_flash(constants.nbytes, constants.largest, flash_limit)

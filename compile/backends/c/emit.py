@@ -59,6 +59,8 @@ _MATH_NAMES = re.findall(
     drem exp10 finite gamma isinf isnan j0 j1 jn pow10 scalb signgam significand sincos y0 y1 yn
     """,
 )
+# What templates take from the project.
+_TAKEN = ("version", "cpu", "outputs", "exact", "detects", "steps", "floating")
 _FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
@@ -72,6 +74,7 @@ class Project:
     graph: Graph
     arranged: Arranged
     choices: Sequence[int]
+    detects: bool = False  # A decoder of boxes belongs to it.
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -141,17 +144,12 @@ def emit(project: Project, folder: Path) -> Constants:
     values = {
         "name": name,
         "NAME": name.upper(),
-        "version": project.version,
-        "cpu": project.cpu,
+        **{each: getattr(project, each) for each in _TAKEN},
         "layout": data.layout,
         "inputs": inputs,
         "source": inputs[0].tensor,
         "float_inputs": [each for each in inputs if each.c_type == "float"],
-        "outputs": project.outputs,
-        "exact": project.exact,
         "arena": project.plan,
-        "steps": project.steps,
-        "floating": project.floating,
         "kind": kind,
         "value": "float" if project.floating else "int8_t",
         "constant": "float" if project.floating else "nn_scale",

@@ -46,7 +46,8 @@ class StandaloneBackend(BundleBackend):
         return f"lib{name}.so"
 
     def build(self, job: Job, logs: Sequence[RecordLog], progress: Progress) -> Built:
-        ranges = job.input_ranges
+        ranges, image = job.input_ranges, job.model.image
+        detector = job.task.detector if job.task else None
         pairs = zip(ranges, job.model.inputs, strict=True)
         check = job.check(*(self_test_input(*each, port) for each, port in pairs))
         wanted = Standalone(
@@ -60,6 +61,8 @@ class StandaloneBackend(BundleBackend):
                     job.model.outputs, check.outputs, check.tolerances, strict=True
                 )
             ),
+            detector=detector,
+            input_size=image.size if detector and image else (0, 0),
         )
         return self._compile(job, logs, progress, partial(link, wanted), job.name)
 

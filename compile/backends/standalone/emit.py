@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from bundle.manifest import MemoryPlan
 from bundle.manifest import Tensor as Port
+from bundle.task import Detector
+from compile.backends.detector import emit as detector
 from compile.backends.dump import writing
 from compile.program.planner import Plan, aligned, plan
 from compile.program.program import Program, Tensor
@@ -116,6 +118,7 @@ class Standalone:
     Attributes:
         ranges: of each input the least and the largest value in the test.
         answers: the reference's outputs for it.
+        detector: of a detector, with its input's height and width.
     """
 
     name: str
@@ -123,6 +126,8 @@ class Standalone:
     version: str
     ranges: tuple[tuple[float, float], ...]
     answers: tuple[Answer, ...]
+    detector: Detector | None = None
+    input_size: tuple[int, int] = (0, 0)
 
 
 def self_test_input(low: float, high: float, tensor: Port) -> NDArray[Any]:
@@ -159,6 +164,13 @@ def emit(
     with tempfile.TemporaryDirectory() as scratch:
         parts = Path(scratch) / "parts"
         sources = _write_sources(parts, values, layout.weights)
+        exported = [f"{wanted.name}_{function}" for function in _EXPORTED]
+        if wanted.detector:
+            _write_detector(parts, wanted, program)
+            header, code = detector.files(wanted.name)
+            shutil.copy(parts / header, folder)
+            sources.append(parts / code)
+            exported.append(f"{wanted.name}_detect")
         if dump is not None:
             with writing(dump):
                 for part in (*sorted(parts.iterdir()), *kernels):
@@ -167,7 +179,6 @@ def emit(
         for source, output in zip(sources, objects, strict=True):
             compile_object(source, output, target, "-std=gnu11", f"-I{parts}")
         whole = parts / "whole.o"
-        exported = [f"{wanted.name}_{function}" for function in _EXPORTED]
         hide_symbols([*objects, *kernels], whole, exported)
         link_shared([whole], folder / f"lib{wanted.name}.so", target)
         archive([whole], folder / f"lib{wanted.name}.a")
@@ -179,6 +190,18 @@ def emit(
     ):
         (folder / file).write_text(_render(template, values), encoding="utf-8")
     return layout.plan.describe(program)
+
+
+def _write_detector(folder: Path, wanted: Standalone, program: Program) -> None:
+    assert wanted.detector
+    tensors = [program.tensors[index] for index in program.outputs]
+    ports = [
+        detector.Port(answer.name, tensor.shape, tensor.dtype)
+        for answer, tensor in zip(wanted.answers, tensors, strict=True)
+    ]
+    detector.write(
+        folder, wanted.name, wanted.version, wanted.detector, wanted.input_size, ports
+    )
 
 
 @dataclass(frozen=True)

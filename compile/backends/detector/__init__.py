@@ -1,0 +1,1 @@
+"""C that turns a network's outputs into boxes, for every format."""

@@ -1,0 +1,202 @@
+"""From names of outputs, strides and anchors to the manifest's detector: where in memory each value lies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil, prod
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+from bundle.manifest import Tensor
+from bundle.task import Detector, Level, Size, Values
+
+
+def _names(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+_Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+
+
+class Decoding(BaseModel):
+    """A detector as a TOML file has it: a preset, and what differs from it; or all of it.
+
+    Everything that is not here is a field of `Detector`, of the same name and meaning.
+
+    Attributes:
+        boxes, scores, objectness, points: names of outputs: one, or one for each stride. Where one output has
+            several of these, its columns are in this order: boxes, objectness, scores, points.
+        strides: of the grids, in pixels; none where ``box`` is "corners" or "centre".
+        anchors: for each stride a list of [width, height] in pixels; one of the stride's size if left out.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    preset: str = ""
+    boxes: _Names = ()
+    scores: _Names = ()
+    objectness: _Names = ()
+    points: _Names = ()
+    strides: tuple[Size, ...] = ()
+    offset: float = 0.5
+    anchors: tuple[tuple[tuple[Size, Size], ...], ...] = ()
+
+
+def grids_of(size: tuple[int, int], strides: Sequence[float]) -> list[tuple[int, int]]:
+    """Lines and columns at each stride, of an input's height and width."""
+    height, width = size
+    return [(ceil(height / s), ceil(width / s)) for s in strides]
+
+
+class _Geometry(NamedTuple):
+    """A level's grid, and how many rows come before it where one output has all levels."""
+
+    lines: int
+    columns: int
+    anchors: int
+    before: int
+    total: int
+
+
+def assemble(
+    decoder: str,
+    facts: dict[str, Any],
+    outputs: Sequence[Tensor],
+    size: tuple[int, int],
+) -> Detector:
+    """The decoder of the manifest, from names and strides."""
+    grids, steps = facts.pop("grids", None), facts.pop("steps", None)
+    stated = Decoding.model_validate(facts)
+    rest = dict(stated.model_extra or {})
+    named = {x.name: (index, x.shape) for index, x in enumerate(outputs)}
+    if not stated.boxes or not stated.scores:
+        raise ValueError("boxes and scores must name outputs")
+    if stated.strides or not grids:
+        grids, steps = grids_of(size, stated.strides), [(s, s) for s in stated.strides]
+    if not grids:
+        shape = _shape(named, stated.boxes[0])
+        grids, steps = [(1, max(shape[1:], default=1))], [(1.0, 1.0)]
+    anchors = stated.anchors or tuple(((float(w), float(h)),) for w, h in steps)
+    if len(anchors) != len(grids):
+        raise ValueError(f"{len(anchors)} lists of anchors for {len(grids)} grids")
+    roles = {
+        role: getattr(stated, role)
+        for role in ("boxes", "objectness", "scores", "points")
+        if getattr(stated, role)
+    }
+    total = sum(prod(g) * len(a) for g, a in zip(grids, anchors, strict=True))
+    bins = int(rest.get("bins", 16))
+    widths = {"boxes": 4 * bins if rest.get("box") == "dfl" else 4, "objectness": 1}
+    levels, before = [], 0
+    for index, (grid, sizes) in enumerate(zip(grids, anchors, strict=True)):
+        geometry = _Geometry(grid[0], grid[1], len(sizes), before, total)
+        before += prod(grid) * len(sizes)
+        places = {
+            role: names[index] if len(names) == len(grids) else names[0]
+            for role, names in roles.items()
+        }
+        counts = _columns(places, named, geometry, widths)
+        for role in ("scores", "points"):
+            key, count = (
+                ("classes", counts.get(role))
+                if role == "scores"
+                else ("points", (counts.get(role) or 0) // 2)
+            )
+            if rest.setdefault(key, count) != count:
+                raise ValueError(
+                    f"{role}: {count} at one level, {rest[key]} at another"
+                )
+        values = {
+            role: _values(
+                named, name, geometry, sum(counts[r] for r in _before(role, places))
+            )
+            for role, name in places.items()
+        }
+        lines, columns = grid
+        levels.append(
+            Level(
+                lines=lines,
+                columns=columns,
+                stride=steps[index],
+                offset=stated.offset,
+                anchors=sizes,
+                **values,
+            )
+        )
+    return Detector.model_validate({"decoder": decoder, "levels": levels, **rest})
+
+
+def _shape(named: dict[str, tuple[int, tuple[int, ...]]], name: str) -> tuple[int, ...]:
+    if name not in named:
+        raise ValueError(f"no output is called {name!r}, there are {', '.join(named)}")
+    return named[name][1]
+
+
+def _before(role: str, places: dict[str, str]) -> list[str]:
+    """The parts that lie before one in the same output."""
+    roles = [each for each in places if places[each] == places[role]]
+    return roles[: roles.index(role)]
+
+
+def _columns(
+    places: dict[str, str],
+    named: dict[str, tuple[int, tuple[int, ...]]],
+    geometry: _Geometry,
+    widths: dict[str, int],
+) -> dict[str, int]:
+    """How many values each part has: what is left of the output is the scores', or the points' where these lie apart."""
+    counts = {role: widths[role] for role in places if role in widths}
+    for role in ("scores", "points"):
+        if role not in places:
+            continue
+        here = [each for each in places if places[each] == places[role]]
+        columns = _arrange(_shape(named, places[role]), geometry, places[role])[0]
+        counts[role] = columns - sum(
+            counts.get(each, 0) for each in here if each != role
+        )
+        if counts[role] < 1 or (role == "points" and counts[role] % 2):
+            raise ValueError(f"{places[role]} has no room for {role}")
+    return counts
+
+
+def _values(
+    named: dict[str, tuple[int, tuple[int, ...]]],
+    name: str,
+    geometry: _Geometry,
+    column: int,
+) -> Values:
+    shape = _shape(named, name)
+    _, first, cell, anchor, step = _arrange(shape, geometry, name)
+    return Values(
+        output=named[name][0],
+        first=first + column * step,
+        cell=cell,
+        anchor=anchor,
+        step=step,
+    )
+
+
+def _arrange(
+    shape: tuple[int, ...], level: _Geometry, name: str
+) -> tuple[int, int, int, int, int]:
+    """Of an output: values in a row, the first row of a level, and the distances between cells, anchors and values."""
+    sides, cells, a = shape[1:], level.lines * level.columns, level.anchors
+    for rows, before in ((level.total, level.before), (cells * a, 0)):
+        if sides[:1] == (rows,) and len(sides) <= 2:
+            n = prod(sides[1:])
+            return n, before * n, a * n, n, 1
+        if sides[1:] == (rows,):
+            return sides[0], before, a, 1, rows
+    grid = (level.lines, level.columns)
+    if len(sides) == 3 and sides[1:] == grid and sides[0] % a == 0:
+        n = sides[0] // a
+        return n, 0, 1, n * cells, cells
+    if len(sides) == 3 and sides[:2] == grid and sides[2] % a == 0:
+        n = sides[2] // a
+        return n, 0, sides[2], n, 1
+    if len(sides) == 4 and sides[:3] == (a, *grid):
+        return sides[3], 0, sides[3], sides[3] * cells, 1
+    raise ValueError(
+        f"{name} {list(shape)} is not of {level.total} rows, nor of {a} anchors on a grid {level.lines}×{level.columns}"
+    )

@@ -1,0 +1,148 @@
+"""Maps of one class a pixel against the reference's, and against given ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from bundle.decode import map_on_photograph
+from bundle.photos import MAX_PIXELS, Placement
+from targets.errors import UserError, first_line
+from targets.escapes import shown
+
+Mask = NDArray[np.integer]
+_MOST_CLASSES = 1 << 16
+"""Larger numbers count as one class: they are no classes, and would need memory for all below them."""
+VOID = 255
+"""What a given mask has where no class is known, as Pascal VOC has it; such pixels do not count."""
+
+
+class Agreement(NamedTuple):
+    """Of two maps, counts of pixels.
+
+    Attributes:
+        same, pixels: those of one class in both, and all.
+        intersections, unions: of each class [classes].
+    """
+
+    same: int
+    pixels: int
+    intersections: NDArray[np.int64]
+    unions: NDArray[np.int64]
+
+    @property
+    def share(self) -> float | None:
+        """Of the pixels with the same class; None without pixels."""
+        return self.same / self.pixels if self.pixels else None
+
+    @property
+    def mean_iou(self) -> float | None:
+        """The mean of intersection ÷ union of the classes that one of the two has."""
+        some = self.unions > 0
+        if not some.any():
+            return None
+        return float((self.intersections[some] / self.unions[some]).mean())
+
+    def to_json(self) -> dict[str, Any]:
+        return {"pixel_agreement": self.share, "mean_iou": self.mean_iou}
+
+    def text(self) -> str:
+        """Such as ``99.98% of pixels, mIoU 0.9991``; 100% and 1 are of all pixels, not rounded up."""
+        if self.share is None or self.mean_iou is None:
+            return "no pixel to compare"
+        if self.same == self.pixels:
+            return "100% of pixels, mIoU 1"
+        share, iou = min(self.share, 0.9999), min(self.mean_iou, 0.9999)
+        return f"{share:.2%} of pixels, mIoU {iou:.4f}"
+
+
+def agree(ours: Mask, reference: Mask, void: int | None = None) -> Agreement:
+    """Compare two maps [height, width] of class numbers from 0.
+
+    Where one is negative, or the reference has ``void``, nothing counts.
+    """
+    kept = (ours >= 0) & (reference >= 0)
+    if void is not None:
+        kept &= reference != void
+    own, given = ours[kept].astype(np.int64), reference[kept].astype(np.int64)
+    same = own[own == given]
+    counted = [np.minimum(each, _MOST_CLASSES) for each in (same, own, given)]
+    classes = int(max(each.max(initial=-1) for each in counted)) + 1
+    both, first, second = (np.bincount(each, minlength=classes) for each in counted)
+    return Agreement(len(same), len(own), both, first + second - both)
+
+
+def total(agreements: Sequence[Agreement]) -> Agreement:
+    """All photographs as one: pixels are added up before any share is taken."""
+    classes = max(len(each.unions) for each in agreements)
+
+    def added(counts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+        padded = [np.pad(each, (0, classes - len(each))) for each in counts]
+        summed: NDArray[np.int64] = np.sum(padded, axis=0)
+        return summed
+
+    return Agreement(
+        sum(each.same for each in agreements),
+        sum(each.pixels for each in agreements),
+        added([each.intersections for each in agreements]),
+        added([each.unions for each in agreements]),
+    )
+
+
+def on_photograph(
+    mask: Mask,
+    place: Placement,
+    network: tuple[int, int],
+    size: tuple[int, int],
+    wanted: tuple[int, int],
+) -> Mask:
+    """The class of each pixel of a copy of a photograph, −1 where the network did not see it.
+
+    Args:
+        mask: [height, width] over the whole input of the network, of any size.
+        network: (width, height) of the input; ``size`` of the photograph; ``wanted`` of the result, a smaller or
+            larger copy of the photograph.
+    """
+    across, down = (side / want for side, want in zip(size, wanted, strict=True))
+    scaled = Placement(place.scale_x * across, place.scale_y * down, *place[2:])
+    return map_on_photograph(mask.astype(np.int32), network[::-1], scaled, wanted)
+
+
+def read(path: Path, size: tuple[int, int]) -> Mask:
+    """A given mask: a PNG, grey or with a palette, whose values are class numbers.
+
+    Args:
+        size: (width, height) that it must have.
+
+    Raises:
+        UserError: it is missing, no such PNG, or of another size.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such mask; --masks takes a folder with a PNG for each image, by its name"
+        )
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            if image.mode not in ("P", "L", "1", "I", "I;16"):
+                raise UserError(
+                    f"{path}: {image.mode} has no class numbers; save it grey or with a palette"
+                )
+            if image.size != size or image.width * image.height > MAX_PIXELS:
+                found, wanted = (
+                    "×".join(map(str, each)) for each in (image.size, size)
+                )
+                raise UserError(
+                    f"{path}: has {found} pixels, its image {wanted}; give a mask of the image's size"
+                )
+            return np.asarray(image).astype(np.int64)
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001  (decoders raise errors of any class on hostile input)
+        raise UserError(
+            f"{path}: not a PNG that Pillow can read ({shown(first_line(error), 160)}); save it as PNG"
+        ) from None

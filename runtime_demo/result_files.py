@@ -1,0 +1,185 @@
+"""Columns from results in JSON files: of ``bench compare``, ``runtime_demo.check`` and ``meter``, with their origins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+from pydantic_core import from_json
+
+from devices.sessions.session import Origin
+from runtime_demo.columns import (
+    COUNTED,
+    Column,
+    Fact,
+    estimated,
+    in_bytes,
+    in_millions,
+    in_ms,
+    threads,
+)
+from targets.errors import UserError
+
+_MOST_BYTES = 16 << 20
+_Count = Annotated[FiniteFloat, Field(ge=0, lt=1e18)]
+_Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
+_Text = Annotated[str, Field(max_length=1000)]
+
+
+class _Runtime(BaseModel):
+    title: _Text
+    version: _Text
+    instructions: _Count | None = None
+    core_cycles: _Count = 0.0
+    memory_cycles: _Count = 0.0
+    max_abs_error: _Count | None = None
+    same_top1: bool | None = None
+    refused: _Text | None = None
+
+
+class _Compared(BaseModel):
+    """`bench compare --json`."""
+
+    model: _Text
+    cpu: _Text
+    meter: _Text
+    origin: Literal["estimated"]
+    runtimes: list[_Runtime]
+
+    def columns(self, _file: Path) -> list[Column]:
+        return [self._column(each) for each in self.runtimes]
+
+    def _column(self, row: _Runtime) -> Column:
+        facts = {}
+        if row.instructions is not None:
+            cycles = row.core_cycles + row.memory_cycles
+            facts = estimated(self.cpu, self.meter, row.instructions, cycles)
+        if row.max_abs_error is not None:
+            text = f"{row.max_abs_error:.1e}"
+            facts["error"] = Fact(row.max_abs_error, text, Origin.EMULATED)
+        if row.same_top1 is not None:
+            same = int(row.same_top1)
+            facts["top1"] = Fact(same, f"{same}/1", Origin.EMULATED)
+        name = f"{row.title} {row.version}".strip()
+        return Column(name, f"{self.model}, {self.cpu}", facts, row.refused or "")
+
+
+class _Metered(BaseModel):
+    """`meter --json`."""
+
+    cpu: _Text
+    meter: _Text
+    origin: Literal["estimated"]
+    instructions: _Count
+    core_cycles: _Count
+    memory_cycles: _Count
+
+    def columns(self, file: Path) -> list[Column]:
+        cycles = self.core_cycles + self.memory_cycles
+        facts = estimated(self.cpu, self.meter, self.instructions, cycles)
+        return [Column(file.stem, f"python -m meter, {self.cpu}", facts)]
+
+
+class _Times(BaseModel):
+    median: _Count
+    p90: _Count
+
+
+class _Checked(BaseModel):
+    """`runtime_demo.check --json`, of this machine or of a board."""
+
+    bundle: _Text
+    target: _Text
+    device: Literal["measured on host", "measured on board", "emulated"]
+    images: Annotated[int, Field(gt=0, lt=1 << 40)]
+    compared: _Text
+    threads: int
+    passed: bool
+    board: dict[str, object] | _Text | None = None
+    latency_ms: _Times | None = None
+    max_abs_error: _Count
+    relative_error: _Count
+    cosine: FiniteFloat
+    top1_agreement: _Share | None = None
+    top5_agreement: _Share | None = None
+    labelled: int = 0
+    labelled_right: int = 0
+    instructions: _Count | None = None
+    ram_bytes: _Count | None = None
+    flash_bytes: _Count | None = None
+    arena_bytes: _Count | None = None
+
+    def columns(self, file: Path) -> list[Column]:
+        origin = self.device
+        facts = {
+            "error": Fact(self.max_abs_error, f"{self.max_abs_error:.1e}", origin),
+            "of_range": Fact(self.relative_error, f"{self.relative_error:.1e}", origin),
+            "cosine": Fact(self.cosine, f"{self.cosine:.6f}", origin),
+        }
+        # Another machine or another time: never in one ratio with what is measured now.
+        where = f"{threads(self.threads)}, {self._board() or 'machine not recorded'}, {file}"
+        if self.latency_ms:
+            facts["latency"] = in_ms(self.latency_ms.median, origin, where)
+            facts["p90"] = in_ms(self.latency_ms.p90, origin, where)
+        for name, share in (
+            ("top1", self.top1_agreement),
+            ("top5", self.top5_agreement),
+        ):
+            if share is not None:
+                same = f"{round(share * self.images)}/{self.images}"
+                facts[name] = Fact(share, same, origin)
+        if self.labelled > 0:
+            share = self.labelled_right / self.labelled
+            text = f"{self.labelled_right}/{self.labelled}"
+            facts["labelled"] = Fact(share, text, origin)
+        if self.instructions is not None and isinstance(self.board, str):
+            text = in_millions(self.instructions)
+            facts["instructions"] = Fact(self.instructions, text, origin, self.board)
+        for name, size, of in (
+            ("ram", self.ram_bytes, origin),
+            ("flash", self.flash_bytes, origin),
+            ("arena", self.arena_bytes, COUNTED),
+        ):
+            if size is not None:
+                facts[name] = in_bytes(size, of)
+        checked = "passed" if self.passed else "FAILED"
+        about = f"{self.target}, {checked} on {self.images} {self.compared}, from {file.name}"
+        return [Column(self.bundle, about, facts)]
+
+    def _board(self) -> str:
+        if not isinstance(self.board, dict):
+            return self.board or ""
+        words = (self.board.get("board"), self.board.get("cpu_model"))
+        return ", ".join(word[:80] for word in words if isinstance(word, str) and word)
+
+
+_FORMS: dict[str, type[_Compared | _Checked | _Metered]] = {
+    "runtimes": _Compared,
+    "bundle": _Checked,
+    "operators": _Metered,
+}
+
+
+def read(path: Path) -> list[Column]:
+    """The columns of one file.
+
+    Raises:
+        UserError: it is no such file.
+    """
+    takes = "--peers takes what bench compare, runtime_demo.check or meter printed with --json"
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; {takes}") from None
+    try:
+        found = from_json(text)
+        form = next(form for key, form in _FORMS.items() if key in found)
+        return form.model_validate(found).columns(path)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: {place}: {first['msg']}; {takes}") from None
+    except (ValueError, TypeError, StopIteration):
+        raise UserError(f"{path}: not a result; {takes}") from None

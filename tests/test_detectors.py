@@ -1,0 +1,250 @@
+"""What ``--task`` and ``--decode`` make of a network's outputs: presets, a TOML file, and refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from bundle.decode import decode
+from bundle.manifest import ModelIdentity, Tensor
+from bundle.task import Detector, Task
+from compile.frontend import dense
+from compile.frontend.detectors import resolve_task
+from compile.frontend.model import Model
+from compile.frontend.preprocessing import read_labels
+from targets.errors import UserError
+
+SIDE = 64
+HEADS = {8: 64, 16: 16, 32: 4}
+FACES = [
+    *((f"cls_{s}", (1, n, 1)) for s, n in HEADS.items()),
+    *((f"obj_{s}", (1, n, 1)) for s, n in HEADS.items()),
+    *((f"bbox_{s}", (1, n, 4)) for s, n in HEADS.items()),
+    *((f"kps_{s}", (1, n, 10)) for s, n in HEADS.items()),
+]
+LISTED = [("scores", (1, 30, 2)), ("boxes", (1, 30, 4))]
+
+
+def network(*outputs: tuple[str, tuple[int, ...]], side: int = SIDE) -> Model:
+    """A model of which nothing but its ports is looked at."""
+    return Model(
+        proto=onnx.ModelProto(),
+        identity=ModelIdentity(name="m", sha256="0" * 64),
+        inputs=(Tensor(name="x", shape=(1, 3, side, side), layout="NCHW"),),
+        outputs=tuple(Tensor(name=name, shape=shape) for name, shape in outputs),
+        probabilities=False,
+    )
+
+
+def found(model: Model, how: str) -> Detector:
+    task, note = resolve_task("detect", how, model)
+    assert task and task.detector
+    assert note.startswith("task: detect")
+    return task.detector
+
+
+def grid(stride: int, *channels: int) -> tuple[int, ...]:
+    return 1, *channels, SIDE // stride, SIDE // stride
+
+
+YOLO: dict[str, tuple[list[tuple[str, tuple[int, ...]]], tuple[str, int, int]]] = {
+    "v8": ([("o", (1, 14, 84))], ("centre", 84, 10)),
+    "v8, rows first": ([("o", (1, 84, 14))], ("centre", 84, 10)),
+    "v5": ([("o", (1, 252, 15))], ("centre", 252, 10)),
+    "v8 heads": ([(f"o{s}", grid(s, 74)) for s in HEADS], ("dfl", 84, 10)),
+    "v5 heads": (
+        [(f"o{s}", (1, 3, *grid(s)[1:], 15)) for s in HEADS],
+        ("yolov5", 252, 10),
+    ),
+    "two heads": (
+        [(f"{k}{s}", grid(s, c)) for s in HEADS for k, c in (("c", 10), ("b", 4))],
+        ("distances", 84, 10),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", YOLO)
+def test_yolo_is_found_by_its_shapes(kind: str) -> None:
+    outputs, expected = YOLO[kind]
+    detector = found(network(*outputs), "yolo")
+    assert (detector.box, detector.rows, detector.classes) == expected
+    assert (detector.levels[0].objectness is not None) == kind.startswith("v5")
+
+
+def test_a_yolo_head_gives_the_box_that_was_put_into_it() -> None:
+    """[1, 4 + 10, 84], centre and size in pixels, as YOLOv8 exports it; and [1, 252, 15] as YOLOv5."""
+    eight = np.zeros((1, 14, 84), np.float32)
+    eight[0, :4, 7], eight[0, 4 + 3, 7] = (20, 30, 8, 4), 0.9
+    five = np.zeros((1, 252, 15), np.float32)
+    five[0, 7, :5], five[0, 7, 5 + 3] = (20, 30, 8, 4, 0.5), 0.8
+    for array, score in ((eight, 0.9), (five, 0.4)):
+        model = network(("o", array.shape))
+        task, _ = resolve_task(None, "yolo", model)
+        assert task
+        boxes = decode(task, [array], (SIDE, SIDE))
+        assert boxes.boxes.tolist() == [[16, 28, 24, 32]]
+        assert boxes.classes.tolist() == [3]
+        assert boxes.scores[0] == pytest.approx(score)
+
+
+def test_yunet_takes_its_heads_by_shape_and_name() -> None:
+    task, note = resolve_task("detect", "yunet", network(*FACES[::-1]))
+    assert "objectness in obj_8, obj_16, obj_32; points in kps_8" in note
+    assert task
+    arrays = [np.zeros(shape, np.float32) for _, shape in FACES[::-1]]
+    by_name = dict(zip([name for name, _ in FACES[::-1]], arrays, strict=True))
+    by_name["cls_16"][0, 6], by_name["obj_16"][0, 6] = 0.81, 1
+    by_name["bbox_16"][0, 6] = 0.5, 0.25, np.log(2), 0
+    by_name["kps_16"][0, 6, 2:4] = 1, 2
+    face = decode(task, arrays, (SIDE, SIDE))
+    # Cell 6 of the 4×4 grid: column 2, line 1.
+    assert face.boxes[0] == pytest.approx([40 - 16, 20 - 8, 40 + 16, 20 + 8])
+    assert face.scores[0] == pytest.approx(0.9)
+    assert face.points[0, :2].tolist() == [[32, 16], [48, 48]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "transposed", "activation"),
+    [(2034, True, "sigmoid"), (3234, False, "softmax")],
+)
+def test_ssd_knows_its_anchors_by_their_number(
+    rows: int, transposed: bool, activation: str
+) -> None:
+    model = network(("b", (1, rows, 4)), ("s", (1, rows, 91)), side=320)
+    detector = found(model, "ssd")
+    assert (detector.rows, detector.transposed) == (rows, transposed)
+    assert (detector.activation, detector.background) == (activation, 0)
+    assert [level.columns for level in detector.levels] == [20, 10, 5, 3, 2, 1]
+    assert detector.variances == (0.1, 0.2)
+    large = network(("b", (1, 8732, 4)), ("s", (1, 8732, 21)), side=300)
+    assert found(large, "ssd").levels[4].stride == (100, 100)
+
+
+def test_a_score_that_the_graph_activates_is_not_activated_again() -> None:
+    model = network(("b", (1, 2034, 4)), ("s", (1, 2034, 91)), side=320)
+    nodes = [("Softmax", "a", "p"), ("Reshape", "p", "s")]
+    graph = onnx.GraphProto(
+        node=[onnx.helper.make_node(op, [x], [y]) for op, x, y in nodes]
+    )
+    model.proto.graph.CopyFrom(graph)
+    assert found(model, "ssd").activation == "none"
+
+
+def test_a_file_states_a_decoder_or_changes_a_preset(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('preset = "yunet"\nscore_threshold = 0.9\nmost = 5\n')
+    changed = found(network(*FACES), str(file))
+    assert (changed.decoder, changed.most, changed.score_threshold) == (
+        "mine.toml",
+        5,
+        0.9,
+    )
+    assert changed.product == "root"
+    file.write_text(
+        'box = "offsets"\nboxes = ["b8", "b16"]\nscores = "all"\nstrides = [8, 16]\n'
+        "anchors = [[[8, 8], [9, 5]], [[20, 20]]]\n"
+    )
+    model = network(("b8", grid(8, 8)), ("b16", (1, 4, 4, 4)), ("all", (1, 144, 3)))
+    stated = found(model, str(file))
+    assert (stated.rows, stated.classes) == (144, 3)
+    assert [level.boxes.step for level in stated.levels] == [64, 16]
+    assert [level.scores.first for level in stated.levels] == [0, 128 * 3]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("box = ", "not TOML"),
+        ('preset = "yola"', "preset: 'yola' is none of ssd, yolo, yunet, ultraface"),
+        ('box = "corners"', "boxes and scores must name outputs"),
+        (
+            'box = "corners"\nboxes = "b"\nscores = "scores"',
+            "no output is called 'b', there are scores, boxes",
+        ),
+        ('preset = "ultraface"\nmost = 0', "most: Input should be greater than"),
+        ('preset = "ultraface"\nstride = 1', "stride: Extra inputs are not permitted"),
+        ('preset = "ultraface"\nstrides = [8]', "is not of 64 rows"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    with pytest.raises(UserError, match="mine.toml") as refused:
+        resolve_task("detect", str(file), network(*LISTED))
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("preset", ["ssd", "yolo", "yunet"])
+def test_a_preset_says_what_it_found_and_what_it_expects(preset: str) -> None:
+    expected = (
+        rf"--decode {preset}: found scores \[1, 30, 2\], boxes \[1, 30, 4\]; expects"
+    )
+    with pytest.raises(UserError, match=expected):
+        resolve_task("detect", preset, network(*LISTED))
+    with pytest.raises(UserError, match="No such file"):
+        resolve_task("detect", preset.upper(), network(*LISTED))
+
+
+def test_what_is_not_stated_is_seen_and_noted() -> None:
+    task, note = resolve_task(None, None, network(*FACES))
+    assert task is None
+    assert "--task detect --decode yunet" in note
+    assert resolve_task(None, None, network(("y", (1, 10)))) == (None, "")
+    assert resolve_task("raw", None, network(*LISTED))[0] == Task(kind="raw")
+    with pytest.raises(UserError, match="--task detect: needs --decode ssd, yolo"):
+        resolve_task("detect", None, network(*LISTED))
+    with pytest.raises(UserError, match="is for --task detect, not classify"):
+        resolve_task("classify", "ssd", network(*LISTED))
+
+
+def test_labels_are_as_many_as_the_tasks_classes(tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join("abcdefghij"))
+    model = network(("o", (1, 14, 84)))
+    task, _ = resolve_task("detect", "yolo", model)
+    assert read_labels(labels, model.outputs, task) == list("abcdefghij")
+    with pytest.raises(UserError, match="10 labels, but the model has 84 classes"):
+        read_labels(labels, model.outputs)
+    planes = Task(kind="segment", class_axis=1)
+    maps = [Tensor(name="y", shape=(1, 21, 16, 16))]
+    with pytest.raises(UserError, match="has 21 classes"):
+        read_labels(labels, maps, planes)
+    assert read_labels(labels, maps, Task(kind="segment")) == list("abcdefghij")
+
+
+def test_a_segmentation_is_scores_or_a_map() -> None:
+    scores, note = resolve_task("segment", None, network(("y", (1, 21, 16, 16))))
+    assert scores == Task(kind="segment", class_axis=1)
+    assert "scores 21 classes" in note
+    assert resolve_task("segment", None, network(("y", (1, 16, 16))))[0] == Task(
+        kind="segment"
+    )
+    with pytest.raises(UserError, match="--task segment: found y"):
+        resolve_task("segment", None, network(("y", (1, 10))))
+
+
+def test_the_anchors_of_the_built_in_detector_are_its_own(tmp_path: Path) -> None:
+    anchors = dense.anchors(320)
+    rows = len(anchors)
+    model = network(("b", (1, rows, 4)), ("s", (1, rows, 3)), side=320)
+    file = tmp_path / "all.toml"
+    file.write_text(
+        'preset = "ssd"\niou_threshold = 1.0\nmost = 4096\ncandidates = 4096\n'
+    )
+    task, _ = resolve_task("detect", str(file), model)
+    offsets = np.random.default_rng(0).normal(size=(rows, 4)).astype(np.float32)
+    scores = np.linspace(3, 1, 3 * rows, dtype=np.float32)
+    assert task
+    found = decode(task, [offsets[None], scores.reshape(1, rows, 3)], (320, 320))
+    ys, xs, heights, widths = anchors.astype(np.float64).T * 320
+    ty, tx, th, tw = offsets.astype(np.float64).T
+    centres = np.stack([xs + tx / 10 * widths, ys + ty / 10 * heights], axis=1)
+    halves = np.stack([widths * np.exp(tw / 5), heights * np.exp(th / 5)], axis=1) / 2
+    expected = np.concatenate([centres - halves, centres + halves], axis=1)
+    assert found.boxes == pytest.approx(expected, abs=1e-3)

@@ -1,0 +1,316 @@
+"""Boxes and masks in the table, the JSON and the page of a check."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from check_results import LABELS, a_result, an_input, manifest, written
+from conftest import run
+from PIL import Image
+from refusals import labelled_bundle
+
+from bundle.detections import Detections
+from bundle.golden import Check
+from bundle.manifest import Golden, Manifest, Preprocessing, Tensor
+from bundle.photos import Placement
+from bundle.store import Bundle
+from bundle.task import Task
+from runtime_demo import coco, comparison, drawing, findings
+from runtime_demo.check import _given, _table
+from runtime_demo.coco import Precision
+from runtime_demo.findings import Boxes, Geometry, Given, Masks, Photograph
+from runtime_demo.result import CheckResult, InputResult
+from targets.errors import UserError
+
+WHERE = Geometry((200, 160), (100, 80), Placement(0.5, 0.5, 0, 0))
+
+
+def boxes(*rows: tuple[float, ...]) -> Detections:
+    table = np.array(rows, np.float32).reshape(-1, 6)
+    points = np.full((len(table), 1, 2), 20, np.float32)
+    return Detections(table[:, :4], table[:, 4], table[:, 5].astype(np.int32), points)
+
+
+ASH, CEDAR = (40, 40, 140, 120, 0.9, 0), (10, 10, 180, 90, 0.7, 2)
+
+
+def an_image(folder: Path, name: str, found: Boxes | Masks, **more: Any) -> InputResult:
+    Image.new("RGB", (200, 160), "gray").save(folder / name)
+    plain = an_input(folder / name, **more)
+    return replace(plain, ours=(), reference=(), swap=None, found=found)
+
+
+def result(folder: Path, inputs: list[InputResult], **changes: Any) -> CheckResult:
+    found = [(item.name, item.found) for item in inputs if item.found]
+    return a_result(
+        folder, inputs, findings=findings.summary(found, findings.Given()), **changes
+    )
+
+
+@pytest.fixture
+def boxed(tmp_path: Path) -> CheckResult:
+    size = (200, 160)
+    same = Boxes.of(size, boxes(ASH, CEDAR), boxes(ASH, CEDAR))
+    other = Boxes.of(size, boxes(ASH), boxes(ASH, CEDAR))
+    inputs = [an_image(tmp_path, "a.png", same), an_image(tmp_path, "b.png", other)]
+    return result(tmp_path, inputs)
+
+
+def test_boxes_are_in_the_table_and_the_json(boxed: CheckResult) -> None:
+    text = _table(boxed)
+    assert (
+        "boxes      3 of 4 boxes matched, 1 missing, 0 extra; IoU mean 1.0000" in text
+    )
+    assert text.splitlines()[1].startswith("b.png                  1 of 2 boxes")
+    verdict = text.splitlines()[-1]
+    assert verdict.startswith("verdict    PASSED; boxes: 1 missing, 0 extra, 2 images")
+    said = json.loads(json.dumps(boxed.to_json(), allow_nan=False))
+    assert said["boxes"]["missing"] == 1
+    assert said["results"][1]["boxes"]["matched"] == 1
+    assert said["results"][1]["reference_boxes"] == 2
+
+
+def test_both_answers_are_drawn_next_to_each_other(
+    boxed: CheckResult, tmp_path: Path
+) -> None:
+    page = written(boxed, tmp_path)
+    assert page.photographs() == 4
+    assert "Boxes matched 3 of 4" in page.text
+    assert "1 of the reference’s 4 boxes is missing, 0 are extra: rounding" in page.text
+    assert "same answer" in page.text and "not the same answer" in page.text
+    # What differs comes first.
+    assert page.text.index("b.png") < page.text.index("a.png")
+    assert "script" not in page.tags
+
+
+def test_boxes_and_labels_with_markup_do_no_harm(tmp_path: Path) -> None:
+    assert "<script>" in LABELS[2]
+    named = boxes((0, 0, 9, 9, float("nan"), 2), CEDAR)
+    item = an_image(tmp_path, "<b>.png", Boxes.of((200, 160), named, named))
+    page = written(result(tmp_path, [item]), tmp_path)
+    assert "b" not in page.tags and "1 not finite" in page.text
+
+
+def test_masks_are_in_the_table_the_json_and_the_page(tmp_path: Path) -> None:
+    ours, reference = np.zeros((8, 10), np.uint8), np.zeros((8, 10), np.uint8)
+    ours[:4] = 3
+    reference[:3] = 3
+    Image.fromarray(np.full((160, 200), 3, np.uint8)).save(tmp_path / "m.png")
+    found = Masks.of(WHERE, (ours, reference), tmp_path / "m.png")  # fmt: skip
+    item = an_image(tmp_path, "a.png", found)
+    whole = result(tmp_path, [item])
+    text = _table(whole)
+    assert "masks      same class in 87.50% of pixels, mIoU 0.7750" in text
+    assert "right by --masks: 50.00% of pixels, mIoU 0.2500; the reference 37.50%" in text  # fmt: skip
+    said = json.loads(json.dumps(whole.to_json(), allow_nan=False))
+    assert said["masks"] == {"pixel_agreement": 0.875, "mean_iou": 0.775}
+    assert said["given_masks"]["ours"]["pixel_agreement"] == 0.5
+    page = written(whole, tmp_path)
+    assert page.photographs() == 2
+    assert (
+        "Same class 87.50% of pixels, mIoU 0.7750" in page.text
+        and "mIoU by --masks 0.2500" in page.text
+    )
+
+
+def test_precision_is_in_the_table_the_json_and_the_page(
+    boxed: CheckResult, tmp_path: Path
+) -> None:
+    pair = (Precision(0.5124, 0.31), Precision(0.5131, 0.3))
+    known = replace(boxed, findings=boxed.findings._replace(precision=pair))
+    assert (
+        "labels     mAP@0.5 0.512, mAP@0.5:0.95 0.310; the reference mAP@0.5 0.513"
+        in _table(known)
+    )
+    assert known.to_json()["precision"]["reference"]["at_50"] == 0.5131
+    assert "mAP@0.5 0.512" in written(known, tmp_path).text
+
+
+# From outputs to findings
+
+DETECTOR = Task.model_validate(
+    {
+        "kind": "detect",
+        "detector": {
+            "decoder": "test",
+            "levels": [
+                {
+                    "columns": 3,
+                    "boxes": {"output": 0, "cell": 4},
+                    "scores": {"output": 1, "cell": 2},
+                }
+            ],
+            "box": "corners",
+            "classes": 2,
+        },
+    }
+)
+ROWS = np.array([[[0, 0, 4, 4], [2, 2, 8, 8], [1, 1, 3, 3]]], np.float32)
+SCORES = np.array([[[0.9, 0.1], [0.1, 0.6], [0.2, 0.3]]], np.float32)
+
+
+def detector() -> Any:
+    outputs = (Tensor(name="b", shape=(1, 3, 4)), Tensor(name="s", shape=(1, 3, 2)))
+    entry = Golden(inputs=("golden/in",), outputs=("golden/out",) * 2, tolerances=("golden/near",) * 2)  # fmt: skip
+    stretched = Preprocessing(
+        fit="stretch", resize=(8, 8), crop=(8, 8), scale=1, mean=(0,), std=(1,)
+    )
+    return manifest(
+        task=DETECTOR, outputs=outputs, golden=(entry,), preprocessing=stretched
+    )
+
+
+def test_outputs_become_boxes_of_the_photograph() -> None:
+    photograph = Photograph(Path("a.png"), (80, 40))
+    both = [ROWS, SCORES]
+    found = findings.find(detector(), photograph, both, both, Given())
+    assert isinstance(found, Boxes) and found.same and found.ranked is None
+    assert found.ours.boxes.tolist() == [[0, 0, 40, 20], [20, 10, 80, 40]]
+    fewer = SCORES * np.float32(0.8)
+    found = findings.find(detector(), photograph, [ROWS, fewer], both, Given())
+    assert isinstance(found, Boxes)
+    assert (found.match.matched, found.match.missing) == (1, 1)
+    golden = findings.find(detector(), Photograph(None, None), both, both, Given())
+    assert isinstance(golden, Boxes) and golden.size == (8, 8)
+
+
+def test_with_labels_boxes_of_low_scores_count_too() -> None:
+    labels = coco.Labels(Path("l.json"), {"a.png": 1}, [], [1, 2])
+    photograph, both = Photograph(Path("a.png"), (80, 40)), [ROWS, SCORES]
+    found = findings.find(detector(), photograph, both, both, Given(labels))
+    assert isinstance(found, Boxes) and found.ranked is not None
+    assert [len(each.scores) for each in found.ranked] == [3, 3]
+    assert len(found.ours.scores) == 2
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 0.0])
+def test_an_output_of_nan_or_without_boxes_is_judged(wrong: float) -> None:
+    broken = [ROWS, np.full_like(SCORES, wrong)]
+    photograph = Photograph(Path("a.png"), (1, 1))
+    found = findings.find(detector(), photograph, broken, [ROWS, SCORES], Given())
+    assert isinstance(found, Boxes)
+    assert found.match.missing >= (2 if not wrong > 0 else 0)
+    assert found.text()
+
+
+def test_a_map_of_classes_becomes_a_mask(tmp_path: Path) -> None:
+    shape = (1, 8, 8)
+    segmenting = manifest(
+        task=Task(kind="segment"),
+        outputs=(Tensor(name="map", shape=shape, dtype="int32"),),
+    )
+    ours = np.zeros(shape, np.int32)
+    Image.new("L", (80, 80)).save(tmp_path / "a.png")
+    given = Given(None, tmp_path)
+    photograph = Photograph(Path("photos/a.jpg"), (80, 80))
+    found = findings.find(segmenting, photograph, [ours], [ours], given)
+    assert isinstance(found, Masks) and found.same and found.given
+    assert found.given[0].share == 1
+    with pytest.raises(UserError, match="a.png: has 80×80 pixels, its image 81×80"):
+        findings.find(segmenting, Photograph(Path("a.jpg"), (81, 80)), [ours], [ours], given)  # fmt: skip
+
+
+@pytest.mark.parametrize("task", [None, Task(kind="classify"), Task(kind="raw")])
+def test_what_looks_like_scores_of_classes_need_not_be(
+    tmp_path: Path, task: Task | None
+) -> None:
+    (tmp_path / "labels.txt").write_text("\n".join(LABELS))
+    bundle = Bundle(tmp_path, manifest(task=task, labels=None))
+    row = np.arange(5, dtype=np.float32)[np.newaxis]
+    check = Check([row], [row], [np.ones_like(row)])
+    found = comparison._result(bundle, comparison.Input("a", None, (row,)), [row], check, Given())  # fmt: skip
+    classifies = task is None or task.kind == "classify"
+    assert bool(found.ours) == bool(found.reference) == classifies
+
+
+@pytest.mark.parametrize("name", ["marked.jpg", "marked.png"])
+def test_what_one_network_found_is_saved(tmp_path: Path, name: str) -> None:
+    Image.new("RGB", (400, 200), "white").save(tmp_path / "a.png")
+    photograph = Photograph(tmp_path / "a.png", (400, 200))
+    (tmp_path / "labels.txt").write_text("\n".join(LABELS))
+    segmenting = manifest(
+        task=Task(kind="segment"),
+        outputs=(Tensor(name="map", shape=(1, 8, 8), dtype="int32"),),
+    )
+    pictures = [
+        findings.marked(Bundle(tmp_path, known), photograph, outputs, "ash 90%")
+        for known, outputs in (
+            (manifest(), [SCORES]),
+            (detector(), [ROWS, SCORES]),
+            (segmenting, [np.ones((1, 8, 8), np.int32)]),
+        )
+    ]
+    for picture in pictures:
+        drawing.save(picture, tmp_path / name, "--save")
+        saved = Image.open(tmp_path / name)
+        assert saved.size == (400, 200)
+        assert np.asarray(saved).std() > 0
+    with pytest.raises(UserError, match="--save: .*x.npy is no photograph"):
+        findings.marked(Bundle(tmp_path, manifest()), Photograph(Path("x.npy"), None), [], "")  # fmt: skip
+
+
+def test_a_check_in_a_process_judges_boxes(tmp_path: Path) -> None:
+    """A network of five numbers, of which four are a box and one its score."""
+    bundle = labelled_bundle(tmp_path)
+    path = bundle / "manifest.json"
+    values = {"output": 0, "cell": 5}
+    level = {"columns": 1, "boxes": values, "scores": {**values, "first": 4}}
+    detector = {"decoder": "test", "levels": [level], "box": "corners", "classes": 1, "activation": "sigmoid", "score_threshold": 0}  # fmt: skip
+    task = {"kind": "detect", "detector": detector}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"task": task}))
+    done = run("runtime_demo.check", bundle, "--json", "--repeat", 1)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["passed"] and said["top1_agreement"] is None
+    assert said["boxes"]["missing"] == said["boxes"]["extra"] == 0
+    assert len(said["results"]) == 2 and "ours_boxes" in said["results"][0]
+
+
+def options(**given: Any) -> argparse.Namespace:
+    return argparse.Namespace(**{"labels": None, "masks": None, **given})
+
+
+@pytest.mark.parametrize(
+    ("known", "given", "says"),
+    [
+        (manifest(), {"masks": Path("m")}, "does not segment, its task is classify"),
+        (detector(), {"masks": Path("m")}, "does not segment, its task is detect"),
+        (manifest(task=Task(kind="segment")), {"masks": Path("none")}, "no such folder"),
+        (manifest(task=Task(kind="segment")), {"labels": Path("l")}, "its task is segment"),
+        (manifest(task=Task(kind="raw")), {"labels": Path("l")}, "its task is raw"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_the_task_is_refused(
+    tmp_path: Path, known: Manifest, given: dict[str, Path], says: str
+) -> None:
+    with pytest.raises(UserError, match=says) as error:
+        _given(Bundle(tmp_path, known), options(**given))
+    assert "\n" not in str(error.value)
+
+
+def test_of_int8_boxes_are_compared_with_the_float32_network_too(
+    boxed: CheckResult,
+) -> None:
+    one = replace(boxed.inputs[1], vs_float=boxed.inputs[1].accuracy)
+    known = replace(boxed, inputs=(replace(one, float_found=one.found),))
+    line = next(x for x in _table(known).splitlines() if x.startswith("float32"))
+    assert line == (
+        "float32    cosine 0.9990, 1 of 2 boxes matched, 1 missing, 0 extra; IoU mean 1.0000, least 1.0000; "
+        "scores at most 0.0e+00 apart; against the network that was quantised"
+    )
+    said = known.to_json()["vs_float"]
+    assert said["top1_agreement"] is None and said["boxes"]["missing"] == 1
+
+
+def test_a_failed_check_says_that_boxes_match(tmp_path: Path) -> None:
+    found = Boxes.of((200, 160), boxes(ASH), boxes(ASH))
+    item = an_image(tmp_path, "a.png", found, relative=1.0)
+    failed = result(tmp_path, [item])
+    assert not failed.passed
+    assert "than the tolerance; all boxes match" in _table(failed).splitlines()[-1]
