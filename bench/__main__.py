@@ -10,6 +10,7 @@ from targets.errors import UserError, run_command
 
 _COMMANDS = {
     "compare": "our bundle and other runtimes with one network, by the same meter",
+    "microcontrollers": "the meter's estimates of CMSIS-NN and published times on microcontrollers",
     "validate": "the meter's estimates and published measurements on real boards",
 }
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _help() -> str:
-    lines = [f"  python -m bench {name:9} {what}" for name, what in _COMMANDS.items()]
+    lines = [f"  python -m bench {name:16} {what}" for name, what in _COMMANDS.items()]
     return "\n".join(["usage: python -m bench COMMAND …, each with --help", "", *lines])
 
 

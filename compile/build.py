@@ -195,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
         (
             "preprocessing",
             "PRESET",
-            "torchvision, keras-mobilenet, keras-resnet, tflite, yolo or none; other options change parts of it",
+            "torchvision, keras-mobilenet, keras-resnet, tflite, yolo, yunet, ultraface or none; other options change parts",
         ),
         (
             "resize",

@@ -1,4 +1,4 @@
-"""``python -m meter``: estimate the cycles of a bundle on a Cortex-A core, operator by operator, without the board."""
+"""``python -m meter``: estimate the cycles of a bundle on a Cortex-A or Cortex-M core without the board."""
 
 from __future__ import annotations
 
@@ -31,9 +31,11 @@ Instructions are exact: QEMU counts them, and every run has the same. Cycles are
 scheduling model of the core, without branch prediction; memory cycles by a cache model without prefetching, in which
 every missed line costs bandwidth. The time is their sum: published times of real boards fit it best (bench validate).
 A core that overlaps them takes less, but not less than the larger one. One thread; the operating system is not counted.
+Of a microcontroller core cycles are those of a memory that never waits; --part adds what its flash makes it wait.
 
-example:
+examples:
   python -m meter out/model-arm-cortex-a72 --cpu cortex-a72 --report meter.html
+  python -m meter out/vww-m4 --cpu cortex-m4 --part stm32l4r5
 Exit codes: 0 estimated, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
 """
 # Commands that moved.
@@ -52,6 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from meter.calibrate import factor
     from meter.operators import measure_bundle
 
+    if arguments.cpu.startswith("cortex-m"):
+        return _firmware(arguments)
+    for option in ("part", "code", "weights"):
+        if getattr(arguments, option):
+            raise UserError(f"--{option}: is for microcontrollers; leave it out")
     with Progress(quiet=arguments.json) as progress:
         metered = measure_bundle(arguments.bundle, arguments.cpu, progress.stage)
     calibration = factor(arguments.cpu)
@@ -64,15 +71,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _firmware(arguments: argparse.Namespace) -> int:
+    from bundle.store import open_bundle
+    from meter import firmware_report
+    from meter.firmware import Places, measure_project
+
+    places = Places(arguments.code or "flash", arguments.weights or "flash")
+    with Progress(quiet=arguments.json) as progress:
+        inference = measure_project(
+            open_bundle(arguments.bundle),
+            arguments.cpu,
+            arguments.part or "",
+            places,
+            progress.stage,
+        )
+    show_result(
+        arguments,
+        firmware_report.to_json(inference),
+        firmware_report.table(inference),
+        lambda path: firmware_report.write_page(inference, arguments.bundle, path),
+    )
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "meter",
-        "Estimate how many cycles an inference of a bundle takes on a Cortex-A core.",
+        "Estimate how many cycles an inference takes on a Cortex-A or Cortex-M core.",
         _EPILOG,
     )
     option = parser.add_argument
-    option("bundle", type=named_path, help="a bundle or standalone library for aarch64")
-    option("--cpu", required=True, help="cortex-a53, cortex-a72 or cortex-a76")
+    help_bundle = "a bundle or library for aarch64, or a C project for Cortex-M"
+    option("bundle", type=named_path, help=help_bundle)
+    option("--cpu", required=True, help="the core, such as cortex-a72 or cortex-m4")
+    option("--part", help="microcontroller whose flash and caches count, stm32l4r5 …")
+    option("--code", choices=["flash", "tcm"], help="of the part (default: flash)")
+    weights = ["flash", "tcm", "external"]
+    option("--weights", choices=weights, help="of the part (default: flash)")
     add_result_options(parser)
     return parser
 

@@ -80,5 +80,6 @@ def lines(figures: Figures) -> list[str]:
         f"flash      {figures.flash_bytes:,} bytes: code and tables {figures.code_bytes:,}, the rest weights",
         f"work       {work}, counted by QEMU on {figures.board}",
         f"estimate   {time}",
+        f"cycles     python -m meter estimates them: --cpu {interface.cpu}",
         f"host       the same C on this machine differs by at most {error}",
     ]

@@ -48,20 +48,20 @@ def succeed(module: str, *options: object, **environment: str) -> str:
 @pytest.fixture(scope="session")
 def real_model() -> Path:
     """The trained MobileNetV2; the test is counted as not run where it is absent."""
-    return _shared("models/mobilenetv2.onnx")
+    return shared("models/mobilenetv2.onnx")
 
 
 @pytest.fixture(scope="session")
 def real_labels() -> Path:
-    return _shared("models/imagenet_labels.txt")
+    return shared("models/imagenet_labels.txt")
 
 
 @pytest.fixture(scope="session")
 def real_photos() -> Path:
-    return _shared("photos")
+    return shared("photos")
 
 
-def _shared(relative: str) -> Path:
+def shared(relative: str) -> Path:
     path = SHARED / relative
     if not path.exists():
         pytest.skip(f"{NOT_RUN}: no {relative} below NETSHIP_SHARED")

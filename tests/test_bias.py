@@ -13,9 +13,11 @@ from gated import small
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from compile import passes
 from compile.frontend.gate import load
 from compile.frontend.model import Model
 from compile.frontend.reference import Reference
+from compile.ir.operators import Convolution
 from compile.quantize import bias, calibrate
 from targets.progress import Progress
 
@@ -120,3 +122,25 @@ def test_a_layer_that_stays_in_float32_keeps_its_bias() -> None:
     kept = bias.corrected(proto, feeds, ["head"])
     assert kept.SerializeToString() == proto.SerializeToString()
     assert bias.corrected(proto, feeds, []).graph.node[0].input[2] != "b"
+
+
+def test_a_channel_that_is_nearly_dead_leaves_room_for_its_sums(
+    tmp_path: Path,
+) -> None:
+    proto = network("grouped")
+    weights, added = (numpy_helper.to_array(each) for each in proto.graph.initializer)
+    dead = weights.copy()
+    # The bias takes all of 32 bits; of these weights some 60 steps are left.
+    dead[2] = 3.6e-5
+    proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(dead, "w"))
+    proto.graph.initializer[1].CopyFrom(numpy_helper.from_array(added - 5, "b"))
+    onnx.save(proto, tmp_path / "m.onnx")
+    model = load(tmp_path / "m.onnx")
+    inputs = [RANDOM.uniform(0, 1, SHAPE).astype(np.float32) for _ in range(4)]
+    int8 = quantised(model, inputs)
+    graph = passes.read(int8.proto, passes.INTEGERS)
+    (convolution,) = (each for each in graph.operators if isinstance(each, Convolution))
+    assert convolution.requantisation.largest.max() < 1 << 31
+    step = np.ptp(Reference(model).run(inputs[0])[0]) / 100
+    off = np.abs(Reference(int8).run(inputs[0])[0] - Reference(model).run(inputs[0])[0])
+    assert off[0, 2].max() < step

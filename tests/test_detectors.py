@@ -7,14 +7,22 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from conftest import shared
 
+from bundle import photos
 from bundle.decode import decode
+from bundle.detections import on_photograph
 from bundle.manifest import ModelIdentity, Tensor
 from bundle.task import Detector, Task
-from compile.frontend import dense
+from compile.frontend import dense, sources
 from compile.frontend.detectors import resolve_task
 from compile.frontend.model import Model
-from compile.frontend.preprocessing import read_labels
+from compile.frontend.preprocessing import (
+    Overrides,
+    read_labels,
+    resolve_preprocessing,
+)
+from compile.frontend.reference import Reference
 from targets.errors import UserError
 
 SIDE = 64
@@ -218,6 +226,21 @@ def test_labels_are_as_many_as_the_tasks_classes(tmp_path: Path) -> None:
     assert read_labels(labels, maps, Task(kind="segment")) == list("abcdefghij")
 
 
+def test_a_decoder_of_known_networks_brings_their_preprocessing() -> None:
+    image = network(*FACES).inputs[0]
+    found, note = resolve_preprocessing(Overrides(decode="yunet"), None, [image])
+    assert found and (found.fit, found.channel_order) == ("letterbox", "BGR")
+    assert set(found.normalised(255.0)) == {255}
+    assert note.startswith("preprocessing yunet: v; letterbox")
+    file = Overrides(decode="yunet", task="detect", scale=0.5)
+    stated, _ = resolve_preprocessing(file, None, [image])
+    assert stated and (stated.scale, stated.channel_order) == (0.5, "RGB")
+    kept = Overrides(preprocessing="none").with_defaults(file)
+    assert (kept.decode, kept.task, kept.scale) == ("yunet", "detect", None)
+    ultra, _ = resolve_preprocessing(Overrides(decode="ultraface"), None, [image])
+    assert ultra and set(ultra.normalised(255.0)) == {1}
+
+
 def test_a_segmentation_is_scores_or_a_map() -> None:
     scores, note = resolve_task("segment", None, network(("y", (1, 21, 16, 16))))
     assert scores == Task(kind="segment", class_axis=1)
@@ -248,3 +271,32 @@ def test_the_anchors_of_the_built_in_detector_are_its_own(tmp_path: Path) -> Non
     halves = np.stack([widths * np.exp(tw / 5), heights * np.exp(th / 5)], axis=1) / 2
     expected = np.concatenate([centres - halves, centres + halves], axis=1)
     assert found.boxes == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "expected"),
+    [
+        ("ultraface_rfb_320", "ultraface", (163, 113, 335, 313)),
+        ("yunet_n_320", "yunet", (166, 96, 332, 319)),
+    ],
+)
+def test_a_trained_face_detector_finds_the_face(
+    name: str, preset: str, expected: tuple[int, ...]
+) -> None:
+    """One face on a photograph of 480×562 pixels, near where it is; points lie in it."""
+    photo = photos.read(shared("photos/grace_hopper.jpg"))
+    path = shared(f"detect/{name}.onnx")
+    source = sources.find(str(path), {}, None, lambda _: None)
+    task, _ = resolve_task("detect", preset, source.model)
+    preprocessing, _ = resolve_preprocessing(
+        Overrides(decode=preset), None, source.model.inputs
+    )
+    assert task and preprocessing
+    tensor = photos.to_tensor(photo, preprocessing, source.model.inputs[0])
+    outputs = Reference(source.model).run(tensor)
+    found = decode(task, outputs, source.model.inputs[0].size)
+    place = photos.placement(photo.image.size, preprocessing)
+    (box,) = on_photograph(found, place, photo.image.size).boxes
+    assert box == pytest.approx(expected, abs=25)
+    (points,) = on_photograph(found, place, photo.image.size).points
+    assert ((points > box[:2]) & (points < box[2:])).all()

@@ -271,10 +271,11 @@ def test_layers_that_share_a_kernel_are_one_row_that_says_so() -> None:
 @pytest.mark.parametrize(
     "options, reason",
     [
-        (["--cpu", "cortex-m7"], "no cache model for 'cortex-m7'"),
+        (["--cpu", "cortex-a57"], "no cache model for 'cortex-a57'"),
+        (["--cpu", "cortex-m7"], "is no C project for a microcontroller"),
         (["--cpu", "cortex-a72"], "the meter takes aarch64"),
     ],
-    ids=["cpu", "machine"],
+    ids=["cpu", "no C project", "machine"],
 )
 def test_what_cannot_be_metered_is_refused_in_one_line(
     built: Callable[..., Path], options: list[str], reason: str

@@ -358,7 +358,7 @@ def test_unsigned_weights_around_128_are_symmetric(
 def test_what_int8_loses_is_refused_unless_the_weights_mean_nothing(
     monkeypatch: pytest.MonkeyPatch, images: Path
 ) -> None:
-    monkeypatch.setattr(loss, "INT8_COSINE", 1.1)
+    monkeypatch.setattr(calibrate, "INT8_COSINE", 1.1)
     proto = residuals()
     with pytest.raises(UserError, match="int8 loses too much: .*most at .*dB.*: calib"):
         given(proto, True, (images,))

@@ -27,7 +27,14 @@ from targets.errors import UserError
 Layout = Literal["NCHW", "NHWC", "data"]
 """The order of an image's axes; or that the input is no image."""
 Preset = Literal[
-    "torchvision", "keras-mobilenet", "keras-resnet", "tflite", "yolo", "none"
+    "torchvision",
+    "keras-mobilenet",
+    "keras-resnet",
+    "tflite",
+    "yolo",
+    "yunet",
+    "ultraface",
+    "none",
 ]
 
 _NOT_OF_PIXELS = {"layout", "labels", "task", "decode"}
@@ -58,6 +65,10 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "tflite": {"fit": "stretch", **_SIGNED},
     # Ultralytics 8, data/augment.py, LetterBox: centred, padding 114, cv2.INTER_LINEAR; pixels / 255, RGB.
     "yolo": {"fit": "letterbox", "pad": 114, **_PIXELS, "scale": 1 / 255},
+    # libfacedetection.train, configs/yunet_n.py: mean 0, std 1, to_rgb False.
+    "yunet": {"fit": "letterbox", "channel_order": "BGR", **_PIXELS},
+    # Ultra-Light-Fast-Generic-Face-Detector-1MB, run_video_face_detect_onnx.py: resize, RGB, (image - 127) / 128.
+    "ultraface": {"fit": "stretch", "scale": 1.0, "mean": (127.0,), "std": (128.0,)},
     "none": {"fit": "stretch", **_PIXELS},
 }
 
@@ -193,6 +204,11 @@ def resolve_preprocessing(
     """
     given = overrides.model_dump(exclude_none=True, exclude=_NOT_OF_PIXELS)
     tensor = image_of(tensors)
+    named = given.keys() & {"preprocessing", *_VALUES}
+    plain = own is None and tensor is not None and tensor.dtype == "float32"
+    if overrides.decode in _PRESETS and plain and not named:
+        # A decoder of known networks says how these see photographs.
+        given["preprocessing"] = overrides.decode
     if tensor is None:
         shapes = ", ".join(f"{list(each.shape)}" for each in tensors)
         what = f"the input {shapes} is data, not an image"

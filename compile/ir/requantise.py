@@ -52,7 +52,7 @@ def of_sums(
     if largest.max() >= 1 << 31:
         raise UserError(
             f"node {operator.label!r}: its sums reach {int(largest.max()):,}, which 32 bits do not hold; "
-            "calibrate again"
+            "quantise it again with a coarser scale for that channel's weights"
         )
     return Requantisation(begin, ratio, largest)
 

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
@@ -16,12 +17,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from bundle.accuracy import cosine
+from bundle.accuracy import INT8_COSINE, cosine
 from compile.frontend.fold import is_onnx, opset
 from compile.frontend.model import Model
 from compile.frontend.names import fresh_names
 from compile.frontend.reference import Reference
 from compile.quantize import bias
+from compile.quantize.room import make_room
 from targets.child import run_in_child
 from targets.errors import UserError, first_line
 from targets.escapes import counted, shown
@@ -45,7 +47,8 @@ class Calibrated(NamedTuple):
     """A quantised model, and how the ranges of its activations were found.
 
     Attributes:
-        method: of ``METHODS``, the one whose answers are nearest to the float network's.
+        method: of ``METHODS``, the one whose answers are nearest to the float network's; of those that lose little
+            enough where there is one.
         cosines: of each method: the smallest cosine of an output, on the calibration images.
         folded: the float network, batch normalisation folded, its tensors named as the quantised one's.
     """
@@ -88,18 +91,39 @@ def quantise(
         stage=progress.stage,
         tick=progress.tick,
     )
-    found: list[tuple[float, _Method, Model]] = []
+    found: list[tuple[bool, float, _Method, Model]] = []
     for method, proto in candidates.items():
         candidate = Reference(replace(model, proto=proto))
-        least = min(
-            least_cosine(candidate.run(*each), answer)
-            for each, answer in zip(samples, expected, strict=True)
-        )
-        found.append((least, method, replace(model, proto=proto)))
-    _, method, best = max(found, key=lambda each: each[0])
+        answers = [candidate.run(*each) for each in samples]
+        least = min(map(least_cosine, answers, expected))
+        same = sum(map(same_class, answers, expected))
+        enough = is_enough(least, same if classifies(model) else len(samples), samples)
+        found.append((enough, least, method, replace(model, proto=proto)))
+    *_, method, best = max(found, key=lambda each: each[:2])
     return Calibrated(
-        best, folded, method, {name: round(least, 6) for least, name, _ in found}
+        best, folded, method, {name: round(least, 6) for _, least, name, _ in found}
     )
+
+
+def is_enough(least: float, same: int, images: Sequence[Sample]) -> bool:
+    """Whether int8 loses so little that a build accepts it.
+
+    Args:
+        least: smallest cosine of an output against float32's.
+        same: on how many images the best class is float32's.
+    """
+    return least >= INT8_COSINE and len(images) - same <= max(1, len(images) // 16)
+
+
+def classifies(model: Model) -> bool:
+    """Whether the only output is one score a class."""
+    shape = model.outputs[0].shape
+    return len(model.outputs) == 1 and prod(shape) == max(shape, default=1)
+
+
+def same_class(ours: Sequence[Array], theirs: Sequence[Array]) -> bool:
+    """Of the first output."""
+    return int(ours[0].argmax()) == int(theirs[0].argmax())
 
 
 def least_cosine(ours: Sequence[Array], theirs: Sequence[Array]) -> float:
@@ -210,6 +234,7 @@ def _candidates(
                     "give a QDQ model, or build without --quantize"
                 ) from error
             found[method] = _plain(onnx.load(path))
+            make_room(found[method])
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,14 @@ from bundle.accuracy import INT8_COSINE
 from compile.frontend.model import Model
 from compile.frontend.names import node_label
 from compile.frontend.reference import Reference, with_outputs
-from compile.quantize.calibrate import Calibrated, Sample, least_cosine
+from compile.quantize.calibrate import (
+    Calibrated,
+    Sample,
+    classifies,
+    is_enough,
+    least_cosine,
+    same_class,
+)
 from targets.escapes import counted
 from targets.onnx_runtime import Session
 
@@ -30,12 +36,10 @@ def compare(
     """int8 against float32 on the calibration images; ``top1_agreement`` is None where no class has one score."""
     floating, ours = Reference(model), Reference(calibrated.model)
     answers = [(ours.run(*x), floating.run(*x)) for x in samples]
-    same = sum(int(a[0].argmax()) == int(b[0].argmax()) for a, b in answers)
-    shape = model.outputs[0].shape
-    classifies = len(model.outputs) == 1 and prod(shape) == max(shape, default=1)
+    same = sum(same_class(a, b) for a, b in answers)
     return {
         "cosine": round(min(least_cosine(a, b) for a, b in answers), 6),
-        "top1_agreement": same / len(samples) if classifies else None,
+        "top1_agreement": same / len(samples) if classifies(model) else None,
         "images": len(samples),
         "cosine_by_method": calibrated.cosines,
     }
@@ -47,7 +51,7 @@ def verdict(
     """What int8 loses, and where most, if it is too much; else empty."""
     agreement, least = measured["top1_agreement"], measured["cosine"]
     same = round((1 if agreement is None else agreement) * len(samples))
-    if least >= INT8_COSINE and len(samples) - same <= max(1, len(samples) // 16):
+    if is_enough(least, same, samples):
         return ""
     layer, decibels = worst_layer(calibrated, samples[0])
     of_classes = f"top-1 as float32's on {same} of {counted(len(samples), 'image')}, "

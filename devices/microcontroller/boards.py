@@ -27,6 +27,7 @@ class Board:
         weights: external memory for the weights.
         data: memory for arena, output and stack.
         megahertz: of SysTick. With ``-icount shift=0`` an instruction takes 1 ns.
+        float_abi: for ``-mfloat-abi``; "soft" for a core without an FPU.
     """
 
     machine: str
@@ -35,6 +36,7 @@ class Board:
     weights: Memory
     data: Memory
     megahertz: int
+    float_abi: str = "hard"
 
     @property
     def instructions_per_tick(self) -> float:

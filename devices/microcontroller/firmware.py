@@ -120,21 +120,24 @@ def compile_firmware(
     folder: Path,
     *,
     traced: bool = False,
+    flags: Sequence[str] = (),
 ) -> Image:
     """Compile the C project ``name`` in ``project`` with its harness into ``folder``.
 
     Args:
         traced: count instructions by step and part; the counting itself takes some.
+        flags: more of the compiler's, for the network's source.
     """
     _find_tools()
     _check_fits(interface, board)
     options = [
-        *(f"-mcpu={board.cpu}", "-mthumb", "-mfloat-abi=hard", "-O3"),
+        *(f"-mcpu={board.cpu}", "-mthumb", f"-mfloat-abi={board.float_abi}", "-O3"),
         *("-ffunction-sections", "-fdata-sections"),
     ]
     network = [*options, "-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
     if traced:
         network += ["-include", str(_HERE / "trace.h")]
+    network += flags
     harness = [*options, "-std=gnu99", *definitions(project, name, interface)]
     sources = (
         (project / f"{name}.c", network),
@@ -175,11 +178,13 @@ def run_firmware(
     timeout: float,
     *,
     probe: bool = True,
+    plugin: str = "",
 ) -> Run:
     """Start the board with ``inputs``, those of each inference as they are stored, and wait for its end.
 
     Args:
         probe: first run the self-test and measure the stack, which takes two more inferences.
+        plugin: a plugin for QEMU, with its arguments.
     """
     (folder / "input.bin").write_bytes(b"".join(inputs))
     if probe:
@@ -191,6 +196,7 @@ def run_firmware(
         *("-serial", "none", "-icount", "shift=0"),
         *("-semihosting-config", "enable=on,target=native"),
         *("-kernel", str(image.path)),
+        *(["-plugin", plugin] if plugin else []),
     ]
     where = f"the emulated {image.board.machine}"
     try:

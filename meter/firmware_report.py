@@ -1,0 +1,96 @@
+"""A C project's estimated cycles as a table, as JSON and as a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from devices.sessions.session import Origin
+from meter import thumb_cycles
+from meter.firmware import Inference, Step
+from meter.parts import PARTS
+from targets import templates
+from targets.escapes import ending
+
+
+def to_json(inference: Inference) -> dict[str, object]:
+    """Cycles are those of the part; ``core_cycles`` those of a memory that never waits."""
+    part = PARTS.get(inference.part)
+    milliseconds = _milliseconds(inference)
+    return {
+        "cpu": inference.cpu,
+        "part": inference.part or None,
+        "megahertz": inference.megahertz,
+        "origin": Origin.ESTIMATED.value,
+        "core_model": thumb_cycles.core(inference.cpu).source,
+        "memory_model": part.source if part else None,
+        "code": inference.places.code if part else None,
+        "weights": inference.places.weights if part else None,
+        **_step_json(inference.total, "name"),
+        "milliseconds": milliseconds,
+        "steps": [_step_json(step) for step in inference.steps],
+    }
+
+
+def _step_json(step: Step, *without: str) -> dict[str, object]:
+    fields = {**step._asdict(), "cycles": step.cycles}
+    return {key: value for key, value in fields.items() if key not in without}
+
+
+def _milliseconds(inference: Inference) -> float | None:
+    clock = inference.megahertz
+    return inference.total.cycles / clock / 1e3 if clock else None
+
+
+def table(inference: Inference) -> str:
+    """The estimate for a terminal, steps in the order they run."""
+    total, part = inference.total, PARTS.get(inference.part)
+    lines = [
+        f"{'cycles':>12} {'share':>6} {'0 waits':>12} {'code waits':>11} {'weights w.':>11} {'instr.':>12} {'MACs':>11} {'a cycle':>8}  step"
+    ]
+    for each in (*inference.steps, total):
+        rate = f"{each.macs / each.cycles:.2f}" if each.macs else ""
+        lines.append(
+            f"{each.cycles:>12,.0f} {each.cycles / total.cycles:>6.1%} {each.core_cycles:>12,.0f} "
+            f"{each.code_cycles:>11,.0f} {each.weight_cycles:>11,.0f} {each.instructions:>12,} "
+            f"{each.macs:>11,} {rate:>8}  {ending(each.name, 60)}"
+        )
+    lines += [
+        "",
+        f"instructions {total.instructions:,}, exact (QEMU), without the call's checks of its pointers",
+        f"core         {total.core_cycles / 1e6:.3f} M cycles with a memory that never waits, estimated ({thumb_cycles.core(inference.cpu).source})",
+    ]
+    milliseconds = _milliseconds(inference)
+    if part is None or milliseconds is None:
+        return "\n".join([*lines, _no_part(inference.cpu)])
+    place = f"code in {inference.places.code}, weights in {inference.places.weights}"
+    return "\n".join(
+        [
+            *lines,
+            f"memory       {(total.cycles - total.core_cycles) / 1e6:.3f} M cycles of waiting, estimated ({place}; {part.source})",
+            f"time         {milliseconds:.2f} ms on {inference.part} at {part.megahertz} MHz, estimated ({total.cycles / 1e6:.3f} M cycles)",
+        ]
+    )
+
+
+def _no_part(cpu: str) -> str:
+    names = [name for name, each in PARTS.items() if each.cpu == cpu]
+    advice = (
+        f"--part {' or '.join(names)}" if names else "no part with this core is known"
+    )
+    return f"memory       not estimated; {advice}"
+
+
+def write_page(inference: Inference, project: Path, path: Path) -> None:
+    """Write the estimate as one self-contained HTML page, whole or not at all."""
+    templates.write_page(
+        path,
+        "--report",
+        Path(__file__).with_name("firmware.html.jinja"),
+        inference=inference,
+        project=project.name,
+        part=PARTS.get(inference.part),
+        core_model=thumb_cycles.core(inference.cpu).source,
+        total=inference.total,
+        worst=max(each.cycles for each in inference.steps),
+        milliseconds=_milliseconds(inference),
+    )

@@ -1,0 +1,147 @@
+"""The flash and caches of microcontrollers, and what a read that they do not have at hand costs.
+
+A part's memory waits for flash only: activations and the stack lie in RAM without wait states (SRAM, or the tightly
+coupled memory of Cortex-M7 and M55). Code is fetched and weights are read in lines. A line that the cache lacks costs
+
+- after a jump, the wait states of its first read, and what the rest of the line takes longer than its execution;
+- behind the line before it, where flash prefetches, only what all of it takes longer than its execution;
+- when it is data, the wait states of its first read: the rest arrives while the core computes.
+
+While code arrives the core executes 2.4 bytes a cycle: an instruction has two or four bytes, and takes 1.25 cycles in the
+networks of MLPerf Tiny on Cortex-M4. Caches replace the least recently used line. All this is a model: no part was
+measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from targets.errors import UserError
+
+# Executed while code arrives.
+_BYTES_A_CYCLE = 2.4
+# Memory-mapped quad SPI at half of the core's clock: a command, an address and dummy cycles take 14 clocks, each byte two.
+_EXTERNAL_FIRST, _EXTERNAL_BYTE = 28.0, 4.0
+
+
+class Cache(NamedTuple):
+    """Bytes in all, ways, and bytes of a line."""
+
+    bytes: int
+    ways: int
+    line: int
+
+    @property
+    def option(self) -> str:
+        """As thumb.c takes it."""
+        return f"{self.bytes // (self.ways * self.line)}:{self.ways}:{self.line.bit_length() - 1}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A microcontroller at one clock.
+
+    Attributes:
+        cpu: its core, as ``-mcpu`` names it.
+        source: documents that the figures are from.
+        wait: wait states of flash at this clock; those of the bus between cache and flash included.
+        width: bytes of one read of flash.
+        fetch: the cache for code; of a flash without one its read buffer.
+        read: the cache for data in flash; None where `fetch` has them, too.
+        prefetch: flash reads the next line of code ahead.
+    """
+
+    cpu: str
+    megahertz: int
+    source: str
+    wait: int
+    width: int
+    fetch: Cache
+    read: Cache | None = None
+    prefetch: bool = True
+
+    def fetch_cycles(self) -> tuple[float, float]:
+        """Of a line of code after a jump, and of one behind the line before it."""
+        reads = max(1, self.fetch.line // self.width)
+        slower = max(0.0, self.wait + 1 - self.width / _BYTES_A_CYCLE)
+        jump = self.wait + (reads - 1) * slower
+        return jump, reads * slower if self.prefetch else jump
+
+    def read_cycles(self, place: str) -> float:
+        """Of a line of data in flash or in external memory."""
+        line = (self.read or self.fetch).line
+        return (
+            self.wait if place == "flash" else _EXTERNAL_FIRST + _EXTERNAL_BYTE * line
+        )
+
+
+PARTS: Mapping[str, Part] = {
+    "stm32l4r5": Part(
+        "cortex-m4",
+        120,
+        "RM0432, embedded flash memory: 5 wait states at 120 MHz, 64-bit reads in dual-bank mode, prefetch of code, "
+        "caches of 1 KB for code and 256 bytes for data, filled by the read",
+        wait=5,
+        width=8,
+        fetch=Cache(1024, 128, 8),
+        read=Cache(256, 32, 8),
+    ),
+    "stm32u575": Part(
+        "cortex-m33",
+        160,
+        "RM0456, embedded flash memory and ICACHE: 4 wait states at 160 MHz, 128-bit reads; 8 KB, 2 ways, 128-bit lines "
+        "for code and data",
+        wait=4,
+        width=16,
+        fetch=Cache(8 << 10, 2, 16),
+    ),
+    "nrf5340": Part(
+        "cortex-m33",
+        128,
+        "nRF5340 Product Specification, CACHE: 8 KB, 2 ways, 128-bit lines for code and data; 7 wait states assumed",
+        wait=7,
+        width=16,
+        fetch=Cache(8 << 10, 2, 16),
+        prefetch=False,
+    ),
+    "stm32h7a3": Part(
+        "cortex-m7",
+        280,
+        "RM0455, embedded flash memory: 6 wait states at 280 MHz, 128-bit reads; 16 KB caches; 6 cycles of the AXI bus "
+        "assumed",
+        wait=12,
+        width=16,
+        fetch=Cache(16 << 10, 2, 32),
+        read=Cache(16 << 10, 4, 32),
+        prefetch=False,
+    ),
+    "stm32f746": Part(
+        "cortex-m7",
+        216,
+        "RM0385, embedded flash memory: 7 wait states at 216 MHz, 256-bit reads; 4 KB caches; 6 cycles of the AXI bus "
+        "assumed",
+        wait=13,
+        width=32,
+        fetch=Cache(4 << 10, 2, 32),
+        read=Cache(4 << 10, 4, 32),
+        prefetch=False,
+    ),
+    "stm32g0b1": Part(
+        "cortex-m0plus",
+        64,
+        "RM0444, embedded flash memory: 2 wait states at 64 MHz, 64-bit reads with prefetch, a cache of 2 lines",
+        wait=2,
+        width=8,
+        fetch=Cache(16, 2, 8),
+        read=Cache(8, 1, 8),
+    ),
+}
+
+
+def part(name: str) -> Part:
+    """Raises: UserError where it is not known."""
+    if name not in PARTS:
+        raise UserError(f"--part {name}: not known; there are {', '.join(PARTS)}")
+    return PARTS[name]
