@@ -58,6 +58,12 @@ if ! cmp -s "$lock" "$stamp" || ! fits "$venv/bin/python"; then
     # The project's own packages are importable from any folder.
     "$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' |
         while read -r site; do echo "$here" >"$site/netship.pth"; done
+    # The command of an installed package; with -P no file of the working folder is imported.
+    cat >"$venv/bin/netship" <<'END'
+#!/bin/sh
+exec "$(dirname "$(readlink -f "$0")")/python" -P -m netship "$@"
+END
+    chmod +x "$venv/bin/netship"
     cp "$lock" "$stamp"
 fi
 echo "ready; activate it with:  . $venv/bin/activate"

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from targets.errors import UserError, run_command
+from netship.targets.commands import as_called
+from netship.targets.errors import UserError, run_command
 
 _COMMANDS = {
     "compare": "our bundle and other runtimes with one network, by the same meter",
@@ -26,12 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"python -m bench {name}".rstrip()
             + f": needs one of {', '.join(_COMMANDS)}; see python -m bench --help"
         )
-    return int(import_module(f"bench.{name}").main(words))
+    return int(import_module(f"netship.bench.{name}").main(words))
 
 
 def _help() -> str:
     lines = [f"  python -m bench {name:16} {what}" for name, what in _COMMANDS.items()]
-    return "\n".join(["usage: python -m bench COMMAND …, each with --help", "", *lines])
+    usage = "usage: python -m bench COMMAND …, each with --help"
+    return as_called("\n".join([usage, "", *lines]))
 
 
 if __name__ == "__main__":

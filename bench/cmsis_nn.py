@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from bundle.manifest import Firmware, FirmwareTensor
-from targets.errors import UserError
+from netship.bundle.manifest import Firmware, FirmwareTensor
+from netship.targets.errors import UserError
 
 # v4.1.0 of May 2023: round 1.1 of MLPerf Tiny was published in June 2023.
 COMMIT = "61d1bb6c4428ad730e525d0164e12df12b789985"

@@ -6,18 +6,18 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bench.baselines import runtimes
-from targets.arguments import (
+from netship.bench.baselines import runtimes
+from netship.targets.arguments import (
     add_result_options,
     command_parser,
     named_path,
     show_result,
 )
-from targets.progress import Progress
+from netship.targets.progress import Progress
 
 if TYPE_CHECKING:
-    from bench.comparison import Comparison
-    from bench.measurement import Row
+    from netship.bench.comparison import Comparison
+    from netship.bench.measurement import Row
 
 _EPILOG = """\
 examples:
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     chosen = [runtimes.find(name) for name in arguments.runtimes]
     with Progress(quiet=arguments.json) as progress:
-        from bench.comparison import compare
+        from netship.bench.comparison import compare
 
         result = compare(
             arguments.model,
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         type=named_path,
         required=True,
         metavar="FILE",
-        help="as --model of compile.build",
+        help="as --model of python -m compile.build",
     )
     option(
         "--cpu",

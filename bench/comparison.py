@@ -9,18 +9,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.baselines.runtimes import Baseline
-from bench.measurement import Case, Row, kept, measure, read_case
-from bundle.store import MANIFEST, open_bundle
-from devices.board import programs
-from devices.sessions.session import Origin
-from meter.counting import find_qemu
-from meter.counts import Counts, count_bundle, meter_version
-from meter.memory import hierarchy
-from targets import templates
-from targets.errors import UserError
-from targets.files import cache_folder, write_whole
-from targets.progress import Progress
+from netship.bench.baselines.runtimes import Baseline
+from netship.bench.measurement import Case, Row, kept, measure, read_case
+from netship.bundle.store import MANIFEST, open_bundle
+from netship.devices.board import programs
+from netship.devices.sessions.session import Origin
+from netship.meter.counting import find_qemu
+from netship.meter.counts import Counts, count_bundle, meter_version
+from netship.meter.memory import hierarchy
+from netship.targets import templates
+from netship.targets.errors import UserError
+from netship.targets.files import cache_folder, write_whole
+from netship.targets.progress import Progress
 
 OURS = "netship"
 
@@ -118,9 +118,9 @@ def _ours(
 
 def _built(case: Case, model: Path, cpu: str, progress: Progress) -> Path:
     """Our bundle of the model for the CPU; one of the same build is taken."""
-    from compile.backends.request import BuildRequest
-    from compile.driver import build
-    from targets.presets import resolve
+    from netship.compile.backends.request import BuildRequest
+    from netship.compile.driver import build
+    from netship.targets.presets import resolve
 
     request = BuildRequest(str(model), resolve(f"arm-{cpu}"))
     folder, start = cache_folder() / "compare", f"{case.sha256[:16]}-{cpu}-"

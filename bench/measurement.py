@@ -15,24 +15,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.baselines import converters, emulated, runtimes
-from bench.baselines.int8_graph import is_quantised
-from bench.baselines.runtimes import Baseline
-from bundle import accuracy
-from bundle.golden import seeded_inputs
-from bundle.manifest import ModelIdentity, Preprocessing
-from bundle.store import sha256_of
-from compile.frontend import gate, sources
-from compile.frontend.model import Model
-from compile.frontend.reference import Reference
-from devices import sysroot
-from devices.sessions.session import Origin
-from meter.counting import Block
-from meter.counts import Counts, cost, count_program, counter_version
-from meter.memory import hierarchy
-from targets.errors import UserError
-from targets.files import cache_folder, cache_key, write_whole
-from targets.progress import Progress
+from netship.bench.baselines import converters, emulated, runtimes
+from netship.bench.baselines.int8_graph import is_quantised
+from netship.bench.baselines.runtimes import Baseline
+from netship.bundle import accuracy
+from netship.bundle.golden import seeded_inputs
+from netship.bundle.manifest import ModelIdentity, Preprocessing
+from netship.bundle.store import sha256_of
+from netship.compile.frontend import gate, sources
+from netship.compile.frontend.model import Model
+from netship.compile.frontend.reference import Reference
+from netship.devices import sysroot
+from netship.devices.sessions.session import Origin
+from netship.meter.counting import Block
+from netship.meter.counts import Counts, cost, count_program, counter_version
+from netship.meter.memory import hierarchy
+from netship.targets.errors import UserError
+from netship.targets.files import cache_folder, cache_key, write_whole
+from netship.targets.progress import Progress
 
 if TYPE_CHECKING:
     import onnx

@@ -10,12 +10,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import cmsis_nn
-from devices.microcontroller.boards import BOARDS
-from meter.firmware import Inference, count_steps, estimate
-from meter.parts import part
-from targets.arguments import add_json, command_parser, named_path, show_result
-from targets.progress import Progress
+from netship.bench import cmsis_nn
+from netship.devices.microcontroller.boards import BOARDS
+from netship.meter.firmware import Inference, count_steps, estimate
+from netship.meter.parts import part
+from netship.targets.arguments import add_json, command_parser, named_path, show_result
+from netship.targets.progress import Progress
 
 _EPILOG = """\
 The published times are of microTVM with CMSIS-NN, of MLPerf Tiny 1.1 (Krai; closed division): cycles are time by clock.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from targets.errors import UserError
+from netship.targets.errors import UserError
 
 if TYPE_CHECKING:
     import onnx

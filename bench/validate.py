@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from bench.baselines import runtimes
-from bench.validation import CLOSE, Summary, Validation, measure, read, summary
-from targets.arguments import add_result_options, command_parser, show_result
-from targets.progress import Progress
+from netship.bench.baselines import runtimes
+from netship.bench.validation import CLOSE, Summary, Validation, measure, read, summary
+from netship.targets.arguments import add_result_options, command_parser, show_result
+from netship.targets.progress import Progress
 
 _EPILOG = """\
 examples:
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with Progress(quiet=arguments.json) as progress:
             measure(read(), progress)
     validation = read()
-    from bench.validation_page import write_validation
+    from netship.bench.validation_page import write_validation
 
     show_result(
         arguments,

@@ -14,18 +14,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench import published_networks
-from bench.baselines import runtimes
-from devices.sessions.session import Origin
-from meter.counts import (
+from netship.bench import published_networks
+from netship.bench.baselines import runtimes
+from netship.devices.sessions.session import Origin
+from netship.meter.counts import (
     Counts,
     meter_version,
     milliseconds,
     overlapped_milliseconds,
 )
-from targets.errors import UserError
-from targets.files import write_whole
-from targets.progress import Progress
+from netship.targets.errors import UserError
+from netship.targets.files import write_whole
+from netship.targets.progress import Progress
 
 PUBLISHED = Path(__file__).with_name("published.json")
 RESULTS = Path(__file__).with_name("validation_results.json")
@@ -234,8 +234,8 @@ def _key(runtime: str, network: str, cpu: str) -> str:
 
 def measure(validation: Validation, progress: Progress) -> None:
     """Estimate every pair's runtime and network on its core, and write the results."""
-    from bench.measurement import case_of
-    from bench.measurement import measure as measure_row
+    from netship.bench.measurement import case_of
+    from netship.bench.measurement import measure as measure_row
 
     wanted = sorted(
         {

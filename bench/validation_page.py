@@ -6,9 +6,9 @@ from math import ceil, floor, log10
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.baselines import runtimes
-from bench.validation import CLOSE, Validation, summary
-from targets import templates
+from netship.bench.baselines import runtimes
+from netship.bench.validation import CLOSE, Validation, summary
+from netship.targets import templates
 
 _WIDTH, _HEIGHT = 640, 420
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 624, 12, 372

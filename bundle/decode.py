@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.detections import Detections
-from bundle.photos import Placement
-from bundle.task import Detector, Level, Task, Values
+from netship.bundle.detections import Detections
+from netship.bundle.photos import Placement
+from netship.bundle.task import Detector, Level, Task, Values
 
 Floats = NDArray[np.float32]
 _ONE = np.float32(1)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.photos import Placement
+from netship.bundle.photos import Placement
 
 Floats = NDArray[np.float32]
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.manifest import Golden, Preprocessing, Tensor
-from targets.errors import UserError
+from netship.bundle.manifest import Golden, Preprocessing, Tensor
+from netship.targets.errors import UserError
 
 if TYPE_CHECKING:
-    from bundle.store import Bundle
+    from netship.bundle.store import Bundle
 
 Array = NDArray[np.float32]
 

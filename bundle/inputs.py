@@ -14,10 +14,10 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle import photos
-from bundle.manifest import Preprocessing, Tensor
-from targets.errors import UserError, first_line
-from targets.escapes import listed, shown
+from netship.bundle import photos
+from netship.bundle.manifest import Preprocessing, Tensor
+from netship.targets.errors import UserError, first_line
+from netship.targets.escapes import listed, shown
 
 Array = NDArray[Any]
 _ARRAYS = frozenset([".npy"])

@@ -17,10 +17,10 @@ from pydantic import (
     model_validator,
 )
 
-from bundle.fields import Dimension, FileName, RelativePath, Section, Sha256
-from bundle.task import Task
-from targets.errors import UserError
-from targets.presets import Target
+from netship.bundle.fields import Dimension, FileName, RelativePath, Section, Sha256
+from netship.bundle.task import Task
+from netship.targets.errors import UserError
+from netship.targets.presets import Target
 
 FORMAT_VERSION: Final = 4
 MAX_MANIFEST_BYTES: Final = 4 << 20

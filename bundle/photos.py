@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from bundle.golden import normalise
-from bundle.manifest import Preprocessing, Tensor
-from targets.errors import UserError
+from netship.bundle.golden import normalise
+from netship.bundle.manifest import Preprocessing, Tensor
+from netship.targets.errors import UserError
 
 SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"]

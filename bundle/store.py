@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from bundle.manifest import MAX_MANIFEST_BYTES, Manifest, parse
-from targets.disk import full_folder
-from targets.errors import UserError
+from netship.bundle.manifest import MAX_MANIFEST_BYTES, Manifest, parse
+from netship.targets.disk import full_folder
+from netship.targets.errors import UserError
 
 MANIFEST = "manifest.json"
 LIBRARY = "model.so"

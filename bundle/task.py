@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from bundle.fields import Dimension, Section
+from netship.bundle.fields import Dimension, Section
 
 Size = Annotated[FiniteFloat, Field(gt=0, le=1 << 16)]
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]

@@ -1,3 +1,3 @@
 """From an ONNX file to a checked bundle: gate, import, lower, build, emit."""
 
-import targets as targets  # refuses a wrong Python before newer syntax is parsed
+from netship import targets as targets  # refuses a wrong Python first

@@ -10,15 +10,16 @@ from functools import partial
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from targets.arguments import command_parser, count_up_to, named_path
-from targets.errors import run_command
-from targets.escapes import counted, is_c_prefix, lines, shown
-from targets.progress import Progress
+from netship.targets.arguments import command_parser, count_up_to, named_path
+from netship.targets.commands import as_called
+from netship.targets.errors import run_command
+from netship.targets.escapes import counted, is_c_prefix, lines, shown
+from netship.targets.progress import Progress
 
 if TYPE_CHECKING:
-    from bundle.manifest import Lowering, Manifest
-    from bundle.store import Bundle
-    from compile.backends.request import BuildRequest
+    from netship.bundle.manifest import Lowering, Manifest
+    from netship.bundle.store import Bundle
+    from netship.compile.backends.request import BuildRequest
 
 _positive = count_up_to(1 << 16)
 _EPILOG = """\
@@ -38,7 +39,7 @@ Exit codes: 0 built and checked, 2 refused (one line says why), 130 Ctrl-C, 143 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     with Progress(quiet=arguments.json) as progress:
-        from compile.driver import build
+        from netship.compile.driver import build
 
         bundle = build(_request(arguments), progress)
     if arguments.json:
@@ -158,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="tuning records that are preferred to those in tuned/ and to the shipped ones",
+        help="tuning records that are preferred to those in tuned/ (here, next to the model, in the user's data folder) and to the shipped ones",
     )
     option(
         "--require-tuned",
@@ -239,9 +240,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _request(arguments: argparse.Namespace) -> BuildRequest:
-    from compile.backends.request import BuildRequest
-    from compile.frontend.preprocessing import Overrides
-    from targets.presets import resolve
+    from netship.compile.backends.request import BuildRequest
+    from netship.compile.frontend.preprocessing import Overrides
+    from netship.targets.presets import resolve
 
     target = resolve(arguments.target)
     return BuildRequest(
@@ -284,7 +285,7 @@ def _summary(bundle: Bundle) -> dict[str, Any]:
 
 
 def _table(bundle: Bundle, model: str) -> str:
-    from devices.sessions.session import Origin
+    from netship.devices.sessions.session import Origin
 
     manifest, measured = bundle.manifest, bundle.manifest.measured
     lowering, verification = manifest.lowering, measured["verification"]
@@ -324,7 +325,7 @@ def _table(bundle: Bundle, model: str) -> str:
         ),
         (
             "next",
-            f"python -m runtime_demo.check {place}{board} --model {shown(quote(model), 1000)} --images {files}",
+            f"{as_called('python -m runtime_demo.check')} {place}{board} --model {shown(quote(model), 1000)} --images {files}",
         ),
     ]
     return "\n".join(f"{name:<8} {value}" for name, value in rows)
@@ -396,8 +397,8 @@ def _memory(lowering: Lowering) -> str:
 
 class _Licenses(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from devices.board.kit import notices
-        from targets.licences import PROJECT, notice
+        from netship.devices.board.kit import notices
+        from netship.targets.licences import PROJECT, notice
 
         folder = notice("the model", linked=True)
         print(f"{PROJECT}\n\n==== In every output folder, file LICENSES\n\n{folder}")
@@ -423,7 +424,7 @@ def _bytes(text: str) -> int:
 
 def _override(name: str, text: str) -> Any:
     """An option of the preprocessing, as model.toml takes it too."""
-    from compile.frontend.preprocessing import parse_option
+    from netship.compile.frontend.preprocessing import parse_option
 
     try:
         return parse_option(name, text)

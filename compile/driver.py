@@ -11,37 +11,42 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from bundle import golden, inputs
-from bundle.manifest import (
+from netship.bundle import golden, inputs
+from netship.bundle.manifest import (
     Golden,
     Manifest,
     Preprocessing,
     Quantisation,
     TargetIdentity,
 )
-from bundle.store import MANIFEST, Bundle, check_replaceable, sha256_of, staging
-from compile import passes
-from compile.backends.backend import Backend, Built, Job
-from compile.backends.dump import Dump
-from compile.backends.registry import BACKENDS
-from compile.backends.request import BuildRequest
-from compile.backends.verify import Verification
-from compile.frontend import sources
-from compile.frontend.detectors import resolve_task
-from compile.frontend.model import Model
-from compile.frontend.preprocessing import read_labels, resolve_preprocessing
-from compile.frontend.reference import Reference
-from compile.frontend.sources import Source
-from compile.quantize.answer import check as integer_check
-from compile.quantize.prepare import Int8, is_quantised, prepare, write_reference
-from records import lookup
-from records.lookup import RecordLog
-from targets import licences
-from targets.child import EndedAbruptly
-from targets.errors import UserError
-from targets.escapes import c_prefix
-from targets.presets import this_cpu
-from targets.progress import Progress
+from netship.bundle.store import MANIFEST, Bundle, check_replaceable, sha256_of, staging
+from netship.compile import passes
+from netship.compile.backends.backend import Backend, Built, Job
+from netship.compile.backends.dump import Dump
+from netship.compile.backends.registry import BACKENDS
+from netship.compile.backends.request import BuildRequest
+from netship.compile.backends.verify import Verification
+from netship.compile.frontend import sources
+from netship.compile.frontend.detectors import resolve_task
+from netship.compile.frontend.model import Model
+from netship.compile.frontend.preprocessing import read_labels, resolve_preprocessing
+from netship.compile.frontend.reference import Reference
+from netship.compile.frontend.sources import Source
+from netship.compile.quantize.answer import check as integer_check
+from netship.compile.quantize.prepare import (
+    Int8,
+    is_quantised,
+    prepare,
+    write_reference,
+)
+from netship.records import lookup
+from netship.records.lookup import RecordLog
+from netship.targets import licences
+from netship.targets.child import EndedAbruptly
+from netship.targets.errors import UserError
+from netship.targets.escapes import c_prefix
+from netship.targets.presets import this_cpu
+from netship.targets.progress import Progress
 
 _MAX_GOLDEN = 4
 
@@ -126,6 +131,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
                 manifest = describe(built)
                 (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
                 checked = backend.verify(folder, checks, request, progress)
+                _name_records(built, attempt, progress)
                 break
             except UserError as error:
                 used = (
@@ -230,10 +236,20 @@ def _find_records(
 ) -> list[RecordLog]:
     if "records" in backend.refused_options:
         return []
-    logs, notes = lookup.find(request.target, request.records, threads=request.threads)
+    places = lookup.places(request.model)
+    logs, notes = lookup.find(request.target, request.records, places, request.threads)
     for line in notes:
         progress.note(line)
     return logs
+
+
+def _name_records(built: Built, logs: Sequence[RecordLog], progress: Progress) -> None:
+    used = built.lowering.records
+    if used is None or built.lowering.layout != "NHWC":
+        return
+    for log in logs:
+        if log.name in used.file.split(", "):
+            progress.note(f"tuning records: {log.path}, {log.measured}")
 
 
 def _check_tuned(request: BuildRequest, built: Built) -> None:

@@ -5,23 +5,22 @@ They are counted from the ONNX graphs and printed next to the published figures.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from compile.frontend.dense import DEEPLABV3_CLASSES, PREDICTION, Network, parse
-from compile.frontend.family import DEFAULT, RESOLUTIONS, WIDTHS
-from targets.arguments import named_path
-from targets.errors import UserError, run_command
-from targets.files import write_whole
+from netship.compile.frontend.dense import DEEPLABV3_CLASSES, PREDICTION, Network, parse
+from netship.compile.frontend.family import DEFAULT, RESOLUTIONS, WIDTHS
+from netship.targets.arguments import command_parser, named_path
+from netship.targets.errors import UserError, run_command
+from netship.targets.files import write_whole
 
 if TYPE_CHECKING:
     import onnx
 
-    from compile.ir.graph import Operator
+    from netship.compile.ir.graph import Operator
 
 
 class Figures(NamedTuple):
@@ -80,7 +79,7 @@ class Layer:
 
 def count(model: onnx.ModelProto) -> tuple[Layer, ...]:
     """Every Conv and Gemm of a static graph, in the graph's order."""
-    from compile.ir.onnx_form import read_as_written
+    from netship.compile.ir.onnx_form import read_as_written
 
     operators = read_as_written(model).operators
     return tuple(_layer(x) for x in operators if x.kind in ("Conv", "Gemm"))
@@ -205,14 +204,14 @@ def _print_layers(report: dict[str, Any]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m compile.mobilenet",
-        description=(
+    parser = command_parser(
+        "compile.mobilenet",
+        (
             "Size the MobileNetV2 family (arXiv 1801.04381): parameters and multiply-adds\n"
             "(MAdds) counted from the ONNX graph, next to the figures the authors released\n"
             "with the trained networks and the paper's Tables 4, 6 and 7."
         ),
-        epilog=(
+        (
             "width multiplies the channels of every layer, resolution is the side of the\n"
             "input in pixels; MAdds grow with the square of both, parameters with the square\n"
             "of width only.\n\n"
@@ -224,12 +223,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             "The weights are random (seeded): use a written model to build, time and compare,\n"
             "not to recognise anything."
         ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--model",
         metavar="NAME",
-        help="one network by its name, as compile.build --model takes it",
+        help="one network by its name, as python -m compile.build --model takes it",
     )
     parser.add_argument(
         "--width",

@@ -1,3 +1,3 @@
 """Where a bundle runs: this machine, a board over RPC, an emulated board."""
 
-import targets as targets  # refuses a wrong Python before newer syntax is parsed
+from netship import targets as targets  # refuses a wrong Python first

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from bundle.store import sha256_of
-from targets.arguments import add_json, command_parser
-from targets.errors import UserError, run_command
-from targets.files import cache_folder, make_once
+from netship.bundle.store import sha256_of
+from netship.targets.arguments import add_json, command_parser
+from netship.targets.errors import UserError, run_command
+from netship.targets.files import cache_folder, make_once
 
 # Debian's names of the architectures, by Linux's names.
 ARCHITECTURES = {"aarch64": "arm64", "arm": "armhf"}

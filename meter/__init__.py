@@ -1,3 +1,3 @@
 """The meter: estimated cycles of a network on a Cortex-A core."""
 
-import targets as targets  # refuses a wrong Python before newer syntax is parsed
+from netship import targets as targets  # refuses a wrong Python first

@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from targets.arguments import (
+from netship.targets.arguments import (
     add_result_options,
     command_parser,
     named_path,
     show_result,
 )
-from targets.errors import UserError, run_command
-from targets.progress import Progress
+from netship.targets.errors import UserError, run_command
+from netship.targets.progress import Progress
 
 if TYPE_CHECKING:
-    from meter.calibrate import Calibration
-    from meter.operators import Metered, Operator
+    from netship.meter.calibrate import Calibration
+    from netship.meter.operators import Metered, Operator
 
 _EPILOG = """\
 also:
@@ -45,14 +45,14 @@ _MOVED = {"compare": "python -m bench compare", "truth": "python -m bench valida
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["calibrate"]:
-        from meter.calibrate import main as calibrate
+        from netship.meter.calibrate import main as calibrate
 
         return calibrate(words[1:])
     if words[:1] and words[0] in _MOVED:
         raise UserError(f"python -m meter {words[0]}: is now {_MOVED[words[0]]}")
     arguments = _parser().parse_args(words)
-    from meter.calibrate import factor
-    from meter.operators import measure_bundle
+    from netship.meter.calibrate import factor
+    from netship.meter.operators import measure_bundle
 
     if arguments.cpu.startswith("cortex-m"):
         return _firmware(arguments)
@@ -72,9 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _firmware(arguments: argparse.Namespace) -> int:
-    from bundle.store import open_bundle
-    from meter import firmware_report
-    from meter.firmware import Places, measure_project
+    from netship.bundle.store import open_bundle
+    from netship.meter import firmware_report
+    from netship.meter.firmware import Places, measure_project
 
     places = Places(arguments.code or "flash", arguments.weights or "flash")
     with Progress(quiet=arguments.json) as progress:
@@ -116,9 +116,9 @@ def write_page(
     metered: Metered, bundle: Path, calibration: Calibration | None, path: Path
 ) -> None:
     """Write the estimate as one self-contained HTML page, whole or not at all."""
-    from meter import cycles, memory
-    from meter.counts import meter_version
-    from targets import templates
+    from netship.meter import cycles, memory
+    from netship.meter.counts import meter_version
+    from netship.targets import templates
 
     hierarchy = memory.hierarchy(metered.cpu)
     low, high = metered.milliseconds(hierarchy.clock)
@@ -141,9 +141,9 @@ def write_page(
 
 
 def to_json(metered: Metered) -> dict[str, object]:
-    from devices.sessions.session import Origin
-    from meter import cycles, memory
-    from meter.counts import meter_version
+    from netship.devices.sessions.session import Origin
+    from netship.meter import cycles, memory
+    from netship.meter.counts import meter_version
 
     hierarchy = memory.hierarchy(metered.cpu)
     return {
@@ -171,7 +171,7 @@ def to_json(metered: Metered) -> dict[str, object]:
 
 def table(metered: Metered, calibration: Calibration | None) -> str:
     """The estimate for a terminal, operators in the order they run."""
-    from meter import cycles, memory
+    from netship.meter import cycles, memory
 
     hierarchy = memory.hierarchy(metered.cpu)
     low, high = metered.milliseconds(hierarchy.clock)

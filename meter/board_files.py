@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from meter.memory import Hierarchy, hierarchy
-from targets.errors import UserError
+from netship.meter.memory import Hierarchy, hierarchy
+from netship.targets.errors import UserError
 
 
 class Board(NamedTuple):

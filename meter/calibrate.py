@@ -16,13 +16,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from devices.sessions.session import Origin
-from meter import board_files
-from meter.counts import Counts, count_bundle, meter_version, milliseconds
-from meter.memory import hierarchy
-from targets.arguments import add_json, command_parser, named_path, number_between
-from targets.errors import UserError, run_command
-from targets.files import write_whole
+from netship.devices.sessions.session import Origin
+from netship.meter import board_files
+from netship.meter.counts import Counts, count_bundle, meter_version, milliseconds
+from netship.meter.memory import hierarchy
+from netship.targets.arguments import (
+    add_json,
+    command_parser,
+    named_path,
+    number_between,
+)
+from netship.targets.errors import UserError, run_command
+from netship.targets.files import write_whole
 
 _EPILOG = """\
 example:
@@ -224,7 +229,7 @@ def _parser() -> argparse.ArgumentParser:
         type=named_path,
         nargs="?",
         metavar="RESULT.json",
-        help="what `runtime_demo.check --json` printed for a board, one thread",
+        help="what `python -m runtime_demo.check --json` printed for a board, one thread",
     )
     option(
         "--bundle",

@@ -10,18 +10,18 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from meter.counting import (
+from netship.meter.counting import (
     Block,
     CountingError,
     count,
     find_qemu,
     run,
 )
-from meter.counts import Counts, cost_of
-from meter.cycles import Costs
-from meter.memory import hierarchy
-from targets.presets import resolve
-from targets.toolchain import compile_once, run_zig
+from netship.meter.counts import Counts, cost_of
+from netship.meter.cycles import Costs
+from netship.meter.memory import hierarchy
+from netship.targets.presets import resolve
+from netship.targets.toolchain import compile_once, run_zig
 
 RUNNER = Path(__file__).with_name("runner.c")
 # Static: no libraries of the board's are needed, and a start takes a hundredth of a second.

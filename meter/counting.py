@@ -15,9 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from targets.errors import UserError, last_line
-from targets.presets import native
-from targets.toolchain import compile_once
+from netship.targets.errors import UserError, last_line
+from netship.targets.presets import native
+from netship.targets.toolchain import compile_once
 
 PLUGIN = Path(__file__).with_name("plugin.c")
 # QEMU's plugin API 1: docs/devel/tcg-plugins.rst of each release.

@@ -9,10 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from meter import counting, cycles, memory
-from meter.counting import Block
-from meter.operators import measure_bundle
-from targets.files import cache_key
+from netship.meter import counting, cycles, memory
+from netship.meter.counting import Block
+from netship.meter.operators import measure_bundle
+from netship.targets.files import cache_key
 
 # A large network under the counters takes minutes.
 _SECONDS = 3600.0

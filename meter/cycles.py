@@ -22,9 +22,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from meter.counting import Block
-from targets.errors import UserError
-from targets.files import cache_folder
+from netship.meter.counting import Block
+from netship.targets.errors import UserError
+from netship.targets.files import cache_folder
 
 
 class Core(NamedTuple):

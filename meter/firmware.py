@@ -9,19 +9,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from bundle.golden import read_golden
-from bundle.manifest import Firmware
-from bundle.store import Bundle
-from devices.microcontroller.boards import BOARDS, Board
-from devices.microcontroller.firmware import compile_firmware, run_firmware
-from devices.microcontroller.session import interface_of, to_input
-from meter import thumb_cycles
-from meter.counting import CountingError
-from meter.parts import PARTS, Part, part
-from meter.thumb import MISSES, Block, is_mark, read_steps, split
-from targets.errors import UserError
-from targets.presets import native
-from targets.toolchain import compile_once
+from netship.bundle.golden import read_golden
+from netship.bundle.manifest import Firmware
+from netship.bundle.store import Bundle
+from netship.devices.microcontroller.boards import BOARDS, Board
+from netship.devices.microcontroller.firmware import compile_firmware, run_firmware
+from netship.devices.microcontroller.session import interface_of, to_input
+from netship.meter import thumb_cycles
+from netship.meter.counting import CountingError
+from netship.meter.parts import PARTS, Part, part
+from netship.meter.thumb import MISSES, Block, is_mark, read_steps, split
+from netship.targets.errors import UserError
+from netship.targets.presets import native
+from netship.targets.toolchain import compile_once
 
 PLUGIN = Path(__file__).with_name("thumb.c")
 _MARKS = Path(__file__).with_name("marks.h")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from devices.sessions.session import Origin
-from meter import thumb_cycles
-from meter.firmware import Inference, Step
-from meter.parts import PARTS
-from targets import templates
-from targets.escapes import ending
+from netship.devices.sessions.session import Origin
+from netship.meter import thumb_cycles
+from netship.meter.firmware import Inference, Step
+from netship.meter.parts import PARTS
+from netship.targets import templates
+from netship.targets.escapes import ending
 
 
 def to_json(inference: Inference) -> dict[str, object]:

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from meter.counting import Block, Cache
-from targets.errors import UserError
+from netship.meter.counting import Block, Cache
+from netship.targets.errors import UserError
 
 
 class Hierarchy(NamedTuple):

@@ -13,14 +13,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from bundle.manifest import Group
-from bundle.store import Bundle, open_bundle
-from devices.board.programs import native_verifier
-from devices.sysroot import prepare
-from meter import counting, cycles, memory
-from meter.counting import Block
-from targets.errors import UserError
-from targets.toolchain import llvm_tool, run_tool
+from netship.bundle.manifest import Group
+from netship.bundle.store import Bundle, open_bundle
+from netship.devices.board.programs import native_verifier
+from netship.devices.sysroot import prepare
+from netship.meter import counting, cycles, memory
+from netship.meter.counting import Block
+from netship.targets.errors import UserError
+from netship.targets.toolchain import llvm_tool, run_tool
 
 # Multiply-adds a cycle in float32: four lanes for each 128-bit FMLA that a core issues in a cycle. Cortex-A53 one (LLVM 22,
 # AArch64SchedA53.td); Cortex-A72 one (Arm, Cortex-A72 Software Optimization Guide, UAN 0016A, 3.15); Cortex-A76 two

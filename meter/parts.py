@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from targets.errors import UserError
+from netship.targets.errors import UserError
 
 # Executed while code arrives.
 _BYTES_A_CYCLE = 2.4

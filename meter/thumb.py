@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from meter.counting import CountingError
-from targets.errors import UserError
-from targets.toolchain import llvm_tool
+from netship.meter.counting import CountingError
+from netship.targets.errors import UserError
+from netship.targets.toolchain import llvm_tool
 
 # Of thumb.c: lines fetched after a jump and after the line before them, then lines read from up to three ranges.
 MISSES = 5

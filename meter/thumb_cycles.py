@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from meter.thumb import Block, Instruction, disassemble, run_llvm, split
-from meter.thumb_dual import Dual, dual_cycles
-from meter.thumb_registers import (
+from netship.meter.thumb import Block, Instruction, disassemble, run_llvm, split
+from netship.meter.thumb_dual import Dual, dual_cycles
+from netship.meter.thumb_registers import (
     LOAD,
     MULTIPLE,
     STORE,
@@ -24,7 +24,7 @@ from meter.thumb_registers import (
     registers,
     written,
 )
-from targets.errors import UserError
+from netship.targets.errors import UserError
 
 
 class Table(NamedTuple):

@@ -11,8 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from meter.thumb import Instruction
-from meter.thumb_registers import (
+from netship.meter.thumb import Instruction
+from netship.meter.thumb_registers import (
     LOAD,
     MULTIPLE,
     STORE,

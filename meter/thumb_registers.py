@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from meter.thumb import Instruction
+from netship.meter.thumb import Instruction
 
 LOAD = re.compile(r"v?ldr(?!d$)\w*(\.\d+)?")
 STORE = re.compile(r"v?str(?!d$)\w*(\.\d+)?")

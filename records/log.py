@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Self
 
-from records.lookup import RecordLog, read
-from targets.errors import UserError
+from netship.records.lookup import RecordLog, read
+from netship.targets.errors import UserError
 
 
 class TuningLog:

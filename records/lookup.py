@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from targets.errors import UserError
-from targets.presets import PRESETS, Target
+from netship.targets.errors import UserError
+from netship.targets.presets import PRESETS, Target
 
 SHIPPED = Path(__file__).parent / "shipped"
 USER = Path("tuned")
@@ -56,12 +57,14 @@ class RecordLog:
         header: what the first line says: target, measured (on what the times were taken), …
         records: one for each line that parses.
         skipped: one message for each line that does not.
+        path: of the file.
     """
 
     name: str
     header: dict[str, Any]
     records: tuple[Record, ...]
     skipped: tuple[str, ...]
+    path: Path = Path()
 
     @property
     def measured(self) -> str:
@@ -177,10 +180,23 @@ def canonical(target: str) -> str:
     return " ".join([kind, *(f"-{key}={named[key]}" for key in sorted(named))])
 
 
+def places(model: str = "") -> tuple[Path, ...]:
+    """Where logs are looked for: ``tuned`` in the working folder, next to the model and in the user's data; those shipped.
+
+    The user's data are in ``$XDG_DATA_HOME/netship``, by default ``~/.local/share/netship``.
+    """
+    data = Path(os.environ.get("XDG_DATA_HOME", ""))
+    # The XDG base directory specification: a relative path is to be ignored.
+    if not data.is_absolute():
+        data = Path(os.path.expanduser("~")) / ".local" / "share"
+    found = (USER, Path(model).parent / USER, data / "netship" / USER, SHIPPED)
+    return tuple({path.absolute(): path for path in reversed(found)}.values())[::-1]
+
+
 def find(
     target: Target,
     stated: Sequence[Path] = (),
-    folders: Iterable[Path] = (USER, SHIPPED),
+    folders: Iterable[Path] | None = None,
     threads: int = 1,
 ) -> tuple[list[RecordLog], list[str]]:
     """The logs that a build for ``target`` may use, the one to prefer first, and notes for a person.
@@ -190,9 +206,13 @@ def find(
     with a second. Those of emulated boards come not at all. A log found by itself that cannot be read is named and left
     out.
 
+    Args:
+        folders: where logs are looked for; those of `places` where None.
+
     Raises:
         UserError: a log that the user names cannot be read.
     """
+    folders = places() if folders is None else folders
     logs, notes = [read(path, bare=True) for path in stated], []
     found: list[tuple[int, int, int, RecordLog]] = []
     for path in (path for folder in folders for path in sorted(folder.glob("*.json"))):
@@ -280,4 +300,4 @@ def read(path: Path, bare: bool = False) -> RecordLog:
             found.append(parse(line))
         except ValueError as error:
             skipped.append(f"{path}:{number}: {error}; skipped")
-    return RecordLog(path.name, fields, tuple(found), tuple(skipped))
+    return RecordLog(path.name, fields, tuple(found), tuple(skipped), path)

@@ -10,15 +10,21 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Literal, cast
 
-from runtime_demo.options import count
-from targets import escapes
-from targets.arguments import add_json, command_parser, host_and_port, named_path
-from targets.errors import UserError, run_command
-from targets.interrupts import Interrupted
-from targets.progress import Progress
+from netship.runtime_demo.options import count
+from netship.targets import escapes
+from netship.targets.arguments import (
+    add_json,
+    command_parser,
+    host_and_port,
+    named_path,
+)
+from netship.targets.commands import as_called
+from netship.targets.errors import UserError, run_command
+from netship.targets.interrupts import Interrupted
+from netship.targets.progress import Progress
 
 if TYPE_CHECKING:
-    from runtime_demo.doctor import Check, Found
+    from netship.runtime_demo.doctor import Check, Found
 
 _EPILOG = """\
 examples:
@@ -58,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     kit.set_defaults(run=_kit)
     which = kit.add_mutually_exclusive_group(required=True)
-    which.add_argument("--target", metavar="NAME", help="as compile.build takes it")
+    which.add_argument(
+        "--target", metavar="NAME", help="as python -m compile.build takes it"
+    )
     which.add_argument(
         "--machine", choices=_MACHINES, help="what `uname -m` says there"
     )
@@ -105,9 +113,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _kit(arguments: argparse.Namespace) -> int:
-    from bundle.store import open_bundle
-    from devices.board.kit import write_kit
-    from targets.presets import resolve
+    from netship.bundle.store import open_bundle
+    from netship.devices.board.kit import write_kit
+    from netship.targets.presets import resolve
 
     machine = arguments.machine
     if arguments.target:
@@ -136,8 +144,8 @@ def _kit(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from devices.transport.link import Address
-    from runtime_demo import doctor
+    from netship.devices.transport.link import Address
+    from netship.runtime_demo import doctor
 
     with Progress(quiet=arguments.json) as progress:
         progress.stage(f"examining {arguments.ssh or arguments.rpc}")
@@ -173,8 +181,8 @@ def _table(rows: list[Check], fit: bool) -> str:
 
 
 def _emulate(arguments: argparse.Namespace) -> int:
-    from devices.sessions.emulated import prepare_board, serve_boards
-    from devices.transport.tracker import open_tracker
+    from netship.devices.sessions.emulated import prepare_board, serve_boards
+    from netship.devices.transport.tracker import open_tracker
 
     cpu, key, number = arguments.cpu, arguments.key, arguments.count
     machine = "arm" if cpu in _CPUS_OF_32_BIT else "aarch64"
@@ -188,7 +196,7 @@ def _emulate(arguments: argparse.Namespace) -> int:
             print(f"board    127.0.0.1:{server.port}, {cpu}, emulated")
         where = f"--tracker 127.0.0.1:{port} --key {shlex.quote(key)}"
         print(f"tracker  127.0.0.1:{port}, key {key}")
-        print(f"check    python -m runtime_demo.check BUNDLE {where}")
+        print(as_called(f"check    python -m runtime_demo.check BUNDLE {where}"))
         print("end      Ctrl-C", flush=True)
         try:
             while not any(server.ended for server in servers):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.detections import Detections
+from netship.bundle.detections import Detections
 
 LEAST_IOU = 0.5
 """Intersection ÷ union from which on two boxes of one class show the same object."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime_demo.options import (
+from netship.runtime_demo.options import (
     DEVICES_HELP,
     add_device_options,
     add_input_option,
@@ -16,24 +16,24 @@ from runtime_demo.options import (
     open_session,
     threads_text,
 )
-from targets import escapes
-from targets.arguments import (
+from netship.targets import escapes
+from netship.targets.arguments import (
     add_result_options,
     command_parser,
     named_path,
     show_result,
 )
-from targets.errors import UserError, run_command
-from targets.escapes import counted, shown
-from targets.progress import Progress
+from netship.targets.errors import UserError, run_command
+from netship.targets.escapes import counted, shown
+from netship.targets.progress import Progress
 
 if TYPE_CHECKING:
-    from bundle.accuracy import Swap
-    from bundle.manifest import Quantisation
-    from bundle.store import Bundle
-    from runtime_demo.findings import Given
-    from runtime_demo.known_classes import Known
-    from runtime_demo.result import Answer, CheckResult, InputResult, Latency
+    from netship.bundle.accuracy import Swap
+    from netship.bundle.manifest import Quantisation
+    from netship.bundle.store import Bundle
+    from netship.runtime_demo.findings import Given
+    from netship.runtime_demo.known_classes import Known
+    from netship.runtime_demo.result import Answer, CheckResult, InputResult, Latency
 
 _EPILOG = (
     DEVICES_HELP
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     with Progress(quiet=arguments.json) as progress:
         result = check(arguments, progress)
-    from runtime_demo.report import write_report
+    from netship.runtime_demo.report import write_report
 
     show_result(
         arguments,
@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model",
         metavar="MODEL",
-        help="the model that the bundle was built from, as --model of compile.build takes it "
+        help="the model that the bundle was built from, as --model of python -m compile.build takes it "
         "(default: only the bundle's golden data are checked)",
     )
     parser.add_argument(
@@ -116,11 +116,11 @@ def parser() -> argparse.ArgumentParser:
 
 def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
     """Run the whole check that the options ask for."""
-    from bundle import golden, inputs
-    from bundle.store import open_bundle
-    from devices.sessions.session import Origin
-    from runtime_demo import comparison, findings
-    from runtime_demo.result import Board, CheckResult
+    from netship.bundle import golden, inputs
+    from netship.bundle.store import open_bundle
+    from netship.devices.sessions.session import Origin
+    from netship.runtime_demo import comparison, findings
+    from netship.runtime_demo.result import Board, CheckResult
 
     if arguments.images and not arguments.model:
         raise UserError(
@@ -212,9 +212,9 @@ def _given(bundle: Bundle, arguments: argparse.Namespace) -> Given:
     Raises:
         UserError: the network's answers are not of that kind, or the labels are broken.
     """
-    from runtime_demo import coco
-    from runtime_demo.findings import Given
-    from runtime_demo.result import scores_classes
+    from netship.runtime_demo import coco
+    from netship.runtime_demo.findings import Given
+    from netship.runtime_demo.result import scores_classes
 
     task, first = bundle.manifest.task, bundle.manifest.outputs[0]
     scores = scores_classes(first.shape, first.dtype)
@@ -244,8 +244,8 @@ def _given(bundle: Bundle, arguments: argparse.Namespace) -> Given:
 def _known_classes(
     bundle: Bundle, found: Sequence[Path], arguments: argparse.Namespace
 ) -> Known:
-    from runtime_demo import known_classes
-    from runtime_demo.result import scores_classes
+    from netship.runtime_demo import known_classes
+    from netship.runtime_demo.result import scores_classes
 
     first, task = bundle.manifest.outputs[0], bundle.manifest.task
     other = task is not None and task.kind != "classify"
@@ -258,7 +258,7 @@ def _known_classes(
 
 def calibrated_on(facts: Quantisation, found: Sequence[Path]) -> bool:
     """Whether one of the images calibrated the ranges of activations."""
-    from bundle.store import sha256_of
+    from netship.bundle.store import sha256_of
 
     calibrating = {image.sha256 for image in facts.images}
     return any(sha256_of(path) in calibrating for path in found)
@@ -269,7 +269,7 @@ def _table(result: CheckResult) -> str:
     lines += [
         f"note: {shown(r.name)}: {_swapped(r.swap)}" for r in result.inputs if r.swap
     ]
-    from runtime_demo import microcontroller
+    from netship.runtime_demo import microcontroller
 
     tolerance = "other shapes"
     if result.excess is not None:

@@ -11,9 +11,9 @@ from math import isfinite
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from bundle.detections import Detections
-from targets.errors import UserError
-from targets.escapes import counted, listed, shown
+from netship.bundle.detections import Detections
+from netship.targets.errors import UserError
+from netship.targets.escapes import counted, listed, shown
 
 _FAR = 1e9
 """Pixels that no photograph has; NaN and infinity are not below it."""

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bundle.store import Bundle
-from devices.sessions.session import Origin
-from runtime_demo import microcontroller
-from runtime_demo.result import CheckResult
+from netship.bundle.store import Bundle
+from netship.devices.sessions.session import Origin
+from netship.runtime_demo import microcontroller
+from netship.runtime_demo.result import CheckResult
 
 if TYPE_CHECKING:
-    from meter.operators import Metered
+    from netship.meter.operators import Metered
 
 COUNTED = "counted"
 """The origin of sizes that files and manifests state."""
@@ -56,6 +56,10 @@ KINDS = {
     "top1": Kind("Against ONNX Runtime", "same best class"),
     "top5": Kind("Against ONNX Runtime", "same best five"),
     "labelled": Kind("Against ONNX Runtime", "right by labels"),
+    "boxes": Kind("Against ONNX Runtime", "boxes matched"),
+    "precision": Kind("Against ONNX Runtime", "mAP@0.5 by labels"),
+    "masks": Kind("Against ONNX Runtime", "pixels of the same class"),
+    "given_masks": Kind("Against ONNX Runtime", "pixels right by masks"),
     "float_top1": Kind("int8 against float32", "same best class"),
     "float_cosine": Kind("int8 against float32", "least cosine"),
 }
@@ -196,11 +200,30 @@ def _accuracy(result: CheckResult) -> dict[str, Fact]:
     right, judged = result.labelled()
     if judged:
         facts["labelled"] = Fact(right / judged, f"{right}/{judged}", origin)
+    facts |= _found(result)
     if loss := result.vs_float:
         facts["float_cosine"] = Fact(loss["cosine"], f"{loss['cosine']:.6f}", origin)
         if result.classifies:
             top1 = loss["top1_agreement"]
             facts["float_top1"] = Fact(top1, f"{top1:.1%}", origin)
+    return facts
+
+
+def _found(result: CheckResult) -> dict[str, Fact]:
+    """Of a detector or a segmenting network."""
+    origin, found, facts = str(result.origin), result.findings, {}
+    if found.boxes:
+        matched, size = found.boxes.matched, found.boxes.matched + found.boxes.missing
+        facts["boxes"] = Fact(matched / max(size, 1), f"{matched}/{size}", origin)
+    if found.precision and found.precision[0].at_50 is not None:
+        precision = found.precision[0].at_50
+        facts["precision"] = Fact(precision, f"{precision:.3f}", origin)
+    for name, masks in (
+        ("masks", found.masks),
+        ("given_masks", found.given and found.given[0]),
+    ):
+        if masks and masks.share is not None:
+            facts[name] = Fact(masks.share, masks.text(), origin)
     return facts
 
 

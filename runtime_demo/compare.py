@@ -9,25 +9,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime_demo.check import check
-from runtime_demo.check import parser as check_parser
-from runtime_demo.options import count
-from targets import engine, escapes
-from targets.arguments import (
+from netship.runtime_demo.check import check
+from netship.runtime_demo.check import parser as check_parser
+from netship.runtime_demo.options import count
+from netship.targets import engine, escapes
+from netship.targets.arguments import (
     add_result_options,
     command_parser,
     named_path,
     show_result,
 )
-from targets.errors import UserError, run_command
-from targets.escapes import ending, shown
-from targets.progress import Progress
+from netship.targets.errors import UserError, run_command
+from netship.targets.escapes import ending, shown
+from netship.targets.progress import Progress
 
 if TYPE_CHECKING:
-    from bundle.store import Bundle
-    from meter.operators import Metered
-    from runtime_demo.columns import Column
-    from runtime_demo.side_by_side import Comparison, Row
+    from netship.bundle.store import Bundle
+    from netship.meter.operators import Metered
+    from netship.runtime_demo.columns import Column
+    from netship.runtime_demo.side_by_side import Comparison, Row
 
 _EPILOG = """\
 examples:
@@ -88,6 +88,15 @@ def _parser() -> argparse.ArgumentParser:
         help="images for all of them, .npy files of the input tensor, or folders of them; needs --model",
     )
     option(
+        "--labels",
+        type=named_path,
+        metavar="FILE",
+        help="as --labels of check, for all",
+    )
+    option(
+        "--masks", type=named_path, metavar="DIR", help="as --masks of check, for all"
+    )
+    option(
         "--peers",
         type=named_path,
         nargs="+",
@@ -118,9 +127,9 @@ def compare_builds(arguments: argparse.Namespace, progress: Progress) -> Compari
         UserError: a folder is no build, the inputs of two have nothing in common, a file is no result,
             or not one build can be run and there is no other column.
     """
-    from bundle.store import open_bundle
-    from runtime_demo.result_files import read
-    from runtime_demo.side_by_side import Comparison, check_number
+    from netship.bundle.store import open_bundle
+    from netship.runtime_demo.result_files import read
+    from netship.runtime_demo.side_by_side import Comparison, check_number
 
     progress.stage("verifying the builds")
     others = [column for path in arguments.peers for column in read(path)]
@@ -154,7 +163,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 def _check_inputs(bundles: Sequence[Bundle], arguments: argparse.Namespace) -> None:
     """Refuse images that not every build can take."""
-    from bundle import inputs
+    from netship.bundle import inputs
 
     if not arguments.images:
         return
@@ -180,7 +189,7 @@ def _check_inputs(bundles: Sequence[Bundle], arguments: argparse.Namespace) -> N
 
 
 def _runs_here(bundle: Bundle) -> bool:
-    from targets.presets import this_cpu
+    from netship.targets.presets import this_cpu
 
     return bundle.manifest.target.machine == this_cpu().machine
 
@@ -199,7 +208,7 @@ def _threads(bundles: Sequence[Bundle], asked: int | None) -> int | None:
 def _check_estimate(bundles: Sequence[Bundle], cpu: str | None) -> None:
     if cpu is None:
         return
-    from meter.memory import hierarchy
+    from netship.meter.memory import hierarchy
 
     hierarchy(cpu)
     if not any(_is_metered(bundle) for bundle in bundles):
@@ -217,7 +226,7 @@ def _column(
     arguments: argparse.Namespace,
     progress: Progress,
 ) -> Column:
-    from runtime_demo.columns import column
+    from netship.runtime_demo.columns import column
 
     progress.finish()
     progress.note(f"{name}:")
@@ -226,6 +235,7 @@ def _column(
         options = check_parser().parse_args(["--", str(bundle.path)])
         options.images, options.repeat = arguments.images, arguments.repeat
         options.report = arguments.report
+        options.labels, options.masks = arguments.labels, arguments.masks
         options.model = _model_of(bundle, arguments.model, progress)
         if _runs_here(bundle):
             options.threads = threads
@@ -238,8 +248,8 @@ def _column(
     metered: Metered | None = None
     meter = ""
     if arguments.estimate and _is_metered(bundle):
-        from meter.counts import meter_version
-        from meter.operators import measure_bundle
+        from netship.meter.counts import meter_version
+        from netship.meter.operators import measure_bundle
 
         meter = meter_version()
         try:
@@ -251,8 +261,8 @@ def _column(
 
 def _model_of(bundle: Bundle, models: Sequence[str], progress: Progress) -> str | None:
     """The one that the build was made from; the first where none is, which the check then refuses."""
-    from bundle.store import sha256_of
-    from compile.frontend import sources
+    from netship.bundle.store import sha256_of
+    from netship.compile.frontend import sources
 
     for model in models[1:] and models:
         if Path(model).is_file():
@@ -334,7 +344,7 @@ def _line(head: str, cells: Sequence[str]) -> str:
 
 def write_page(result: Comparison, path: Path) -> None:
     """Write the comparison as one self-contained HTML page, whole or not at all."""
-    from targets import templates
+    from netship.targets import templates
 
     templates.write_page(
         path,

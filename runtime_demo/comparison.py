@@ -11,18 +11,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle import golden, inputs
-from bundle.accuracy import INT8_STEPS, compare, first_swap, in_steps
-from bundle.golden import Check
-from bundle.store import Bundle, sha256_of
-from compile.frontend import gate, sources
-from compile.frontend.reference import Reference
-from devices.sessions.session import Origin, Session
-from runtime_demo import findings
-from runtime_demo.findings import Given, Photograph
-from runtime_demo.result import InputResult, Latency, Steps, answers
-from targets.errors import UserError
-from targets.progress import Progress
+from netship.bundle import golden, inputs
+from netship.bundle.accuracy import INT8_STEPS, compare, first_swap, in_steps
+from netship.bundle.golden import Check
+from netship.bundle.store import Bundle, sha256_of
+from netship.compile.frontend import gate, sources
+from netship.compile.frontend.reference import Reference
+from netship.devices.sessions.session import Origin, Session
+from netship.runtime_demo import findings
+from netship.runtime_demo.findings import Given, Photograph
+from netship.runtime_demo.result import InputResult, Latency, Steps, answers
+from netship.targets.errors import UserError
+from netship.targets.progress import Progress
 
 _ROUND = 5
 # ONNX Runtime's threads were observed to spin for 40 ms after an inference, on a core that ours need.

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from targets import interrupts
-from targets.arguments import command_parser, named_path
-from targets.errors import UserError, run_command
+from netship.targets import interrupts
+from netship.targets.arguments import command_parser, named_path
+from netship.targets.commands import as_called
+from netship.targets.errors import UserError, run_command
 
 _OUTPUT = Path("out/demo")
 _REPORT = Path("out/demo-report.html")
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--model",
-        help="an .onnx file or a name, as compile.build takes it (default: the Model Zoo's "
+        help="an .onnx file or a name, as python -m compile.build takes it (default: the Model Zoo's "
         "trained MobileNetV2 where it can be fetched, the built-in network otherwise)",
     )
     parser.add_argument(
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _default_model() -> str:
     """The trained network where it can be fetched, else the built-in one; prints which."""
-    from compile.frontend import family, zoo
+    from netship.compile.frontend import family, zoo
 
     try:
         zoo.fetch(_TRAINED, lambda done, size: None)
@@ -75,16 +76,16 @@ def _photographs() -> list[Path]:
     package = find_spec("skimage")
     if package is None or package.origin is None:
         raise UserError(
-            "scikit-image, whose photographs the demo shows, is missing; run make setup"
+            "scikit-image, whose photographs the demo shows, is missing; run make setup, or give --images FOLDER"
         )
     folder = Path(package.origin).parent / "data"
     return [folder / name for name in _PHOTOS]
 
 
 def _run(module: str, *options: str | Path) -> None:
-    command = ["python", "-m", module, *map(str, options)]
-    print(f"\n$ {shlex.join(command)}", flush=True)
-    process = subprocess.Popen([sys.executable, *command[1:]])
+    words = [*map(str, options)]
+    print(f"\n$ {as_called(f'python -m {module}')} {shlex.join(words)}", flush=True)
+    process = subprocess.Popen([sys.executable, "-m", f"netship.{module}", *words])
     try:
         code = process.wait()
     except KeyboardInterrupt:

@@ -8,11 +8,11 @@ from enum import StrEnum
 from importlib.metadata import version
 from typing import NamedTuple
 
-from devices.board.board_state import BoardState
-from devices.board.programs import SERVER, SOURCES
-from devices.transport.link import Address
-from targets.errors import UserError
-from targets.presets import PRESETS
+from netship.devices.board.board_state import BoardState
+from netship.devices.board.programs import SERVER, SOURCES
+from netship.devices.transport.link import Address
+from netship.targets.errors import UserError
+from netship.targets.presets import PRESETS
 
 _OLDEST_GLIBC = (2, 28)
 # A MobileNetV2 of float32 takes 14 MB on disk and some 60 MB of memory while it runs.
@@ -199,7 +199,7 @@ say throttled "$(vcgencmd get_throttled 2>/dev/null | cut -d= -f2)"
 
 def ask_system(destination: str) -> tuple[BoardState, str]:
     """What a board reports without our server, and the name of its system."""
-    from devices.transport.ssh import run
+    from netship.devices.transport.ssh import run
 
     lines = run(destination, _SCRIPT).splitlines()
     said = dict(line.split(" ", 1) for line in lines if " " in line)
@@ -226,8 +226,8 @@ def ask_system(destination: str) -> tuple[BoardState, str]:
 
 def examine_ssh(destination: str, key: str | None) -> Found:
     """A board that ssh reaches, with a server or without."""
-    from devices.sessions.rpc import describe
-    from devices.transport.ssh import open_server
+    from netship.devices.sessions.rpc import describe
+    from netship.devices.transport.ssh import open_server
 
     state, system = ask_system(destination)
     try:
@@ -243,7 +243,7 @@ def examine_ssh(destination: str, key: str | None) -> Found:
 
 def examine_rpc(address: Address) -> Found:
     """A board whose server is at ``address``."""
-    from devices.sessions.rpc import describe
+    from netship.devices.sessions.rpc import describe
 
     state = describe(address)
     if state is None:

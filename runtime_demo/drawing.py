@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from bundle.detections import Detections
-from targets.escapes import shown
-from targets.files import write_whole
+from netship.bundle.detections import Detections
+from netship.targets.escapes import shown
+from netship.targets.files import write_whole
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 

@@ -9,17 +9,17 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 from PIL import Image
 
-from bundle import decode, photos
-from bundle.detections import Detections, on_photograph
-from bundle.manifest import Manifest
-from bundle.photos import Placement
-from bundle.store import Bundle
-from bundle.task import Task
-from runtime_demo import boxes, coco, drawing, masks
-from runtime_demo.boxes import Match
-from runtime_demo.coco import Labels, Precision
-from runtime_demo.masks import Agreement, Mask
-from targets.errors import UserError
+from netship.bundle import decode, photos
+from netship.bundle.detections import Detections, on_photograph
+from netship.bundle.manifest import Manifest
+from netship.bundle.photos import Placement
+from netship.bundle.store import Bundle
+from netship.bundle.task import Task
+from netship.runtime_demo import boxes, coco, drawing, masks
+from netship.runtime_demo.boxes import Match
+from netship.runtime_demo.coco import Labels, Precision
+from netship.runtime_demo.masks import Agreement, Mask
+from netship.targets.errors import UserError
 
 Outputs = Sequence[NDArray[Any]]
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from targets.errors import UserError
-from targets.escapes import counted, shown
+from netship.targets.errors import UserError
+from netship.targets.escapes import counted, shown
 
 TABLE = "labels.csv"
 

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bundle.decode import map_on_photograph
-from bundle.photos import MAX_PIXELS, Placement
-from targets.errors import UserError, first_line
-from targets.escapes import shown
+from netship.bundle.decode import map_on_photograph
+from netship.bundle.photos import MAX_PIXELS, Placement
+from netship.targets.errors import UserError, first_line
+from netship.targets.escapes import shown
 
 Mask = NDArray[np.integer]
 _MOST_CLASSES = 1 << 16

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from targets.escapes import ending
+from netship.targets.escapes import ending
 
 if TYPE_CHECKING:
-    from devices.microcontroller.figures import Figures
+    from netship.devices.microcontroller.figures import Figures
 
 # MHz that boards with these cores commonly run at.
 _CLOCKS = {"cortex-m4": 168, "cortex-m7": 480, "cortex-m33": 160, "cortex-m55": 400}

@@ -8,14 +8,14 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from targets.arguments import check_key, count_up_to, host_and_port, named_path
-from targets.errors import UserError
-from targets.escapes import listed, shown
+from netship.targets.arguments import check_key, count_up_to, host_and_port, named_path
+from netship.targets.errors import UserError
+from netship.targets.escapes import listed, shown
 
 if TYPE_CHECKING:
-    from bundle.store import Bundle
-    from devices.sessions.session import Session
-    from targets.progress import Progress
+    from netship.bundle.store import Bundle
+    from netship.devices.sessions.session import Session
+    from netship.targets.progress import Progress
 
 DEVICES_HELP = """\
 where it runs (default: in this process):
@@ -123,13 +123,17 @@ def open_session(
     check_key(arguments)
     if arguments.cpu and not arguments.board:
         raise UserError("--cpu goes with --board emulated; leave it out")
-    from devices.sessions.opening import check_served, open_here, open_on_emulated
+    from netship.devices.sessions.opening import (
+        check_served,
+        open_here,
+        open_on_emulated,
+    )
 
     threads, wait, note = arguments.threads, arguments.wait, progress.note
     if arguments.board == "emulated":
         return open_on_emulated(bundle, threads, progress.stage, arguments.cpu)
     if arguments.rpc == "local":
-        from devices.sessions.rpc import open_rpc_local
+        from netship.devices.sessions.rpc import open_rpc_local
 
         check_served(bundle)
         progress.stage("starting an RPC server on 127.0.0.1")
@@ -137,9 +141,9 @@ def open_session(
     if not (arguments.ssh or arguments.tracker or arguments.rpc):
         progress.stage("loading the bundle")
         return open_here(bundle, threads)
-    from devices.sessions import fleet
-    from devices.transport.link import Address
-    from devices.transport.ssh import open_server
+    from netship.devices.sessions import fleet
+    from netship.devices.transport.link import Address
+    from netship.devices.transport.ssh import open_server
 
     check_served(bundle)
     if arguments.tracker:

@@ -15,15 +15,15 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from bundle import photos
-from bundle.store import Bundle
-from devices.sessions.session import Origin
-from runtime_demo import drawing, microcontroller
-from runtime_demo.options import threads_text
-from runtime_demo.result import CheckResult, InputResult
-from targets import templates
-from targets.errors import UserError
-from targets.presets import this_cpu
+from netship.bundle import photos
+from netship.bundle.store import Bundle
+from netship.devices.sessions.session import Origin
+from netship.runtime_demo import drawing, microcontroller
+from netship.runtime_demo.options import threads_text
+from netship.runtime_demo.result import CheckResult, InputResult
+from netship.targets import templates
+from netship.targets.errors import UserError
+from netship.targets.presets import this_cpu
 
 GALLERY_LIMIT = 48
 """Inputs shown one by one; of more, those that disagree or fail come first."""

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from bundle.accuracy import Accuracy, Swap, best_classes
-from bundle.store import Bundle
-from devices.board.board_state import BoardState
-from devices.microcontroller.figures import Figures
-from devices.sessions.session import OperatorTime, Origin
-from runtime_demo import microcontroller
-from runtime_demo.findings import Boxes, Findings, Given, Masks, summary
+from netship.bundle.accuracy import Accuracy, Swap, best_classes
+from netship.bundle.store import Bundle
+from netship.devices.board.board_state import BoardState
+from netship.devices.microcontroller.figures import Figures
+from netship.devices.sessions.session import OperatorTime, Origin
+from netship.runtime_demo import microcontroller
+from netship.runtime_demo.findings import Boxes, Findings, Given, Masks, summary
 
 
 class Answer(NamedTuple):

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 from pydantic_core import from_json
 
-from devices.sessions.session import Origin
-from runtime_demo.columns import (
+from netship.devices.sessions.session import Origin
+from netship.runtime_demo.columns import (
     COUNTED,
     Column,
     Fact,
@@ -19,7 +19,7 @@ from runtime_demo.columns import (
     in_ms,
     threads,
 )
-from targets.errors import UserError
+from netship.targets.errors import UserError
 
 _MOST_BYTES = 16 << 20
 _Count = Annotated[FiniteFloat, Field(ge=0, lt=1e18)]

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from runtime_demo.options import (
+from netship.runtime_demo.options import (
     DEVICES_HELP,
     add_device_options,
     add_input_option,
@@ -15,15 +15,20 @@ from runtime_demo.options import (
     open_session,
     threads_text,
 )
-from targets.arguments import add_json, command_parser, file_to_write, named_path
-from targets.errors import UserError, run_command
-from targets.escapes import counted, lines, shown
-from targets.progress import Progress
+from netship.targets.arguments import (
+    add_json,
+    command_parser,
+    file_to_write,
+    named_path,
+)
+from netship.targets.errors import UserError, run_command
+from netship.targets.escapes import counted, lines, shown
+from netship.targets.progress import Progress
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from bundle.store import Bundle
+    from netship.bundle.store import Bundle
 
 _EPILOG = (
     DEVICES_HELP
@@ -69,11 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    from bundle import inputs
-    from bundle.store import open_bundle
-    from devices.sessions.session import Origin
-    from runtime_demo import drawing, findings
-    from runtime_demo.comparison import read_inputs, time_both
+    from netship.bundle import inputs
+    from netship.bundle.store import open_bundle
+    from netship.devices.sessions.session import Origin
+    from netship.runtime_demo import drawing, findings
+    from netship.runtime_demo.comparison import read_inputs, time_both
 
     progress.stage("verifying the bundle")
     bundle = open_bundle(arguments.bundle)
@@ -124,9 +129,9 @@ def _reader(
     """What the outputs mean: a function of them and of the photograph's width and height, if it is one."""
     import numpy as np
 
-    from bundle.decode import segment
-    from runtime_demo.findings import Geometry
-    from runtime_demo.result import Answer, answers, scores_classes
+    from netship.bundle.decode import segment
+    from netship.runtime_demo.findings import Geometry
+    from netship.runtime_demo.result import Answer, answers, scores_classes
 
     manifest, labels = bundle.manifest, bundle.labels()
     task, first = manifest.task, manifest.outputs[0]

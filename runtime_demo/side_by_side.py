@@ -8,10 +8,10 @@ from itertools import combinations
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
-from bundle.accuracy import compare
-from runtime_demo.columns import KINDS, Column, Fact, Kind
-from runtime_demo.result import CheckResult, InputResult
-from targets.errors import UserError
+from netship.bundle.accuracy import compare
+from netship.runtime_demo.columns import KINDS, Column, Fact, Kind
+from netship.runtime_demo.result import CheckResult, InputResult
+from netship.targets.errors import UserError
 
 MOST_COLUMNS = len(ascii_uppercase)
 

@@ -7,7 +7,7 @@ anything that needs more than Python 3.6 is parsed.
 import os
 import sys
 
-from targets import interrupts
+from netship.targets import interrupts
 
 # While `python -m` looks for a command.
 if sys.argv[:1] == ["-m"]:

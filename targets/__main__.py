@@ -6,9 +6,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from targets.arguments import add_json, command_parser
-from targets.errors import run_command
-from targets.presets import PRESETS, boards_of, missing_features, native, this_cpu
+from netship.targets.arguments import add_json, command_parser
+from netship.targets.errors import run_command
+from netship.targets.presets import (
+    PRESETS,
+    boards_of,
+    missing_features,
+    native,
+    this_cpu,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

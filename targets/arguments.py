@@ -9,9 +9,17 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from targets import VERSION
-from targets.errors import UserError
-from targets.files import check_writable
+from netship.targets import VERSION
+from netship.targets.commands import as_called
+from netship.targets.errors import UserError
+from netship.targets.files import check_writable
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its help names the commands as `as_called` does."""
+
+    def format_help(self) -> str:
+        return as_called(super().format_help())
 
 
 def command_parser(
@@ -19,9 +27,8 @@ def command_parser(
 ) -> argparse.ArgumentParser:
     """The parser of ``python -m MODULE``; its epilog keeps its line ends."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        f"python -m {module}", None, description, epilog, formatter_class=raw
-    )
+    name = as_called(f"python -m {module}")
+    parser = _Parser(name, None, description, epilog, formatter_class=raw)
     version = f"netship {VERSION}"
     parser.add_argument(
         "--version", action="version", version=version, help="print it and exit"
@@ -54,7 +61,7 @@ def show_result(
     if arguments.report:
         write_page(arguments.report)
         text += f"\nreport     {arguments.report}"
-    print(json.dumps(data, indent=2) if arguments.json else text)
+    print(json.dumps(data, indent=2) if arguments.json else as_called(text))
 
 
 def file_to_write(option: str) -> Callable[[str], Path]:

@@ -7,17 +7,20 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 import tempfile
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
-from targets.disk import DISK_FULL, why_full
-from targets.errors import UserError, ended_from_outside, last_line
-from targets.interrupts import ENDING
+from netship.targets.disk import DISK_FULL, why_full
+from netship.targets.errors import UserError, ended_from_outside, last_line
+from netship.targets.interrupts import ENDING
 
 
 class EndedAbruptly(UserError):
@@ -55,11 +58,14 @@ def run_in_child(
         signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         # Another thread, such as a library's, may still receive a signal: it is raised again once there is a child to end.
         received: list[int] = []
+        # Python handles signals in the main thread only, and lets no other thread say how.
+        in_main = threading.current_thread() is threading.main_thread()
         handlers = {
             number: signal.signal(number, lambda now, _: received.append(now))
-            for number in ENDING
+            for number in (ENDING if in_main else ())
         }
-        process.start()
+        with _without_main(work):
+            process.start()
         try:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -72,6 +78,18 @@ def run_in_child(
         finally:
             _end(process)
             receiver.close()
+
+
+@contextlib.contextmanager
+def _without_main(work: Callable[..., object]) -> Iterator[None]:
+    """The child does not import the script that runs here: a user's may lack ``if __name__ == "__main__"``."""
+    main = sys.modules["__main__"]
+    if work.__module__ != "__main__":
+        sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _follow(

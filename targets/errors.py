@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from targets import interrupts
-from targets.disk import full_folder
-from targets.escapes import one_line
-from targets.interrupts import Interrupted
+from netship.targets import interrupts
+from netship.targets.commands import as_called
+from netship.targets.disk import full_folder
+from netship.targets.escapes import one_line
+from netship.targets.interrupts import Interrupted
 
 
 class UserError(Exception):
@@ -22,6 +23,9 @@ class UserError(Exception):
 
     Any other exception that leaves a command is a bug, and shows its traceback.
     """
+
+    def __str__(self) -> str:
+        return as_called(super().__str__())
 
 
 # The signals of a program that failed by itself; others come from outside.

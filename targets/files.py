@@ -14,7 +14,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from targets.errors import UserError
+from netship.targets.errors import UserError
 
 
 def check_writable(path: Path, option: str) -> None:

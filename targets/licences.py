@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from targets.escapes import shown
-from targets.toolchain import zig_path
+from netship.targets.escapes import shown
+from netship.targets.toolchain import zig_path
 
 PROJECT = "netship is free software under the Apache License 2.0; its file LICENSE has the text."
 _OUTPUT = """\

@@ -6,6 +6,7 @@ It was seen to end by SIGSEGV on small valid models, so sessions live in a proce
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -20,8 +21,8 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from targets.disk import why_full
-from targets.errors import UserError, ended_from_outside
+from netship.targets.disk import why_full
+from netship.targets.errors import UserError, ended_from_outside
 
 Array = NDArray[Any]
 Optimisation = Literal["none", "basic", "all"]
@@ -155,11 +156,19 @@ class _Server:
         self.ended = False
         self.unused: list[int] = []
         self._lock = threading.Lock()
+        paths = map(os.path.abspath, sys.path)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", f"{__name__}_server", str(theirs.fileno())],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    f"{__name__}_server",
+                    str(theirs.fileno()),
+                ],
                 pass_fds=[theirs.fileno()],
-                cwd=Path(__file__).parents[1],
+                # It imports from where this process does.
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -8,14 +8,14 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
-from targets import interrupts
+from netship.targets import interrupts
 
 # Before ONNX Runtime is imported: it takes the interrupt of an import for an error of its own.
 interrupts.restore()
 
 import onnxruntime
 
-from targets.errors import first_line
+from netship.targets.errors import first_line
 
 
 def serve(connection: Connection) -> None:

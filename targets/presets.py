@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from targets.errors import UserError
+from netship.targets.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ import sys
 import time
 from typing import Self
 
-from targets.escapes import one_line
+from netship.targets.commands import as_called
+from netship.targets.escapes import one_line
 
 _SPINNER = "|/-\\"
 
@@ -55,7 +56,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Print a line that stays, between stages."""
-        self._line(f"         {one_line(text)}")
+        self._line(f"         {one_line(as_called(text))}")
 
     def _line(self, text: str) -> None:
         if not self._quiet:

@@ -10,8 +10,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Undefined
 from markupsafe import Markup
 
-from targets import escapes
-from targets.files import write_whole
+from netship.targets import escapes
+from netship.targets.commands import as_called
+from netship.targets.files import write_whole
 
 _HERE = Path(__file__).parent
 
@@ -33,7 +34,7 @@ def write_page(
     """
     environment = _environment([template.parent, _HERE])
     environment.filters |= filters or {}
-    page = environment.get_template(template.name).render(values)
+    page = as_called(environment.get_template(template.name).render(values))
     text = escapes.without_controls(page)
     write_whole(path, text.encode("utf-8", errors="replace"), option)
 

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from targets.disk import why_full
-from targets.errors import UserError, ended_from_outside
-from targets.files import cache_folder, cached_path, make_once
-from targets.presets import Target
+from netship.targets.disk import why_full
+from netship.targets.errors import UserError, ended_from_outside
+from netship.targets.files import cache_folder, cached_path, make_once
+from netship.targets.presets import Target
 
 _ENVIRONMENT = ("HOME", "PATH", "TMPDIR")
 _LONGEST_REASON = 220

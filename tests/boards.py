@@ -16,14 +16,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from bundle.store import Bundle
-from devices.board.programs import native_server
-from devices.sessions.rpc import open_rpc
-from devices.sessions.session import Session
-from devices.transport.link import Address
-from devices.transport.tracker import boards_of, open_tracker, request_board
-from targets.errors import UserError
-from targets.presets import native
+from netship.bundle.store import Bundle
+from netship.devices.board.programs import native_server
+from netship.devices.sessions.rpc import open_rpc
+from netship.devices.sessions.session import Session
+from netship.devices.transport.link import Address
+from netship.devices.transport.tracker import boards_of, open_tracker, request_board
+from netship.targets.errors import UserError
+from netship.targets.presets import native
 
 HOST = "127.0.0.1"
 KEY = "pi"

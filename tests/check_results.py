@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from bundle.accuracy import Accuracy, Swap, Worst
-from bundle.manifest import (
+from netship.bundle.accuracy import Accuracy, Swap, Worst
+from netship.bundle.manifest import (
     Golden,
     Group,
     Lowering,
@@ -22,10 +22,10 @@ from bundle.manifest import (
     TargetIdentity,
     Tensor,
 )
-from bundle.store import Bundle
-from devices.sessions.session import OperatorTime, Origin
-from runtime_demo.report import write_report
-from runtime_demo.result import Answer, CheckResult, InputResult, Latency
+from netship.bundle.store import Bundle
+from netship.devices.sessions.session import OperatorTime, Origin
+from netship.runtime_demo.report import write_report
+from netship.runtime_demo.result import Answer, CheckResult, InputResult, Latency
 
 LABELS = ["ash", "birch", "<script>alert('cedar')</script>", "dogwood", "elm"]
 VOID = {"meta", "link", "br", "img"}

@@ -20,8 +20,8 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 from numpy.typing import NDArray
 
-from compile.frontend.tflite.convert import convert
-from targets.onnx_runtime import Session
+from netship.compile.frontend.tflite.convert import convert
+from netship.targets.onnx_runtime import Session
 
 Array = NDArray[Any]
 _OURS, _XNNPACK, _REFERENCE = "ours", "XNNPACK", "reference"

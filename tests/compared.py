@@ -12,11 +12,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from bench import comparison, measurement
-from bench.baselines import converters, emulated
-from bench.baselines.runtimes import Baseline
-from meter.counting import Block
-from meter.counts import Command, Counts
+from netship.bench import comparison, measurement
+from netship.bench.baselines import converters, emulated
+from netship.bench.baselines.runtimes import Baseline
+from netship.meter.counting import Block
+from netship.meter.counts import Command, Counts
 
 MILLIONS = {
     "netship": (90, 60, 10),

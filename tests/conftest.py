@@ -45,6 +45,15 @@ def succeed(module: str, *options: object, **environment: str) -> str:
     return result.stdout
 
 
+def hostile(folder: Path) -> Path:
+    """A working folder with folders and files of the user's own that have the names of the project's."""
+    here = folder / "hostile"
+    (here / "compile").mkdir(parents=True)
+    for name in ("targets.py", "bundle.py", "records.py", "compile/build.txt"):
+        (here / name).write_text("raise SystemExit('a file of the user was imported')")
+    return here
+
+
 @pytest.fixture(scope="session")
 def real_model() -> Path:
     """The trained MobileNetV2; the test is counted as not run where it is absent."""
@@ -71,7 +80,7 @@ def shared(relative: str) -> Path:
 @pytest.fixture(scope="session")
 def free_photos() -> list[Path]:
     """Photographs of the scikit-image wheel, as the demo uses them."""
-    from runtime_demo.demo import _photographs
+    from netship.runtime_demo.demo import _photographs
 
     return _photographs()
 

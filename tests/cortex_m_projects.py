@@ -8,15 +8,15 @@ import numpy as np
 import onnx
 from integers import chain, graph_of, oddities, project, quantised, residuals
 
-from bundle.store import Bundle
-from compile import passes
-from compile.backends.c.arrange import Arranged, arrange
-from compile.backends.c.build import PASSES, written
-from compile.backends.c.steps import fuse
-from compile.ir import evaluate
-from compile.ir.graph import Graph
-from devices.microcontroller.boards import BOARDS
-from targets.progress import Progress
+from netship.bundle.store import Bundle
+from netship.compile import passes
+from netship.compile.backends.c.arrange import Arranged, arrange
+from netship.compile.backends.c.build import PASSES, written
+from netship.compile.backends.c.steps import fuse
+from netship.compile.ir import evaluate
+from netship.compile.ir.graph import Graph
+from netship.devices.microcontroller.boards import BOARDS
+from netship.targets.progress import Progress
 
 CPUS = sorted(BOARDS)
 INT8 = ["residuals", "oddities", "chain"]

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.golden import Check, seeded_inputs, write_golden
-from bundle.manifest import (
+from netship.bundle.golden import Check, seeded_inputs, write_golden
+from netship.bundle.manifest import (
     Lowering,
     Manifest,
     ModelIdentity,
@@ -16,9 +16,9 @@ from bundle.manifest import (
     TargetIdentity,
     Tensor,
 )
-from bundle.store import MANIFEST, Bundle, open_bundle, sha256_of
-from targets.presets import Target
-from targets.toolchain import archive, run_zig
+from netship.bundle.store import MANIFEST, Bundle, open_bundle, sha256_of
+from netship.targets.presets import Target
+from netship.targets.toolchain import archive, run_zig
 
 Array = NDArray[np.float32]
 

@@ -37,18 +37,18 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from bundle import golden
-from bundle.accuracy import compare
-from compile import driver
-from compile.backends import bundle as bundle_backend
-from compile.backends import verify
-from compile.backends.request import BuildRequest
-from compile.frontend.reference import Reference
-from compile.quantize import calibrate
-from targets.errors import UserError
-from targets.onnx_runtime import Session
-from targets.presets import resolve
-from targets.progress import Progress
+from netship.bundle import golden
+from netship.bundle.accuracy import compare
+from netship.compile import driver
+from netship.compile.backends import bundle as bundle_backend
+from netship.compile.backends import verify
+from netship.compile.backends.request import BuildRequest
+from netship.compile.frontend.reference import Reference
+from netship.compile.quantize import calibrate
+from netship.targets.errors import UserError
+from netship.targets.onnx_runtime import Session
+from netship.targets.presets import resolve
+from netship.targets.progress import Progress
 
 Floats = NDArray[np.float32]
 

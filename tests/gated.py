@@ -11,9 +11,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from bundle.manifest import ModelIdentity
-from compile.frontend.gate import load
-from targets.errors import UserError
+from netship.bundle.manifest import ModelIdentity
+from netship.compile.frontend.gate import load
+from netship.targets.errors import UserError
 
 IDENTITY = ModelIdentity(name="model", sha256="0" * 64)
 

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from compile.ir.graph import Array, Graph, Operator, Quantisation, Tensor
-from compile.ir.kinds import make
-from compile.ir.operators import Addition, Convolution, Limited
+from netship.compile.ir.graph import Array, Graph, Operator, Quantisation, Tensor
+from netship.compile.ir.kinds import make
+from netship.compile.ir.operators import Addition, Convolution, Limited
 
 _Limited = TypeVar("_Limited", bound=Limited)
 

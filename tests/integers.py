@@ -11,21 +11,21 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from bundle.golden import Check, seeded_inputs, write_golden
-from bundle.manifest import (
+from netship.bundle.golden import Check, seeded_inputs, write_golden
+from netship.bundle.manifest import (
     Manifest,
     ModelIdentity,
     Preprocessing,
     TargetIdentity,
     Tensor,
 )
-from bundle.store import MANIFEST, Bundle, open_bundle, sha256_of
-from compile import passes
-from compile.backends.c import build
-from compile.ir import graph as operators
-from compile.ir import onnx_form
-from targets.presets import resolve
-from targets.progress import Progress
+from netship.bundle.store import MANIFEST, Bundle, open_bundle, sha256_of
+from netship.compile import passes
+from netship.compile.backends.c import build
+from netship.compile.ir import graph as operators
+from netship.compile.ir import onnx_form
+from netship.targets.presets import resolve
+from netship.targets.progress import Progress
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int8]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from bundle.store import Bundle
-from devices.board.kit import write_kit
-from targets.presets import native, resolve
+from netship.bundle.store import Bundle
+from netship.devices.board.kit import write_kit
+from netship.targets.presets import native, resolve
 
 HERE = native().machine
 # A target of another architecture.

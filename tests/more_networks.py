@@ -9,8 +9,8 @@ import onnx
 from networks import Net, mobilenet_v1, resnet18_like, squeezenet_like
 from onnx import TensorProto, helper, numpy_helper
 
-from compile.frontend import family
-from compile.frontend.family import divisible
+from netship.compile.frontend import family
+from netship.compile.frontend.family import divisible
 
 
 class _Wide(Net):

@@ -327,9 +327,9 @@ def work(
     seed: int, first: int, count: int, models: Sequence[bytes], place: Path
 ) -> None:
     """In a process of its own, which a fault ends: say each number before it is tried and its outcome after it."""
-    from compile import passes
-    from compile.frontend import gate
-    from targets.errors import UserError
+    from netship.compile import passes
+    from netship.compile.frontend import gate
+    from netship.targets.errors import UserError
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for number in range(first, first + count):

@@ -14,9 +14,9 @@ from typing import Any
 
 from boards import HOST
 
-from devices.board.programs import native_server
-from targets.presets import native
-from targets.toolchain import run_zig
+from netship.devices.board.programs import native_server
+from netship.targets.presets import native
+from netship.targets.toolchain import run_zig
 
 MAGIC, MISMATCH, TRACKER_MAGIC = 0xFF271, 0xFF273, 0x2F271
 WITHIN = 20.0
@@ -90,7 +90,7 @@ def starting(folder: Path) -> Iterator[Callable[..., Server]]:
 
 def connect(server: Server, key: str = "pi", timeout: int = 0) -> Any:
     """TVM's stock client."""
-    from targets import engine
+    from netship.targets import engine
 
     if "tvm" not in sys.modules:
         engine.runtime(1)

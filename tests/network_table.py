@@ -24,7 +24,7 @@ import numpy as np
 import onnx
 from PIL import Image
 
-from bundle.store import open_bundle
+from netship.bundle.store import open_bundle
 
 ROOT = Path(__file__).parent.parent
 TARGETS = (

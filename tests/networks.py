@@ -15,9 +15,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from bundle.golden import seeded_inputs
-from bundle.manifest import Preprocessing, Tensor
-from compile.frontend.family import divisible
+from netship.bundle.golden import seeded_inputs
+from netship.bundle.manifest import Preprocessing, Tensor
+from netship.compile.frontend.family import divisible
 
 Array = NDArray[np.float32]
 

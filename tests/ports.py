@@ -14,7 +14,7 @@ from conftest import succeed
 from kits import HERE
 from onnx import helper, numpy_helper
 
-from devices.board.programs import native_verifier
+from netship.devices.board.programs import native_verifier
 
 
 def network(

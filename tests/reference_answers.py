@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from targets.onnx_runtime import Session
+from netship.targets.onnx_runtime import Session
 
 Floats = NDArray[np.float32]
 

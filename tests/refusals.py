@@ -17,7 +17,7 @@ from conftest import ROOT
 from onnx import TensorProto, helper, numpy_helper
 from tiny import tiny_bundle
 
-from targets.presets import native
+from netship.targets.presets import native
 
 BUILD, RUN, CHECK = "compile.build", "runtime_demo.run", "runtime_demo.check"
 

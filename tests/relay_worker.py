@@ -40,14 +40,14 @@ def through_relay(
         rewrite: False imports the model as it is.
         optimise: False compiles four times as fast, where only the import is of interest.
     """
-    from targets.engine import compiler
+    from netship.targets.engine import compiler
 
     tvm = compiler()
     from tvm.contrib import graph_executor
 
-    from compile.frontend.fold import opset
-    from compile.ir import onnx_form
-    from compile.relay.importer import to_relay
+    from netship.compile.frontend.fold import opset
+    from netship.compile.ir import onnx_form
+    from netship.compile.relay.importer import to_relay
 
     proto = onnx.load_model_from_string(model)
     name = proto.graph.input[0].name
@@ -76,20 +76,20 @@ def through_product(model: bytes, x: Array) -> tuple[list[Array], list[Array], b
     Raises:
         UserError: as a build does.
     """
-    from targets.engine import compiler
+    from netship.targets.engine import compiler
 
     tvm = compiler()
     from tvm.contrib import graph_executor
 
-    from bundle.accuracy import compare
-    from bundle.manifest import ModelIdentity
-    from compile import passes
-    from compile.backends import engine
-    from compile.backends.dump import Dump
-    from compile.frontend import gate
-    from compile.frontend.reference import Reference
-    from compile.relay.convert import to_relay
-    from targets.presets import native
+    from netship.bundle.accuracy import compare
+    from netship.bundle.manifest import ModelIdentity
+    from netship.compile import passes
+    from netship.compile.backends import engine
+    from netship.compile.backends.dump import Dump
+    from netship.compile.frontend import gate
+    from netship.compile.frontend.reference import Reference
+    from netship.compile.relay.convert import to_relay
+    from netship.targets.presets import native
 
     identity = ModelIdentity(name="case.onnx", sha256="0" * 64)
     network = gate.check(onnx.load_model_from_string(model), identity)

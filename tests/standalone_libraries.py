@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from fake_library import INPUT, fake_library
 
-from bundle.store import Bundle
-from targets.presets import Target, native, resolve
+from netship.bundle.store import Bundle
+from netship.targets.presets import Target, native, resolve
 
 A72 = resolve("arm-cortex-a72")
 ARMV7 = Target(

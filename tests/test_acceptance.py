@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from conftest import run, succeed
 
-from bundle.store import elf_machine, open_bundle
-from targets.presets import this_cpu
+from netship.bundle.store import elf_machine, open_bundle
+from netship.targets.presets import this_cpu
 
 Build = Callable[..., Path]
 TWIN = "mobilenetv2-1.0-224"

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from whole_bundles import INPUT, PREPROCESSING
 
-from bundle.accuracy import compare, first_swap, in_steps
-from bundle.golden import normalise, seeded_inputs
-from bundle.manifest import Tensor
+from netship.bundle.accuracy import compare, first_swap, in_steps
+from netship.bundle.golden import normalise, seeded_inputs
+from netship.bundle.manifest import Tensor
 
 
 def digest(tensor: Any) -> str:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from targets.arguments import count_up_to, host_and_port
-from targets.errors import UserError
+from netship.targets.arguments import count_up_to, host_and_port
+from netship.targets.errors import UserError
 
 PORTS = st.integers(1, 65535)
 NAMES = st.from_regex(r"[A-Za-z0-9.-]+", fullmatch=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from targets.presets import native, resolve
-from targets.toolchain import compile_object, is_hard_float
+from netship.targets.presets import native, resolve
+from netship.targets.toolchain import compile_object, is_hard_float
 
 # Builds and links an exponential for a preset, as given or without hard-float.
 SCRIPT = """
@@ -18,10 +18,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from compile.backends.bundle import link
-from targets.engine import compiler
-from targets.errors import UserError
-from targets.presets import resolve
+from netship.compile.backends.bundle import link
+from netship.targets.engine import compiler
+from netship.targets.errors import UserError
+from netship.targets.presets import resolve
 target = resolve(sys.argv[1])
 if sys.argv[2] == "soft":
     target = replace(target, tvm=target.tvm.replace(" -mfloat-abi=hard", ""))

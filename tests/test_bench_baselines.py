@@ -12,16 +12,16 @@ import networks
 import pytest
 from onnx import helper
 
-from bench import measurement
-from bench.baselines import runtimes, tflite
-from compile import mobilenet
-from compile.frontend import family
-from meter import board_files
-from meter.counting import Block, find_qemu
-from meter.counts import Counts
-from meter.memory import hierarchy
-from targets.errors import UserError
-from targets.progress import Progress
+from netship.bench import measurement
+from netship.bench.baselines import runtimes, tflite
+from netship.compile import mobilenet
+from netship.compile.frontend import family
+from netship.meter import board_files
+from netship.meter.counting import Block, find_qemu
+from netship.meter.counts import Counts
+from netship.meter.memory import hierarchy
+from netship.targets.errors import UserError
+from netship.targets.progress import Progress
 
 
 def test_every_runtime_is_pinned_by_a_hash_and_no_registry_is_named() -> None:

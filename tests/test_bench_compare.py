@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from compared import MILLIONS, OPTIONS, Answer, Runs, replace_runtimes, tiny_model
 
-from bench import compare, measurement
-from bench.baselines import converters, emulated, runtimes
-from bench.baselines.runtimes import Baseline
-from targets.errors import UserError
-from targets.progress import Progress
+from netship.bench import compare, measurement
+from netship.bench.baselines import converters, emulated, runtimes
+from netship.bench.baselines.runtimes import Baseline
+from netship.targets.errors import UserError
+from netship.targets.progress import Progress
 
 
 @pytest.fixture(autouse=True)
@@ -196,7 +196,7 @@ def test_nothing_of_ours_is_built_where_it_could_not_be_counted(
         raise AssertionError("built")
 
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr("compile.driver.build", never)
+    monkeypatch.setattr("netship.compile.driver.build", never)
     words = ["--model", str(model), "--cpu", "cortex-a72", "--runtimes"]
     assert compare.main(words) == 1
     assert "this project: no qemu-aarch64" in capsys.readouterr().out

@@ -10,13 +10,13 @@ import onnx
 import pytest
 from compared import OPTIONS, Runs, replace_runtimes, tiny_model
 
-from bench import compare, comparison, measurement
-from bench.baselines import runtimes
-from bundle.golden import seeded_inputs
-from bundle.manifest import ModelIdentity
-from bundle.store import sha256_of
-from compile.frontend.reference import Reference
-from meter.counts import Counts
+from netship.bench import compare, comparison, measurement
+from netship.bench.baselines import runtimes
+from netship.bundle.golden import seeded_inputs
+from netship.bundle.manifest import ModelIdentity
+from netship.bundle.store import sha256_of
+from netship.compile.frontend.reference import Reference
+from netship.meter.counts import Counts
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def test_another_counter_or_runtime_counts_anew(
 ) -> None:
     words = ["--model", str(model), *OPTIONS, "--json"]
     compare.main(words)
-    monkeypatch.setattr(f"bench.measurement.{change}", lambda *_: "another")
+    monkeypatch.setattr(f"netship.bench.measurement.{change}", lambda *_: "another")
     compare.main(words)
     assert len(runs) == 6
 
@@ -66,7 +66,9 @@ def test_what_else_the_counts_depend_on_counts_anew(
     if what == "run":
         source.write_text("changed")
     elif what == "system":
-        monkeypatch.setattr("devices.sysroot.sysroot_path", lambda: Path("other"))
+        monkeypatch.setattr(
+            "netship.devices.sysroot.sysroot_path", lambda: Path("other")
+        )
     elif what == "input":
         other = seeded_inputs
         monkeypatch.setattr(
@@ -74,7 +76,7 @@ def test_what_else_the_counts_depend_on_counts_anew(
         )
         monkeypatch.setattr(measurement, "_compare", lambda *_: (0.0, True))
     else:
-        monkeypatch.setattr("meter.counting.qemu_version", lambda: "QEMU 9")
+        monkeypatch.setattr("netship.meter.counting.qemu_version", lambda: "QEMU 9")
     compare.main(words)
     assert len(runs) == 6
 
@@ -181,7 +183,7 @@ def test_our_bundle_is_counted_anew_by_another_verifier_or_system(
         return int(bundle.counted)
 
     assert [run(), run()] == [1, 1]
-    monkeypatch.setattr("devices.board.programs.SOURCES", tmp_path / "none")
+    monkeypatch.setattr("netship.devices.board.programs.SOURCES", tmp_path / "none")
     assert [run(), run()] == [2, 2]
-    monkeypatch.setattr("devices.sysroot.sysroot_path", lambda: Path("other"))
+    monkeypatch.setattr("netship.devices.sysroot.sysroot_path", lambda: Path("other"))
     assert run() == 3

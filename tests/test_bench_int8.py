@@ -16,14 +16,14 @@ from networks import quantised
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from bench.baselines import int8_forms, int8_graph
-from bench.baselines.int8_forms import layers
-from compile.ir import onnx_form
-from compile.ir.graph import Graph, Tensor, check
-from compile.ir.kinds import make
-from compile.passes.integers import absorb_constants
-from compile.passes.simplify import dense_as_convolution, fold_normalisation
-from targets.errors import UserError
+from netship.bench.baselines import int8_forms, int8_graph
+from netship.bench.baselines.int8_forms import layers
+from netship.compile.ir import onnx_form
+from netship.compile.ir.graph import Graph, Tensor, check
+from netship.compile.ir.kinds import make
+from netship.compile.passes.integers import absorb_constants
+from netship.compile.passes.simplify import dense_as_convolution, fold_normalisation
+from netship.targets.errors import UserError
 
 Array = NDArray[np.float32]
 

@@ -13,11 +13,11 @@ from compared import OPTIONS, Runs, replace_runtimes, tiny_model
 from gated import node, small
 from onnx import TensorProto, helper, numpy_helper
 
-from bench import compare, measurement
-from compile.frontend import gate
-from compile.frontend.reference import Reference
-from targets import onnx_runtime
-from targets.errors import UserError
+from netship.bench import compare, measurement
+from netship.compile.frontend import gate
+from netship.compile.frontend.reference import Reference
+from netship.targets import onnx_runtime
+from netship.targets.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from bench import published_networks, validate, validation
-from bench.baselines import runtimes
-from bench.measurement import Row
-from compile.mobilenet import count
-from meter import board_files
-from meter.counts import Counts, meter_version
-from targets.errors import UserError
+from netship.bench import published_networks, validate, validation
+from netship.bench.baselines import runtimes
+from netship.bench.measurement import Row
+from netship.compile.mobilenet import count
+from netship.meter import board_files
+from netship.meter.counts import Counts, meter_version
+from netship.targets.errors import UserError
 
 SOURCE = validation.Source(
     title="Somebody's table",
@@ -181,8 +181,8 @@ def test_measuring_estimates_every_pair_once_and_stores_it(
         return Row(runtime.name, runtime.title, "1", counts)
 
     monkeypatch.setattr(validation, "RESULTS", tmp_path / "results.json")
-    monkeypatch.setattr("bench.measurement.case_of", lambda proto, name: name)
-    monkeypatch.setattr("bench.measurement.measure", measure_row)
+    monkeypatch.setattr("netship.bench.measurement.case_of", lambda proto, name: name)
+    monkeypatch.setattr("netship.bench.measurement.measure", measure_row)
     monkeypatch.setattr(published_networks, "build", lambda name: None)
     assert validate.main(["--measure", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
@@ -205,8 +205,8 @@ def test_a_network_that_cannot_be_run_stops_the_measuring(
         return Row(runtime.name, runtime.title, "1", None, refused="no QEMU")
 
     monkeypatch.setattr(validation, "RESULTS", tmp_path / "results.json")
-    monkeypatch.setattr("bench.measurement.case_of", lambda proto, name: name)
-    monkeypatch.setattr("bench.measurement.measure", refuse)
+    monkeypatch.setattr("netship.bench.measurement.case_of", lambda proto, name: name)
+    monkeypatch.setattr("netship.bench.measurement.measure", refuse)
     monkeypatch.setattr(published_networks, "build", lambda name: None)
     with pytest.raises(UserError, match="mobilenet_v1 in ncnn.*: no QEMU"):
         validate.main(["--measure", "--json"])
@@ -230,7 +230,7 @@ def test_damaged_results_are_named(
 def test_the_page_names_sources_and_what_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bench.validation_page import write_validation
+    from netship.bench.validation_page import write_validation
 
     pairs = (pair(100, 150e6), pair(100, 30e6), pair(100, None))
     left_out = (
@@ -248,7 +248,7 @@ def test_the_page_names_sources_and_what_is_wrong(
 
 
 def test_the_page_without_estimates(tmp_path: Path) -> None:
-    from bench.validation_page import write_validation
+    from netship.bench.validation_page import write_validation
 
     path = tmp_path / "validation.html"
     write_validation(page_of(pair(100, None)), path)

@@ -13,13 +13,13 @@ from gated import small
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from compile import passes
-from compile.frontend.gate import load
-from compile.frontend.model import Model
-from compile.frontend.reference import Reference
-from compile.ir.operators import Convolution
-from compile.quantize import bias, calibrate
-from targets.progress import Progress
+from netship.compile import passes
+from netship.compile.frontend.gate import load
+from netship.compile.frontend.model import Model
+from netship.compile.frontend.reference import Reference
+from netship.compile.ir.operators import Convolution
+from netship.compile.quantize import bias, calibrate
+from netship.targets.progress import Progress
 
 Array = NDArray[np.float32]
 

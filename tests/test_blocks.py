@@ -25,14 +25,14 @@ def worker() -> Iterator[ProcessPoolExecutor]:
 def compare(target: str = "llvm -keys=cpu", **variant: Any) -> tuple[int, int, float]:
     """How many pairs were fused, their multiply-adds, the largest difference of the answers."""
     os.environ["TVM_NUM_THREADS"] = "3"
-    from targets.engine import compiler
+    from netship.targets.engine import compiler
 
     tvm = compiler()
     from tvm import relay
     from tvm.contrib import graph_executor
 
-    from compile.relay import describe, prefetch
-    from compile.relay.ops import conv2d_depthwise
+    from netship.compile.relay import describe, prefetch
+    from netship.compile.relay.ops import conv2d_depthwise
 
     random = np.random.default_rng(0)
 

@@ -16,9 +16,9 @@ from conftest import ROOT, run
 from test_devices_rpc import children, ended
 from tiny import tiny_bundle
 
-from devices.board.board_state import BoardState
-from runtime_demo.doctor import Check, Found, Grade, checks, fit
-from targets.presets import native, resolve
+from netship.devices.board.board_state import BoardState
+from netship.runtime_demo.doctor import Check, Found, Grade, checks, fit
+from netship.targets.presets import native, resolve
 
 PI = BoardState(
     server="0.1.0",
@@ -123,7 +123,7 @@ def test_a_kit_that_cannot_be(
 @pytest.mark.parametrize("verb", [(), ("kit",), ("doctor",), ("emulate",)])
 def test_help_needs_no_engine(verb: tuple[str, ...]) -> None:
     program = (
-        "import sys; from runtime_demo.board import main\n"
+        "import sys; from netship.runtime_demo.board import main\n"
         "try: main(sys.argv[1:])\n"
         "finally: assert not {'tvm', 'onnx', 'numpy'} & set(sys.modules)\n"
     )

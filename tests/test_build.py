@@ -14,9 +14,9 @@ import onnx
 import pytest
 from conftest import run, succeed
 
-from bundle.golden import read_golden
-from bundle.store import open_bundle, sha256_of
-from compile.build import _table
+from netship.bundle.golden import read_golden
+from netship.bundle.store import open_bundle, sha256_of
+from netship.compile.build import _table
 
 Build = Callable[..., Path]
 SMALL = "mobilenetv2-0.35-96"

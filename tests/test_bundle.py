@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from whole_bundles import INPUT, OUTPUT, PREPROCESSING, elf, fill, scores
 
-from bundle.golden import normalise, read_golden, seeded_inputs
-from bundle.manifest import MAX_MANIFEST_BYTES, parse
-from bundle.store import LIBRARY, MANIFEST, elf_machine, open_bundle
-from targets.errors import UserError
+from netship.bundle.golden import normalise, read_golden, seeded_inputs
+from netship.bundle.manifest import MAX_MANIFEST_BYTES, parse
+from netship.bundle.store import LIBRARY, MANIFEST, elf_machine, open_bundle
+from netship.targets.errors import UserError
 
 
 @pytest.fixture

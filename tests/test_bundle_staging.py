@@ -14,9 +14,15 @@ from pathlib import Path
 import pytest
 from whole_bundles import elf, fill
 
-from bundle.store import MANIFEST, archive_of, check_replaceable, open_bundle, staging
-from targets import disk
-from targets.errors import UserError
+from netship.bundle.store import (
+    MANIFEST,
+    archive_of,
+    check_replaceable,
+    open_bundle,
+    staging,
+)
+from netship.targets import disk
+from netship.targets.errors import UserError
 
 
 @pytest.fixture

@@ -15,14 +15,14 @@ from onnx import TensorProto, helper
 from PIL import Image
 from ports import check, network, seeded, verified
 
-from bundle import inputs
-from bundle.golden import normalise, read_golden
-from bundle.manifest import ModelIdentity, Preprocessing, Quantised
-from bundle.store import open_bundle
-from compile.frontend import gate
-from devices.sessions.opening import open_here
-from devices.sessions.standalone import StandaloneSession
-from targets.toolchain import run_zig
+from netship.bundle import inputs
+from netship.bundle.golden import normalise, read_golden
+from netship.bundle.manifest import ModelIdentity, Preprocessing, Quantised
+from netship.bundle.store import open_bundle
+from netship.compile.frontend import gate
+from netship.devices.sessions.opening import open_here
+from netship.devices.sessions.standalone import StandaloneSession
+from netship.targets.toolchain import run_zig
 
 pytestmark = pytest.mark.slow
 

@@ -19,17 +19,17 @@ import pytest
 from conftest import ROOT
 from integers import residuals
 
-from bench import comparison, measurement
-from bench.baselines import converters, emulated, runtimes
-from compile import driver
-from compile.backends import request
-from compile.backends.request import BuildRequest
-from records import lookup
-from targets import files
-from targets.files import cache_key
-from targets.presets import resolve
-from targets.progress import Progress
-from tuning import refine
+from netship.bench import comparison, measurement
+from netship.bench.baselines import converters, emulated, runtimes
+from netship.compile import driver
+from netship.compile.backends import request
+from netship.compile.backends.request import BuildRequest
+from netship.records import lookup
+from netship.targets import files
+from netship.targets.files import cache_key
+from netship.targets.presets import resolve
+from netship.targets.progress import Progress
+from netship.tuning import refine
 
 QUIET = Progress(quiet=True)
 
@@ -210,7 +210,7 @@ def test_refining_builds_an_edited_model_again(
     builds: list[Path],
 ) -> None:
     monkeypatch.setattr(
-        "bundle.store.open_bundle", lambda path: SimpleNamespace(path=path)
+        "netship.bundle.store.open_bundle", lambda path: SimpleNamespace(path=path)
     )
     arguments = argparse.Namespace(
         model=order.model, output=tmp_path / "chosen.json", threads=1
@@ -295,8 +295,8 @@ def test_a_converted_models_key_has_what_conversions_import_of_the_compiler() ->
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.ImportFrom) and node.module
         for name in node.names
-        if node.module.split(".")[0] == "compile"
+        if node.module.startswith("netship.compile")
     ]
-    assert ROOT / "compile" / "ir" / "onnx_form" in places
+    assert ROOT / "netship" / "compile" / "ir" / "onnx_form" in places
     for place in places:
         assert any(place.is_relative_to(source) for source in runtimes.SOURCES)

@@ -17,22 +17,22 @@ from conftest import run
 from PIL import Image
 from whole_bundles import fill
 
-from bench.comparison import Comparison as BenchComparison
-from bench.measurement import Row as BenchRow
-from bundle.accuracy import Accuracy
-from bundle.manifest import Firmware, FirmwareTensor, Quantisation
-from bundle.store import MANIFEST, Bundle
-from devices.microcontroller.figures import Figures, Part
-from devices.sessions.session import Origin
-from meter.__main__ import to_json as meter_json
-from meter.counts import Counts
-from meter.operators import Metered, Operator
-from runtime_demo import compare, result_files
-from runtime_demo.columns import Column, column
-from runtime_demo.result import CheckResult, InputResult, Latency
-from runtime_demo.side_by_side import Comparison
-from targets.errors import UserError
-from targets.progress import Progress
+from netship.bench.comparison import Comparison as BenchComparison
+from netship.bench.measurement import Row as BenchRow
+from netship.bundle.accuracy import Accuracy
+from netship.bundle.manifest import Firmware, FirmwareTensor, Quantisation
+from netship.bundle.store import MANIFEST, Bundle
+from netship.devices.microcontroller.figures import Figures, Part
+from netship.devices.sessions.session import Origin
+from netship.meter.__main__ import to_json as meter_json
+from netship.meter.counts import Counts
+from netship.meter.operators import Metered, Operator
+from netship.runtime_demo import compare, result_files
+from netship.runtime_demo.columns import Column, column
+from netship.runtime_demo.result import CheckResult, InputResult, Latency
+from netship.runtime_demo.side_by_side import Comparison
+from netship.targets.errors import UserError
+from netship.targets.progress import Progress
 
 PATH = Path("/photos/oak.png")
 
@@ -317,12 +317,12 @@ def test_a_build_that_cannot_run_here_says_so_and_the_rest_goes_on(
         return result
 
     monkeypatch.setattr(compare, "check", check)
-    monkeypatch.setattr("targets.engine.runtime", asked.append)
+    monkeypatch.setattr("netship.targets.engine.runtime", asked.append)
     here = changed(tmp_path / "here")
     arm = changed(tmp_path / "arm")
     text = (arm / MANIFEST).read_text().replace("x86_64", "aarch64")
     (arm / MANIFEST).write_text(text)
-    monkeypatch.setattr("bundle.store.elf_machine", lambda f: "aarch64" if f.parent == arm else "x86_64")  # fmt: skip
+    monkeypatch.setattr("netship.bundle.store.elf_machine", lambda f: "aarch64" if f.parent == arm else "x86_64")  # fmt: skip
     monkeypatch.setattr(compare, "_runs_here", lambda bundle: bundle.path == here)
     found = compared(here, arm, "--model", "m.onnx", "--threads", 3)
     assert asked == [3, (None, 3, "m.onnx"), ("emulated", None, "m.onnx")]

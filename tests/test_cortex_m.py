@@ -25,22 +25,22 @@ from integers import patterns
 from onnx import TensorProto, helper, numpy_helper
 from reference_answers import seeded
 
-from bundle.manifest import parse
-from bundle.store import Bundle
-from compile.frontend import family
-from compile.program.planner import inplace_distance
-from devices.microcontroller import firmware
-from devices.microcontroller.boards import BOARDS
-from devices.microcontroller.firmware import run_firmware
-from devices.microcontroller.host import run_on_host
-from devices.microcontroller.session import (
+from netship.bundle.manifest import parse
+from netship.bundle.store import Bundle
+from netship.compile.frontend import family
+from netship.compile.program.planner import inplace_distance
+from netship.devices.microcontroller import firmware
+from netship.devices.microcontroller.boards import BOARDS
+from netship.devices.microcontroller.firmware import run_firmware
+from netship.devices.microcontroller.host import run_on_host
+from netship.devices.microcontroller.session import (
     FirmwareSession,
     interface_of,
     open_firmware,
     to_input,
 )
-from targets.errors import UserError
-from targets.presets import this_cpu
+from netship.targets.errors import UserError
+from netship.targets.presets import this_cpu
 
 
 @pytest.fixture(scope="module")

@@ -19,10 +19,10 @@ from cortex_m_projects import (
     small_networks,
 )
 
-from compile.backends.c import ports
-from devices.microcontroller.session import interface_of
-from targets.escapes import C_TYPES, c_float
-from targets.toolchain import run_zig, zig_path
+from netship.compile.backends.c import ports
+from netship.devices.microcontroller.session import interface_of
+from netship.targets.escapes import C_TYPES, c_float
+from netship.targets.toolchain import run_zig, zig_path
 
 
 @pytest.fixture(scope="module")

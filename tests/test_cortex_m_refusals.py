@@ -13,11 +13,11 @@ from conftest import run
 from cortex_m_projects import Projects, graph_for_c, planned, small_networks
 from integers import project, quantised, residuals
 
-from bundle.store import Bundle, open_bundle
-from compile.backends.c.steps import Generated, fuse
-from devices.microcontroller.session import interface_of, open_firmware
-from devices.sessions.opening import check_served
-from targets.errors import UserError
+from netship.bundle.store import Bundle, open_bundle
+from netship.compile.backends.c.steps import Generated, fuse
+from netship.devices.microcontroller.session import interface_of, open_firmware
+from netship.devices.sessions.opening import check_served
+from netship.targets.errors import UserError
 
 
 @pytest.fixture(scope="module")

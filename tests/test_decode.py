@@ -10,10 +10,10 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from bundle.decode import decode, exp, map_on_photograph, segment
-from bundle.detections import Detections, on_photograph
-from bundle.photos import Placement
-from bundle.task import Detector, Level, Task, Values
+from netship.bundle.decode import decode, exp, map_on_photograph, segment
+from netship.bundle.detections import Detections, on_photograph
+from netship.bundle.photos import Placement
+from netship.bundle.task import Detector, Level, Task, Values
 
 
 def floats(values: object) -> NDArray[np.float32]:

@@ -14,11 +14,11 @@ import onnxruntime as ort
 import pytest
 from conftest import run, succeed
 
-from bundle.store import open_bundle
-from compile import mobilenet
-from compile.frontend.dense import Network, anchors, parse, ssdlite
-from compile.mobilenet import TASKS, count
-from targets.errors import UserError
+from netship.bundle.store import open_bundle
+from netship.compile import mobilenet
+from netship.compile.frontend.dense import Network, anchors, parse, ssdlite
+from netship.compile.mobilenet import TASKS, count
+from netship.targets.errors import UserError
 
 SSDLITE, DEEPLABV3, STRIDE_8 = TASKS
 #: Of ``compile.mobilenet``: multiply-adds, parameters, and both as the paper prints them.

@@ -15,11 +15,11 @@ from conftest import succeed
 from onnx import helper, numpy_helper
 from PIL import Image
 
-from bundle.decode import decode
-from bundle.golden import read_golden
-from bundle.store import Bundle, open_bundle
-from targets.presets import native
-from targets.toolchain import run_zig
+from netship.bundle.decode import decode
+from netship.bundle.golden import read_golden
+from netship.bundle.store import Bundle, open_bundle
+from netship.targets.presets import native
+from netship.targets.toolchain import run_zig
 
 SIDE = 32
 DECODING = """

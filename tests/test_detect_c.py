@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bundle.decode import decode
-from bundle.task import Detector, Level, Task, Values
-from compile.backends.detector.emit import Port, files, write
-from targets.presets import native
-from targets.toolchain import run_zig
+from netship.bundle.decode import decode
+from netship.bundle.task import Detector, Level, Task, Values
+from netship.compile.backends.detector.emit import Port, files, write
+from netship.targets.presets import native
+from netship.targets.toolchain import run_zig
 
 SIZE = (96, 128)
 GRIDS = {8: (12, 16), 16: (6, 8), 32: (3, 4)}

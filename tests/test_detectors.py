@@ -9,21 +9,21 @@ import onnx
 import pytest
 from conftest import shared
 
-from bundle import photos
-from bundle.decode import decode
-from bundle.detections import on_photograph
-from bundle.manifest import ModelIdentity, Tensor
-from bundle.task import Detector, Task
-from compile.frontend import dense, sources
-from compile.frontend.detectors import resolve_task
-from compile.frontend.model import Model
-from compile.frontend.preprocessing import (
+from netship.bundle import photos
+from netship.bundle.decode import decode
+from netship.bundle.detections import on_photograph
+from netship.bundle.manifest import ModelIdentity, Tensor
+from netship.bundle.task import Detector, Task
+from netship.compile.frontend import dense, sources
+from netship.compile.frontend.detectors import resolve_task
+from netship.compile.frontend.model import Model
+from netship.compile.frontend.preprocessing import (
     Overrides,
     read_labels,
     resolve_preprocessing,
 )
-from compile.frontend.reference import Reference
-from targets.errors import UserError
+from netship.compile.frontend.reference import Reference
+from netship.targets.errors import UserError
 
 SIDE = 64
 HEADS = {8: 64, 16: 16, 32: 4}

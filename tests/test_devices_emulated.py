@@ -16,23 +16,23 @@ from conftest import succeed
 from tiny import DOT_PRODUCT, tiny_bundle
 from tuning_worker import network
 
-from bundle.golden import read_golden
-from bundle.manifest import Manifest
-from bundle.store import Bundle
-from devices import sysroot
-from devices.sessions.emulated import (
+from netship.bundle.golden import read_golden
+from netship.bundle.manifest import Manifest
+from netship.bundle.store import Bundle
+from netship.devices import sysroot
+from netship.devices.sessions.emulated import (
     find_qemu,
     open_emulated,
     prepare_board,
     serve_boards,
 )
-from devices.sessions.fleet import open_fleet
-from devices.sessions.session import Origin, Session
-from devices.transport.link import Address
-from devices.transport.tracker import open_tracker
-from records import lookup
-from targets.errors import UserError
-from targets.presets import resolve
+from netship.devices.sessions.fleet import open_fleet
+from netship.devices.sessions.session import Origin, Session
+from netship.devices.transport.link import Address
+from netship.devices.transport.tracker import open_tracker
+from netship.records import lookup
+from netship.targets.errors import UserError
+from netship.targets.presets import resolve
 
 
 @pytest.fixture(scope="module")

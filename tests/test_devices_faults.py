@@ -16,9 +16,9 @@ from conftest import ROOT, run
 from test_devices_rpc import listener
 from tiny import tiny_bundle
 
-from bundle.golden import read_golden
-from bundle.store import Bundle
-from targets.presets import native, resolve
+from netship.bundle.golden import read_golden
+from netship.bundle.store import Bundle
+from netship.targets.presets import native, resolve
 
 # Each starts commands.
 pytestmark = pytest.mark.slow
@@ -183,9 +183,9 @@ def test_a_wrong_key(bundle: Bundle, board: Board, tmp_path: Path) -> None:
 def busy(bundle: Bundle, *options: str) -> subprocess.Popen[str]:
     """Another user, who has the board until killed."""
     program = (
-        "import sys; from pathlib import Path; from runtime_demo.check import parser\n"
-        "from runtime_demo.options import open_session; from targets.progress import Progress\n"
-        "from bundle.store import open_bundle\n"
+        "import sys; from pathlib import Path; from netship.runtime_demo.check import parser\n"
+        "from netship.runtime_demo.options import open_session; from netship.targets.progress import Progress\n"
+        "from netship.bundle.store import open_bundle\n"
         "arguments = parser().parse_args(sys.argv[1:])\n"
         "with open_session(open_bundle(arguments.bundle), arguments, Progress()):\n"
         "    print('open', flush=True); sys.stdin.read()\n"
@@ -268,8 +268,8 @@ def test_something_else_listens(
 
 def test_a_board_that_falls_silent_in_a_session(bundle: Bundle, board: Board) -> None:
     """The library's upload goes nowhere: a network that swallows everything."""
-    from devices.sessions.rpc import open_rpc
-    from devices.transport.link import Address, LostError
+    from netship.devices.sessions.rpc import open_rpc
+    from netship.devices.transport.link import Address, LostError
 
     def stop() -> None:
         os.killpg(board.process.pid, signal.SIGSTOP)
@@ -386,9 +386,9 @@ def test_ctrl_c_with_several_boards_leaves_nothing_on_any(
 ) -> None:
     program = (
         "import os, signal, sys; from itertools import count; from pathlib import Path\n"
-        "from bundle.golden import read_golden; from bundle.store import open_bundle\n"
-        "from devices.sessions.fleet import open_fleet; from targets.errors import run_command\n"
-        "from devices.transport.link import Address\n"
+        "from netship.bundle.golden import read_golden; from netship.bundle.store import open_bundle\n"
+        "from netship.devices.sessions.fleet import open_fleet; from netship.targets.errors import run_command\n"
+        "from netship.devices.transport.link import Address\n"
         "def main(argv):\n"
         "    bundle = open_bundle(Path(sys.argv[1]))\n"
         "    [image], _, _ = read_golden(bundle)[0]\n"

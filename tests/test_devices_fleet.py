@@ -13,13 +13,13 @@ from boards import HOST, KEY, Board, tracked
 from numpy.typing import NDArray
 from tiny import tiny_bundle
 
-from bundle.golden import read_golden
-from bundle.store import Bundle
-from devices.sessions.fleet import Fleet, Open, Opened, open_fleet, opener
-from devices.sessions.session import Origin
-from devices.transport.link import Address, LostError
-from targets.errors import UserError
-from targets.presets import native
+from netship.bundle.golden import read_golden
+from netship.bundle.store import Bundle
+from netship.devices.sessions.fleet import Fleet, Open, Opened, open_fleet, opener
+from netship.devices.sessions.session import Origin
+from netship.devices.transport.link import Address, LostError
+from netship.targets.errors import UserError
+from netship.targets.presets import native
 
 Array = NDArray[np.float32]
 

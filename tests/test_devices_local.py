@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from tiny import tiny_bundle
 
-from bundle.golden import read_golden
-from bundle.manifest import Tensor
-from bundle.store import Bundle
-from devices.sessions import huge_pages
-from devices.sessions.local import open_local
-from devices.sessions.session import Origin
-from targets.errors import UserError
-from targets.presets import native, resolve
-from targets.toolchain import run_zig
+from netship.bundle.golden import read_golden
+from netship.bundle.manifest import Tensor
+from netship.bundle.store import Bundle
+from netship.devices.sessions import huge_pages
+from netship.devices.sessions.local import open_local
+from netship.devices.sessions.session import Origin
+from netship.targets.errors import UserError
+from netship.targets.presets import native, resolve
+from netship.targets.toolchain import run_zig
 
 
 @pytest.fixture(scope="module")

@@ -19,14 +19,14 @@ import pytest
 from boards import open_from_tracker
 from tiny import tiny_bundle
 
-from bundle.golden import read_golden
-from bundle.store import Bundle
-from devices.sessions.rpc import open_rpc, open_rpc_local
-from devices.sessions.session import Origin, Session
-from devices.transport.link import Address
-from devices.transport.server import start_server, this_python
-from targets.errors import UserError
-from targets.presets import native, resolve
+from netship.bundle.golden import read_golden
+from netship.bundle.store import Bundle
+from netship.devices.sessions.rpc import open_rpc, open_rpc_local
+from netship.devices.sessions.session import Origin, Session
+from netship.devices.transport.link import Address
+from netship.devices.transport.server import start_server, this_python
+from netship.targets.errors import UserError
+from netship.targets.presets import native, resolve
 
 PROJECT = Path(__file__).parents[1]
 
@@ -143,7 +143,9 @@ def test_a_board_of_another_architecture_is_refused(
 def test_where_the_board_cannot_tell_a_foreign_library_is_one_line(
     foreign: Bundle, board: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("devices.sessions.rpc._check_architecture", lambda *_: None)
+    monkeypatch.setattr(
+        "netship.devices.sessions.rpc._check_architecture", lambda *_: None
+    )
     with pytest.raises(UserError, match="model.so could not be loaded there: it wants"):
         open_rpc(foreign, Address("127.0.0.1", board, "pi"))
 
@@ -347,8 +349,8 @@ def test_the_server_ends_however_its_parent_does(
     bundle: Bundle, end: signal.Signals, tmp_path: Path
 ) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from bundle.store import open_bundle\n"
-        "from devices.sessions.rpc import open_rpc_local\n"
+        "import sys, time; from pathlib import Path; from netship.bundle.store import open_bundle\n"
+        "from netship.devices.sessions.rpc import open_rpc_local\n"
         "with open_rpc_local(open_bundle(Path(sys.argv[1]))):\n"
         "    print('ready', flush=True); time.sleep(60)\n"
     )
@@ -374,7 +376,7 @@ def test_a_server_that_is_starting_ends_when_its_parent_is_killed(
     tmp_path: Path,
 ) -> None:
     program = (
-        "import sys; from devices.transport.server import start_server, this_python\n"
+        "import sys; from netship.devices.transport.server import start_server, this_python\n"
         "print('starting', flush=True); start_server(this_python(), {}, 20)\n"
     )
     parent = subprocess.Popen(

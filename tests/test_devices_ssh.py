@@ -18,15 +18,15 @@ from boards import HOST, KEY, Board, free_port, until
 from conftest import run
 from tiny import tiny_bundle
 
-from bundle.golden import read_golden
-from bundle.store import Bundle
-from devices.board.kit import write_kit
-from devices.sessions.fleet import Fleet, opener
-from devices.sessions.rpc import describe
-from devices.transport.link import Address
-from devices.transport.ssh import open_server
-from targets.errors import UserError
-from targets.presets import native
+from netship.bundle.golden import read_golden
+from netship.bundle.store import Bundle
+from netship.devices.board.kit import write_kit
+from netship.devices.sessions.fleet import Fleet, opener
+from netship.devices.sessions.rpc import describe
+from netship.devices.transport.link import Address
+from netship.devices.transport.ssh import open_server
+from netship.targets.errors import UserError
+from netship.targets.presets import native
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/usr/bin")
 
@@ -194,7 +194,7 @@ def test_a_host_that_is_killed_leaves_no_server_there(
     kit: Daemon, bundle: Bundle
 ) -> None:
     program = (
-        "import sys, time; from devices.transport.ssh import open_server\n"
+        "import sys, time; from netship.devices.transport.ssh import open_server\n"
         "with open_server('pi') as served: print(served.port, flush=True); time.sleep(60)\n"
     )
     host = subprocess.Popen(

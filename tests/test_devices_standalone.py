@@ -14,21 +14,21 @@ from conftest import succeed
 from fake_library import INPUT, OUTPUT, VERSION, fake_network
 from standalone_libraries import A72, ARMV7, IMAGE, Make, children, maker
 
-from bundle.golden import read_golden
-from bundle.store import Bundle
-from compile.frontend.limits import MAX_OUTPUTS
-from devices.sessions.opening import check_served, open_here, open_on_emulated
-from devices.sessions.runner import SOURCE, Command, compile_runner
-from devices.sessions.session import Origin
-from devices.sessions.standalone import (
+from netship.bundle.golden import read_golden
+from netship.bundle.store import Bundle
+from netship.compile.frontend.limits import MAX_OUTPUTS
+from netship.devices.sessions.opening import check_served, open_here, open_on_emulated
+from netship.devices.sessions.runner import SOURCE, Command, compile_runner
+from netship.devices.sessions.session import Origin
+from netship.devices.sessions.standalone import (
     StandaloneSession,
     open_standalone,
     open_standalone_emulated,
 )
-from runtime_demo.options import open_session
-from targets.errors import UserError
-from targets.presets import Target
-from targets.progress import Progress
+from netship.runtime_demo.options import open_session
+from netship.targets.errors import UserError
+from netship.targets.presets import Target
+from netship.targets.progress import Progress
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,14 @@ import pytest
 from fake_library import INPUT, fake_network
 from standalone_libraries import A72, ARMV7, IMAGE, Make, children, maker
 
-from bundle.store import Bundle
-from devices.sessions.runner import SOURCE, Runner
-from devices.sessions.standalone import open_standalone, open_standalone_emulated
-from targets.errors import UserError
-from targets.presets import native
+from netship.bundle.store import Bundle
+from netship.devices.sessions.runner import SOURCE, Runner
+from netship.devices.sessions.standalone import (
+    open_standalone,
+    open_standalone_emulated,
+)
+from netship.targets.errors import UserError
+from netship.targets.presets import native
 
 PLACES = "for (int i = 0; i < 3; i++) second[i] = i"
 
@@ -196,8 +199,8 @@ def test_the_runner_ends_with_a_parent_that_is_killed_in_an_inference(
 ) -> None:
     bundle = make(ON_RUN="kill(getppid(), SIGKILL); pause()")
     program = (
-        "import sys, numpy; from pathlib import Path; from bundle.store import open_bundle\n"
-        "from devices.sessions.standalone import open_standalone\n"
+        "import sys, numpy; from pathlib import Path; from netship.bundle.store import open_bundle\n"
+        "from netship.devices.sessions.standalone import open_standalone\n"
         "session = open_standalone(open_bundle(Path(sys.argv[1])))\n"
         "print(session._runner._process.pid, flush=True)\n"
         "session.run(numpy.zeros((1, 3, 2, 2), numpy.float32))"

@@ -17,24 +17,24 @@ from integers import graph_of, quantised
 from onnx import helper
 from relay_worker import relay_worker
 
-from compile import passes
-from compile.backends.c.build import PASSES
-from compile.backends.c.steps import Generated, Single, fuse
-from compile.ir import onnx_form
-from compile.ir.graph import Graph
-from compile.ir.operators import (
+from netship.compile import passes
+from netship.compile.backends.c.build import PASSES
+from netship.compile.backends.c.steps import Generated, Single, fuse
+from netship.compile.ir import onnx_form
+from netship.compile.ir.graph import Graph
+from netship.compile.ir.operators import (
     Addition,
     Convolution,
     GlobalAverage,
     Table,
     View,
 )
-from compile.ir.operators import islands as floats_of
-from compile.ir.pointwise import FUNCTIONS, Pointwise
-from compile.kernels.neon import pack
-from compile.passes.layout import channels_last
-from compile.passes.storage import store_as_int8
-from targets.presets import resolve
+from netship.compile.ir.operators import islands as floats_of
+from netship.compile.ir.pointwise import FUNCTIONS, Pointwise
+from netship.compile.kernels.neon import pack
+from netship.compile.passes.layout import channels_last
+from netship.compile.passes.storage import store_as_int8
+from netship.targets.presets import resolve
 
 PAGES = [
     ROOT / "README.md",
@@ -51,6 +51,7 @@ FLOORS = [
     "tuning",
     "bench",
     "runtime_demo",
+    "netship",
 ]
 
 
@@ -95,7 +96,7 @@ def test_files_links_and_modules_that_a_page_names_are_there(page: Path) -> None
     assert missing == []
 
 
-VERBS = {"runtime_demo.board", "tuning.records", "bench", "meter"}
+VERBS = {"netship", "runtime_demo.board", "tuning.records", "bench", "meter"}
 
 
 @cache
@@ -316,7 +317,7 @@ def model(network: Network) -> onnx.ModelProto:
 
 def islands(models: list[bytes], target: str) -> list[tuple[str, ...]]:
     """In a process that may compile: of each network what computes in float32 among integers."""
-    from compile.relay.convert import to_relay
+    from netship.compile.relay.convert import to_relay
 
     protos = [onnx.load_model_from_string(each) for each in models]
     graphs = (

@@ -12,8 +12,8 @@ from integer_operators import convolution, per_tensor, quantised_tensor
 from numpy.typing import NDArray
 from relay_worker import relay_worker
 
-from compile.ir.operators import Convolution
-from targets.presets import Target, resolve, this_cpu
+from netship.compile.ir.operators import Convolution
+from netship.targets.presets import Target, resolve, this_cpu
 
 # Instructions of each CPU that must be seen, and that must not.
 CPUS = {
@@ -34,12 +34,12 @@ def convolved(
     target: Target, data: NDArray[np.uint8], weights: NDArray[np.int8], run: bool
 ) -> tuple[str, Any, str]:
     """In the worker: a 1×1 convolution's assembly, its sums if to be run, and what a build says of it."""
-    from targets.engine import compiler
+    from netship.targets.engine import compiler
 
     tvm = compiler()
     from tvm.contrib import graph_executor
 
-    from compile.relay.ops import dot_product
+    from netship.compile.relay.ops import dot_product
 
     dot_product.patch_topi()
     image = tvm.relay.var("image", shape=data.shape, dtype="uint8")
@@ -92,12 +92,12 @@ def filtered(
     target: Target, operator: Convolution, data: NDArray[np.uint8], run: bool
 ) -> tuple[str, Any]:
     """In the worker: a depthwise convolution's assembly and, if to be run, its sums."""
-    from targets.engine import compiler
+    from netship.targets.engine import compiler
 
     tvm = compiler()
     from tvm.contrib import graph_executor
 
-    from compile.relay.ops import depthwise
+    from netship.compile.relay.ops import depthwise
 
     image = tvm.relay.var("image", shape=data.shape, dtype="uint8")
     module = tvm.IRModule.from_expr(depthwise.depthwise(image, operator))

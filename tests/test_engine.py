@@ -23,7 +23,7 @@ def test_onnx_still_lacks_the_module_that_tvm_imports() -> None:
     assert "ModuleNotFoundError" in python("import onnx.mapping").stderr
     assert (
         python(
-            "from targets.engine import compiler; compiler(); import onnx.mapping"
+            "from netship.targets.engine import compiler; compiler(); import onnx.mapping"
         ).returncode
         == 0
     )
@@ -32,29 +32,31 @@ def test_onnx_still_lacks_the_module_that_tvm_imports() -> None:
 def test_tophub_would_still_be_asked_for_schedules() -> None:
     code = "from tvm.autotvm.tophub import AUTOTVM_TOPHUB_LOC_VAR as v; import os; print(v in os.environ)"
     assert python(code).stdout.split()[-1] == "False"
-    quiet = python("from targets.engine import compiler; compiler(); " + code)
+    quiet = python("from netship.targets.engine import compiler; compiler(); " + code)
     assert quiet.stdout.split()[-1] == "True"
 
 
 def test_the_runtime_alone_still_announces_itself() -> None:
     said = python("import tvm", TVM_USE_RUNTIME_LIB="1").stderr
     assert "Loading runtime library" in said
-    assert python("from targets.engine import runtime; runtime(1)").stderr == ""
+    assert python("from netship.targets.engine import runtime; runtime(1)").stderr == ""
 
 
 def test_the_runtime_alone_has_no_compiler() -> None:
-    code = "from targets.engine import runtime; t = runtime(1); print(t._ffi.base._RUNTIME_ONLY)"
+    code = "from netship.targets.engine import runtime; t = runtime(1); print(t._ffi.base._RUNTIME_ONLY)"
     assert python(code).stdout.strip() == "True"
 
 
 def test_the_thread_pool_cannot_be_resized() -> None:
-    code = "from targets.engine import runtime; runtime(1); runtime(1); runtime(2)"
+    code = (
+        "from netship.targets.engine import runtime; runtime(1); runtime(1); runtime(2)"
+    )
     assert "already has 1 threads, not 2" in python(code).stderr
 
 
 def test_the_engines_flags_are_still_asked_for_at_each_dimension() -> None:
     code = """
-from targets.engine import compiler
+from netship.targets.engine import compiler
 compiler()
 from tvm import tir
 from tvm.relay.backend import te_compiler
@@ -67,7 +69,7 @@ print(te_compiler.libinfo.cache_info())
 
 def test_dense_still_breaks_auto_scheduler() -> None:
     code = """
-from targets.engine import compiler
+from netship.targets.engine import compiler
 tvm = compiler()
 import numpy as np
 from tvm import auto_scheduler, relay

@@ -23,17 +23,17 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from tiny import tiny_bundle
 
-from bundle.store import MANIFEST, open_bundle
-from compile.backends.c.build import build as build_c
-from compile.backends.c.drawing import geometry
-from compile.backends.standalone import emit
-from compile.backends.standalone.emit import Answer, Standalone
-from compile.program.planner import Buffer, Plan
-from compile.program.program import Call, Program, Tensor
-from targets import escapes, templates
-from targets.presets import native, resolve
-from targets.progress import Progress
-from targets.toolchain import zig_path
+from netship.bundle.store import MANIFEST, open_bundle
+from netship.compile.backends.c.build import build as build_c
+from netship.compile.backends.c.drawing import geometry
+from netship.compile.backends.standalone import emit
+from netship.compile.backends.standalone.emit import Answer, Standalone
+from netship.compile.program.planner import Buffer, Plan
+from netship.compile.program.program import Call, Program, Tensor
+from netship.targets import escapes, templates
+from netship.targets.presets import native, resolve
+from netship.targets.progress import Progress
+from netship.targets.toolchain import zig_path
 
 HOSTILE = {
     "quotes": "a\"'b",

@@ -16,7 +16,7 @@ from integers import Graph as Writer
 from onnx import compose, numpy_helper
 from test_docs import NETWORKS, finished, function, model
 
-from compile.ir.pointwise import FUNCTIONS
+from netship.compile.ir.pointwise import FUNCTIONS
 
 pytestmark = pytest.mark.slow
 

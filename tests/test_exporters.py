@@ -18,7 +18,7 @@ from relay_worker import (
     worst_difference,
 )
 
-from compile.frontend.gate import load
+from netship.compile.frontend.gate import load
 
 EXPORTERS: dict[str, tuple[Callable[[int], onnx.ModelProto], range]] = {
     "torchscript": (graphs.torchscript_cnn, range(11, 21)),

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from bundle import photos
-from bundle.manifest import Fit, Interpolation, Preprocessing, Tensor
-from compile.frontend import family
-from compile.frontend.preprocessing import (
+from netship.bundle import photos
+from netship.bundle.manifest import Fit, Interpolation, Preprocessing, Tensor
+from netship.compile.frontend import family
+from netship.compile.frontend.preprocessing import (
     Overrides,
     parse_option,
     resolve_preprocessing,
 )
-from targets.errors import UserError
+from netship.targets.errors import UserError
 
 Resampling = Image.Resampling
 FILTERS = {

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from compile.frontend.gate import check, load
-from targets.errors import UserError
+from netship.compile.frontend.gate import check, load
+from netship.targets.errors import UserError
 
 
 def test_an_output_may_be_a_scalar(tmp_path: Path) -> None:

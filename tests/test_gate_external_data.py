@@ -12,7 +12,7 @@ import pytest
 from gated import refused, small
 from onnx import TensorProto
 
-from compile.frontend.gate import load
+from netship.compile.frontend.gate import load
 
 
 def with_external(

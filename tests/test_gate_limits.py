@@ -12,15 +12,15 @@ import pytest
 from gated import node, refused, small
 from onnx import helper
 
-from compile.frontend import fold, gate
-from compile.frontend.limits import (
+from netship.compile.frontend import fold, gate
+from netship.compile.frontend.limits import (
     MAX_ARGUMENTS,
     MAX_NODES,
     MAX_OUTPUTS,
     MAX_RANK,
     MAX_WEIGHTS,
 )
-from compile.frontend.model import Model
+from netship.compile.frontend.model import Model
 
 LONG = 100_000
 

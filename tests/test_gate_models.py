@@ -14,9 +14,9 @@ import pytest
 from gated import constant, node, refused, small
 from onnx import TensorProto, helper
 
-from compile.frontend.gate import load
-from compile.frontend.model_file import MAX_MODEL_BYTES
-from targets.errors import UserError
+from netship.compile.frontend.gate import load
+from netship.compile.frontend.model_file import MAX_MODEL_BYTES
+from netship.targets.errors import UserError
 
 ESCAPE = "\x1b[31mred\nline\x00" + "n" * 1_000_000
 
@@ -294,7 +294,7 @@ def test_a_file_of_3_gb_is_refused_unread(tmp_path: Path) -> None:
         file.truncate(3 << 30)
     script = (
         "import resource, sys; from pathlib import Path\n"
-        "from compile.frontend.gate import load; from targets.errors import UserError\n"
+        "from netship.compile.frontend.gate import load; from netship.targets.errors import UserError\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try: load(Path(sys.argv[1]))\n"
         "except UserError as error: print(error)\n"

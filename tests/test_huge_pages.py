@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from devices.sessions import huge_pages
-from devices.sessions.huge_pages import HUGE_PAGE_BYTES
-from targets import engine
+from netship.devices.sessions import huge_pages
+from netship.devices.sessions.huge_pages import HUGE_PAGE_BYTES
+from netship.targets import engine
 
 ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 LINUX = tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2])

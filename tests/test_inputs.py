@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from whole_bundles import INPUT, PREPROCESSING
 
-from bundle import inputs
-from bundle.golden import DATA_RANGE, seeded_inputs, signed_inputs
-from bundle.manifest import Tensor
-from compile.frontend.preprocessing import Overrides, resolve_preprocessing
-from targets.errors import UserError
+from netship.bundle import inputs
+from netship.bundle.golden import DATA_RANGE, seeded_inputs, signed_inputs
+from netship.bundle.manifest import Tensor
+from netship.compile.frontend.preprocessing import Overrides, resolve_preprocessing
+from netship.targets.errors import UserError
 
 ROW = Tensor(name="x", shape=(1, 4))
 VALUES = np.array([[1, -2, 0.5, 3e30]], np.float32)

@@ -12,13 +12,13 @@ from gated import IDENTITY
 from integers import graph_of, patterns, quantised, residuals
 from onnx import TensorProto, helper
 
-from bundle.golden import Check
-from compile.frontend import gate
-from compile.frontend.model import Model
-from compile.frontend.reference import Reference
-from compile.ir.graph import Graph
-from compile.quantize import answer
-from targets.errors import UserError
+from netship.bundle.golden import Check
+from netship.compile.frontend import gate
+from netship.compile.frontend.model import Model
+from netship.compile.frontend.reference import Reference
+from netship.compile.ir.graph import Graph
+from netship.compile.quantize import answer
+from netship.targets.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -223,8 +223,8 @@ def interrupted(place: Place, body: str) -> tuple[int, str, str]:
     """The end of a command with this ``main``, which calls ``interrupt()``."""
     (place.here / "command.py").write_text(
         "import os, signal, sys, time\n"
-        "from targets.errors import run_command\n"
-        "from targets.interrupts import Interrupted, in_thread\n"
+        "from netship.targets.errors import run_command\n"
+        "from netship.targets.interrupts import Interrupted, in_thread\n"
         "def interrupt():\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    time.sleep(60)\n"
@@ -302,7 +302,7 @@ def test_an_interrupted_search_says_what_it_keeps(
 def test_a_second_ctrl_c_does_not_cut_the_cleaning_up_short(place: Place) -> None:
     (place.here / "impatient.py").write_text(
         "import time\n"
-        "from targets.errors import run_command\n"
+        "from netship.targets.errors import run_command\n"
         "def main(_):\n"
         "    try:\n"
         "        print('working', flush=True)\n"

@@ -15,18 +15,18 @@ from conftest import run
 from PIL import Image
 from refusals import labelled_bundle
 
-from bundle.detections import Detections
-from bundle.golden import Check
-from bundle.manifest import Golden, Manifest, Preprocessing, Tensor
-from bundle.photos import Placement
-from bundle.store import Bundle
-from bundle.task import Task
-from runtime_demo import coco, comparison, drawing, findings
-from runtime_demo.check import _given, _table
-from runtime_demo.coco import Precision
-from runtime_demo.findings import Boxes, Geometry, Given, Masks, Photograph
-from runtime_demo.result import CheckResult, InputResult
-from targets.errors import UserError
+from netship.bundle.detections import Detections
+from netship.bundle.golden import Check
+from netship.bundle.manifest import Golden, Manifest, Preprocessing, Tensor
+from netship.bundle.photos import Placement
+from netship.bundle.store import Bundle
+from netship.bundle.task import Task
+from netship.runtime_demo import coco, comparison, drawing, findings
+from netship.runtime_demo.check import _given, _table
+from netship.runtime_demo.coco import Precision
+from netship.runtime_demo.findings import Boxes, Geometry, Given, Masks, Photograph
+from netship.runtime_demo.result import CheckResult, InputResult
+from netship.targets.errors import UserError
 
 WHERE = Geometry((200, 160), (100, 80), Placement(0.5, 0.5, 0, 0))
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bundle import photos
-from bundle.detections import Detections
-from bundle.manifest import Preprocessing
-from runtime_demo import boxes, coco, drawing, masks
-from targets.errors import UserError
+from netship.bundle import photos
+from netship.bundle.detections import Detections
+from netship.bundle.manifest import Preprocessing
+from netship.runtime_demo import boxes, coco, drawing, masks
+from netship.targets.errors import UserError
 
 
 def found(*rows: tuple[float, ...], points: int = 0) -> Detections:

@@ -12,10 +12,10 @@ import pytest
 from kits import HERE, OTHER, unpacked_kit
 from tiny import tiny_bundle
 
-from bundle.store import Bundle
-from devices.board.kit import write_kit
-from targets.errors import UserError
-from targets.presets import native
+from netship.bundle.store import Bundle
+from netship.devices.board.kit import write_kit
+from netship.targets.errors import UserError
+from netship.targets.presets import native
 
 
 @pytest.fixture(scope="module")

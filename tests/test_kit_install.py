@@ -12,8 +12,8 @@ import pytest
 from kits import HERE, OTHER, unpacked_kit
 from tiny import tiny_bundle
 
-from bundle.store import Bundle
-from targets.presets import native
+from netship.bundle.store import Bundle
+from netship.targets.presets import native
 
 # A systemd and a user database that only write down what they are asked for.
 

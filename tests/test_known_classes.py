@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from check_results import a_result, an_input
 
-from bundle import photos
-from runtime_demo import known_classes
-from runtime_demo.check import _table
-from runtime_demo.known_classes import Known
-from targets.errors import UserError
+from netship.bundle import photos
+from netship.runtime_demo import known_classes
+from netship.runtime_demo.check import _table
+from netship.runtime_demo.known_classes import Known
+from netship.targets.errors import UserError
 
 TREES = ["ash", "birch", "Elm, field elm"]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from compile import build
-from compile.backends.registry import BACKENDS
-from targets import VERSION
-from targets.licences import notice
+from netship.compile import build
+from netship.compile.backends.registry import BACKENDS
+from netship.targets import VERSION
+from netship.targets.licences import notice
 
 ROOT = Path(__file__).parent.parent
 

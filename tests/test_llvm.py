@@ -14,9 +14,9 @@ from conftest import succeed
 from onnx import TensorProto, helper, numpy_helper
 from relay_worker import relay_worker
 
-from bundle.store import open_bundle
-from compile.ir import onnx_form
-from tuning.gain import compile_kernels
+from netship.bundle.store import open_bundle
+from netship.compile.ir import onnx_form
+from netship.tuning.gain import compile_kernels
 
 pytestmark = pytest.mark.slow
 
@@ -108,11 +108,11 @@ REFUSED: list[tuple[str, Callable[[], onnx.ModelProto]]] = [
 
 def refusals(model: bytes, target: str) -> int:
     """Compile a network; how often LLVM refused one of its kernels on the way."""
-    from compile.ir import onnx_form
-    from compile.relay import fallbacks, lower
-    from compile.relay.convert import Converted
-    from compile.relay.importer import to_relay
-    from targets.presets import resolve
+    from netship.compile.ir import onnx_form
+    from netship.compile.relay import fallbacks, lower
+    from netship.compile.relay.convert import Converted
+    from netship.compile.relay.importer import to_relay
+    from netship.targets.presets import resolve
 
     network = Converted(to_relay(onnx_form.read(onnx.load_model_from_string(model))))
     refused = 0

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from bundle.executor_graph import parse
-from compile.program.planner import Plan, plan
-from compile.program.program import Call, Program, Tensor
-from compile.program.verifier import verify, verify_storage
+from netship.bundle.executor_graph import parse
+from netship.compile.program.planner import Plan, plan
+from netship.compile.program.program import Call, Program, Tensor
+from netship.compile.program.verifier import verify, verify_storage
 
 
 def tensor(name: str, nbytes: int) -> Tensor:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from meter import calibrate
-from meter.__main__ import table, write_page
-from meter.counts import Counts
-from meter.operators import Metered, Operator
-from targets.errors import UserError
+from netship.meter import calibrate
+from netship.meter.__main__ import table, write_page
+from netship.meter.counts import Counts
+from netship.meter.operators import Metered, Operator
+from netship.targets.errors import UserError
 
 CHECKED = {
     "bundle": "out/model-arm-cortex-a72",

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from meter.counting import Block
-from meter.cycles import CORES, Costs, Trace
+from netship.meter.counting import Block
+from netship.meter.cycles import CORES, Costs, Trace
 
 # A53, A72, A76.
 THROUGHPUT = {

@@ -13,18 +13,18 @@ import pytest
 from conftest import ROOT, run, succeed
 from cortex_m_projects import Projects, small_networks
 
-from bench.cmsis_nn import COMMIT, NETWORKS
-from bench.microcontrollers import COLUMNS, PUBLISHED, to_csv
-from bundle.golden import read_golden
-from bundle.store import Bundle
-from devices.microcontroller.session import open_firmware
-from meter import thumb_cycles
-from meter.__main__ import main
-from meter.counting import CountingError
-from meter.firmware import Places, measure_project
-from meter.parts import PARTS, Cache, part
-from meter.thumb import MISSES, Block, is_mark, read_steps, run_llvm, split
-from targets.errors import UserError
+from netship.bench.cmsis_nn import COMMIT, NETWORKS
+from netship.bench.microcontrollers import COLUMNS, PUBLISHED, to_csv
+from netship.bundle.golden import read_golden
+from netship.bundle.store import Bundle
+from netship.devices.microcontroller.session import open_firmware
+from netship.meter import thumb_cycles
+from netship.meter.__main__ import main
+from netship.meter.counting import CountingError
+from netship.meter.firmware import Places, measure_project
+from netship.meter.parts import PARTS, Cache, part
+from netship.meter.thumb import MISSES, Block, is_mark, read_steps, run_llvm, split
+from netship.targets.errors import UserError
 
 
 def assembled(text: str, cpu: str) -> bytes:

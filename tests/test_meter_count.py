@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from conftest import run, succeed
 
-from meter import cycles
-from meter.__main__ import table
-from meter.candidate import CandidateMeter
-from meter.counting import Block, Cache, count, find_qemu, subtract
-from meter.cycles import Costs, Trace, traces
-from meter.operators import Metered, Operator
-from targets.errors import UserError
-from targets.presets import resolve
-from targets.toolchain import compile_object, run_zig
+from netship.meter import cycles
+from netship.meter.__main__ import table
+from netship.meter.candidate import CandidateMeter
+from netship.meter.counting import Block, Cache, count, find_qemu, subtract
+from netship.meter.cycles import Costs, Trace, traces
+from netship.meter.operators import Metered, Operator
+from netship.targets.errors import UserError
+from netship.targets.presets import resolve
+from netship.targets.toolchain import compile_object, run_zig
 
 NOP, BEGIN, END = 0xD503201F, 0xD5032C1F, 0xD5032C3F
 
@@ -183,7 +183,7 @@ def test_a_bad_candidate_is_one_error(tmp_path: Path, body: str, reason: str) ->
 def test_an_endless_candidate_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meter.candidate._SECONDS", 1.0)
+    monkeypatch.setattr("netship.meter.candidate._SECONDS", 1.0)
     made = kernel(tmp_path, 'for (;;) __asm__ volatile("");')
     with (
         CandidateMeter("cortex-a72") as meter,

@@ -14,14 +14,14 @@ import pytest
 from conftest import ROOT, run
 from tiny import DOT_PRODUCT, tiny_bundle
 
-from bundle.manifest import TargetIdentity
-from devices import sysroot
-from meter import counting
-from meter.counting import Block, Cache, count, read_blocks
-from meter.operators import _attribution as attribution
-from targets.errors import UserError
-from targets.presets import resolve
-from targets.toolchain import run_zig
+from netship.bundle.manifest import TargetIdentity
+from netship.devices import sysroot
+from netship.meter import counting
+from netship.meter.counting import Block, Cache, count, read_blocks
+from netship.meter.operators import _attribution as attribution
+from netship.targets.errors import UserError
+from netship.targets.presets import resolve
+from netship.targets.toolchain import run_zig
 
 CACHES = (Cache(4 << 10, 2), Cache(64 << 10, 8))
 
@@ -82,8 +82,8 @@ def test_counts_that_a_full_disk_cut_short_are_refused(
 def test_a_cache_folder_without_room_is_one_line(tmp_path: Path) -> None:
     script = (
         "import resource\n"
-        "from meter.cycles import Costs\n"
-        "from targets.errors import run_command\n"
+        "from netship.meter.cycles import Costs\n"
+        "from netship.targets.errors import run_command\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))\n"
         "run_command(lambda words: Costs('cortex-a72') and 0)\n"
     )

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from PIL import Image
 
-from compile import mobilenet
-from compile.frontend import family
-from compile.frontend.family import (
+from netship.compile import mobilenet
+from netship.compile.frontend import family
+from netship.compile.frontend.family import (
     DEFAULT,
     build,
     divisible,
@@ -29,8 +29,8 @@ from compile.frontend.family import (
     preprocessing,
     same_padding,
 )
-from compile.mobilenet import PAPER, RELEASED, count
-from targets.errors import UserError
+from netship.compile.mobilenet import PAPER, RELEASED, count
+from netship.targets.errors import UserError
 
 Array = NDArray[np.float32]
 
@@ -396,8 +396,8 @@ def test_a_full_disk_leaves_nothing_and_spares_the_old_file(tmp_path: Path) -> N
 FULL_DISK = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-from compile.mobilenet import main
-from targets.errors import run_command
+from netship.compile.mobilenet import main
+from netship.targets.errors import run_command
 path = sys.argv[1]
 run_command(lambda _: main(["--width", "0.35", "--output", path]))
 """
@@ -405,7 +405,7 @@ run_command(lambda _: main(["--width", "0.35", "--output", path]))
 
 def test_help_needs_neither_onnx_nor_tvm() -> None:
     program = (
-        "import sys; from compile import mobilenet\n"
+        "import sys; from netship.compile import mobilenet\n"
         "try: mobilenet.main(['--help'])\n"
         "except SystemExit: print(sorted({'onnx', 'tvm'} & set(sys.modules)))"
     )

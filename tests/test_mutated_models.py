@@ -10,9 +10,9 @@ import onnx
 import pytest
 from gated import node, refused, small
 
-from compile import passes
-from compile.frontend import gate
-from targets.errors import UserError
+from netship.compile import passes
+from netship.compile.frontend import gate
+from netship.targets.errors import UserError
 
 
 @pytest.mark.slow

@@ -19,15 +19,15 @@ from boards import HOST, until
 from native_servers import MAGIC, MISMATCH, WITHIN, Server, connect, greet, starting
 from tiny import INPUT, tiny_bundle
 
-from bundle.golden import read_golden
-from bundle.store import Bundle
-from devices import sysroot
-from devices.board.programs import native_server
-from devices.sessions.emulated import find_qemu
-from devices.sessions.rpc import open_rpc
-from devices.transport.link import Address
-from targets.errors import UserError
-from targets.presets import native, resolve, this_cpu
+from netship.bundle.golden import read_golden
+from netship.bundle.store import Bundle
+from netship.devices import sysroot
+from netship.devices.board.programs import native_server
+from netship.devices.sessions.emulated import find_qemu
+from netship.devices.sessions.rpc import open_rpc
+from netship.devices.transport.link import Address
+from netship.targets.errors import UserError
+from netship.targets.presets import native, resolve, this_cpu
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from native_servers import WITHIN, Server, connect, starting
 
-from devices.board.programs import native_server
-from targets.presets import native
+from netship.devices.board.programs import native_server
+from netship.targets.presets import native
 
 
 @pytest.fixture

@@ -20,11 +20,11 @@ from boards import HOST, open_from_tracker, until
 from native_servers import MISMATCH, TRACKER_MAGIC, WITHIN, Server, greet, starting
 from tiny import tiny_bundle
 
-from bundle.golden import read_golden
-from bundle.store import Bundle
-from devices.transport.link import Address
-from devices.transport.tracker import request_board
-from targets.presets import native
+from netship.bundle.golden import read_golden
+from netship.bundle.store import Bundle
+from netship.devices.transport.link import Address
+from netship.devices.transport.tracker import request_board
+from netship.targets.presets import native
 
 
 @pytest.fixture
@@ -140,8 +140,8 @@ def test_what_is_no_tracker_is_said_once(
 RUNNER = """
 import os, sys, tempfile
 from pathlib import Path
-from targets.engine import compiler
-from targets.toolchain import run_zig
+from netship.targets.engine import compiler
+from netship.targets.toolchain import run_zig
 tvm = compiler()
 from tvm import auto_scheduler, te
 

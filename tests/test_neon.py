@@ -26,16 +26,16 @@ from integers import oddities, quantised, residuals
 from numpy.typing import NDArray
 from relay_worker import relay_worker
 
-from bundle.store import open_bundle
-from compile import passes
-from compile.ir import evaluate, onnx_form
-from compile.ir.graph import Array, Graph, Operator, Quantisation, Tensor
-from compile.ir.kinds import make
-from compile.ir.operators import Convolution
-from compile.kernels.neon import pack
-from devices.sessions.emulated import find_qemu
-from targets.presets import Target, resolve
-from targets.toolchain import llvm_tool, run_zig
+from netship.bundle.store import open_bundle
+from netship.compile import passes
+from netship.compile.ir import evaluate, onnx_form
+from netship.compile.ir.graph import Array, Graph, Operator, Quantisation, Tensor
+from netship.compile.ir.kinds import make
+from netship.compile.ir.operators import Convolution
+from netship.compile.kernels.neon import pack
+from netship.devices.sessions.emulated import find_qemu
+from netship.targets.presets import Target, resolve
+from netship.targets.toolchain import llvm_tool, run_zig
 
 Integers = NDArray[np.int8]
 
@@ -156,14 +156,14 @@ def worker() -> Iterator[ProcessPoolExecutor]:
 
 def options_for(target: Target) -> list[str]:
     """In the worker: the compiler's options."""
-    from compile.relay import neon_kernels
+    from netship.compile.relay import neon_kernels
 
     return neon_kernels.options(target)
 
 
 def lowered(network: Graph, target: Target, file: Path) -> str:
     """In the worker: the network's functions as an object file; the instructions that they multiply by."""
-    from compile.relay import convert
+    from netship.compile.relay import convert
 
     converted = convert.to_relay(network, target)
     assert converted.source is not None
@@ -173,7 +173,7 @@ def lowered(network: Graph, target: Target, file: Path) -> str:
 
 def dot_product(network: Graph, words: str) -> tuple[bool, bool]:
     """In the worker: whether a target has these operators, and whether SDOT."""
-    from compile.relay import convert
+    from netship.compile.relay import convert
 
     converted = convert.to_relay(network, resolve(words))
     return converted.source is not None, "SDOT" in converted.instruction

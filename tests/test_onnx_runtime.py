@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from test_layers import MODULES
 
-from bundle.manifest import ModelIdentity
-from compile.frontend import gate
-from compile.frontend.reference import Reference
-from compile.quantize.calibrate import quantise
-from targets import onnx_runtime
-from targets.errors import UserError
-from targets.onnx_runtime import Session
-from targets.progress import Progress
+from netship.bundle.manifest import ModelIdentity
+from netship.compile.frontend import gate
+from netship.compile.frontend.reference import Reference
+from netship.compile.quantize.calibrate import quantise
+from netship.targets import onnx_runtime
+from netship.targets.errors import UserError
+from netship.targets.onnx_runtime import Session
+from netship.targets.progress import Progress
 
 X = np.ones((1, 3, 8, 8), np.float32)
 
@@ -295,7 +295,7 @@ def test_onnx_runtime_that_cannot_start_has_not_crashed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "onnxruntime.py").write_text("raise ImportError")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(onnx_runtime, "_running", [])
     with pytest.raises(UserError, match="^ONNX Runtime's process ended .exit code 1"):
         Session(network("Relu").SerializeToString(), "m")

@@ -16,18 +16,18 @@ from integers import blocks, chain, graph_of, oddities, patterns, quantised, res
 from onnx import TensorProto, helper, numpy_helper
 from reference_answers import reference, seeded
 
-from bundle.manifest import ModelIdentity
-from compile import passes
-from compile.backends.dump import Dump, text_of
-from compile.frontend import gate
-from compile.ir import evaluate, onnx_form
-from compile.ir.graph import Graph, Tensor, check
-from compile.ir.kinds import KINDS, make
-from compile.ir.operators import Convolution, Known
-from compile.ir.pointwise import FUNCTIONS
-from compile.passes import simplify
-from targets.errors import UserError
-from targets.onnx_runtime import Session
+from netship.bundle.manifest import ModelIdentity
+from netship.compile import passes
+from netship.compile.backends.dump import Dump, text_of
+from netship.compile.frontend import gate
+from netship.compile.ir import evaluate, onnx_form
+from netship.compile.ir.graph import Graph, Tensor, check
+from netship.compile.ir.kinds import KINDS, make
+from netship.compile.ir.operators import Convolution, Known
+from netship.compile.ir.pointwise import FUNCTIONS
+from netship.compile.passes import simplify
+from netship.targets.errors import UserError
+from netship.targets.onnx_runtime import Session
 
 
 def model_of(

@@ -13,12 +13,12 @@ from onnx import helper, numpy_helper
 from relay_worker import relay_worker, through_product
 from test_rewrite import IMAGE, chain, number, real, single, weights
 
-from bundle.manifest import ModelIdentity
-from compile.frontend import gate
-from compile.frontend.canonical.rules import canonical
-from compile.frontend.fold import opset
-from compile.frontend.model import Model
-from targets.errors import UserError
+from netship.bundle.manifest import ModelIdentity
+from netship.compile.frontend import gate
+from netship.compile.frontend.canonical.rules import canonical
+from netship.compile.frontend.fold import opset
+from netship.compile.frontend.model import Model
+from netship.targets.errors import UserError
 
 QUANTISED = [
     helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"], output_dtype=0),

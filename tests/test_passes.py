@@ -24,20 +24,20 @@ from onnx import numpy_helper
 from reference_answers import Floats, reference, seeded
 from relay_worker import relay_worker
 
-from bundle.manifest import ModelIdentity
-from compile import passes
-from compile.backends.c import support
-from compile.backends.c.build import PASSES as C_PASSES
-from compile.backends.c.steps import fuse
-from compile.frontend import gate
-from compile.ir import evaluate, onnx_form
-from compile.ir.graph import Graph
-from compile.ir.operators import View, islands
-from compile.passes.channels import fill_blocks
-from compile.passes.layout import channels_last
-from compile.passes.storage import store_as_int8, store_as_uint8
-from compile.passes.views import dequantise_before_views
-from targets.presets import resolve
+from netship.bundle.manifest import ModelIdentity
+from netship.compile import passes
+from netship.compile.backends.c import support
+from netship.compile.backends.c.build import PASSES as C_PASSES
+from netship.compile.backends.c.steps import fuse
+from netship.compile.frontend import gate
+from netship.compile.ir import evaluate, onnx_form
+from netship.compile.ir.graph import Graph
+from netship.compile.ir.operators import View, islands
+from netship.compile.passes.channels import fill_blocks
+from netship.compile.passes.layout import channels_last
+from netship.compile.passes.storage import store_as_int8, store_as_uint8
+from netship.compile.passes.views import dequantise_before_views
+from netship.targets.presets import resolve
 
 SMALL: dict[str, Callable[[], onnx.ModelProto]] = {
     "residuals": residuals,
@@ -269,8 +269,8 @@ def test_functions_of_one_int8_value_are_tables_of_onnx_runtime(tmp_path: Path) 
 
 def layers_of(model: bytes, target: str) -> list[tuple[str, int]]:
     """In a process that may compile: of each kernel with multiply-adds its layer, and how many those are."""
-    from compile.relay.convert import to_relay
-    from compile.relay.lower import lower
+    from netship.compile.relay.convert import to_relay
+    from netship.compile.relay.lower import lower
 
     graph = graph_of(onnx.load_model_from_string(model))
     preset = resolve(target)

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.GifImagePlugin import GifImageFile
 
-from bundle import photos
-from bundle.manifest import Preprocessing, Tensor
-from targets.errors import UserError
+from netship.bundle import photos
+from netship.bundle.manifest import Preprocessing, Tensor
+from netship.targets.errors import UserError
 
 Pixels = NDArray[np.uint8]
 ORIENTATION = 0x0112  # EXIF 2.32, table 4: "Image orientation"

@@ -9,9 +9,9 @@ from contextlib import closing
 
 import pytest
 
-from devices.transport.link import LostError
-from devices.transport.pool import Pool
-from targets.errors import UserError
+from netship.devices.transport.link import LostError
+from netship.devices.transport.pool import Pool
+from netship.targets.errors import UserError
 
 
 class Connection:

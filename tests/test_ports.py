@@ -15,13 +15,13 @@ from conftest import run, succeed
 from onnx import TensorProto, helper
 from ports import check, network, seeded, verified
 
-from bundle.golden import read_golden
-from bundle.store import MANIFEST, open_bundle, sha256_of
-from devices.sessions.opening import open_here
-from devices.sessions.session import Origin
-from devices.sessions.standalone import open_standalone
-from targets.errors import UserError
-from targets.toolchain import run_zig
+from netship.bundle.golden import read_golden
+from netship.bundle.store import MANIFEST, open_bundle, sha256_of
+from netship.devices.sessions.opening import open_here
+from netship.devices.sessions.session import Origin
+from netship.devices.sessions.standalone import open_standalone
+from netship.targets.errors import UserError
+from netship.targets.toolchain import run_zig
 
 Built = Callable[..., Path]
 

@@ -45,12 +45,12 @@ def fetched(
         memory: sums that are kept at places that a loop moves.
         rows: of 7 pixels each.
     """
-    from targets.engine import compiler
+    from netship.targets.engine import compiler
 
     tvm = compiler()
     from tvm import te, tir
 
-    from compile.relay import prefetch
+    from netship.compile.relay import prefetch
 
     pixels = rows * 7
     data = te.placeholder((pixels, SUMMED), name="data")

@@ -11,16 +11,16 @@ import onnx
 import pytest
 from conftest import run
 
-from bundle.manifest import Preprocessing, Tensor
-from bundle.store import open_bundle
-from compile.frontend import zoo
-from compile.frontend.preprocessing import (
+from netship.bundle.manifest import Preprocessing, Tensor
+from netship.bundle.store import open_bundle
+from netship.compile.frontend import zoo
+from netship.compile.frontend.preprocessing import (
     Overrides,
     load_sidecar,
     parse_option,
     resolve_preprocessing,
 )
-from targets.errors import UserError
+from netship.targets.errors import UserError
 
 IMAGE = Tensor(name="image", shape=(1, 3, 224, 224), layout="NCHW")
 GEOMETRY = "resize 256, crop 224×224, bilinear"

@@ -12,11 +12,11 @@ import pytest
 from integers import graph_of
 from onnx import TensorProto, helper, numpy_helper
 
-from compile.ir import evaluate
-from compile.ir.operators import islands
-from compile.passes.channels import fill_blocks
-from compile.passes.storage import store_as_int8, store_as_uint8
-from targets.onnx_runtime import Session
+from netship.compile.ir import evaluate
+from netship.compile.ir.operators import islands
+from netship.compile.passes.channels import fill_blocks
+from netship.compile.passes.storage import store_as_int8, store_as_uint8
+from netship.targets.onnx_runtime import Session
 
 _SHAPE = (1, 4, 6, 5)
 

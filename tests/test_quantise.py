@@ -16,20 +16,20 @@ from integers import blocks, graph_of, oddities, patterns, quantised, residuals,
 from onnx import helper, numpy_helper
 from PIL import Image
 
-from bundle.manifest import ModelIdentity
-from bundle.store import open_bundle
-from compile import passes
-from compile.frontend import gate
-from compile.ir import evaluate
-from compile.ir.graph import Array, Graph, Operator, Quantisation, Tensor
-from compile.ir.kinds import make
-from compile.ir.operators import Addition, Convolution, GlobalAverage
-from compile.passes.channels import BLOCK, fill_blocks
-from compile.passes.storage import store_as_uint8
-from compile.quantize import calibrate, loss
-from compile.quantize import prepare as quantise
-from targets.errors import UserError
-from targets.progress import Progress
+from netship.bundle.manifest import ModelIdentity
+from netship.bundle.store import open_bundle
+from netship.compile import passes
+from netship.compile.frontend import gate
+from netship.compile.ir import evaluate
+from netship.compile.ir.graph import Array, Graph, Operator, Quantisation, Tensor
+from netship.compile.ir.kinds import make
+from netship.compile.ir.operators import Addition, Convolution, GlobalAverage
+from netship.compile.passes.channels import BLOCK, fill_blocks
+from netship.compile.passes.storage import store_as_uint8
+from netship.compile.quantize import calibrate, loss
+from netship.compile.quantize import prepare as quantise
+from netship.targets.errors import UserError
+from netship.targets.progress import Progress
 
 IDENTITY = ModelIdentity(name="small.onnx", sha256="0" * 64)
 NETWORKS = {

@@ -12,11 +12,11 @@ from integers import patterns, residuals
 from onnx import helper
 from test_quantise import given, write_images
 
-from bundle.accuracy import compare
-from compile.frontend.reference import Reference
-from compile.ir.operators import float_shares, islands
-from compile.quantize import answer, calibrate
-from targets.errors import UserError
+from netship.bundle.accuracy import compare
+from netship.compile.frontend.reference import Reference
+from netship.compile.ir.operators import float_shares, islands
+from netship.compile.quantize import answer, calibrate
+from netship.targets.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -18,16 +18,16 @@ from integers import Graph as Writer
 from onnx import TensorProto, compose
 from quantised_rows import FLOAT_OUTPUTS, ROWS, STEP, Row
 
-from bundle.manifest import ModelIdentity
-from compile import passes
-from compile.frontend.gate import check
-from compile.frontend.model import Model
-from compile.frontend.quantised.operators import quantises
-from compile.frontend.reference import Reference, with_outputs
-from compile.ir import evaluate
-from compile.quantize.answer import output_steps
-from targets.errors import UserError
-from targets.onnx_runtime import Session
+from netship.bundle.manifest import ModelIdentity
+from netship.compile import passes
+from netship.compile.frontend.gate import check
+from netship.compile.frontend.model import Model
+from netship.compile.frontend.quantised.operators import quantises
+from netship.compile.frontend.reference import Reference, with_outputs
+from netship.compile.ir import evaluate
+from netship.compile.quantize.answer import output_steps
+from netship.targets.errors import UserError
+from netship.targets.onnx_runtime import Session
 
 
 def network() -> onnx.ModelProto:

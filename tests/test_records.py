@@ -13,12 +13,12 @@ from changed_json import Change, changed, changes
 from conftest import run, succeed
 from hypothesis import given, settings
 
-from records import lookup
-from records.lookup import SHIPPED, canonical, find
-from targets.errors import UserError
-from targets.presets import resolve
-from tuning.records import distil, main, manifest, merge
-from tuning.transfer import distance
+from netship.records import lookup
+from netship.records.lookup import SHIPPED, canonical, find
+from netship.targets.errors import UserError
+from netship.targets.presets import resolve
+from netship.tuning.records import distil, main, manifest, merge
+from netship.tuning.transfer import distance
 
 ZNVER4 = "llvm -keys=cpu -mcpu=znver4 -num-cores=1"
 
@@ -59,6 +59,26 @@ def log(
 
 def key(task: str) -> str:
     return json.dumps([task, [1, 2]])
+
+
+def test_records_are_found_here_next_to_the_model_and_in_the_user_s_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    for folder in (".", "../models", "../data/netship"):
+        (tmp_path / "here" / folder).mkdir(parents=True, exist_ok=True)
+        log(tmp_path / "here" / folder / "tuned" / "mine.json", record())
+    model = lookup.places("../models/model.onnx")
+    found = [log.path for log in find(resolve("znver4"), (), model)[0]]
+    mine = [path for path in found if path.name == "mine.json"]
+    data = tmp_path / "data" / "netship" / "tuned" / "mine.json"
+    assert mine == [Path("tuned/mine.json"), Path("../models/tuned/mine.json"), data]
+    assert len(lookup.places("model.onnx")) == len(lookup.places()) == 3
+    monkeypatch.setenv("XDG_DATA_HOME", "relative")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert lookup.places()[1] == tmp_path / ".local/share/netship/tuned"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from conftest import run
 
-from tuning.refine import choose
+from netship.tuning.refine import choose
 
 
 def test_a_task_takes_the_build_in_which_it_cost_least() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from refusals import CHECK, Place, contents, expect, labelled_bundle, rehash, rewrite
 
-from targets.presets import native
+from netship.targets.presets import native
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from refusals import BUILD, CHECK, RUN, VALID, Place, expect
 
-from targets.escapes import counted
+from netship.targets.escapes import counted
 
 
 @pytest.fixture

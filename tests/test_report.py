@@ -14,14 +14,14 @@ import pytest
 from check_results import LABELS, a_result, an_input, manifest, written
 from PIL import Image
 
-from bundle.accuracy import Accuracy
-from bundle.manifest import Firmware, FirmwareTensor, Preprocessing, Quantised
-from bundle.store import Bundle
-from compile.build import _table as build_table
-from devices.microcontroller.figures import Figures, Part
-from devices.sessions.session import OperatorTime, Origin
-from runtime_demo.check import _table as check_table
-from runtime_demo.report import GALLERY_LIMIT
+from netship.bundle.accuracy import Accuracy
+from netship.bundle.manifest import Firmware, FirmwareTensor, Preprocessing, Quantised
+from netship.bundle.store import Bundle
+from netship.compile.build import _table as build_table
+from netship.devices.microcontroller.figures import Figures, Part
+from netship.devices.sessions.session import OperatorTime, Origin
+from netship.runtime_demo.check import _table as check_table
+from netship.runtime_demo.report import GALLERY_LIMIT
 
 
 @pytest.fixture

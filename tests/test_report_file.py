@@ -11,8 +11,14 @@ import numpy as np
 import pytest
 from check_results import a_result, an_input
 
-from runtime_demo.report import Series, bars, distribution, histogram, write_report
-from targets.errors import UserError
+from netship.runtime_demo.report import (
+    Series,
+    bars,
+    distribution,
+    histogram,
+    write_report,
+)
+from netship.targets.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from relay_worker import relay_worker
 
-from compile.ir import evaluate
-from compile.ir.graph import Array, Operator, Tensor
-from compile.ir.kinds import make
-from compile.ir.operators import Addition, Convolution
-from compile.passes.storage import store_as_int8, store_as_uint8
-from targets.errors import UserError
-from targets.presets import resolve
+from netship.compile.ir import evaluate
+from netship.compile.ir.graph import Array, Operator, Tensor
+from netship.compile.ir.kinds import make
+from netship.compile.ir.operators import Addition, Convolution
+from netship.compile.passes.storage import store_as_int8, store_as_uint8
+from netship.targets.errors import UserError
+from netship.targets.presets import resolve
 
 CPUS = ["x86-64-v2", "x86-64-v3"]
 ONNX_TYPES = {"uint8": TensorProto.UINT8, "int8": TensorProto.INT8}
@@ -156,12 +156,12 @@ def sums_and_ratios() -> tuple[NDArray[np.int32], NDArray[np.float32]]:
 
 def compiled(call: str, cpu: str, data: list[Any], *arguments: Any) -> Any:
     """In the worker: ``compile.relay.ops.requantise.CALL`` of tensors ``data``, compiled for ``cpu`` and run."""
-    from targets.engine import compiler
+    from netship.targets.engine import compiler
 
     tvm = compiler()
     from tvm.contrib import graph_executor
 
-    from compile.relay.ops import requantise
+    from netship.compile.relay.ops import requantise
 
     tensors = [
         tvm.relay.var(f"x{i}", shape=each.shape, dtype=str(each.dtype))
@@ -212,12 +212,12 @@ def test_compiled_additions_are_those_of_numpy(
 
 def quantised_image(operator: Operator, cpu: str, image: NDArray[np.float32]) -> Any:
     """In the worker: the network's input as compiled for ``cpu``."""
-    from targets.engine import compiler
+    from netship.targets.engine import compiler
 
     tvm = compiler()
     from tvm.contrib import graph_executor
 
-    from compile.relay.integer_kernels import IntegerKernels
+    from netship.compile.relay.integer_kernels import IntegerKernels
 
     x = tvm.relay.var("x", shape=image.shape, dtype="float32")
     made = IntegerKernels(resolve(cpu)).lower(operator, [x])

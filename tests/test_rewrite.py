@@ -19,8 +19,8 @@ from relay_worker import (
     worst_difference,
 )
 
-from compile.frontend.canonical.rules import canonical
-from targets.errors import UserError
+from netship.compile.frontend.canonical.rules import canonical
+from netship.targets.errors import UserError
 
 Array = NDArray[Any]
 IMAGE = (1, 3, 7, 5)

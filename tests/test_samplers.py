@@ -19,9 +19,9 @@ from relay_worker import (
 )
 from test_rewrite import chain, real, single, weights, whole
 
-from compile.frontend.canonical import resize
-from compile.frontend.canonical.rules import canonical
-from targets.errors import UserError
+from netship.compile.frontend.canonical import resize
+from netship.compile.frontend.canonical.rules import canonical
+from netship.targets.errors import UserError
 
 MODELS = {**sampled.MODELS, **resampled.MODELS}
 # Every operator of the rewritten forms at least once.

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, hostile
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -211,6 +211,15 @@ def test_a_stale_environment_is_made_anew_from_the_lock(
     lock = (ROOT / "requirements.lock").read_text()
     assert (venv / "requirements.lock").read_text() == lock
     assert (tmp_path / "netship.pth").read_text() == f"{ROOT}\n"
+    said = subprocess.run(
+        [venv / "bin" / "netship", "targets", "--version"],
+        cwd=hostile(tmp_path),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said.stdout == f"netship {PROJECT['project']['version']}\n", said.stderr
 
 
 def test_when_pip_fails_the_environment_does_not_count_as_made(
@@ -316,10 +325,11 @@ def test_a_python_of_another_version_is_named(version: tuple[int, int]) -> None:
 def test_what_refuses_a_wrong_python_is_old_syntax(module: str) -> None:
     """Python 3.6 must get as far as the message: every package of a command begins with it."""
     package = ROOT / module.split(".")[0] / "__init__.py"
-    for path in {package, ROOT / "targets" / "__init__.py"}:
+    packages = (ROOT / folder / "__init__.py" for folder in ("targets", "netship"))
+    for path in {package, *packages}:
         ast.parse(path.read_text(), feature_version=(3, 6))
     if module != "targets":
-        assert "\nimport targets as targets" in package.read_text()
+        assert "\nfrom netship import targets as targets" in package.read_text()
 
 
 @pytest.mark.parametrize("module", COMMANDS)

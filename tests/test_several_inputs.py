@@ -17,17 +17,17 @@ from onnx import TensorProto, helper
 from PIL import Image
 from ports import check, network, seeded, verified
 
-from bundle import inputs
-from bundle.golden import of_all, read_golden, seeded_inputs
-from bundle.manifest import ModelIdentity, Tensor
-from bundle.store import open_bundle
-from compile.backends.request import BuildRequest
-from compile.driver import build
-from compile.frontend import gate
-from devices.sessions.opening import open_here
-from targets.errors import UserError
-from targets.presets import resolve
-from targets.progress import Progress
+from netship.bundle import inputs
+from netship.bundle.golden import of_all, read_golden, seeded_inputs
+from netship.bundle.manifest import ModelIdentity, Tensor
+from netship.bundle.store import open_bundle
+from netship.compile.backends.request import BuildRequest
+from netship.compile.driver import build
+from netship.compile.frontend import gate
+from netship.devices.sessions.opening import open_here
+from netship.targets.errors import UserError
+from netship.targets.presets import resolve
+from netship.targets.progress import Progress
 
 FLOAT, INT32, INT64 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64
 IDENTITY = ModelIdentity(name="several.onnx", sha256="0" * 64)

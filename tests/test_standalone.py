@@ -18,8 +18,8 @@ from conftest import run, succeed
 from integers import Graph as Writer
 from integers import quantised, residuals
 
-from bundle.store import open_bundle
-from targets.toolchain import run_zig
+from netship.bundle.store import open_bundle
+from netship.targets.toolchain import run_zig
 
 Build = Callable[..., Path]
 SMALL = "mobilenetv2-0.35-96"

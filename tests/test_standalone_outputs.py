@@ -17,10 +17,10 @@ from integers import quantised, residuals
 from onnx import TensorProto, helper
 from ports import check, network, seeded, verified
 
-from bundle.golden import read_golden
-from bundle.store import open_bundle
-from devices.sessions.standalone import open_standalone
-from targets.toolchain import run_zig
+from netship.bundle.golden import read_golden
+from netship.bundle.store import open_bundle
+from netship.devices.sessions.standalone import open_standalone
+from netship.targets.toolchain import run_zig
 
 pytestmark = pytest.mark.slow
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from devices.sessions.emulated import find_qemu
-from targets.errors import UserError
-from targets.presets import PRESETS, native, this_cpu
-from targets.toolchain import llvm_tool, run_tool, run_zig
+from netship.devices.sessions.emulated import find_qemu
+from netship.targets.errors import UserError
+from netship.targets.presets import PRESETS, native, this_cpu
+from netship.targets.toolchain import llvm_tool, run_tool, run_zig
 
 ROOT = Path(__file__).parent.parent
 RUNTIME = ROOT / "compile/backends/standalone/runtime.c"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import succeed
 
-from targets.errors import UserError
-from targets.presets import (
+from netship.targets.errors import UserError
+from netship.targets.presets import (
     PRESETS,
     Cpu,
     boards_of,

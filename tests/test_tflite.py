@@ -17,15 +17,15 @@ from onnx import numpy_helper
 from tflite_cases import CASES, Case, float_file, quantised_file
 from tflite_models import SAME, VALID, Array, TfliteFile, convolution, network
 
-from bundle.store import open_bundle
-from compile import passes
-from compile.frontend import gate, sources
-from compile.frontend.names import Unfit
-from compile.frontend.preprocessing import Overrides, resolve_preprocessing
-from compile.frontend.tflite.convert import convert
-from compile.passes.ports import integer_ports
-from targets.errors import UserError
-from targets.onnx_runtime import Session
+from netship.bundle.store import open_bundle
+from netship.compile import passes
+from netship.compile.frontend import gate, sources
+from netship.compile.frontend.names import Unfit
+from netship.compile.frontend.preprocessing import Overrides, resolve_preprocessing
+from netship.compile.frontend.tflite.convert import convert
+from netship.compile.passes.ports import integer_ports
+from netship.targets.errors import UserError
+from netship.targets.onnx_runtime import Session
 
 KINDS = sorted({case.kind for case in CASES})
 

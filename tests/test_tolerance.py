@@ -12,14 +12,14 @@ from integers import Graph as Writer
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from bundle.accuracy import Array, compare
-from bundle.golden import Check, signed_inputs
-from bundle.manifest import Preprocessing, Tensor
-from compile.backends.verify import verify
-from compile.frontend import sources
-from compile.frontend.reference import Reference
-from compile.frontend.tolerance import tolerance
-from targets.errors import UserError
+from netship.bundle.accuracy import Array, compare
+from netship.bundle.golden import Check, signed_inputs
+from netship.bundle.manifest import Preprocessing, Tensor
+from netship.compile.backends.verify import verify
+from netship.compile.frontend import sources
+from netship.compile.frontend.reference import Reference
+from netship.compile.frontend.tolerance import tolerance
+from netship.targets.errors import UserError
 
 
 def scores_beside_boxes() -> onnx.ModelProto:

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from targets import files, toolchain
-from targets.errors import UserError
-from targets.files import cached_path, make_once
-from targets.presets import native
-from targets.toolchain import compile_object, compile_once, run_tool, run_zig
+from netship.targets import files, toolchain
+from netship.targets.errors import UserError
+from netship.targets.files import cached_path, make_once
+from netship.targets.presets import native
+from netship.targets.toolchain import compile_object, compile_once, run_tool, run_zig
 
 TRIPLE = ("-target", "x86_64-linux-gnu.2.28")
 # 3 MB of object file.
@@ -113,8 +113,8 @@ SMALL_FILES = (
 RUN = """
 import sys
 from pathlib import Path
-from targets.errors import run_command
-from targets.toolchain import run_zig
+from netship.targets.errors import run_command
+from netship.targets.toolchain import run_zig
 
 def main(_):
     tool, output, *words = sys.argv[1:]

@@ -16,18 +16,18 @@ from onnx import TensorProto, helper, numpy_helper
 from relay_worker import relay_worker
 from tuning_worker import AXIS_77
 
-from bundle.manifest import Manifest
-from bundle.store import open_bundle
-from compile import driver
-from compile.backends.bundle import BundleBackend
-from compile.backends.request import BuildRequest
-from devices.sessions.opening import open_here
-from records.lookup import read
-from targets.child import EndedAbruptly
-from targets.errors import UserError
-from targets.presets import native
-from targets.progress import Progress
-from tuning import refine
+from netship.bundle.manifest import Manifest
+from netship.bundle.store import open_bundle
+from netship.compile import driver
+from netship.compile.backends.bundle import BundleBackend
+from netship.compile.backends.request import BuildRequest
+from netship.devices.sessions.opening import open_here
+from netship.records.lookup import read
+from netship.targets.child import EndedAbruptly
+from netship.targets.errors import UserError
+from netship.targets.presets import native
+from netship.targets.progress import Progress
+from netship.tuning import refine
 
 pytestmark = pytest.mark.slow
 
@@ -118,10 +118,10 @@ def unlike_images(path: Path) -> Path:
 
 def lowered_by_a_faulty_engine(model: str, records: Path) -> list[tuple[str, str]]:
     """The layout and its reason where TVM fails at its tuning tasks, and where it fails with every schedule."""
-    from compile.ir import onnx_form
-    from compile.relay import lower
-    from compile.relay.convert import Converted
-    from compile.relay.importer import to_relay
+    from netship.compile.ir import onnx_form
+    from netship.compile.relay import lower
+    from netship.compile.relay.convert import Converted
+    from netship.compile.relay.importer import to_relay
 
     network = Converted(to_relay(onnx_form.read(onnx.load(model))))
     compiled = lower._compile
@@ -146,9 +146,9 @@ def lowered_by_a_faulty_engine(model: str, records: Path) -> list[tuple[str, str
 
 def refusal_of_tasks(model: str) -> str:
     """What is said where TVM fails at a network's tasks."""
-    from compile.frontend import gate
-    from compile.relay import tasks
-    from tuning.tasks import extract
+    from netship.compile.frontend import gate
+    from netship.compile.relay import tasks
+    from netship.tuning.tasks import extract
 
     def no_tasks(*_: object) -> None:
         raise ValueError("no such layout")
@@ -162,14 +162,14 @@ def refusal_of_tasks(model: str) -> str:
 
 def naive_records(model: str) -> list[str]:
     """A record of each task: the schedule that AutoScheduler's search begins with."""
-    from targets.engine import compiler
+    from netship.targets.engine import compiler
 
     compiler()
     from tvm import auto_scheduler
 
-    from compile.ir import onnx_form
-    from compile.relay.importer import to_relay
-    from compile.relay.tasks import tuning_tasks
+    from netship.compile.ir import onnx_form
+    from netship.compile.relay.importer import to_relay
+    from netship.compile.relay.tasks import tuning_tasks
 
     module = to_relay(onnx_form.read(onnx.load(model)))
     tasks, _ = tuning_tasks(module, native())
@@ -229,7 +229,7 @@ def build(model: Path, output: Path, *records: Path, require: bool = False) -> M
 
 
 def test_a_users_records_are_found_and_each_kernel_says_its_task(
-    model: Path, lines: list[str], folder: Path
+    model: Path, lines: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log(folder / "tuned" / "mine.json", lines)
     manifest = build(model, folder / "bundle", require=True)
@@ -239,6 +239,9 @@ def test_a_users_records_are_found_and_each_kernel_says_its_task(
     keys = {json.loads(line)["i"][0][0] for line in lines}
     served = {group.task for group in lowering.groups if group.macs}
     assert len(served) == 3 and served <= keys
+    assert (
+        "tuning records: tuned/mine.json, measured on host" in capsys.readouterr().err
+    )
     with open_here(open_bundle(folder / "bundle")) as session:
         times = session.profile([np.zeros((1, 3, 16, 16), np.float32)])
     assert len(times) == len(lowering.groups)

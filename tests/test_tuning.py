@@ -23,12 +23,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from relay_worker import relay_worker
 
-from records import lookup
-from records.log import TuningLog
-from targets.errors import UserError
-from tuning import tune
-from tuning.tasks import operator_of
-from tuning.transfer import distance, refit
+from netship.records import lookup
+from netship.records.log import TuningLog
+from netship.targets.errors import UserError
+from netship.tuning import tune
+from netship.tuning.tasks import operator_of
+from netship.tuning.transfer import distance, refit
 
 HEADER, ROUND = tuning_worker.HEADER, tuning_worker.ROUND
 RECORD = '{"i": [["[\\"k\\", [1]]", "llvm", [], "", 2, []], [[], []]], "r": [[0.5], 0, 0, 1], "v": "v0.6"}'

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from records import lookup
-from tuning import page
-from tuning.gain import Gain
-from tuning.page import curve, write_search
-from tuning.table import SearchTable, tasks_table
+from netship.records import lookup
+from netship.tuning import page
+from netship.tuning.gain import Gain
+from netship.tuning.page import curve, write_search
+from netship.tuning.table import SearchTable, tasks_table
 
 LIMITS: Any = SimpleNamespace(trials=100, hours=None, peak=1e9)
 

@@ -17,13 +17,13 @@ from fake_library import fake_library
 from kits import HERE, OTHER
 from tiny import tiny_bundle
 
-from bundle.store import LIBRARY, MANIFEST, Bundle, open_bundle, sha256_of
-from compile.frontend.limits import MAX_OUTPUTS
-from devices import sysroot
-from devices.board.programs import Machine, native_verifier
-from devices.sessions.emulated import find_qemu
-from targets.errors import UserError
-from targets.presets import native, resolve
+from netship.bundle.store import LIBRARY, MANIFEST, Bundle, open_bundle, sha256_of
+from netship.compile.frontend.limits import MAX_OUTPUTS
+from netship.devices import sysroot
+from netship.devices.board.programs import Machine, native_verifier
+from netship.devices.sessions.emulated import find_qemu
+from netship.targets.errors import UserError
+from netship.targets.presets import native, resolve
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ from gated import IDENTITY, node, small
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from compile.frontend.gate import check, load
-from compile.frontend.reference import Reference
-from targets.errors import UserError
-from targets.onnx_runtime import Session
+from netship.compile.frontend.gate import check, load
+from netship.compile.frontend.reference import Reference
+from netship.targets.errors import UserError
+from netship.targets.onnx_runtime import Session
 
 TYPES = {
     "float16": (TensorProto.FLOAT16, np.float16),

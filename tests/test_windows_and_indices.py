@@ -24,8 +24,8 @@ from test_rewrite import (
     whole,
 )
 
-from compile.frontend.canonical.rules import canonical
-from targets.errors import UserError
+from netship.compile.frontend.canonical.rules import canonical
+from netship.targets.errors import UserError
 
 
 def whole_numbers(

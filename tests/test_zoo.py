@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from compile.frontend import zoo
-from targets.errors import UserError
+from netship.compile.frontend import zoo
+from netship.targets.errors import UserError
 
 CONTENT = bytes(range(256)) * 2000
 NAME = "small-1"

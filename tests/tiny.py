@@ -14,8 +14,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from bundle.golden import Check, seeded_inputs, write_golden
-from bundle.manifest import (
+from netship.bundle.golden import Check, seeded_inputs, write_golden
+from netship.bundle.manifest import (
     Lowering,
     Manifest,
     ModelIdentity,
@@ -23,9 +23,9 @@ from bundle.manifest import (
     TargetIdentity,
     Tensor,
 )
-from bundle.store import LIBRARY, MANIFEST, Bundle, open_bundle, sha256_of
-from targets.presets import Target
-from targets.toolchain import run_zig
+from netship.bundle.store import LIBRARY, MANIFEST, Bundle, open_bundle, sha256_of
+from netship.targets.presets import Target
+from netship.targets.toolchain import run_zig
 
 Array = NDArray[np.float32]
 
@@ -107,7 +107,7 @@ def _weights() -> tuple[Array, Array]:
 
 
 def _compile(tvm_target: str, linker: str, extra_c: str, output: str) -> None:
-    from targets.engine import compiler
+    from netship.targets.engine import compiler
 
     tvm = compiler()
     relay = tvm.relay

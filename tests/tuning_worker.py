@@ -26,13 +26,13 @@ import onnx
 from networks import Net
 from onnx import numpy_helper
 
-from bundle.manifest import ModelIdentity
-from compile.frontend.gate import check
-from devices.board.programs import native_server
-from devices.sessions.session import Origin
-from targets.errors import UserError
-from targets.presets import native
-from targets.toolchain import compile_object
+from netship.bundle.manifest import ModelIdentity
+from netship.compile.frontend.gate import check
+from netship.devices.board.programs import native_server
+from netship.devices.sessions.session import Origin
+from netship.targets.errors import UserError
+from netship.targets.presets import native
+from netship.targets.toolchain import compile_object
 
 ROUND = 4
 # A step that splits an axis which no task has.
@@ -54,7 +54,7 @@ def network(size: int = 16, channels: int = 8) -> onnx.ModelProto:
 
 @cache
 def _tasks(size: int = 16, channels: int = 8) -> list[Any]:
-    from tuning.tasks import extract
+    from netship.tuning.tasks import extract
 
     identity = ModelIdentity(name="tiny", sha256="0" * 64)
     return extract(check(network(size, channels), identity, {}, "NCHW"), native())
@@ -62,7 +62,7 @@ def _tasks(size: int = 16, channels: int = 8) -> list[Any]:
 
 def operators_of_a_pair(size: int) -> list[str]:
     """The tasks of an expansion, clip and depthwise convolution on an image of ``size``²."""
-    from tuning.tasks import extract
+    from netship.tuning.tasks import extract
 
     net = Net(size)
     for name, value in (("low", 0), ("high", 6)):
@@ -113,10 +113,10 @@ def _search(
     tasks: Sequence[Any] = (),
     hours: float | None = None,
 ) -> Outcome:
-    from records.log import TuningLog
-    from records.lookup import read
-    from tuning import search as module
-    from tuning.search import Limits, Search
+    from netship.records.log import TuningLog
+    from netship.records.lookup import read
+    from netship.tuning import search as module
+    from netship.tuning.search import Limits, Search
 
     module._ROUND = ROUND
     module._SEARCH |= {
@@ -181,8 +181,8 @@ def few_trials(folder: Path) -> Outcome:
 
 
 def one_task_fails(folder: Path) -> Outcome:
-    from tuning.measure import RUNTIME_DEVICE
-    from tuning.workers import Failure
+    from netship.tuning.measure import RUNTIME_DEVICE
+    from netship.tuning.workers import Failure
 
     def answer(kernel: Any, count: int) -> Any:
         if kernel.shapes[-1] == (1, 16, 16, 8):
@@ -227,7 +227,7 @@ def clock_jumps(folder: Path) -> list[Outcome]:
 
 def wrong_answer(folder: Path) -> tuple[Outcome, list[float]]:
     """The first that would be a best gives wrong answers; and what each check was of."""
-    from records.lookup import read
+    from netship.records.lookup import read
 
     seen: list[bool] = []
 
@@ -251,7 +251,7 @@ def is_right_tells() -> list[bool]:
     """The check of answers, as it is and with a tolerance that nothing meets."""
     from tvm import auto_scheduler
 
-    from tuning import workers
+    from netship.tuning import workers
 
     task = _tasks()[0].search
     state = auto_scheduler.SketchPolicy(task, verbose=0).sample_initial_population()[0]
@@ -275,7 +275,7 @@ def interrupted(folder: Path) -> Outcome:
 def warmed(
     folder: Path, log: Path, rounds: int = 1, size: int = 16, channels: int = 8
 ) -> Outcome:
-    from records.lookup import read
+    from netship.records.lookup import read
 
     tasks = _tasks(size, channels)
     return _search(folder, rounds * ROUND, _figure, warm=[read(log)], tasks=tasks)
@@ -285,8 +285,8 @@ def transferred(folder: Path, size: int, channels: int) -> list[tuple[str, bool]
     """Schedules of a convolution, one of them unusable, fitted to another: each one's steps, and if its answers are right."""
     from tvm import auto_scheduler
 
-    from records.lookup import read
-    from tuning import transfer, workers
+    from netship.records.lookup import read
+    from netship.tuning import transfer, workers
 
     (task,) = (each for each in _tasks() if "conv 3×3" in each.operator)
     (other,) = (t for t in _tasks(size, channels) if "conv 3×3" in t.operator)
@@ -312,7 +312,7 @@ def transferred(folder: Path, size: int, channels: int) -> list[tuple[str, bool]
 
 def workers_that_end() -> list[str]:
     """A crash, a hang and a stopped process between works that succeed."""
-    from tuning import workers
+    from netship.tuning import workers
 
     pool = workers.Pool(1, 2.0)
     works: list[tuple[Any, tuple[Any, ...]]] = [
@@ -332,10 +332,10 @@ def boards(folder: Path) -> dict[str, Any]:
     """Two boards, one of which goes away and comes back; a kernel that crashes and one that hangs; then all are gone."""
     from tvm import auto_scheduler
 
-    from devices.transport.link import Address
-    from tuning import boards as over_rpc
-    from tuning import workers
-    from tuning.measure import Kernel
+    from netship.devices.transport.link import Address
+    from netship.tuning import boards as over_rpc
+    from netship.tuning import workers
+    from netship.tuning.measure import Kernel
 
     over_rpc._CALL_SECONDS = 15.0
     task = _tasks()[0].search

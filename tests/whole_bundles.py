@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from bundle.golden import Check, seeded_inputs, write_golden
-from bundle.manifest import (
+from netship.bundle.golden import Check, seeded_inputs, write_golden
+from netship.bundle.manifest import (
     Lowering,
     Manifest,
     ModelIdentity,
@@ -17,7 +17,7 @@ from bundle.manifest import (
     TargetIdentity,
     Tensor,
 )
-from bundle.store import LIBRARY, MANIFEST, sha256_of
+from netship.bundle.store import LIBRARY, MANIFEST, sha256_of
 
 INPUT = Tensor(name="image", shape=(1, 3, 4, 6), layout="NCHW")
 OUTPUT = Tensor(name="scores", shape=(1, 5))

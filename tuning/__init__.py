@@ -1,3 +1,3 @@
 """Tuning records for AutoScheduler, and which of a network's tasks they cover."""
 
-import targets as targets  # refuses a wrong Python before newer syntax is parsed
+from netship import targets as targets  # refuses a wrong Python first

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, NamedTuple
 
-from devices.sessions.rpc import describe
-from devices.sessions.session import Origin
-from devices.transport.link import (
+from netship.devices.sessions.rpc import describe
+from netship.devices.sessions.session import Origin
+from netship.devices.transport.link import (
     Address,
     Find,
     Link,
@@ -17,14 +17,14 @@ from devices.transport.link import (
     RefusedError,
     limit_threads,
 )
-from devices.transport.pool import Pool
-from devices.transport.ssh import open_server
-from devices.transport.tracker import boards_of, request_board
-from targets.errors import UserError
-from targets.presets import Target
-from targets.toolchain import link_shared
-from tuning.measure import RUNTIME_DEVICE, Kernel
-from tuning.workers import Failure
+from netship.devices.transport.pool import Pool
+from netship.devices.transport.ssh import open_server
+from netship.devices.transport.tracker import boards_of, request_board
+from netship.targets.errors import UserError
+from netship.targets.presets import Target
+from netship.targets.toolchain import link_shared
+from netship.tuning.measure import RUNTIME_DEVICE, Kernel
+from netship.tuning.workers import Failure
 
 _CALL_SECONDS = 120.0
 _PROBE_SECONDS = 10.0

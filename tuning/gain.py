@@ -10,14 +10,14 @@ from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bundle.executor_graph import parse
-from compile.ir.graph import Graph
-from records.lookup import RecordLog
-from targets.errors import UserError
-from targets.presets import resolve
+from netship.bundle.executor_graph import parse
+from netship.compile.ir.graph import Graph
+from netship.records.lookup import RecordLog
+from netship.targets.errors import UserError
+from netship.targets.presets import resolve
 
 if TYPE_CHECKING:
-    from tuning.measure import Measurer
+    from netship.tuning.measure import Measurer
 
 _BUILD_SECONDS = 900.0
 
@@ -56,7 +56,7 @@ def compare(
     Raises:
         UserError: a build fails, or a kernel does.
     """
-    from tuning import workers
+    from netship.tuning import workers
 
     with (
         TemporaryDirectory(prefix="netship-gain-") as folder,
@@ -74,8 +74,8 @@ def compare(
 
 
 def _sum(kernels: Sequence[tuple[str, int]], measurer: Measurer) -> float:
-    from tuning.measure import Kernel
-    from tuning.workers import Failure
+    from netship.tuning.measure import Kernel
+    from netship.tuning.workers import Failure
 
     measured = measurer.measure([Kernel.of(path) for path, _ in kernels])
     total = 0.0
@@ -94,9 +94,9 @@ def compile_kernels(
     Returns:
         Whether records are used, and the kernels.
     """
-    from compile.relay.convert import to_relay
-    from compile.relay.lower import lower
-    from tuning import workers
+    from netship.compile.relay.convert import to_relay
+    from netship.compile.relay.lower import lower
+    from netship.tuning import workers
 
     preset = resolve(target)
     lowered = lower(to_relay(graph, preset), preset, logs)

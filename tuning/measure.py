@@ -9,14 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from devices.sessions.session import Origin
-from meter.candidate import CandidateMeter
-from meter.counting import Block, CountingError
-from meter.memory import hierarchy
-from targets.errors import UserError
-from targets.presets import Target, missing_features, this_cpu
-from tuning import workers
-from tuning.workers import Failure
+from netship.devices.sessions.session import Origin
+from netship.meter.candidate import CandidateMeter
+from netship.meter.counting import Block, CountingError
+from netship.meter.memory import hierarchy
+from netship.targets.errors import UserError
+from netship.targets.presets import Target, missing_features, this_cpu
+from netship.tuning import workers
+from netship.tuning.workers import Failure
 
 # MeasureErrorNo of tvm/auto_scheduler/measure.py.
 RUNTIME_DEVICE = 6

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from targets import templates
-from tuning.table import by_share, estimated_seconds
+from netship.targets import templates
+from netship.tuning.table import by_share, estimated_seconds
 
 if TYPE_CHECKING:
-    from records.lookup import RecordLog
-    from tuning.gain import Gain
-    from tuning.search import State
+    from netship.records.lookup import RecordLog
+    from netship.tuning.gain import Gain
+    from netship.tuning.search import State
 
 _WIDTH, _HEIGHT, _MARGIN = 640.0, 220.0, 44.0
 

@@ -11,21 +11,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bundle.store import sha256_of
-from records import lookup
-from records.lookup import Record, RecordLog
-from targets.arguments import (
+from netship.bundle.store import sha256_of
+from netship.records import lookup
+from netship.records.lookup import Record, RecordLog
+from netship.targets.arguments import (
     add_json,
     command_parser,
     count_up_to,
     file_to_write,
     named_path,
 )
-from targets.errors import UserError, run_command
-from targets.escapes import counted
-from targets.files import write_whole
-from targets.presets import resolve
-from targets.progress import Progress
+from netship.targets.errors import UserError, run_command
+from netship.targets.escapes import counted
+from netship.targets.files import write_whole
+from netship.targets.presets import resolve
+from netship.targets.progress import Progress
 
 _EPILOG = """\
 examples:
@@ -84,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     best.add_argument("--output", type=output, required=True, metavar="FILE")
     coverage = verb("coverage", _coverage, "which tasks of a network have records")
-    coverage.add_argument("--model", required=True, help="as --model of compile.build")
+    coverage.add_argument(
+        "--model", required=True, help="as --model of python -m compile.build"
+    )
     coverage.add_argument(
         "--target", default="native", help="see python -m targets (default: native)"
     )
@@ -94,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="preferred to those found in tuned/ and the shipped ones",
+        help="preferred to those that a build finds by itself",
     )
     what = "merge logs of one target and origin; repeated records are dropped"
     merged = verb("merge", _merge, what)
@@ -241,10 +243,11 @@ def _coverage(arguments: argparse.Namespace) -> int:
     if target.microcontroller:
         raise UserError(f"target {target.name}: takes C source, which is not tuned")
     with Progress(quiet=arguments.json) as progress:
-        logs, notes = lookup.find(target, arguments.records)
+        places = lookup.places(arguments.model)
+        logs, notes = lookup.find(target, arguments.records, places)
         progress.stage("finding the network's tasks")
-        from compile.frontend import sources
-        from tuning.tasks import extract
+        from netship.compile.frontend import sources
+        from netship.tuning.tasks import extract
 
         model = sources.find(arguments.model, {}, None, progress.stage).model
         rows = []

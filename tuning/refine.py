@@ -17,19 +17,24 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
-from devices.sessions.session import Origin
-from records import lookup
-from records.lookup import Record, RecordLog
-from targets.arguments import command_parser, count_up_to, file_to_write, named_path
-from targets.child import run_in_child
-from targets.errors import UserError, run_command
-from targets.escapes import counted
-from targets.files import cache_key, write_whole
-from targets.presets import Target, missing_features, resolve, this_cpu
-from targets.progress import Progress
+from netship.devices.sessions.session import Origin
+from netship.records import lookup
+from netship.records.lookup import Record, RecordLog
+from netship.targets.arguments import (
+    command_parser,
+    count_up_to,
+    file_to_write,
+    named_path,
+)
+from netship.targets.child import run_in_child
+from netship.targets.errors import UserError, run_command
+from netship.targets.escapes import counted
+from netship.targets.files import cache_key, write_whole
+from netship.targets.presets import Target, missing_features, resolve, this_cpu
+from netship.targets.progress import Progress
 
 if TYPE_CHECKING:
-    from bundle.store import Bundle
+    from netship.bundle.store import Bundle
 
 _EPILOG = """\
 If this machine can run the target's code, it times inferences of all builds in turn and takes each operator's median.
@@ -78,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         _EPILOG,
     )
     add = parser.add_argument
-    add("--model", required=True, help="as --model of compile.build")
+    add("--model", required=True, help="as --model of python -m compile.build")
     add("--target", default="native", help="see python -m targets (default: native)")
     add(
         "--records", type=named_path, required=True, metavar="FILE", help="a tuning log"
@@ -194,9 +199,9 @@ class _Work:
         return self.build_of(chosen, f"the network with each task's record {rank + 1}")
 
     def build_of(self, chosen: dict[str, Record], what: str) -> _Build:
-        from bundle.store import open_bundle
-        from compile.backends.request import BuildRequest
-        from compile.driver import build
+        from netship.bundle.store import open_bundle
+        from netship.compile.backends.request import BuildRequest
+        from netship.compile.driver import build
 
         header = self._log.header | {"preset": self._target.name}
         records = tuple(chosen.values())
@@ -246,7 +251,7 @@ class _Work:
         )
 
     def _count(self, bundle: Bundle) -> list[float]:
-        from meter.operators import measure_bundle
+        from netship.meter.operators import measure_bundle
 
         metered = measure_bundle(
             bundle.path, self._target.qemu_cpu, self._progress.stage
@@ -266,11 +271,11 @@ def time_in_turn(
     Noise thus affects all alike. It must run in its own process, and uses the last cores that it may.
     """
 
-    from bundle.golden import of_all, seeded_inputs
-    from bundle.store import open_bundle
-    from devices.sessions import huge_pages
-    from devices.sessions.graph import kernel_seconds
-    from targets import engine
+    from netship.bundle.golden import of_all, seeded_inputs
+    from netship.bundle.store import open_bundle
+    from netship.devices.sessions import huge_pages
+    from netship.devices.sessions.graph import kernel_seconds
+    from netship.targets import engine
 
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
     tvm = engine.runtime(threads)
@@ -314,7 +319,7 @@ def choose(costs: Sequence[Mapping[str, float]]) -> list[Choice]:
 
 
 def _table(choices: Sequence[Choice], here: bool) -> str:
-    from tuning.tasks import operator_of
+    from netship.tuning.tasks import operator_of
 
     rows = [
         (operator_of(each.workload), each.build, each.costs[0], each.costs[each.build])

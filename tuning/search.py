@@ -19,15 +19,15 @@ from typing import Any, NamedTuple
 import tvm
 from tvm import auto_scheduler
 
-from devices.sessions.session import Origin
-from records.log import TuningLog
-from records.lookup import Record, RecordLog, parse
-from targets import interrupts
-from targets.interrupts import Interrupted
-from tuning import transfer, workers
-from tuning.measure import RUNTIME_DEVICE, Kernel, Measurer
-from tuning.tasks import Task
-from tuning.workers import Failure
+from netship.devices.sessions.session import Origin
+from netship.records.log import TuningLog
+from netship.records.lookup import Record, RecordLog, parse
+from netship.targets import interrupts
+from netship.targets.interrupts import Interrupted
+from netship.tuning import transfer, workers
+from netship.tuning.measure import RUNTIME_DEVICE, Kernel, Measurer
+from netship.tuning.tasks import Task
+from netship.tuning.workers import Failure
 
 # The default population of 2048 takes half a minute a round before anything is measured.
 _SEARCH = {

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from tuning.search import Limits, State
+    from netship.tuning.search import Limits, State
 
 # Characters; wide enough for the table without a terminal.
 _WIDTH = 110

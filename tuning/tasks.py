@@ -7,11 +7,11 @@ from itertools import pairwise
 from math import prod
 from typing import Any, NamedTuple
 
-from compile.frontend.model import Model
-from meter.memory import hierarchy
-from meter.operators import PEAK_MACS
-from targets.errors import UserError, reason
-from targets.presets import Target
+from netship.compile.frontend.model import Model
+from netship.meter.memory import hierarchy
+from netship.meter.operators import PEAK_MACS
+from netship.targets.errors import UserError, reason
+from netship.targets.presets import Target
 
 
 class Task(NamedTuple):
@@ -57,9 +57,9 @@ def extract(model: Model, target: Target, threads: int = 1) -> list[Task]:
     Raises:
         UserError: TVM cannot find them, or there are none.
     """
-    from compile.ir import onnx_form
-    from compile.relay.importer import to_relay
-    from compile.relay.tasks import tuning_tasks
+    from netship.compile.ir import onnx_form
+    from netship.compile.relay.importer import to_relay
+    from netship.compile.relay.tasks import tuning_tasks
 
     module = to_relay(onnx_form.read(model.proto))
     try:

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
-from records.lookup import Record, RecordLog
-from tuning.tasks import Task
+from netship.records.lookup import Record, RecordLog
+from netship.tuning.tasks import Task
 
 _SPLIT = "SP"
 

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from records import lookup
-from targets import interrupts
-from targets.arguments import (
+from netship.records import lookup
+from netship.targets import interrupts
+from netship.targets.arguments import (
     check_key,
     command_parser,
     count_up_to,
@@ -23,19 +23,19 @@ from targets.arguments import (
     named_path,
     number_between,
 )
-from targets.errors import UserError, run_command
-from targets.escapes import counted
-from targets.interrupts import Interrupted
-from targets.presets import Target, missing_features, native, resolve, this_cpu
-from targets.progress import Progress
+from netship.targets.errors import UserError, run_command
+from netship.targets.escapes import counted
+from netship.targets.interrupts import Interrupted
+from netship.targets.presets import Target, missing_features, native, resolve, this_cpu
+from netship.targets.progress import Progress
 
 if TYPE_CHECKING:
-    from compile.frontend.sources import Source
-    from records.lookup import RecordLog
-    from tuning.gain import Gain
-    from tuning.measure import Measurer
-    from tuning.search import State
-    from tuning.tasks import Task
+    from netship.compile.frontend.sources import Source
+    from netship.records.lookup import RecordLog
+    from netship.tuning.gain import Gain
+    from netship.tuning.measure import Measurer
+    from netship.tuning.search import State
+    from netship.tuning.tasks import Task
 
 _TVM = "0.19.0"
 _EPILOG = """\
@@ -65,21 +65,22 @@ _count = count_up_to(10_000_000)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
-    _check(arguments)
+    arguments = parser().parse_args(argv)
     with Progress(quiet=arguments.json) as progress:
-        _tune(arguments, progress)
+        tuned = tune(arguments, progress, quiet=arguments.json)
+    if arguments.json:
+        print(json.dumps(tuned.to_json(), indent=2, ensure_ascii=False))
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "tuning.tune",
         "Search for quick schedules with AutoScheduler, operator by operator of a network.",
         _EPILOG,
     )
     add = parser.add_argument
-    add("--model", required=True, help="as --model of compile.build")
+    add("--model", required=True, help="as --model of python -m compile.build")
     add("--target", default="native", help="see python -m targets (default: native)")
     add(
         "--trials",
@@ -143,7 +144,59 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError("--measure meter: it counts one thread; leave --threads out")
 
 
-def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
+class TunedTask(NamedTuple):
+    """A task of the network.
+
+    Attributes:
+        weight: how many layers share it.
+        flops: of one run of the kernel.
+        seconds: of the best record; None where no trial succeeded.
+        trials, errors: in the log, and how many of them failed.
+    """
+
+    operator: str
+    weight: int
+    flops: float
+    seconds: float | None
+    trials: int
+    errors: int
+
+
+class Tuned(NamedTuple):
+    """What a search came to.
+
+    Attributes:
+        header: of the log: target, origin, network, …
+        gain: against an untuned build; None where it could not be measured.
+    """
+
+    header: Mapping[str, object]
+    log: Path
+    page: Path
+    took_seconds: float
+    gain: Gain | None
+    tasks: tuple[TunedTask, ...]
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            **self.header,
+            "log": str(self.log),
+            "page": str(self.page),
+            "took_seconds": self.took_seconds,
+            "trials": sum(task.trials for task in self.tasks),
+            "errors": sum(task.errors for task in self.tasks),
+            "gain": self.gain and self.gain._asdict(),
+            "tasks": [task._asdict() for task in self.tasks],
+        }
+
+
+def tune(arguments: argparse.Namespace, progress: Progress, quiet: bool) -> Tuned:
+    """Search as the options ask; without a table where ``quiet``.
+
+    Raises:
+        UserError: the options contradict each other, nothing can be tuned, or a device fails.
+    """
+    _check(arguments)
     target = resolve(arguments.target)
     if target.microcontroller:
         raise UserError(
@@ -155,11 +208,11 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
         cleanup.callback(measurer.close)
         tasks, source = _tasks(target, arguments, progress)
         progress.finish()
-        from records.log import TuningLog
-        from tuning.page import write_search
-        from tuning.search import Limits, Search
-        from tuning.table import SearchTable
-        from tuning.tasks import peak
+        from netship.records.log import TuningLog
+        from netship.tuning.page import write_search
+        from netship.tuning.search import Limits, Search
+        from netship.tuning.table import SearchTable
+        from netship.tuning.tasks import peak
 
         header = {
             "target": target.tvm,
@@ -187,7 +240,7 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
             )
             started = time.monotonic()
             warm = _warm(arguments.warm, target, progress)
-            table = SearchTable(limits, quiet=arguments.json)
+            table = SearchTable(limits, quiet=quiet)
             if held.lines:
                 progress.stage(
                     f"reading {counted(len(held.lines), 'trial')} of the log"
@@ -221,13 +274,20 @@ def _tune(arguments: argparse.Namespace, progress: Progress) -> None:
                 finally:
                     write_search(page, log.read(), search.states, limits.peak)
             seconds = time.monotonic() - started
+            places = lookup.places(arguments.model)
             gain = _gain(
-                source, target, log.read(), measurer, arguments.threads, progress
+                source,
+                target,
+                log.read(),
+                measurer,
+                arguments.threads,
+                places,
+                progress,
             )
             write_search(page, log.read(), search.states, limits.peak, gain)
-            if arguments.json:
-                print(_json(header, search.states, gain, seconds, output, page))
             progress.note(f"log {output}; page {page}")
+            found = tuple(map(_task, search.states))
+            return Tuned(header, output, page, seconds, gain, found)
 
 
 def _reach(states: Sequence[State], trials: int) -> str:
@@ -251,13 +311,14 @@ def _gain(
     log: RecordLog,
     measurer: Measurer,
     threads: int,
+    places: Sequence[Path],
     progress: Progress,
 ) -> Gain | None:
-    from compile.ir import onnx_form
-    from tuning.gain import compare
+    from netship.compile.ir import onnx_form
+    from netship.tuning.gain import compare
 
     progress.stage("comparing with an untuned build")
-    others, _ = lookup.find(target, threads=threads)
+    others, _ = lookup.find(target, (), places, threads)
     graph = onnx_form.read(source.model.proto)
     try:
         logs = [log, *others]
@@ -271,36 +332,12 @@ def _gain(
     return gain
 
 
-def _json(
-    header: Mapping[str, object],
-    states: Sequence[State],
-    gain: Gain | None,
-    seconds: float,
-    log: Path,
-    page: Path,
-) -> str:
-    tasks = [
-        {
-            "operator": state.task.operator,
-            "weight": state.task.weight,
-            "flops": state.task.flops,
-            "seconds": state.best if math.isfinite(state.best) else None,
-            "trials": state.trials,
-            "errors": state.errors,
-        }
-        for state in states
-    ]
-    whole = {
-        **header,
-        "log": str(log),
-        "page": str(page),
-        "took_seconds": seconds,
-        "trials": sum(state.trials for state in states),
-        "errors": sum(state.errors for state in states),
-        "gain": gain and gain._asdict(),
-        "tasks": tasks,
-    }
-    return json.dumps(whole, indent=2, ensure_ascii=False)
+def _task(state: State) -> TunedTask:
+    task, best = state.task, state.best
+    seconds = best if math.isfinite(best) else None
+    return TunedTask(
+        task.operator, task.weight, task.flops, seconds, state.trials, state.errors
+    )
 
 
 def _default_output(target: Target, measurer: Measurer, threads: int) -> Path:
@@ -311,8 +348,8 @@ def _default_output(target: Target, measurer: Measurer, threads: int) -> Path:
 def _tasks(
     target: Target, arguments: argparse.Namespace, progress: Progress
 ) -> tuple[list[Task], Source]:
-    from compile.frontend import sources
-    from tuning.tasks import extract
+    from netship.compile.frontend import sources
+    from netship.tuning.tasks import extract
 
     progress.stage("reading the model")
     source = sources.find(arguments.model, {}, None, progress.stage)
@@ -330,15 +367,15 @@ def _tasks(
 def _measurer(target: Target, arguments: argparse.Namespace) -> Measurer:
     threads, key = arguments.threads, arguments.key
     if arguments.measure == "meter":
-        from tuning.measure import MeterMeasurer
+        from netship.tuning.measure import MeterMeasurer
 
         return MeterMeasurer(target, arguments.jobs)
     if not (arguments.tracker or arguments.rpc or arguments.ssh):
-        from tuning.measure import LocalMeasurer
+        from netship.tuning.measure import LocalMeasurer
 
         return LocalMeasurer(target, threads)
-    from devices.transport.link import Address
-    from tuning import boards
+    from netship.devices.transport.link import Address
+    from netship.tuning import boards
 
     if arguments.tracker:
         tracker = Address(*host_and_port(arguments.tracker), key)

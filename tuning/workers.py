@@ -25,17 +25,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from targets import engine
-from targets.errors import UserError, reason
-from targets.toolchain import run_zig
+from netship.targets import engine
+from netship.targets.errors import UserError, reason
+from netship.targets.toolchain import run_zig
 
 tvm = engine.compiler()
 from tvm import te
 from tvm.auto_scheduler.measure import MeasureErrorNo, MeasureInput
 from tvm.contrib.popen_pool import PopenWorker
 
-from compile.relay import prefetch
-from compile.relay.fallbacks import accepted
+from netship.compile.relay import prefetch
+from netship.compile.relay.fallbacks import accepted
 
 # MeasureErrorNo of tvm/auto_scheduler/measure.py.
 BUILD_FAILED = 2

@@ -9,12 +9,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from bench.baselines import int8_forms, tflite
-from bench.baselines.emulated import Emulated
-from bench.baselines.int8_graph import is_quantised
-from bench.baselines.runtimes import SOURCES, Baseline, Progress, pnnx
-from targets.errors import UserError
-from targets.files import cache_folder, cache_key, make_once
+from netship.bench.baselines import int8_forms, tflite
+from netship.bench.baselines.emulated import Emulated
+from netship.bench.baselines.int8_graph import is_quantised
+from netship.bench.baselines.runtimes import SOURCES, Baseline, Progress, pnnx
+from netship.targets.errors import UserError
+from netship.targets.files import cache_folder, cache_key, make_once
 
 if TYPE_CHECKING:
     import onnx

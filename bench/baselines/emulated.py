@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.baselines import runtimes
-from bench.baselines.runtimes import Baseline, Progress
-from devices import sysroot
-from devices.sessions.emulated import check_cpu, find_qemu
-from meter import board_files, counting
-from meter.counts import Command
-from targets.errors import UserError
-from targets.files import cache_folder
-from targets.toolchain import compile_once
+from netship.bench.baselines import runtimes
+from netship.bench.baselines.runtimes import Baseline, Progress
+from netship.devices import sysroot
+from netship.devices.sessions.emulated import check_cpu, find_qemu
+from netship.meter import board_files, counting
+from netship.meter.counts import Command
+from netship.targets.errors import UserError
+from netship.targets.files import cache_folder
+from netship.targets.toolchain import compile_once
 
 _RUN = Path(__file__).with_name("run_baseline.py")
 _MARK = Path(__file__).with_name("mark.c")

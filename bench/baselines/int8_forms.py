@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from bench.baselines.int8_graph import (
+from netship.bench.baselines.int8_graph import (
     HIGHEST,
     LOWEST,
     high,
@@ -25,14 +25,14 @@ from bench.baselines.int8_graph import (
     refusal,
     stored,
 )
-from compile.frontend.quantised.operators import quantises
-from compile.ir import onnx_form
-from compile.ir.graph import Graph, Operator, Quantisation, Tensor
-from compile.ir.kinds import make
-from compile.ir.operators import Convolution, Quantise
-from compile.passes.integers import absorb_constants
-from compile.passes.simplify import dense_as_convolution
-from targets.errors import UserError
+from netship.compile.frontend.quantised.operators import quantises
+from netship.compile.ir import onnx_form
+from netship.compile.ir.graph import Graph, Operator, Quantisation, Tensor
+from netship.compile.ir.kinds import make
+from netship.compile.ir.operators import Convolution, Quantise
+from netship.compile.passes.integers import absorb_constants
+from netship.compile.passes.simplify import dense_as_convolution
+from netship.targets.errors import UserError
 
 if TYPE_CHECKING:
     import onnx

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from compile.ir.graph import Graph, Operator, Quantisation, Tensor
-from compile.ir.operators import Dequantise, Quantise
-from targets.errors import UserError
+from netship.compile.ir.graph import Graph, Operator, Quantisation, Tensor
+from netship.compile.ir.operators import Dequantise, Quantise
+from netship.targets.errors import UserError
 
 if TYPE_CHECKING:
     import onnx

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from devices.sysroot import unpack_wheels
-from meter import board_files
-from targets.errors import UserError
-from targets.files import cached_path, make_once
+from netship.devices.sysroot import unpack_wheels
+from netship.meter import board_files
+from netship.targets.errors import UserError
+from netship.targets.files import cached_path, make_once
 
 LOCK = Path(__file__).with_name("baselines-arm64.lock")
 _COMPILE = Path(__file__).parents[2] / "compile"

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.baselines.int8_graph import int8_activations
-from bench.baselines.tflite_file import TfliteFile
-from compile import passes
-from compile.ir import onnx_form
-from compile.ir.graph import Graph, Operator, Tensor
-from compile.ir.operators import Convolution, Dense, Limited
-from compile.passes.integers import absorb_constants
-from compile.passes.simplify import fold_limits, fold_normalisation, limits_of
-from targets.errors import UserError
+from netship.bench.baselines.int8_graph import int8_activations
+from netship.bench.baselines.tflite_file import TfliteFile
+from netship.compile import passes
+from netship.compile.ir import onnx_form
+from netship.compile.ir.graph import Graph, Operator, Tensor
+from netship.compile.ir.operators import Convolution, Dense, Limited
+from netship.compile.passes.integers import absorb_constants
+from netship.compile.passes.simplify import fold_limits, fold_normalisation, limits_of
+from netship.targets.errors import UserError
 
 if TYPE_CHECKING:
     import onnx

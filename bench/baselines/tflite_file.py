@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from compile.ir.graph import Tensor
+from netship.compile.ir.graph import Tensor
 
 _SCHEMA_VERSION = 3
 _IDENTIFIER = b"TFL3"

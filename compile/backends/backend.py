@@ -9,17 +9,17 @@ from typing import Any, NamedTuple, Protocol
 
 from numpy.typing import NDArray
 
-from bundle.golden import Check
-from bundle.manifest import Firmware, Lowering
-from bundle.task import Task
-from compile import passes
-from compile.backends.request import BuildRequest, Format
-from compile.backends.verify import Verification
-from compile.frontend.model import Model
-from compile.ir.graph import Graph
-from records.lookup import RecordLog
-from targets.presets import Target
-from targets.progress import Progress
+from netship.bundle.golden import Check
+from netship.bundle.manifest import Firmware, Lowering
+from netship.bundle.task import Task
+from netship.compile import passes
+from netship.compile.backends.request import BuildRequest, Format
+from netship.compile.backends.verify import Verification
+from netship.compile.frontend.model import Model
+from netship.compile.ir.graph import Graph
+from netship.records.lookup import RecordLog
+from netship.targets.presets import Target
+from netship.targets.progress import Progress
 
 Array = NDArray[Any]
 

@@ -10,26 +10,26 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from bundle.executor_graph import parse
-from bundle.golden import Check
-from bundle.store import LIBRARY
-from compile import passes
-from compile.backends.backend import Built, Job
-from compile.backends.engine import EngineJob, Link, compile_network
-from compile.backends.request import BuildRequest, Format
-from compile.backends.verify import Verification, verify_here_or_emulated
-from compile.frontend.model import Model
-from compile.ir.graph import Graph
-from compile.program.verifier import verify_storage
-from records.lookup import RecordLog
-from targets.child import run_in_child
-from targets.errors import UserError
-from targets.presets import Target
-from targets.progress import Progress
+from netship.bundle.executor_graph import parse
+from netship.bundle.golden import Check
+from netship.bundle.store import LIBRARY
+from netship.compile import passes
+from netship.compile.backends.backend import Built, Job
+from netship.compile.backends.engine import EngineJob, Link, compile_network
+from netship.compile.backends.request import BuildRequest, Format
+from netship.compile.backends.verify import Verification, verify_here_or_emulated
+from netship.compile.frontend.model import Model
+from netship.compile.ir.graph import Graph
+from netship.compile.program.verifier import verify_storage
+from netship.records.lookup import RecordLog
+from netship.targets.child import run_in_child
+from netship.targets.errors import UserError
+from netship.targets.presets import Target
+from netship.targets.progress import Progress
 
 if TYPE_CHECKING:
-    from compile.relay.convert import Converted
-    from compile.relay.lower import Lowered
+    from netship.compile.relay.convert import Converted
+    from netship.compile.relay.lower import Lowered
 
 
 class BundleBackend:
@@ -109,7 +109,7 @@ class BundleBackend:
 
 def link(lowered: Lowered, network: Converted, job: EngineJob) -> None:
     """Link model.so; TVM's runtime finds the executor's graph and its constants in it."""
-    from targets.toolchain import is_hard_float, link_shared, strip_debug
+    from netship.targets.toolchain import is_hard_float, link_shared, strip_debug
 
     target, output = job.target, job.library
     verify_storage(parse(lowered.factory.get_graph_json()))

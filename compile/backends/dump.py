@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from compile.ir.graph import Graph, Tensor
-from targets.disk import DISK_FULL
-from targets.errors import UserError
+from netship.compile.ir.graph import Graph, Tensor
+from netship.targets.disk import DISK_FULL
+from netship.targets.errors import UserError
 
 # What else a build leaves there: compile/backends/engine.py, compile/backends/standalone/emit.py.
 _UNNUMBERED = (

@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bundle.manifest import Lowering, MemoryPlan
-from bundle.store import elf_machine
-from compile.backends.dump import Dump, writing
-from compile.ir.graph import Graph
-from records.lookup import RecordLog
-from targets import engine
-from targets.disk import DISK_FULL
-from targets.errors import UserError, last_line, reason
-from targets.escapes import listed, shown
-from targets.presets import Target
+from netship.bundle.manifest import Lowering, MemoryPlan
+from netship.bundle.store import elf_machine
+from netship.compile.backends.dump import Dump, writing
+from netship.compile.ir.graph import Graph
+from netship.records.lookup import RecordLog
+from netship.targets import engine
+from netship.targets.disk import DISK_FULL
+from netship.targets.errors import UserError, last_line, reason
+from netship.targets.escapes import listed, shown
+from netship.targets.presets import Target
 
 if TYPE_CHECKING:
-    from compile.relay.convert import Converted
-    from compile.relay.lower import Lowered
+    from netship.compile.relay.convert import Converted
+    from netship.compile.relay.lower import Lowered
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def compile_network(
     """Compile ``job.graph`` into ``job.library``; a UserError says what the importer, compiler or linker refused."""
     _check_target(job.target)
     stage("importing into Relay")
-    from compile.relay.convert import to_relay
+    from netship.compile.relay.convert import to_relay
 
     dump = Dump(job.dump)
     try:
@@ -86,7 +86,7 @@ def compile_network(
 
 
 def _lower(job: EngineJob, network: Converted, dump: Dump) -> Lowered:
-    from compile.relay.lower import lower
+    from netship.compile.relay.lower import lower
 
     try:
         return lower(network, job.target, job.records, job.symbols, dump.module)
@@ -132,7 +132,7 @@ def _write_kernels(folder: Path, network: Converted, factory: Any) -> None:
     (folder / "tir.txt").write_text("\n".join(kernels))
     (folder / "model.s").write_text(factory.get_lib().get_source("asm"))
     if network.source is not None:
-        from compile.relay.neon_kernels import HEADER
+        from netship.compile.relay.neon_kernels import HEADER
 
         (folder / "native.c").write_text(network.source.text)
         shutil.copyfile(HEADER, folder / HEADER.name)

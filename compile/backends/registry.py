@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from compile.backends.backend import Backend
-from compile.backends.bundle import BundleBackend
-from compile.backends.c.backend import CBackend
-from compile.backends.standalone.backend import StandaloneBackend
+from netship.compile.backends.backend import Backend
+from netship.compile.backends.bundle import BundleBackend
+from netship.compile.backends.c.backend import CBackend
+from netship.compile.backends.standalone.backend import StandaloneBackend
 
 BACKENDS: dict[str, Backend] = {
     each.format: each for each in (BundleBackend(), StandaloneBackend(), CBackend())

@@ -8,12 +8,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
-from bundle.manifest import TargetIdentity
-from compile.frontend import sources
-from compile.frontend.preprocessing import Overrides
-from records import lookup
-from targets.files import cache_key
-from targets.presets import Target
+from netship.bundle.manifest import TargetIdentity
+from netship.compile.frontend import sources
+from netship.compile.frontend.preprocessing import Overrides
+from netship.records import lookup
+from netship.targets.files import cache_key
+from netship.targets.presets import Target
 
 _ROOT = Path(__file__).parents[2]
 # What a build consists of.
@@ -62,7 +62,9 @@ class BuildRequest:
             self.model, self.input_shapes, self.overrides.layout, on_progress
         )
         overrides = self.overrides.with_defaults(source.overrides)
-        logs, _ = lookup.find(self.target, self.records, threads=self.threads)
+        logs, _ = lookup.find(
+            self.target, self.records, lookup.places(self.model), self.threads
+        )
         return cache_key(
             {
                 name: each

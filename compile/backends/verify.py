@@ -6,20 +6,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bundle.accuracy import Accuracy, compare
-from bundle.golden import Check
-from bundle.store import Bundle, open_bundle
-from devices.microcontroller.host import run_on_host
-from devices.microcontroller.session import from_outputs, interface_of, to_input
-from devices.sessions.emulated import find_qemu
-from devices.sessions.opening import open_here, open_on_emulated
-from devices.sessions.session import Origin
-from devices.sysroot import prepare
-from targets.child import run_in_child
-from targets.errors import UserError
-from targets.escapes import shown
-from targets.presets import Target, missing_features, this_cpu
-from targets.progress import Progress
+from netship.bundle.accuracy import Accuracy, compare
+from netship.bundle.golden import Check
+from netship.bundle.store import Bundle, open_bundle
+from netship.devices.microcontroller.host import run_on_host
+from netship.devices.microcontroller.session import from_outputs, interface_of, to_input
+from netship.devices.sessions.emulated import find_qemu
+from netship.devices.sessions.opening import open_here, open_on_emulated
+from netship.devices.sessions.session import Origin
+from netship.devices.sysroot import prepare
+from netship.targets.child import run_in_child
+from netship.targets.errors import UserError
+from netship.targets.escapes import shown
+from netship.targets.presets import Target, missing_features, this_cpu
+from netship.targets.progress import Progress
 
 
 class Verification(NamedTuple):

@@ -10,13 +10,13 @@ import onnx
 from onnx import TensorProto, numpy_helper
 from onnx.inliner import inline_local_functions
 
-from compile.frontend.fold import constant_value, is_onnx, opset
-from compile.frontend.limits import MAX_NODES
-from compile.frontend.model_file import tensors
-from compile.frontend.names import Unfit, node_label
-from compile.frontend.quantised.operators import is_dynamic, is_taken
-from compile.frontend.widening import OTHER_FLOATS
-from targets.escapes import shown
+from netship.compile.frontend.fold import constant_value, is_onnx, opset
+from netship.compile.frontend.limits import MAX_NODES
+from netship.compile.frontend.model_file import tensors
+from netship.compile.frontend.names import Unfit, node_label
+from netship.compile.frontend.quantised.operators import is_dynamic, is_taken
+from netship.compile.frontend.widening import OTHER_FLOATS
+from netship.targets.escapes import shown
 
 _WEIGHTED = ("BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul", "Mul")
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from bundle.manifest import Tensor
-from bundle.task import Detector, Level, Size, Values
+from netship.bundle.manifest import Tensor
+from netship.bundle.task import Detector, Level, Size, Values
 
 
 def _names(value: Any) -> Any:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.manifest import Preprocessing
-from compile.frontend import family
-from compile.frontend.family import Graph, Signal, divisible
-from targets.errors import UserError
+from netship.bundle.manifest import Preprocessing
+from netship.compile.frontend import family
+from netship.compile.frontend.family import Graph, Signal, divisible
+from netship.targets.errors import UserError
 
 if TYPE_CHECKING:
     import onnx

@@ -13,13 +13,13 @@ from typing import Any, Literal, NamedTuple
 import onnx
 from pydantic import ValidationError
 
-from bundle.manifest import Tensor
-from bundle.task import Detector, Task
-from compile.frontend.decoding import assemble, grids_of
-from compile.frontend.dense import box_specifications
-from compile.frontend.model import Model
-from targets.errors import UserError
-from targets.escapes import shown
+from netship.bundle.manifest import Tensor
+from netship.bundle.task import Detector, Task
+from netship.compile.frontend.decoding import assemble, grids_of
+from netship.compile.frontend.dense import box_specifications
+from netship.compile.frontend.model import Model
+from netship.targets.errors import UserError
+from netship.targets.escapes import shown
 
 Kind = Literal["classify", "detect", "segment", "raw"]
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.manifest import Preprocessing
-from targets.errors import UserError
+from netship.bundle.manifest import Preprocessing
+from netship.targets.errors import UserError
 
 if TYPE_CHECKING:
     import onnx

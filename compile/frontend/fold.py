@@ -13,8 +13,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from compile.frontend.limits import check_ranks
-from compile.frontend.names import Unfit, node_label
+from netship.compile.frontend.limits import check_ranks
+from netship.compile.frontend.names import Unfit, node_label
 
 # Pure functions of their inputs, which exporters use between Shape and Reshape or on weights.
 _FOLDABLE = frozenset(

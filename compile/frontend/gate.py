@@ -13,20 +13,24 @@ from pathlib import Path
 
 import onnx
 
-from bundle.manifest import ModelIdentity
-from compile.frontend import checks, limits, opsets, shapes
-from compile.frontend.fold import fold
-from compile.frontend.formats import advice
-from compile.frontend.model import Model
-from compile.frontend.model_file import MAX_MODEL_BYTES, inline_external, read_regular
-from compile.frontend.names import Unfit
-from compile.frontend.preprocessing import Layout
-from compile.frontend.quantised.operators import as_qdq
-from compile.frontend.tflite.convert import convert, pixel_values
-from compile.frontend.tflite.reader import is_tflite
-from compile.frontend.widening import as_float32
-from targets.errors import UserError, first_line
-from targets.escapes import shown
+from netship.bundle.manifest import ModelIdentity
+from netship.compile.frontend import checks, limits, opsets, shapes
+from netship.compile.frontend.fold import fold
+from netship.compile.frontend.formats import advice
+from netship.compile.frontend.model import Model
+from netship.compile.frontend.model_file import (
+    MAX_MODEL_BYTES,
+    inline_external,
+    read_regular,
+)
+from netship.compile.frontend.names import Unfit
+from netship.compile.frontend.preprocessing import Layout
+from netship.compile.frontend.quantised.operators import as_qdq
+from netship.compile.frontend.tflite.convert import convert, pixel_values
+from netship.compile.frontend.tflite.reader import is_tflite
+from netship.compile.frontend.widening import as_float32
+from netship.targets.errors import UserError, first_line
+from netship.targets.escapes import shown
 
 
 def load(

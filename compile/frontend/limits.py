@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import onnx
 
-from compile.frontend.names import Unfit, node_label
-from targets.escapes import shown
+from netship.compile.frontend.names import Unfit, node_label
+from netship.targets.escapes import shown
 
 MAX_NODES = 20_000
 MAX_WEIGHTS = 50_000

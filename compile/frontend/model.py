@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 from numpy.typing import NDArray
 
-from bundle.manifest import ModelIdentity, Tensor, image_of
+from netship.bundle.manifest import ModelIdentity, Tensor, image_of
 
 
 @dataclass(frozen=True)

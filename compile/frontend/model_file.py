@@ -14,8 +14,8 @@ from typing import Any
 import onnx
 from onnx import TensorProto
 
-from compile.frontend.names import Unfit
-from targets.escapes import shown
+from netship.compile.frontend.names import Unfit
+from netship.targets.escapes import shown
 
 # Protobuf stops at 2 GiB, and onnx copies a model twice to check it: VGG-19 (575 MB) is the largest
 # common CNN. The file and its external data together.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import onnx
 
-from targets.escapes import shown
+from netship.targets.escapes import shown
 
 
 def node_label(node: onnx.NodeProto) -> str:

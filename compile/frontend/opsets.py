@@ -6,10 +6,10 @@ import onnx
 from onnx import TensorProto, helper
 from onnx.inliner import inline_selected_functions
 
-from compile.frontend.fold import infer, is_onnx, opset
-from compile.frontend.limits import MAX_NODES
-from compile.frontend.names import Unfit
-from compile.frontend.quantised.operators import as_qdq
+from netship.compile.frontend.fold import infer, is_onnx, opset
+from netship.compile.frontend.limits import MAX_NODES
+from netship.compile.frontend.names import Unfit
+from netship.compile.frontend.quantised.operators import as_qdq
 
 # 7 is the oldest that ONNX Runtime supports, and the first with NumPy's broadcasting, which Relay has too.
 # 28 is the newest of the installed onnx and ONNX Runtime (tests/test_onnx_node_tests.py compares its operators).

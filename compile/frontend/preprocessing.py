@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from bundle.fields import Dimension
-from bundle.manifest import (
+from netship.bundle.fields import Dimension
+from netship.bundle.manifest import (
     Byte,
     ChannelOrder,
     Fit,
@@ -20,9 +20,9 @@ from bundle.manifest import (
     Tensor,
     image_of,
 )
-from bundle.task import Task
-from compile.frontend import family
-from targets.errors import UserError
+from netship.bundle.task import Task
+from netship.compile.frontend import family
+from netship.targets.errors import UserError
 
 Layout = Literal["NCHW", "NHWC", "data"]
 """The order of an image's axes; or that the input is no image."""
@@ -137,8 +137,8 @@ class Overrides(BaseModel):
         return other.model_copy(update=self.model_dump(exclude_none=True))
 
 
-def parse_option(name: str, text: str) -> Any:
-    """The value of the command line's option ``--name``.
+def parse_option(name: str, text: object) -> Any:
+    """The value of the command line's option ``--name``, from text or as a model.toml has it.
 
     Raises:
         ValueError: the text is not one of its values.

@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from bundle.golden import Check
-from compile.frontend.model import Model
-from compile.frontend.quantised.operators import as_qdq
-from compile.frontend.tolerance import disturbed, disturbed_input, tolerance
-from targets.errors import UserError
-from targets.escapes import shown
-from targets.onnx_runtime import Session
+from netship.bundle.golden import Check
+from netship.compile.frontend.model import Model
+from netship.compile.frontend.quantised.operators import as_qdq
+from netship.compile.frontend.tolerance import disturbed, disturbed_input, tolerance
+from netship.targets.errors import UserError
+from netship.targets.escapes import shown
+from netship.targets.onnx_runtime import Session
 
 _DISTURBED_RUNS = 4
 

@@ -12,13 +12,20 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from bundle.manifest import MAX_TENSOR_BYTES, Dtype, Quantised, Tensor
-from compile.frontend.fold import UNKNOWN, Value, is_onnx, opset, value_of, values
-from compile.frontend.limits import MAX_INPUTS
-from compile.frontend.names import Unfit, node_label
-from compile.frontend.preprocessing import Layout
-from compile.frontend.widening import OTHER_FLOATS
-from targets.escapes import shown
+from netship.bundle.manifest import MAX_TENSOR_BYTES, Dtype, Quantised, Tensor
+from netship.compile.frontend.fold import (
+    UNKNOWN,
+    Value,
+    is_onnx,
+    opset,
+    value_of,
+    values,
+)
+from netship.compile.frontend.limits import MAX_INPUTS
+from netship.compile.frontend.names import Unfit, node_label
+from netship.compile.frontend.preprocessing import Layout
+from netship.compile.frontend.widening import OTHER_FLOATS
+from netship.targets.escapes import shown
 
 MAX_ALL_TENSORS_BYTES = 1 << 32
 # Multiply-adds, comparisons and additions of an inference; VGG-19 at 224 takes 2e10.

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bundle.manifest import ModelIdentity, Preprocessing
-from compile.frontend import dense, family, gate, zoo
-from compile.frontend.model import Model
-from compile.frontend.preprocessing import Layout, Overrides, load_sidecar
+from netship.bundle.manifest import ModelIdentity, Preprocessing
+from netship.compile.frontend import dense, family, gate, zoo
+from netship.compile.frontend.model import Model
+from netship.compile.frontend.preprocessing import Layout, Overrides, load_sidecar
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from compile.frontend.fold import UNKNOWN, is_onnx, value_of, values
-from compile.frontend.fold import fold as folded
-from compile.frontend.model_file import tensors
-from targets.escapes import shown
+from netship.compile.frontend.fold import UNKNOWN, is_onnx, value_of, values
+from netship.compile.frontend.fold import fold as folded
+from netship.compile.frontend.model_file import tensors
+from netship.targets.escapes import shown
 
 OTHER_FLOATS = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 # Attributes that name the type of what a node makes or computes in.

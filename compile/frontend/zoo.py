@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from bundle.manifest import Preprocessing
-from bundle.store import sha256_of
-from targets.errors import UserError
-from targets.files import cache_folder, file_lock
+from netship.bundle.manifest import Preprocessing
+from netship.bundle.store import sha256_of
+from netship.targets.errors import UserError
+from netship.targets.files import cache_folder, file_lock
 
 Progress = Callable[[int, int], None]
 

@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from compile.ir import onnx_form
-from compile.ir.graph import Array, Graph, Operator
-from compile.ir.operators import Known
-from targets.errors import UserError
-from targets.onnx_runtime import Session
+from netship.compile.ir import onnx_form
+from netship.compile.ir.graph import Array, Graph, Operator
+from netship.compile.ir.operators import Known
+from netship.targets.errors import UserError
+from netship.targets.onnx_runtime import Session
 
 
 def run(graph: Graph, *inputs: Array) -> list[Array]:

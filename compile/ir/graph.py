@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from compile.frontend.names import fresh_names
+from netship.compile.frontend.names import fresh_names
 
 Array = NDArray[Any]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compile.ir.graph import Array, Operator, Tensor
+from netship.compile.ir.graph import Array, Operator, Tensor
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from compile.ir import operators, pooling
-from compile.ir.graph import Operator, Tensor
-from compile.ir.pointwise import FUNCTIONS, Pointwise
+from netship.compile.ir import operators, pooling
+from netship.compile.ir.graph import Operator, Tensor
+from netship.compile.ir.pointwise import FUNCTIONS, Pointwise
 
 # Their numbers are those of one image; of other ranks they are ONNX's own.
 _OF_IMAGES = (operators.Convolution, operators.GlobalAverage)

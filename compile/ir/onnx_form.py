@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from compile.frontend.canonical.rules import canonical
-from compile.frontend.fold import fold, opset, values
-from compile.frontend.quantised.operators import as_qdq
-from compile.ir.graph import Graph, Operator, Tensor, constant
-from compile.ir.kinds import make
-from compile.ir.operators import Scaled
+from netship.compile.frontend.canonical.rules import canonical
+from netship.compile.frontend.fold import fold, opset, values
+from netship.compile.frontend.quantised.operators import as_qdq
+from netship.compile.ir.graph import Graph, Operator, Tensor, constant
+from netship.compile.ir.kinds import make
+from netship.compile.ir.operators import Scaled
 
 
 def read(proto: onnx.ModelProto) -> Graph:

@@ -17,8 +17,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from compile.ir import requantise
-from compile.ir.graph import NHWC, Array, Graph, Operator, Tensor, along_axis
+from netship.compile.ir import requantise
+from netship.compile.ir.graph import NHWC, Array, Graph, Operator, Tensor, along_axis
 
 
 class Known(Operator):

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compile.ir.graph import Array, Operator
-from compile.ir.operators import Known
+from netship.compile.ir.graph import Array, Operator
+from netship.compile.ir.operators import Known
 
 
 class Function(NamedTuple):

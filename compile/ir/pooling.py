@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from compile.ir import requantise
-from compile.ir.graph import Array
-from compile.ir.operators import Known
+from netship.compile.ir import requantise
+from netship.compile.ir.graph import Array
+from netship.compile.ir.operators import Known
 
 
 class Pool(Known):

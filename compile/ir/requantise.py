@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from compile.ir.graph import Operator, Tensor
-from targets.errors import UserError
+from netship.compile.ir.graph import Operator, Tensor
+from netship.targets.errors import UserError
 
 Integers = NDArray[np.int64]
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 
 import onnx
 
-from compile.ir import onnx_form
-from compile.ir.graph import Graph, check
-from compile.passes import integers, movement, simplify, tables, weights
+from netship.compile.ir import onnx_form
+from netship.compile.ir.graph import Graph, check
+from netship.compile.passes import integers, movement, simplify, tables, weights
 
 Pass = Callable[[Graph], Graph]
 Dump = Callable[[str, Graph], None]

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compile.ir.graph import Graph, Operator, Tensor, constant
-from compile.ir.kinds import make
-from compile.ir.operators import (
+from netship.compile.ir.graph import Graph, Operator, Tensor, constant
+from netship.compile.ir.kinds import make
+from netship.compile.ir.operators import (
     Addition,
     Convolution,
     GlobalAverage,

@@ -11,8 +11,8 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from compile.ir.evaluate import apply
-from compile.ir.graph import (
+from netship.compile.ir.evaluate import apply
+from netship.compile.ir.graph import (
     Graph,
     Operator,
     Quantisation,
@@ -20,8 +20,8 @@ from compile.ir.graph import (
     along_axis,
     constant,
 )
-from compile.ir.kinds import make
-from compile.ir.operators import (
+from netship.compile.ir.kinds import make
+from netship.compile.ir.operators import (
     Addition,
     Convolution,
     Dequantise,
@@ -32,10 +32,10 @@ from compile.ir.operators import (
     Transpose,
     View,
 )
-from compile.ir.pooling import AveragePool
-from compile.passes.movement import facts, moved
-from targets.errors import UserError
-from targets.escapes import shown
+from netship.compile.ir.pooling import AveragePool
+from netship.compile.passes.movement import facts, moved
+from netship.targets.errors import UserError
+from netship.targets.escapes import shown
 
 _ACTIVATIONS = ("int8", "uint8")
 # Operators whose integers ONNX Runtime computes.

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from compile.ir.graph import NHWC, Graph, Operator, Tensor
-from compile.ir.kinds import make
-from compile.ir.operators import Convolution, Identity, Table, Transpose, View
-from compile.ir.pointwise import Pointwise
+from netship.compile.ir.graph import NHWC, Graph, Operator, Tensor
+from netship.compile.ir.kinds import make
+from netship.compile.ir.operators import Convolution, Identity, Table, Transpose, View
+from netship.compile.ir.pointwise import Pointwise
 
 
 def channels_first_inputs(graph: Graph, names: Collection[str]) -> Graph:

@@ -13,9 +13,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from compile.ir.graph import Graph, Operator, Quantisation, Tensor, constant
-from compile.ir.operators import Dequantise, Quantise, Scaled, View
-from compile.ir.pointwise import is_pointwise
+from netship.compile.ir.graph import Graph, Operator, Quantisation, Tensor, constant
+from netship.compile.ir.operators import Dequantise, Quantise, Scaled, View
+from netship.compile.ir.pointwise import is_pointwise
 
 # The first input's values are moved; of `_EVERY` those of every input.
 _FIRST = frozenset(

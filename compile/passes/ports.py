@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from compile.ir.graph import Graph, Operator, Tensor
-from compile.ir.kinds import make
-from compile.ir.operators import Dequantise, Quantise, View
+from netship.compile.ir.graph import Graph, Operator, Tensor
+from netship.compile.ir.kinds import make
+from netship.compile.ir.operators import Dequantise, Quantise, View
 
 
 def integer_ports(graph: Graph) -> Graph:

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from compile.ir.evaluate import apply
-from compile.ir.graph import Graph, Operator, Tensor, constant
-from compile.ir.kinds import make
-from compile.ir.operators import (
+from netship.compile.ir.evaluate import apply
+from netship.compile.ir.graph import Graph, Operator, Tensor, constant
+from netship.compile.ir.kinds import make
+from netship.compile.ir.operators import (
     Convolution,
     Dense,
     Dequantise,
@@ -19,7 +19,7 @@ from compile.ir.operators import (
     Quantise,
     View,
 )
-from compile.ir.pointwise import Pointwise
+from netship.compile.ir.pointwise import Pointwise
 
 
 def drop_identities(graph: Graph) -> Graph:

@@ -7,10 +7,10 @@ from typing import Literal
 
 import numpy as np
 
-from compile.ir.graph import Graph, Operator, Quantisation, Tensor, constant
-from compile.ir.operators import Addition, Multiplication, Table
-from compile.ir.pooling import AveragePool
-from compile.passes.movement import moved
+from netship.compile.ir.graph import Graph, Operator, Quantisation, Tensor, constant
+from netship.compile.ir.operators import Addition, Multiplication, Table
+from netship.compile.ir.pooling import AveragePool
+from netship.compile.passes.movement import moved
 
 _ROUNDED_WITH_ZERO = (Addition, AveragePool, Multiplication)
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from compile.ir import onnx_form
-from compile.ir.graph import Array, Graph, Operator, Tensor, constant
-from compile.ir.kinds import make
-from compile.ir.operators import Quantise, Scaled
-from compile.ir.pointwise import is_pointwise
-from compile.passes.simplify import unfold_limits
-from targets.onnx_runtime import Session
+from netship.compile.ir import onnx_form
+from netship.compile.ir.graph import Array, Graph, Operator, Tensor, constant
+from netship.compile.ir.kinds import make
+from netship.compile.ir.operators import Quantise, Scaled
+from netship.compile.ir.pointwise import is_pointwise
+from netship.compile.passes.simplify import unfold_limits
+from netship.targets.onnx_runtime import Session
 
 
 def as_tables(graph: Graph) -> Graph:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from compile.ir.graph import Graph, Operator
-from compile.ir.operators import Dequantise, View
+from netship.compile.ir.graph import Graph, Operator
+from netship.compile.ir.operators import Dequantise, View
 
 
 def dequantise_before_views(graph: Graph) -> Graph:

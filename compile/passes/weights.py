@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from compile.ir.graph import Graph, Operator, constant
-from compile.ir.kinds import make
-from compile.ir.operators import Convolution
+from netship.compile.ir.graph import Graph, Operator, constant
+from netship.compile.ir.kinds import make
+from netship.compile.ir.operators import Convolution
 
 Integers = NDArray[np.int64]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bundle.manifest import MemoryPlan, PlannedBuffer
-from compile.program.program import Program
+from netship.bundle.manifest import MemoryPlan, PlannedBuffer
+from netship.compile.program.program import Program
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from bundle.executor_graph import parse
-from bundle.manifest import Group
+from netship.bundle.executor_graph import parse
+from netship.bundle.manifest import Group
 
 
 @dataclass(frozen=True)

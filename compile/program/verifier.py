@@ -9,9 +9,9 @@ from collections.abc import Collection
 from itertools import combinations
 from typing import NamedTuple
 
-from bundle.executor_graph import ExecutorGraph
-from compile.program.planner import Plan
-from compile.program.program import Call, Program
+from netship.bundle.executor_graph import ExecutorGraph
+from netship.compile.program.planner import Plan
+from netship.compile.program.program import Call, Program
 
 
 class _Range(NamedTuple):

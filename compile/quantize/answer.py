@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.accuracy import INT8_STEPS, Array, compare, in_steps
-from bundle.golden import Check
-from compile.frontend.model import Model
-from compile.frontend.reference import Reference
-from compile.frontend.tolerance import disturbed_input, tolerance
-from compile.ir import evaluate
-from compile.ir.graph import Graph, Operator, Tensor
-from compile.ir.operators import Dequantise, Quantise, View, islands
-from compile.quantize.wide import wide_step
-from targets.errors import UserError
+from netship.bundle.accuracy import INT8_STEPS, Array, compare, in_steps
+from netship.bundle.golden import Check
+from netship.compile.frontend.model import Model
+from netship.compile.frontend.reference import Reference
+from netship.compile.frontend.tolerance import disturbed_input, tolerance
+from netship.compile.ir import evaluate
+from netship.compile.ir.graph import Graph, Operator, Tensor
+from netship.compile.ir.operators import Dequantise, Quantise, View, islands
+from netship.compile.quantize.wide import wide_step
+from netship.targets.errors import UserError
 
 _RUNS = 4
 # How many times as far as random steps move an output it may be off; of rounding, tolerance.py's own factor.

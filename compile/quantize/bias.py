@@ -14,10 +14,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from compile.frontend.canonical.graph import attributes_of
-from compile.frontend.names import fresh_names
-from compile.frontend.reference import with_outputs
-from targets.onnx_runtime import Session
+from netship.compile.frontend.canonical.graph import attributes_of
+from netship.compile.frontend.names import fresh_names
+from netship.compile.frontend.reference import with_outputs
+from netship.targets.onnx_runtime import Session
 
 Array = NDArray[np.float32]
 Feeds = Mapping[str, NDArray[Any]]

@@ -17,18 +17,18 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from bundle.accuracy import INT8_COSINE, cosine
-from compile.frontend.fold import is_onnx, opset
-from compile.frontend.model import Model
-from compile.frontend.names import fresh_names
-from compile.frontend.reference import Reference
-from compile.quantize import bias
-from compile.quantize.room import make_room
-from targets.child import run_in_child
-from targets.errors import UserError, first_line
-from targets.escapes import counted, shown
-from targets.onnx_runtime import Session
-from targets.progress import Progress
+from netship.bundle.accuracy import INT8_COSINE, cosine
+from netship.compile.frontend.fold import is_onnx, opset
+from netship.compile.frontend.model import Model
+from netship.compile.frontend.names import fresh_names
+from netship.compile.frontend.reference import Reference
+from netship.compile.quantize import bias
+from netship.compile.quantize.room import make_room
+from netship.targets.child import run_in_child
+from netship.targets.errors import UserError, first_line
+from netship.targets.escapes import counted, shown
+from netship.targets.onnx_runtime import Session
+from netship.targets.progress import Progress
 
 Array = NDArray[np.float32]
 Sample = Sequence[NDArray[Any]]

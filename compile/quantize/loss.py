@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from bundle.accuracy import INT8_COSINE
-from compile.frontend.model import Model
-from compile.frontend.names import node_label
-from compile.frontend.reference import Reference, with_outputs
-from compile.quantize.calibrate import (
+from netship.bundle.accuracy import INT8_COSINE
+from netship.compile.frontend.model import Model
+from netship.compile.frontend.names import node_label
+from netship.compile.frontend.reference import Reference, with_outputs
+from netship.compile.quantize.calibrate import (
     Calibrated,
     Sample,
     classifies,
@@ -21,8 +21,8 @@ from compile.quantize.calibrate import (
     least_cosine,
     same_class,
 )
-from targets.escapes import counted
-from targets.onnx_runtime import Session
+from netship.targets.escapes import counted
+from netship.targets.onnx_runtime import Session
 
 Array = NDArray[np.float32]
 

@@ -12,21 +12,21 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from bundle import inputs
-from bundle.golden import of_all, seeded_inputs
-from bundle.manifest import CalibrationImage, Preprocessing, Quantisation
-from bundle.store import sha256_of
-from compile import passes
-from compile.frontend.model import Model
-from compile.frontend.quantised.operators import quantises
-from compile.ir.graph import Graph
-from compile.ir.operators import islands
-from compile.quantize import loss
-from compile.quantize.answer import output_steps
-from compile.quantize.calibrate import Sample, quantise
-from targets.errors import UserError
-from targets.escapes import counted, listed, shown
-from targets.progress import Progress
+from netship.bundle import inputs
+from netship.bundle.golden import of_all, seeded_inputs
+from netship.bundle.manifest import CalibrationImage, Preprocessing, Quantisation
+from netship.bundle.store import sha256_of
+from netship.compile import passes
+from netship.compile.frontend.model import Model
+from netship.compile.frontend.quantised.operators import quantises
+from netship.compile.ir.graph import Graph
+from netship.compile.ir.operators import islands
+from netship.compile.quantize import loss
+from netship.compile.quantize.answer import output_steps
+from netship.compile.quantize.calibrate import Sample, quantise
+from netship.targets.errors import UserError
+from netship.targets.escapes import counted, listed, shown
+from netship.targets.progress import Progress
 
 Array = NDArray[np.float32]
 

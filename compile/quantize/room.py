@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from compile.frontend.canonical.graph import attributes_of
+from netship.compile.frontend.canonical.graph import attributes_of
 
 # Largest of a sum's products, input less zero point times weight, for each unit of the weight; inputs are 8 bits.
 _INPUT = 512

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from compile.ir.graph import Graph, Tensor
-from compile.ir.operators import View
+from netship.compile.ir.graph import Graph, Tensor
+from netship.compile.ir.operators import View
 
 # Float32 sums of another order round to other steps, layer after layer: a MobileNetV2 in numpy was 15 steps from ONNX
 # Runtime. So outputs are judged in steps of 12 bits, which still are 16 to one of int8.

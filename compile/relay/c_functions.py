@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from compile.ir.graph import NHWC, Array, Tensor
-from compile.ir.islands import CFunction, Island
-from compile.program.planner import aligned
-from compile.relay import generic
-from targets import engine
-from targets.errors import UserError, reason
-from targets.escapes import C_TYPES, c_float, shown
+from netship.compile.ir.graph import NHWC, Array, Tensor
+from netship.compile.ir.islands import CFunction, Island
+from netship.compile.program.planner import aligned
+from netship.compile.relay import generic
+from netship.targets import engine
+from netship.targets.errors import UserError, reason
+from netship.targets.escapes import C_TYPES, c_float, shown
 
 tvm = engine.compiler()
 from tvm import relay, te, tir

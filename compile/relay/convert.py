@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from compile import passes
-from compile.ir.graph import NHWC, Graph, Tensor
-from compile.ir.operators import float_shares, islands
-from compile.passes.views import dequantise_before_views
-from compile.relay import generic, importer
-from compile.relay.integer_kernels import IntegerKernels
-from compile.relay.neon_kernels import NeonKernels, Source
-from targets import engine
-from targets.presets import Target
+from netship.compile import passes
+from netship.compile.ir.graph import NHWC, Graph, Tensor
+from netship.compile.ir.operators import float_shares, islands
+from netship.compile.passes.views import dequantise_before_views
+from netship.compile.relay import generic, importer
+from netship.compile.relay.integer_kernels import IntegerKernels
+from netship.compile.relay.neon_kernels import NeonKernels, Source
+from netship.targets import engine
+from netship.targets.presets import Target
 
 tvm = engine.compiler()
 from tvm import relay

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any
 
-from bundle.executor_graph import parse
-from bundle.manifest import Group
-from compile.program.planner import aligned
-from compile.relay.expressions import calls, shape
-from compile.relay.ops import registration
-from targets import engine
+from netship.bundle.executor_graph import parse
+from netship.bundle.manifest import Group
+from netship.compile.program.planner import aligned
+from netship.compile.relay.expressions import calls, shape
+from netship.compile.relay.ops import registration
+from netship.targets import engine
 
 tvm = engine.compiler()
 

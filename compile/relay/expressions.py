@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from targets import engine
+from netship.targets import engine
 
 tvm = engine.compiler()
 from tvm import relay

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from targets import engine
+from netship.targets import engine
 
 tvm = engine.compiler()
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from compile.ir.graph import NHWC, Operator, Tensor
-from compile.ir.operators import (
+from netship.compile.ir.graph import NHWC, Operator, Tensor
+from netship.compile.ir.operators import (
     Addition,
     Convolution,
     Dequantise,
@@ -18,9 +18,9 @@ from compile.ir.operators import (
     Table,
     View,
 )
-from compile.ir.pooling import AveragePool
-from compile.relay import importer
-from targets import engine
+from netship.compile.ir.pooling import AveragePool
+from netship.compile.relay import importer
+from netship.targets import engine
 
 tvm = engine.compiler()
 from tvm import relay

@@ -9,13 +9,13 @@ from typing import Any
 import onnx
 from onnx import helper, numpy_helper
 
-from compile.frontend.fold import values
-from compile.frontend.names import node_label
-from compile.ir.graph import Graph, Operator
-from compile.ir.onnx_form import write
-from targets.engine import compiler
-from targets.errors import UserError, reason
-from targets.escapes import listed, shown
+from netship.compile.frontend.fold import values
+from netship.compile.frontend.names import node_label
+from netship.compile.ir.graph import Graph, Operator
+from netship.compile.ir.onnx_form import write
+from netship.targets.engine import compiler
+from netship.targets.errors import UserError, reason
+from netship.targets.escapes import listed, shown
 
 # Known to the importer, but not built: their answer changes with every run, or TVM cannot schedule them.
 _NOT_BUILT = {

@@ -9,21 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from compile import passes
-from compile.ir.graph import Operator
-from compile.ir.operators import (
+from netship.compile import passes
+from netship.compile.ir.graph import Operator
+from netship.compile.ir.operators import (
     Addition,
     Convolution,
     FirstChannels,
     GlobalAverage,
     Quantise,
 )
-from compile.passes.channels import fill_blocks
-from compile.passes.storage import store_as_uint8
-from compile.relay import generic
-from compile.relay.ops import depthwise, dot_product, registration, requantise
-from targets import engine
-from targets.presets import Target
+from netship.compile.passes.channels import fill_blocks
+from netship.compile.passes.storage import store_as_uint8
+from netship.compile.relay import generic
+from netship.compile.relay.ops import depthwise, dot_product, registration, requantise
+from netship.targets import engine
+from netship.targets.presets import Target
 
 tvm = engine.compiler()
 from tvm import relay

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bundle.manifest import Lowering
-from compile.relay import describe, module_passes, prefetch
-from compile.relay.convert import Converted
-from compile.relay.fallbacks import accepted
-from compile.relay.module_passes import CHANNELS_LAST, FOLD, Dump
-from compile.relay.plan import UNTUNED, Plan, Schedules, make_plan
-from compile.relay.tasks import kernels
-from records.lookup import Record, RecordLog
-from targets import engine
-from targets.errors import reason
-from targets.presets import Target
+from netship.bundle.manifest import Lowering
+from netship.compile.relay import describe, module_passes, prefetch
+from netship.compile.relay.convert import Converted
+from netship.compile.relay.fallbacks import accepted
+from netship.compile.relay.module_passes import CHANNELS_LAST, FOLD, Dump
+from netship.compile.relay.plan import UNTUNED, Plan, Schedules, make_plan
+from netship.compile.relay.tasks import kernels
+from netship.records.lookup import Record, RecordLog
+from netship.targets import engine
+from netship.targets.errors import reason
+from netship.targets.presets import Target
 
 tvm = engine.compiler()
 from tvm import relay

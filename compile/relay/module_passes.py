@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from compile.relay.expressions import is_call
-from compile.relay.ops import conv2d_depthwise
-from targets import engine
+from netship.compile.relay.expressions import is_call
+from netship.compile.relay.ops import conv2d_depthwise
+from netship.targets import engine
 
 tvm = engine.compiler()
 from tvm import relay

@@ -6,17 +6,17 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from compile import passes
-from compile.ir.graph import NHWC, Graph, Operator
-from compile.ir.operators import Convolution, Quantise
-from compile.kernels.neon import pack
-from compile.passes.layout import channels_last
-from compile.passes.storage import store_as_int8, store_as_uint8
-from compile.relay.integer_kernels import IntegerKernels
-from compile.relay.ops.neon import call
-from targets import engine
-from targets.presets import Target
-from targets.toolchain import compile_object
+from netship.compile import passes
+from netship.compile.ir.graph import NHWC, Graph, Operator
+from netship.compile.ir.operators import Convolution, Quantise
+from netship.compile.kernels.neon import pack
+from netship.compile.passes.layout import channels_last
+from netship.compile.passes.storage import store_as_int8, store_as_uint8
+from netship.compile.relay.integer_kernels import IntegerKernels
+from netship.compile.relay.ops.neon import call
+from netship.targets import engine
+from netship.targets.presets import Target
+from netship.targets.toolchain import compile_object
 
 tvm = engine.compiler()
 from tvm import relay

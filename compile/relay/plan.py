@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from bundle.manifest import Records
-from compile.relay.tasks import Kernel
-from records.lookup import Record, RecordLog
-from targets import engine
+from netship.bundle.manifest import Records
+from netship.compile.relay.tasks import Kernel
+from netship.records.lookup import Record, RecordLog
+from netship.targets import engine
 
 tvm = engine.compiler()
 from tvm import auto_scheduler

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from math import prod
 from typing import Any, NamedTuple
 
-from targets import engine
+from netship.targets import engine
 
 tvm = engine.compiler()
 from tvm import tir

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, NamedTuple
 
-from compile.relay import module_passes
-from compile.relay.expressions import calls, nodes
-from compile.relay.ops import conv2d_depthwise
-from targets import engine
-from targets.presets import Target
+from netship.compile.relay import module_passes
+from netship.compile.relay.expressions import calls, nodes
+from netship.compile.relay.ops import conv2d_depthwise
+from netship.targets import engine
+from netship.targets.presets import Target
 
 tvm = engine.compiler()
 from tvm import auto_scheduler, relay

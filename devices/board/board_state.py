@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bundle.store import Bundle
-from targets.errors import UserError
+from netship.bundle.store import Bundle
+from netship.targets.errors import UserError
 
 # VideoCore's get_throttled: bits 0 to 3 are the state now, 16 to 19 what has happened since the start
 # (Raspberry Pi documentation, vcgencmd).

@@ -7,17 +7,17 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from bundle.store import MANIFEST, Bundle, write_archive
-from devices.board.programs import (
+from netship.bundle.store import MANIFEST, Bundle, write_archive
+from netship.devices.board.programs import (
     SOURCES,
     Machine,
     engine_sources,
     native_server,
     native_verifier,
 )
-from targets import licences
-from targets.errors import UserError
-from targets.files import check_writable, write_whole
+from netship.targets import licences
+from netship.targets.errors import UserError
+from netship.targets.files import check_writable, write_whole
 
 TEMPLATES = SOURCES / "kit"
 _SYSTEMS: dict[Machine, str] = {

@@ -14,9 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from targets.errors import UserError
-from targets.files import cached_path, make_once
-from targets.toolchain import run_zig
+from netship.targets.errors import UserError
+from netship.targets.files import cached_path, make_once
+from netship.targets.toolchain import run_zig
 
 Machine = Literal["aarch64", "arm", "x86_64"]
 Progress = Callable[[str], None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bundle.manifest import Firmware
+from netship.bundle.manifest import Firmware
 
 
 class Part(NamedTuple):

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.manifest import Firmware
-from devices.microcontroller.boards import Board
-from targets.errors import UserError
-from targets.escapes import C_TYPES
-from targets.toolchain import run_tool
+from netship.bundle.manifest import Firmware
+from netship.devices.microcontroller.boards import Board
+from netship.targets.errors import UserError
+from netship.targets.escapes import C_TYPES
+from netship.targets.toolchain import run_tool
 
 _HERE = Path(__file__).parent
 _GCC = "arm-none-eabi-gcc"

@@ -10,11 +10,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from bundle.manifest import Firmware
-from devices.microcontroller.firmware import definitions, split_outputs
-from targets.errors import UserError
-from targets.presets import native
-from targets.toolchain import run_zig
+from netship.bundle.manifest import Firmware
+from netship.devices.microcontroller.firmware import definitions, split_outputs
+from netship.targets.errors import UserError
+from netship.targets.presets import native
+from netship.targets.toolchain import run_zig
 
 _SOURCE = Path(__file__).with_name("host.c")
 _SECONDS = 600.0

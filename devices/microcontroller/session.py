@@ -10,14 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.manifest import Firmware, FirmwareTensor, Tensor
-from bundle.store import Bundle
-from devices.microcontroller.boards import BOARDS
-from devices.microcontroller.figures import Figures, Part
-from devices.microcontroller.firmware import Image, Run, compile_firmware, run_firmware
-from devices.microcontroller.host import run_on_host
-from devices.sessions.session import Origin, Outputs, Session, check_inputs
-from targets.errors import UserError
+from netship.bundle.manifest import Firmware, FirmwareTensor, Tensor
+from netship.bundle.store import Bundle
+from netship.devices.microcontroller.boards import BOARDS
+from netship.devices.microcontroller.figures import Figures, Part
+from netship.devices.microcontroller.firmware import (
+    Image,
+    Run,
+    compile_firmware,
+    run_firmware,
+)
+from netship.devices.microcontroller.host import run_on_host
+from netship.devices.sessions.session import Origin, Outputs, Session, check_inputs
+from netship.targets.errors import UserError
 
 _SECONDS = 600.0
 

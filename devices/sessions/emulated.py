@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple, cast
 
-from bundle.store import Bundle
-from devices.board.programs import Machine, native_server
-from devices.sessions.rpc import open_served
-from devices.sessions.session import Origin, Session
-from devices.sysroot import ARCHITECTURES, prepare
-from devices.transport.link import Address
-from devices.transport.server import Server, start_native
-from devices.transport.tracker import boards_of
-from targets.errors import UserError
+from netship.bundle.store import Bundle
+from netship.devices.board.programs import Machine, native_server
+from netship.devices.sessions.rpc import open_served
+from netship.devices.sessions.session import Origin, Session
+from netship.devices.sysroot import ARCHITECTURES, prepare
+from netship.devices.transport.link import Address
+from netship.devices.transport.server import Server, start_native
+from netship.devices.transport.tracker import boards_of
+from netship.targets.errors import UserError
 
 # With more, the emulated process hangs at its exit.
 _THREADS = 1

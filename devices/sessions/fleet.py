@@ -9,14 +9,14 @@ from typing import Any, NamedTuple, TypeVar
 
 from numpy.typing import NDArray
 
-from bundle.store import Bundle
-from devices.board.board_state import BoardState
-from devices.sessions.rpc import open_rpc
-from devices.sessions.session import OperatorTime, Origin, Outputs, Session
-from devices.transport.link import Address, Find, Note
-from devices.transport.pool import Pool
-from devices.transport.tracker import boards_of, request_board
-from targets.errors import UserError
+from netship.bundle.store import Bundle
+from netship.devices.board.board_state import BoardState
+from netship.devices.sessions.rpc import open_rpc
+from netship.devices.sessions.session import OperatorTime, Origin, Outputs, Session
+from netship.devices.transport.link import Address, Find, Note
+from netship.devices.transport.pool import Pool
+from netship.devices.transport.tracker import boards_of, request_board
+from netship.targets.errors import UserError
 
 T = TypeVar("T")
 Array = NDArray[Any]

@@ -11,19 +11,19 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.executor_graph import NO_OPERATION, Entry, ExecutorGraph, parse
-from bundle.manifest import Tensor
-from bundle.store import Bundle
-from devices.board.board_state import BoardState
-from devices.sessions import huge_pages
-from devices.sessions.session import (
+from netship.bundle.executor_graph import NO_OPERATION, Entry, ExecutorGraph, parse
+from netship.bundle.manifest import Tensor
+from netship.bundle.store import Bundle
+from netship.devices.board.board_state import BoardState
+from netship.devices.sessions import huge_pages
+from netship.devices.sessions.session import (
     OperatorTime,
     Origin,
     Outputs,
     Session,
     check_inputs,
 )
-from targets.errors import UserError
+from netship.targets.errors import UserError
 
 T = TypeVar("T")
 Array = NDArray[Any]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from bundle.store import Bundle
-from devices.sessions.graph import GraphSession
-from devices.sessions.session import Origin, Session
-from targets import engine
-from targets.errors import UserError, last_line
-from targets.presets import this_cpu
+from netship.bundle.store import Bundle
+from netship.devices.sessions.graph import GraphSession
+from netship.devices.sessions.session import Origin, Session
+from netship.targets import engine
+from netship.targets.errors import UserError, last_line
+from netship.targets.presets import this_cpu
 
 T = TypeVar("T")
 

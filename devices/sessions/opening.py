@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from bundle.store import Bundle
-from devices.microcontroller.session import open_firmware
-from devices.sessions.emulated import open_emulated
-from devices.sessions.local import open_local
-from devices.sessions.session import Session
-from devices.sessions.standalone import open_standalone, open_standalone_emulated
-from targets.errors import UserError
+from netship.bundle.store import Bundle
+from netship.devices.microcontroller.session import open_firmware
+from netship.devices.sessions.emulated import open_emulated
+from netship.devices.sessions.local import open_local
+from netship.devices.sessions.session import Session
+from netship.devices.sessions.standalone import (
+    open_standalone,
+    open_standalone_emulated,
+)
+from netship.targets.errors import UserError
 
 Progress = Callable[[str], None]
 

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from bundle.store import LIBRARY, Bundle
-from devices.board import board_state
-from devices.board.board_state import BoardState, check_fits
-from devices.sessions.graph import GraphSession
-from devices.sessions.local import check_runs_here
-from devices.sessions.session import Origin, Session
-from devices.transport.link import (
+from netship.bundle.store import LIBRARY, Bundle
+from netship.devices.board import board_state
+from netship.devices.board.board_state import BoardState, check_fits
+from netship.devices.sessions.graph import GraphSession
+from netship.devices.sessions.local import check_runs_here
+from netship.devices.sessions.session import Origin, Session
+from netship.devices.transport.link import (
     PROBE_SECONDS,
     Address,
     Link,
@@ -27,9 +27,9 @@ from devices.transport.link import (
     client,
     limit_threads,
 )
-from devices.transport.server import Server, start_server, this_python
-from targets.errors import UserError
-from targets.presets import this_cpu
+from netship.devices.transport.server import Server, start_server, this_python
+from netship.targets.errors import UserError
+from netship.targets.presets import this_cpu
 
 _CALL_SECONDS = 60.0
 _START_SECONDS = 30.0

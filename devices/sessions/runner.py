@@ -12,10 +12,10 @@ from enum import IntEnum
 from pathlib import Path
 from typing import NoReturn
 
-from bundle.store import Bundle
-from devices.transport.process import Process
-from targets.errors import UserError, last_line
-from targets.toolchain import run_zig
+from netship.bundle.store import Bundle
+from netship.devices.transport.process import Process
+from netship.targets.errors import UserError, last_line
+from netship.targets.toolchain import run_zig
 
 SOURCE = Path(__file__).with_name("runner.c")
 _END_SECONDS = 10.0

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.manifest import Tensor
-from devices.board.board_state import BoardState
-from devices.microcontroller.figures import Figures
-from targets.errors import UserError
-from targets.escapes import shown
+from netship.bundle.manifest import Tensor
+from netship.devices.board.board_state import BoardState
+from netship.devices.microcontroller.figures import Figures
+from netship.targets.errors import UserError
+from netship.targets.escapes import shown
 
 T = TypeVar("T")
 Array = NDArray[Any]

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.store import Bundle
-from devices.sessions.emulated import check_cpu, emulated_cpu, find_qemu
-from devices.sessions.local import check_runs_here
-from devices.sessions.runner import Command, Runner, compile_runner
-from devices.sessions.session import Origin, Outputs, Session, check_inputs
-from targets.errors import UserError
-from targets.presets import native, this_cpu
+from netship.bundle.store import Bundle
+from netship.devices.sessions.emulated import check_cpu, emulated_cpu, find_qemu
+from netship.devices.sessions.local import check_runs_here
+from netship.devices.sessions.runner import Command, Runner, compile_runner
+from netship.devices.sessions.session import Origin, Outputs, Session, check_inputs
+from netship.targets.errors import UserError
+from netship.targets.presets import native, this_cpu
 
 _CALL_SECONDS = 60.0
 _EMULATED_CALL_SECONDS = 600.0

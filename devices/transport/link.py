@@ -15,8 +15,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple, TypeVar
 
-from targets import engine
-from targets.errors import UserError, last_line
+from netship.targets import engine
+from netship.targets.errors import UserError, last_line
 
 T = TypeVar("T")
 Note = Callable[[str], None]

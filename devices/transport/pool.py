@@ -12,8 +12,8 @@ from queue import SimpleQueue
 from threading import Event, Lock, Thread
 from typing import Generic, Protocol, TypeVar
 
-from devices.transport.link import LostError, Note
-from targets.errors import UserError
+from netship.devices.transport.link import LostError, Note
+from netship.targets.errors import UserError
 
 _RETRY_SECONDS = 0.5
 _LOOK_SECONDS = 0.2

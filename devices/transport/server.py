@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from devices.transport.process import Process
-from targets.arguments import host_and_port
-from targets.errors import UserError, last_line
+from netship.devices.transport.process import Process
+from netship.targets.arguments import host_and_port
+from netship.targets.errors import UserError, last_line
 
 SCRIPT = Path(__file__).with_name("rpc_server.py")
 _END_WITHIN, _NOTICED_WITHIN = 10.0, 2.0

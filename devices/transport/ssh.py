@@ -10,9 +10,9 @@ import socket
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
-from devices.transport.link import Address, Note
-from devices.transport.process import Process
-from targets.errors import UserError, last_line
+from netship.devices.transport.link import Address, Note
+from netship.devices.transport.process import Process
+from netship.targets.errors import UserError, last_line
 
 SERVER_PORT = 9090
 _ALIVE_SECONDS = 5

@@ -13,9 +13,15 @@ from contextlib import contextmanager
 from threading import Thread
 from typing import Any, NamedTuple
 
-from devices.transport.link import PROBE_SECONDS, Address, Note, connect, receive
-from targets import engine
-from targets.errors import UserError
+from netship.devices.transport.link import (
+    PROBE_SECONDS,
+    Address,
+    Note,
+    connect,
+    receive,
+)
+from netship.targets import engine
+from netship.targets.errors import UserError
 
 # tvm/rpc/base.py
 _TRACKER_MAGIC = 0x2F271

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compile.backends.c.steps import ALIGNMENT, Step, chained, inplace, scratch
-from compile.ir.graph import Graph, Tensor
-from compile.ir.operators import View
-from compile.program import program, verifier
-from compile.program.planner import Plan, plan
-from compile.program.program import Call, Program
-from targets.errors import UserError
+from netship.compile.backends.c.steps import ALIGNMENT, Step, chained, inplace, scratch
+from netship.compile.ir.graph import Graph, Tensor
+from netship.compile.ir.operators import View
+from netship.compile.program import program, verifier
+from netship.compile.program.planner import Plan, plan
+from netship.compile.program.program import Call, Program
+from netship.targets.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -8,23 +8,23 @@ from pathlib import Path
 
 import numpy as np
 
-from bundle.golden import INDICES, Check, stored
-from bundle.manifest import Tensor
-from compile import passes
-from compile.backends.backend import Array, Built, Job
-from compile.backends.c.build import build
-from compile.backends.detector.emit import Port, write
-from compile.backends.dump import Dump
-from compile.backends.request import BuildRequest, Format
-from compile.backends.verify import Verification, verify_c
-from compile.frontend.model import Model
-from compile.ir.graph import NHWC, Graph
-from compile.passes.layout import channels_first_inputs
-from compile.passes.ports import integer_ports
-from records.lookup import RecordLog
-from targets.errors import UserError
-from targets.presets import Target
-from targets.progress import Progress
+from netship.bundle.golden import INDICES, Check, stored
+from netship.bundle.manifest import Tensor
+from netship.compile import passes
+from netship.compile.backends.backend import Array, Built, Job
+from netship.compile.backends.c.build import build
+from netship.compile.backends.detector.emit import Port, write
+from netship.compile.backends.dump import Dump
+from netship.compile.backends.request import BuildRequest, Format
+from netship.compile.backends.verify import Verification, verify_c
+from netship.compile.frontend.model import Model
+from netship.compile.ir.graph import NHWC, Graph
+from netship.compile.passes.layout import channels_first_inputs
+from netship.compile.passes.ports import integer_ports
+from netship.records.lookup import RecordLog
+from netship.targets.errors import UserError
+from netship.targets.presets import Target
+from netship.targets.progress import Progress
 
 
 class CBackend:

@@ -11,34 +11,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.accuracy import INT8_STEPS, compare
-from bundle.manifest import Firmware, FirmwareTensor, Group, Lowering, Quantised
-from compile import passes
-from compile.backends.backend import Built
-from compile.backends.c import arrange, emit, support
-from compile.backends.c.emit import Constants, Project
-from compile.backends.c.ports import dims, test_patterns
-from compile.backends.c.steps import Generated, Step, fuse
-from compile.ir.graph import Graph, Operator, Tensor
-from compile.ir.islands import CFunction, Island
-from compile.ir.operators import Convolution
-from compile.passes.layout import (
+from netship.bundle.accuracy import INT8_STEPS, compare
+from netship.bundle.manifest import Firmware, FirmwareTensor, Group, Lowering, Quantised
+from netship.compile import passes
+from netship.compile.backends.backend import Built
+from netship.compile.backends.c import arrange, emit, support
+from netship.compile.backends.c.emit import Constants, Project
+from netship.compile.backends.c.ports import dims, test_patterns
+from netship.compile.backends.c.steps import Generated, Step, fuse
+from netship.compile.ir.graph import Graph, Operator, Tensor
+from netship.compile.ir.islands import CFunction, Island
+from netship.compile.ir.operators import Convolution
+from netship.compile.passes.layout import (
     channels_last,
     ports_channels_last,
     transposed_as_views,
 )
-from compile.passes.ports import (
+from netship.compile.passes.ports import (
     dequantise_for_each,
     integer_ports,
     own_outputs,
 )
-from compile.passes.simplify import drop_identities, fold_constants
-from compile.passes.storage import store_as_int8
-from devices.microcontroller.host import run_on_host
-from targets.child import run_in_child
-from targets.errors import UserError
-from targets.presets import Target
-from targets.progress import Progress
+from netship.compile.passes.simplify import drop_identities, fold_constants
+from netship.compile.passes.storage import store_as_int8
+from netship.devices.microcontroller.host import run_on_host
+from netship.targets.child import run_in_child
+from netship.targets.errors import UserError
+from netship.targets.presets import Target
+from netship.targets.progress import Progress
 
 Floats = NDArray[np.float32]
 
@@ -144,7 +144,7 @@ def _functions(
     islands: Sequence[Island], opset: int, stage: Callable[[str], None]
 ) -> list[CFunction]:
     stage("writing C for what has no kernel")
-    from compile.relay.c_functions import c_functions
+    from netship.compile.relay.c_functions import c_functions
 
     return c_functions(islands, opset)
 

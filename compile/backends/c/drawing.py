@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from compile.program.planner import Plan
-from targets.escapes import ending
+from netship.compile.program.planner import Plan
+from netship.targets.escapes import ending
 
 _COLUMN = 40
 _HEIGHT = 360

@@ -12,25 +12,25 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.accuracy import INT8_STEPS
-from compile.backends.c import drawing, steps
-from compile.backends.c.arrange import Arranged
-from compile.backends.c.ports import InputPort, Port, dims, input_port
-from compile.backends.c.steps import (
+from netship.bundle.accuracy import INT8_STEPS
+from netship.compile.backends.c import drawing, steps
+from netship.compile.backends.c.arrange import Arranged
+from netship.compile.backends.c.ports import InputPort, Port, dims, input_port
+from netship.compile.backends.c.steps import (
     FusedBlock,
     FusedBlocks,
     Generated,
     Offsets,
     Step,
 )
-from compile.ir.graph import Graph, Tensor
-from compile.ir.operators import Addition, Convolution, GlobalAverage, Table
-from compile.ir.pointwise import FUNCTIONS, Pointwise
-from compile.kernels import cortex_m
-from compile.kernels.cortex_m import pack
-from compile.program.planner import Plan
-from targets import templates
-from targets.escapes import C_RESERVED, C_TYPES, c_float
+from netship.compile.ir.graph import Graph, Tensor
+from netship.compile.ir.operators import Addition, Convolution, GlobalAverage, Table
+from netship.compile.ir.pointwise import FUNCTIONS, Pointwise
+from netship.compile.kernels import cortex_m
+from netship.compile.kernels.cortex_m import pack
+from netship.compile.program.planner import Plan
+from netship.targets import templates
+from netship.targets.escapes import C_RESERVED, C_TYPES, c_float
 
 _HERE = Path(__file__).parent
 _KERNELS = Path(cortex_m.__file__).parent

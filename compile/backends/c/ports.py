@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from compile.ir.graph import NHWC, Graph, Tensor
-from targets.escapes import C_TYPES
+from netship.compile.ir.graph import NHWC, Graph, Tensor
+from netship.targets.escapes import C_TYPES
 
 # Of the self-test's pattern: from one input to the next.
 SALT = 977

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from compile.backends.c.support import has_kernel
-from compile.ir.graph import Graph, Operator, Tensor
-from compile.ir.islands import CFunction, Island
-from compile.ir.operators import (
+from netship.compile.backends.c.support import has_kernel
+from netship.compile.ir.graph import Graph, Operator, Tensor
+from netship.compile.ir.islands import CFunction, Island
+from netship.compile.ir.operators import (
     Addition,
     Convolution,
     Dequantise,
@@ -17,9 +17,9 @@ from compile.ir.operators import (
     Table,
     View,
 )
-from compile.ir.pointwise import OF_TWO, Pointwise
-from compile.kernels.cortex_m.pack import padded_depth
-from compile.program.planner import aligned
+from netship.compile.ir.pointwise import OF_TWO, Pointwise
+from netship.compile.kernels.cortex_m.pack import padded_depth
+from netship.compile.program.planner import aligned
 
 ALIGNMENT = 8
 """Of each part of the arena, in bytes."""

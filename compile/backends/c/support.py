@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from compile.ir.graph import NHWC, Graph, Operator, Tensor
-from compile.ir.operators import Addition, Convolution, GlobalAverage, Table, View
-from compile.ir.pointwise import Pointwise
-from compile.kernels.cortex_m.pack import padded_depth
-from targets.errors import UserError
-from targets.escapes import shown
+from netship.compile.ir.graph import NHWC, Graph, Operator, Tensor
+from netship.compile.ir.operators import (
+    Addition,
+    Convolution,
+    GlobalAverage,
+    Table,
+    View,
+)
+from netship.compile.ir.pointwise import Pointwise
+from netship.compile.kernels.cortex_m.pack import padded_depth
+from netship.targets.errors import UserError
+from netship.targets.escapes import shown
 
 # The kernels hold sizes in int16 and rows of a depthwise convolution in an array of 7.
 _LARGEST = 32767

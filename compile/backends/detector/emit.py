@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bundle.task import Detector, Values
-from targets import templates
-from targets.escapes import C_TYPES, c_float
+from netship.bundle.task import Detector, Values
+from netship.targets import templates
+from netship.targets.escapes import C_TYPES, c_float
 
 _HERE = Path(__file__).parent
 

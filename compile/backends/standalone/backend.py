@@ -8,25 +8,25 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bundle.manifest import MemoryPlan
-from compile.backends.backend import Built, Job
-from compile.backends.bundle import BundleBackend
-from compile.backends.engine import EngineJob
-from compile.backends.request import Format
-from compile.backends.standalone.emit import (
+from netship.bundle.manifest import MemoryPlan
+from netship.compile.backends.backend import Built, Job
+from netship.compile.backends.bundle import BundleBackend
+from netship.compile.backends.engine import EngineJob
+from netship.compile.backends.request import Format
+from netship.compile.backends.standalone.emit import (
     Answer,
     Standalone,
     emit,
     self_test_input,
 )
-from records.lookup import RecordLog
-from targets.errors import UserError
-from targets.escapes import listed, shown
-from targets.progress import Progress
+from netship.records.lookup import RecordLog
+from netship.targets.errors import UserError
+from netship.targets.escapes import listed, shown
+from netship.targets.progress import Progress
 
 if TYPE_CHECKING:
-    from compile.relay.convert import Converted
-    from compile.relay.lower import Lowered
+    from netship.compile.relay.convert import Converted
+    from netship.compile.relay.lower import Lowered
 
 
 # What TVM does by functions of its runtime.
@@ -71,8 +71,8 @@ def link(
     wanted: Standalone, lowered: Lowered, network: Converted, job: EngineJob
 ) -> MemoryPlan:
     """Write the network as C, and link it with its kernels and weights."""
-    from compile.program.program import read_program
-    from compile.relay.describe import workspaces
+    from netship.compile.program.program import read_program
+    from netship.compile.relay.describe import workspaces
 
     factory = lowered.factory
     program = read_program(

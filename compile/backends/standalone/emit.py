@@ -14,19 +14,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.manifest import MemoryPlan
-from bundle.manifest import Tensor as Port
-from bundle.task import Detector
-from compile.backends.detector import emit as detector
-from compile.backends.dump import writing
-from compile.program.planner import Plan, aligned, plan
-from compile.program.program import Program, Tensor
-from compile.program.verifier import verify
-from targets import templates
-from targets.errors import UserError
-from targets.escapes import C_TYPES, c_float
-from targets.presets import Target
-from targets.toolchain import archive, compile_object, hide_symbols, link_shared
+from netship.bundle.manifest import MemoryPlan
+from netship.bundle.manifest import Tensor as Port
+from netship.bundle.task import Detector
+from netship.compile.backends.detector import emit as detector
+from netship.compile.backends.dump import writing
+from netship.compile.program.planner import Plan, aligned, plan
+from netship.compile.program.program import Program, Tensor
+from netship.compile.program.verifier import verify
+from netship.targets import templates
+from netship.targets.errors import UserError
+from netship.targets.escapes import C_TYPES, c_float
+from netship.targets.presets import Target
+from netship.targets.toolchain import archive, compile_object, hide_symbols, link_shared
 
 _HERE = Path(__file__).parent
 _ALIGNMENT = 64

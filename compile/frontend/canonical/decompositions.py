@@ -7,8 +7,8 @@ import math
 import numpy as np
 import onnx
 
-from compile.frontend.canonical.forms import axes_form
-from compile.frontend.canonical.graph import (
+from netship.compile.frontend.canonical.forms import axes_form
+from netship.compile.frontend.canonical.graph import (
     Chain,
     Graph,
     attributes_of,

@@ -9,9 +9,14 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from compile.frontend.canonical.graph import Chain, Graph, attributes_of, refusal
-from compile.frontend.names import node_label
-from targets.onnx_runtime import Session
+from netship.compile.frontend.canonical.graph import (
+    Chain,
+    Graph,
+    attributes_of,
+    refusal,
+)
+from netship.compile.frontend.names import node_label
+from netship.targets.onnx_runtime import Session
 
 _LARGEST_MATRIX = 1 << 22
 

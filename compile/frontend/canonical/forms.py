@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 import onnx
 
-from compile.frontend.canonical.graph import Chain, Graph, attributes_of, refusal
+from netship.compile.frontend.canonical.graph import (
+    Chain,
+    Graph,
+    attributes_of,
+    refusal,
+)
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 # Without axes these still square, take magnitudes or logarithms, each element for itself.

@@ -10,9 +10,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from compile.frontend.fold import opset, values
-from compile.frontend.names import fresh_names, node_label
-from targets.errors import UserError
+from netship.compile.frontend.fold import opset, values
+from netship.compile.frontend.names import fresh_names, node_label
+from netship.targets.errors import UserError
 
 # Nodes that rules make in all: 512 steps of ten recurrent layers take 60,000.
 _MOST_MADE = 60_000

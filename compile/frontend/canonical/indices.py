@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from compile.frontend.canonical.graph import Chain, Graph, attributes_of
+from netship.compile.frontend.canonical.graph import Chain, Graph, attributes_of
 
 
 def elements(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:

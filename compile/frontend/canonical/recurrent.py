@@ -8,14 +8,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from compile.frontend.canonical.graph import (
+from netship.compile.frontend.canonical.graph import (
     Chain,
     Graph,
     attributes_of,
     refusal,
     text_of,
 )
-from compile.frontend.canonical.sampling import part
+from netship.compile.frontend.canonical.sampling import part
 
 Array = NDArray[Any]
 

@@ -11,15 +11,15 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from compile.frontend.canonical.graph import (
+from netship.compile.frontend.canonical.graph import (
     Chain,
     Graph,
     attributes_of,
     refusal,
     text_of,
 )
-from compile.frontend.names import node_label
-from targets.onnx_runtime import Session
+from netship.compile.frontend.names import node_label
+from netship.targets.onnx_runtime import Session
 
 # Elements of an axis's matrix: from and to 4096 takes a quarter of it.
 _LARGEST_MATRIX = 1 << 26

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx
 
-from compile.frontend.canonical import (
+from netship.compile.frontend.canonical import (
     decompositions,
     dft,
     forms,
@@ -19,13 +19,13 @@ from compile.frontend.canonical import (
     unpooling,
     windows,
 )
-from compile.frontend.canonical.graph import Graph, Rule, refusal
-from compile.frontend.fold import fold, with_nodes
-from compile.frontend.names import Unfit
-from compile.frontend.quantised.operators import as_qdq
-from compile.frontend.shapes import check_sizes
-from targets.errors import UserError, first_line
-from targets.escapes import shown
+from netship.compile.frontend.canonical.graph import Graph, Rule, refusal
+from netship.compile.frontend.fold import fold, with_nodes
+from netship.compile.frontend.names import Unfit
+from netship.compile.frontend.quantised.operators import as_qdq
+from netship.compile.frontend.shapes import check_sizes
+from netship.targets.errors import UserError, first_line
+from netship.targets.escapes import shown
 
 _RULES: dict[str, Rule] = {
     "ArgMax": forms.extreme_place,

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from compile.frontend.canonical.forms import axes_form
-from compile.frontend.canonical.graph import (
+from netship.compile.frontend.canonical.forms import axes_form
+from netship.compile.frontend.canonical.graph import (
     Chain,
     Graph,
     attributes_of,

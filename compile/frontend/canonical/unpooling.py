@@ -7,9 +7,14 @@ from math import prod
 import numpy as np
 import onnx
 
-from compile.frontend.canonical import windows
-from compile.frontend.canonical.graph import Chain, Graph, attributes_of, refusal
-from compile.frontend.limits import MAX_ARGUMENTS
+from netship.compile.frontend.canonical import windows
+from netship.compile.frontend.canonical.graph import (
+    Chain,
+    Graph,
+    attributes_of,
+    refusal,
+)
+from netship.compile.frontend.limits import MAX_ARGUMENTS
 
 
 def max_pool(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:

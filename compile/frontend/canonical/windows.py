@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from compile.frontend.canonical.forms import axes_form
-from compile.frontend.canonical.graph import (
+from netship.compile.frontend.canonical.forms import axes_form
+from netship.compile.frontend.canonical.graph import (
     Chain,
     Graph,
     attributes_of,

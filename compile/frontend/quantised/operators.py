@@ -12,11 +12,11 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from compile.frontend.fold import is_onnx, opset
-from compile.frontend.limits import MAX_NODES
-from compile.frontend.names import Unfit, node_label
-from compile.frontend.quantised.scaling import Scaling
-from compile.frontend.quantised.writer import attributes_of, input_of
+from netship.compile.frontend.fold import is_onnx, opset
+from netship.compile.frontend.limits import MAX_NODES
+from netship.compile.frontend.names import Unfit, node_label
+from netship.compile.frontend.quantised.scaling import Scaling
+from netship.compile.frontend.quantised.writer import attributes_of, input_of
 
 MICROSOFT = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""

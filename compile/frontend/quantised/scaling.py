@@ -11,9 +11,14 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from compile.frontend.fold import opset
-from compile.frontend.names import Unfit, node_label
-from compile.frontend.quantised.writer import Array, Writer, attributes_of, input_of
+from netship.compile.frontend.fold import opset
+from netship.compile.frontend.names import Unfit, node_label
+from netship.compile.frontend.quantised.writer import (
+    Array,
+    Writer,
+    attributes_of,
+    input_of,
+)
 
 _WIDE = ("int16", "uint16")
 # Types of constants that are kept as integers, each with the type that holds it here.

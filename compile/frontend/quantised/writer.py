@@ -9,9 +9,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from compile.frontend.fold import constant_value, is_onnx, with_nodes
-from compile.frontend.names import Unfit, fresh_names, node_label
-from targets.escapes import shown
+from netship.compile.frontend.fold import constant_value, is_onnx, with_nodes
+from netship.compile.frontend.names import Unfit, fresh_names, node_label
+from netship.targets.escapes import shown
 
 Array = NDArray[Any]
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import TensorProto
 
-from compile.frontend.names import Unfit
-from compile.frontend.tflite.elements import activated, axis_of, common_order
-from compile.frontend.tflite.graph import TO_NCHW, TO_NHWC, Builder, Order
-from compile.frontend.tflite.reader import Operator
+from netship.compile.frontend.names import Unfit
+from netship.compile.frontend.tflite.elements import activated, axis_of, common_order
+from netship.compile.frontend.tflite.graph import TO_NCHW, TO_NHWC, Builder, Order
+from netship.compile.frontend.tflite.reader import Operator
 
 _REDUCTIONS = {
     "MEAN": "ReduceMean",

@@ -11,13 +11,13 @@ import numpy as np
 import onnx
 from onnx.numpy_helper import to_array
 
-from compile.frontend.fold import infer, values
-from compile.frontend.names import Unfit
-from compile.frontend.tflite import arrange, elements, windows
-from compile.frontend.tflite.graph import TO_NCHW, Builder
-from compile.frontend.tflite.reader import Operator, read
-from targets.errors import first_line
-from targets.escapes import shown
+from netship.compile.frontend.fold import infer, values
+from netship.compile.frontend.names import Unfit
+from netship.compile.frontend.tflite import arrange, elements, windows
+from netship.compile.frontend.tflite.graph import TO_NCHW, Builder
+from netship.compile.frontend.tflite.reader import Operator, read
+from netship.targets.errors import first_line
+from netship.targets.escapes import shown
 
 _OPERATORS: dict[str, Callable[[Builder, Operator], None]] = {
     **dict.fromkeys(elements.UNARY, elements.unary),

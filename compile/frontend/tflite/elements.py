@@ -7,9 +7,9 @@ import math
 import numpy as np
 from onnx import TensorProto, helper
 
-from compile.frontend.names import Unfit
-from compile.frontend.tflite.graph import TO_NHWC, Builder, Order
-from compile.frontend.tflite.reader import Operator
+from netship.compile.frontend.names import Unfit
+from netship.compile.frontend.tflite.graph import TO_NHWC, Builder, Order
+from netship.compile.frontend.tflite.reader import Operator
 
 # Fused activation functions by their numbers in the schema: what they limit values to.
 _NONE, _TANH = 0, 4

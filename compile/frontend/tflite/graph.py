@@ -14,10 +14,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from compile.frontend.fold import with_nodes
-from compile.frontend.model_file import MAX_MODEL_BYTES
-from compile.frontend.names import Unfit, fresh_names
-from compile.frontend.tflite.reader import Array, File, Operator, Quantisation
+from netship.compile.frontend.fold import with_nodes
+from netship.compile.frontend.model_file import MAX_MODEL_BYTES
+from netship.compile.frontend.names import Unfit, fresh_names
+from netship.compile.frontend.tflite.reader import Array, File, Operator, Quantisation
 
 OPSET = 22
 _IR_VERSION = 10

@@ -11,9 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compile.frontend.limits import MAX_ARGUMENTS, MAX_NODES, MAX_RANK, MAX_WEIGHTS
-from compile.frontend.names import Unfit
-from targets.escapes import shown
+from netship.compile.frontend.limits import (
+    MAX_ARGUMENTS,
+    MAX_NODES,
+    MAX_RANK,
+    MAX_WEIGHTS,
+)
+from netship.compile.frontend.names import Unfit
+from netship.targets.escapes import shown
 
 _IDENTIFIER = b"TFL3"
 _VERSION = 3

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from compile.frontend.names import Unfit
-from compile.frontend.tflite.elements import activated
-from compile.frontend.tflite.graph import Builder
-from compile.frontend.tflite.reader import Array, Operator, Quantisation
+from netship.compile.frontend.names import Unfit
+from netship.compile.frontend.tflite.elements import activated
+from netship.compile.frontend.tflite.graph import Builder
+from netship.compile.frontend.tflite.reader import Array, Operator, Quantisation
 
 _SAME = 0
 _CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D")

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compile.ir.operators import Convolution
-from compile.ir.requantise import Requantisation
+from netship.compile.ir.operators import Convolution
+from netship.compile.ir.requantise import Requantisation
 
 SMLAD, MVE = 1, 2
 """How int8.h wants the weights (NN_LAYOUT there)."""

@@ -9,9 +9,15 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from compile.ir.graph import Operator
-from compile.ir.operators import Addition, Convolution, GlobalAverage, Limited, Quantise
-from compile.ir.requantise import Requantisation
+from netship.compile.ir.graph import Operator
+from netship.compile.ir.operators import (
+    Addition,
+    Convolution,
+    GlobalAverage,
+    Limited,
+    Quantise,
+)
+from netship.compile.ir.requantise import Requantisation
 
 Bytes = NDArray[np.int8]
 

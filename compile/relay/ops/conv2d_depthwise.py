@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compile.relay.expressions import is_call, nodes, shape
-from compile.relay.ops import registration, rows
-from compile.relay.prefetch import LINE
-from targets import engine
+from netship.compile.relay.expressions import is_call, nodes, shape
+from netship.compile.relay.ops import registration, rows
+from netship.compile.relay.prefetch import LINE
+from netship.targets import engine
 
 tvm = engine.compiler()
 from tvm import relay, te

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from compile.ir.operators import Convolution
-from compile.relay.ops import registration
-from compile.relay.ops.dot_product import intrinsic
-from targets import engine
+from netship.compile.ir.operators import Convolution
+from netship.compile.relay.ops import registration
+from netship.compile.relay.ops.dot_product import intrinsic
+from netship.targets import engine
 
 tvm = engine.compiler()
 from tvm import relay, te, tir, topi

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
-from targets import engine
-from targets.presets import Target
+from netship.targets import engine
+from netship.targets.presets import Target
 
 tvm = engine.compiler()
 from tvm import te, tir, topi

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from compile.kernels.neon.pack import KINDS, Kernel
-from compile.relay.ops import registration
-from targets import engine
+from netship.compile.kernels.neon.pack import KINDS, Kernel
+from netship.compile.relay.ops import registration
+from netship.targets import engine
 
 tvm = engine.compiler()
 from tvm import relay, te, tir

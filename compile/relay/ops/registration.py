@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from targets import engine
+from netship.targets import engine
 
 tvm = engine.compiler()
 from tvm import relay, te

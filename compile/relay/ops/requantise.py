@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compile.relay.ops import registration
-from targets import engine
+from netship.compile.relay.ops import registration
+from netship.targets import engine
 
 tvm = engine.compiler()
 from tvm import relay, te, tir, topi

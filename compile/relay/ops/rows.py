@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from targets import engine
+from netship.targets import engine
 
 tvm = engine.compiler()
 from tvm import tir
