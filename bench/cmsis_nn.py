@@ -195,11 +195,11 @@ def interface(layers: list[Layer], cpu: str) -> Firmware:
     first, last = _size(layers[0].before), _size(layers[-1].after)
     return Firmware(
         cpu=cpu,
-        input=FirmwareTensor(dtype="int8", nbytes=first),
+        inputs=(FirmwareTensor(dtype="int8", nbytes=first),),
         outputs=(FirmwareTensor(dtype="int8", nbytes=last),),
         exact=True,
         arena_bytes=-(-first // 8) * 8,
-        input_offset=0,
+        input_offsets=(0,),
         peak="",
         steps=len(layers),
         weights_bytes=sum(layer.weights for layer in layers),

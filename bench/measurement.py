@@ -109,16 +109,17 @@ def case_of(proto: onnx.ModelProto, name: str) -> Case:
 
 
 def _case(model: Model) -> Case:
-    if not model.input.layout or model.input.dtype != "float32":
+    given = model.inputs[0]
+    if not given.layout or given.dtype != "float32" or len(model.inputs) > 1:
         raise UserError(
-            f"{model.identity.name}: its input {list(model.input.shape)} is no image of float32, as the other runtimes' files "
+            f"{model.identity.name}: its input {list(given.shape)} is no image of float32, as the other runtimes' files "
             "need; compare another network"
         )
-    size = model.input.size
+    size = given.size
     preprocessing = Preprocessing(
         scale=1 / 127.5, mean=(1,), std=(1,), resize=max(size), crop=size
     )
-    (tensor,) = seeded_inputs(model.input, preprocessing, 1)
+    (tensor,) = seeded_inputs(given, preprocessing, 1)
     expected = Reference(model).run(tensor)[0]
     quantised = is_quantised(model.proto)
     return Case(model, _sha256(model.proto), quantised, tensor, expected)

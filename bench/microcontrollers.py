@@ -10,8 +10,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from netship.bench import cmsis_nn
 from netship.devices.microcontroller.boards import BOARDS
 from netship.meter.firmware import Inference, count_steps, estimate
@@ -84,7 +82,7 @@ def measure(network: str, checkout: Path, part_name: str) -> Inference:
             name,
             interface,
             BOARDS[chosen.cpu],
-            np.zeros(interface.input.nbytes, np.int8),
+            bytes(interface.inputs[0].nbytes),
             chosen,
             flags=[*cmsis_nn.FLAGS, "-I", str(checkout.resolve() / "Include")],
         )

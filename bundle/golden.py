@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -19,19 +19,23 @@ Array = NDArray[np.float32]
 
 
 class Check(NamedTuple):
-    """An input, what the network must answer, and how far each element of that may be off.
+    """Inputs of one inference, what the network must answer, and how far each element of that may be off.
 
     Attributes:
         tolerances: of the shapes of ``outputs``; finite, not negative.
     """
 
-    input: NDArray[Any]
+    inputs: Sequence[NDArray[Any]]
     outputs: Sequence[NDArray[Any]]
     tolerances: Sequence[Array]
 
 
 DATA_RANGE = (-1.0, 1.0)
 """Of the seeded inputs of a network that takes data, whose own range nothing states."""
+INDICES = (0.0, 3.0)
+"""The same of whole numbers of 32 or 64 bits that are no known indices."""
+# Between those of two inputs.
+_SEEDS = 1000
 # As far from 0 as nearly all of what has mean 0 and standard deviation 1.
 _DATA_EXTREME = 4.0
 
@@ -39,7 +43,14 @@ _DATA_EXTREME = 4.0
 def input_range(
     tensor: Tensor, preprocessing: Preprocessing | None
 ) -> tuple[float, float]:
-    """What the darkest and the brightest pixel become in the first channel; of data `DATA_RANGE`; of integers theirs."""
+    """What the darkest and the brightest pixel become in the first channel; of data `DATA_RANGE`; of bytes theirs.
+
+    Whole numbers of 32 or 64 bits often are indices: `Tensor.choices`, or `INDICES`.
+    """
+    if tensor.dtype == "bool":
+        return 0.0, 1.0
+    if tensor.dtype in ("int32", "int64"):
+        return (0.0, tensor.choices - 1.0) if tensor.choices else INDICES
     if tensor.dtype != "float32":
         known = np.iinfo(tensor.dtype)
         return float(known.min), float(known.max)
@@ -48,28 +59,53 @@ def input_range(
     return preprocessing.normalised(0.0)[0], preprocessing.normalised(255.0)[0]
 
 
+def of_all(
+    make: Callable[..., list[NDArray[Any]]],
+    tensors: Sequence[Tensor],
+    preprocessing: Preprocessing | None,
+) -> list[tuple[NDArray[Any], ...]]:
+    """What `seeded_inputs` or `signed_inputs` makes of each input of a network, by inference."""
+    made = [
+        make(each, preprocessing if each.is_image else None, number=number)
+        for number, each in enumerate(tensors)
+    ]
+    return list(zip(*made, strict=True))
+
+
 def seeded_inputs(
-    tensor: Tensor, preprocessing: Preprocessing | None, count: int = 2
+    tensor: Tensor,
+    preprocessing: Preprocessing | None,
+    count: int = 2,
+    *,
+    number: int = 0,
 ) -> list[NDArray[Any]]:
     """Smooth seeded patterns in the value range of preprocessed photographs; of data uniform noise in `input_range`.
 
     Each channel is a sum of three plane waves of a few periods across the image, as
     0 to 255 pixels, then preprocessed: closer to a photograph than white noise is.
 
+    Args:
+        number: of the input, among several; each has seeds of its own.
+
     Returns:
         ``count`` arrays of ``tensor.shape`` and its type.
     """
+    seeds = range(number * _SEEDS, number * _SEEDS + count)
     if preprocessing is None:
+        low, high = input_range(tensor, None)
+        # Of whole numbers the largest is as frequent as others.
+        high += tensor.dtype in ("int32", "int64", "bool")
         return [
             np.random.Generator(np.random.PCG64(seed))
-            .uniform(*input_range(tensor, None), tensor.shape)
+            .uniform(low, high, tensor.shape)
+            .astype(np.uint8 if tensor.dtype == "bool" else tensor.dtype)
             .astype(tensor.dtype)
-            for seed in range(count)
+            for seed in seeds
         ]
     height, width = tensor.size
     y, x = np.mgrid[0 : 1 : complex(0, height), 0 : 1 : complex(0, width)]
     inputs = []
-    for seed in range(count):
+    for seed in seeds:
         random = np.random.Generator(np.random.PCG64(seed))
         waves = np.zeros((tensor.channels, height, width))
         for plane in waves:
@@ -82,7 +118,7 @@ def seeded_inputs(
 
 
 def signed_inputs(
-    tensor: Tensor, preprocessing: Preprocessing | None
+    tensor: Tensor, preprocessing: Preprocessing | None, *, number: int = 0
 ) -> list[NDArray[Any]]:
     """What photographs do not have: noise of both signs, and stripes of zeros and of the largest values.
 
@@ -96,12 +132,12 @@ def signed_inputs(
     if preprocessing is not None:
         ends = [preprocessing.normalised(value) for value in (0.0, 255.0)]
         most = float(np.abs(ends).max())
-    random = np.random.Generator(np.random.PCG64(2))
+    random = np.random.Generator(np.random.PCG64(2 + number * _SEEDS))
     low, high = input_range(tensor, preprocessing) if integers else (-most, most)
     values = random.normal(size=tensor.shape) * (high - low) / 4 + (low + high) / 2
     noise = values.astype(np.float32)
     if integers:
-        noise = np.clip(values, low, high).astype(tensor.dtype)
+        noise = np.clip(np.trunc(values), low, high).astype(tensor.dtype)
     stripes = noise.copy().ravel()
     for part, value in zip(
         np.array_split(stripes, 8)[::2], (0, high, low, 0), strict=True
@@ -144,12 +180,13 @@ def write_golden(folder: Path, checks: Iterable[Check]) -> list[Golden]:
     written = []
     for index, check in enumerate(checks):
         numbers = range(len(check.outputs))
+        sources = [""] if len(check.inputs) == 1 else range(len(check.inputs))
         entry = Golden(
-            input=f"golden/{index}.input.bin",
+            inputs=tuple(f"golden/{index}.input{k}.bin" for k in sources),
             outputs=tuple(f"golden/{index}.output{k}.bin" for k in numbers),
             tolerances=tuple(f"golden/{index}.tolerance{k}.bin" for k in numbers),
         )
-        arrays = (check.input, *check.outputs, *check.tolerances)
+        arrays = (*check.inputs, *check.outputs, *check.tolerances)
         for path, values in zip(entry.paths, arrays, strict=True):
             stored = values.astype(values.dtype.newbyteorder("<"))
             (folder / path).write_bytes(stored.tobytes())
@@ -166,18 +203,20 @@ def read_golden(bundle: Bundle) -> list[Check]:
     manifest = bundle.manifest
     checks = []
     for entry in manifest.golden:
-        outputs, tolerances = (
+        given, outputs, tolerances = (
             [
                 _read(bundle, path, tensor.shape, dtype or tensor.dtype)
-                for path, tensor in zip(paths, manifest.outputs, strict=True)
+                for path, tensor in zip(paths, tensors, strict=True)
             ]
-            for paths, dtype in ((entry.outputs, ""), (entry.tolerances, "float32"))
+            for paths, tensors, dtype in (
+                (entry.inputs, manifest.inputs, ""),
+                (entry.outputs, manifest.outputs, ""),
+                (entry.tolerances, manifest.outputs, "float32"),
+            )
         )
-        given = manifest.input
-        tensor = _read(bundle, entry.input, given.shape, given.dtype)
-        check = Check(tensor, outputs, tolerances)
+        check = Check(given, outputs, tolerances)
         finite = zip(
-            (entry.input, *entry.tolerances), (check.input, *tolerances), strict=True
+            (*entry.inputs, *entry.tolerances), (*given, *tolerances), strict=True
         )
         for path, values in finite:
             if not np.isfinite(values).all():

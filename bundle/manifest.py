@@ -5,6 +5,7 @@ Longer than 450 lines: the schema is in one place.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import accumulate
 from math import isclose, prod
 from typing import Annotated, Any, Final, Literal
@@ -21,7 +22,7 @@ from netship.bundle.task import Task
 from netship.targets.errors import UserError
 from netship.targets.presets import Target
 
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 MAX_MANIFEST_BYTES: Final = 4 << 20
 _FLOAT32_MAX: Final = (2 - 2**-23) * 2.0**127
 
@@ -53,6 +54,7 @@ class Tensor(Section):
     Attributes:
         layout: the order of the axes of an input of rank 4, empty where none is known, and of outputs.
         quantised: what the stored values of an int8 or uint8 input mean to the network; None: themselves.
+        choices: of an input of indices: how many there are to choose from; 0 where that is not known.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Tensor(Section):
     dtype: Dtype = "float32"
     layout: Literal["NCHW", "NHWC", ""] = ""
     quantised: Quantised | None = None
+    choices: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _of_sensible_size(self) -> Tensor:
@@ -96,6 +99,11 @@ class Tensor(Section):
         """Height and width of an image."""
         first = 2 if self.layout == "NCHW" else 1
         return self.shape[first], self.shape[first + 1]
+
+
+def image_of(inputs: Iterable[Tensor]) -> Tensor | None:
+    """The input that photographs become; None where all are data."""
+    return next((each for each in inputs if each.is_image), None)
 
 
 class Preprocessing(Section):
@@ -377,26 +385,29 @@ class Firmware(Section):
     Attributes:
         cpu: as ``-mcpu`` names it.
         exact: every device gives the same bits: no float operator lies between integers.
-        arena_bytes: with the input in it, at ``input_offset``.
+        arena_bytes: with the inputs in it, at ``input_offsets``.
         peak: the step that needs the most.
         steps: their number; the manifest's groups name them.
         weights_bytes: in flash, with biases and multipliers.
     """
 
     cpu: str
-    input: FirmwareTensor
+    inputs: Annotated[tuple[FirmwareTensor, ...], Field(min_length=1)]
     outputs: tuple[FirmwareTensor, ...] = Field(min_length=1)
     exact: bool
     arena_bytes: int = Field(gt=0)
-    input_offset: int = Field(ge=0)
+    input_offsets: tuple[Annotated[int, Field(ge=0)], ...]
     peak: str
     steps: int = Field(gt=0)
     weights_bytes: int = Field(ge=0)
 
     @model_validator(mode="after")
-    def _input_lies_in_the_arena(self) -> Firmware:
-        if self.input_offset + self.input.nbytes > self.arena_bytes:
-            raise ValueError("the input does not lie in the arena")
+    def _inputs_lie_in_the_arena(self) -> Firmware:
+        if len(self.input_offsets) != len(self.inputs):
+            raise ValueError("inputs and input_offsets differ in number")
+        for begin, each in zip(self.input_offsets, self.inputs, strict=True):
+            if begin + each.nbytes > self.arena_bytes:
+                raise ValueError("an input does not lie in the arena")
         return self
 
     @property
@@ -414,15 +425,15 @@ class Firmware(Section):
 
 
 class Golden(Section):
-    """The files of one input, of the reference's outputs for it, and of how far each of their elements may be off."""
+    """The files of the inputs of one inference, of the reference's outputs for it, and of how far each of their elements may be off."""
 
-    input: RelativePath
+    inputs: tuple[RelativePath, ...]
     outputs: tuple[RelativePath, ...]
     tolerances: tuple[RelativePath, ...]
 
     @property
     def paths(self) -> tuple[RelativePath, ...]:
-        return self.input, *self.outputs, *self.tolerances
+        return *self.inputs, *self.outputs, *self.tolerances
 
 
 _IS_SOURCE = {"bundle": False, "standalone": False, "c": True}
@@ -436,14 +447,14 @@ class Manifest(Section):
             "c" is C source for a microcontroller.
         name: the prefix of a standalone library's functions.
         library: the compiled model, or the C source of it.
-        preprocessing: of an image, None where the input is data.
+        preprocessing: of the input that is an image, None where all are data.
         task: what the outputs are for; None where nothing says it: classes, if they look so.
         firmware: of C source, None otherwise.
         quantisation: of an int8 network, None otherwise.
         float16: of a network in float16, None otherwise.
     """
 
-    format_version: Literal[3] = FORMAT_VERSION
+    format_version: Literal[4] = FORMAT_VERSION
     format: Literal["bundle", "standalone", "c"] = "bundle"
     name: Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$", max_length=64)] = (
         "model"
@@ -453,7 +464,7 @@ class Manifest(Section):
     target: TargetIdentity
     engine: str
     threads: Annotated[int, Field(gt=0, le=1024)]
-    input: Tensor
+    inputs: Annotated[tuple[Tensor, ...], Field(min_length=1)]
     outputs: Annotated[tuple[Tensor, ...], Field(min_length=1)]
     probabilities: bool
     preprocessing: Preprocessing | None
@@ -483,35 +494,46 @@ class Manifest(Section):
         counts += [len(self.quantisation.output_steps)] if self.quantisation else []
         if any(count != len(self.outputs) for count in counts):
             raise ValueError("golden data, output_steps and outputs differ in number")
-        self._check_input()
+        if any(len(entry.inputs) != len(self.inputs) for entry in self.golden):
+            raise ValueError("golden data and inputs differ in number")
+        self._check_image()
         self._check_firmware()
         if self.task:
-            if self.task.detector and not self.input.is_image:
-                raise ValueError("a detector's input is no image")
+            if self.task.detector and self.image is None:
+                raise ValueError("a detector has no image")
             self.task.check([output.shape for output in self.outputs])
         return self
 
     def _check_firmware(self) -> None:
         if self.firmware is None:
             return
-        ports = self.firmware.input, *self.firmware.outputs
+        ports = (*self.firmware.inputs, *self.firmware.outputs)
         found = [each.nbytes / _ITEM_BYTES.get(each.dtype, 1) for each in ports]
-        if found != [each.elements for each in (self.input, *self.outputs)]:
-            raise ValueError("the firmware's input and outputs have other sizes")
+        if found != [each.elements for each in (*self.inputs, *self.outputs)]:
+            raise ValueError("the firmware's inputs and outputs have other sizes")
 
-    def _check_input(self) -> None:
-        if self.input.dtype not in ("float32", "int8", "uint8"):
-            raise ValueError(f"the input is {self.input.dtype}")
-        if self.input.is_image != (self.preprocessing is not None):
-            raise ValueError("an image has preprocessing, data has none")
+    @property
+    def image(self) -> Tensor | None:
+        """The input that photographs become; None where all are data."""
+        return image_of(self.inputs)
+
+    def _check_image(self) -> None:
+        if len({each.name for each in self.inputs}) != len(self.inputs):
+            raise ValueError("two inputs have one name")
+        images = [each for each in self.inputs if each.is_image]
+        if len(images) != (self.preprocessing is not None):
+            raise ValueError("one image has preprocessing, data has none")
         if self.preprocessing is None:
             return
-        crop, size = self.preprocessing.crop, self.input.size
+        (image,) = images
+        if image.dtype not in ("float32", "int8", "uint8"):
+            raise ValueError(f"the image is {image.dtype}")
+        crop, size = self.preprocessing.crop, image.size
         if crop != size:
             raise ValueError(f"crop {crop} is not the input's size {size}")
-        if len(self.preprocessing.mean) not in (1, self.input.channels):
+        if len(self.preprocessing.mean) not in (1, image.channels):
             raise ValueError(
-                f"{len(self.preprocessing.mean)} means for {self.input.channels} channels"
+                f"{len(self.preprocessing.mean)} means for {image.channels} channels"
             )
 
     def to_json(self) -> str:

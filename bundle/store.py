@@ -75,7 +75,7 @@ def open_bundle(path: Path) -> Bundle:
     for relative, expected in manifest.files.items():
         _verify_file(path, relative, expected)
     for entry in manifest.golden:
-        sizes = [tensor.nbytes for tensor in (manifest.input, *manifest.outputs)]
+        sizes = [tensor.nbytes for tensor in (*manifest.inputs, *manifest.outputs)]
         sizes += [4 * tensor.elements for tensor in manifest.outputs]
         for relative, size in zip(entry.paths, sizes, strict=True):
             _expect_size(path / relative, size)

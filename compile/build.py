@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="IMAGE",
-        help="photographs (or .npy files) of the kind the network will see, 16 or more, or folders of them",
+        help="photographs (or .npy files; .npz where there are several inputs) of the kind the network will see, 16 or more, or folders of them",
     )
     option(
         "--keep-float",
@@ -183,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="IMAGE",
-        help="photographs or .npy files for "
+        help="photographs, .npy or .npz files for "
         "the golden data, at most 4 are taken (default: two seeded patterns)",
     )
     option(
@@ -231,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
         (
             "layout",
             "NCHW|NHWC|data",
-            "of the input; data: no image (default: seen from its shape)",
+            "of the input that is an image; data: none is (default: seen from shapes)",
         ),
         ("labels", "FILE", "class names, one a line"),
         ("task", "TASK", "what the outputs are for: classify, detect, segment or raw"),
@@ -305,6 +305,8 @@ def _table(bundle: Bundle, model: str) -> str:
     place = shown(quote(str(bundle.path)), 1000)
     board = ""
     files = "PHOTOS" if manifest.preprocessing else "FILE.npy"
+    if len(manifest.inputs) > 1:
+        files = "FILE.npz"
     if verification is None:
         checked = "NOT compared with ONNX Runtime: " + measured["not_verified_because"]
     else:

@@ -77,11 +77,11 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     )
     overrides = request.overrides.with_defaults(source.overrides)
     preprocessing, note = resolve_preprocessing(
-        overrides, source.preprocessing, source.model.input
+        overrides, source.preprocessing, source.model.inputs
     )
     task, seen = resolve_task(overrides.task, overrides.decode, source.model)
     labels = read_labels(overrides.labels, source.model.outputs, task)
-    tensors = _golden_inputs(request.golden, source.model, preprocessing, progress)
+    samples = _golden_inputs(request.golden, source.model, preprocessing, progress)
     progress.finish()
     for line in filter(None, (source.note, *source.model.notes, note, seen)):
         progress.note(line)
@@ -98,19 +98,15 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     graph = reduced.graph if reduced else backend.prepare(model, dump)
     progress.stage("asking ONNX Runtime for the golden outputs")
     reference = Float16Reference(model, graph) if half else Reference(model)
-    check = (
-        partial(integer_check, graph, model, reference=reference)
-        if int8
-        else reference.check
-    )
+    check = partial(integer_check, graph, model, reference) if int8 else reference.check
     numbers = "int8" if int8 else "float16" if half else "float32"
     name = backend.name(request.name or c_prefix(source.name))
     # Signed inputs judge the compiled code, which is the same wherever it runs: they are not written, as noise does not
     # compress.
-    signed = golden.signed_inputs(model.input, preprocessing)
-    checks = [check(tensor) for tensor in (*tensors, *signed)]
+    signed = golden.of_all(golden.signed_inputs, model.inputs, preprocessing)
+    checks = [check(*sample) for sample in (*samples, *signed)]
     with staging(output) as folder:
-        written = golden.write_golden(folder, checks[: len(tensors)])
+        written = golden.write_golden(folder, checks[: len(samples)])
         quantisation = write_reference(int8, folder) if int8 else None
         terms = licences.notice(model.identity.name, linked=backend.linked)
         (folder / "LICENSES").write_text(terms, encoding="utf-8")
@@ -125,7 +121,10 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
             version=_version(request, source, name, numbers),
             folder=folder,
             check=check,
-            input_range=golden.input_range(model.input, preprocessing),
+            input_ranges=tuple(
+                golden.input_range(each, preprocessing if each.is_image else None)
+                for each in model.inputs
+            ),
             task=task,
             dump=request.dump,
             arena_limit=request.arena_limit,
@@ -245,19 +244,24 @@ def _half(
         raise UserError(
             f"{model.identity.name}: is quantised; leave --precision float16 out"
         )
-    found = inputs.find(request.calibration, model.input)[:MAX_IMAGES]
-    images = [inputs.read(path, model.input, preprocessing).tensor for path in found]
-    if not images:
+    found = (
+        inputs.find(request.calibration, model.inputs) if request.calibration else []
+    )
+    samples = [
+        inputs.read(path, model.inputs, preprocessing).tensors
+        for path in found[:MAX_IMAGES]
+    ]
+    if not samples:
         progress.note(
             "float16: ranges are those of seeded inputs; give photographs with --calibration"
         )
     seeded = [
-        *golden.seeded_inputs(model.input, preprocessing),
-        *golden.signed_inputs(model.input, preprocessing),
+        *golden.of_all(golden.seeded_inputs, model.inputs, preprocessing),
+        *golden.of_all(golden.signed_inputs, model.inputs, preprocessing),
     ]
     progress.stage("finding what stays in float32")
     half = float16.prepare(
-        model, [*images, *seeded], len(images), request.keep_float, dump
+        model, [*samples, *seeded], len(samples), request.keep_float, dump
     )
     progress.finish()
     if lost := float16.loss(half.measured):
@@ -281,20 +285,20 @@ def _golden_inputs(
     model: Model,
     preprocessing: Preprocessing | None,
     progress: Progress,
-) -> list[NDArray[Any]]:
+) -> list[tuple[NDArray[Any], ...]]:
     if not paths:
-        return golden.seeded_inputs(model.input, preprocessing)
-    found = inputs.find(paths, model.input)
+        return golden.of_all(golden.seeded_inputs, model.inputs, preprocessing)
+    found = inputs.find(paths, model.inputs)
     if len(found) > _MAX_GOLDEN:
         progress.note(
             f"golden data: the first {_MAX_GOLDEN} of {len(found)} files are taken"
         )
     taken = [
-        inputs.read(path, model.input, preprocessing) for path in found[:_MAX_GOLDEN]
+        inputs.read(path, model.inputs, preprocessing) for path in found[:_MAX_GOLDEN]
     ]
     for note in (note for each in taken for note in each.notes):
         progress.note(note)
-    return [each.tensor for each in taken]
+    return [each.tensors for each in taken]
 
 
 def _find_records(
@@ -351,7 +355,7 @@ def _manifest(
         target=TargetIdentity.of(request.target),
         engine=backend.engine,
         threads=request.threads,
-        input=model.input,
+        inputs=model.inputs,
         outputs=model.outputs,
         probabilities=model.probabilities,
         preprocessing=preprocessing,

@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
+from netship.bundle.golden import read_golden
 from netship.bundle.manifest import Firmware
 from netship.bundle.store import Bundle
 from netship.devices.microcontroller.boards import BOARDS, Board
@@ -114,7 +112,7 @@ def measure_project(
         raise UserError(
             f"--cpu {cpu}: {bundle.path} is for {interface.cpu}; build it with --target {target}"
         )
-    if float_abi == "soft" and interface.input.dtype == "float32":
+    if float_abi == "soft" and "float32" in {x.dtype for x in interface.inputs}:
         raise UserError(
             f"--cpu {cpu}: has no FPU, and {bundle.path} is float32; build it with --quantize int8"
         )
@@ -130,11 +128,9 @@ def measure_project(
         )
     board = replace(BOARDS[target], cpu=compiled, float_abi=float_abi)
     on_progress(f"counting an inference on {board.machine}")
-    golden = bundle.manifest.golden[0]
-    tensor = np.fromfile(bundle.path / golden.input, bundle.manifest.input.dtype)
-    image = to_input(tensor.reshape(bundle.manifest.input.shape), bundle)
+    inputs = to_input(read_golden(bundle)[0].inputs, bundle)
     name = bundle.manifest.name
-    steps = count_steps(bundle.path, name, interface, board, image, chosen, places)
+    steps = count_steps(bundle.path, name, interface, board, inputs, chosen, places)
     on_progress("estimating cycles")
     named = [(group.layer, group.macs) for group in bundle.manifest.lowering.groups]
     return estimate(named, steps, cpu, part_name, places)
@@ -164,7 +160,7 @@ def count_steps(
     name: str,
     interface: Firmware,
     board: Board,
-    image: NDArray[Any],
+    inputs: bytes,
     chosen: Part | None = None,
     places: Places = _FLASH,
     flags: Sequence[str] = (),
@@ -172,7 +168,7 @@ def count_steps(
     """The blocks that each step of a C project ran in the second of two inferences.
 
     Args:
-        image: one input, flat, as it is stored.
+        inputs: of one inference, as they are stored.
         chosen: the part whose flash and caches are modelled.
         flags: more of the compiler's, for the network's source.
 
@@ -190,7 +186,7 @@ def count_steps(
         run_firmware(
             firmware,
             interface,
-            np.stack([image, image]),
+            [inputs, inputs],
             folder,
             _SECONDS,
             probe=False,

@@ -89,27 +89,27 @@ class Network:
     """A build that is loaded on a device. Not thread-safe; close it, or use it in ``with``.
 
     Attributes:
-        bundle: the build: its path and its manifest, with the shapes and types of the input and the outputs.
+        bundle: the build: its path and its manifest, with the shapes and types of the inputs and the outputs.
         session: the device, which also times and profiles.
     """
 
     bundle: Bundle
     session: Session
 
-    def read(self, path: str | Path) -> NDArray[Any]:
-        """The input tensor of a photograph, by the build's preprocessing, or of a .npy file; batch 1.
+    def read(self, path: str | Path) -> tuple[NDArray[Any], ...]:
+        """The inputs in a file: of a photograph, by the build's preprocessing, of a .npy or an .npz file; batch 1.
 
         Raises:
-            Error: no such file, or one that cannot become the input.
+            Error: no such file, or one that cannot become the inputs.
         """
         manifest = self.bundle.manifest
-        return inputs.read(Path(path), manifest.input, manifest.preprocessing).tensor
+        return inputs.read(Path(path), manifest.inputs, manifest.preprocessing).tensors
 
-    def run(self, tensor: NDArray[Any]) -> list[NDArray[Any]]:
+    def run(self, *tensors: NDArray[Any]) -> list[NDArray[Any]]:
         """One inference.
 
         Args:
-            tensor: of the shape and the type of ``bundle.manifest.input``; floats are taken as float32.
+            tensors: of the shapes and types of ``bundle.manifest.inputs``; floats are taken as float32.
 
         Returns:
             Every output, of the shapes and types of ``bundle.manifest.outputs``.
@@ -118,7 +118,7 @@ class Network:
             ValueError: another shape or type.
             Error: NaN or infinity in it, or the device fails.
         """
-        return self.session.run(tensor)
+        return self.session.run(*tensors)
 
     def classify(self, path: str | Path) -> tuple[Answer, ...]:
         """The five best classes of a photograph, the best first; none where the network is no classifier.
@@ -127,7 +127,7 @@ class Network:
             Error: as `read` and `run`.
         """
         manifest = self.bundle.manifest
-        output = self.run(self.read(path))[0]
+        output = self.run(*self.read(path))[0]
         return answers(output, manifest.probabilities, self.bundle.labels())
 
     def close(self) -> None:

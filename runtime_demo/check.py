@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from netship.runtime_demo.options import (
     DEVICES_HELP,
     add_device_options,
+    add_input_option,
+    check_given,
     count,
     open_session,
     threads_text,
@@ -92,8 +94,9 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="IMAGE",
-        help="images, .npy files of the input tensor, or folders of them; needs --model",
+        help="images, .npy files of the input tensor, .npz files where there are several, or folders of them; needs --model",
     )
+    add_input_option(parser)
     parser.add_argument(
         "--labels",
         type=named_path,
@@ -128,7 +131,15 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
             raise UserError(f"--{name} needs --images; give the images that it is of")
     progress.stage("verifying the bundle")
     bundle = open_bundle(arguments.bundle)
-    found = inputs.find(arguments.images, bundle.manifest.input)
+    ports = bundle.manifest.inputs
+    fixed = inputs.read_fixed(arguments.input, ports)
+    found = inputs.find(arguments.images, ports, fixed)
+    if arguments.input and not arguments.model:
+        raise UserError(
+            "--input needs --model: the reference answers come from ONNX Runtime on it"
+        )
+    if found or fixed:
+        check_given(bundle, found, fixed)
     known = _known_classes(bundle, found, arguments)
     given = _given(bundle, arguments)
     for note in known.notes:
@@ -149,31 +160,33 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
     with open_session(bundle, arguments, progress) as session:
         before = session.board()
         progress.stage("comparing")
-        if references is not None and found:
-            items = comparison.read_inputs(bundle, found, progress, known.classes)
+        if references is not None and (found or fixed):
+            items = comparison.read_inputs(
+                bundle, found, fixed, progress, known.classes
+            )
             results = comparison.compare_images(
                 bundle, session, references, items, progress, given
             )
         else:
             results = comparison.compare_golden(bundle, session, progress)
         emulated = session.origin is Origin.EMULATED
-        tensor = golden.read_golden(bundle)[0].input
+        tensors = golden.read_golden(bundle)[0].inputs
         repeat = arguments.repeat or (0 if emulated else _DEFAULT_REPEAT)
         if repeat:
             progress.stage(f"timing {repeat} inferences")
         # A ratio needs the same hardware under both.
         alternating = reference if session.origin is Origin.HOST else None
         ours, theirs = comparison.time_both(
-            session, alternating, tensor, repeat, progress
+            session, alternating, tensors, repeat, progress
         )
         operators = []
         if arguments.report is not None and not emulated:
             progress.stage("timing each operator")
-            operators = session.profile(tensor)
+            operators = session.profile(tensors)
         after = session.board() if before else None
         return CheckResult(
             bundle=bundle,
-            compared="images" if found else "golden inputs",
+            compared="images" if found or fixed else "golden inputs",
             origin=session.origin,
             threads=session.threads,
             reference=reference.version

@@ -172,15 +172,19 @@ def _check_inputs(bundles: Sequence[Bundle], arguments: argparse.Namespace) -> N
             "--images needs --model: the reference answers come from ONNX Runtime on it"
         )
     first = bundles[0]
-    found = inputs.find(arguments.images, first.manifest.input)
-    arrays = any(path.suffix.lower() == ".npy" for path in found)
+    found = inputs.find(arguments.images, first.manifest.inputs)
+    arrays = any(path.suffix.lower() in (".npy", ".npz") for path in found)
     for other in bundles[1:]:
-        ours, theirs = first.manifest.input, other.manifest.input
-        same = (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
-        if ours.is_image != theirs.is_image or (arrays and not same):
+        ours, theirs = first.manifest.inputs, other.manifest.inputs
+        kinds = [[(x.shape, x.dtype) for x in each] for each in (ours, theirs)]
+        fits = [[x.is_image for x in each] for each in (ours, theirs)]
+        if fits[0] != fits[1] or (arrays and kinds[0] != kinds[1]):
+            said = [
+                ", ".join(f"{dtype} {list(shape)}" for shape, dtype in kind)
+                for kind in kinds
+            ]
             raise UserError(
-                f"--images: {first.path} takes {ours.dtype} {list(ours.shape)}, {other.path} takes {theirs.dtype} "
-                f"{list(theirs.shape)}: they cannot share these; compare them without --images"
+                f"--images: {first.path} takes {said[0]}, {other.path} takes {said[1]}: they cannot share these; compare them without --images"
             )
 
 

@@ -25,8 +25,6 @@ from netship.runtime_demo.result import InputResult, Latency, Steps, answers
 from netship.targets.errors import UserError
 from netship.targets.progress import Progress
 
-Array = NDArray[np.float32]
-
 _ROUND = 5
 # ONNX Runtime's threads were observed to spin for 40 ms after an inference, on a core that ours need.
 _PAUSE_SECONDS = 0.1
@@ -35,11 +33,11 @@ _STEADY, _MOST_WARMING_ROUNDS = 0.03, 10
 
 
 class Input(NamedTuple):
-    """One input tensor, where it came from, the class it is known to show, and the photograph's width and height."""
+    """The inputs of one inference, where they came from, the class it is known to show, and the photograph's width and height."""
 
     name: str
     path: Path | None
-    tensor: NDArray[Any]
+    tensors: tuple[NDArray[Any], ...]
     expected: int | None = None
     size: tuple[int, int] | None = None
 
@@ -55,10 +53,11 @@ def reference_for(
     bundle: Bundle, model: str, threads: int, progress: Progress
 ) -> References:
     """ONNX Runtime on the model that the bundle was built from, and on its QDQ graph."""
-    tensor = bundle.manifest.input
-    shapes = {tensor.name: tensor.shape}
+    ports = bundle.manifest.inputs
+    shapes = {each.name: each.shape for each in ports}
+    layout = (bundle.manifest.image or ports[0]).layout or "data"
     try:
-        source = sources.find(model, shapes, tensor.layout or "data", progress.stage)
+        source = sources.find(model, shapes, layout, progress.stage)
     except UserError as unfit:
         # Another network may have another input. That it is another one is the better message.
         try:
@@ -81,7 +80,7 @@ def reference_for(
         raise UserError(
             f"{quantised}: missing or changed since the build; copy the whole bundle again"
         )
-    exact = gate.load(quantised, shapes, tensor.layout or "data")
+    exact = gate.load(quantised, shapes, layout)
     return References(Reference(exact, threads), reference)
 
 
@@ -97,17 +96,25 @@ def _check_same(bundle: Bundle, model: str, source: sources.Source) -> None:
 def read_inputs(
     bundle: Bundle,
     files: Sequence[Path],
+    fixed: Mapping[str, NDArray[Any]],
     progress: Progress,
     classes: Mapping[Path, int] | None = None,
 ) -> Iterator[Input]:
-    """The files as input tensors, one at a time, with the classes that they are known to show."""
+    """The files as inputs, one at a time, with the classes that they are known to show.
+
+    Args:
+        fixed: inputs that are the same in each inference, by name; where these are all, the one inference of them.
+    """
     manifest = bundle.manifest
+    if len(fixed) == len(manifest.inputs):
+        yield Input("inputs", None, tuple(fixed[each.name] for each in manifest.inputs))
+        return
     for path in files:
-        read = inputs.read(path, manifest.input, manifest.preprocessing)
+        read = inputs.read(path, manifest.inputs, manifest.preprocessing, fixed)
         for note in read.notes:
             progress.note(note)
         known = (classes or {}).get(path)
-        yield Input(path.name, path, read.tensor, known, read.size)
+        yield Input(path.name, path, read.tensors, known, read.size)
 
 
 def compare_images(
@@ -120,12 +127,12 @@ def compare_images(
 ) -> tuple[InputResult, ...]:
     """Each input through the bundle, on as many boards as the session has, and through ONNX Runtime."""
     results = []
-    for item, ours in session.run_all(items, lambda item: item.tensor):
+    for item, ours in session.run_all(items, lambda item: item.tensors):
         progress.tick()
-        expected = _expected(bundle, references.exact, item.tensor)
+        expected = _expected(bundle, references.exact, item.tensors)
         result = _result(bundle, item, ours, expected, given)
         if references.floating is not None:
-            floating = references.floating.run(item.tensor)
+            floating = references.floating.run(*item.tensors)
             result = replace(
                 result,
                 vs_float=compare(ours, floating),
@@ -148,28 +155,30 @@ def compare_golden(
     """The bundle's golden inputs against the outputs stored with them."""
     checks = golden.read_golden(bundle)
     items = (
-        Input(f"golden input {index}", None, check.input)
+        Input(f"golden input {index}", None, tuple(check.inputs))
         for index, check in enumerate(checks)
     )
     results = []
-    outputs = session.run_all(items, lambda item: item.tensor)
+    outputs = session.run_all(items, lambda item: item.tensors)
     for (item, ours), check in zip(outputs, checks, strict=True):
         progress.tick()
         results.append(_result(bundle, item, ours, check, Given()))
     return tuple(results)
 
 
-def _expected(bundle: Bundle, reference: Reference, tensor: Array) -> Check:
+def _expected(
+    bundle: Bundle, reference: Reference, tensors: Sequence[NDArray[Any]]
+) -> Check:
     """What the reference answers, and how far from it a bundle may be: of int8, `INT8_STEPS`."""
     facts = bundle.manifest.quantisation
     if facts is None:
-        return reference.check(tensor)
-    answer = reference.run(tensor)
+        return reference.check(*tensors)
+    answer = reference.run(*tensors)
     near = [
         in_steps(output, step, INT8_STEPS)
         for output, step in zip(answer, facts.output_steps, strict=True)
     ]
-    return Check(tensor, answer, near)
+    return Check(tensors, answer, near)
 
 
 def _result(
@@ -226,7 +235,7 @@ def _result(
 def time_both(
     session: Session,
     reference: Reference | None,
-    tensor: Array,
+    tensors: Sequence[NDArray[Any]],
     repeat: int,
     progress: Progress,
 ) -> tuple[Latency | None, Latency | None]:
@@ -237,23 +246,25 @@ def time_both(
     ours: list[float] = []
     theirs: list[float] = []
     if repeat and session.origin is Origin.BOARD:
-        _warm_up(session, tensor, progress)
+        _warm_up(session, tensors, progress)
     while len(ours) < repeat:
         progress.tick()
         size = min(_ROUND, repeat - len(ours))
         time.sleep(_PAUSE_SECONDS)
-        ours += session.time(tensor, size + 1)[1:]
+        ours += session.time(tensors, size + 1)[1:]
         if reference is not None:
             time.sleep(_PAUSE_SECONDS)
-            theirs += reference.time(tensor, size + 1)[1:]
+            theirs += reference.time(tensors, size + 1)[1:]
     return Latency.of(ours), Latency.of(theirs)
 
 
-def _warm_up(session: Session, tensor: Array, progress: Progress) -> None:
+def _warm_up(
+    session: Session, tensors: Sequence[NDArray[Any]], progress: Progress
+) -> None:
     before = 0.0
     for _ in range(_MOST_WARMING_ROUNDS):
         progress.tick()
-        now = float(np.median(session.time(tensor, _ROUND)))
+        now = float(np.median(session.time(tensors, _ROUND)))
         if abs(now - before) <= _STEADY * now:
             return
         before = now

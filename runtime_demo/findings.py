@@ -37,7 +37,7 @@ class Geometry(NamedTuple):
     @classmethod
     def of(cls, manifest: Manifest, size: tuple[int, int] | None) -> Geometry:
         """Of a photograph of this size; of the input itself where there is none."""
-        height, width = manifest.input.size
+        height, width = (manifest.image or manifest.inputs[0]).size
         if size is None or manifest.preprocessing is None:
             return cls((width, height), (width, height), Placement(1, 1, 0, 0))
         place = photos.placement(size, manifest.preprocessing)
@@ -190,7 +190,7 @@ def find(
     """
     task = manifest.task
     judged = task is not None and task.kind in ("detect", "segment")
-    if task is None or not judged or not manifest.input.is_image:
+    if task is None or not judged or manifest.image is None:
         return None
     geometry = Geometry.of(manifest, photograph.size)
     if task.kind == "segment":

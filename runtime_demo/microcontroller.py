@@ -66,7 +66,7 @@ def lines(figures: Figures) -> list[str]:
     )
     work = f"{figures.instructions:,} instructions, {macs / figures.instructions:.2f} multiply-adds each"
     time = f"{guess.milliseconds:.1f} ms at {guess.megahertz} MHz if an instruction takes one cycle and memory never waits"
-    if interface.input.dtype == "float32":
+    if "float32" in {each.dtype for each in interface.inputs}:
         time += "; those that load many registers at once take more"
     error = (
         f"{figures.max_error:.0f} steps of the output"

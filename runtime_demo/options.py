@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from netship.targets.arguments import check_key, count_up_to, host_and_port, named_path
 from netship.targets.errors import UserError
+from netship.targets.escapes import listed, shown
 
 if TYPE_CHECKING:
     from netship.bundle.store import Bundle
@@ -67,6 +70,40 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=count, metavar="N", help="threads (default: the manifest's)"
     )
+
+
+def add_input_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--input",
+        type=_named_file,
+        action="append",
+        default=[],
+        metavar="NAME=FILE.npy",
+        help="an input that is the same for each image; once for each such input",
+    )
+
+
+def _named_file(text: str) -> tuple[str, Path]:
+    name, equals, path = text.rpartition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE.npy")
+    return name, named_path(path)
+
+
+def check_given(
+    bundle: Bundle, found: Sequence[Path], fixed: Mapping[str, object]
+) -> None:
+    """Refuse that neither ``--image`` nor ``--input`` gives an input, or both give it."""
+    free = [x.name for x in bundle.manifest.inputs if x.name not in fixed]
+    if free and not found:
+        names = listed([repr(shown(each)) for each in free], 4)
+        raise UserError(
+            f"{bundle.path}: needs the input{'s' * (len(free) > 1)} {names}; give --image FILE or --input NAME=FILE.npy"
+        )
+    if found and not free:
+        raise UserError(
+            "--input gives all inputs, nothing is left for images; leave one out"
+        )
 
 
 def open_session(

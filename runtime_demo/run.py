@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from netship.runtime_demo.options import (
     DEVICES_HELP,
     add_device_options,
+    add_input_option,
+    check_given,
     open_session,
     threads_text,
 )
@@ -52,10 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--image",
         type=named_path,
         nargs="+",
-        required=True,
+        default=[],
         metavar="IMAGE",
-        help="images, .npy files of the input tensor, or folders of them",
+        help="images, .npy files of the input tensor, .npz files where there are several, or folders of them",
     )
+    add_input_option(parser)
     parser.add_argument(
         "--save",
         type=file_to_write("--save"),
@@ -80,7 +83,10 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     progress.stage("verifying the bundle")
     bundle = open_bundle(arguments.bundle)
     answer = _reader(bundle)
-    found = inputs.find(arguments.image, bundle.manifest.input)
+    ports = bundle.manifest.inputs
+    fixed = inputs.read_fixed(arguments.input, ports)
+    found = inputs.find(arguments.image, ports, fixed)
+    check_given(bundle, found, fixed)
     if arguments.save and arguments.save.suffix.lower() not in _PICTURES:
         raise UserError(
             f"--save {arguments.save}: writes JPEG or PNG; give a name that ends with .jpg or .png"
@@ -93,9 +99,9 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     with open_session(bundle, arguments, progress, most=1) as session:
         progress.stage("running")
         latency = None
-        for item in read_inputs(bundle, found, progress):
+        for item in read_inputs(bundle, found, fixed, progress):
             progress.tick()
-            outputs = session.run(item.tensor)
+            outputs = session.run(*item.tensors)
             given = answer(outputs, item.size)
             if arguments.save:
                 photograph = findings.Photograph(item.path, item.size)
@@ -105,7 +111,7 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
                 marked = findings.marked(bundle, photograph, outputs, title)
                 drawing.save(marked, arguments.save, "--save")
             if latency is None and session.origin is not Origin.EMULATED:
-                latency, _ = time_both(session, None, item.tensor, _REPEAT, progress)
+                latency, _ = time_both(session, None, item.tensors, _REPEAT, progress)
             seen.append({"name": item.name, **given})
         return {
             "bundle": str(bundle.path),

@@ -198,7 +198,7 @@ def _by_input(result: CheckResult) -> dict[object, InputResult]:
     """By the image's path; of golden data by the SHA-256 of the input."""
     manifest = result.bundle.manifest
     return {
-        item.path or manifest.files[manifest.golden[index].input]: item
+        item.path or manifest.files[manifest.golden[index].inputs[0]]: item
         for index, item in enumerate(result.inputs)
     }
 

@@ -79,7 +79,7 @@ def manifest(**changes: Any) -> Manifest:
             ),
             "engine": "Engine 0.19",
             "threads": 3,
-            "input": Tensor(name="image", shape=(1, 3, 8, 8), layout="NCHW"),
+            "inputs": (Tensor(name="image", shape=(1, 3, 8, 8), layout="NCHW"),),
             "outputs": (Tensor(name="scores", shape=(1, 5)),),
             "probabilities": False,
             "preprocessing": Preprocessing(
@@ -105,7 +105,7 @@ def manifest(**changes: Any) -> Manifest:
             ),
             "golden": (
                 Golden(
-                    input="golden/in",
+                    inputs=("golden/in",),
                     outputs=("golden/out",),
                     tolerances=("golden/near",),
                 ),

@@ -130,7 +130,7 @@ def fake_library(
     near = [np.full(each.shape, 1e-5, np.float32) for each in outputs]
     places = [np.arange(3).reshape(SECOND.shape)] if two else []
     golden = write_golden(
-        path, [Check(x, [fake_network(x), *places], near) for x in inputs]
+        path, [Check([x], [fake_network(x), *places], near) for x in inputs]
     )
     files = sorted(file for file in path.rglob("*") if file.is_file())
     manifest = Manifest(
@@ -141,7 +141,7 @@ def fake_library(
         target=TargetIdentity.of(target),
         engine="none",
         threads=1,
-        input=INPUT,
+        inputs=(INPUT,),
         outputs=outputs,
         probabilities=False,
         preprocessing=PREPROCESSING,

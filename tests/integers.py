@@ -286,11 +286,12 @@ def project(
     def check(image: Floats) -> Check:
         outputs = session.run(None, {"image": image})
         return Check(
-            image, outputs, [np.full(x.shape, 1e-5, np.float32) for x in outputs]
+            [image], outputs, [np.full(x.shape, 1e-5, np.float32) for x in outputs]
         )
 
-    def expected(pattern: Floats) -> list[tuple[Floats, Floats]]:
-        _, channels, height, width = inputs[0].shape
+    def expected(inputs: Sequence[Floats]) -> list[tuple[Floats, Floats]]:
+        _, channels, height, width = patterns(proto, 1)[0].shape
+        (pattern,) = inputs
         pixels = pattern.reshape(1, height, width, channels).transpose(0, 3, 1, 2)
         _, outputs, nears = check(pixels)
         return [
@@ -310,6 +311,7 @@ def project(
         folder,
         limit,
         Progress(quiet=True),
+        [1],
         expected,
     )
     tensor, preprocessing = tensors(proto)
@@ -328,7 +330,7 @@ def project(
         target=TargetIdentity.of(resolve(cpu)),
         engine="int8 C kernels",
         threads=1,
-        input=tensor,
+        inputs=(tensor,),
         outputs=outputs,
         probabilities=False,
         preprocessing=preprocessing,

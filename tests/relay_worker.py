@@ -98,10 +98,10 @@ def through_product(model: bytes, x: Array) -> tuple[list[Array], list[Array], b
     job = engine.EngineJob("case.onnx", graph, native(), (), Path("model.so"), None)
     lowered = engine._lower(job, to_relay(graph, job.target), Dump(None))
     executor = graph_executor.GraphModule(lowered.factory["default"](tvm.cpu()))
-    executor.set_input(network.input.name, x)
+    executor.set_input(network.inputs[0].name, x)
     executor.run()
     got = [executor.get_output(k).numpy() for k in range(len(expected))]
-    checked = compare(got, expected, reference.tolerances(x, expected))
+    checked = compare(got, expected, reference.tolerances([x], expected))
     return got, list(expected), checked.passed
 
 

@@ -70,7 +70,7 @@ def test_a_build_is_opened_and_checked_without_a_word(
     bundle = tiny_bundle(tmp_path, native())
     said: list[str] = []
     with netship.open(bundle.path, on_progress=said.append) as network:
-        shape = network.bundle.manifest.input.shape
+        shape = network.bundle.manifest.inputs[0].shape
         (output,) = network.run(np.zeros(shape, np.float32))
         assert output.shape == network.bundle.manifest.outputs[0].shape
         with pytest.raises(ValueError, match="input is"):

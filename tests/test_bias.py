@@ -73,7 +73,9 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> Model:
 
 
 def quantised(model: Model, inputs: Sequence[Array]) -> Model:
-    return calibrate.quantise(model, inputs, True, Progress(quiet=True)).model
+    return calibrate.quantise(
+        model, [[x] for x in inputs], True, Progress(quiet=True)
+    ).model
 
 
 def shifts(model: Model, int8: Model, inputs: Sequence[Array]) -> Array:
@@ -116,9 +118,10 @@ def test_a_layer_that_stays_in_float32_keeps_its_bias() -> None:
     proto = network("plain")
     proto.graph.node[0].name = "head"
     inputs = [RANDOM.uniform(0, 1, SHAPE).astype(np.float32)]
-    kept = bias.corrected(proto, inputs, ["head"])
+    feeds = [{proto.graph.input[0].name: x} for x in inputs]
+    kept = bias.corrected(proto, feeds, ["head"])
     assert kept.SerializeToString() == proto.SerializeToString()
-    assert bias.corrected(proto, inputs, []).graph.node[0].input[2] != "b"
+    assert bias.corrected(proto, feeds, []).graph.node[0].input[2] != "b"
 
 
 def test_a_channel_that_is_nearly_dead_leaves_room_for_its_sums(

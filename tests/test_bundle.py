@@ -35,7 +35,7 @@ def test_a_manifest_reads_as_it_was_written(whole: Path) -> None:
     text = (whole / MANIFEST).read_bytes()
     manifest = parse(text, "m")
     assert manifest.to_json().encode() == text
-    assert manifest.input == INPUT and manifest.outputs == (OUTPUT,)
+    assert manifest.inputs[0] == INPUT and manifest.outputs == (OUTPUT,)
     assert manifest.measured == {"seconds": 1.5, "nested": {"list": [1, None]}}
 
 
@@ -58,14 +58,16 @@ def test_a_changed_manifest_is_valid_or_refused(changes: list[Change]) -> None:
         assert str(error).startswith("m.json: ")
     else:
         # What is accepted can be used: shapes have sizes, paths stay inside.
-        assert accepted.input.nbytes > 0
-        assert (accepted.preprocessing is None) != accepted.input.is_image
+        assert accepted.inputs[0].nbytes > 0
+        assert (accepted.preprocessing is None) != accepted.inputs[0].is_image
         for value in (0.0, 255.0):
             if accepted.preprocessing is None:
                 break
-            image = np.full((accepted.input.channels, *accepted.input.size), value)
-            tensor = normalise(image, accepted.preprocessing, accepted.input)
-            assert tensor.shape == (1, *accepted.input.shape[1:])
+            image = np.full(
+                (accepted.inputs[0].channels, *accepted.inputs[0].size), value
+            )
+            tensor = normalise(image, accepted.preprocessing, accepted.inputs[0])
+            assert tensor.shape == (1, *accepted.inputs[0].shape[1:])
             assert np.isfinite(tensor).all()
         for name in accepted.files:
             inside = os.path.normpath(os.path.join("/bundle", name))
@@ -105,19 +107,22 @@ def test_no_manifest_at_all(text: bytes) -> None:
         (("files", "new.bin"), "0" * 63),
         (("labels",), "../labels.txt"),
         (("labels",), "unlisted.txt"),
-        (("golden", 0, "input"), "unlisted.bin"),
+        (("golden", 0, "inputs", 0), "unlisted.bin"),
+        (("golden", 0, "inputs"), []),
+        (("inputs",), []),
+        (("inputs",), [json.loads(TEXT)["inputs"][0]] * 2),
         (("golden", 0, "tolerances", 0), "unlisted.bin"),
         (("golden", 0, "tolerances"), []),
         (("golden",), []),
-        (("input", "shape"), [1, 3, 0, 6]),
-        (("input", "shape"), [1, 3, 4]),
-        (("input", "layout"), ""),
-        (("input", "layout"), "NHWC"),
+        (("inputs", 0, "shape"), [1, 3, 0, 6]),
+        (("inputs", 0, "shape"), [1, 3, 4]),
+        (("inputs", 0, "layout"), ""),
+        (("inputs", 0, "layout"), "NHWC"),
         (("preprocessing",), None),
-        (("input", "quantised"), {"scale": 0, "zero": 0}),
-        (("input", "quantised"), {"scale": 1, "zero": 256}),
-        (("input", "dtype"), "int64"),
-        (("input", "dtype"), "float16"),
+        (("inputs", 0, "quantised"), {"scale": 0, "zero": 0}),
+        (("inputs", 0, "quantised"), {"scale": 1, "zero": 256}),
+        (("inputs", 0, "dtype"), "int64"),
+        (("inputs", 0, "dtype"), "float16"),
         (("outputs",), []),
         (("preprocessing", "std"), [0]),
         (("preprocessing", "std"), [1e-40]),
@@ -147,7 +152,7 @@ def test_a_manifest_that_contradicts_itself_is_refused(
 @pytest.mark.parametrize("version", [1, 2, 7])
 def test_another_format_is_told_from_nonsense(version: int) -> None:
     text = json.dumps(json.loads(TEXT) | {"format_version": version}).encode()
-    words = f"format version {version}, this program reads 3; build the bundle again"
+    words = f"format version {version}, this program reads 4; build the bundle again"
     with pytest.raises(UserError, match=words):
         parse(text, "m.json")
 
@@ -166,7 +171,7 @@ def test_golden_data_come_back_as_they_went_in(whole: Path) -> None:
     pairs = read_golden(open_bundle(whole))
     inputs = seeded_inputs(INPUT, PREPROCESSING)
     assert len(pairs) == len(inputs) == 2
-    for (tensor, outputs, tolerances), expected in zip(pairs, inputs, strict=True):
+    for ([tensor], outputs, tolerances), expected in zip(pairs, inputs, strict=True):
         assert np.array_equal(tensor, expected)
         assert np.array_equal(outputs[0], scores(expected)[0])
         assert np.array_equal(tolerances, [np.full((1, 5), 0.25)])

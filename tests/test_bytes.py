@@ -56,7 +56,7 @@ def test_an_image_of_bytes_stays_one(tmp_path: Path, format: str, kind: str) -> 
     formula = {"uint8": "v", "int8": "v − 128"}[kind]
     assert f"preprocessing: {formula}; the input is {kind}" in said.stderr
     bundle = open_bundle(built)
-    assert bundle.manifest.input.dtype == kind
+    assert bundle.manifest.inputs[0].dtype == kind
     Image.effect_noise((32, 40), 90).save(tmp_path / "a.png")
     array = np.arange(144).astype(kind).reshape(1, 3, 8, 6)
     np.save(tmp_path / "b.npy", array)
@@ -65,12 +65,12 @@ def test_an_image_of_bytes_stays_one(tmp_path: Path, format: str, kind: str) -> 
     assert "PASS" in verified(built)
     assert "class" in succeed("runtime_demo.run", built, "--image", *images)
     golden = read_golden(bundle)
-    assert all(each.input.dtype == kind for each in golden)
-    assert np.ptp(golden[0].input.astype(int)) > 200
+    assert all(each.inputs[0].dtype == kind for each in golden)
+    assert np.ptp(golden[0].inputs[0].astype(int)) > 200
     # The pixels themselves: a photograph of one colour.
     Image.new("RGB", (32, 40), (255, 130, 0)).save(tmp_path / "a.png")
     manifest = bundle.manifest
-    photo = inputs.read(images[0], manifest.input, manifest.preprocessing).tensor
+    photo = inputs.read(images[0], manifest.inputs, manifest.preprocessing).tensors[0]
     middle = 0 if kind == "uint8" else 128
     assert photo.dtype == kind and photo.shape == (1, 3, 8, 6)
     assert [set(each.ravel()) for each in photo[0].astype(int)] == [
@@ -108,7 +108,7 @@ def test_c_takes_an_image_of_bytes(tmp_path: Path, kind: str) -> None:
     succeed("compile.build", *options, "--output", tmp_path / "built")
     manifest = open_bundle(tmp_path / "built").manifest
     assert manifest.measured["verification"]["relative_error"] < 1e-6
-    assert manifest.firmware is not None and manifest.firmware.input.dtype == kind
+    assert manifest.firmware is not None and manifest.firmware.inputs[0].dtype == kind
 
 
 def test_an_input_of_bytes_is_quantised_as_the_network_reads_it() -> None:
@@ -122,7 +122,7 @@ def test_an_input_of_bytes_is_quantised_as_the_network_reads_it() -> None:
     )
     y = {"y": (TensorProto.FLOAT, [1, 3, 4, 6])}
     proto = network(nodes, {"x": kind}, y, weights)
-    found = gate.check(proto, ModelIdentity(name="m", sha256="0" * 64)).input
+    found = gate.check(proto, ModelIdentity(name="m", sha256="0" * 64)).inputs[0]
     assert found.quantised == Quantised(scale=0.5, zero=130)
     settings = Preprocessing(resize=6, crop=(4, 6), scale=1, mean=(10,), std=(2,))
     pixels = np.full((3, 4, 6), 21.0)
@@ -199,10 +199,10 @@ def test_a_quantised_network_takes_and_gives_stored_values(
     manifest = open_bundle(built).manifest
     assert manifest.measured["verification"]["max_abs_error"] == 0
     outputs = "float32" if ends_in_floats else kind
-    assert (manifest.input.dtype, manifest.outputs[0].dtype) == (kind, outputs)
+    assert (manifest.inputs[0].dtype, manifest.outputs[0].dtype) == (kind, outputs)
     zero = {"int8": -3, "uint8": 125}[kind]
-    assert manifest.input.quantised is not None
-    assert manifest.input.quantised.zero == zero
+    assert manifest.inputs[0].quantised is not None
+    assert manifest.inputs[0].quantised.zero == zero
     if target == "native":
         Image.effect_noise((32, 40), 90).save(tmp_path / "a.png")
         images = ("--images", tmp_path / "a.png")

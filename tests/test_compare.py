@@ -52,11 +52,11 @@ def on_microcontroller(result: CheckResult, instructions: int) -> CheckResult:
     tensor = FirmwareTensor(dtype="float32", nbytes=768)
     firmware = Firmware(
         cpu="cortex-m7",
-        input=tensor,
+        inputs=(tensor,),
         outputs=(tensor.model_copy(update={"nbytes": 20}),),
         exact=True,
         arena_bytes=1_200,
-        input_offset=0,
+        input_offsets=(0,),
         peak="stem",
         steps=1,
         weights_bytes=30_000,
@@ -287,7 +287,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line(tmp_path: Path) -> None:
     larger = changed(tmp_path / "larger")
     text = (larger / MANIFEST).read_text().replace('"dtype": "float32"', '"dtype": "uint8"', 1)  # fmt: skip
     data = json.loads(text)
-    data["input"] |= {"layout": "", "dtype": "float32"}
+    data["inputs"][0] |= {"layout": "", "dtype": "float32"}
     data["preprocessing"] = None
     (larger / MANIFEST).write_text(json.dumps(data))
     photo = ("--model", "m.onnx", "--images", tmp_path / "oak.png")

@@ -61,13 +61,18 @@ def projects(
 
 def _inputs(bundle: Bundle, proto: onnx.ModelProto) -> np.ndarray:
     """Two patterns; in int8 also noise over the whole range, and its ends."""
-    inputs = [to_input(x, bundle) for x in patterns(proto, 2)]
-    if interface_of(bundle).input.dtype == "float32":
+    dtype = interface_of(bundle).inputs[0].dtype
+    inputs = [np.frombuffer(to_input([x], bundle), dtype) for x in patterns(proto, 2)]
+    if dtype == "float32":
         return np.array(inputs)
-    size = interface_of(bundle).input.nbytes
+    size = interface_of(bundle).inputs[0].nbytes
     noise = np.random.default_rng(1).integers(-128, 128, (3, size), dtype=np.int8)
     ends = np.array([[-128], [127]], np.int8).repeat(size, 1)
     return np.concatenate([inputs, noise, ends])
+
+
+def stored(inputs: np.ndarray) -> list[bytes]:
+    return [each.tobytes() for each in inputs]
 
 
 @pytest.mark.parametrize("cpu", CPUS)
@@ -80,7 +85,7 @@ def test_the_c_on_this_machine_gives_the_integers_of_the_formulas(
 ) -> None:
     bundle, graph = projects[name, cpu], graph_for_c(networks[name])
     inputs = _inputs(bundle, networks[name])
-    outputs = run_on_host(bundle.path, "small", interface_of(bundle), inputs)
+    outputs = run_on_host(bundle.path, "small", interface_of(bundle), stored(inputs))
     for image, (output,) in zip(inputs, outputs, strict=True):
         assert (output == expected_output(graph, image)).all()
 
@@ -98,7 +103,7 @@ def test_float32_on_this_machine_is_near_onnx_runtime(
         proto.SerializeToString(), providers=["CPUExecutionProvider"]
     )
     inputs = _inputs(bundle, proto)
-    outputs = run_on_host(bundle.path, "small", interface_of(bundle), inputs)
+    outputs = run_on_host(bundle.path, "small", interface_of(bundle), stored(inputs))
     for x, (output,) in zip(patterns(proto, 2), outputs, strict=True):
         expected = session.run(None, {"image": x})[0].ravel()
         np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5)
@@ -116,10 +121,14 @@ def test_a_board_gives_what_this_machine_gives(
     """Bit by bit: in float32 too, both with the fused multiply-add that this machine has."""
     bundle = projects[name, cpu]
     inputs = _inputs(bundle, networks[name])
-    expected = np.array(run_on_host(bundle.path, "small", interface_of(bundle), inputs))
+    expected = np.array(
+        run_on_host(bundle.path, "small", interface_of(bundle), stored(inputs))
+    )
     with open_firmware(bundle) as session:
-        run = run_firmware(session.image, interface_of(bundle), inputs, tmp_path, 60)
-    if interface_of(bundle).input.dtype == "int8" or "fma" in this_cpu().features:
+        run = run_firmware(
+            session.image, interface_of(bundle), stored(inputs), tmp_path, 60
+        )
+    if interface_of(bundle).inputs[0].dtype == "int8" or "fma" in this_cpu().features:
         np.testing.assert_array_equal(np.array(run.outputs), expected)
     np.testing.assert_allclose(np.array(run.outputs), expected, rtol=0, atol=1e-5)
     assert run.self_test == 0
@@ -129,10 +138,10 @@ def test_a_board_gives_what_this_machine_gives(
 @pytest.mark.parametrize("name", ["residuals", "float-residuals"])
 def test_an_input_that_is_not_finite_is_refused(projects: Projects, name: str) -> None:
     bundle = projects[name, "cortex-m7"]
-    image = np.zeros(bundle.manifest.input.shape, np.float32)
+    image = np.zeros(bundle.manifest.inputs[0].shape, np.float32)
     image[0, 0, 0, 1] = np.inf
     with pytest.raises(UserError, match="'image': has NaN or infinity; give finite"):
-        to_input(image, bundle)
+        to_input([image], bundle)
 
 
 def test_figures_say_where_memory_and_instructions_go(
@@ -161,10 +170,10 @@ def test_figures_say_where_memory_and_instructions_go(
     ("path", "value", "words"),
     [
         (("arena_bytes",), 0, "greater than 0"),
-        (("input_offset",), -8, "greater than or equal to 0"),
-        (("input_offset",), 1 << 20, "input does not lie in the arena"),
+        (("input_offsets", 0), -8, "greater than or equal to 0"),
+        (("input_offsets", 0), 1 << 20, "input does not lie in the arena"),
         (("steps",), 0, "greater than 0"),
-        (("input", "nbytes"), 4, "have other sizes"),
+        (("inputs", 0, "nbytes"), 4, "have other sizes"),
         (("outputs", 0, "nbytes"), 1 << 20, "have other sizes"),
         (("outputs",), [], "at least 1 item"),
     ],
@@ -187,7 +196,7 @@ def test_instructions_are_counted_beyond_the_timers_range(
 ) -> None:
     """A timer of 8 bits begins anew many times in one inference; an interrupt counts that."""
     bundle = projects["float-chain", cpu]
-    image = np.zeros(bundle.manifest.input.shape, np.float32)
+    image = np.zeros(bundle.manifest.inputs[0].shape, np.float32)
 
     def instructions() -> float:
         with open_firmware(bundle) as session:

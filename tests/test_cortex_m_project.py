@@ -19,7 +19,7 @@ from cortex_m_projects import (
     small_networks,
 )
 
-from netship.compile.backends.c import emit
+from netship.compile.backends.c import ports
 from netship.devices.microcontroller.session import interface_of
 from netship.targets.escapes import C_TYPES, c_float
 from netship.targets.toolchain import run_zig, zig_path
@@ -64,7 +64,7 @@ def test_wrong_pointers_get_codes_and_an_input_outside_is_only_read(
 ) -> None:
     """Codes of the header, under gcc's sanitizers, without a warning."""
     bundle = projects[name, "cortex-m7"]
-    value = f"-DVALUE={C_TYPES[interface_of(bundle).input.dtype]}"
+    value = f"-DVALUE={C_TYPES[interface_of(bundle).inputs[0].dtype]}"
     (tmp_path / "probe.c").write_text(PROBE)
     assert _compile_and_run(bundle.path, tmp_path, value) == "1 1 1 2 3 3 0 0 0"
 
@@ -247,7 +247,7 @@ def test_the_pattern_of_the_self_test_is_the_generated_one(
     networks: dict[str, onnx.ModelProto], projects: Projects
 ) -> None:
     graph = graph_for_c(networks["residuals"])
-    pattern = emit.test_pattern(graph)
+    (pattern,) = ports.test_patterns(graph, [1])
     expected = expected_output(graph, pattern)
     text = (projects["residuals", "cortex-m7"].path / "golden.h").read_text()
     stored = re.search(r"golden_output\[\d+\] = \{([^}]*)\}", text)

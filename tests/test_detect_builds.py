@@ -82,7 +82,7 @@ def test_a_library_and_its_python_module_find_what_the_decoder_finds(
     bundle = build(folder, "--format", "standalone")
     header = (bundle.path / "net.h").read_text()
     assert '#include "net_detect.h"' in header
-    golden = read_golden(bundle)[0].input
+    golden = read_golden(bundle)[0].inputs[0]
     code = (
         "import json, sys; sys.path.insert(0, sys.argv[1]); import net\n"
         "tensor = open(sys.argv[2], 'rb').read()\n"
@@ -157,7 +157,7 @@ def test_a_cortex_m_project_finds_what_the_decoder_finds(folder: Path) -> None:
     assert "net_detect.c" in (bundle.path / "Makefile").read_text()
     shared = [*target, "-shared", "-fPIC", *map(str, sources[:3])]
     run_zig("cc", folder / "net.so", *options, *shared, folder / "main.c")
-    golden = read_golden(bundle)[0].input
+    golden = read_golden(bundle)[0].inputs[0]
     pixels = np.ascontiguousarray(golden.transpose(0, 2, 3, 1))
     outputs = [np.zeros((4, 4, n), np.float32) for n in (8, 6)]
     found = np.zeros(100, [("box", "f4", 4), ("score", "f4"), ("class", "i4")])

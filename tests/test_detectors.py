@@ -41,7 +41,7 @@ def network(*outputs: tuple[str, tuple[int, ...]], side: int = SIDE) -> Model:
     return Model(
         proto=onnx.ModelProto(),
         identity=ModelIdentity(name="m", sha256="0" * 64),
-        input=Tensor(name="x", shape=(1, 3, side, side), layout="NCHW"),
+        inputs=(Tensor(name="x", shape=(1, 3, side, side), layout="NCHW"),),
         outputs=tuple(Tensor(name=name, shape=shape) for name, shape in outputs),
         probabilities=False,
     )
@@ -227,17 +227,17 @@ def test_labels_are_as_many_as_the_tasks_classes(tmp_path: Path) -> None:
 
 
 def test_a_decoder_of_known_networks_brings_their_preprocessing() -> None:
-    image = network(*FACES).input
-    found, note = resolve_preprocessing(Overrides(decode="yunet"), None, image)
+    image = network(*FACES).inputs[0]
+    found, note = resolve_preprocessing(Overrides(decode="yunet"), None, [image])
     assert found and (found.fit, found.channel_order) == ("letterbox", "BGR")
     assert set(found.normalised(255.0)) == {255}
     assert note.startswith("preprocessing yunet: v; letterbox")
     file = Overrides(decode="yunet", task="detect", scale=0.5)
-    stated, _ = resolve_preprocessing(file, None, image)
+    stated, _ = resolve_preprocessing(file, None, [image])
     assert stated and (stated.scale, stated.channel_order) == (0.5, "RGB")
     kept = Overrides(preprocessing="none").with_defaults(file)
     assert (kept.decode, kept.task, kept.scale) == ("yunet", "detect", None)
-    ultra, _ = resolve_preprocessing(Overrides(decode="ultraface"), None, image)
+    ultra, _ = resolve_preprocessing(Overrides(decode="ultraface"), None, [image])
     assert ultra and set(ultra.normalised(255.0)) == {1}
 
 
@@ -289,12 +289,12 @@ def test_a_trained_face_detector_finds_the_face(
     source = sources.find(str(path), {}, None, lambda _: None)
     task, _ = resolve_task("detect", preset, source.model)
     preprocessing, _ = resolve_preprocessing(
-        Overrides(decode=preset), None, source.model.input
+        Overrides(decode=preset), None, source.model.inputs
     )
     assert task and preprocessing
-    tensor = photos.to_tensor(photo, preprocessing, source.model.input)
+    tensor = photos.to_tensor(photo, preprocessing, source.model.inputs[0])
     outputs = Reference(source.model).run(tensor)
-    found = decode(task, outputs, source.model.input.size)
+    found = decode(task, outputs, source.model.inputs[0].size)
     place = photos.placement(photo.image.size, preprocessing)
     (box,) = on_photograph(found, place, photo.image.size).boxes
     assert box == pytest.approx(expected, abs=25)

@@ -65,11 +65,11 @@ def test_the_emulated_board_gives_the_reference(board: Path, bundle: Bundle) -> 
     stages: list[str] = []
     with open_emulated(bundle, on_progress=stages.append) as session:
         assert (session.origin, session.threads) == (Origin.EMULATED, 1)
-        for image, [expected], _ in read_golden(bundle):
+        for [image], [expected], _ in read_golden(bundle):
             [actual] = session.run(image)
             np.testing.assert_allclose(actual, expected, atol=1e-4)
-        assert len(session.time(image, 2)) == 2
-        assert session.profile(image) == []
+        assert len(session.time([image], 2)) == 2
+        assert session.profile([image]) == []
         state = session.board()
         assert state is not None and state.emulated
         assert (state.machine, state.cpu_model) == ("aarch64", "Cortex-A72")
@@ -85,7 +85,7 @@ def test_the_emulated_32_bit_board_gives_the_reference(
     with open_emulated(bundle) as session:
         state = session.board()
         assert state is not None and (state.machine, state.emulated) == ("arm", True)
-        for image, [expected], _ in read_golden(bundle):
+        for [image], [expected], _ in read_golden(bundle):
             [actual] = session.run(image)
             np.testing.assert_allclose(actual, expected, atol=1e-4)
 
@@ -140,7 +140,7 @@ def test_an_instruction_the_cpu_lacks_is_one_line(
     ):
         open_emulated(dot_product, cpu="cortex-a72")
     with open_emulated(dot_product) as session:
-        image, [expected], _ = read_golden(dot_product)[0]
+        [image], [expected], _ = read_golden(dot_product)[0]
         np.testing.assert_allclose(session.run(image)[0], expected, atol=1e-4)
 
 
@@ -150,7 +150,7 @@ def test_variables_of_this_machine_do_not_reach_the_board(
 ) -> None:
     monkeypatch.setenv("LD_LIBRARY_PATH", "/lib/x86_64-linux-gnu")
     with open_emulated(bundle) as session:
-        image, _, _ = read_golden(bundle)[0]
+        [image], _, _ = read_golden(bundle)[0]
         session.run(image)
 
 

@@ -67,7 +67,7 @@ def expect_next_run_works(bundle: Bundle, port: int) -> None:
 
 def inputs(bundle: Bundle) -> list[bytes]:
     """What each inference sends, as it is on the wire."""
-    return [check.input.tobytes()[:256] for check in read_golden(bundle)]
+    return [check.inputs[0].tobytes()[:256] for check in read_golden(bundle)]
 
 
 def middle(bundle: Bundle) -> bytes:
@@ -391,7 +391,7 @@ def test_ctrl_c_with_several_boards_leaves_nothing_on_any(
         "from netship.devices.transport.link import Address\n"
         "def main(argv):\n"
         "    bundle = open_bundle(Path(sys.argv[1]))\n"
-        "    image, _, _ = read_golden(bundle)[0]\n"
+        "    [image], _, _ = read_golden(bundle)[0]\n"
         "    with open_fleet(bundle, Address('127.0.0.1', int(sys.argv[2]), 'pi'), most=2, wait=5, on_note=print) as fleet:\n"
         "        for done, _ in fleet.run_all(count(), lambda _: image):\n"
         "            if done == 20:\n"

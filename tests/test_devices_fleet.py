@@ -49,14 +49,14 @@ def expect_all_in_order(bundle: Bundle, done: list[tuple[int, list[Array]]]) -> 
 
 
 def tensors(bundle: Bundle) -> list[Array]:
-    return [check.input for check in read_golden(bundle)]
+    return [check.inputs[0] for check in read_golden(bundle)]
 
 
 def test_every_free_board_does_some(bundle: Bundle, tmp_path: Path) -> None:
     images = tensors(bundle)
     with tracked(tmp_path, 3) as (port, _), fleet(bundle, port, []) as boards:
         numbers = iter(range(60))
-        done = list(boards.run_all(numbers, lambda i: images[i % len(images)]))
+        done = list(boards.run_all(numbers, lambda i: [images[i % len(images)]]))
         assert len(done) == 60
         expect_all_in_order(bundle, done)
         assert len(boards.done) == 3 and sum(boards.done.values()) == 60
@@ -75,7 +75,7 @@ def test_a_board_that_dies_hands_its_images_to_the_others(
                     servers[0].kill()
                 yield number
 
-        done = list(boards.run_all(numbers(), lambda i: images[i % len(images)]))
+        done = list(boards.run_all(numbers(), lambda i: [images[i % len(images)]]))
         assert len(done) == 40
         expect_all_in_order(bundle, done)
         assert boards.done[f"{HOST}:{servers[1].port}"] >= 30
@@ -95,7 +95,7 @@ def test_all_boards_dead_is_one_line(bundle: Bundle, tmp_path: Path) -> None:
                 yield number
 
         with pytest.raises(UserError, match="the connection"):
-            list(boards.run_all(numbers(), lambda i: images[i % len(images)]))
+            list(boards.run_all(numbers(), lambda i: [images[i % len(images)]]))
 
 
 def test_an_image_that_cannot_be_read_ends_the_run(
@@ -112,7 +112,7 @@ def test_an_image_that_cannot_be_read_ends_the_run(
         fleet(bundle, port, []) as boards,
         pytest.raises(UserError, match=r"photo\.jpg: is no image"),
     ):
-        list(boards.run_all(broken(), lambda i: images[i]))
+        list(boards.run_all(broken(), lambda i: [images[i]]))
 
 
 def test_images_are_read_as_boards_get_free(bundle: Bundle, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_images_are_read_as_boards_get_free(bundle: Bundle, tmp_path: Path) -> N
             yield number
 
     with tracked(tmp_path, 2) as (port, _), fleet(bundle, port, []) as boards:
-        outputs = boards.run_all(numbers(), lambda i: images[i % len(images)])
+        outputs = boards.run_all(numbers(), lambda i: [images[i % len(images)]])
         next(outputs)
         # Time for a hundred more, if they were read.
         time.sleep(1)
@@ -139,7 +139,7 @@ def test_a_restarted_board_serves_one_image_after_the_other(
     with Board(tmp_path / "board") as server:
         open_it = on(bundle, server, 20)
         with Fleet([(open_it, open_it())], 20, notes.append) as board:
-            for image, [expected], _ in read_golden(bundle):
+            for [image], [expected], _ in read_golden(bundle):
                 np.testing.assert_allclose(board.run(image)[0], expected, atol=1e-6)
                 server.restart()
     assert sum("is back" in note for note in notes) == len(read_golden(bundle)) - 1
@@ -148,7 +148,7 @@ def test_a_restarted_board_serves_one_image_after_the_other(
 def test_a_board_that_does_not_come_back_is_one_line(
     bundle: Bundle, tmp_path: Path
 ) -> None:
-    image, _, _ = read_golden(bundle)[0]
+    [image], _, _ = read_golden(bundle)[0]
     with Board(tmp_path / "board") as server:
         open_it = on(bundle, server, 1)
         with Fleet([(open_it, open_it())], 1, print) as board:
@@ -163,7 +163,7 @@ def test_a_board_that_comes_back_as_an_emulated_one_is_not_taken(
     bundle: Bundle, tmp_path: Path
 ) -> None:
     """Its times would be taken for the first one's."""
-    image, _, _ = read_golden(bundle)[0]
+    [image], _, _ = read_golden(bundle)[0]
     notes: list[str] = []
     with Board(tmp_path / "board") as server:
         open_it = on(bundle, server, 1)

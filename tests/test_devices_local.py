@@ -33,7 +33,12 @@ def shared_library_without_a_network(path: Path) -> None:
 
 def changed(bundle: Bundle, part: str, **update: object) -> Bundle:
     """The bundle with a manifest that says something else."""
-    lie = getattr(bundle.manifest, part).model_copy(update=update)
+    told = getattr(bundle.manifest, part)
+    lie: object
+    if part == "inputs":
+        lie = (told[0].model_copy(update=update),)
+    else:
+        lie = told.model_copy(update=update)
     manifest = bundle.manifest.model_copy(update={part: lie})
     return replace(bundle, manifest=manifest)
 
@@ -41,14 +46,14 @@ def changed(bundle: Bundle, part: str, **update: object) -> Bundle:
 def test_numbers_are_the_reference(bundle: Bundle) -> None:
     with open_local(bundle) as session:
         assert (session.origin, session.threads) == (Origin.HOST, 1)
-        for image, [expected], _ in read_golden(bundle):
+        for [image], [expected], _ in read_golden(bundle):
             [actual] = session.run(image)
             assert actual.dtype == np.float32
             np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 def test_an_output_does_not_change_when_the_next_inference_runs(bundle: Bundle) -> None:
-    (first, [expected], _), (second, _, _), *_ = read_golden(bundle)
+    ([first], [expected], _), ([second], _, _), *_ = read_golden(bundle)
     with open_local(bundle) as session:
         [kept] = session.run(first)
         session.run(second)
@@ -61,16 +66,20 @@ def test_an_input_that_is_not_finite_is_refused(bundle: Bundle) -> None:
     with open_local(bundle) as session:
         for bad in (np.nan, np.inf, -np.inf):
             image[0, 2, 3, 4] = bad
-            for call in (session.run, lambda x: session.time(x, 1), session.profile):
+            for call in (
+                session.run,
+                lambda x: session.time([x], 1),
+                lambda x: session.profile([x]),
+            ):
                 with pytest.raises(UserError, match="'image': has NaN or infinity;"):
                     call(image)
 
 
 def test_time_and_profile_cover_what_ran(bundle: Bundle) -> None:
-    image, _, _ = read_golden(bundle)[0]
+    [image], _, _ = read_golden(bundle)[0]
     with open_local(bundle) as session:
-        assert len(session.time(image, 3)) == 3
-        operators = session.profile(image)
+        assert len(session.time([image], 3)) == 3
+        operators = session.profile([image])
         assert operators[-1].output_shape == (1, 5)
         assert sum("conv2d" in operator.name for operator in operators) == 2
         assert all(operator.seconds > 0 for operator in operators)
@@ -108,7 +117,7 @@ def test_a_manifest_that_lies_about_the_input_is_refused(
     bundle: Bundle, lie: dict[str, object], words: str
 ) -> None:
     with pytest.raises(UserError, match=words):
-        open_local(changed(bundle, "input", **lie))
+        open_local(changed(bundle, "inputs", **lie))
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def board() -> Iterator[int]:
 
 
 def expect_reference(session: Session, bundle: Bundle) -> None:
-    for image, [expected], _ in read_golden(bundle):
+    for [image], [expected], _ in read_golden(bundle):
         [actual] = session.run(image)
         np.testing.assert_allclose(actual, expected, atol=1e-6)
 
@@ -101,9 +101,9 @@ def test_a_server_of_our_own_gives_the_reference(bundle: Bundle) -> None:
     with open_rpc_local(bundle, threads=2) as session:
         assert (session.origin, session.threads) == (Origin.HOST, 2)
         expect_reference(session, bundle)
-        image, _, _ = read_golden(bundle)[0]
-        assert len(session.time(image, 3)) == 3
-        assert session.profile(image)[-1].output_shape == (1, 5)
+        [image], _, _ = read_golden(bundle)[0]
+        assert len(session.time([image], 3)) == 3
+        assert session.profile([image])[-1].output_shape == (1, 5)
 
 
 def test_a_board_gives_the_reference_on_the_threads_asked_for(
@@ -178,7 +178,7 @@ def test_nothing_of_a_session_stays_on_the_board(
 
 def test_a_connection_that_is_lost_is_one_line(bundle: Bundle) -> None:
     port = free_port()
-    image, _, _ = read_golden(bundle)[0]
+    [image], _, _ = read_golden(bundle)[0]
     with ExitStack() as stack:
         group = stack.enter_context(stock("rpc_server", port))
         session = stack.enter_context(open_rpc(bundle, Address("127.0.0.1", port)))
@@ -194,7 +194,7 @@ def test_a_connection_that_is_lost_is_one_line(bundle: Bundle) -> None:
 
 def test_a_board_that_stops_answering_ends_at_the_time_limit(bundle: Bundle) -> None:
     port = free_port()
-    image, _, _ = read_golden(bundle)[0]
+    [image], _, _ = read_golden(bundle)[0]
     with stock("rpc_server", port):
         with open_rpc(bundle, Address("127.0.0.1", port), call_timeout=1) as session:
             serving = children(tree_of(f"--port={port}", f"--port {port}"))

@@ -181,7 +181,7 @@ def test_a_board_that_restarts_under_a_check_is_waited_for(
 
     open_it = opener(bundle, find, wait=20)
     with Fleet([(open_it, open_it())], 20, notes.append) as board:
-        for index, (image, _, _) in enumerate(read_golden(bundle)):
+        for index, ([image], _, _) in enumerate(read_golden(bundle)):
             board.run(image)
             if index == 0:
                 for server in servers(kit):

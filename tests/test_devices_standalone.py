@@ -52,14 +52,14 @@ def armv7(make: Make) -> Bundle:
 
 
 def check_session(session: StandaloneSession, bundle: Bundle) -> None:
-    for image, [expected], _ in read_golden(bundle):
+    for [image], [expected], _ in read_golden(bundle):
         [actual] = session.run(image)
         assert actual.dtype == np.float32
         np.testing.assert_array_equal(actual, expected)
-    seconds = session.time(image, 130)
+    seconds = session.time([image], 130)
     assert len(seconds) == 130
     assert all(isinstance(value, float) and 0 <= value < 60 for value in seconds)
-    assert session.profile(image) == []
+    assert session.profile([image]) == []
     session.self_test()
     resident, peak = session.memory()
     assert 0 < resident <= peak
@@ -105,7 +105,7 @@ def test_the_number_of_threads_is_the_manifests_unless_given(library: Bundle) ->
 def test_the_last_input_is_what_is_timed_and_outputs_are_kept(library: Bundle) -> None:
     with open_standalone(library) as session:
         [first] = session.run(IMAGE)
-        session.time(IMAGE + 1, 1)
+        session.time([IMAGE + 1], 1)
         session.run(IMAGE + 2)
         np.testing.assert_array_equal(first, fake_network(IMAGE))
         first[0, 0] = 5  # the caller's own memory
@@ -121,7 +121,7 @@ def test_an_input_that_is_not_finite_is_refused(library: Bundle, bad: float) -> 
     image = IMAGE.copy()
     image[0, 1, 1, 0] = bad
     with open_standalone(library) as session:
-        for call in (session.run, lambda x: session.time(x, 1)):
+        for call in (session.run, lambda x: session.time([x], 1)):
             with pytest.raises(UserError, match="'image': has NaN or infinity; give"):
                 call(image)
         session.run(IMAGE)
@@ -140,7 +140,7 @@ def test_large_tensors_pass_whole(make: Make) -> None:
     shape = (1, 3, 1024, 1024)
     manifest = bundle.manifest.model_copy(
         update={
-            "input": INPUT.model_copy(update={"shape": shape}),
+            "inputs": (INPUT.model_copy(update={"shape": shape}),),
             "outputs": (OUTPUT.model_copy(update={"shape": shape}),),
         }
     )
@@ -171,7 +171,7 @@ def test_several_outputs_are_read_apart(make: Make, target: Target | None) -> No
     open_it = open_standalone_emulated if target else open_standalone
     with open_it(bundle) as session:
         first, second = session.run(IMAGE)
-        assert len(session.time(IMAGE, 3)) == 3
+        assert len(session.time([IMAGE], 3)) == 3
     np.testing.assert_array_equal(first, fake_network(IMAGE))
     np.testing.assert_array_equal(second, [[0, 1, 2]])
     assert [first.dtype.name, second.dtype.name] == ["float32", "int64"]

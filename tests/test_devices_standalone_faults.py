@@ -76,7 +76,7 @@ def test_a_run_that_goes_wrong_is_one_line(
     if "input[16]" in str(macros):
         bundle = with_input_of_16_floats(bundle)
     with open_standalone(bundle) as session:
-        image = np.zeros(bundle.manifest.input.shape, np.float32)
+        image = np.zeros(bundle.manifest.inputs[0].shape, np.float32)
         with pytest.raises(UserError, match=words) as refused:
             session.run(image)
     assert "\n" not in str(refused.value)
@@ -85,7 +85,7 @@ def test_a_run_that_goes_wrong_is_one_line(
 def with_input_of_16_floats(bundle: Bundle) -> Bundle:
     """Multiples of 64 bytes end at the page that must not be touched."""
     tensor = INPUT.model_copy(update={"shape": (1, 1, 4, 4)})
-    manifest = bundle.manifest.model_copy(update={"input": tensor})
+    manifest = bundle.manifest.model_copy(update={"inputs": (tensor,)})
     return replace(bundle, manifest=manifest)
 
 

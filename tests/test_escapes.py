@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -101,7 +102,7 @@ def library(folder: Path, text: str) -> dict[str, str]:
     """The texts of a library in which ``text`` is the model's name and a layer's."""
     version = f"small: {text} (SHA-256 0123) for x"
     answers = (Answer(text, (0.0, 1.0, 2.0, 3.0), (0.0,) * 4),) * 2
-    wanted = Standalone("small", text, version, -1.0, 1.0, answers)
+    wanted = Standalone("small", text, version, ((-1.0, 1.0),), answers)
     made = program(text)
     layout = emit._lay_out(made)
     values = emit._values(wanted, made, layout, native())
@@ -159,7 +160,7 @@ def test_a_library_s_texts_are_inert(
 # A C project
 
 
-def whatever(pattern: Floats) -> list[tuple[Floats, Floats]]:
+def whatever(inputs: Sequence[Floats]) -> list[tuple[Floats, Floats]]:
     """A reference that is near enough to any answer."""
     return [(np.zeros(5, np.float32), np.full(5, 1e9, np.float32))]
 
@@ -180,6 +181,7 @@ def c_project(folder: Path, suffix: str) -> dict[str, str]:
         folder,
         None,
         Progress(quiet=True),
+        [1],
         whatever,
     )
     return {path.name: path.read_text() for path in folder.rglob("*") if path.is_file()}
@@ -227,6 +229,7 @@ def test_a_layer_may_be_called_as_c_calls_something(word: str, tmp_path: Path) -
         tmp_path / "project",
         None,
         Progress(quiet=True),
+        [1],
         whatever,
     )
 

@@ -54,15 +54,17 @@ def test_an_export_answers_as_in_onnxruntime(
 
     model = load(path)
 
-    assert model.input.layout == ("NHWC" if exporter.startswith("tf2onnx") else "NCHW")
-    assert model.input.shape[0] == 1
+    assert model.inputs[0].layout == (
+        "NHWC" if exporter.startswith("tf2onnx") else "NCHW"
+    )
+    assert model.inputs[0].shape[0] == 1
     assert model.outputs[0].shape == (1, 2)
     assert model.probabilities
     assert len(model.notes) == 1
     assert "batch" in model.notes[0]
     assert bool(model.identity.external_data) == external
     proto = model.proto.SerializeToString()
-    inputs = [graphs.image(model.input.shape, seed) for seed in range(2)]
+    inputs = [graphs.image(model.inputs[0].shape, seed) for seed in range(2)]
     expected = through_onnxruntime(proto, inputs)
     got = relay.submit(through_relay, proto, inputs, optimise=False).result()
     for ours, reference in zip(got, expected, strict=True):

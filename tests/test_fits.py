@@ -170,7 +170,7 @@ def test_boxes_of_no_rows_and_nan() -> None:
 def resolved(
     options: dict[str, Any], own: Preprocessing | None = None, tensor: Tensor = IMAGE
 ) -> Preprocessing:
-    found, _ = resolve_preprocessing(Overrides.model_validate(options), own, tensor)
+    found, _ = resolve_preprocessing(Overrides.model_validate(options), own, [tensor])
     assert found is not None
     return found
 
@@ -202,7 +202,7 @@ def test_a_preset_is_what_its_framework_does(
 
 def test_an_option_changes_a_part_of_a_preset() -> None:
     options = {"preprocessing": "yolo", "pad": "0", "interpolation": "area"}
-    found, note = resolve_preprocessing(Overrides.model_validate(options), None, NET)
+    found, note = resolve_preprocessing(Overrides.model_validate(options), None, [NET])
     assert found is not None
     assert (found.pad, found.interpolation, found.scale) == (0, "area", 1 / 255)
     assert note == (

@@ -54,7 +54,7 @@ def weights(scale: float = 1, inputs: int = 4, outputs: int = 4) -> Any:
 
 def guarded(model: Model) -> tuple[float16.Half, dict[str, str]]:
     """The float16 network, and the reason of each operator in float32; nothing of it is infinite in ONNX Runtime."""
-    images = golden.signed_inputs(model.input, None)
+    images = golden.of_all(golden.signed_inputs, model.inputs, None)
     half = float16.prepare(model, images, 0, (), passes.no_dump)
     for answer in (
         simulation.Probe(half.graph, ["y", "other"], model).run(images[0]).values()
@@ -161,7 +161,7 @@ def test_a_tensor_that_is_infinite_all_the_same_is_refused(
 
 def test_nodes_stay_in_float32_on_request() -> None:
     model = network("a = Conv(x, w) y = Relu(a)", w=weights())
-    images = golden.signed_inputs(model.input, None)
+    images = golden.of_all(golden.signed_inputs, model.inputs, None)
     half = float16.prepare(model, images, 0, ["a"], passes.no_dump)
     assert [each.reason for each in half.facts.float32] == ["--keep-float"]
     with pytest.raises(UserError, match="--keep-float 'z': no operator"):
@@ -175,15 +175,15 @@ def test_tolerances_are_those_of_float16() -> None:
     )
     half, _ = guarded(model)
     reference = float16.Float16Reference(model, half.graph)
-    (image, _) = golden.signed_inputs(model.input, None)
-    expected = reference.check(image)
+    (image, _) = golden.of_all(golden.signed_inputs, model.inputs, None)
+    expected = reference.check(*image)
     answer = simulation.Probe(half.graph, ["y"], model).run(image)["y"]
     off = np.abs(answer - expected.outputs[0]) / expected.tolerances[0]
     assert 0 < off.max() < 1
     changed = network(
         "a = Conv(x, w) b = Relu(a) y = Conv(b, v)", w=weights(4), v=weights(4.2)
     )
-    wrong, _ = Reference(changed).run(image)
+    wrong, _ = Reference(changed).run(*image)
     off = np.abs(wrong - expected.outputs[0]) / expected.tolerances[0]
     assert off.max() > 1
 

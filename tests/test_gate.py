@@ -25,7 +25,7 @@ def test_an_output_may_be_a_scalar(tmp_path: Path) -> None:
 
 def test_a_symbolic_batch_becomes_1_and_is_said(tmp_path: Path) -> None:
     model = check(small(shape=["N", 3, 6, 4]), IDENTITY)
-    assert model.input.shape == (1, 3, 6, 4)
+    assert model.inputs[0].shape == (1, 3, 6, 4)
     assert model.outputs[0].shape == (1, 2, 6, 4)
     assert model.notes == ("input 'x': symbolic batch N made 1",)
     assert check(small(), IDENTITY).notes == ()
@@ -33,7 +33,7 @@ def test_a_symbolic_batch_becomes_1_and_is_said(tmp_path: Path) -> None:
 
 def test_input_shape_fills_symbolic_dimensions_alone() -> None:
     model = check(small(shape=["N", 3, "h", "w"]), IDENTITY, {"x": (1, 3, 8, 6)})
-    assert model.input.shape == (1, 3, 8, 6)
+    assert model.inputs[0].shape == (1, 3, 8, 6)
     assert model.notes == ()
     with pytest.raises(
         UserError, match=r"x:1,4,8,6 contradicts the input's \[N, 3, h, w\]"
@@ -62,17 +62,17 @@ def test_the_layout_is_where_1_or_3_channels_stand(
     shape: list[int], layout: str
 ) -> None:
     model = small([node("Relu", ["x"], ["y"])], shape=shape)
-    assert check(model, IDENTITY).input.layout == layout
-    assert check(model, IDENTITY, layout="NHWC").input.layout == "NHWC"
+    assert check(model, IDENTITY).inputs[0].layout == layout
+    assert check(model, IDENTITY, layout="NHWC").inputs[0].layout == "NHWC"
 
 
 @pytest.mark.parametrize("shape", [[40], [1, 640], ["N", 640], [1, 9, 128]])
 def test_an_input_of_another_rank_is_data(shape: list[Any]) -> None:
     model = small([node("Relu", ["x"], ["y"])], shape=shape)
-    found = check(model, IDENTITY).input
+    found = check(model, IDENTITY).inputs[0]
     assert found.shape == tuple(1 if size == "N" else size for size in shape)
     assert (found.layout, found.is_image) == ("", False)
-    assert check(model, IDENTITY, layout="data").input == found
+    assert check(model, IDENTITY, layout="data").inputs[0] == found
     with pytest.raises(
         UserError, match=r"layout NHWC: input 'x' has rank \d, an image"
     ):
@@ -84,10 +84,10 @@ def test_four_dimensions_are_an_image_where_they_may_be_and_nothing_else_is_said
 ):
     relu = [node("Relu", ["x"], ["y"])]
     audio = small(relu, shape=[1, 1, 49, 10])
-    assert check(audio, IDENTITY).input.is_image
-    said = check(audio, IDENTITY, layout="data").input
+    assert check(audio, IDENTITY).inputs[0].is_image
+    said = check(audio, IDENTITY, layout="data").inputs[0]
     assert (said.layout, said.is_image) == ("", False)
-    assert not check(small(relu, shape=[1, 8, 16, 16]), IDENTITY).input.is_image
+    assert not check(small(relu, shape=[1, 8, 16, 16]), IDENTITY).inputs[0].is_image
 
 
 def test_initializers_among_the_inputs_are_weights() -> None:
@@ -97,7 +97,7 @@ def test_initializers_among_the_inputs_are_weights() -> None:
         helper.make_tensor_value_info("w", TensorProto.FLOAT, [2, 3, 1, 1])
     )
     checked = check(model, IDENTITY)
-    assert checked.input.name == "x"
+    assert checked.inputs[0].name == "x"
     assert [each.name for each in checked.proto.graph.input] == ["x"]
 
 

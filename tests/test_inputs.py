@@ -29,17 +29,18 @@ def saved(folder: Path, array: Any, name: str = "a.npy") -> Path:
     "array", [VALUES, VALUES[0], np.asfortranarray(VALUES)], ids=["whole", "row", "f"]
 )
 def test_an_array_is_the_input(tmp_path: Path, array: Any) -> None:
-    found = inputs.read(saved(tmp_path, array), ROW, None)
-    assert found.notes == () and found.tensor.dtype == np.float32
-    assert np.array_equal(found.tensor, VALUES)
-    found.tensor[:] = 0  # a copy of its own
+    (tensor,), notes, _ = inputs.read(saved(tmp_path, array), [ROW], None)
+    assert notes == () and tensor.dtype == np.float32
+    assert np.array_equal(tensor, VALUES)
+    tensor[:] = 0  # a copy of its own
     assert np.array_equal(np.load(tmp_path / "a.npy"), array)
 
 
 def test_an_image_may_be_an_array_that_is_preprocessed_already(tmp_path: Path) -> None:
     image = np.ones(INPUT.shape[1:], np.float32)
     path = saved(tmp_path, image)
-    assert np.array_equal(inputs.read(path, INPUT, PREPROCESSING).tensor[0], image)
+    (tensor,), _, _ = inputs.read(path, [INPUT], PREPROCESSING)
+    assert np.array_equal(tensor[0], image)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_what_is_no_file_and_no_array_is_refused(tmp_path: Path) -> None:
 
 def refused(path: Path, words: str) -> None:
     with pytest.raises(UserError, match=words) as error:
-        inputs.read(path, ROW, None)
+        inputs.read(path, [ROW], None)
     text = str(error.value)
     assert text.startswith(f"{path}: ") and text.isprintable()
 
@@ -106,10 +107,10 @@ def refused(path: Path, words: str) -> None:
 def test_a_folder_gives_the_files_that_fit_the_input(tmp_path: Path) -> None:
     for name in ("b.npy", "a.npy", "c.jpg", "d.txt"):
         (tmp_path / name).touch()
-    assert [p.name for p in inputs.find([tmp_path], ROW)] == ["a.npy", "b.npy"]
-    assert [p.name for p in inputs.find([tmp_path], INPUT)] == ["c.jpg"]
+    assert [p.name for p in inputs.find([tmp_path], [ROW])] == ["a.npy", "b.npy"]
+    assert [p.name for p in inputs.find([tmp_path], [INPUT])] == ["c.jpg"]
     with pytest.raises(UserError, match="no such file or folder; give an array or a"):
-        inputs.find([tmp_path / "e"], ROW)
+        inputs.find([tmp_path / "e"], [ROW])
 
 
 def test_seeded_data_has_both_signs_and_the_stated_range() -> None:
@@ -127,11 +128,11 @@ def test_seeded_data_has_both_signs_and_the_stated_range() -> None:
 
 
 def test_data_has_no_preprocessing() -> None:
-    found, note = resolve_preprocessing(Overrides(), None, ROW)
+    found, note = resolve_preprocessing(Overrides(), None, [ROW])
     assert found is None
     assert note == (
         "the input [1, 4] is data, not an image: run and check take .npy files of float32"
     )
     given = Overrides(scale=1.0, resize=(8,), layout="data")
     with pytest.raises(UserError, match="--resize, --scale: the input .* is data"):
-        resolve_preprocessing(given, None, ROW)
+        resolve_preprocessing(given, None, [ROW])

@@ -64,7 +64,7 @@ def test_each_output_is_judged_in_its_own_steps(proto: onnx.ModelProto) -> None:
 
     def check(*shifts: float) -> Check:
         reference: Any = Shifted(model, shifts)
-        return answer.check(graph, model, image, reference)
+        return answer.check(graph, model, reference, image)
 
     for near, step in zip(check(0, 0).tolerances, steps, strict=True):
         assert (near == np.float32(step / 2)).all()
@@ -81,7 +81,7 @@ def test_an_answer_that_is_no_number_is_refused(proto: onnx.ModelProto) -> None:
     (image,) = patterns(proto, 1)
     reference: Any = Shifted(model, [np.nan])
     with pytest.raises(UserError, match="its integers are inf steps from"):
-        answer.check(graph, model, image, reference)
+        answer.check(graph, model, reference, image)
 
 
 def test_a_float_operator_inside_may_round_otherwise(proto: onnx.ModelProto) -> None:
@@ -93,6 +93,6 @@ def test_a_float_operator_inside_may_round_otherwise(proto: onnx.ModelProto) -> 
     reader.input[0] = maker.output[0]
     graph, model = read(copy)
     (image,) = patterns(proto, 1)
-    check = answer.check(graph, model, image, Reference(model))
+    check = answer.check(graph, model, Reference(model), image)
     (step,) = answer.output_steps(graph, [])
     assert (check.tolerances[0] == np.float32(2.5 * step)).all()

@@ -157,7 +157,7 @@ SCORES = np.array([[[0.9, 0.1], [0.1, 0.6], [0.2, 0.3]]], np.float32)
 
 def detector() -> Any:
     outputs = (Tensor(name="b", shape=(1, 3, 4)), Tensor(name="s", shape=(1, 3, 2)))
-    entry = Golden(input="golden/in", outputs=("golden/out",) * 2, tolerances=("golden/near",) * 2)  # fmt: skip
+    entry = Golden(inputs=("golden/in",), outputs=("golden/out",) * 2, tolerances=("golden/near",) * 2)  # fmt: skip
     stretched = Preprocessing(
         fit="stretch", resize=(8, 8), crop=(8, 8), scale=1, mean=(0,), std=(1,)
     )
@@ -223,8 +223,8 @@ def test_what_looks_like_scores_of_classes_need_not_be(
     (tmp_path / "labels.txt").write_text("\n".join(LABELS))
     bundle = Bundle(tmp_path, manifest(task=task, labels=None))
     row = np.arange(5, dtype=np.float32)[np.newaxis]
-    check = Check(row, [row], [np.ones_like(row)])
-    found = comparison._result(bundle, comparison.Input("a", None, row), [row], check, Given())  # fmt: skip
+    check = Check([row], [row], [np.ones_like(row)])
+    found = comparison._result(bundle, comparison.Input("a", None, (row,)), [row], check, Given())  # fmt: skip
     classifies = task is None or task.kind == "classify"
     assert bool(found.ours) == bool(found.reference) == classifies
 

@@ -9,13 +9,13 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import ROOT, run, succeed
 from cortex_m_projects import Projects, small_networks
 
 from netship.bench.cmsis_nn import COMMIT, NETWORKS
 from netship.bench.microcontrollers import COLUMNS, PUBLISHED, to_csv
+from netship.bundle.golden import read_golden
 from netship.bundle.store import Bundle
 from netship.devices.microcontroller.session import open_firmware
 from netship.meter import thumb_cycles
@@ -228,10 +228,9 @@ def test_steps_sum_to_the_whole_and_runs_agree(bundle: Bundle) -> None:
 
 
 def test_the_instructions_are_those_of_the_emulator_s_clock(bundle: Bundle) -> None:
-    shape = bundle.manifest.input.shape
-    golden = np.fromfile(bundle.path / bundle.manifest.golden[0].input, np.float32)
+    [golden] = read_golden(bundle)[0].inputs
     with open_firmware(bundle) as session:
-        session.run(golden.reshape(shape))
+        session.run(golden)
         clock = session.figures().instructions
     counted = measure_project(bundle, "cortex-m4").total.instructions
     # SysTick counts in steps of 40, and from before the call on.

@@ -52,7 +52,7 @@ def test_tvms_client_gets_the_reference(server: Server, bundle: Bundle) -> None:
     assert bytes(remote.download("model.so")) == bundle.library.read_bytes()
     remote.get_function("runtime.config_threadpool")(1, 1)
     executor = remote.load_module("model.so")["default"](remote.cpu())
-    image, [expected], _ = read_golden(bundle)[0]
+    [image], [expected], _ = read_golden(bundle)[0]
     executor["get_input"](INPUT.name).copyfrom(image)
     executor["run"]()
     np.testing.assert_allclose(executor["get_output"](0).numpy(), expected, atol=1e-6)
@@ -70,9 +70,9 @@ def test_our_client_gets_the_reference_profile_and_all(
     server: Server, bundle: Bundle
 ) -> None:
     with open_rpc(bundle, Address(HOST, server.port, "pi"), threads=2) as session:
-        for image, [expected], _ in read_golden(bundle):
+        for [image], [expected], _ in read_golden(bundle):
             np.testing.assert_allclose(session.run(image)[0], expected, atol=1e-6)
-        assert session.profile(image)[-1].output_shape == (1, 5)
+        assert session.profile([image])[-1].output_shape == (1, 5)
     until(lambda: not server.client_folders())
 
 
@@ -258,7 +258,7 @@ def test_an_emulated_board_knows_itself_and_gives_the_reference(
         == bundle.manifest.files["model.so"]
     )
     executor = remote.load_module("model.so")["default"](remote.cpu())
-    image, [expected], _ = read_golden(bundle)[0]
+    [image], [expected], _ = read_golden(bundle)[0]
     executor["get_input"](INPUT.name).copyfrom(image)
     executor["run"]()
     np.testing.assert_allclose(executor["get_output"](0).numpy(), expected, atol=1e-5)

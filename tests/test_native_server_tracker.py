@@ -94,7 +94,7 @@ def test_a_tracker_gives_the_board_out_again_and_again(
         for _ in range(3):
             # It takes 8 s to be free again by itself.
             with open_from_tracker(bundle, port, wait=5) as session:
-                image, [expected], _ = read_golden(bundle)[0]
+                [image], [expected], _ = read_golden(bundle)[0]
                 np.testing.assert_allclose(session.run(image)[0], expected, atol=1e-6)
         wait_for_boards(port, 1)
 

@@ -68,8 +68,8 @@ def test_what_only_a_run_finds_is_one_line(what: str) -> None:
     model = gate.check(proto, ModelIdentity(name="one.onnx", sha256="0" * 64))
     attempts = (
         lambda: Reference(model).run(X),
-        lambda: Reference(model).time(X, 1),
-        lambda: quantise(model, [X], False, Progress(quiet=True)),
+        lambda: Reference(model).time([X], 1),
+        lambda: quantise(model, [[X]], False, Progress(quiet=True)),
     )
     for attempt in attempts:
         with pytest.raises(UserError, match=said) as refusal:

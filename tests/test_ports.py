@@ -98,9 +98,9 @@ def test_data_in_npy_files_is_run_and_checked(
 ) -> None:
     bundle, model = made(built, models, name, format), models / f"{name}.onnx"
     manifest = open_bundle(bundle).manifest
-    assert manifest.preprocessing is None and not manifest.input.layout
+    assert manifest.preprocessing is None and not manifest.inputs[0].layout
     for index in range(2):
-        data = 5 * seeded(*manifest.input.shape)
+        data = 5 * seeded(*manifest.inputs[0].shape)
         np.save(tmp_path / f"{index}.npy", data[0] if index else data)
     found = check(bundle, "--model", model, "--images", tmp_path)
     assert (found["compared"], found["images"]) == ("images", 2)
@@ -113,7 +113,7 @@ def test_data_in_npy_files_is_run_and_checked(
     with open_here(open_bundle(bundle)) as session:
         assert session.origin is Origin.HOST
         with pytest.raises(UserError, match="input 'x': has NaN or infinity"):
-            session.run(np.full(manifest.input.shape, np.nan, np.float32))
+            session.run(np.full(manifest.inputs[0].shape, np.nan, np.float32))
 
 
 @FORMATS
@@ -227,7 +227,7 @@ def test_an_output_of_another_type_is_exact_in_a_library(
     golden = read_golden(bundle)[1]
     with open_standalone(bundle) as session:
         session.self_test()
-        assert np.array_equal(session.run(golden.input)[0], golden.outputs[0])
+        assert np.array_equal(session.run(golden.inputs[0])[0], golden.outputs[0])
     program = (
         "import sys; from pathlib import Path; from net import Network\n"
         "output = Network().run(Path('golden/1.input.bin').read_bytes())\n"

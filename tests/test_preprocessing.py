@@ -81,7 +81,9 @@ def numbers(preprocessing: Preprocessing | None) -> tuple[Any, ...]:
 def test_of_a_user_s_model_the_note_has_the_whole_formula(
     given: dict[str, Any], expected: tuple[Any, ...], says: str
 ) -> None:
-    resolved, note = resolve_preprocessing(Overrides.model_validate(given), None, IMAGE)
+    resolved, note = resolve_preprocessing(
+        Overrides.model_validate(given), None, [IMAGE]
+    )
     assert numbers(resolved) == expected
     assert note == says
 
@@ -98,7 +100,7 @@ def test_a_mean_or_std_needs_the_scale_that_it_is_relative_to(
     given: dict[str, float], names: str
 ) -> None:
     with pytest.raises(UserError, match=f"{names}; add --scale 1/255.*--scale 1 "):
-        resolve_preprocessing(Overrides.model_validate(given), None, IMAGE)
+        resolve_preprocessing(Overrides.model_validate(given), None, [IMAGE])
 
 
 @pytest.mark.parametrize(
@@ -127,7 +129,9 @@ def test_of_a_network_s_own_preprocessing_a_part_is_replaced(
     given: dict[str, Any], expected: tuple[Any, ...], says: str
 ) -> None:
     own = zoo.MODELS["mobilenetv2-12"].preprocessing
-    resolved, note = resolve_preprocessing(Overrides.model_validate(given), own, IMAGE)
+    resolved, note = resolve_preprocessing(
+        Overrides.model_validate(given), own, [IMAGE]
+    )
     assert numbers(resolved) == expected
     assert note == says
 

@@ -396,7 +396,9 @@ def test_options_that_do_not_fit_are_refused_in_one_line(
 def test_the_layer_that_lost_most_is_named() -> None:
     model = gate.check(residuals(), IDENTITY)
     images = patterns(residuals(), 2)
-    calibrated = calibrate.quantise(model, images, True, Progress(quiet=True))
+    calibrated = calibrate.quantise(
+        model, [[x] for x in images], True, Progress(quiet=True)
+    )
     scale = next(
         n.input[1]
         for n in calibrated.model.proto.graph.node
@@ -405,7 +407,7 @@ def test_the_layer_that_lost_most_is_named() -> None:
     for tensor in calibrated.model.proto.graph.initializer:
         if tensor.name == scale:
             tensor.CopyFrom(numpy_helper.from_array(np.asarray(3, np.float32), scale))
-    layer, decibels = loss.worst_layer(calibrated, images[0])
+    layer, decibels = loss.worst_layer(calibrated, images[:1])
     assert "b.expand" in layer
     assert decibels < 15
 

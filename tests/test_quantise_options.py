@@ -46,7 +46,7 @@ def test_several_outputs_and_such_in_float32_are_taken(images: Path) -> None:
     assert {each.label for each in islands(int8.graph)} == {"probabilities", "map"}
     reference = Reference(int8.model)
     for image in patterns(headed(), 2):
-        check = answer.check(int8.graph, int8.model, image, reference)
+        check = answer.check(int8.graph, int8.model, reference, image)
         found = compare(reference.run(image), check.outputs, check.tolerances)
         assert found.cosine > 0.999
         # What rounding moves is far less than what a step moves.

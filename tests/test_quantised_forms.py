@@ -177,7 +177,7 @@ def test_activations_of_16_bits_are_near_onnx_runtime(name: str) -> None:
     """Both compute in float32, and may round a value to another step."""
     model = gated(written(name))
     graph = passes.read(model.proto, passes.INTEGERS)
-    (step,) = output_steps(graph, patterns(written(name), 1))
+    (step,) = output_steps(graph, [patterns(written(name), 1)])
     assert 2**-13 < step < 2**-11
     for image in patterns(written(name), 3):
         (found,), (answer,) = evaluate.run(graph, image), Reference(model).run(image)
@@ -190,7 +190,7 @@ def off(proto: onnx.ModelProto) -> float:
     graph = passes.read(model.proto, passes.INTEGERS)
     reference, random, errors = Reference(model), np.random.default_rng(0), []
     for _ in range(4):
-        image = random.uniform(-3, 3, model.input.shape).astype(np.float32)
+        image = random.uniform(-3, 3, model.inputs[0].shape).astype(np.float32)
         (found,), (answer,) = evaluate.run(graph, image), reference.run(image)
         assert np.ptp(answer) > 1
         errors.append(float(np.abs(found - answer).max()))

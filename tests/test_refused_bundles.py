@@ -66,7 +66,7 @@ def another_image(bundle: Path) -> None:
     """As many bytes, and consistent in itself: only the library knows better."""
 
     def change(manifest: Any) -> None:
-        manifest["input"]["shape"] = [1, 3, 8, 32]
+        manifest["inputs"][0]["shape"] = [1, 3, 8, 32]
         manifest["preprocessing"] |= {"crop": [8, 32], "resize": 32}
 
     rewrite(bundle, change)
@@ -98,7 +98,7 @@ def odd_name(name: str) -> Callable[[Path], None]:
 
 
 def newer(bundle: Path) -> None:
-    rewrite(bundle, lambda m: m.update(format_version=4, novelty=[]))
+    rewrite(bundle, lambda m: m.update(format_version=5, novelty=[]))
 
 
 def older(bundle: Path) -> None:
@@ -156,7 +156,7 @@ BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "half a manifest": (truncate_manifest, f"manifest.json|{AGAIN}"),
     "a manifest of 3 GB": (huge_manifest, f"manifest.json|{AGAIN}"),
-    "a newer format": (newer, f"manifest.json|format version 4|{AGAIN}"),
+    "a newer format": (newer, f"manifest.json|format version 5|{AGAIN}"),
     "the format before": (older, f"manifest.json|format version 1|{AGAIN}"),
     **{
         f"a tolerance that is {value}": (
@@ -179,7 +179,7 @@ BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {
     "an absolute file name": (odd_name("/etc/hostname"), f"'/etc/hostname'|{AGAIN}"),
     "a file's name of two lines": (odd_name("a\nb\x1b[1m"), "missing|copy"),
     "channels last, it says": (
-        state("input", "shape", value=[1, 16, 3, 16]),
+        state("inputs", 0, "shape", value=[1, 16, 3, 16]),
         f"manifest.json|{AGAIN}",
     ),
     "another image, it says": (
@@ -187,14 +187,14 @@ BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {
         f"float32[1,3,16,16]|the manifest says image float32[1,3,8,32]|{AGAIN}",
     ),
     "no image, it says": (
-        state("input", "shape", value=[768]),
+        state("inputs", 0, "shape", value=[768]),
         f"manifest.json|not an image|{AGAIN}",
     ),
     "a larger input, it says": (
         lambda b: rewrite(
             b,
             lambda m: (
-                m["input"].update(shape=[1, 3, 32, 32]),
+                m["inputs"][0].update(shape=[1, 3, 32, 32]),
                 m["preprocessing"].update(crop=[32, 32], resize=32),
             ),
         ),
@@ -205,7 +205,7 @@ BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {
         f"output float32[1,5]|says float32[5,1]|{AGAIN}",
     ),
     "another input's name, it says": (
-        state("input", "name", value="picture"),
+        state("inputs", 0, "name", value="picture"),
         f"image|picture|{AGAIN}",
     ),
     "no golden data": (state("golden", value=[]), f"golden|{AGAIN}"),

@@ -235,13 +235,15 @@ def test_a_microcontroller_has_memory_and_steps_instead_of_times(
     name = "a/very/long/layer/name/" * 8 + "<b>conv</b>"
     firmware = Firmware(
         cpu="cortex-m7",
-        input=FirmwareTensor(
-            dtype="int8", nbytes=192, quantised=Quantised(scale=0.5, zero=-3)
+        inputs=(
+            FirmwareTensor(
+                dtype="int8", nbytes=192, quantised=Quantised(scale=0.5, zero=-3)
+            ),
         ),
         outputs=(FirmwareTensor(dtype="float32", nbytes=20),),
         exact=True,
         arena_bytes=1_192,
-        input_offset=0,
+        input_offsets=(0,),
         peak="stem",
         steps=2,
         weights_bytes=30_000,

@@ -144,7 +144,7 @@ def test_check_and_verify_compare_every_output(kind: str, built: Built) -> None:
     with open_standalone(bundle, threads=2) as session:
         session.self_test()
         for given, expected, tolerances in read_golden(bundle):
-            outputs = session.run(given)
+            outputs = session.run(*given)
             for ours, theirs, near in zip(outputs, expected, tolerances, strict=True):
                 assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
                 assert (abs(ours.astype(float) - theirs) <= near).all()

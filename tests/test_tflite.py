@@ -352,8 +352,8 @@ def test_the_gate_goes_by_the_identifier_and_keeps_the_file_s_identity(
     path = tmp_path / "net.bin"
     path.write_bytes(network())
     model = gate.load(path)
-    assert (model.identity.name, model.input.layout) == ("net.bin", "NHWC")
-    assert model.input.shape == (1, 8, 8, 3)
+    assert (model.identity.name, model.inputs[0].layout) == ("net.bin", "NHWC")
+    assert model.inputs[0].shape == (1, 8, 8, 3)
     assert model.outputs[0].name == "scores"
 
 
@@ -387,7 +387,7 @@ def test_pixels_are_the_stored_values_of_a_quantised_image(
     path.write_bytes(file.serialised([x], [y]))
     source = sources.find(str(path), {}, None, lambda line: None)
     resolved, _ = resolve_preprocessing(
-        Overrides(), source.preprocessing, source.model.input
+        Overrides(), source.preprocessing, source.model.inputs
     )
     assert resolved is not None and resolved.crop == (6, 4)
     for pixel in (0, 1, 128, 255):
@@ -395,7 +395,9 @@ def test_pixels_are_the_stored_values_of_a_quantised_image(
         assert resolved.normalised(pixel)[0] == pytest.approx(real, abs=1e-6)
     assert resolved.formula() in source.note
     given = Overrides(scale=1.0, mean=(0.0,), std=(2.0,))
-    resolved, _ = resolve_preprocessing(given, source.preprocessing, source.model.input)
+    resolved, _ = resolve_preprocessing(
+        given, source.preprocessing, source.model.inputs
+    )
     assert resolved is not None and set(resolved.normalised(8)) == {4.0}
 
 
@@ -407,7 +409,7 @@ def test_a_build_of_a_small_network(
     path.write_bytes(network(pooled=False))
     manifest = open_bundle(built(path, target)).manifest
     assert manifest.model.name == "net.tflite"
-    assert manifest.input.layout == "NHWC"
+    assert manifest.inputs[0].layout == "NHWC"
     assert manifest.measured["verification"]["max_abs_error"] == 0
     assert "in float32" not in manifest.lowering.reason
 

@@ -78,8 +78,8 @@ def test_another_order_of_the_sums_is_within_the_tolerance(
     for seed in range(5):
         image = an_image(seed)
         expected = reference.run(image)
-        near = reference.tolerances(image, expected)
-        assert (near[0] == reference.tolerances(image, expected)[0]).all()
+        near = reference.tolerances([image], expected)
+        assert (near[0] == reference.tolerances([image], expected)[0]).all()
         other = in_doubles(proto, image)
         assert (other != expected[0]).any()
         assert compare([other], expected, near).passed
@@ -88,7 +88,7 @@ def test_another_order_of_the_sums_is_within_the_tolerance(
 def test_a_wrong_score_is_seen_beside_boxes_of_a_million(reference: Reference) -> None:
     image = an_image(0)
     expected = reference.run(image)
-    near = reference.tolerances(image, expected)
+    near = reference.tolerances([image], expected)
     ours = expected[0].copy()
     ours[0, 2, 1, 1] += 1e-3
     assert compare([ours], expected).relative_error < 1e-9
@@ -135,15 +135,15 @@ def test_a_build_refuses_what_the_range_of_the_output_hides(tmp_path: Path) -> N
     reference = Reference(source.model)
     image = an_image(1)
     expected = reference.run(image)
-    near = reference.tolerances(image, expected)
-    right = Check(image, expected, near)
+    near = reference.tolerances([image], expected)
+    right = Check([image], expected, near)
     folder = tmp_path / "built"
     verify(folder, [right], False, lambda stage: None)
     changed = expected[0].copy()
     changed[0, 3, 0, 5] += 1e-3
     with pytest.raises(UserError, match=r"'found' has .* at \[0, 3, 0, 5\] instead"):
         verify(
-            folder, [right, Check(image, [changed], near)], False, lambda stage: None
+            folder, [right, Check([image], [changed], near)], False, lambda stage: None
         )
 
 

@@ -243,7 +243,7 @@ def test_a_users_records_are_found_and_each_kernel_says_its_task(
         "tuning records: tuned/mine.json, measured on host" in capsys.readouterr().err
     )
     with open_here(open_bundle(folder / "bundle")) as session:
-        times = session.profile(np.zeros((1, 3, 16, 16), np.float32))
+        times = session.profile([np.zeros((1, 3, 16, 16), np.float32)])
     assert len(times) == len(lowering.groups)
 
 

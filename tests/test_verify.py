@@ -287,9 +287,9 @@ def test_too_many_outputs_are_refused(make: Make) -> None:
 
 
 def test_shapes_that_are_not_the_librarys_are_refused(copy: Path) -> None:
-    tensor = json.loads((copy / MANIFEST).read_text())["input"]
-    rehash(copy, input={**tensor, "shape": [1, 3, 32, 8]})
-    expect_refusal(copy, r"\S+/model.so: its input is not the manifest's; .*")
+    tensor = json.loads((copy / MANIFEST).read_text())["inputs"][0]
+    rehash(copy, inputs=[{**tensor, "shape": [1, 3, 32, 8]}])
+    expect_refusal(copy, r"\S+/model.so: its inputs are not the manifest's; .*")
 
 
 def test_what_is_no_bundle_is_one_line(tmp_path: Path) -> None:
@@ -307,20 +307,20 @@ def test_what_is_no_bundle_is_one_line(tmp_path: Path) -> None:
         b"null",
         b"[]",
         b"{",
-        b'{"format_version": 3} {}',
+        b'{"format_version": 4} {}',
         b"[" * 1_000_000,
         b'{"a":' * 500_000,
-        b'{"format_version": 3e400}',
-        b'{"format_version": 4}',
-        b'{"format_version": "3"}',
+        b'{"format_version": 4e400}',
+        b'{"format_version": 5}',
+        b'{"format_version": "4"}',
         b" " * (5 << 20),
-        b'{"format_version": 3, "format": "bundle", "files": {"../../etc/passwd": ""}}',
-        b'{"format_version": 3, "format": "bundle", "files": {"/etc/passwd": ""}}',
-        b'{"format_version": 3, "format": "bundle", "files": {"a\\u0000b": ""}}',
-        b'{"format_version": 3, "format": "bundle", "files": {"\\u001b[2J\\n\\n": ""}}',
-        b'{"format_version": 3, "format": "bundle", "files": {"' + b"x" * 9999 + b'": ""}}',
-        b'{"format_version": 3, "format": "bundle", "files": {".": ""}}',
-        b'{"format_version": 3, "format": "bundle", "files": []}',
+        b'{"format_version": 4, "format": "bundle", "files": {"../../etc/passwd": ""}}',
+        b'{"format_version": 4, "format": "bundle", "files": {"/etc/passwd": ""}}',
+        b'{"format_version": 4, "format": "bundle", "files": {"a\\u0000b": ""}}',
+        b'{"format_version": 4, "format": "bundle", "files": {"\\u001b[2J\\n\\n": ""}}',
+        b'{"format_version": 4, "format": "bundle", "files": {"' + b"x" * 9999 + b'": ""}}',
+        b'{"format_version": 4, "format": "bundle", "files": {".": ""}}',
+        b'{"format_version": 4, "format": "bundle", "files": []}',
     ],
     ids=range(19),
 )  # fmt: skip

@@ -58,7 +58,7 @@ def converted(proto: onnx.ModelProto, dtype: int, keep_ports: bool) -> onnx.Mode
 def answers(proto: onnx.ModelProto, kind: str, x: NDArray[Any]) -> tuple[Any, Any]:
     """Of the model that the gate makes, and of the file itself, in ONNX Runtime."""
     model = check(proto, IDENTITY)
-    assert model.input.dtype == model.outputs[0].dtype == "float32"
+    assert model.inputs[0].dtype == model.outputs[0].dtype == "float32"
     assert kind in model.notes[-1]
     port = proto.graph.input[0].type.tensor_type.elem_type
     given = x.astype(helper.tensor_dtype_to_np_dtype(port))
@@ -67,7 +67,7 @@ def answers(proto: onnx.ModelProto, kind: str, x: NDArray[Any]) -> tuple[Any, An
     written.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     names = [model.outputs[0].name]
     (theirs,) = Session(written.SerializeToString(), "file").run(
-        names, {model.input.name: given}
+        names, {model.inputs[0].name: given}
     )
     return Reference(model).run(x)[0], theirs
 

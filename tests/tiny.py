@@ -69,14 +69,14 @@ def tiny_bundle(
     )
     inputs = seeded_inputs(INPUT, PREPROCESSING)
     near = [np.full(OUTPUT.shape, 1e-5, np.float32)]
-    golden = write_golden(path, [Check(x, [tiny_network(x)], near) for x in inputs])
+    golden = write_golden(path, [Check([x], [tiny_network(x)], near) for x in inputs])
     files = sorted(file for file in path.rglob("*") if file.is_file())
     manifest = Manifest(
         model=ModelIdentity(name="tiny", sha256="0" * 64),
         target=TargetIdentity.of(target),
         engine="0.19.0",
         threads=1,
-        input=INPUT,
+        inputs=(INPUT,),
         outputs=(OUTPUT,),
         probabilities=False,
         preprocessing=PREPROCESSING,

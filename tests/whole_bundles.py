@@ -41,14 +41,14 @@ def fill(folder: Path, library: bytes | None = None) -> Manifest:
     (folder / "labels.txt").write_text("ant\nbee\ncat\ndog\neel\n")
     inputs = seeded_inputs(INPUT, PREPROCESSING)
     near = [np.full(OUTPUT.shape, 0.25, np.float32)]
-    golden = write_golden(folder, [Check(x, scores(x), near) for x in inputs])
+    golden = write_golden(folder, [Check([x], scores(x), near) for x in inputs])
     files = [path for path in folder.rglob("*") if path.is_file()]
     manifest = Manifest(
         model=ModelIdentity(name="m.onnx", sha256="0" * 64),
         target=TargetIdentity(name="x86-64-v2", tvm="llvm", machine="x86_64"),
         engine="test",
         threads=2,
-        input=INPUT,
+        inputs=(INPUT,),
         outputs=(OUTPUT,),
         probabilities=False,
         preprocessing=PREPROCESSING,

@@ -271,7 +271,7 @@ def time_in_turn(
     Noise thus affects all alike. It must run in its own process, and uses the last cores that it may.
     """
 
-    from netship.bundle.golden import seeded_inputs
+    from netship.bundle.golden import of_all, seeded_inputs
     from netship.bundle.store import open_bundle
     from netship.devices.sessions import huge_pages
     from netship.devices.sessions.graph import kernel_seconds
@@ -284,10 +284,11 @@ def time_in_turn(
     for bundle in map(open_bundle, paths):
         library = tvm.runtime.load_module(str(bundle.library))
         executor = library["debug_create"]("default", tvm.cpu())
-        given = bundle.manifest.input
-        (values,) = seeded_inputs(given, bundle.manifest.preprocessing, 1)
+        ports = bundle.manifest.inputs
+        (values, *_) = of_all(seeded_inputs, ports, bundle.manifest.preprocessing)
         huge_pages.use_for_parameters(executor)
-        executor["get_input"](given.name).copyfrom(values)
+        for port, value in zip(ports, values, strict=True):
+            executor["get_input"](port.name).copyfrom(value)
         executors.append(executor["profile_rpc"])
     runs: list[list[list[float]]] = [[] for _ in executors]
     for _ in range(rounds):

@@ -33,9 +33,9 @@ class Job:
         name: the prefix of what is generated.
         version: what the result says of itself.
         folder: that it is written into.
-        check: what it must answer to an input, and how near.
+        check: what it must answer to the inputs of an inference, and how near.
+        input_ranges: the least and the largest value of each input of the self-test (bundle.golden.input_range).
         task: what its outputs are for, where that is stated.
-        input_range: the least and the largest value of the self-test's input (bundle.golden.input_range).
     """
 
     model: Model
@@ -44,8 +44,8 @@ class Job:
     name: str
     version: str
     folder: Path
-    check: Callable[[Array], Check]
-    input_range: tuple[float, float]
+    check: Callable[..., Check]
+    input_ranges: tuple[tuple[float, float], ...]
     task: Task | None = None
     dump: Path | None = None
     arena_limit: int | None = None

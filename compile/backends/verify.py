@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from netship.bundle.accuracy import Accuracy, compare
 from netship.bundle.golden import Check
 from netship.bundle.store import Bundle, open_bundle
@@ -48,7 +46,7 @@ def verify(
     stage(f"comparing with ONNX Runtime on {where}")
     with session:
         results = [
-            compare(session.run(each.input), each.outputs, each.tolerances)
+            compare(session.run(*each.inputs), each.outputs, each.tolerances)
             for each in checks
         ]
     wrong = f"the compiled model gives other answers than ONNX Runtime on {where}"
@@ -117,7 +115,7 @@ def verify_c(folder: Path, checks: Sequence[Check]) -> Verification:
     """
     bundle = open_bundle(folder)
     interface = interface_of(bundle)
-    inputs = np.stack([to_input(each.input, bundle) for each in checks])
+    inputs = [to_input(each.inputs, bundle) for each in checks]
     outputs = run_on_host(folder, bundle.manifest.name, interface, inputs)
     results = [
         compare(from_outputs(output, bundle), each.outputs, each.tolerances)

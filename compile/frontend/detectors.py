@@ -278,7 +278,8 @@ def _shapes(outputs: Sequence[Tensor], most: int = 12) -> str:
 
 def _segment(model: Model) -> tuple[Task, str]:
     shape = model.outputs[0].shape
-    height, width = model.input.size if model.input.layout else (0, 0)
+    image = model.image
+    height, width = image.size if image else (0, 0)
     ratios = [(a, shape[:a] + shape[a + 1 :]) for a in (1, 3) if len(shape) == 4]
     planes = [
         a
@@ -286,7 +287,7 @@ def _segment(model: Model) -> tuple[Task, str]:
         if rest[0] == 1 and rest[1] * width == rest[2] * height and shape[a] > 1
     ]
     if model.outputs[0].dtype == "float32" and planes:
-        axis = planes[-1] if model.input.layout == "NHWC" else planes[0]
+        axis = planes[-1] if image and image.layout == "NHWC" else planes[0]
         return Task(kind="segment", class_axis=axis), (
             f"task: segment; {shown(model.outputs[0].name)} {list(shape)} scores {shape[axis]} classes (axis {axis})"
         )
@@ -302,9 +303,9 @@ def _segment(model: Model) -> tuple[Task, str]:
 
 def _seen(model: Model) -> str:
     """A note for a detector that nothing is stated of."""
-    if not model.input.is_image:
+    if model.image is None:
         return ""
-    network = _network(model)
+    network = _network(model, model.image)
     for name, preset in PRESETS.items():
         try:
             preset(network)
@@ -317,7 +318,7 @@ def _seen(model: Model) -> str:
     return ""
 
 
-def _network(model: Model) -> _Network:
+def _network(model: Model, image: Tensor) -> _Network:
     producers = {name: node for node in model.proto.graph.node for name in node.output}
     passed = {
         "Reshape",
@@ -338,15 +339,15 @@ def _network(model: Model) -> _Network:
         return node is not None and node.op_type in ("Softmax", "Sigmoid")
 
     names = frozenset(x.name for x in model.outputs if activated(x.name))
-    return _Network(model.outputs, model.input.size, names)
+    return _Network(model.outputs, image.size, names)
 
 
 def _detect(decode: str, model: Model) -> tuple[Task, str]:
-    if not model.input.is_image:
+    if model.image is None:
         raise UserError(
-            f"--decode: the input {list(model.input.shape)} is no image, so no boxes lie in it; leave it out"
+            f"--decode: the input {list(model.inputs[0].shape)} is no image, so no boxes lie in it; leave it out"
         )
-    network = _network(model)
+    network = _network(model, model.image)
     given = {} if decode in PRESETS else _read(Path(decode))
     preset = str(given.pop("preset", "")) if decode not in PRESETS else decode
     try:

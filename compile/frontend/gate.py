@@ -1,6 +1,6 @@
 """The one place where an untrusted model is read.
 
-Its result is valid, static ONNX with one input. Anything else is refused in
+Its result is valid, static ONNX. Anything else is refused in
 one line that names the file. Nothing here imports TVM.
 """
 
@@ -15,7 +15,7 @@ import onnx
 
 from netship.bundle.manifest import ModelIdentity
 from netship.compile.frontend import checks, limits, opsets, shapes
-from netship.compile.frontend.fold import fold, value_of
+from netship.compile.frontend.fold import fold
 from netship.compile.frontend.formats import advice
 from netship.compile.frontend.model import Model
 from netship.compile.frontend.model_file import (
@@ -41,9 +41,9 @@ def load(
     """Read an ONNX file, with its external data, or a .tflite file, and check it.
 
     Args:
-        input_shapes: what ``--input-shape`` says, for the input's symbolic dimensions only.
-        layout: of the input; None infers it from the axis with 1 or 3 channels, an image of .tflite is NHWC; "data" says
-            that it is no image.
+        input_shapes: what ``--input-shape`` says, for symbolic dimensions of inputs only.
+        layout: of the image among the inputs; None infers it from the axis with 1 or 3 channels, an image of .tflite is NHWC; "data" says
+            that none is an image.
 
     Raises:
         UserError: one line that names the file and what is wrong with it.
@@ -58,7 +58,8 @@ def load(
     except Unfit as error:
         known = None if lite else advice(path)
         raise UserError(f"{where}: {known or error}") from None
-    if lite and len(proto.graph.input[0].type.tensor_type.shape.dim) == 4:
+    ranks = {len(each.type.tensor_type.shape.dim) for each in proto.graph.input}
+    if lite and 4 in ranks:
         layout = layout or "NHWC"
     identity = ModelIdentity(
         name=path.name, sha256=hashlib.sha256(data).hexdigest(), external_data=external
@@ -112,9 +113,12 @@ def _checked(
     checks.check_nodes(proto)
     checks.check_order(proto.graph)
     checks.check_all_inlined(proto)
-    source = shapes.only_input(proto.graph)
-    notes = shapes.make_static(source, input_shapes)
-    static = opsets.expanded(shapes.static_model(proto, source))
+    sources = shapes.real_inputs(proto.graph)
+    shapes.check_names(sources, input_shapes)
+    notes = [
+        note for each in sources for note in shapes.make_static(each, input_shapes)
+    ]
+    static = opsets.expanded(shapes.static_model(proto, sources))
     static = opsets.made_older(static)
     checks.check_weights(static)
     static, converted = as_float32(static)
@@ -123,14 +127,9 @@ def _checked(
     folded = fold(known)
     shapes.check_values(folded)
     outputs = shapes.outputs_of(folded)
-    tensor = shapes.tensor_of(
-        source.name,
-        value_of(static.graph.input[0]),
-        shapes.layout_of(source, layout),
-    )
     notes += converted
-    if tensor.dtype != "float32":
-        tensor = tensor.model_copy(update={"quantised": shapes.quantised_of(folded)})
+    inputs = shapes.tensors_of(folded, static.graph.input, layout)
     for output, inferred in zip(static.graph.output, folded.graph.output, strict=True):
         output.CopyFrom(inferred)
-    return Model(static, identity, tensor, outputs, shapes.is_softmax(folded), notes)
+    is_softmax = shapes.is_softmax(folded)
+    return Model(static, identity, inputs, outputs, is_softmax, tuple(notes))

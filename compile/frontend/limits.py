@@ -12,6 +12,7 @@ from netship.targets.escapes import shown
 
 MAX_NODES = 20_000
 MAX_WEIGHTS = 50_000
+MAX_INPUTS = 64
 MAX_OUTPUTS = 64
 # Inputs and outputs of one node.
 MAX_ARGUMENTS = 512

@@ -18,6 +18,7 @@ from netship.bundle.manifest import (
     Interpolation,
     Preprocessing,
     Tensor,
+    image_of,
 )
 from netship.bundle.task import Task
 from netship.compile.frontend import family
@@ -183,9 +184,9 @@ def load_sidecar(model: Path) -> Overrides:
 
 
 def resolve_preprocessing(
-    overrides: Overrides, own: Preprocessing | None, tensor: Tensor
+    overrides: Overrides, own: Preprocessing | None, tensors: Sequence[Tensor]
 ) -> tuple[Preprocessing | None, str]:
-    """The preprocessing of a model with this input tensor, and a note that says what it became; None where it is data.
+    """The preprocessing of a model with these inputs, and a note that says what it became; None where it is data.
 
     Args:
         overrides: what the user states.
@@ -202,17 +203,23 @@ def resolve_preprocessing(
             without the scale that says what they are relative to.
     """
     given = overrides.model_dump(exclude_none=True, exclude=_NOT_OF_PIXELS)
+    tensor = image_of(tensors)
     named = given.keys() & {"preprocessing", *_VALUES}
-    plain = own is None and tensor.is_image and tensor.dtype == "float32"
+    plain = own is None and tensor is not None and tensor.dtype == "float32"
     if overrides.decode in _PRESETS and plain and not named:
         # A decoder of known networks says how these see photographs.
         given["preprocessing"] = overrides.decode
-    if not tensor.is_image:
-        what = f"the input {list(tensor.shape)} is data, not an image"
+    if tensor is None:
+        shapes = ", ".join(f"{list(each.shape)}" for each in tensors)
+        what = f"the input {shapes} is data, not an image"
+        files = f".npy files of {tensors[0].dtype}"
+        if len(tensors) > 1:
+            what = f"the inputs {shapes} are data, none is an image"
+            files = ".npz files with an array for each"
         if given:
             names = ", --".join(map(_option, given))
             raise UserError(f"--{names}: {what}; leave it out")
-        return None, f"{what}: run and check take .npy files of {tensor.dtype}"
+        return None, f"{what}: run and check take {files}"
     height, width = tensor.size
     raw = tensor.dtype != "float32" and tensor.quantised is None
     if raw:

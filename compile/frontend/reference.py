@@ -31,7 +31,6 @@ class Reference:
     def __init__(self, model: Model, threads: int = 1) -> None:
         """Raises: UserError when ONNX Runtime refuses the model."""
         self._model = model
-        self._input = model.input.name
         self._outputs = [tensor.name for tensor in model.outputs]
         # The same coarse operator by another name.
         proto = as_qdq(model.proto, only="QLinearSoftmax")
@@ -51,13 +50,13 @@ class Reference:
         name = self._model.identity.name
         return Session(proto.SerializeToString(), name, threads=threads)
 
-    def run(self, tensor: NDArray[Any]) -> list[NDArray[Any]]:
+    def run(self, *tensors: NDArray[Any]) -> list[NDArray[Any]]:
         """One inference: every output of the graph, in the graph's order.
 
         Raises:
             UserError: an output has another shape than ONNX infers for it.
         """
-        outputs = self._session.run(self._outputs, {self._input: tensor})
+        outputs = self._session.run(self._outputs, self._model.feeds(tensors))
         for known, output in zip(self._model.outputs, outputs, strict=True):
             if output.shape != known.shape:
                 raise UserError(
@@ -67,15 +66,15 @@ class Reference:
                 )
         return outputs
 
-    def check(self, tensor: NDArray[Any]) -> Check:
+    def check(self, *tensors: NDArray[Any]) -> Check:
         """What a network in float32 must answer, and how near."""
-        answer = self.run(tensor)
-        return Check(tensor, answer, self.tolerances(tensor, answer))
+        answer = self.run(*tensors)
+        return Check(tensors, answer, self.tolerances(tensors, answer))
 
     def tolerances(
-        self, tensor: NDArray[Any], answer: Sequence[NDArray[Any]]
+        self, tensors: Sequence[NDArray[Any]], answer: Sequence[NDArray[Any]]
     ) -> list[NDArray[np.float32]]:
-        """Of each element of each output how far from ``answer``, which `run` gave for ``tensor``, it may be.
+        """Of each element of each output how far from ``answer``, which `run` gave for ``tensors``, it may be.
 
         It is for networks in float32: see compile/frontend/tolerance.py.
         """
@@ -85,16 +84,18 @@ class Reference:
         random = np.random.default_rng(1)
         moved = []
         for _ in range(_DISTURBED_RUNS):
-            inputs = {self._input: disturbed_input(tensor, random)}
-            moved.append(self._disturbed.run(self._outputs, inputs))
+            inputs = [disturbed_input(each, random) for each in tensors]
+            feeds = self._model.feeds(inputs)
+            moved.append(self._disturbed.run(self._outputs, feeds))
         return [
             tolerance(output, [each[k] for each in moved])
             for k, output in enumerate(answer)
         ]
 
-    def time(self, tensor: NDArray[Any], repeat: int) -> list[float]:
+    def time(self, tensors: Sequence[NDArray[Any]], repeat: int) -> list[float]:
         """Seconds of each of ``repeat`` inferences, as ONNX Runtime does them by default."""
-        return self._as_by_default.time(self._outputs, {self._input: tensor}, repeat)
+        feeds = self._model.feeds(tensors)
+        return self._as_by_default.time(self._outputs, feeds, repeat)
 
 
 def with_outputs(proto: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:

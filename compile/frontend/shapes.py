@@ -1,9 +1,9 @@
-"""The gate's checks of shapes: one static input, sizes within limits, the outputs."""
+"""The gate's checks of shapes: static inputs, sizes within limits, the outputs."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from math import prod
 from typing import Literal, cast
@@ -21,6 +21,7 @@ from netship.compile.frontend.fold import (
     value_of,
     values,
 )
+from netship.compile.frontend.limits import MAX_INPUTS
 from netship.compile.frontend.names import Unfit, node_label
 from netship.compile.frontend.preprocessing import Layout
 from netship.compile.frontend.widening import OTHER_FLOATS
@@ -43,33 +44,48 @@ _MOVES_ONLY = {
 _SAME_VALUES = _MOVES_ONLY | {"Cast", "DequantizeLinear", "QuantizeLinear"}
 
 
-def only_input(graph: onnx.GraphProto) -> onnx.ValueInfoProto:
-    """The one input that is not an initializer (IR 3 lists those as inputs too)."""
+def real_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    """Copies of the inputs that are no initializers (IR 3 lists those as inputs too)."""
     weights = {tensor.name for tensor in graph.initializer}
     real = [each for each in graph.input if each.name not in weights]
-    if len(real) != 1:
-        names = ", ".join(repr(shown(each.name)) for each in real[:5])
+    if not real:
+        raise Unfit("0 inputs, need at least one; export a network with inputs")
+    dtypes = [value_of(each)[0] for each in real]
+    if not {*_INPUTS, *OTHER_FLOATS}.intersection(dtypes):
+        raise Unfit(_wrong_dtype(f"input {shown(real[0].name)!r}", dtypes[0]))
+    if len(real) > MAX_INPUTS:
+        raise Unfit(f"{len(real)} inputs, more than the {MAX_INPUTS} allowed")
+    copies = []
+    for each in real:
+        copies.append(onnx.ValueInfoProto())
+        copies[-1].CopyFrom(each)
+    return copies
+
+
+def check_names(
+    sources: Sequence[onnx.ValueInfoProto], given: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Refuse a name of ``--input-shape`` that no input has."""
+    names = [each.name for each in sources]
+    for other in given.keys() - set(names):
+        known = " and ".join(repr(shown(each)) for each in names[:5])
+        verb = "is" if len(names) == 1 else "are"
         raise Unfit(
-            f"{len(real)} inputs ({names or 'none'}), need one; export one input"
+            f"--input-shape names {shown(other)!r}, but the input{'s' * (len(names) > 1)} {verb} {known}"
         )
-    source = onnx.ValueInfoProto()
-    source.CopyFrom(real[0])
-    return source
 
 
 def make_static(
     source: onnx.ValueInfoProto, given: Mapping[str, tuple[int, ...]]
 ) -> tuple[str, ...]:
-    """Fill the input's symbolic dimensions, in place: the batch with 1, others from ``given``.
+    """Fill an input's symbolic dimensions, in place: the batch with 1, others from ``given``.
 
     Returns:
         a note for each thing filled that the user did not name.
     """
     name = shown(source.name)
-    for other in given.keys() - {source.name}:
-        raise Unfit(f"--input-shape names {shown(other)!r}, but the input is {name!r}")
     dtype, shape = value_of(source)
-    if dtype not in (*_INPUTS, *OTHER_FLOATS):
+    if dtype not in (*_DTYPES, *OTHER_FLOATS):
         raise Unfit(_wrong_dtype(f"input {name!r}", dtype))
     if shape is None or len(shape) not in range(1, 5):
         found = (
@@ -138,9 +154,9 @@ def _named_apart(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
 
 
 def static_model(
-    proto: onnx.ModelProto, source: onnx.ValueInfoProto
+    proto: onnx.ModelProto, sources: Iterable[onnx.ValueInfoProto]
 ) -> onnx.ModelProto:
-    """A valid model with one input, without the shapes that were inferred from the original input."""
+    """A valid model with these inputs, without the shapes that were inferred from the original ones."""
     # IR 4 is the first whose initializers need not be inputs; 10 belongs to opset 22.
     static = onnx.ModelProto(ir_version=min(max(proto.ir_version, 4), 10))
     domains = {node.domain for node in proto.graph.node}
@@ -151,7 +167,7 @@ def static_model(
     )
     graph = static.graph
     graph.name = proto.graph.name or "graph"
-    graph.input.append(source)
+    graph.input.extend(sources)
     graph.node.extend(_named_apart(proto.graph.node))
     graph.initializer.extend(proto.graph.initializer)
     graph.output.extend(proto.graph.output)
@@ -268,9 +284,8 @@ def _wrong_dtype(label: str, dtype: int) -> str:
     return f"{label} is {name}, need float32; export a float32 model"
 
 
-def quantised_of(proto: onnx.ModelProto) -> Quantised | None:
-    """What an int8 or uint8 input means, where DequantizeLinear alone reads it, if in another shape or order of axes."""
-    name = proto.graph.input[0].name
+def quantised_of(proto: onnx.ModelProto, name: str) -> Quantised | None:
+    """What the int8 or uint8 input ``name`` means, where DequantizeLinear alone reads it, if in another shape or order of axes."""
     constants = {each.name: each for each in proto.graph.initializer}
     while True:
         readers = [node for node in proto.graph.node if name in node.input]
@@ -293,6 +308,41 @@ def quantised_of(proto: onnx.ModelProto) -> Quantised | None:
     if not 0 < scale < np.inf:
         return None
     return Quantised(scale=float(scale), zero=int(zero))
+
+
+def choices_of(proto: onnx.ModelProto, name: str) -> int:
+    """Of how many places the indices in the input ``name`` choose one; 0 where they are not known to be indices."""
+    known, same, counts = values(proto.graph), {name}, []
+    for node in proto.graph.node:
+        if node.op_type in _SAME_VALUES and node.input[0] in same:
+            same.update(node.output)
+        is_gather = node.op_type in ("Gather", "GatherElements")
+        sizes = known.get(node.input[0], UNKNOWN).sizes if node.input else None
+        if is_gather and node.input[1] in same and sizes:
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+            counts.append(sizes[axis])
+    return min(counts, default=0)
+
+
+def tensors_of(
+    proto: onnx.ModelProto, sources: Sequence[onnx.ValueInfoProto], given: Layout | None
+) -> tuple[Tensor, ...]:
+    """The inputs; of several only the first that may be an image has a layout."""
+    tensors: list[Tensor] = []
+    for source in sources:
+        layout = layout_of(source, given if len(sources) == 1 else None)
+        tensor = tensor_of(source.name, value_of(source), layout)
+        facts: dict[str, object] = {}
+        if len(sources) > 1:
+            is_first = not any(each.is_image for each in tensors)
+            is_image = tensor.is_image and is_first and given != "data"
+            facts["layout"] = (given or layout) if is_image else ""
+        if tensor.dtype in ("int8", "uint8"):
+            facts["quantised"] = quantised_of(proto, source.name)
+        elif tensor.dtype != "float32":
+            facts |= {"layout": "", "choices": choices_of(proto, source.name)}
+        tensors.append(tensor.model_copy(update=facts))
+    return tuple(tensors)
 
 
 def outputs_of(proto: onnx.ModelProto) -> tuple[Tensor, ...]:

@@ -63,10 +63,10 @@ def find(
     overrides = load_sidecar(path)
     model = gate.load(path, input_shapes, layout or overrides.layout)
     name = re.sub(r"[^\w.-]+", "-", path.stem).strip("-.") or "model"
-    if model.pixels is None or model.input.layout == "" or model.input.channels > 3:
+    if model.pixels is None or not model.inputs[0].is_image:
         return Source(name, model, None, overrides, "")
     low, high = model.pixels
-    own = family.preprocessing(*model.input.size).model_copy(
+    own = family.preprocessing(*model.inputs[0].size).model_copy(
         update={"scale": (high - low) / 255, "mean": (-low,), "std": (1.0,)}
     )
     note = f"preprocessing by default: pixels are the stored values of the input, {own.formula()}; {own.geometry()}"

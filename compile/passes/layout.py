@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -12,9 +13,15 @@ from netship.compile.ir.operators import Convolution, Identity, Table, Transpose
 from netship.compile.ir.pointwise import Pointwise
 
 
-def channels_first_input(graph: Graph) -> Graph:
-    """The input [1, height, width, channels] as [1, channels, height, width], which has the same memory in NHWC."""
-    (given,) = graph.inputs
+def channels_first_inputs(graph: Graph, names: Collection[str]) -> Graph:
+    """The inputs ``names`` [1, height, width, channels] as [1, channels, height, width], which have the same memory in NHWC."""
+    for given in graph.inputs:
+        if given.name in names:
+            graph = _channels_first(graph, given)
+    return graph
+
+
+def _channels_first(graph: Graph, given: Tensor) -> Graph:
     batch, height, width, channels = given.shape
     image = replace(given, shape=(batch, channels, height, width))
     copy = replace(given, name=graph.fresh_names()(f"{given.name}/in order"))
@@ -37,7 +44,8 @@ def channels_first_input(graph: Graph) -> Graph:
             copied = True
         return made
 
-    return replace(graph.rewritten(rule), inputs=(image,))
+    inputs = (image if each.name == given.name else each for each in graph.inputs)
+    return replace(graph.rewritten(rule), inputs=tuple(inputs))
 
 
 def channels_last(graph: Graph) -> Graph:

@@ -120,18 +120,18 @@ class _Outputs:
         return found
 
 
-def output_steps(graph: Graph, images: Sequence[Array]) -> tuple[float, ...]:
+def output_steps(graph: Graph, samples: Sequence[Sequence[Array]]) -> tuple[float, ...]:
     """What one step of each output stands for.
 
     Args:
-        images: inputs; an output that is computed in float32 has the step that it moves by on them.
+        samples: inputs, by inference; an output that is computed in float32 has the step that it moves by on them.
     """
     outputs = _Outputs(graph)
     found = [step or _LEAST_STEP for step in outputs.steps]
     if all(outputs.steps):
         return tuple(found)
-    for image in images:
-        values = evaluate.evaluate(graph, {graph.inputs[0].name: image})
+    for sample in samples:
+        values = evaluate.evaluate(graph, _feeds(graph, sample))
         for answers in outputs.moved(values, 1):
             for k, tensor in enumerate(graph.outputs):
                 if outputs.steps[k] is None:
@@ -141,10 +141,15 @@ def output_steps(graph: Graph, images: Sequence[Array]) -> tuple[float, ...]:
     return tuple(found)
 
 
+def _feeds(graph: Graph, tensors: Sequence[Array]) -> dict[str, Array]:
+    names = (each.name for each in graph.inputs)
+    return dict(zip(names, tensors, strict=True))
+
+
 def check(
-    graph: Graph, model: Model, image: NDArray[Any], reference: Reference
+    graph: Graph, model: Model, reference: Reference, *tensors: NDArray[Any]
 ) -> Check:
-    """The outputs for an input, which integer operators must give bit by bit.
+    """The outputs for the inputs of an inference, which integer operators must give bit by bit.
 
     A float operator between integers may round otherwise on another CPU; then `INT8_STEPS` decide.
 
@@ -155,8 +160,8 @@ def check(
     Raises:
         UserError: farther than ``INT8_STEPS`` from what ``reference`` answers.
     """
-    outputs, theirs = _Outputs(graph), reference.run(image)
-    values = evaluate.evaluate(graph, {graph.inputs[0].name: image})
+    outputs, theirs = _Outputs(graph), reference.run(*tensors)
+    values = evaluate.evaluate(graph, _feeds(graph, tensors))
     ours = [values[each.name] for each in graph.outputs]
     found = compare(ours, theirs, outputs.near(values, theirs, INT8_STEPS))
     if not found.passed:
@@ -166,4 +171,4 @@ def check(
             f"{INT8_STEPS}) on a golden input; give photographs with --golden, or report the model"
         )
     most = 0 if outputs.exact else INT8_STEPS
-    return Check(image, ours, outputs.near(values, ours, most))
+    return Check(tensors, ours, outputs.near(values, ours, most))

@@ -7,6 +7,7 @@ the images. The bias takes that back, so that no channel is shifted as a whole.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,16 +20,17 @@ from netship.compile.frontend.reference import with_outputs
 from netship.targets.onnx_runtime import Session
 
 Array = NDArray[np.float32]
+Feeds = Mapping[str, NDArray[Any]]
 
 
 def corrected(
-    proto: onnx.ModelProto, images: Sequence[Array], kept: Collection[str]
+    proto: onnx.ModelProto, images: Sequence[Feeds], kept: Collection[str]
 ) -> onnx.ModelProto:
     """The float32 network with the biases that its int8 weights ask for.
 
     Args:
-        proto: batch normalisation folded, one float32 input.
-        images: float32 tensors of the input's shape.
+        proto: batch normalisation folded.
+        images: the inputs of inferences, by name.
         kept: names of nodes whose weights are not quantised.
     """
     constants = {
@@ -89,16 +91,18 @@ def _shift(weights: Array, means: Array, groups: int) -> Array:
 
 
 def _means(
-    proto: onnx.ModelProto, names: Collection[str], images: Sequence[Array]
+    proto: onnx.ModelProto, names: Collection[str], images: Sequence[Feeds]
 ) -> Mapping[str, Array]:
     """Of each tensor [1, channels, …] the mean of each channel over all images."""
-    source = proto.graph.input[0].name
-    asked = sorted(set(names) - {source})
+    sources = {each.name for each in proto.graph.input}
+    asked = sorted(set(names) - sources)
     session = Session(with_outputs(proto, asked).SerializeToString(), "the network")
     sums: dict[str, Array] = {}
     for image in images:
-        found = session.run(asked, {source: image}) if asked else []
-        for name, values in zip((*asked, source), (*found, image), strict=True):
+        found = session.run(asked, dict(image)) if asked else []
+        known = {**image, **dict(zip(asked, found, strict=True))}
+        for name in names:
+            values = known[name]
             axes = (0, *range(2, values.ndim))
             sums[name] = sums.get(name, np.float32(0)) + values.mean(axis=axes)
     return {name: total / np.float32(len(images)) for name, total in sums.items()}

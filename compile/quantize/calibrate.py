@@ -10,7 +10,7 @@ from functools import partial
 from math import prod
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import onnx
@@ -31,6 +31,8 @@ from netship.targets.onnx_runtime import Session
 from netship.targets.progress import Progress
 
 Array = NDArray[np.float32]
+Sample = Sequence[NDArray[Any]]
+"""The inputs of one inference."""
 
 _Method = Literal["min-max", "percentile", "entropy"]
 # By our names: ONNX Runtime's.
@@ -59,7 +61,7 @@ class Calibrated(NamedTuple):
 
 def quantise(
     model: Model,
-    images: Sequence[Array],
+    samples: Sequence[Sample],
     unsigned: bool,
     progress: Progress,
     keep_float: Sequence[str] = (),
@@ -70,7 +72,7 @@ def quantise(
     output's type, so no range is left for it to cut.
 
     Args:
-        images: float32 tensors of the model's input shape.
+        samples: the inputs of inferences.
         unsigned: activations as uint8, which x86's dot product takes, in the place of int8.
         keep_float: names of nodes that are not quantised.
 
@@ -79,23 +81,23 @@ def quantise(
     """
     folded, reference = _folded(model), Reference(model)
     kept = _nodes(folded, model, keep_float)
-    expected = [reference.run(image) for image in images]
+    expected = [reference.run(*each) for each in samples]
     progress.stage("correcting biases for the rounding of weights")
-    source = bias.corrected(folded, images, kept)
+    source = bias.corrected(folded, [model.feeds(each) for each in samples], kept)
     # Its calibration ends the process with ONNX Runtime, where that crashes.
     candidates = run_in_child(
         _candidates,
-        *(source, model, images, unsigned, kept),
+        *(source, model, samples, unsigned, kept),
         stage=progress.stage,
         tick=progress.tick,
     )
     found: list[tuple[bool, float, _Method, Model]] = []
     for method, proto in candidates.items():
         candidate = Reference(replace(model, proto=proto))
-        answers = [candidate.run(image) for image in images]
+        answers = [candidate.run(*each) for each in samples]
         least = min(map(least_cosine, answers, expected))
         same = sum(map(same_class, answers, expected))
-        enough = is_enough(least, same if classifies(model) else len(images), images)
+        enough = is_enough(least, same if classifies(model) else len(samples), samples)
         found.append((enough, least, method, replace(model, proto=proto)))
     *_, method, best = max(found, key=lambda each: each[:2])
     return Calibrated(
@@ -103,7 +105,7 @@ def quantise(
     )
 
 
-def is_enough(least: float, same: int, images: Sequence[Array]) -> bool:
+def is_enough(least: float, same: int, images: Sequence[Sample]) -> bool:
     """Whether int8 loses so little that a build accepts it.
 
     Args:
@@ -192,7 +194,7 @@ def _make_biases_vectors(graph: onnx.GraphProto) -> None:
 def _candidates(
     folded: onnx.ModelProto,
     model: Model,
-    images: Sequence[Array],
+    samples: Sequence[Sample],
     unsigned: bool,
     kept: list[str],
     stage: Callable[[str], None],
@@ -207,9 +209,9 @@ def _candidates(
         source, path = Path(scratch) / "float.onnx", Path(scratch) / "int8.onnx"
         onnx.save(folded, source)
         for method, theirs in METHODS.items():
-            stage(f"calibrating by {method} on {counted(len(images), 'image')}")
+            stage(f"calibrating by {method} on {counted(len(samples), 'image')}")
 
-            feeds = iter([{model.input.name: image} for image in images])
+            feeds = map(model.feeds, samples)
             try:
                 quantization.quantize_static(
                     source,

@@ -31,7 +31,7 @@ from netship.compile.passes.half import (
     to_float16,
 )
 from netship.compile.passes.simplify import limits_of
-from netship.compile.quantize.simulation import Probe, costly, written
+from netship.compile.quantize.simulation import Probe, Sample, costly, written
 from netship.targets.errors import UserError
 from netship.targets.escapes import shown
 from netship.targets.onnx_runtime import Session
@@ -76,7 +76,7 @@ class Half:
 
 def prepare(
     model: Model,
-    images: Sequence[Array],
+    samples: Sequence[Sample],
     calibration: int,
     keep_float: Sequence[str],
     dump: passes.Dump,
@@ -84,7 +84,7 @@ def prepare(
     """The float16 form of a float32 network; what may overflow or vanish stays in float32.
 
     Args:
-        images: inputs by which ranges are known.
+        samples: the inputs of inferences by which ranges are known.
         calibration: how many of them, the first, are the user's.
         keep_float: nodes that stay in float32 on request.
 
@@ -92,7 +92,7 @@ def prepare(
         UserError: no such node, nothing is left for float16, or a float16 tensor is not finite where float32's is.
     """
     graph = passes.read(model.proto, BEFORE, dump)
-    ranges = _ranges(graph, model, images)
+    ranges = _ranges(graph, model, samples)
     kept = _kept(graph, ranges)
     names = {x: o for o in graph.operators for x in (o.name, *_names(o.outputs))}
     for name in keep_float:
@@ -102,7 +102,7 @@ def prepare(
                 "or that of its output"
             )
         kept[names[name].outputs[0].name] = "--keep-float"
-    kept |= costly(graph, model, kept, images)
+    kept |= costly(graph, model, kept, samples)
     half = to_float16(graph, kept)
     check(half)
     dump("to_float16", half)
@@ -112,7 +112,7 @@ def prepare(
         )
     facts = Float16(
         images=calibration,
-        seeded=len(images) - calibration,
+        seeded=len(samples) - calibration,
         float32=tuple(
             InFloat32(
                 tensor=operator.outputs[0].name,
@@ -131,7 +131,7 @@ def prepare(
             if is_long_sum(each) and is_half(each, kept)
         ),
     )
-    return Half(half, facts, _measured(model, graph, half, images))
+    return Half(half, facts, _measured(model, graph, half, samples))
 
 
 def graph_of(model: Model, facts: Float16) -> Graph:
@@ -155,9 +155,9 @@ class Float16Reference(Reference):
         self._moved: list[Session] = []
 
     def tolerances(
-        self, tensor: NDArray[Any], answer: Sequence[NDArray[Any]]
+        self, tensors: Sequence[NDArray[Any]], answer: Sequence[NDArray[Any]]
     ) -> list[NDArray[np.float32]]:
-        """Of each element of each output how far from ``answer``, which `run` gave for ``tensor``, it may be."""
+        """Of each element of each output how far from ``answer``, which `run` gave for ``tensors``, it may be."""
         random = np.random.default_rng(1)
         names = [each.name for each in self._graph.outputs]
         if not self._moved:
@@ -166,10 +166,13 @@ class Float16Reference(Reference):
                 self._moved.append(Session(data, self._model.identity.name))
         moved = []
         for session in self._moved:
-            given = tensor
-            if tensor.dtype.kind == "f":
-                given = (tensor * (1 + _noise(tensor.shape, random))).astype(np.float32)
-            moved.append(session.run(names, {self._input: given}))
+            given = [
+                each
+                if each.dtype.kind != "f"
+                else (each * (1 + _noise(each.shape, random))).astype(np.float32)
+                for each in tensors
+            ]
+            moved.append(session.run(names, self._model.feeds(given)))
         found = []
         for k, output in enumerate(answer):
             near = tolerance(output, [each[k] for each in moved], _FACTOR)
@@ -221,7 +224,7 @@ def _names(tensors: Sequence[Tensor | None]) -> list[str]:
     return [each.name for each in tensors if each is not None]
 
 
-def _ranges(graph: Graph, model: Model, images: Sequence[Array]) -> dict[str, Range]:
+def _ranges(graph: Graph, model: Model, samples: Sequence[Sample]) -> dict[str, Range]:
     made = [
         each.name
         for operator in graph.operators
@@ -229,10 +232,9 @@ def _ranges(graph: Graph, model: Model, images: Sequence[Array]) -> dict[str, Ra
         if each.dtype == "float32"
     ]
     found, probe = dict[str, Range](), Probe(graph, made, model)
-    for image in images:
-        seen = probe.run(image)
-        if model.input.dtype == "float32":
-            seen[model.input.name] = image
+    for sample in samples:
+        seen = probe.run(sample)
+        seen |= {k: v for k, v in model.feeds(sample).items() if v.dtype == np.float32}
         for name, value in seen.items():
             size = np.abs(value[np.isfinite(value)].astype(np.float64))
             before = found.get(name, Range(0.0, np.inf, True))
@@ -310,9 +312,9 @@ def _unfit_sum(operator: Operator, most: Mapping[str, float]) -> str:
 
 
 def _measured(
-    model: Model, graph: Graph, half: Graph, images: Sequence[Array]
+    model: Model, graph: Graph, half: Graph, samples: Sequence[Sample]
 ) -> dict[str, Any]:
-    """What float16 loses against float32 on the images, and the layer with the least signal to noise."""
+    """What float16 loses against float32 on the samples, and the layer with the least signal to noise."""
     layers = {
         operator.output.name: operator
         for operator in graph.operators
@@ -324,8 +326,8 @@ def _measured(
     noise, signal = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     same, least = 0, 1.0
     floating, rounded = (Probe(each, names, model) for each in (graph, half))
-    for image in images:
-        exact, ours = floating.run(image), rounded.run(image)
+    for sample in samples:
+        exact, ours = floating.run(sample), rounded.run(sample)
         for name in names:
             finite = np.isfinite(exact[name])
             if not np.isfinite(ours[name][finite]).all():
@@ -351,8 +353,8 @@ def _measured(
     classifies = len(outputs) == 1 and prod(shape) == max(shape, default=1)
     return {
         "cosine": round(least, 6),
-        "top1_agreement": same / len(images) if classifies else None,
-        "images": len(images),
+        "top1_agreement": same / len(samples) if classifies else None,
+        "images": len(samples),
         "worst_layer": label,
         "worst_decibels": round(float(ratios[worst]), 1),
     }

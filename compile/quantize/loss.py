@@ -15,6 +15,7 @@ from netship.compile.frontend.names import node_label
 from netship.compile.frontend.reference import Reference, with_outputs
 from netship.compile.quantize.calibrate import (
     Calibrated,
+    Sample,
     classifies,
     is_enough,
     least_cosine,
@@ -30,37 +31,37 @@ _DEQUANTISED = "_DequantizeLinear_Output"
 
 
 def compare(
-    model: Model, calibrated: Calibrated, images: Sequence[Array]
+    model: Model, calibrated: Calibrated, samples: Sequence[Sample]
 ) -> dict[str, Any]:
     """int8 against float32 on the calibration images; ``top1_agreement`` is None where no class has one score."""
     floating, ours = Reference(model), Reference(calibrated.model)
-    answers = [(ours.run(x), floating.run(x)) for x in images]
+    answers = [(ours.run(*x), floating.run(*x)) for x in samples]
     same = sum(same_class(a, b) for a, b in answers)
     return {
         "cosine": round(min(least_cosine(a, b) for a, b in answers), 6),
-        "top1_agreement": same / len(images) if classifies(model) else None,
-        "images": len(images),
+        "top1_agreement": same / len(samples) if classifies(model) else None,
+        "images": len(samples),
         "cosine_by_method": calibrated.cosines,
     }
 
 
 def verdict(
-    measured: dict[str, Any], calibrated: Calibrated, images: Sequence[Array]
+    measured: dict[str, Any], calibrated: Calibrated, samples: Sequence[Sample]
 ) -> str:
     """What int8 loses, and where most, if it is too much; else empty."""
     agreement, least = measured["top1_agreement"], measured["cosine"]
-    same = round((1 if agreement is None else agreement) * len(images))
-    if is_enough(least, same, images):
+    same = round((1 if agreement is None else agreement) * len(samples))
+    if is_enough(least, same, samples):
         return ""
-    layer, decibels = worst_layer(calibrated, images[0])
-    of_classes = f"top-1 as float32's on {same} of {counted(len(images), 'image')}, "
+    layer, decibels = worst_layer(calibrated, samples[0])
+    of_classes = f"top-1 as float32's on {same} of {counted(len(samples), 'image')}, "
     return (
         f"int8 loses too much: {of_classes if agreement is not None else ''}cosine {least:.4f} (at "
         f"least {INT8_COSINE}); most at {layer} (signal to noise {decibels:.1f} dB)"
     )
 
 
-def worst_layer(calibrated: Calibrated, image: Array) -> tuple[str, float]:
+def worst_layer(calibrated: Calibrated, sample: Sample) -> tuple[str, float]:
     """The layer at which the signal to quantisation noise falls most, and the ratio after it in dB."""
     quantised = calibrated.model.proto
     makers = {
@@ -72,8 +73,10 @@ def worst_layer(calibrated: Calibrated, image: Array) -> tuple[str, float]:
         if node.op_type == "DequantizeLinear"
     }
     pairs = [(after, name) for after, name in dequantised.items() if name in makers]
-    ours = _outputs(quantised, [after for after, _ in pairs], calibrated, image)
-    theirs = _outputs(calibrated.folded, [name for _, name in pairs], calibrated, image)
+    ours = _outputs(quantised, [after for after, _ in pairs], calibrated, sample)
+    theirs = _outputs(
+        calibrated.folded, [name for _, name in pairs], calibrated, sample
+    )
     energies = [
         ((b**2).sum() or 1e-30, ((a - b) ** 2).sum() or 1e-30)
         for a, b in zip(ours, theirs, strict=True)
@@ -86,9 +89,9 @@ def worst_layer(calibrated: Calibrated, image: Array) -> tuple[str, float]:
 
 
 def _outputs(
-    proto: onnx.ModelProto, names: list[str], calibrated: Calibrated, image: Array
+    proto: onnx.ModelProto, names: list[str], calibrated: Calibrated, sample: Sample
 ) -> list[Array]:
     data = with_outputs(proto, names).SerializeToString()
     session = Session(data, calibrated.model.identity.name)
-    found = session.run(names, {calibrated.model.input.name: image})
+    found = session.run(names, calibrated.model.feeds(sample))
     return [each.astype(np.float64) for each in found]

@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from netship.bundle import inputs
-from netship.bundle.golden import seeded_inputs
+from netship.bundle.golden import of_all, seeded_inputs
 from netship.bundle.manifest import CalibrationImage, Preprocessing, Quantisation
 from netship.bundle.store import sha256_of
 from netship.compile import passes
@@ -23,7 +23,7 @@ from netship.compile.ir.graph import Graph
 from netship.compile.ir.operators import islands
 from netship.compile.quantize import loss
 from netship.compile.quantize.answer import output_steps
-from netship.compile.quantize.calibrate import quantise
+from netship.compile.quantize.calibrate import Sample, quantise
 from netship.targets.errors import UserError
 from netship.targets.escapes import counted, listed, shown
 from netship.targets.progress import Progress
@@ -98,27 +98,29 @@ def prepare(
         return None
     if given:
         graph = _read_graph(model, dump, strict)
-        steps = output_steps(graph, seeded_inputs(model.input, preprocessing))
+        steps = output_steps(graph, of_all(seeded_inputs, model.inputs, preprocessing))
         return Int8(model, graph, Quantisation(output_steps=steps), {})
     if not calibration:
         raise UserError(
             "--quantize int8: needs --calibration PHOTOS, a folder of 16 or more images of the kind that "
             "the network will see"
         )
-    if model.input.dtype != "float32":
+    dtypes = [each.dtype for each in model.inputs]
+    if not {"int8", "uint8"}.isdisjoint(dtypes):
+        found_types = " and ".join(dict.fromkeys(dtypes))
         raise UserError(
-            f"{model.identity.name}: its input is {model.input.dtype}, int8 is made of a float32 input; export it with one"
+            f"{model.identity.name}: its input is {found_types}, int8 is made of a float32 input; export it with one"
         )
-    found = inputs.find(calibration, model.input)
+    found = inputs.find(calibration, model.inputs)
     if len(found) > MAX_IMAGES:
         progress.note(f"calibration: the first {MAX_IMAGES} of {len(found)} images")
-    images, tensors, skipped = _read(found[:MAX_IMAGES], model, preprocessing, progress)
-    calibrated = quantise(model, tensors, unsigned, progress, keep_float)
+    images, samples, skipped = _read(found[:MAX_IMAGES], model, preprocessing, progress)
+    calibrated = quantise(model, samples, unsigned, progress, keep_float)
     graph = _read_graph(calibrated.model, dump, strict)
     progress.stage("comparing int8 with float32")
-    measured = loss.compare(model, calibrated, tensors)
+    measured = loss.compare(model, calibrated, samples)
     progress.finish()
-    if lost := loss.verdict(measured, calibrated, tensors):
+    if lost := loss.verdict(measured, calibrated, samples):
         if trained and not accept_loss:
             raise UserError(
                 f"{lost}: calibrate with more and fitting photographs, leave that layer in float32 (--keep-float NODE), "
@@ -134,7 +136,7 @@ def prepare(
         skipped=skipped,
         keep_float=tuple(keep_float),
         accepted_loss=lost if accept_loss else "",
-        output_steps=output_steps(graph, tensors[:2]),
+        output_steps=output_steps(graph, samples[:2]),
     )
     return Int8(calibrated.model, graph, facts, measured)
 
@@ -168,11 +170,12 @@ def _read(
     model: Model,
     preprocessing: Preprocessing | None,
     progress: Progress,
-) -> tuple[tuple[CalibrationImage, ...], list[Array], int]:
-    images, tensors = [], []
+) -> tuple[tuple[CalibrationImage, ...], list[Sample], int]:
+    images: list[CalibrationImage] = []
+    samples: list[Sample] = []
     for path in found:
         try:
-            tensors.append(inputs.read(path, model.input, preprocessing).tensor)
+            samples.append(inputs.read(path, model.inputs, preprocessing).tensors)
         except UserError as error:
             progress.note(f"calibration: skipped {error}")
             continue
@@ -190,4 +193,4 @@ def _read(
         progress.note(
             f"calibration: only {counted(len(images), 'image')}; with fewer than {FEW_IMAGES} the ranges are chance"
         )
-    return tuple(images), tensors, skipped
+    return tuple(images), samples, skipped

@@ -18,6 +18,7 @@ from netship.compile.passes.half import LARGEST, is_half, to_float16
 from netship.targets.onnx_runtime import Session
 
 Array = NDArray[Any]
+Sample = Sequence[Array]
 
 # Bytes of tensors that are read from one inference.
 _AT_ONCE = 1 << 28
@@ -93,7 +94,7 @@ class Probe:
     """Tensors of a network by ONNX Runtime, from several inferences where they take much memory."""
 
     def __init__(self, graph: Graph, names: Sequence[str], model: Model) -> None:
-        proto, self._input = written(graph), model.input.name
+        proto, self._feeds = written(graph), model.feeds
         self._halves = {
             name for name, each in graph.tensors.items() if each.dtype == "float16"
         }
@@ -107,11 +108,11 @@ class Probe:
             data = with_outputs(proto, taken).SerializeToString()
             self._sessions.append((taken, Session(data, model.identity.name)))
 
-    def run(self, image: Array) -> dict[str, Array]:
+    def run(self, sample: Sample) -> dict[str, Array]:
         """Every tensor; what float16 has no room for is infinite."""
         found = dict[str, Array]()
         for names, each in self._sessions:
-            found |= zip(names, each.run(names, {self._input: image}), strict=True)
+            found |= zip(names, each.run(names, self._feeds(sample)), strict=True)
         for name in self._halves & found.keys():
             value = found[name]
             over = np.abs(value) > LARGEST
@@ -120,7 +121,7 @@ class Probe:
 
 
 def costly(
-    graph: Graph, model: Model, kept: Collection[str], images: Sequence[Array]
+    graph: Graph, model: Model, kept: Collection[str], samples: Sequence[Sample]
 ) -> dict[str, str]:
     """The neighbours that cause most of the error at the outputs, where it is large, by the name of the first output.
 
@@ -134,14 +135,15 @@ def costly(
         the reason of each.
     """
     outputs = [each.name for each in graph.outputs if each.dtype == "float32"]
-    exact = [Probe(graph, outputs, model).run(image) for image in images[:_FEW_IMAGES]]
+    few = samples[:_FEW_IMAGES]
+    exact = [Probe(graph, outputs, model).run(each) for each in few]
 
     def error(group: Sequence[str]) -> float:
         probe = Probe(to_float16(graph, {*kept, *group}), outputs, model)
         return max(
             (
-                _error(probe.run(image)[name], known[name])
-                for image, known in zip(images, exact)
+                _error(probe.run(sample)[name], known[name])
+                for sample, known in zip(few, exact, strict=True)
                 for name in outputs
             ),
             default=0.0,

@@ -25,7 +25,7 @@ namespace {
 
 using picojson::value;
 
-constexpr int kFormatVersion = 3;
+constexpr int kFormatVersion = 4;
 constexpr size_t kLargestManifest = 4 << 20, kLargestTensor = size_t{1} << 29, kMostDimensions = 8;
 constexpr int kDeepest = 32;
 constexpr long kLargestDimension = 1 << 24;
@@ -236,16 +236,16 @@ void check_size(const std::string& path, size_t bytes) {
                   std::to_string(bytes) + kAgain};
 }
 
-// The paths of a list of files with one for each output, of its size; tolerances are float32.
-std::vector<std::string> one_an_output(const Bundle& bundle, const std::string& folder,
-                                       const std::map<std::string, std::string>& files, const Node& list,
-                                       bool tolerances) {
+// The paths of a list of files with one for each tensor, of its size; tolerances are float32.
+std::vector<std::string> one_a_tensor(const std::vector<Tensor>& tensors, const char* what, const std::string& folder,
+                                      const std::map<std::string, std::string>& files, const Node& list,
+                                      bool tolerances) {
   std::vector<std::string> paths;
   for (auto& file : list.list()) paths.push_back(inside(folder, named(files, file.text(), file.where())));
-  if (paths.size() != bundle.outputs.size()) invalid(list.where(), "has not one file an output");
+  if (paths.size() != tensors.size()) invalid(list.where(), std::string("has not one file an ") + what);
   for (size_t index = 0; index < paths.size(); index++) {
-    const Tensor& output = bundle.outputs[index];
-    check_size(paths[index], tolerances ? sizeof(float) * output.size : output.bytes());
+    const Tensor& tensor = tensors[index];
+    check_size(paths[index], tolerances ? sizeof(float) * tensor.size : tensor.bytes());
   }
   return paths;
 }
@@ -276,15 +276,14 @@ Bundle open_bundle(const std::string& given) {
   bundle.library = inside(folder, named(files, root["library"].text(), "library"));
   bundle.threads = static_cast<int>(root["threads"].number(1, kMostThreads));
   bundle.files = files.size();
-  bundle.input = tensor_of(root["input"]);
+  for (auto& input : root["inputs"].list()) bundle.inputs.push_back(tensor_of(input));
+  if (bundle.inputs.empty()) invalid("inputs", "is empty");
   for (auto& output : root["outputs"].list()) bundle.outputs.push_back(tensor_of(output));
   if (bundle.outputs.empty()) invalid("outputs", "is empty");
   for (auto& pair : root["golden"].list()) {
-    Golden golden{inside(folder, named(files, pair["input"].text(), pair.where())), {}, {}};
-    check_size(golden.input, bundle.input.bytes());
-    golden.outputs = one_an_output(bundle, folder, files, pair["outputs"], false);
-    golden.tolerances = one_an_output(bundle, folder, files, pair["tolerances"], true);
-    bundle.golden.push_back(golden);
+    bundle.golden.push_back({one_a_tensor(bundle.inputs, "input", folder, files, pair["inputs"], false),
+                             one_a_tensor(bundle.outputs, "output", folder, files, pair["outputs"], false),
+                             one_a_tensor(bundle.outputs, "output", folder, files, pair["tolerances"], true)});
   }
   if (bundle.golden.empty()) invalid("golden", "is empty");
   check_machine(bundle.library, root["target"]["machine"].text(), bundle.target);

@@ -10,8 +10,7 @@
 namespace netship {
 
 struct Golden {
-  std::string input;
-  std::vector<std::string> outputs, tolerances;
+  std::vector<std::string> inputs, outputs, tolerances;
 };
 
 // A type of elements: numpy's name, bytes, and code and bits of a DLDataType.
@@ -34,8 +33,7 @@ struct Tensor {
 struct Bundle {
   bool standalone;
   std::string name, model, target, library;
-  Tensor input;
-  std::vector<Tensor> outputs;
+  std::vector<Tensor> inputs, outputs;
   std::vector<Golden> golden;
   int threads;
   size_t files;

@@ -94,7 +94,7 @@ Options parse(int count, char** words) {
 
 // A loaded network, which runs one inference and returns every output.
 struct Network {
-  std::function<void(const Bytes&)> set_input;
+  std::function<void(const std::vector<Bytes>&)> set_inputs;
   std::function<void()> run;
   std::function<std::vector<Bytes>()> outputs;
 };
@@ -114,9 +114,13 @@ Network load_graph(const Bundle& bundle) {
   tvm::runtime::Module executor = create(cpu);
   PackedFunc input = executor.GetFunction("get_input"), run = executor.GetFunction("run"),
              output = executor.GetFunction("get_output");
-  NDArray tensor = input(bundle.input.name);
-  if (!is(tensor, bundle.input))
-    throw Refusal{bundle.library + ": its input is not the manifest's; build the bundle again"};
+  std::vector<NDArray> tensors;
+  for (const Tensor& port : bundle.inputs) {
+    int index = executor.GetFunction("get_input_index")(port.name);
+    if (index < 0 || !is(input(port.name), port))
+      throw Refusal{bundle.library + ": its inputs are not the manifest's; build the bundle again"};
+    tensors.push_back(input(port.name));
+  }
   auto read = [=] {
     std::vector<Bytes> all;
     for (size_t index = 0; index < bundle.outputs.size(); index++) {
@@ -130,7 +134,9 @@ Network load_graph(const Bundle& bundle) {
     return all;
   };
   // The library stays loaded as long as its functions.
-  return {[=](const Bytes& values) mutable { tensor.CopyFromBytes(values.data(), values.size()); },
+  return {[=](const std::vector<Bytes>& values) mutable {
+            for (size_t k = 0; k < tensors.size(); k++) tensors[k].CopyFromBytes(values[k].data(), values[k].size());
+          },
           [=, keep = library, executor_too = executor] { run(); }, read};
 }
 
@@ -143,30 +149,31 @@ Function* look_up(void* library, const Bundle& bundle, const char* name) {
   return reinterpret_cast<Function*>(found);
 }
 
-// MAX_OUTPUTS of compile/frontend/limits.py.
-constexpr size_t kMostOutputs = 64;
+// MAX_INPUTS and MAX_OUTPUTS of compile/frontend/limits.py.
+constexpr size_t kMostPorts = 64;
 
 template <size_t>
 using Pointer = void*;
 
 template <size_t... I>
-int call_with(void* run, void* instance, const void* input, std::vector<Bytes>& outputs, std::index_sequence<I...>) {
-  auto function = reinterpret_cast<int (*)(void*, const void*, Pointer<I>...)>(run);
-  return function(instance, input, outputs[I].data()...);
+int call_with(void* run, void* instance, const std::vector<void*>& ports, std::index_sequence<I...>) {
+  auto function = reinterpret_cast<int (*)(void*, Pointer<I>...)>(run);
+  return function(instance, ports[I]...);
 }
 
-// One inference by a function that takes a pointer for each of the outputs, N at most.
-template <size_t N = kMostOutputs>
-int call_run(void* run, void* instance, const void* input, std::vector<Bytes>& outputs) {
-  if constexpr (N > 1)
-    if (outputs.size() < N) return call_run<N - 1>(run, instance, input, outputs);
-  return call_with(run, instance, input, outputs, std::make_index_sequence<N>());
+// One inference by a function that takes a pointer for each of the inputs and outputs, N at most.
+template <size_t N = 2 * kMostPorts>
+int call_run(void* run, void* instance, const std::vector<void*>& ports) {
+  if constexpr (N > 2)
+    if (ports.size() < N) return call_run<N - 1>(run, instance, ports);
+  return call_with(run, instance, ports, std::make_index_sequence<N>());
 }
 
 Network load_standalone(const Bundle& bundle, int threads) {
-  if (bundle.outputs.size() > kMostOutputs)
-    throw Refusal{"manifest.json: a standalone library has at most " + std::to_string(kMostOutputs) +
-                  " outputs; build the bundle again"};
+  for (auto [count, what] : {std::pair{bundle.inputs.size(), " inputs"}, std::pair{bundle.outputs.size(), " outputs"}})
+    if (count > kMostPorts)
+      throw Refusal{"manifest.json: a standalone library has at most " + std::to_string(kMostPorts) + what +
+                    "; build the bundle again"};
   void* library = dlopen(bundle.library.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) throw Refusal{std::string(dlerror()) + "; build the bundle again"};
   auto create = look_up<void*(int)>(library, bundle, "create");
@@ -179,14 +186,21 @@ Network load_standalone(const Bundle& bundle, int threads) {
   };
   void* instance = create(threads);
   if (instance == nullptr) refuse_with(last_error());
-  auto input = std::make_shared<Bytes>(bundle.input.bytes());
+  auto inputs = std::make_shared<std::vector<Bytes>>();
+  for (const Tensor& tensor : bundle.inputs) inputs->emplace_back(tensor.bytes());
   // Floats that the library does not write stay NaN, which is never a right answer.
   auto outputs = std::make_shared<std::vector<Bytes>>();
   for (const Tensor& tensor : bundle.outputs) outputs->emplace_back(tensor.bytes(), 0xff);
+  std::vector<void*> ports;
+  for (auto* side : {inputs.get(), outputs.get()})
+    for (Bytes& values : *side) ports.push_back(values.data());
   auto infer = [=] {
-    if (int code = call_run(run, instance, input->data(), *outputs)) refuse_with(code);
+    if (int code = call_run(run, instance, ports)) refuse_with(code);
   };
-  return {[=](const Bytes& values) { *input = values; }, infer, [=] { return *outputs; }};
+  auto set = [=](const std::vector<Bytes>& values) {
+    for (size_t k = 0; k < values.size(); k++) std::copy(values[k].begin(), values[k].end(), (*inputs)[k].begin());
+  };
+  return {set, infer, [=] { return *outputs; }};
 }
 
 Bytes read_bytes(const std::string& path, size_t size) {
@@ -271,7 +285,9 @@ Error check_golden(const Bundle& bundle, const Network& network) {
   Error worst;
   for (size_t index = 0; index < bundle.golden.size(); index++) {
     const Golden& golden = bundle.golden[index];
-    network.set_input(read_input(golden.input, bundle.input));
+    std::vector<Bytes> inputs;
+    for (size_t k = 0; k < bundle.inputs.size(); k++) inputs.push_back(read_input(golden.inputs[k], bundle.inputs[k]));
+    network.set_inputs(inputs);
     begin_metered();
     network.run();
     end_metered();

@@ -94,12 +94,12 @@ void trace_step(int32_t step) {
 #define PAINT 0xA5A5A5A5u
 
 /* The bytes of stack that a call used: the painted words below the caller's frame that it wrote to. */
-static __attribute__((noinline)) int32_t measure_stack(INPUT_TYPE *image, int32_t *code) {
+static __attribute__((noinline)) int32_t measure_stack(int32_t *code) {
   volatile uint32_t *const here = (volatile uint32_t *)__builtin_frame_address(0) - 64;
   for (volatile uint32_t *word = stack_bottom; word < here; word++) *word = PAINT;
   /* An interrupt would take stack too. */
   __asm__ volatile("cpsid i" ::: "memory");
-  *code = FUNCTION(NAME, _run)(image, OUTPUTS, &arena);
+  *code = FUNCTION(NAME, _run)(INPUTS, OUTPUTS, &arena);
   __asm__ volatile("cpsie i" ::: "memory");
   volatile uint32_t *word = stack_bottom;
   while (word < here && *word == PAINT) word++;
@@ -107,9 +107,15 @@ static __attribute__((noinline)) int32_t measure_stack(INPUT_TYPE *image, int32_
 }
 #endif
 
+/* Whether the inputs of one more inference are there. */
+static int read_inputs(int32_t file) {
+  for (int i = 0; i < PLACES; i++)
+    if (transfer(SYS_READ, file, arena.bytes + places[i].begin, places[i].bytes) != 0) return 0;
+  return 1;
+}
+
 static void work(void) {
   int32_t figures[4] = {0};
-  INPUT_TYPE *const image = (INPUT_TYPE *)(arena.bytes + INPUT_OFFSET);
   const int32_t in = open_file("input.bin", 1, 9), out = open_file("output.bin", 5, 10);
   const int32_t report = open_file("figures.bin", 5, 11);
   if (in < 0 || out < 0 || report < 0) leave(100);
@@ -117,19 +123,19 @@ static void work(void) {
   const int probe = open_file("probe.bin", 1, 9) >= 0;
   if (probe) figures[0] = FUNCTION(NAME, _self_test)(OUTPUTS, &arena);
 #endif
-  while (transfer(SYS_READ, in, image, INPUT_BYTES) == 0) {
+  while (read_inputs(in)) {
     rounds = 0;
 #ifdef TRACE
     trace_last = now();
 #endif
     const uint32_t start = now();
-    figures[1] = FUNCTION(NAME, _run)(image, OUTPUTS, &arena);
+    figures[1] = FUNCTION(NAME, _run)(INPUTS, OUTPUTS, &arena);
     figures[3] = (int32_t)(now() - start);
     if (figures[1] != 0) leave(101);
     if (transfer(SYS_WRITE, out, outputs.bytes, OUTPUT_BYTES) != 0) leave(102);
 #ifndef TRACE
-    /* The input may be overwritten by now; the stack does not depend on it. */
-    if (probe && figures[2] == 0) figures[2] = measure_stack(image, &figures[1]);
+    /* The inputs may be overwritten by now; the stack does not depend on it. */
+    if (probe && figures[2] == 0) figures[2] = measure_stack(&figures[1]);
 #endif
     if (transfer(SYS_WRITE, report, figures, sizeof figures) != 0) leave(102);
   }

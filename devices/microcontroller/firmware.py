@@ -83,14 +83,16 @@ def definitions(project: Path, name: str, interface: Firmware) -> list[str]:
             interface.outputs, interface.output_offsets, strict=False
         )
     )
+    ports = list(zip(interface.inputs, interface.input_offsets, strict=True))
+    inputs = (f"({C_TYPES[x.dtype]}*)(arena.bytes+{offset})" for x, offset in ports)
+    places = (f"{{{offset},{x.nbytes}}}" for x, offset in ports)
     values = {
         "NAME": name,
-        "INPUT_TYPE": C_TYPES[interface.input.dtype],
+        "INPUTS": ",".join(inputs),
+        "INPUT_PLACES": ",".join(places),
         "OUTPUTS": ",".join(outputs),
-        "INPUT_BYTES": interface.input.nbytes,
         "OUTPUT_BYTES": interface.output_bytes,
         "ARENA_BYTES": interface.arena_bytes,
-        "INPUT_OFFSET": interface.input_offset,
         "STEPS": interface.steps,
     }
     header = ("-include", str(project / f"{name}.h"))
@@ -171,20 +173,20 @@ def compile_firmware(
 def run_firmware(
     image: Image,
     interface: Firmware,
-    inputs: NDArray[Any],
+    inputs: Sequence[bytes],
     folder: Path,
     timeout: float,
     *,
     probe: bool = True,
     plugin: str = "",
 ) -> Run:
-    """Start the board with ``inputs``, [inputs, values] as they are stored, and wait for its end.
+    """Start the board with ``inputs``, those of each inference as they are stored, and wait for its end.
 
     Args:
         probe: first run the self-test and measure the stack, which takes two more inferences.
         plugin: a plugin for QEMU, with its arguments.
     """
-    (folder / "input.bin").write_bytes(inputs.astype(interface.input.dtype).tobytes())
+    (folder / "input.bin").write_bytes(b"".join(inputs))
     if probe:
         (folder / "probe.bin").touch()
     else:

@@ -1,6 +1,6 @@
 /* The memory of a generated network, for both harnesses; its own header is included before.
- * Compiled with -DNAME=…, -DINPUT_TYPE=int8_t or float …, -DINPUT_BYTES=…, -DOUTPUT_BYTES=…, -DARENA_BYTES=…, -DINPUT_OFFSET=…,
- * -DOUTPUTS=…: pointers into `outputs`, one for each output.
+ * Compiled with -DNAME=…, -DOUTPUT_BYTES=…, -DARENA_BYTES=…, -DINPUTS=… and -DOUTPUTS=…: pointers into `arena` and
+ * `outputs`, one for each; -DINPUT_PLACES=…: of each input where in the arena it begins, and its bytes.
  */
 #ifndef HARNESS_H
 #define HARNESS_H
@@ -18,5 +18,10 @@ static union {
   uint8_t bytes[OUTPUT_BYTES];
   uint64_t aligned;
 } outputs;
+
+static const struct {
+  uint32_t begin, bytes;
+} places[] = {INPUT_PLACES};
+enum { PLACES = sizeof places / sizeof places[0] };
 
 #endif

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ _SECONDS = 600.0
 
 
 def run_on_host(
-    project: Path, name: str, interface: Firmware, inputs: NDArray[Any]
+    project: Path, name: str, interface: Firmware, inputs: Sequence[bytes]
 ) -> list[list[NDArray[Any]]]:
-    """[inputs, values], as they are stored, through the C project ``name`` → of each the outputs, flat."""
+    """The inputs of inferences, as they are stored, through the C project ``name`` → of each the outputs, flat."""
     target = native()
     with tempfile.TemporaryDirectory(prefix="netship-") as scratch:
         program = Path(scratch) / "host"
@@ -40,7 +41,7 @@ def run_on_host(
         try:
             result = subprocess.run(
                 [str(program)],
-                input=inputs.astype(interface.input.dtype).tobytes(),
+                input=b"".join(inputs),
                 capture_output=True,
                 timeout=_SECONDS,
                 check=False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,23 @@ from netship.devices.microcontroller.firmware import (
     run_firmware,
 )
 from netship.devices.microcontroller.host import run_on_host
-from netship.devices.sessions.session import Origin, Outputs, Session, check_input
+from netship.devices.sessions.session import Origin, Outputs, Session, check_inputs
 from netship.targets.errors import UserError
 
 _SECONDS = 600.0
 
 
-def to_input(tensor: NDArray[Any], bundle: Bundle) -> NDArray[Any]:
-    """The input tensor as the C takes it, of rank 4 with its channels last, flat."""
-    interface, wanted = interface_of(bundle).input, bundle.manifest.input
-    check_input(tensor, wanted)
+def to_input(tensors: Sequence[NDArray[Any]], bundle: Bundle) -> bytes:
+    """The inputs of an inference as the C takes them one after the other, of rank 4 with their channels last."""
+    wanted = bundle.manifest.inputs
+    check_inputs(tensors, wanted)
+    ports = zip(tensors, interface_of(bundle).inputs, wanted, strict=True)
+    return b"".join(_stored(*each).tobytes() for each in ports)
+
+
+def _stored(
+    tensor: NDArray[Any], interface: FirmwareTensor, wanted: Tensor
+) -> NDArray[Any]:
     values: NDArray[Any] = tensor
     if wanted.dtype != "float32":
         # The kernels store uint8 as int8 with a zero point 128 lower.
@@ -43,7 +50,7 @@ def to_input(tensor: NDArray[Any], bundle: Bundle) -> NDArray[Any]:
     # As outputs, also what is data.
     if values.ndim == 4 and wanted.layout != "NHWC":
         values = values.transpose(0, 2, 3, 1)
-    return values.ravel()
+    return np.ascontiguousarray(values, interface.dtype)
 
 
 def from_outputs(outputs: list[NDArray[Any]], bundle: Bundle) -> Outputs:
@@ -131,11 +138,11 @@ class FirmwareSession(Session):
     ) -> None:
         self._bundle, self.image, self._folder = bundle, image, folder
         self._interface = interface_of(bundle)
-        self._runs: list[tuple[NDArray[Any], Run]] = []
+        self._runs: list[tuple[bytes, Run]] = []
 
-    def run(self, tensor: NDArray[Any]) -> Outputs:
+    def run(self, *tensors: NDArray[Any]) -> Outputs:
         """As `Session.run`; the first one is preceded by the project's self-test."""
-        inputs = to_input(tensor, self._bundle)[np.newaxis]
+        inputs = to_input(tensors, self._bundle)
         run = self._start(self.image, inputs, probe=not self._runs)
         if run.self_test:
             raise UserError(
@@ -145,7 +152,7 @@ class FirmwareSession(Session):
         self._runs.append((inputs, run))
         return from_outputs(run.outputs[0], self._bundle)
 
-    def time(self, tensor: NDArray[Any], repeat: int) -> list[float]:
+    def time(self, tensors: Sequence[NDArray[Any]], repeat: int) -> list[float]:
         """Raises: UserError always, as the emulator's times say nothing of the board."""
         raise UserError(
             "--repeat: an emulated microcontroller has no times; leave it out, instructions are counted"
@@ -159,7 +166,7 @@ class FirmwareSession(Session):
             raise ValueError("no input was run")
         manifest, interface = self._bundle.manifest, self._interface
         inputs, plain = self._runs[0]
-        everything = np.concatenate([each for each, _ in self._runs])
+        everything = [each for each, _ in self._runs]
         board = [outputs for _, run in self._runs for outputs in run.outputs]
         host = run_on_host(self._bundle.path, manifest.name, interface, everything)
         with tempfile.TemporaryDirectory(prefix="netship-") as folder:
@@ -196,8 +203,8 @@ class FirmwareSession(Session):
     def close(self) -> None:
         self._folder.cleanup()
 
-    def _start(self, image: Image, inputs: NDArray[Any], *, probe: bool = False) -> Run:
+    def _start(self, image: Image, inputs: bytes, *, probe: bool = False) -> Run:
         folder = Path(self._folder.name)
         return run_firmware(
-            image, self._interface, inputs, folder, _SECONDS, probe=probe
+            image, self._interface, [inputs], folder, _SECONDS, probe=probe
         )

@@ -70,16 +70,16 @@ class Fleet(Session):
     def _alike(self, open_it: Open) -> Open:
         return lambda: _check_alike(open_it(), self.origin)
 
-    def run(self, tensor: Array) -> Outputs:
+    def run(self, *tensors: Array) -> Outputs:
         """As `Session.run`, again where the board went away and came back.
 
         Raises:
             UserError: it did not come back in time.
         """
-        return self._pool.do(self._run, tensor)
+        return self._pool.do(self._run, tensors)
 
     def run_all(
-        self, items: Iterable[T], tensor: Callable[[T], Array]
+        self, items: Iterable[T], tensors: Callable[[T], Sequence[Array]]
     ) -> Iterator[tuple[T, Outputs]]:
         """Every item with its outputs, in order; ``items`` is read as boards get free, by their threads.
 
@@ -87,21 +87,21 @@ class Fleet(Session):
             UserError: no board is left, or an item takes every board down.
         """
         return self._pool.map(
-            lambda board, item: self._run(board, tensor(item)), items, self._ahead
+            lambda board, item: self._run(board, tensors(item)), items, self._ahead
         )
 
-    def _run(self, board: Opened, tensor: Array) -> Outputs:
-        outputs = board.session.run(tensor)
+    def _run(self, board: Opened, tensors: Sequence[Array]) -> Outputs:
+        outputs = board.session.run(*tensors)
         self.done[board.name] += 1
         return outputs
 
-    def time(self, tensor: Array, repeat: int) -> list[float]:
+    def time(self, tensors: Sequence[Array], repeat: int) -> list[float]:
         """As `Session.time`."""
-        return self._pool.first().session.time(tensor, repeat)
+        return self._pool.first().session.time(tensors, repeat)
 
-    def profile(self, tensor: Array) -> list[OperatorTime]:
+    def profile(self, tensors: Sequence[Array]) -> list[OperatorTime]:
         """As `Session.profile`."""
-        return self._pool.first().session.profile(tensor)
+        return self._pool.first().session.profile(tensors)
 
     def board(self) -> BoardState | None:
         """As `Session.board`."""

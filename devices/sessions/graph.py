@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 from time import perf_counter
 from typing import Any, Protocol, TypeVar
@@ -21,7 +21,7 @@ from netship.devices.sessions.session import (
     Origin,
     Outputs,
     Session,
-    check_input,
+    check_inputs,
 )
 from netship.targets.errors import UserError
 
@@ -43,7 +43,7 @@ def check_graph(graph: ExecutorGraph, bundle: Bundle) -> None:
     """
     manifest = bundle.manifest
     for what, names, indices, tensors in (
-        ("input", True, graph.inputs, [manifest.input]),
+        ("input", True, graph.inputs, manifest.inputs),
         ("output", False, graph.outputs, manifest.outputs),
     ):
         actual = [_words(graph.entries[index], names) for index in indices]
@@ -105,7 +105,7 @@ class GraphSession(Session):
                 f"{bundle.library}: holds no network of TVM's graph executor; build the bundle again"
             ) from None
         check_graph(self._graph, bundle)
-        self._input = bundle.manifest.input
+        self._inputs = bundle.manifest.inputs
         self._library = library
         self._device = device
         self._call = call
@@ -114,20 +114,20 @@ class GraphSession(Session):
         self._state = state
         self._executor = self._create("default")
 
-    def run(self, tensor: Array) -> Outputs:
+    def run(self, *tensors: Array) -> Outputs:
         """As `Session.run`."""
 
         def infer() -> Outputs:
-            self._set_input(self._executor, tensor)
+            self._set_inputs(self._executor, tensors)
             self._executor["run"]()
             read = self._executor["get_output"]
             return [read(index).numpy() for index in range(len(self._graph.outputs))]
 
         return self._call(infer)
 
-    def time(self, tensor: Array, repeat: int) -> list[float]:
-        """Seconds of each of ``repeat`` inferences on ``tensor``, transfers left out."""
-        self._call(lambda: self._set_input(self._executor, tensor))
+    def time(self, tensors: Sequence[Array], repeat: int) -> list[float]:
+        """Seconds of each of ``repeat`` inferences on ``tensors``, transfers left out."""
+        self._call(lambda: self._set_inputs(self._executor, tensors))
         if self._remote:
             # number=1 and repeat=1: one call a time, so that none outlasts the time limit.
             evaluate = self._call(
@@ -142,7 +142,7 @@ class GraphSession(Session):
             seconds.append(perf_counter() - start)
         return seconds
 
-    def profile(self, tensor: Array) -> list[OperatorTime]:
+    def profile(self, tensors: Sequence[Array]) -> list[OperatorTime]:
         """Each kernel's median time inside whole inferences, in order of execution.
 
         Empty where the runtime has no debug executor, and on an emulated board, where operators
@@ -155,7 +155,7 @@ class GraphSession(Session):
             report = self._call(lambda: executor["profile_rpc"])
         except AttributeError:
             return []
-        self._call(lambda: self._set_input(executor, tensor))
+        self._call(lambda: self._set_inputs(executor, tensors))
         runs = [kernel_seconds(self._call(report)) for _ in range(_PROFILE_REPEATS)]
         kernels = (call for call in self._graph.calls if call.kernel)
         return [
@@ -184,7 +184,8 @@ class GraphSession(Session):
             huge_pages.use_for_parameters(executor)
         return executor
 
-    def _set_input(self, executor: Any, tensor: Array) -> None:
-        check_input(tensor, self._input)
-        slot = executor["get_input"](self._input.name)
-        slot.copyfrom(np.ascontiguousarray(tensor, self._input.dtype))
+    def _set_inputs(self, executor: Any, tensors: Sequence[Array]) -> None:
+        check_inputs(tensors, self._inputs)
+        for tensor, port in zip(tensors, self._inputs, strict=True):
+            slot = executor["get_input"](port.name)
+            slot.copyfrom(np.ascontiguousarray(tensor, port.dtype))

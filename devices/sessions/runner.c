@@ -3,7 +3,7 @@
    Two ways to build it:
      with -DSTATIC_NAME=NAME it includes NAME.h, is linked to libNAME.a and takes no arguments;
      without, `runner /path/to/libNAME.so NAME` loads that library.
-   -DOUTPUTS, -DOUTPUT_TYPES and -DOUTPUT_POINTERS say how many outputs it has, and which pointers NAME_run takes.
+   -DINPUTS, -DOUTPUTS, -DTYPES and -DPOINTERS say how many of each it has, and which pointers NAME_run takes.
 
    It first sends one answer, then one to each request:
      request   u32 command, u32 bytes, that many bytes
@@ -29,7 +29,7 @@
 enum { CREATE = 1, INPUT, RUN, TIME, SELF_TEST, MEMORY, QUIT };
 enum { ANSWERED, FAILED };
 enum { LONGEST_TEXT = 512, LONGEST_BATCH = 64, ALIGNMENT = 64, MARGIN = 4096, BAD_REQUEST = 2 };
-/* Bytes of the input, and of all outputs. */
+/* Bytes of all inputs, and of all outputs. */
 static const uint64_t LARGEST = UINT64_C(1) << 29;
 /* A signalling NaN, which no arithmetic gives. */
 static const uint32_t UNWRITTEN = 0x7fa0beef;
@@ -53,7 +53,7 @@ typedef struct instance instance_t;
     FUNCTION(instance_t *, create, (int threads))                    \
     FUNCTION(int, last_error, (void))                                \
     FUNCTION(const char *, error_text, (int code))                   \
-    FUNCTION(int, run, (instance_t *, const void *input, OUTPUT_TYPES))    \
+    FUNCTION(int, run, (instance_t *, TYPES))                           \
     FUNCTION(void, destroy, (instance_t *))                          \
     FUNCTION(int, self_test, (void))
 
@@ -64,8 +64,11 @@ static struct {
 } model;
 static const char *model_name;
 static instance_t *instance;
-static unsigned char *input;
-static size_t input_bytes;
+static struct {
+    unsigned char *data;
+    size_t bytes;
+} inputs[INPUTS];
+static size_t all_input_bytes;
 static struct {
     unsigned char *data;
     size_t bytes, item; /* of all, of one element */
@@ -73,7 +76,7 @@ static struct {
 /* Of all requests but INPUT. */
 static union {
     struct {
-        uint64_t threads, input_bytes;
+        uint64_t threads, input_bytes[INPUTS];
         struct {
             uint64_t bytes, item;
         } outputs[OUTPUTS];
@@ -221,18 +224,24 @@ static void greet(void)
 
 static void create(void)
 {
-    uint64_t all = 0;
+    uint64_t all = 0, given = 0;
     if (instance)
         bad_request("created twice");
     for (int i = 0; i < OUTPUTS; i++)
         all += payload.creation.outputs[i].bytes > LARGEST ? LARGEST + 1 : payload.creation.outputs[i].bytes;
-    if (payload.creation.input_bytes > LARGEST || all > LARGEST) {
-        fail("its input or its outputs have more than %llu bytes", (unsigned long long)LARGEST);
+    for (int i = 0; i < INPUTS; i++)
+        given += payload.creation.input_bytes[i] > LARGEST ? LARGEST + 1 : payload.creation.input_bytes[i];
+    if (given > LARGEST || all > LARGEST) {
+        fail("its inputs or its outputs have more than %llu bytes", (unsigned long long)LARGEST);
         return;
     }
-    input_bytes = (size_t)payload.creation.input_bytes;
-    input = room(input_bytes, 0);
-    int missing = input == NULL;
+    int missing = 0;
+    all_input_bytes = (size_t)given;
+    for (int i = 0; i < INPUTS; i++) {
+        inputs[i].bytes = (size_t)payload.creation.input_bytes[i];
+        inputs[i].data = room(inputs[i].bytes, 0);
+        missing = missing || inputs[i].data == NULL;
+    }
     for (int i = 0; i < OUTPUTS; i++) {
         outputs[i].bytes = (size_t)payload.creation.outputs[i].bytes;
         outputs[i].item = (size_t)payload.creation.outputs[i].item;
@@ -240,7 +249,7 @@ static void create(void)
         missing = missing || outputs[i].data == NULL;
     }
     if (missing) {
-        fail("no memory for its input and output");
+        fail("no memory for its inputs and outputs");
         return;
     }
     instance = model.create((int)payload.creation.threads);
@@ -250,7 +259,15 @@ static void create(void)
         fail_with("create", model.last_error());
 }
 
-static int infer(void) { return model.run(instance, input, OUTPUT_POINTERS); }
+static int read_inputs(void)
+{
+    for (int i = 0; i < INPUTS; i++)
+        if (!read_all(inputs[i].data, inputs[i].bytes))
+            return 0;
+    return 1;
+}
+
+static int infer(void) { return model.run(instance, POINTERS); }
 
 /* The number of words in [first, end) of an output and its margin that are still as `run` filled them. */
 static size_t count_unwritten(const unsigned char *output, size_t first, size_t end)
@@ -345,7 +362,7 @@ static size_t payload_bytes(uint32_t command)
     case CREATE:
         return sizeof payload.creation;
     case INPUT:
-        return input_bytes;
+        return all_input_bytes;
     case TIME:
         return sizeof(uint32_t);
     default:
@@ -407,7 +424,7 @@ int main(int count, char **arguments)
             bad_request("a request of a wrong size");
         if (instance == NULL && (command == INPUT || command == RUN || command == TIME))
             bad_request("not created yet");
-        if (!read_all(command == INPUT ? (void *)input : &payload, bytes))
+        if (!(command == INPUT ? read_inputs() : read_all(&payload, bytes)))
             break;
         serve(command);
     }

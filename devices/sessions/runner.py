@@ -171,21 +171,29 @@ def _wait(descriptor: int, event: int, deadline: float) -> None:
 
 
 def compile_runner(
-    folder: Path, triple: str, options: Sequence[str], outputs: int = 1
+    folder: Path,
+    triple: str,
+    options: Sequence[str],
+    *,
+    inputs: int = 1,
+    outputs: int = 1,
 ) -> Path:
     """Compile runner.c into ``folder``; zig's cache makes all but the first time quick.
 
     Args:
         triple: the target, as zig names it.
         options: more compiler options, and libraries; where one does not fit, it is a UserError.
-        outputs: how many pointers the library's ``run`` takes after its input's.
+        inputs, outputs: how many pointers of each the library's ``run`` takes.
     """
     output = folder / "runner"
-    pointers = ", ".join(f"outputs[{index}].data" for index in range(outputs))
+    taken = [f"inputs[{index}].data" for index in range(inputs)]
+    given = [f"outputs[{index}].data" for index in range(outputs)]
+    types = ["const void *"] * inputs + ["void *"] * outputs
     common = (
-        *("-target", triple, "-std=c99", "-O2", "-s", f"-DOUTPUTS={outputs}"),
-        f"-DOUTPUT_TYPES={', '.join(['void *'] * outputs)}",
-        f"-DOUTPUT_POINTERS={pointers}",
+        *("-target", triple, "-std=c99", "-O2", "-s"),
+        *(f"-DINPUTS={inputs}", f"-DOUTPUTS={outputs}"),
+        f"-DTYPES={', '.join(types)}",
+        f"-DPOINTERS={', '.join([*taken, *given])}",
     )
     run_zig("cc", output, *common, SOURCE, *options, advice="build it again")
     return output

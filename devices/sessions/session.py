@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
@@ -39,6 +39,14 @@ class OperatorTime(NamedTuple):
     seconds: float
 
 
+def check_inputs(tensors: Sequence[Array], wanted: Sequence[Tensor]) -> None:
+    """`check_input` of each; a ValueError where there are more or fewer."""
+    if len(tensors) != len(wanted):
+        raise ValueError(f"{len(tensors)} inputs, not {len(wanted)}")
+    for tensor, each in zip(tensors, wanted, strict=True):
+        check_input(tensor, each)
+
+
 def check_input(tensor: Array, wanted: Tensor) -> None:
     """Refuse what no kernel may see: a maximum or a quantisation makes an ordinary number of NaN.
 
@@ -67,27 +75,27 @@ class Session(Protocol):
     threads: int
     done: Mapping[str, int] = MappingProxyType({})
 
-    def run(self, tensor: Array) -> Outputs:
-        """One inference: an input of the manifest's shape and type in, every output back.
+    def run(self, *tensors: Array) -> Outputs:
+        """One inference: inputs of the manifest's shapes and types in, every output back.
 
         Raises:
             ValueError: another shape.
-            UserError: the input has NaN or infinity (see `check_input`), the device is gone, or what runs there fails.
+            UserError: an input has NaN or infinity (see `check_input`), the device is gone, or what runs there fails.
         """
         ...
 
     def run_all(
-        self, items: Iterable[T], tensor: Callable[[T], Array]
+        self, items: Iterable[T], tensors: Callable[[T], Sequence[Array]]
     ) -> Iterator[tuple[T, Outputs]]:
-        """Every item with the outputs of its tensor, in order."""
+        """Every item with the outputs of its tensors, in order."""
         for item in items:
-            yield item, self.run(tensor(item))
+            yield item, self.run(*tensors(item))
 
-    def time(self, tensor: Array, repeat: int) -> list[float]:
+    def time(self, tensors: Sequence[Array], repeat: int) -> list[float]:
         """Seconds of each of ``repeat`` inferences by the device's own clock, without transfers."""
         ...
 
-    def profile(self, tensor: Array) -> list[OperatorTime]:
+    def profile(self, tensors: Sequence[Array]) -> list[OperatorTime]:
         """Time of each fused operator; empty where the device cannot measure it."""
         return []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,14 +15,14 @@ from netship.bundle.store import Bundle
 from netship.devices.sessions.emulated import check_cpu, emulated_cpu, find_qemu
 from netship.devices.sessions.local import check_runs_here
 from netship.devices.sessions.runner import Command, Runner, compile_runner
-from netship.devices.sessions.session import Origin, Outputs, Session, check_input
+from netship.devices.sessions.session import Origin, Outputs, Session, check_inputs
 from netship.targets.errors import UserError
 from netship.targets.presets import native, this_cpu
 
 _CALL_SECONDS = 60.0
 _EMULATED_CALL_SECONDS = 600.0
-# MAX_OUTPUTS of compile.frontend.limits
-_MOST_OUTPUTS = 64
+# MAX_INPUTS and MAX_OUTPUTS of compile.frontend.limits
+_MOST_PORTS = 64
 # LONGEST_BATCH of runner.c
 _BATCH = 64
 # Static, so that an emulated board needs no C library.
@@ -48,13 +48,14 @@ def open_standalone(
         UserError: built for another architecture or CPU, it cannot be loaded, or it gives no model.
     """
     check_runs_here(bundle)
-    _check_outputs(bundle)
+    _check_ports(bundle)
     with tempfile.TemporaryDirectory(prefix="netship-") as scratch:
         program = compile_runner(
             Path(scratch),
             native().linker,
             ["-ldl", "-lpthread"],
-            len(bundle.manifest.outputs),
+            inputs=len(bundle.manifest.inputs),
+            outputs=len(bundle.manifest.outputs),
         )
         command = [str(program), str(bundle.library), bundle.manifest.name]
         runner = Runner(command, bundle, this_cpu().model, call_timeout)
@@ -80,7 +81,7 @@ def open_standalone_emulated(
     """
     manifest, library = bundle.manifest, f"lib{bundle.manifest.name}.a"
     machine, cpu = emulated_cpu(bundle, library, cpu)
-    _check_outputs(bundle)
+    _check_ports(bundle)
     for file in (library, f"{manifest.name}.h"):
         if file not in manifest.files:
             raise UserError(f"{bundle.path}: it has no {file}; build it again")
@@ -96,7 +97,11 @@ def open_standalone_emulated(
     ]
     with tempfile.TemporaryDirectory(prefix="netship-") as scratch:
         program = compile_runner(
-            Path(scratch), _STATIC[machine], options, len(manifest.outputs)
+            Path(scratch),
+            _STATIC[machine],
+            options,
+            inputs=len(manifest.inputs),
+            outputs=len(manifest.outputs),
         )
         on_progress(f"starting an emulated {cpu}")
         command = [qemu, "-cpu", cpu, str(program)]
@@ -104,13 +109,14 @@ def open_standalone_emulated(
     return StandaloneSession(bundle, runner, Origin.EMULATED, threads)
 
 
-def _check_outputs(bundle: Bundle) -> None:
-    outputs = len(bundle.manifest.outputs)
-    if outputs > _MOST_OUTPUTS:
-        raise UserError(
-            f"{bundle.path}: a standalone library has at most {_MOST_OUTPUTS} outputs, the manifest says "
-            f"{outputs}; build it again"
-        )
+def _check_ports(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    for what, ports in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
+        if len(ports) > _MOST_PORTS:
+            raise UserError(
+                f"{bundle.path}: a standalone library has at most {_MOST_PORTS} {what}, the manifest says "
+                f"{len(ports)}; build it again"
+            )
 
 
 class StandaloneSession(Session):
@@ -128,17 +134,17 @@ class StandaloneSession(Session):
         self.threads = threads or bundle.manifest.threads
         (self.workspace_bytes,) = struct.unpack_from("<Q", runner.greeting)
         self.version = runner.greeting[8:].decode(errors="replace")
-        self._input, self._outputs = bundle.manifest.input, bundle.manifest.outputs
+        self._inputs, self._outputs = bundle.manifest.inputs, bundle.manifest.outputs
         self._runner = runner
         # payload.creation of runner.c
-        sizes = [self.threads, self._input.nbytes]
+        sizes = [self.threads, *(each.nbytes for each in self._inputs)]
         for each in self._outputs:
             sizes += [each.nbytes, np.dtype(each.dtype).itemsize]
         runner.ask(Command.CREATE, struct.pack(f"<{len(sizes)}Q", *sizes))
 
-    def run(self, tensor: NDArray[Any]) -> Outputs:
+    def run(self, *tensors: NDArray[Any]) -> Outputs:
         """As `Session.run`; to write no output, or more than that, is an error of the library."""
-        self._set_input(tensor)
+        self._set_inputs(tensors)
         answer, outputs = self._runner.ask(Command.RUN), []
         for each in self._outputs:
             stored = np.dtype(each.dtype).newbyteorder("<")
@@ -147,9 +153,9 @@ class StandaloneSession(Session):
             answer = answer[each.nbytes :]
         return outputs
 
-    def time(self, tensor: NDArray[Any], repeat: int) -> list[float]:
-        """Seconds of each of ``repeat`` inferences on ``tensor``, by CLOCK_MONOTONIC around NAME_run."""
-        self._set_input(tensor)
+    def time(self, tensors: Sequence[NDArray[Any]], repeat: int) -> list[float]:
+        """Seconds of each of ``repeat`` inferences on ``tensors``, by CLOCK_MONOTONIC around NAME_run."""
+        self._set_inputs(tensors)
         seconds: list[float] = []
         while len(seconds) < repeat:
             batch = struct.pack("<I", min(_BATCH, repeat - len(seconds)))
@@ -169,8 +175,10 @@ class StandaloneSession(Session):
         """Destroy the model and end its process."""
         self._runner.close()
 
-    def _set_input(self, tensor: NDArray[Any]) -> None:
-        check_input(tensor, self._input)
-        stored = np.dtype(self._input.dtype).newbyteorder("<")
-        data = np.ascontiguousarray(tensor, stored).tobytes()
+    def _set_inputs(self, tensors: Sequence[NDArray[Any]]) -> None:
+        check_inputs(tensors, self._inputs)
+        data = b""
+        for tensor, port in zip(tensors, self._inputs, strict=True):
+            stored = np.dtype(port.dtype).newbyteorder("<")
+            data += np.ascontiguousarray(tensor, stored).tobytes()
         self._runner.ask(Command.INPUT, data)

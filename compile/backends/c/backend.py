@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from netship.bundle.golden import Check, stored
+from netship.bundle.golden import INDICES, Check, stored
+from netship.bundle.manifest import Tensor
 from netship.compile import passes
 from netship.compile.backends.backend import Array, Built, Job
 from netship.compile.backends.c.build import build
@@ -18,7 +19,7 @@ from netship.compile.backends.request import BuildRequest, Format
 from netship.compile.backends.verify import Verification, verify_c
 from netship.compile.frontend.model import Model
 from netship.compile.ir.graph import NHWC, Graph
-from netship.compile.passes.layout import channels_first_input
+from netship.compile.passes.layout import channels_first_inputs
 from netship.compile.passes.ports import integer_ports
 from netship.records.lookup import RecordLog
 from netship.targets.errors import UserError
@@ -54,8 +55,9 @@ class CBackend:
 
     def build(self, job: Job, logs: Sequence[RecordLog], progress: Progress) -> Built:
         graph = job.graph
-        if job.model.input.layout == NHWC:
-            graph = passes.run((integer_ports, channels_first_input), graph)
+        if any(each.layout == NHWC for each in job.model.inputs):
+            names = [each.name for each in job.model.inputs if each.layout == NHWC]
+            graph = channels_first_inputs(integer_ports(graph), names)
         detector = job.task.detector if job.task else None
         built = build(
             graph,
@@ -65,6 +67,7 @@ class CBackend:
             job.folder,
             job.arena_limit,
             progress,
+            [each.choices or int(INDICES[1]) + 1 for each in job.model.inputs],
             partial(_expected, job),
             Dump(job.dump).graph,
             job.flash_limit,
@@ -83,7 +86,8 @@ class CBackend:
                     job.model.outputs, built.firmware.outputs, strict=True
                 )
             ]
-            size = job.model.input.size
+            assert job.model.image is not None
+            size = job.model.image.size
             write(job.folder, job.name, job.version, detector, size, ports)
         return built
 
@@ -97,20 +101,22 @@ class CBackend:
         return verify_c(folder, checks)
 
 
-def _expected(job: Job, pattern: Array) -> list[tuple[Array, Array]]:
-    """The reference's answers to an input as the C takes it, with tolerances; both as the C gives the outputs."""
-    wanted = job.model.input
-    if len(wanted.shape) == 4 and wanted.layout != NHWC:
-        batch, channels, height, width = wanted.shape
-        pattern = pattern.reshape(batch, height, width, channels)
-        pattern = pattern.transpose(0, 3, 1, 2)
-    check = job.check(
-        stored(np.ascontiguousarray(pattern.reshape(wanted.shape)), wanted)
-    )
+def _expected(job: Job, patterns: Sequence[Array]) -> list[tuple[Array, Array]]:
+    """The reference's answers to inputs as the C takes them, with tolerances; both as the C gives the outputs."""
+    pairs = zip(patterns, job.model.inputs, strict=True)
+    check = job.check(*(_in_order(*each) for each in pairs))
     return [
         (_laid_out(output), _laid_out(tolerance))
         for output, tolerance in zip(check.outputs, check.tolerances, strict=True)
     ]
+
+
+def _in_order(pattern: Array, wanted: Tensor) -> Array:
+    if len(wanted.shape) == 4 and wanted.layout != NHWC:
+        batch, channels, height, width = wanted.shape
+        pattern = pattern.reshape(batch, height, width, channels)
+        pattern = pattern.transpose(0, 3, 1, 2)
+    return stored(np.ascontiguousarray(pattern.reshape(wanted.shape)), wanted)
 
 
 def _laid_out(output: Array) -> Array:

@@ -17,7 +17,7 @@ from netship.compile import passes
 from netship.compile.backends.backend import Built
 from netship.compile.backends.c import arrange, emit, support
 from netship.compile.backends.c.emit import Constants, Project
-from netship.compile.backends.c.ports import dims
+from netship.compile.backends.c.ports import dims, test_patterns
 from netship.compile.backends.c.steps import Generated, Step, fuse
 from netship.compile.ir.graph import Graph, Operator, Tensor
 from netship.compile.ir.islands import CFunction, Island
@@ -65,7 +65,8 @@ def build(
     folder: Path,
     arena_limit: int | None,
     progress: Progress,
-    expected: Callable[[Floats], list[tuple[Floats, Floats]]],
+    choices: Sequence[int],
+    expected: Callable[[Sequence[Floats]], list[tuple[Floats, Floats]]],
     dump: passes.Dump = passes.no_dump,
     flash_limit: int | None = None,
     detects: bool = False,
@@ -76,7 +77,8 @@ def build(
 
     Args:
         graph: after passes.INTEGERS or passes.FLOATS.
-        expected: the reference: an input in the order that the C takes it in → each output and its tolerances as the C gives it.
+        choices: of each input how many values the self-test's whole numbers of 32 or 64 bits have.
+        expected: the reference: inputs in the order that the C takes them in → each output and its tolerances as the C gives it.
         detects: the project has a decoder of boxes, which is written after this.
 
     Raises:
@@ -92,7 +94,7 @@ def build(
         widened=graph.quantised and pack.layout_of(target.name) == pack.SMLAD,
     )
     arrange.check_arena(arranged, arena_limit)
-    project = Project(name, version, target.name, graph, arranged, detects)
+    project = Project(name, version, target.name, graph, arranged, choices, detects)
     progress.stage("writing C")
     constants = emit.emit(project, folder)
     arrange.check_flash(constants.nbytes, constants.largest, flash_limit)
@@ -100,12 +102,14 @@ def build(
     unknown = [np.zeros(each.tensor.size) for each in project.outputs]
     emit.emit_golden(project, folder, constants, unknown, unknown)
     progress.stage("asking the same C on this machine for the self-test's answer")
-    pattern = emit.test_pattern(graph)
-    answers = run_on_host(folder, name, interface, pattern[np.newaxis])[0]
+    patterns = test_patterns(graph, choices)
+    stored = b"".join(each.tobytes() for each in patterns)
+    answers = run_on_host(folder, name, interface, [stored])[0]
     tolerances = [np.full(each.size, INT8_STEPS) for each in answers]
     floats = [i for i, each in enumerate(graph.outputs) if not each.quantisation]
     if floats:
-        wanted = expected(_real(pattern, project.input))
+        pairs = zip(patterns, graph.inputs, strict=True)
+        wanted = expected([_real(*each) for each in pairs])
         for index in floats:
             found, (answers[index], tolerances[index]) = answers[index], wanted[index]
             if not compare(
@@ -151,14 +155,14 @@ def _functions(
 
 
 def _interface(project: Project, constants: Constants) -> Firmware:
-    source, plan = project.input, project.plan
+    plan = project.plan
     return Firmware(
         cpu=project.cpu,
-        input=_port(source),
+        inputs=tuple(map(_port, project.graph.inputs)),
         outputs=tuple(_port(each.tensor) for each in project.outputs),
         exact=project.exact,
         arena_bytes=plan.nbytes,
-        input_offset=plan.offsets[project.arranged.owner(source)],
+        input_offsets=tuple(each.offset for each in project.inputs),
         peak=project.steps[plan.peak].name,
         steps=len(project.steps),
         weights_bytes=constants.nbytes,

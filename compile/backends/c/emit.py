@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from netship.bundle.accuracy import INT8_STEPS
 from netship.compile.backends.c import drawing
 from netship.compile.backends.c.arrange import Arranged
-from netship.compile.backends.c.ports import Port, dims, input_places
+from netship.compile.backends.c.ports import InputPort, Port, dims, input_port
 from netship.compile.backends.c.reserved import (
     FILE_SCOPE,
     LOCAL_NAMES,
@@ -62,6 +62,7 @@ class Project:
     cpu: str
     graph: Graph
     arranged: Arranged
+    choices: Sequence[int]
     detects: bool = False  # A decoder of boxes belongs to it.
 
     @property
@@ -83,8 +84,12 @@ class Project:
         return "float32" if self.floating else "int8"
 
     @property
-    def input(self) -> Tensor:
-        return self.graph.inputs[0]
+    def inputs(self) -> tuple[InputPort, ...]:
+        tensors = self.graph.inputs
+        numbers = map(str, range(len(tensors))) if len(tensors) > 1 else [""]
+        offsets = [self.plan.offsets[self.arranged.owner(each)] for each in tensors]
+        ports = map(InputPort, tensors, numbers, offsets, self.choices)
+        return tuple(input_port(self.name, each, self.dtype) for each in ports)
 
     @property
     def outputs(self) -> tuple[Port, ...]:
@@ -124,26 +129,26 @@ def emit(project: Project, folder: Path) -> Constants:
         for key in ("input", "other", "output", "scratch", "arguments")
     ]
     name, kind = project.name, "float32" if project.floating else "int8"
-    places = input_places(name, project.input, project.dtype)
+    inputs = project.inputs
     values = {
         "name": name,
         "NAME": name.upper(),
         **{each: getattr(project, each) for each in _TAKEN},
         "layout": data.layout,
         "wide": int(data.wide),
-        "source": project.input,
-        "source_type": C_TYPES[project.input.dtype],
+        "inputs": inputs,
+        "source": inputs[0].tensor,
+        "float_inputs": [each for each in inputs if each.c_type == "float"],
         "arena": project.plan,
         "kind": kind,
         "value": "float" if project.floating else "int8_t",
         "constant": "float" if project.floating else "nn_scale",
         "constants_name": "bias" if project.floating else "scales",
-        "input_offset": project.plan.offsets[project.arranged.owner(project.input)],
         "layers": layers,
         "steps_off": INT8_STEPS,
-        **places,
         "uses_base": any(
-            re.search(r"\bbase\b", text) for text in (*places.values(), *addresses)
+            re.search(r"\bbase\b", text)
+            for text in (*(each.elsewhere for each in inputs), *addresses)
         ),
         "libm": _libm(layers),
         "functions": any(_generated(project)),
@@ -211,19 +216,6 @@ def emit_golden(
     _write(folder / "golden.h", "golden.h", values)
 
 
-def test_pattern(graph: Graph) -> NDArray[Any]:
-    """The input of the generated self-test: the top byte of Knuth's multiplicative hash of the index.
-
-    As int8 or uint8, or as float32 from −1 to 1.
-    """
-    (source,) = graph.inputs
-    hashes = np.arange(source.size, dtype=np.uint32) * np.uint32(2654435761)
-    pattern = (hashes >> np.uint32(24)).astype(np.uint8).view(np.int8)
-    if source.dtype == "float32":
-        return pattern.astype(np.float32) / 128
-    return pattern.view(source.dtype)
-
-
 class _Data:
     """The two arrays in flash, weights and what belongs to the sums; who begins where."""
 
@@ -241,6 +233,9 @@ class _Data:
         self.names |= {f"{name}{of}" for name in MATH_NAMES for of in ("", "f", "l")}
         self.names |= {f"{project.name}_{name}" for name in FILE_SCOPE}
         self.names |= {each.island.name for each in _generated(project)}
+        for port in (*project.inputs, *project.outputs):
+            self.names |= {port.name, f"golden_{port.name}"}
+            self.names |= {f"{project.name}_{port.name}_is_finite"}
         self.names |= {f"{project.name}_{name}" for name in C_TYPES}
         self.names |= {f"nn_{what}_{x}" for what in ("max", "min") for x in C_TYPES}
         for header in _KERNELS.glob("*.h"):
@@ -397,8 +392,9 @@ def _place(project: Project, tensor: Tensor) -> str:
     for port in project.outputs:
         if owner == project.arranged.owner(port.tensor):
             return port.name
-    if owner == project.arranged.owner(project.input):
-        return "input"
+    for source in project.inputs:
+        if owner == project.arranged.owner(source.tensor):
+            return source.name
     begin = project.plan.offsets[owner]
     if tensor.dtype != project.dtype:
         return f"({C_TYPES[tensor.dtype]} *)((uint8_t *)arena + {begin})"

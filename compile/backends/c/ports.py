@@ -1,16 +1,24 @@
-"""The input and the outputs of a C project as its header has them."""
+"""The inputs and outputs of a C project as its header has them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
-from netship.compile.ir.graph import NHWC, Tensor
+import numpy as np
+from numpy.typing import NDArray
+
+from netship.compile.ir.graph import NHWC, Graph, Tensor
 from netship.targets.escapes import C_TYPES
+
+# Of the self-test's pattern: from one input to the next.
+SALT = 977
 
 
 @dataclass(frozen=True)
 class Port:
-    """An output of the generated function.
+    """An input or output of the generated function.
 
     Attributes:
         number: what tells it from others; empty where it is the only one.
@@ -18,14 +26,15 @@ class Port:
 
     tensor: Tensor
     number: str
+    kind: ClassVar[str] = "output"
 
     @property
     def name(self) -> str:
-        return f"output{self.number}"
+        return f"{self.kind}{self.number}"
 
     @property
     def macro(self) -> str:
-        return f"OUTPUT{self.number}"
+        return self.name.upper()
 
     @property
     def c_type(self) -> str:
@@ -43,28 +52,72 @@ def dims(tensor: Tensor) -> tuple[int, ...]:
     return tensor.shape if len(tensor.shape) > 2 else tensor.image
 
 
-def input_places(name: str, source: Tensor, dtype: str) -> dict[str, str]:
-    """C that finds the input in the arena, and C that is true where it lies elsewhere.
+@dataclass(frozen=True)
+class InputPort(Port):
+    """An input of the generated function.
+
+    Attributes:
+        offset: where in the arena it begins, in bytes, if it lies there.
+        choices: how many values it has in the self-test, of whole numbers of 32 or 64 bits.
+        home, example: C that finds it there, in the generated function and in a program.
+        elsewhere: C that is true where it lies elsewhere.
+    """
+
+    offset: int
+    choices: int
+    home: str = ""
+    elsewhere: str = ""
+    example: str = ""
+    kind: ClassVar[str] = "input"
+
+    @property
+    def salt(self) -> int:
+        """By how much the self-test's pattern is ahead of the first input's."""
+        return int(self.number or 0) * SALT
+
+
+def input_port(name: str, port: InputPort, dtype: str) -> InputPort:
+    """The input with its C filled in.
 
     Args:
         name: the project's.
         dtype: of the values that its kernels work on.
     """
-    begin = f"{name.upper()}_INPUT_OFFSET"
+    source = port.tensor
+    begin = f"{name.upper()}_{port.macro}_OFFSET"
     kind, size = C_TYPES[source.dtype], source.itemsize
     if source.dtype != dtype:
         home = f"({kind} *)((uint8_t *)arena + {begin})"
         example = f"({kind} *)((uint8_t *)&arena + {begin})"
-        return {
-            "input_home": home,
-            "input_at_home": f"input != {home}",
-            "example_input": example,
-        }
+        return replace(
+            port, home=home, elsewhere=f"{port.name} != {home}", example=example
+        )
     of_base, of_type = (
         (" / sizeof *base", f" / sizeof({kind})") if size > 1 else ("", "")
     )
-    return {
-        "input_home": f"({kind} *)arena + {begin}{of_type}",
-        "input_at_home": f"input != base + {begin}{of_base}",
-        "example_input": f"arena.values + {begin}{of_type}",
-    }
+    return replace(
+        port,
+        home=f"({kind} *)arena + {begin}{of_type}",
+        elsewhere=f"{port.name} != base + {begin}{of_base}",
+        example=f"arena.values + {begin}{of_type}",
+    )
+
+
+def test_patterns(graph: Graph, choices: Sequence[int]) -> list[NDArray[Any]]:
+    """The inputs of the generated self-test: the top byte of Knuth's multiplicative hash of the index.
+
+    As int8 or uint8, or as float32 from −1 to 1; of other whole numbers the rest by ``choices``, of a truth by 2.
+    """
+    patterns = []
+    for number, source in enumerate(graph.inputs):
+        indices = np.arange(source.size, dtype=np.uint32) + np.uint32(number * SALT)
+        hashes = indices * np.uint32(2654435761)
+        pattern = (hashes >> np.uint32(24)).astype(np.uint8)
+        if source.dtype == "float32":
+            patterns.append(pattern.view(np.int8).astype(np.float32) / 128)
+        elif source.dtype in ("int8", "uint8"):
+            patterns.append(pattern.view(source.dtype))
+        else:
+            most = 2 if source.dtype == "bool" else choices[number]
+            patterns.append((pattern % most).astype(source.dtype))
+    return patterns

@@ -46,15 +46,15 @@ class StandaloneBackend(BundleBackend):
         return f"lib{name}.so"
 
     def build(self, job: Job, logs: Sequence[RecordLog], progress: Progress) -> Built:
-        low, high = job.input_range
-        check = job.check(self_test_input(low, high, job.model.input))
+        ranges, image = job.input_ranges, job.model.image
         detector = job.task.detector if job.task else None
+        pairs = zip(ranges, job.model.inputs, strict=True)
+        check = job.check(*(self_test_input(*each, port) for each, port in pairs))
         wanted = Standalone(
             name=job.name,
             model=job.model.identity.name,
             version=f"{job.version}, by Apache TVM 0.19",
-            low=low,
-            high=high,
+            ranges=ranges,
             answers=tuple(
                 Answer(port.name, *(tuple(each.ravel().tolist()) for each in pair))
                 for port, *pair in zip(
@@ -62,7 +62,7 @@ class StandaloneBackend(BundleBackend):
                 )
             ),
             detector=detector,
-            input_size=job.model.input.size if detector else (0, 0),
+            input_size=image.size if detector and image else (0, 0),
         )
         return self._compile(job, logs, progress, partial(link, wanted), job.name)
 

@@ -59,13 +59,40 @@ class Answer(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Input:
+    """An input as the templates have it.
+
+    Attributes:
+        number: what tells it from others; empty where it is the only one.
+        staging: where in the arena it lies while the caller's memory is not aligned.
+        low, high: between these lies what a formula makes of it for the self-test (see library.c.jinja).
+        test_offset: where the self-test has it, in bytes.
+    """
+
+    number: str
+    tensor: Tensor
+    staging: int
+    low: float
+    high: float
+    test_offset: int
+
+    @property
+    def name(self) -> str:
+        return f"input{self.number}"
+
+    @property
+    def macro(self) -> str:
+        return f"INPUT{self.number}"
+
+
+@dataclass(frozen=True)
 class Output:
     """An output as the templates have it.
 
     Attributes:
         number: what tells it from others; empty where it is the only one.
         staging: where in the arena it lies while the caller's memory is not aligned.
-        test_offset: where the self-test has it, in bytes from its input.
+        test_offset: where the self-test has it, in bytes from its first input.
         source: the C buffer that it is a copy of; empty where a kernel writes it.
     """
 
@@ -90,7 +117,7 @@ class Standalone:
     """What a library is called, what it says of itself, and its self-test.
 
     Attributes:
-        low, high: between these lies what a formula makes as the test's input (see library.c.jinja).
+        ranges: of each input the least and the largest value in the test.
         answers: the reference's outputs for it.
         detector: of a detector, with its input's height and width.
     """
@@ -98,8 +125,7 @@ class Standalone:
     name: str
     model: str
     version: str
-    low: float
-    high: float
+    ranges: tuple[tuple[float, float], ...]
     answers: tuple[Answer, ...]
     detector: Detector | None = None
     input_size: tuple[int, int] = (0, 0)
@@ -202,7 +228,8 @@ def _lay_out(program: Program) -> _Layout:
     # The first of the outputs that share memory is written, and none that is the input.
     for number, output in reversed([*enumerate(program.outputs)]):
         places[program.storage(output)] = ("NN_OUTPUT", number)
-    places[program.storage(program.inputs[0])] = ("NN_INPUT", 0)
+    for number, source in enumerate(program.inputs):
+        places[program.storage(source)] = ("NN_INPUT", number)
     places |= {alias: places[program.storage(alias)] for alias in program.aliases}
     return _Layout(places, planned, bytes(weights))
 
@@ -225,8 +252,8 @@ def _values(
     """What the templates are filled with."""
     used = sorted(layout.places)
     numbers = {index: number for number, index in enumerate(used)}
-    source = program.tensors[program.inputs[0]]
-    outputs, test_bytes = _outputs(wanted, program, layout)
+    inputs, test_bytes = _inputs(wanted, program, layout)
+    outputs, test_bytes = _outputs(wanted, program, layout, test_bytes)
     return {
         **vars(wanted),
         "features": sorted(target.features),
@@ -241,11 +268,9 @@ def _values(
             for call in program.calls
         ],
         "kernels": sorted({call.kernel for call in program.calls}),
-        "input": source,
+        "inputs": inputs,
         "outputs": outputs,
         "all_float32": _all_float32(program),
-        # Where in the arena an unaligned one is copied.
-        "input_staging": layout.plan.offsets[program.storage(program.inputs[0])],
         "test_bytes": test_bytes,
         "arena_bytes": layout.plan.nbytes,
         "outer_bytes": program.outer_bytes,
@@ -255,11 +280,31 @@ def _values(
     }
 
 
-def _outputs(
+def _inputs(
     wanted: Standalone, program: Program, layout: _Layout
+) -> tuple[list[Input], int]:
+    """The inputs, and the bytes of the self-test's inputs together."""
+    end, inputs = 0, []
+    for number, index in enumerate(program.inputs):
+        tensor = program.tensors[index]
+        begin = aligned(end, 4 if _all_float32(program) else 8)
+        end = begin + tensor.nbytes
+        inputs.append(
+            Input(
+                str(number) if len(program.inputs) > 1 else "",
+                tensor,
+                layout.plan.offsets[program.storage(index)],
+                *wanted.ranges[number],
+                test_offset=begin,
+            )
+        )
+    return inputs, end
+
+
+def _outputs(
+    wanted: Standalone, program: Program, layout: _Layout, end: int
 ) -> tuple[list[Output], int]:
-    """The outputs, and the bytes of the self-test's input and outputs together."""
-    end = program.tensors[program.inputs[0]].nbytes
+    """The outputs, and the bytes of the self-test's inputs and outputs together, the inputs' being ``end``."""
     outputs = []
     for number, index in enumerate(program.outputs):
         tensor, storage = program.tensors[index], program.storage(index)
