@@ -210,6 +210,7 @@ def check(
     *,
     model: str | Path | None = None,
     images: Sequence[str | Path] = (),
+    input: Mapping[str, str | Path] | None = None,
     labels: str | Path | None = None,
     masks: str | Path | None = None,
     repeat: int | None = None,
@@ -220,7 +221,8 @@ def check(
 
     Args:
         model: what it was built from; where None only the build's golden data are compared.
-        images: photographs, .npy files or folders of them; they need ``model``.
+        images: photographs, .npy or .npz files, or folders of them; they need ``model``.
+        input: .npy files of inputs that are the same for each image, by name.
         labels, masks: what is known of the images, as ``netship check`` takes it.
         repeat: inferences to time; where None 50, on an emulated board none.
 
@@ -235,6 +237,7 @@ def check(
         **device,
         "model": None if model is None else str(model),
         "images": [Path(image) for image in images],
+        "input": [(name, Path(file)) for name, file in (input or {}).items()],
         "labels": None if labels is None else Path(labels),
         "masks": None if masks is None else Path(masks),
         "repeat": repeat,
