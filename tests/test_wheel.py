@@ -112,10 +112,10 @@ def test_texts_name_commands_as_they_are_called(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     text = "run `python -m meter calibrate`, python -m\n  compile.build or python -m compile.builder"
-    monkeypatch.setattr(sys, "argv", ["/home/me/netship/compile/build.py"])
+    monkeypatch.setattr(sys, "argv", ["/srv/netship/compile/build.py"])
     assert as_called(text) == text
     called = "run `netship meter calibrate`, netship build or python -m compile.builder"
-    for program in ("/usr/bin/netship", "/home/me/netship/__main__.py"):
+    for program in ("/usr/bin/netship", "/srv/netship/__main__.py"):
         monkeypatch.setattr(sys, "argv", [program])
         assert as_called(text) == called
         assert str(UserError(text)) == called
