@@ -187,6 +187,7 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
         return CheckResult(
             bundle=bundle,
             compared="images" if found or fixed else "golden inputs",
+            skipped=max(0, len(found) - len(results)),
             origin=session.origin,
             threads=session.threads,
             reference=reference.version
@@ -373,8 +374,11 @@ def _latency_lines(result: CheckResult) -> list[str]:
 
 
 def _compared(result: CheckResult) -> str:
-    """Such as "1 image" and "2 golden inputs"."""
-    return counted(len(result.inputs), result.compared.removesuffix("s"))
+    """Such as "1 image", "2 golden inputs" and "3 images (1 file skipped)"."""
+    compared = counted(len(result.inputs), result.compared.removesuffix("s"))
+    if result.skipped:
+        compared += f" ({counted(result.skipped, 'file')} skipped)"
+    return compared
 
 
 def _share_lines(result: CheckResult) -> list[str]:

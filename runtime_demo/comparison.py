@@ -102,15 +102,28 @@ def read_inputs(
 ) -> Iterator[Input]:
     """The files as inputs, one at a time, with the classes that they are known to show.
 
+    Of several files one that cannot be read is skipped with a note.
+
     Args:
         fixed: inputs that are the same in each inference, by name; where these are all, the one inference of them.
+
+    Raises:
+        UserError: no file can be read.
     """
     manifest = bundle.manifest
     if len(fixed) == len(manifest.inputs):
         yield Input("inputs", None, tuple(fixed[each.name] for each in manifest.inputs))
         return
+    left = len(files)
     for path in files:
-        read = inputs.read(path, manifest.inputs, manifest.preprocessing, fixed)
+        try:
+            read = inputs.read(path, manifest.inputs, manifest.preprocessing, fixed)
+        except UserError as error:
+            left -= 1
+            if not left:
+                raise
+            progress.note(f"skipped {error}")
+            continue
         for note in read.notes:
             progress.note(note)
         known = (classes or {}).get(path)

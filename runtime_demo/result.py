@@ -163,6 +163,7 @@ class CheckResult:
     """A whole check; ``compared`` says what was compared: "images" or "golden inputs".
 
     Attributes:
+        skipped: the number of files that could not be read.
         boards: how many inputs each board of several did; empty where it was none of them.
         labels: where the known classes or boxes are from, such as labels.csv; empty without any.
         findings: boxes and masks of all inputs.
@@ -180,6 +181,7 @@ class CheckResult:
     figures: Figures | None = None
     board: Board | None = None
     boards: Mapping[str, int] = field(default_factory=dict)
+    skipped: int = 0
     labels: str = ""
     findings: Findings = field(default_factory=Findings)
 
@@ -290,6 +292,7 @@ class CheckResult:
             "target": self.bundle.manifest.target.name,
             "compared": self.compared,
             "images": len(self.inputs),
+            "skipped": self.skipped,
             "max_abs_error": self.max_abs_error,
             "rms_error": max(r.accuracy.rms_error for r in self.inputs),
             "relative_error": self.relative_error,

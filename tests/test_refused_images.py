@@ -63,6 +63,19 @@ def test_refuses_an_image(place: Place, bundle: Path, name: str) -> None:
     expect(place.refused(RUN, bundle, "--image", name), IMAGES[name])
 
 
+def test_one_broken_image_of_a_folder_is_skipped(place: Place, bundle: Path) -> None:
+    (place.here / "photos").mkdir()
+    Image.effect_noise((64, 64), 50).save(place.here / "photos" / "whole.png")
+    (place.here / "photos" / "text.jpg").write_text("This is no photograph.")
+    with place.start(RUN, bundle, "--image", "photos") as process:
+        out, err = process.communicate()
+    assert process.returncode == 0
+    assert "skipped photos/text.jpg: not an image" in err and "whole.png" in out
+    (place.here / "photos" / "whole.png").write_text("Nor is this.")
+    line = place.refused(RUN, bundle, "--image", "photos")
+    expect(line, "whole.png: not an image")
+
+
 def test_refuses_images_without_the_model(place: Place, bundle: Path) -> None:
     line = place.refused(CHECK, bundle, "--images", ".")
     expect(line, "--images needs --model")

@@ -319,3 +319,12 @@ def test_an_assumed_preprocessing_is_said_with_every_verdict(
         assert ("preprocessing assumed, not given" in words) == assumed
     assert ("The preprocessing is assumed, not given: v. " in page) == assumed
     assert result.to_json()["preprocessing_assumed"] is assumed
+
+
+def test_skipped_files_are_counted_beside_the_verdict(
+    tree: Path, tmp_path: Path
+) -> None:
+    result = a_result(tmp_path, [an_input(tree)], skipped=2)
+    assert "1 image (2 files skipped)" in check_table(result)
+    assert result.to_json()["skipped"] == 2
+    assert "(2 that could not be read skipped)" in written(result, tmp_path).text
