@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import onnx
 
+from netship.compile.frontend.absorb import absorb
 from netship.compile.frontend.canonical import (
     decompositions,
     dft,
@@ -93,7 +94,7 @@ def canonical(proto: onnx.ModelProto) -> onnx.ModelProto:
     nodes = [new for node in folded.graph.node for new in _rewritten(node, graph)]
     try:
         # Folded again: a rule may compute with constants.
-        result = fold(with_nodes(folded, nodes, graph.constants))
+        result = absorb(fold(with_nodes(folded, nodes, graph.constants)))
         check_sizes(result)
     except Unfit as error:
         raise UserError(str(error)) from None
