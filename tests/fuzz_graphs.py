@@ -478,8 +478,10 @@ class Roads:
             Reference.check,
         )
 
-        def with_others(tensor: Any, preprocessing: Any) -> list[Floats]:
-            made = signed(tensor, preprocessing)
+        def with_others(
+            tensor: Any, preprocessing: Any, *, number: int = 0
+        ) -> list[Floats]:
+            made = signed(tensor, preprocessing, number=number)
             return [*made, *(_others(made[0]) if self.more else [])]
 
         def with_original(reference: Reference, tensor: Floats) -> Any:

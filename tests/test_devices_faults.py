@@ -393,7 +393,7 @@ def test_ctrl_c_with_several_boards_leaves_nothing_on_any(
         "    bundle = open_bundle(Path(sys.argv[1]))\n"
         "    [image], _, _ = read_golden(bundle)[0]\n"
         "    with open_fleet(bundle, Address('127.0.0.1', int(sys.argv[2]), 'pi'), most=2, wait=5, on_note=print) as fleet:\n"
-        "        for done, _ in fleet.run_all(count(), lambda _: image):\n"
+        "        for done, _ in fleet.run_all(count(), lambda _: [image]):\n"
         "            if done == 20:\n"
         "                os.kill(os.getpid(), signal.SIGINT)\n"
         "run_command(main)\n"

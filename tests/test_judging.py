@@ -203,7 +203,6 @@ def test_without_pycocotools_one_line_says_how_to_install_it(
 
 
 def test_precision_is_cocos(tmp_path: Path) -> None:
-    pytest.importorskip("pycocotools.cocoeval")
     known = coco.read(written(tmp_path, labels()), ["cat", "dog"], 2)
     half = (50, 50, 90, 62, 0.8, 1)  # IoU 0.6: right at 0.5, 0.55 and 0.6 of ten
     right = coco.precision(known, {"a.jpg": found(CAT, DOG)})

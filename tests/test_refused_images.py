@@ -76,6 +76,10 @@ def test_one_broken_image_of_a_folder_is_skipped(place: Place, bundle: Path) -> 
     expect(line, "whole.png: not an image")
 
 
+def test_refuses_to_run_nothing(place: Place, bundle: Path) -> None:
+    expect(place.refused(RUN, bundle), "needs the input |give --image FILE")
+
+
 def test_refuses_images_without_the_model(place: Place, bundle: Path) -> None:
     line = place.refused(CHECK, bundle, "--images", ".")
     expect(line, "--images needs --model")

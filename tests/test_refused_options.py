@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from refusals import BUILD, CHECK, RUN, VALID, Place, expect
+from refusals import BUILD, CHECK, VALID, Place, expect
 
 from netship.targets.escapes import counted
 
@@ -81,7 +81,6 @@ def test_refuses_a_toml_with_a_misspelt_key(place: Place) -> None:
         (BUILD, ["--input-shape", "1,3,224,224"], "--input-shape|NAME:1,3,224,224"),
         (CHECK, ["bundle", "--repeat", "abc"], "--repeat|'abc'"),
         (CHECK, ["bundle", "--rpc", "local", "--board", "emulated"], "--board|--rpc"),
-        (RUN, ["bundle"], "--image"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

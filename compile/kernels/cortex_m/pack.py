@@ -113,7 +113,8 @@ def integers(convolution: Convolution, layout: int) -> NDArray[np.int8]:
         if wide(convolution):
             bytes_ = _in_words(convolution).astype(np.int8)
         else:
-            bytes_ = _pairs(_sums(convolution)[0]).astype("<i2").view(np.int8)
+            pairs = _pairs(_sums(convolution)[0]).astype("<i2", order="C")
+            bytes_ = pairs.view(np.int8)
         bytes_ = np.pad(bytes_, ((0, len(bytes_) % 2), (0, 0), (0, 0)))
         # [channel, word, byte] → [two channels, word, channel, byte].
         return bytes_.reshape(-1, 2, *bytes_.shape[1:]).transpose(0, 2, 1, 3).ravel()
