@@ -327,8 +327,8 @@ def _call(project: Project, step: Generated, data: _Data) -> dict[str, Any]:
     begin = project.plan.scratch[project.steps.index(step)]
     arguments = [_place(project, each) for each in step.inputs]
     for values in step.function.constants:
-        dtype, begin = data.array(values)
-        arguments.append(f"{project.name}_{dtype} + {begin}")
+        dtype, place = data.array(values)
+        arguments.append(f"{project.name}_{dtype} + {place}")
     arguments += [_place(project, each) for each in step.outputs]
     arguments.append(f"(uint8_t *)arena + {begin}")
     return {
