@@ -94,7 +94,8 @@ def prepare(
         )
     if not given and not wanted:
         for name in [*named, *(["--strict-int8"] if strict else [])]:
-            raise UserError(f"{name}: goes with --quantize int8; add it")
+            also = "" if name == "--strict-int8" else " or --precision float16"
+            raise UserError(f"{name}: goes with --quantize int8{also}; add it")
         return None
     if given:
         graph = _read_graph(model, dump, strict)
