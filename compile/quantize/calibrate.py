@@ -95,7 +95,7 @@ def quantise(
     for method, proto in candidates.items():
         candidate = Reference(replace(model, proto=proto))
         answers = [candidate.run(*each) for each in samples]
-        least = min(map(least_cosine, answers, expected))
+        least, _ = least_cosine(model, answers, expected)
         same = sum(map(same_class, answers, expected))
         enough = is_enough(least, same if classifies(model) else len(samples), samples)
         found.append((enough, least, method, replace(model, proto=proto)))
@@ -126,9 +126,29 @@ def same_class(ours: Sequence[Array], theirs: Sequence[Array]) -> bool:
     return int(ours[0].argmax()) == int(theirs[0].argmax())
 
 
-def least_cosine(ours: Sequence[Array], theirs: Sequence[Array]) -> float:
-    """Of all outputs of one inference."""
-    return min(cosine(a, b) for a, b in zip(ours, theirs, strict=True))
+def least_cosine(
+    model: Model, ours: Sequence[Sample], theirs: Sequence[Sample]
+) -> tuple[float, str]:
+    """The smallest cosine of an output, and the output's name.
+
+    Of a classifier it is that of each inference. An output of another network is compared over all inferences at once:
+    a detector's scores where nothing is to be seen are near 0, and their direction means nothing.
+
+    Args:
+        ours, theirs: the outputs of each inference.
+    """
+    one_each = classifies(model)
+    found = []
+    for number, output in enumerate(model.outputs):
+        pairs = [
+            (a[number].ravel(), b[number].ravel())
+            for a, b in zip(ours, theirs, strict=True)
+        ]
+        if not one_each:
+            first, second = zip(*pairs, strict=True)
+            pairs = [(np.concatenate(first), np.concatenate(second))]
+        found += [(cosine(a, b), output.name) for a, b in pairs]
+    return min(found)
 
 
 def _nodes(folded: onnx.ModelProto, model: Model, wanted: Sequence[str]) -> list[str]:

@@ -21,7 +21,7 @@ from netship.compile.quantize.calibrate import (
     least_cosine,
     same_class,
 )
-from netship.targets.escapes import counted
+from netship.targets.escapes import counted, shown
 from netship.targets.onnx_runtime import Session
 
 Array = NDArray[np.float32]
@@ -35,10 +35,14 @@ def compare(
 ) -> dict[str, Any]:
     """int8 against float32 on the calibration images; ``top1_agreement`` is None where no class has one score."""
     floating, ours = Reference(model), Reference(calibrated.model)
-    answers = [(ours.run(*x), floating.run(*x)) for x in samples]
-    same = sum(same_class(a, b) for a, b in answers)
+    answers, expected = (
+        [each.run(*sample) for sample in samples] for each in (ours, floating)
+    )
+    same = sum(map(same_class, answers, expected))
+    least, output = least_cosine(model, answers, expected)
     return {
-        "cosine": round(min(least_cosine(a, b) for a, b in answers), 6),
+        "cosine": round(least, 6),
+        "cosine_output": output,
         "top1_agreement": same / len(samples) if classifies(model) else None,
         "images": len(samples),
         "cosine_by_method": calibrated.cosines,
@@ -55,8 +59,11 @@ def verdict(
         return ""
     layer, decibels = worst_layer(calibrated, samples[0])
     of_classes = f"top-1 as float32's on {same} of {counted(len(samples), 'image')}, "
+    output = ""
+    if len(calibrated.model.outputs) > 1:
+        output = f" of output {shown(measured['cosine_output'])!r}"
     return (
-        f"int8 loses too much: {of_classes if agreement is not None else ''}cosine {least:.4f} (at "
+        f"int8 loses too much: {of_classes if agreement is not None else ''}cosine {least:.4f}{output} (at "
         f"least {INT8_COSINE}); most at {layer} (signal to noise {decibels:.1f} dB)"
     )
 
