@@ -258,9 +258,12 @@ NETWORKS: dict[str, list[Network]] = {
     "SiLU (x × Sigmoid(x))": [silu],
     "Mul, one shape": [both("Mul")],
     "Mul, Add with a constant": [
+        constant("Mul", (1, 1, 8, 8)),
+        constant("Add", (1, 8, 8, 8)),
+    ],
+    "Mul, Add with a number a channel, after a Conv": [
         constant("Mul", (1, 8, 1, 1)),
         constant("Add", (1, 8, 1, 1)),
-        constant("Add", (1, 8, 8, 8)),
     ],
     "Mul, Add, broadcast": [gated("Mul"), gated("Add")],
     "AveragePool": [
@@ -274,10 +277,10 @@ NETWORKS: dict[str, list[Network]] = {
     "Split": [split],
     "Slice, Pad, Gather": [
         with_integers("Slice", [1], [7], [1], [2]),
-        with_integers("Pad", [0, 0, 1, 2, 0, 0, 0, 1]),
         with_integers("Pad", [0, 0, 1, 2, 0, 0, 0, 1], mode="reflect"),
         with_integers("Gather", [5, 2, 2], axis=1),
     ],
+    "Pad with zeros, before a Conv": [with_integers("Pad", [0, 0, 1, 2, 0, 0, 0, 1])],
     "Transpose": [node("Transpose", perm=[0, 3, 1, 2])],
     "DepthToSpace, SpaceToDepth": [
         node("DepthToSpace", blocksize=2),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from netship.compile.frontend.canonical.graph import attributes_of, text_of
-from netship.compile.frontend.fold import with_nodes
+from netship.compile.frontend.fold import infer, with_nodes
 from netship.compile.frontend.names import fresh_names
 
 Array = NDArray[np.float32]
@@ -31,8 +31,10 @@ def absorb(proto: onnx.ModelProto) -> onnx.ModelProto:
             graph.absorb_zeros(node)
         elif node.op_type in ("Add", "Div", "Mul", "Sub"):
             graph.absorb_numbers(node)
+    if not graph.gone:
+        return proto
     left = [node for node in graph.nodes if id(node) not in graph.gone]
-    return with_nodes(proto, left, graph.constants)
+    return infer(with_nodes(proto, left, graph.constants))
 
 
 class _Graph:
