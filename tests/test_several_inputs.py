@@ -177,6 +177,70 @@ def test_the_boards_program_and_the_module_take_a_file_for_each_input(
     np.testing.assert_allclose(json.loads(said), expected[0], atol=1e-6)
 
 
+GIVEN = """
+import json, sys
+from array import array
+import numpy as np
+from every import Network
+
+names = [f"input{k}" for k in range(6)]
+good = dict(zip(names, map(np.load, sys.argv[1:])))
+network = Network()
+expected = network.run(**good)
+
+
+def said(**more):
+    try:
+        return network.run(**good | more) == expected
+    except ValueError as error:
+        return str(error)
+
+
+pixels, tokens, row = good["input0"], good["input3"], good["input4"]
+backwards = pixels.transpose(2, 3, 1, 0).copy().transpose(3, 2, 0, 1)
+wide = np.zeros((1, 3, 6, 12), np.float32)
+wide[..., ::2] = pixels
+print(json.dumps([
+    said(input0=backwards), said(input0=wide[..., ::2]), said(input0=pixels[0]), said(input0=pixels.ravel()),
+    said(input0=pixels.astype("<f4")), said(input0=pixels.tobytes()), said(input0=bytearray(pixels)),
+    said(input0=memoryview(pixels.tobytes())), said(input0=array("f", pixels.ravel())),
+    said(input3=array("q", tokens.ravel())), said(input3=tokens.astype(np.longlong)), said(input4=row.tobytes()),
+    said(input0=pixels.astype(float)), said(input0=np.zeros(54)), said(input0=pixels.view(np.int32)),
+    said(input0=np.zeros((3, 9), np.int64).ravel()), said(input0=pixels.transpose(0, 2, 3, 1)),
+    said(input0=pixels.astype(">f4")), said(input0=pixels.tobytes()[1:]), said(input0=pixels.ravel()[1:]),
+    said(input3=tokens.view(np.uint64)), said(input3=np.zeros(10, np.int32)), said(input4=np.zeros((1, 1), np.int32)),
+]))
+"""
+
+
+@pytest.mark.slow
+def test_the_module_takes_any_buffer_of_the_right_type_and_shape(folder: Path) -> None:
+    library, files = built(folder, "every", "standalone"), []
+    bundle = open_bundle(library)
+    for port, values in zip(
+        bundle.manifest.inputs, read_golden(bundle)[0].inputs, strict=True
+    ):
+        files.append(folder / f"given {port.name}.npy")
+        np.save(files[-1], values)
+    command = [sys.executable, "-c", GIVEN, *map(str, files)]
+    found = json.loads(subprocess.check_output(command, cwd=library))
+    assert found[:12] == [True] * 12
+    image = "not float32 1x3x6x6 (432 bytes)"
+    assert found[12:] == [
+        f"input0 is float64 1x3x6x6, {image}",
+        f"input0 is float64 54, {image}",
+        f"input0 is int32 1x3x6x6, {image}",
+        f"input0 is int64 27, {image}",
+        f"input0 is float32 1x6x6x3, {image}",
+        f"input0 is >f 1x3x6x6, {image}",
+        f"input0 is 431 bytes, {image}",
+        f"input0 is float32 107, {image}",
+        "input3 is uint64 1x5, not int64 1x5 (40 bytes)",
+        "input3 is int32 10, not int64 1x5 (40 bytes)",
+        "input4 is int32 1x1, not int32 1 (4 bytes)",
+    ]
+
+
 @pytest.mark.slow
 def test_one_image_and_fixed_inputs(folder: Path) -> None:
     library, fixed = built(folder, "every", "standalone"), []
