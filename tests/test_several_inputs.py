@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -84,12 +85,30 @@ def added() -> onnx.ModelProto:
     return network(nodes, {"a": row, "b": row}, {"scores": (FLOAT, [1, 5])}, weights)
 
 
+LONG = "model/" + "a_step_of_a_converted_network/" * 7
+
+
+def sequence() -> onnx.ModelProto:
+    """Data of rank 3; names as long as converters make them."""
+    n = helper.make_node
+    nodes = [
+        n("Flatten", ["values"], ["flat"], f"{LONG}flatten"),
+        n("Gemm", ["flat", "w"], [f"{LONG}hidden"], f"{LONG}dense"),
+        n("Relu", [f"{LONG}hidden"], [f"{LONG}relu"], f"{LONG}relu"),
+        n("Gemm", [f"{LONG}relu", "v"], ["scores"], f"{LONG}last"),
+    ]
+    weights = {"w": seeded(288, 8), "v": seeded(8, 4)}
+    given, made = {"values": (FLOAT, [1, 9, 32])}, {"scores": (FLOAT, [1, 4])}
+    return network(nodes, given, made, weights)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The two models, and samples of the second."""
     made = tmp_path_factory.mktemp("several")
     onnx.save(everything(), made / "every.onnx")
     onnx.save(added(), made / "added.onnx")
+    onnx.save(sequence(), made / "sequence.onnx")
     random = np.random.default_rng(0)
     (made / "samples").mkdir()
     for number in range(8):
@@ -154,6 +173,48 @@ def test_int8_is_calibrated_on_samples_of_several_arrays(
         return
     assert firmware.exact
     assert [each.dtype for each in firmware.inputs] == ["int8", "int8"]
+
+
+@pytest.mark.slow
+def test_a_c_project_s_page_names_what_its_header_defines(folder: Path) -> None:
+    options = {"calibration": (folder / "samples",), "accept_loss": True}
+    project = built(folder, "added", "c", quantize=True, **options)
+    page, header = ((project / name).read_text() for name in ("README.md", "added.h"))
+    named = set(re.findall(r"\bADDED_\w+", page))
+    assert named <= set(re.findall(r"\bADDED_\w+", header))
+    assert {f"ADDED_INPUT{i}_ZERO_POINT" for i in range(2)} <= named
+    assert "NHWC" not in page and "photograph" not in page
+    assert "- Input 1, b: data, 1x16; the last index changes fastest,\n" in page
+
+
+@pytest.mark.slow
+def test_a_c_project_s_page_says_which_inputs_are_images(folder: Path) -> None:
+    page = (built(folder, "every", "c") / "README.md").read_text()
+    assert "- Input 0, pixels: rows of pixels of channels (NHWC).\n  How a ph" in page
+    assert page.count("NHWC") == page.count("photograph") == 1
+    moved = "data, 1x2x6x6, whose axis 1 (counted from 0) lies last in memory: 1x6x6x2;"
+    assert f"- Input 2, map: {moved} the last index changes fastest.\n" in page
+    assert "/* map, 1x6x6x2 */" in page
+    library = (built(folder, "every", "standalone") / "README.md").read_text()
+    assert "How a photograph becomes input 0 stands in" in library
+
+
+@pytest.mark.slow
+def test_the_pages_of_a_network_of_data_speak_of_no_image(folder: Path) -> None:
+    project = built(folder, "sequence", "c")
+    page = (project / "README.md").read_text()
+    assert "- Input: data, 1x9x32; the last index changes fastest.\n" in page
+    assert "float *input = arena.values" in page and "/* your data, 1x9x32 */" in page
+    library = (built(folder, "sequence", "standalone") / "README.md").read_text()
+    main = (project / "example/main.c").read_text()
+    header = (project / "sequence.h").read_text()
+    for text in (page, library, main, header):
+        assert not re.search("pixel|photograph|camera|image|preprocessing", text)
+    # Long names: by their ends here, whole in the manifest.
+    assert LONG not in page and "_network/dense" in page
+    rows = [line for line in page.split("\n") if line.startswith("|")]
+    assert max(map(len, rows)) < 200
+    assert LONG in (project / "manifest.json").read_text()
 
 
 @pytest.mark.slow
