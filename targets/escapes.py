@@ -84,8 +84,8 @@ _NO_PREFIX = C_RESERVED.union(
         r"\w+",
         """
     bool catch constexpr decltype delete explicit export false friend mutable namespace new noexcept nullptr operator
-    private protected public requires template this throw true typeid typename using virtual xor array ctypes pathlib
-    int8 int16 int32 int64 uint8 uint16 uint32 uint64 intptr uintptr intmax uintmax ptrdiff size ssize wchar max_align
+    private protected public requires template this throw true typeid typename using virtual xor array ctypes mmap
+    pathlib int8 int16 int32 int64 uint8 uint16 uint32 uint64 intptr uintptr intmax uintmax ptrdiff size ssize wchar max_align
     div ldiv lldiv clock clockid time timer key id pid uid gid mode off dev ino nlink locale va_list golden
     """,
     ),

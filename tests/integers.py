@@ -303,6 +303,7 @@ def project(
         return x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
 
     golden = write_golden(folder, [check(x) for x in inputs])
+    tensor, preprocessing = tensors(proto)
     lowering, firmware = build.build(
         graph_of(proto),
         "small",
@@ -311,10 +312,9 @@ def project(
         folder,
         limit,
         Progress(quiet=True),
-        [1],
+        [tensor],
         expected,
     )
-    tensor, preprocessing = tensors(proto)
     outputs = tuple(
         Tensor(
             name=each.name,

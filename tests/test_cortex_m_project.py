@@ -18,6 +18,7 @@ from cortex_m_projects import (
     graph_for_c,
     small_networks,
 )
+from integers import tensors
 
 from netship.compile.backends.c import ports
 from netship.devices.microcontroller.session import interface_of
@@ -247,7 +248,7 @@ def test_the_pattern_of_the_self_test_is_the_generated_one(
     networks: dict[str, onnx.ModelProto], projects: Projects
 ) -> None:
     graph = graph_for_c(networks["residuals"])
-    (pattern,) = ports.test_patterns(graph, [1])
+    (pattern,) = ports.test_patterns(graph, [tensors(networks["residuals"])[0]])
     expected = expected_output(graph, pattern)
     text = (projects["residuals", "cortex-m7"].path / "golden.h").read_text()
     stored = re.search(r"golden_output\[\d+\] = \{([^}]*)\}", text)

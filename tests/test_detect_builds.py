@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -90,12 +91,18 @@ def test_a_library_and_its_python_module_find_what_the_decoder_finds(
         "    boxes = network.detect(tensor)\n"
         "    outputs = [list(each) for each in network.run(tensor)]\n"
         "print(json.dumps([[[b.x1, b.y1, b.x2, b.y2, b.score, b.class_index] for b in boxes], outputs]))\n"
+        "print(boxes[0])\n"
     )
     (folder / "input.bin").write_bytes(golden.tobytes())
     words = [sys.executable, "-c", code, str(bundle.path), str(folder / "input.bin")]
     text = subprocess.run(words, capture_output=True, check=True, text=True).stdout
-    boxes, outputs = json.loads(text)
+    numbers, shown = text.splitlines()
+    boxes, outputs = json.loads(numbers)
     _compare(bundle, boxes, outputs)
+    names = ("x1", "y1", "x2", "y2", "score", "class_index")
+    pairs = zip(names, boxes[0], strict=True)
+    values = ", ".join(f"{name}={value:.6g}" for name, value in pairs)
+    assert re.fullmatch(rf"Detection\({re.escape(values)}(, points=.*)?\)", shown)
 
     command = ("runtime_demo.run", bundle.path, "--image", folder / "photo.png")
     answer = json.loads(succeed(*command, "--json"))["images"][0]

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import ROOT, run
-from integers import Floats, graph_of, residuals
+from integers import Floats, graph_of, residuals, tensors
 from jinja2 import DictLoader
 from markdown_it import MarkdownIt
 from PIL import Image
@@ -181,7 +181,7 @@ def c_project(folder: Path, suffix: str) -> dict[str, str]:
         folder,
         None,
         Progress(quiet=True),
-        [1],
+        [tensors(model)[0]],
         whatever,
     )
     return {path.name: path.read_text() for path in folder.rglob("*") if path.is_file()}
@@ -229,7 +229,7 @@ def test_a_layer_may_be_called_as_c_calls_something(word: str, tmp_path: Path) -
         tmp_path / "project",
         None,
         Progress(quiet=True),
-        [1],
+        [tensors(model)[0]],
         whatever,
     )
 

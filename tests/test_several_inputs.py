@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -84,12 +85,30 @@ def added() -> onnx.ModelProto:
     return network(nodes, {"a": row, "b": row}, {"scores": (FLOAT, [1, 5])}, weights)
 
 
+LONG = "model/" + "a_step_of_a_converted_network/" * 7
+
+
+def sequence() -> onnx.ModelProto:
+    """Data of rank 3; names as long as converters make them."""
+    n = helper.make_node
+    nodes = [
+        n("Flatten", ["values"], ["flat"], f"{LONG}flatten"),
+        n("Gemm", ["flat", "w"], [f"{LONG}hidden"], f"{LONG}dense"),
+        n("Relu", [f"{LONG}hidden"], [f"{LONG}relu"], f"{LONG}relu"),
+        n("Gemm", [f"{LONG}relu", "v"], ["scores"], f"{LONG}last"),
+    ]
+    weights = {"w": seeded(288, 8), "v": seeded(8, 4)}
+    given, made = {"values": (FLOAT, [1, 9, 32])}, {"scores": (FLOAT, [1, 4])}
+    return network(nodes, given, made, weights)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The two models, and samples of the second."""
     made = tmp_path_factory.mktemp("several")
     onnx.save(everything(), made / "every.onnx")
     onnx.save(added(), made / "added.onnx")
+    onnx.save(sequence(), made / "sequence.onnx")
     random = np.random.default_rng(0)
     (made / "samples").mkdir()
     for number in range(8):
@@ -157,6 +176,48 @@ def test_int8_is_calibrated_on_samples_of_several_arrays(
 
 
 @pytest.mark.slow
+def test_a_c_project_s_page_names_what_its_header_defines(folder: Path) -> None:
+    options = {"calibration": (folder / "samples",), "accept_loss": True}
+    project = built(folder, "added", "c", quantize=True, **options)
+    page, header = ((project / name).read_text() for name in ("README.md", "added.h"))
+    named = set(re.findall(r"\bADDED_\w+", page))
+    assert named <= set(re.findall(r"\bADDED_\w+", header))
+    assert {f"ADDED_INPUT{i}_ZERO_POINT" for i in range(2)} <= named
+    assert "NHWC" not in page and "photograph" not in page
+    assert "- Input 1, b: data, 1x16; the last index changes fastest,\n" in page
+
+
+@pytest.mark.slow
+def test_a_c_project_s_page_says_which_inputs_are_images(folder: Path) -> None:
+    page = (built(folder, "every", "c") / "README.md").read_text()
+    assert "- Input 0, pixels: rows of pixels of channels (NHWC).\n  How a ph" in page
+    assert page.count("NHWC") == page.count("photograph") == 1
+    moved = "data, 1x2x6x6, whose axis 1 (counted from 0) lies last in memory: 1x6x6x2;"
+    assert f"- Input 2, map: {moved} the last index changes fastest.\n" in page
+    assert "/* map, 1x6x6x2 */" in page
+    library = (built(folder, "every", "standalone") / "README.md").read_text()
+    assert "How a photograph becomes input 0 stands in" in library
+
+
+@pytest.mark.slow
+def test_the_pages_of_a_network_of_data_speak_of_no_image(folder: Path) -> None:
+    project = built(folder, "sequence", "c")
+    page = (project / "README.md").read_text()
+    assert "- Input: data, 1x9x32; the last index changes fastest.\n" in page
+    assert "float *input = arena.values" in page and "/* your data, 1x9x32 */" in page
+    library = (built(folder, "sequence", "standalone") / "README.md").read_text()
+    main = (project / "example/main.c").read_text()
+    header = (project / "sequence.h").read_text()
+    for text in (page, library, main, header):
+        assert not re.search("pixel|photograph|camera|image|preprocessing", text)
+    # Long names: by their ends here, whole in the manifest.
+    assert LONG not in page and "_network/dense" in page
+    rows = [line for line in page.split("\n") if line.startswith("|")]
+    assert max(map(len, rows)) < 200
+    assert LONG in (project / "manifest.json").read_text()
+
+
+@pytest.mark.slow
 def test_the_boards_program_and_the_module_take_a_file_for_each_input(
     folder: Path,
 ) -> None:
@@ -175,6 +236,70 @@ def test_the_boards_program_and_the_module_take_a_file_for_each_input(
     said = subprocess.check_output([sys.executable, "-c", script], cwd=library)
     [expected, *_] = read_golden(open_bundle(library))[0].outputs
     np.testing.assert_allclose(json.loads(said), expected[0], atol=1e-6)
+
+
+GIVEN = """
+import json, sys
+from array import array
+import numpy as np
+from every import Network
+
+names = [f"input{k}" for k in range(6)]
+good = dict(zip(names, map(np.load, sys.argv[1:])))
+network = Network()
+expected = network.run(**good)
+
+
+def said(**more):
+    try:
+        return network.run(**good | more) == expected
+    except ValueError as error:
+        return str(error)
+
+
+pixels, tokens, row = good["input0"], good["input3"], good["input4"]
+backwards = pixels.transpose(2, 3, 1, 0).copy().transpose(3, 2, 0, 1)
+wide = np.zeros((1, 3, 6, 12), np.float32)
+wide[..., ::2] = pixels
+print(json.dumps([
+    said(input0=backwards), said(input0=wide[..., ::2]), said(input0=pixels[0]), said(input0=pixels.ravel()),
+    said(input0=pixels.astype("<f4")), said(input0=pixels.tobytes()), said(input0=bytearray(pixels)),
+    said(input0=memoryview(pixels.tobytes())), said(input0=array("f", pixels.ravel())),
+    said(input3=array("q", tokens.ravel())), said(input3=tokens.astype(np.longlong)), said(input4=row.tobytes()),
+    said(input0=pixels.astype(float)), said(input0=np.zeros(54)), said(input0=pixels.view(np.int32)),
+    said(input0=np.zeros((3, 9), np.int64).ravel()), said(input0=pixels.transpose(0, 2, 3, 1)),
+    said(input0=pixels.astype(">f4")), said(input0=pixels.tobytes()[1:]), said(input0=pixels.ravel()[1:]),
+    said(input3=tokens.view(np.uint64)), said(input3=np.zeros(10, np.int32)), said(input4=np.zeros((1, 1), np.int32)),
+]))
+"""
+
+
+@pytest.mark.slow
+def test_the_module_takes_any_buffer_of_the_right_type_and_shape(folder: Path) -> None:
+    library, files = built(folder, "every", "standalone"), []
+    bundle = open_bundle(library)
+    for port, values in zip(
+        bundle.manifest.inputs, read_golden(bundle)[0].inputs, strict=True
+    ):
+        files.append(folder / f"given {port.name}.npy")
+        np.save(files[-1], values)
+    command = [sys.executable, "-c", GIVEN, *map(str, files)]
+    found = json.loads(subprocess.check_output(command, cwd=library))
+    assert found[:12] == [True] * 12
+    image = "not float32 1x3x6x6 (432 bytes)"
+    assert found[12:] == [
+        f"input0 is float64 1x3x6x6, {image}",
+        f"input0 is float64 54, {image}",
+        f"input0 is int32 1x3x6x6, {image}",
+        f"input0 is int64 27, {image}",
+        f"input0 is float32 1x6x6x3, {image}",
+        f"input0 is >f 1x3x6x6, {image}",
+        f"input0 is 431 bytes, {image}",
+        f"input0 is float32 107, {image}",
+        "input3 is uint64 1x5, not int64 1x5 (40 bytes)",
+        "input3 is int32 10, not int64 1x5 (40 bytes)",
+        "input4 is int32 1x1, not int32 1 (4 bytes)",
+    ]
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from netship.bundle.accuracy import INT8_STEPS, compare
 from netship.bundle.manifest import Firmware, FirmwareTensor, Group, Lowering, Quantised
+from netship.bundle.manifest import Tensor as Given
 from netship.compile import passes
 from netship.compile.backends.backend import Built
 from netship.compile.backends.c import arrange, emit, support
@@ -65,7 +66,7 @@ def build(
     folder: Path,
     arena_limit: int | None,
     progress: Progress,
-    choices: Sequence[int],
+    inputs: Sequence[Given],
     expected: Callable[[Sequence[Floats]], list[tuple[Floats, Floats]]],
     dump: passes.Dump = passes.no_dump,
     flash_limit: int | None = None,
@@ -77,7 +78,7 @@ def build(
 
     Args:
         graph: after passes.INTEGERS or passes.FLOATS.
-        choices: of each input how many values the self-test's whole numbers of 32 or 64 bits have.
+        inputs: the model's.
         expected: the reference: inputs in the order that the C takes them in → each output and its tolerances as the C gives it.
         detects: the project has a decoder of boxes, which is written after this.
 
@@ -94,7 +95,7 @@ def build(
         widened=graph.quantised and pack.layout_of(target.name) == pack.SMLAD,
     )
     arrange.check_arena(arranged, arena_limit)
-    project = Project(name, version, target.name, graph, arranged, choices, detects)
+    project = Project(name, version, target.name, graph, arranged, inputs, detects)
     progress.stage("writing C")
     constants = emit.emit(project, folder)
     arrange.check_flash(constants.nbytes, constants.largest, flash_limit)
@@ -102,7 +103,7 @@ def build(
     unknown = [np.zeros(each.tensor.size) for each in project.outputs]
     emit.emit_golden(project, folder, constants, unknown, unknown)
     progress.stage("asking the same C on this machine for the self-test's answer")
-    patterns = test_patterns(graph, choices)
+    patterns = test_patterns(graph, inputs)
     stored = b"".join(each.tobytes() for each in patterns)
     answers = run_on_host(folder, name, interface, [stored])[0]
     tolerances = [np.full(each.size, INT8_STEPS) for each in answers]

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from netship.bundle.accuracy import INT8_STEPS
+from netship.bundle.manifest import Tensor as Given
+from netship.bundle.manifest import image_of
 from netship.compile.backends.c import drawing
 from netship.compile.backends.c.arrange import Arranged
 from netship.compile.backends.c.ports import InputPort, Port, dims, input_port
@@ -37,7 +39,7 @@ from netship.compile.kernels import cortex_m
 from netship.compile.kernels.cortex_m import pack
 from netship.compile.program.planner import Plan
 from netship.targets import templates
-from netship.targets.escapes import C_RESERVED, C_TYPES, c_float
+from netship.targets.escapes import C_RESERVED, C_TYPES, c_float, ending
 
 _HERE = Path(__file__).parent
 _KERNELS = Path(cortex_m.__file__).parent
@@ -62,7 +64,7 @@ class Project:
     cpu: str
     graph: Graph
     arranged: Arranged
-    choices: Sequence[int]
+    given: Sequence[Given]  # The model's inputs.
     detects: bool = False  # A decoder of boxes belongs to it.
 
     @property
@@ -88,7 +90,8 @@ class Project:
         tensors = self.graph.inputs
         numbers = map(str, range(len(tensors))) if len(tensors) > 1 else [""]
         offsets = [self.plan.offsets[self.arranged.owner(each)] for each in tensors]
-        ports = map(InputPort, tensors, numbers, offsets, self.choices)
+        images = [each is image_of(self.given) for each in self.given]
+        ports = map(InputPort, tensors, numbers, offsets, self.given, images)
         return tuple(input_port(self.name, each, self.dtype) for each in ports)
 
     @property
@@ -411,6 +414,7 @@ def _write(path: Path, template: str, values: dict[str, Any]) -> None:
         "c_limit": _c_limit,
         "shape": dims,
         "texts": _texts,
+        "ending": ending,
     }
     environment.filters |= filters
     text = environment.get_template(f"{template}.jinja").render(values)

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from netship.bundle.golden import INDICES
+from netship.bundle.manifest import Tensor as Given
 from netship.compile.ir.graph import NHWC, Graph, Tensor
 from netship.targets.escapes import C_TYPES
 
@@ -58,17 +60,43 @@ class InputPort(Port):
 
     Attributes:
         offset: where in the arena it begins, in bytes, if it lies there.
-        choices: how many values it has in the self-test, of whole numbers of 32 or 64 bits.
+        given: the model's input.
+        image: whether photographs become it.
         home, example: C that finds it there, in the generated function and in a program.
         elsewhere: C that is true where it lies elsewhere.
     """
 
     offset: int
-    choices: int
+    given: Given
+    image: bool
     home: str = ""
     elsewhere: str = ""
     example: str = ""
     kind: ClassVar[str] = "input"
+
+    @property
+    def choices(self) -> int:
+        """How many values it has in the self-test, of whole numbers of 32 or 64 bits."""
+        return choices(self.given)
+
+    @property
+    def variable(self) -> str:
+        """What a program calls it."""
+        return "image" if self.image and not self.number else self.name
+
+    @property
+    def laid_out(self) -> tuple[int, ...]:
+        """Its sizes as they lie in memory: of an image height, width and channels, of data all."""
+        if self.image:
+            return self.tensor.image
+        if len(self.tensor.shape) == 4:
+            return (self.tensor.shape[0], *self.tensor.image)
+        return self.given.shape
+
+    @property
+    def moved(self) -> bool:
+        """Whether axis 1 of the model's input lies last in memory."""
+        return self.laid_out != self.given.shape
 
     @property
     def salt(self) -> int:
@@ -103,10 +131,15 @@ def input_port(name: str, port: InputPort, dtype: str) -> InputPort:
     )
 
 
-def test_patterns(graph: Graph, choices: Sequence[int]) -> list[NDArray[Any]]:
+def choices(given: Given) -> int:
+    """How many values the self-test's whole numbers of 32 or 64 bits have."""
+    return given.choices or int(INDICES[1]) + 1
+
+
+def test_patterns(graph: Graph, given: Sequence[Given]) -> list[NDArray[Any]]:
     """The inputs of the generated self-test: the top byte of Knuth's multiplicative hash of the index.
 
-    As int8 or uint8, or as float32 from −1 to 1; of other whole numbers the rest by ``choices``, of a truth by 2.
+    As int8 or uint8, or as float32 from −1 to 1; of other whole numbers the rest by `choices`, of a truth by 2.
     """
     patterns = []
     for number, source in enumerate(graph.inputs):
@@ -118,6 +151,6 @@ def test_patterns(graph: Graph, choices: Sequence[int]) -> list[NDArray[Any]]:
         elif source.dtype in ("int8", "uint8"):
             patterns.append(pattern.view(source.dtype))
         else:
-            most = 2 if source.dtype == "bool" else choices[number]
+            most = 2 if source.dtype == "bool" else choices(given[number])
             patterns.append((pattern % most).astype(source.dtype))
     return patterns

@@ -61,6 +61,7 @@ class StandaloneBackend(BundleBackend):
                     job.model.outputs, check.outputs, check.tolerances, strict=True
                 )
             ),
+            image=job.model.inputs.index(image) if image else None,
             detector=detector,
             input_size=image.size if detector and image else (0, 0),
         )

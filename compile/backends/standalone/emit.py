@@ -119,6 +119,7 @@ class Standalone:
     Attributes:
         ranges: of each input the least and the largest value in the test.
         answers: the reference's outputs for it.
+        image: which input photographs become; None where all are data.
         detector: of a detector, with its input's height and width.
     """
 
@@ -127,6 +128,7 @@ class Standalone:
     version: str
     ranges: tuple[tuple[float, float], ...]
     answers: tuple[Answer, ...]
+    image: int | None = None
     detector: Detector | None = None
     input_size: tuple[int, int] = (0, 0)
 
