@@ -32,7 +32,7 @@ from netship.runtime_demo.findings import Geometry
 from netship.runtime_demo.options import add_device_options, open_session
 from netship.runtime_demo.result import Answer, CheckResult, answers, scores_classes
 from netship.targets import VERSION
-from netship.targets.errors import UserError
+from netship.targets.errors import UserError, refusal
 from netship.targets.escapes import shown
 from netship.targets.progress import Progress
 from netship.tuning import tune as tune_command
@@ -247,7 +247,7 @@ def build(
     arguments.check_known("build", options, _known(build, BuildOptions), pixels=True)
     given = {
         **options,
-        "model": model,
+        "model": arguments.path("model", model),
         "target": target,
         "output": output,
         "format": format,
@@ -390,15 +390,22 @@ def estimate(
     given = {"bundle": _place(bundle), "cpu": cpu, "part": part}
     given |= {"code": code, "weights": weights}
     parsed = arguments.arguments(meter_command.parser(), given)
-    return meter_command.measure(parsed, on_progress or (lambda line: None))
+    with _Reported(on_progress) as progress:
+        return meter_command.measure(parsed, progress.stage)
 
 
 class _Reported(Progress):
-    """Calls back instead of printing."""
+    """Calls back instead of printing; of what the user can correct it makes an `Error`, as the commands do."""
 
     def __init__(self, on_progress: OnProgress | None) -> None:
         super().__init__(quiet=True)
         self._on_progress = on_progress or (lambda line: None)
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        super().__exit__(kind, *rest)
+        error = rest[0]
+        if isinstance(error, OSError | MemoryError) and (text := refusal(error)):
+            raise Error(text) from error
 
     def stage(self, text: str) -> None:
         self._on_progress(text)

@@ -46,12 +46,19 @@ def arguments(parser: ArgumentParser, given: Mapping[str, object]) -> Namespace:
         UserError: the command would refuse a value.
     """
     actions = {each.dest: each for each in parser._actions}
+    stated = {name for name, value in given.items() if value is not None}
+    for group in parser._mutually_exclusive_groups:
+        names = [x.dest for x in group._group_actions if x.dest in stated]
+        if len(names) > 1:
+            raise UserError(f"{' and '.join(names)}: exclude each other; give one")
     found = Namespace(
         **{n: each.default for n, each in actions.items() if each.default != SUPPRESS}
     )
     for name, value in given.items():
         if value is not None:
             setattr(found, name, _converted(actions[name], name, value))
+        elif actions[name].required:
+            raise _refused(name, value, "is needed")
     return found
 
 
@@ -71,7 +78,7 @@ def overrides(given: Mapping[str, object] | str) -> Overrides:
             text = str(value) if isinstance(value, PathLike) else value
             parsed[name] = parse_option(name, text)
         except ValueError as error:
-            raise UserError(f"preprocessing {name!r}: {error}") from None
+            raise UserError(f"preprocessing {name!r}: {shown(error, 200)}") from None
     return Overrides(**parsed)
 
 

@@ -155,6 +155,7 @@ def test_paths_are_text_or_paths_one_or_several(
         ("build", {"output": ""}, "output='': an empty name"),
         ("build", {"accept_loss": "no"}, "accept_loss='no': takes True or False"),
         ("build", {"name": "a b"}, "name='a b': 'a b' is not a C identifier"),
+        ("build", {"model": None}, "model=None: takes a path"),
         ("build", {"target": "armv99"}, "armv99"),
         ("build", {"input_shapes": {"x": 0}}, "input_shape='x:0': '0' is not a whole"),
         ("build", {"input_shapes": [1]}, r"input_shapes=\[1\]: takes a dictionary"),
@@ -165,6 +166,7 @@ def test_paths_are_text_or_paths_one_or_several(
         ("build", {"preprocessing": {"scal": 1}}, "scal; did you mean scale"),
         ("build", {"preprocessing": 3}, "preprocessing=3: takes a dictionary"),
         ("open", {"board": "bogus"}, "board='bogus': takes 'emulated'"),
+        ("open", {"ssh": "pi@x", "rpc": "local"}, "ssh and rpc: exclude each other"),
         ("open", {"treads": 1}, "did you mean threads"),
         ("check", {"repeat": -1}, "repeat=-1: '-1' is not a whole number"),
         ("check", {"threads": True}, "threads=True: takes text, a number or a path"),
@@ -173,6 +175,8 @@ def test_paths_are_text_or_paths_one_or_several(
         ("tune", {"trials": "many"}, "trials='many': 'many' is not a whole number"),
         ("estimate", {"cpu": "cortex-m4", "code": "ram"}, "code='ram': takes 'flash'"),
         ("estimate", {"cpu": "cortex-a72", "part": "x"}, "is for microcontrollers"),
+        ("estimate", {"cpu": None}, "cpu=None: is needed"),
+        ("estimate", {"bundle": None, "cpu": "cortex-m4"}, "bundle=None: is needed"),
         ("estimate", {"cpu": "cortex-m4", "parts": "x"}, "did you mean part"),
     ],
 )
@@ -180,7 +184,8 @@ def test_a_wrong_option_is_refused_in_one_line(
     function: str, options: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     with pytest.raises(netship.Error, match=said) as refused:
-        getattr(netship, function)(tmp_path, **options)
+        first = "model" if function in ("build", "tune") else "bundle"
+        getattr(netship, function)(**{first: tmp_path, **options})
     assert "\n" not in str(refused.value)
     assert not any(tmp_path.iterdir())
 
@@ -209,6 +214,21 @@ def test_a_network_takes_only_its_own_arrays_while_it_is_open(tmp_path: Path) ->
             network.segment("photo.png")
     with pytest.raises(netship.Error, match="is closed; open it again"):
         network.run(image)
+    with pytest.raises(netship.Error, match="TVM already has .* threads"):
+        netship.open(bundle, threads=7)
+    with pytest.raises(netship.Error, match="tune in a process of its own"):
+        netship.tune("mobilenetv2-0.35-96", output=tmp_path / "log.json")
+
+
+def test_a_fault_of_the_system_is_an_error_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "out")
+
+    monkeypatch.setattr(driver, "build", fail)
+    with pytest.raises(netship.Error, match="out: Permission denied"):
+        netship.build("m.onnx")
 
 
 def test_a_detector_and_a_segmenting_network_answer_in_the_photograph_s_pixels(
