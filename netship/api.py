@@ -92,6 +92,14 @@ class TuneOptions(TypedDict, total=False):
     jobs: int
 
 
+class EstimateOptions(TypedDict, total=False):
+    """The options of ``netship meter`` for microcontrollers."""
+
+    part: str
+    code: Literal["flash", "tcm"]
+    weights: Literal["flash", "tcm", "external"]
+
+
 class InputError(Error, ValueError):
     """An array is not what the network takes."""
 
@@ -365,19 +373,16 @@ def estimate(
     bundle: AnyPath | Bundle,
     cpu: str,
     *,
-    part: str | None = None,
-    code: Literal["flash", "tcm"] | None = None,
-    weights: Literal["flash", "tcm", "external"] | None = None,
     on_progress: OnProgress | None = None,
-    **unknown: object,
+    **options: Unpack[EstimateOptions],
 ) -> Metered | Inference:
     """Estimate an inference of a build on a core, operator by operator, under QEMU.
 
     Args:
         bundle: a bundle or a standalone library for a Cortex-A core, or a C project for a Cortex-M core.
         cpu: a core that ``netship meter --cpu`` takes, such as cortex-a72 or cortex-m4.
-        part: the microcontroller whose flash and caches count, such as stm32l4r5; where None memory never waits.
-        code, weights: where they lie in the part; in flash where None.
+        options: ``part`` is the microcontroller whose flash and caches count, such as stm32l4r5; without it memory
+            never waits. ``code`` and ``weights`` say where they lie in the part, by default in flash.
 
     Returns:
         ``instructions``, which are exact, and estimated ``cycles``. Of a Cortex-A core they sum up those of
@@ -386,9 +391,8 @@ def estimate(
     Raises:
         Error: another target, an unknown core, or QEMU is missing.
     """
-    arguments.check_known("estimate", unknown, _known(estimate))
-    given = {"bundle": _place(bundle), "cpu": cpu, "part": part}
-    given |= {"code": code, "weights": weights}
+    arguments.check_known("estimate", options, _known(estimate, EstimateOptions))
+    given = {**options, "bundle": _place(bundle), "cpu": cpu}
     parsed = arguments.arguments(meter_command.parser(), given)
     with _Reported(on_progress) as progress:
         return meter_command.measure(parsed, progress.stage)
@@ -418,7 +422,7 @@ def _place(bundle: AnyPath | Bundle) -> AnyPath:
     return bundle.path if isinstance(bundle, Bundle) else bundle
 
 
-def _known(function: Callable[..., object], more: type | None = None) -> set[str]:
+def _known(function: Callable[..., object], more: type) -> set[str]:
     """The names of a function's options."""
-    names = {*function.__annotations__, *(more.__annotations__ if more else ())}
-    return names - {"return", "options", "device", "unknown"}
+    names = function.__annotations__.keys() | more.__annotations__.keys()
+    return names - {"return", "options", "device"}
