@@ -41,11 +41,11 @@ Exit codes: 0 built and checked, 2 refused (one line says why), 130 Ctrl-C, 143 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     with Progress(quiet=arguments.json) as progress:
         from netship.compile.driver import build
 
-        bundle = build(_request(arguments), progress)
+        bundle = build(request(arguments), progress)
     if arguments.json:
         print(json.dumps(_summary(bundle), indent=2))
     else:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "compile.build",
         "Compile an image classifier (ONNX or .tflite) into a bundle or a C library,\n"
@@ -250,7 +250,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _request(arguments: argparse.Namespace) -> BuildRequest:
+def request(arguments: argparse.Namespace) -> BuildRequest:
+    """What the options ask for.
+
+    Raises:
+        UserError: no such target.
+    """
     from netship.compile.backends.request import BuildRequest
     from netship.compile.frontend.preprocessing import Overrides
     from netship.targets.presets import resolve

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from netship.targets.progress import Progress
 
 if TYPE_CHECKING:
     from netship.meter.calibrate import Calibration
+    from netship.meter.firmware import Inference
     from netship.meter.operators import Metered, Operator
 
 _EPILOG = """\
@@ -50,51 +51,55 @@ def main(argv: Sequence[str] | None = None) -> int:
         return calibrate(words[1:])
     if words[:1] and words[0] in _MOVED:
         raise UserError(f"python -m meter {words[0]}: is now {_MOVED[words[0]]}")
-    arguments = _parser().parse_args(words)
+    arguments = parser().parse_args(words)
+    with Progress(quiet=arguments.json) as progress:
+        found = measure(arguments, progress.stage)
+    from netship.meter import firmware_report
     from netship.meter.calibrate import factor
+    from netship.meter.operators import Metered
+
+    if isinstance(found, Metered):
+        calibration = factor(arguments.cpu)
+        show_result(
+            arguments,
+            to_json(found),
+            table(found, calibration),
+            lambda path: write_page(found, arguments.bundle, calibration, path),
+        )
+    else:
+        show_result(
+            arguments,
+            firmware_report.to_json(found),
+            firmware_report.table(found),
+            lambda path: firmware_report.write_page(found, arguments.bundle, path),
+        )
+    return 0
+
+
+def measure(
+    arguments: argparse.Namespace, on_progress: Callable[[str], None]
+) -> Metered | Inference:
+    """Estimate as the options ask: a C project on a Cortex-M core, all else on a Cortex-A core.
+
+    Raises:
+        UserError: as `measure_bundle` and `measure_project`; options of microcontrollers for another core.
+    """
+    from netship.bundle.store import open_bundle
+    from netship.meter.firmware import Places, measure_project
     from netship.meter.operators import measure_bundle
 
-    if arguments.cpu.startswith("cortex-m"):
-        return _firmware(arguments)
+    cpu, part = arguments.cpu, arguments.part or ""
+    if cpu.startswith("cortex-m"):
+        places = Places(arguments.code or "flash", arguments.weights or "flash")
+        bundle = open_bundle(arguments.bundle)
+        return measure_project(bundle, cpu, part, places, on_progress)
     for option in ("part", "code", "weights"):
         if getattr(arguments, option):
             raise UserError(f"--{option}: is for microcontrollers; leave it out")
-    with Progress(quiet=arguments.json) as progress:
-        metered = measure_bundle(arguments.bundle, arguments.cpu, progress.stage)
-    calibration = factor(arguments.cpu)
-    show_result(
-        arguments,
-        to_json(metered),
-        table(metered, calibration),
-        lambda path: write_page(metered, arguments.bundle, calibration, path),
-    )
-    return 0
+    return measure_bundle(arguments.bundle, cpu, on_progress)
 
 
-def _firmware(arguments: argparse.Namespace) -> int:
-    from netship.bundle.store import open_bundle
-    from netship.meter import firmware_report
-    from netship.meter.firmware import Places, measure_project
-
-    places = Places(arguments.code or "flash", arguments.weights or "flash")
-    with Progress(quiet=arguments.json) as progress:
-        inference = measure_project(
-            open_bundle(arguments.bundle),
-            arguments.cpu,
-            arguments.part or "",
-            places,
-            progress.stage,
-        )
-    show_result(
-        arguments,
-        firmware_report.to_json(inference),
-        firmware_report.table(inference),
-        lambda path: firmware_report.write_page(inference, arguments.bundle, path),
-    )
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "meter",
         "Estimate how many cycles an inference takes on a Cortex-A or Cortex-M core.",

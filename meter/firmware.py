@@ -85,6 +85,14 @@ class Inference:
         return Step("total", *sums)
 
     @property
+    def instructions(self) -> int:
+        return self.total.instructions
+
+    @property
+    def cycles(self) -> float:
+        return self.total.cycles
+
+    @property
     def megahertz(self) -> int | None:
         return PARTS[self.part].megahertz if self.part else None
 

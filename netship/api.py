@@ -6,27 +6,34 @@ A path is text or a `Path`. ``on_progress`` is called with one line of text for 
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, TypedDict, Unpack
 
+import numpy as np
 from numpy.typing import NDArray
 
-from netship.bundle import inputs
+from netship import arguments
+from netship.bundle import decode, inputs
+from netship.bundle.detections import Detections
 from netship.bundle.store import Bundle, open_bundle
+from netship.bundle.task import Task
+from netship.compile import build as build_command
 from netship.compile import driver
-from netship.compile.backends.request import BuildRequest, Format
-from netship.compile.frontend.preprocessing import Overrides, parse_option
+from netship.compile.backends.request import Format
 from netship.devices.sessions.session import Session
-from netship.meter.operators import Metered, measure_bundle
+from netship.meter import __main__ as meter_command
+from netship.meter.firmware import Inference
+from netship.meter.operators import Metered
 from netship.runtime_demo import check as check_command
+from netship.runtime_demo.findings import Geometry
 from netship.runtime_demo.options import add_device_options, open_session
-from netship.runtime_demo.result import Answer, CheckResult, answers
+from netship.runtime_demo.result import Answer, CheckResult, answers, scores_classes
 from netship.targets import VERSION
-from netship.targets.errors import UserError
-from netship.targets.presets import resolve
+from netship.targets.errors import UserError, refusal
+from netship.targets.escapes import shown
 from netship.targets.progress import Progress
 from netship.tuning import tune as tune_command
 from netship.tuning.tune import Tuned
@@ -34,6 +41,7 @@ from netship.tuning.tune import Tuned
 __version__ = VERSION
 Error = UserError
 OnProgress = Callable[[str], None]
+AnyPath = str | Path
 
 
 class BuildOptions(TypedDict, total=False):
@@ -41,16 +49,16 @@ class BuildOptions(TypedDict, total=False):
 
     name: str
     threads: int
-    input_shapes: dict[str, tuple[int, ...]]
-    golden: tuple[Path, ...]
-    dump: Path
-    arena_limit: int
-    flash_limit: int
-    calibration: tuple[Path, ...]
-    keep_float: tuple[str, ...]
+    input_shapes: Mapping[str, Sequence[int]]
+    golden: AnyPath | Sequence[AnyPath]
+    dump: AnyPath
+    arena_limit: int | str
+    flash_limit: int | str
+    calibration: AnyPath | Sequence[AnyPath]
+    keep_float: str | Sequence[str]
     accept_loss: bool
     strict_int8: bool
-    records: tuple[Path, ...]
+    records: AnyPath | Sequence[AnyPath]
     require_tuned: bool
 
 
@@ -73,20 +81,35 @@ class TuneOptions(TypedDict, total=False):
 
     hours: float
     measure: Literal["here", "meter"]
-    rpc: list[str]
-    ssh: list[str]
+    rpc: str | Sequence[str]
+    ssh: str | Sequence[str]
     tracker: str
     key: str
     threads: int
-    output: Path
-    warm: list[Path]
+    output: AnyPath
+    warm: AnyPath | Sequence[AnyPath]
     tasks: str
     jobs: int
 
 
-@dataclass(frozen=True)
+class EstimateOptions(TypedDict, total=False):
+    """The options of ``netship meter`` for microcontrollers."""
+
+    part: str
+    code: Literal["flash", "tcm"]
+    weights: Literal["flash", "tcm", "external"]
+
+
+class InputError(Error, ValueError):
+    """An array is not what the network takes."""
+
+
+@dataclass
 class Network:
     """A build that is loaded on a device. Not thread-safe; close it, or use it in ``with``.
+
+    A photograph is a file's path. A .npy or .npz file of the inputs may stand for it; boxes and maps are then in
+    pixels of the input.
 
     Attributes:
         bundle: the build: its path and its manifest, with the shapes and types of the inputs and the outputs.
@@ -95,43 +118,102 @@ class Network:
 
     bundle: Bundle
     session: Session
+    _closed: bool = field(default=False, init=False, repr=False)
 
-    def read(self, path: str | Path) -> tuple[NDArray[Any], ...]:
+    def read(self, path: AnyPath) -> tuple[NDArray[Any], ...]:
         """The inputs in a file: of a photograph, by the build's preprocessing, of a .npy or an .npz file; batch 1.
 
         Raises:
             Error: no such file, or one that cannot become the inputs.
         """
-        manifest = self.bundle.manifest
-        return inputs.read(Path(path), manifest.inputs, manifest.preprocessing).tensors
+        return self._read(path).tensors
 
     def run(self, *tensors: NDArray[Any]) -> list[NDArray[Any]]:
         """One inference.
 
         Args:
-            tensors: of the shapes and types of ``bundle.manifest.inputs``; floats are taken as float32.
+            tensors: of the shapes and types of ``bundle.manifest.inputs``.
 
         Returns:
             Every output, of the shapes and types of ``bundle.manifest.outputs``.
 
         Raises:
-            ValueError: another shape or type.
-            Error: NaN or infinity in it, or the device fails.
+            InputError: another number, shape or type; also a ValueError.
+            Error: NaN or infinity in it, the network is closed, or the device fails.
         """
+        if self._closed:
+            raise Error(f"{self.bundle.path}: the network is closed; open it again")
+        wanted = self.bundle.manifest.inputs
+        if len(tensors) != len(wanted):
+            names = ", ".join(repr(shown(each.name)) for each in wanted)
+            raise InputError(
+                f"run: {len(tensors)} arrays, not {len(wanted)}; give one for each of {names}"
+            )
+        for given, port in zip(tensors, wanted, strict=True):
+            found, todo = type(given).__name__, "make it a numpy array"
+            if isinstance(given, np.ndarray):
+                found, todo = f"{given.dtype} {list(given.shape)}", "reshape it"
+                if given.dtype == port.dtype and given.shape == port.shape:
+                    continue
+                if given.dtype != port.dtype:
+                    todo = "convert it with astype"
+            raise InputError(
+                f"run: input is {found}, not {port.dtype} {list(port.shape)} as {shown(port.name)!r}; {todo}"
+            )
         return self.session.run(*tensors)
 
-    def classify(self, path: str | Path) -> tuple[Answer, ...]:
-        """The five best classes of a photograph, the best first; none where the network is no classifier.
+    def classify(self, photo: AnyPath) -> tuple[Answer, ...]:
+        """The five best classes of a photograph, the best first.
 
         Raises:
-            Error: as `read` and `run`.
+            Error: the network is no classifier; as `read` and `run`.
         """
+        self._expect("classify")
+        output = self.run(*self.read(photo))[0]
+        probabilities = self.bundle.manifest.probabilities
+        return answers(output, probabilities, self.bundle.labels())
+
+    def detect(self, photo: AnyPath) -> Detections:
+        """The boxes found in a photograph, in its pixels, the best first.
+
+        Raises:
+            Error: the network is no detector; as `read` and `run`.
+        """
+        task, read = self._expect("detect"), self._read(photo)
+        geometry = Geometry.of(self.bundle.manifest, read.size)
+        return geometry.boxes(task, self.run(*read.tensors))
+
+    def segment(self, photo: AnyPath) -> NDArray[np.int32]:
+        """The class of each of a photograph's pixels: int32 [height, width], −1 where the network did not see it.
+
+        Raises:
+            Error: the network does not segment; as `read` and `run`.
+        """
+        task, read = self._expect("segment"), self._read(photo)
+        at = Geometry.of(self.bundle.manifest, read.size)
+        classes = decode.segment(task, self.run(*read.tensors))
+        return decode.map_on_photograph(classes, at.network[::-1], at.place, at.size)
+
+    def _read(self, path: AnyPath) -> inputs.Read:
         manifest = self.bundle.manifest
-        output = self.run(*self.read(path))[0]
-        return answers(output, manifest.probabilities, self.bundle.labels())
+        file = arguments.path("photo", path)
+        return inputs.read(file, manifest.inputs, manifest.preprocessing)
+
+    def _expect(self, kind: str) -> Task:
+        """The network's task; an Error where it is of another kind."""
+        manifest, first = self.bundle.manifest, self.bundle.manifest.outputs[0]
+        scores = scores_classes(first.shape, first.dtype)
+        task = manifest.task or Task(kind="classify" if scores else "raw")
+        if task.kind != kind or (kind == "classify" and not scores):
+            use = "run" if task.kind in ("raw", kind) else task.kind
+            raise Error(
+                f"{self.bundle.path}: cannot {kind}, its task is {task.kind}; use {use}"
+            )
+        return task
 
     def close(self) -> None:
         """Free the device; the second time does nothing."""
+        self._closed = True
         self.session.close()
 
     def __enter__(self) -> Self:
@@ -142,14 +224,14 @@ class Network:
 
 
 def build(
-    model: str | Path,
+    model: AnyPath,
     target: str = "native",
     *,
-    output: str | Path | None = None,
+    output: AnyPath | None = None,
     format: Format | None = None,
     quantize: Literal["int8"] | None = None,
     precision: Literal["float32", "float16"] = "float32",
-    preprocessing: Mapping[str, object] | None = None,
+    preprocessing: Mapping[str, object] | str | None = None,
     on_progress: OnProgress | None = None,
     **options: Unpack[BuildOptions],
 ) -> Bundle:
@@ -162,7 +244,7 @@ def build(
         format: "bundle", "standalone" or "c"; the target's where None.
         quantize: needs ``calibration``, the paths of at least 16 photographs.
         precision: of a float network's arithmetic; float16 for targets that have it.
-        preprocessing: as the keys of a model.toml, such as ``{"scale": "1/255"}``.
+        preprocessing: as the keys of a model.toml, such as ``{"scale": "1/255"}``, or the name of a preset.
 
     Returns:
         The build; ``manifest.measured["verification"]`` has its errors, in the output's own unit.
@@ -170,23 +252,30 @@ def build(
     Raises:
         Error: anything that the user can correct.
     """
-    where = resolve(target)
-    request = BuildRequest(
-        model=str(model),
-        target=where,
-        output=None if output is None else Path(output),
-        format=format or where.format,
-        overrides=_overrides(preprocessing or {}),
-        quantize=quantize is not None,
-        float16=precision == "float16",
+    arguments.check_known("build", options, _known(build, BuildOptions), pixels=True)
+    given = {
         **options,
-    )
+        "model": arguments.path("model", model),
+        "target": target,
+        "output": output,
+        "format": format,
+        "quantize": quantize,
+        "precision": precision,
+    }
+    shapes = arguments.mapping("input_shapes", given.pop("input_shapes", {}))
+    given["input_shape"] = [
+        f"{name}:{','.join(map(str, arguments.several(shape)))}"
+        for name, shape in shapes.items()
+    ]
+    parsed = arguments.arguments(build_command.parser(), given)
+    vars(parsed).update(dict(arguments.overrides(preprocessing or {})))
+    request = build_command.request(parsed)
     with _Reported(on_progress) as progress:
         return driver.build(request, progress)
 
 
 def open(
-    bundle: str | Path | Bundle,
+    bundle: AnyPath | Bundle,
     *,
     on_progress: OnProgress | None = None,
     **device: Unpack[DeviceOptions],
@@ -196,23 +285,23 @@ def open(
     Raises:
         Error: no build, a changed one, or the device cannot take it.
     """
-    path = bundle.path if isinstance(bundle, Bundle) else Path(bundle)
-    parser = ArgumentParser()
+    arguments.check_known("open", device, _known(open, DeviceOptions))
+    parser = ArgumentParser(add_help=False)
     add_device_options(parser)
+    parsed = arguments.arguments(parser, {**device, "bundle": _place(bundle)})
     with _Reported(on_progress) as progress:
-        found = open_bundle(path)
-        arguments = _arguments(parser, ["--", str(path)], device)
-        return Network(found, open_session(found, arguments, progress, most=1))
+        found = open_bundle(parsed.bundle)
+        return Network(found, open_session(found, parsed, progress, most=1))
 
 
 def check(
-    bundle: str | Path | Bundle,
+    bundle: AnyPath | Bundle,
     *,
-    model: str | Path | None = None,
-    images: Sequence[str | Path] = (),
-    input: Mapping[str, str | Path] | None = None,
-    labels: str | Path | None = None,
-    masks: str | Path | None = None,
+    model: AnyPath | None = None,
+    images: AnyPath | Sequence[AnyPath] = (),
+    input: Mapping[str, AnyPath] | None = None,
+    labels: AnyPath | None = None,
+    masks: AnyPath | None = None,
     repeat: int | None = None,
     on_progress: OnProgress | None = None,
     **device: Unpack[DeviceOptions],
@@ -232,23 +321,27 @@ def check(
     Raises:
         Error: no build, another model, or the device cannot take it.
     """
-    path = bundle.path if isinstance(bundle, Bundle) else Path(bundle)
+    arguments.check_known("check", device, _known(check, DeviceOptions))
     given = {
         **device,
-        "model": None if model is None else str(model),
-        "images": [Path(image) for image in images],
-        "input": [(name, Path(file)) for name, file in (input or {}).items()],
-        "labels": None if labels is None else Path(labels),
-        "masks": None if masks is None else Path(masks),
+        "bundle": _place(bundle),
+        "model": model,
+        "images": images,
+        "labels": labels,
+        "masks": masks,
         "repeat": repeat,
     }
+    parsed = arguments.arguments(check_command.parser(), given)
+    parsed.input = [
+        (name, arguments.path(f"input {name!r}", file))
+        for name, file in arguments.mapping("input", input or {}).items()
+    ]
     with _Reported(on_progress) as progress:
-        arguments = _arguments(check_command.parser(), ["--", str(path)], given)
-        return check_command.check(arguments, progress)
+        return check_command.check(parsed, progress)
 
 
 def tune(
-    model: str | Path,
+    model: AnyPath,
     target: str = "native",
     *,
     trials: int = 4000,
@@ -269,38 +362,54 @@ def tune(
     Raises:
         Error: the target has nothing to tune, a board fails, or the log belongs to something else.
     """
-    given = {**options, "target": target, "trials": trials}
-    words = ["--model", str(model)]
-    arguments = _arguments(tune_command.parser(), words, given)
+    arguments.check_known("tune", options, _known(tune, TuneOptions))
+    given = {**options, "model": model, "target": target, "trials": trials}
+    parsed = arguments.arguments(tune_command.parser(), given)
     with _Reported(on_progress) as progress:
-        return tune_command.tune(arguments, progress, quiet=True)
+        return tune_command.tune(parsed, progress, quiet=True)
 
 
 def estimate(
-    bundle: str | Path | Bundle, cpu: str, *, on_progress: OnProgress | None = None
-) -> Metered:
+    bundle: AnyPath | Bundle,
+    cpu: str,
+    *,
+    on_progress: OnProgress | None = None,
+    **options: Unpack[EstimateOptions],
+) -> Metered | Inference:
     """Estimate an inference of a build on a core, operator by operator, under QEMU.
 
     Args:
-        bundle: a bundle or a standalone library for the core.
-        cpu: a core that ``netship meter --cpu`` takes, such as cortex-a72.
+        bundle: a bundle or a standalone library for a Cortex-A core, or a C project for a Cortex-M core.
+        cpu: a core that ``netship meter --cpu`` takes, such as cortex-a72 or cortex-m4.
+        options: ``part`` is the microcontroller whose flash and caches count, such as stm32l4r5; without it memory
+            never waits. ``code`` and ``weights`` say where they lie in the part, by default in flash.
 
     Returns:
-        Instructions, which are exact, and estimated cycles; they sum up those of ``operators``.
+        ``instructions``, which are exact, and estimated ``cycles``. Of a Cortex-A core they sum up those of
+        ``operators`` (`Metered`), of a Cortex-M core those of ``steps`` (`Inference`).
 
     Raises:
         Error: another target, an unknown core, or QEMU is missing.
     """
-    path = bundle.path if isinstance(bundle, Bundle) else Path(bundle)
-    return measure_bundle(path, cpu, on_progress or (lambda line: None))
+    arguments.check_known("estimate", options, _known(estimate, EstimateOptions))
+    given = {**options, "bundle": _place(bundle), "cpu": cpu}
+    parsed = arguments.arguments(meter_command.parser(), given)
+    with _Reported(on_progress) as progress:
+        return meter_command.measure(parsed, progress.stage)
 
 
 class _Reported(Progress):
-    """Calls back instead of printing."""
+    """Calls back instead of printing; of what the user can correct it makes an `Error`, as the commands do."""
 
     def __init__(self, on_progress: OnProgress | None) -> None:
         super().__init__(quiet=True)
         self._on_progress = on_progress or (lambda line: None)
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        super().__exit__(kind, *rest)
+        error = rest[0]
+        if isinstance(error, OSError | MemoryError) and (text := refusal(error)):
+            raise Error(text) from error
 
     def stage(self, text: str) -> None:
         self._on_progress(text)
@@ -309,22 +418,11 @@ class _Reported(Progress):
         self._on_progress(text)
 
 
-def _arguments(
-    parser: ArgumentParser, words: Sequence[str], given: Mapping[str, object]
-) -> Namespace:
-    """A command's options: its defaults, and what is given."""
-    arguments = parser.parse_args(words)
-    if unknown := given.keys() - vars(arguments).keys():
-        raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
-    vars(arguments).update(given)
-    return arguments
+def _place(bundle: AnyPath | Bundle) -> AnyPath:
+    return bundle.path if isinstance(bundle, Bundle) else bundle
 
 
-def _overrides(given: Mapping[str, object]) -> Overrides:
-    parsed = {}
-    for name, value in given.items():
-        try:
-            parsed[name] = parse_option(name, value)
-        except ValueError as error:
-            raise Error(f"preprocessing {name!r}: {error}") from None
-    return Overrides(**parsed)
+def _known(function: Callable[..., object], more: type) -> set[str]:
+    """The names of a function's options."""
+    names = function.__annotations__.keys() | more.__annotations__.keys()
+    return names - {"return", "options", "device"}

@@ -15,15 +15,26 @@ import types
 from functools import cache
 from typing import Any
 
+from netship.targets.errors import UserError
+
 
 def compiler() -> Any:
-    """Import all of TVM (Relay, LLVM), ready to compile; takes about a second the first time."""
+    """Import all of TVM (Relay, LLVM), ready to compile; takes about a second the first time.
+
+    Raises:
+        UserError: this process has imported the runtime, which cannot compile.
+    """
     # Otherwise a build for arm_cpu tries to download schedules, and fails where there is no network.
     os.environ["TOPHUB_LOCATION"] = "NONE"
     # What runtime() sets in a parent process must not reach a child that compiles.
     os.environ.pop("TVM_USE_RUNTIME_LIB", None)
     _onnx_shim()
     import tvm
+
+    if tvm._ffi.base._RUNTIME_ONLY:
+        raise UserError(
+            "this process runs builds with TVM's runtime, which cannot compile; tune in a process of its own"
+        )
     import tvm.relay
     from tvm.relay.backend import te_compiler
 
@@ -42,12 +53,13 @@ def runtime(threads: int) -> Any:
     TVM makes the pool at the first inference of the process, so the count cannot change later.
 
     Raises:
-        RuntimeError: called again with another count.
+        UserError: called again with another count, or after `compiler`.
     """
     wanted = str(threads)
     if "tvm" in sys.modules and os.environ.get("TVM_NUM_THREADS") != wanted:
-        raise RuntimeError(
-            f"TVM's pool already has {os.environ.get('TVM_NUM_THREADS')} threads, not {wanted}"
+        had = os.environ.get("TVM_NUM_THREADS", "its own number of")
+        raise UserError(
+            f"this process: TVM already has {had} threads, not {wanted}; open the build in a process of its own"
         )
     os.environ["TVM_NUM_THREADS"] = wanted
     os.environ["TVM_USE_RUNTIME_LIB"] = "1"

@@ -102,21 +102,25 @@ def _end_interrupted(error: BaseException) -> NoReturn:
 
 def _refused(error: BaseException) -> int:
     """The exit code; raises ``error`` where it is a bug."""
-    if isinstance(error, UserError):
-        return _refuse(str(error))
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    message = refusal(error)
+    if message is None:
+        raise error
+    print("error: " + message, file=sys.stderr)
+    return 2
+
+
+def refusal(error: BaseException) -> str | None:
+    """What the user can correct, in one line; None where the error is a bug."""
+    if isinstance(error, UserError):
+        return one_line(str(error))
     if isinstance(error, MemoryError):
-        return _refuse("out of memory; end other programs, or take a smaller model")
+        return "out of memory; end other programs, or take a smaller model"
     if full := full_folder(error, [Path()]):
-        return _refuse(f"{full}; make room there")
+        return one_line(f"{full}; make room there")
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return _refuse(f"{where}{error.strerror or error}")
-    raise error
-
-
-def _refuse(message: str) -> int:
-    print("error: " + one_line(message), file=sys.stderr)
-    return 2
+        return one_line(f"{where}{error.strerror or error}")
+    return None

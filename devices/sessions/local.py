@@ -19,8 +19,8 @@ def open_local(bundle: Bundle, threads: int | None = None) -> Session:
     """Load a bundle here, on ``threads`` threads (the manifest's where None).
 
     Raises:
-        UserError: built for another architecture or CPU, or it cannot be loaded.
-        RuntimeError: this process already runs TVM with another number of threads.
+        UserError: built for another architecture or CPU, it cannot be loaded, or this process already runs TVM with
+            another number of threads.
     """
     check_runs_here(bundle)
     threads = threads or bundle.manifest.threads
