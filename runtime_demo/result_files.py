@@ -20,6 +20,7 @@ from netship.runtime_demo.columns import (
     threads,
 )
 from netship.targets.errors import UserError
+from netship.targets.escapes import counted
 
 _MOST_BYTES = 16 << 20
 _Count = Annotated[FiniteFloat, Field(ge=0, lt=1e18)]
@@ -144,7 +145,8 @@ class _Checked(BaseModel):
             if size is not None:
                 facts[name] = in_bytes(size, of)
         checked = "passed" if self.passed else "FAILED"
-        about = f"{self.target}, {checked} on {self.images} {self.compared}, from {file.name}"
+        inputs = counted(self.images, self.compared.removesuffix("s"))
+        about = f"{self.target}, {checked} on {inputs}, from {file.name}"
         return [Column(self.bundle, about, facts)]
 
     def _board(self) -> str:
