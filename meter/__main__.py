@@ -15,6 +15,7 @@ from netship.targets.arguments import (
     show_result,
 )
 from netship.targets.errors import UserError, run_command
+from netship.targets.escapes import milliseconds
 from netship.targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -52,8 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"python -m meter {words[0]}: is now {_MOVED[words[0]]}")
     arguments = _parser().parse_args(words)
     from netship.meter.calibrate import factor
-    from netship.meter.operators import measure_bundle
+    from netship.meter.operators import PEAK_MACS, measure_bundle
+    from netship.meter.thumb_cycles import CORES
 
+    cores = (*PEAK_MACS, *CORES)
+    if arguments.cpu not in cores:
+        raise UserError(
+            f"--cpu {arguments.cpu}: no model of this core; there are {', '.join(cores)}"
+        )
     if arguments.cpu.startswith("cortex-m"):
         return _firmware(arguments)
     for option in ("part", "code", "weights"):
@@ -137,6 +144,7 @@ def write_page(
         low=low,
         high=high,
         meter=meter_version(),
+        filters={"milliseconds": milliseconds},
     )
 
 
@@ -150,6 +158,11 @@ def to_json(metered: Metered) -> dict[str, object]:
         "cpu": metered.cpu,
         "meter": meter_version(),
         "origin": Origin.ESTIMATED.value,
+        "origins": {
+            "instructions": Origin.EMULATED.value,
+            "core_cycles": Origin.ESTIMATED.value,
+            "memory_cycles": Origin.ESTIMATED.value,
+        },
         "core_model": f"llvm-mca {cycles.model(metered.cpu)}",
         "memory_model": f"{hierarchy.board}, {hierarchy.clock} GHz",
         "instructions": metered.instructions,
@@ -189,10 +202,11 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
         )
     lines += [
         "",
+        "columns      a cycle, of peak: MACs a core cycle, and their share of what the core can do; missed: of each cache",
         f"instructions {metered.instructions / 1e6:.1f} M, exact (QEMU)",
         f"core         {metered.core_cycles / 1e6:.1f} M cycles, estimated (LLVM's model of {cycles.model(metered.cpu)}, no caches)",
         f"memory       {metered.memory_cycles / 1e6:.1f} M cycles, estimated (cache model of the {hierarchy.board}; no prefetching)",
-        f"time         {high:.1f} ms at {hierarchy.clock} GHz, 1 thread, estimated (core + memory; {low:.1f} ms if they overlapped)",
+        f"time         {milliseconds(high, 1)} at {hierarchy.clock} GHz, 1 thread, estimated (core + memory; {milliseconds(low, 1)} if they overlapped)",
     ]
     if calibration is not None and not calibration.is_current:
         lines.append(
@@ -201,7 +215,7 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
         )
     elif calibration is not None:
         lines.append(
-            f"calibrated   {high * calibration.factor:.1f} ms by your board's factor of "
+            f"calibrated   {milliseconds(high * calibration.factor, 1)} by your board's factor of "
             f"{calibration.factor:.2f} ({calibration.date})"
         )
     return "\n".join(lines)

@@ -129,6 +129,9 @@ def measure_bundle(
     bundle = open_bundle(path)
     hierarchy = memory.hierarchy(cpu)
     cycles.model(cpu)
+    if bundle.manifest.firmware:
+        core = bundle.manifest.firmware.cpu
+        raise UserError(f"{path}: is a C project for {core}; give --cpu {core}")
     if bundle.manifest.target.machine != "aarch64":
         raise UserError(
             f"{path}: model.so is for {bundle.manifest.target.machine}; the meter takes aarch64, "

@@ -82,6 +82,34 @@ class _Metered(BaseModel):
         return [Column(file.stem, f"python -m meter, {self.cpu}", facts)]
 
 
+class _MeteredSteps(BaseModel):
+    """`meter --json` of a C project."""
+
+    cpu: _Text
+    part: _Text | None
+    megahertz: _Count | None
+    meter: _Text
+    origin: Literal["estimated"]
+    code: _Text | None
+    weights: _Text | None
+    instructions: _Count
+    cycles: _Count
+    milliseconds: _Count | None
+    fits: bool | None = None
+
+    def columns(self, file: Path) -> list[Column]:
+        facts = estimated(self.cpu, self.meter, self.instructions, self.cycles)
+        about = f"python -m meter, {self.cpu}"
+        if self.part:
+            place = f"{self.part}, code in {self.code}, weights in {self.weights}, meter {self.meter}"
+            facts["cycles"] = facts["cycles"]._replace(where=place)
+            about += f", {self.part}"
+        if self.part and self.milliseconds is not None:
+            facts["latency"] = in_ms(self.milliseconds, Origin.ESTIMATED, place)
+            about += ", does not fit" if self.fits is False else ""
+        return [Column(file.stem, about, facts)]
+
+
 class _Times(BaseModel):
     median: _Count
     p90: _Count
@@ -156,10 +184,11 @@ class _Checked(BaseModel):
         return ", ".join(word[:80] for word in words if isinstance(word, str) and word)
 
 
-_FORMS: dict[str, type[_Compared | _Checked | _Metered]] = {
+_FORMS: dict[str, type[_Compared | _Checked | _Metered | _MeteredSteps]] = {
     "runtimes": _Compared,
     "bundle": _Checked,
     "operators": _Metered,
+    "steps": _MeteredSteps,
 }
 
 

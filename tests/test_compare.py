@@ -239,6 +239,11 @@ def test_results_that_other_commands_print_become_columns(
     operator = Operator("k", "conv", 1, 9, 4e6, 1e6, 8, ())
     metered = Metered("cortex-a72", (operator,), "float32", 4)
     (estimate,) = result_files.read(written(tmp_path, meter_json(metered)))
+    assert meter_json(metered)["origins"] == {
+        "instructions": "emulated",
+        "core_cycles": "estimated",
+        "memory_cycles": "estimated",
+    }
     # The same meter on the same core: the one pair that has a ratio.
     assert estimate.facts["cycles"].where == ncnn.facts["cycles"].where
     boards = replace(result, origin=Origin.BOARD)
