@@ -151,18 +151,14 @@ def write_page(
 def to_json(metered: Metered) -> dict[str, object]:
     from netship.devices.sessions.session import Origin
     from netship.meter import cycles, memory
-    from netship.meter.counts import meter_version
+    from netship.meter.counts import ORIGINS, meter_version
 
     hierarchy = memory.hierarchy(metered.cpu)
     return {
         "cpu": metered.cpu,
         "meter": meter_version(),
         "origin": Origin.ESTIMATED.value,
-        "origins": {
-            "instructions": Origin.EMULATED.value,
-            "core_cycles": Origin.ESTIMATED.value,
-            "memory_cycles": Origin.ESTIMATED.value,
-        },
+        "origins": ORIGINS,
         "core_model": f"llvm-mca {cycles.model(metered.cpu)}",
         "memory_model": f"{hierarchy.board}, {hierarchy.clock} GHz",
         "instructions": metered.instructions,

@@ -356,6 +356,7 @@ def test_the_page_and_the_table_have_every_step(bundle: Bundle, tmp_path: Path) 
     )
     assert all(name[-40:] in shown and name[:40] in text for name in names)
     assert "zero wait states" in text and "0 waits" in shown
+    assert "weights w.: cycles that" in shown and "a cycle: MACs a cycle" in shown
 
 
 @pytest.mark.parametrize(
