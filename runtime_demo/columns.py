@@ -285,7 +285,7 @@ def in_bytes(value: float, origin: str, where: str = "") -> Fact:
 
 
 def in_millions(value: float) -> str:
-    return f"{value / 1e6:,.2f} M"
+    return f"{value / 1e6:,.2f} M" if value >= 1e6 else f"{value:,.0f}"
 
 
 def threads(count: int) -> str:

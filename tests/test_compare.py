@@ -259,6 +259,7 @@ def test_results_that_other_commands_print_become_columns(
     (file,) = result_files.read(written(tmp_path, chip.to_json()))
     assert file.facts["instructions"] == of(chip).facts["instructions"]
     assert file.facts["ram"] == of(chip).facts["ram"]
+    assert of(on_microcontroller(result, 980)).facts["instructions"].text == "980"
 
 
 @pytest.mark.parametrize(
