@@ -15,7 +15,7 @@ from netship.bundle.store import MANIFEST, open_bundle
 from netship.devices.board import programs
 from netship.devices.sessions.session import Origin
 from netship.meter.counting import find_qemu
-from netship.meter.counts import Counts, count_bundle, meter_version
+from netship.meter.counts import ORIGINS, Counts, count_bundle, meter_version
 from netship.meter.memory import hierarchy
 from netship.targets import templates
 from netship.targets.errors import UserError
@@ -67,6 +67,7 @@ class Comparison:
             "threads": 1,
             "meter": meter_version(),
             "origin": str(Origin.ESTIMATED),
+            "origins": ORIGINS,
             "runtimes": [
                 {
                     **row.to_json(),

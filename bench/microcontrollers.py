@@ -77,7 +77,7 @@ def measure(network: str, checkout: Path, part_name: str) -> Inference:
     with tempfile.TemporaryDirectory(prefix="netship-cmsis-nn-") as scratch:
         folder = Path(scratch)
         name = cmsis_nn.write_project(layers, checkout.resolve(), folder)
-        steps = count_steps(
+        counted = count_steps(
             folder,
             name,
             interface,
@@ -87,7 +87,7 @@ def measure(network: str, checkout: Path, part_name: str) -> Inference:
             flags=[*cmsis_nn.FLAGS, "-I", str(checkout.resolve() / "Include")],
         )
     named = [(layer.call, layer.macs) for layer in layers]
-    return estimate(named, steps, chosen.cpu, part_name)
+    return estimate(named, counted.steps, chosen.cpu, part_name)
 
 
 def _row(name: str, inference: Inference, part_name: str) -> dict[str, object]:

@@ -483,6 +483,13 @@ class Manifest(Section):
         """Whether the library is source, not machine code for Linux."""
         return _IS_SOURCE[self.format]
 
+    @property
+    def numbers(self) -> Literal["float32", "float16", "int8"]:
+        """What the network computes in."""
+        if self.quantisation:
+            return "int8"
+        return "float16" if self.float16 else "float32"
+
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
         named = [path for entry in self.golden for path in entry.paths]

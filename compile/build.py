@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "compile.build",
-        "Compile an image classifier (ONNX or .tflite) into a bundle or a C library,\n"
+        "Compile a vision network (ONNX or .tflite) into a bundle or a C library,\n"
         "compared with ONNX Runtime before it is called built.",
         _EPILOG,
     )

@@ -15,6 +15,7 @@ from netship.targets.arguments import (
     show_result,
 )
 from netship.targets.errors import UserError, run_command
+from netship.targets.escapes import milliseconds
 from netship.targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -86,9 +87,14 @@ def measure(
     """
     from netship.bundle.store import open_bundle
     from netship.meter.firmware import Places, measure_project
-    from netship.meter.operators import measure_bundle
+    from netship.meter.operators import PEAK_MACS, measure_bundle
+    from netship.meter.thumb_cycles import CORES
 
-    cpu, part = arguments.cpu, arguments.part or ""
+    cpu, part, cores = arguments.cpu, arguments.part or "", (*PEAK_MACS, *CORES)
+    if cpu not in cores:
+        raise UserError(
+            f"--cpu {cpu}: no model of this core; there are {', '.join(cores)}"
+        )
     if cpu.startswith("cortex-m"):
         places = Places(arguments.code or "flash", arguments.weights or "flash")
         bundle = open_bundle(arguments.bundle)
@@ -142,19 +148,21 @@ def write_page(
         low=low,
         high=high,
         meter=meter_version(),
+        filters={"milliseconds": milliseconds},
     )
 
 
 def to_json(metered: Metered) -> dict[str, object]:
     from netship.devices.sessions.session import Origin
     from netship.meter import cycles, memory
-    from netship.meter.counts import meter_version
+    from netship.meter.counts import ORIGINS, meter_version
 
     hierarchy = memory.hierarchy(metered.cpu)
     return {
         "cpu": metered.cpu,
         "meter": meter_version(),
         "origin": Origin.ESTIMATED.value,
+        "origins": ORIGINS,
         "core_model": f"llvm-mca {cycles.model(metered.cpu)}",
         "memory_model": f"{hierarchy.board}, {hierarchy.clock} GHz",
         "instructions": metered.instructions,
@@ -194,10 +202,11 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
         )
     lines += [
         "",
+        "columns      a cycle, of peak: MACs a core cycle, and their share of what the core can do; missed: of each cache",
         f"instructions {metered.instructions / 1e6:.1f} M, exact (QEMU)",
         f"core         {metered.core_cycles / 1e6:.1f} M cycles, estimated (LLVM's model of {cycles.model(metered.cpu)}, no caches)",
         f"memory       {metered.memory_cycles / 1e6:.1f} M cycles, estimated (cache model of the {hierarchy.board}; no prefetching)",
-        f"time         {high:.1f} ms at {hierarchy.clock} GHz, 1 thread, estimated (core + memory; {low:.1f} ms if they overlapped)",
+        f"time         {milliseconds(high, 1)} at {hierarchy.clock} GHz, 1 thread, estimated (core + memory; {milliseconds(low, 1)} if they overlapped)",
     ]
     if calibration is not None and not calibration.is_current:
         lines.append(
@@ -206,7 +215,7 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
         )
     elif calibration is not None:
         lines.append(
-            f"calibrated   {high * calibration.factor:.1f} ms by your board's factor of "
+            f"calibrated   {milliseconds(high * calibration.factor, 1)} by your board's factor of "
             f"{calibration.factor:.2f} ({calibration.date})"
         )
     return "\n".join(lines)

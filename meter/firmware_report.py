@@ -6,27 +6,42 @@ from pathlib import Path
 
 from netship.devices.sessions.session import Origin
 from netship.meter import thumb_cycles
-from netship.meter.firmware import Inference, Step
+from netship.meter.firmware import Inference, Step, meter_version
 from netship.meter.parts import PARTS
 from netship.targets import templates
 from netship.targets.escapes import ending
+from netship.targets.escapes import milliseconds as in_ms
+
+_ESTIMATED = ("core_cycles", "code_cycles", "weight_cycles", "cycles", "milliseconds")
 
 
 def to_json(inference: Inference) -> dict[str, object]:
-    """Cycles are those of the part; ``core_cycles`` those of a memory that never waits."""
+    """Cycles are those of the part; ``core_cycles`` those of a memory that never waits.
+
+    ``origins`` are those of each figure, ``origin`` of the cycles; ``memories`` are in bytes.
+    """
     part = PARTS.get(inference.part)
     milliseconds = _milliseconds(inference)
     return {
         "cpu": inference.cpu,
         "part": inference.part or None,
         "megahertz": inference.megahertz,
+        "meter": meter_version(),
         "origin": Origin.ESTIMATED.value,
+        "origins": {
+            "instructions": Origin.EMULATED.value,
+            **dict.fromkeys(_ESTIMATED, Origin.ESTIMATED.value),
+        },
         "core_model": thumb_cycles.core(inference.cpu).source,
         "memory_model": part.source if part else None,
         "code": inference.places.code if part else None,
         "weights": inference.places.weights if part else None,
         **_step_json(inference.total, "name"),
         "milliseconds": milliseconds,
+        "fits": inference.fits,
+        "memories": [
+            {**each._asdict(), "lacks": each.lacks} for each in inference.memories
+        ],
         "steps": [_step_json(step) for step in inference.steps],
     }
 
@@ -56,6 +71,7 @@ def table(inference: Inference) -> str:
         )
     lines += [
         "",
+        "columns      0 waits: core cycles; code waits, weights w.: cycles that code and weights wait for flash; a cycle: MACs a cycle",
         f"instructions {total.instructions:,}, exact (QEMU), without the call's checks of its pointers",
         f"core         {total.core_cycles / 1e6:.3f} M cycles with a memory that never waits, estimated ({thumb_cycles.core(inference.cpu).source})",
     ]
@@ -67,7 +83,8 @@ def table(inference: Inference) -> str:
         [
             *lines,
             f"memory       {(total.cycles - total.core_cycles) / 1e6:.3f} M cycles of waiting, estimated ({place}; {part.source})",
-            f"time         {milliseconds:.2f} ms on {inference.part} at {part.megahertz} MHz, estimated ({total.cycles / 1e6:.3f} M cycles)",
+            f"time         {in_ms(milliseconds)} on {inference.part} at {part.megahertz} MHz, estimated ({total.cycles / 1e6:.3f} M cycles)",
+            *filter(None, [inference.misfit()]),
         ]
     )
 
@@ -93,4 +110,5 @@ def write_page(inference: Inference, project: Path, path: Path) -> None:
         total=inference.total,
         worst=max(each.cycles for each in inference.steps),
         milliseconds=_milliseconds(inference),
+        filters={"milliseconds": in_ms},
     )

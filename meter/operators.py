@@ -27,9 +27,10 @@ from netship.targets.toolchain import llvm_tool, run_tool
 # (Arm, Cortex-A76 Software Optimization Guide, PJDOC-466751330-7215, 3.15).
 PEAK_MACS = {"cortex-a53": 4, "cortex-a72": 4, "cortex-a76": 8}
 # In int8: SMLAL, of eight products, once a cycle (the same; UAN 0016A, 3.14); Cortex-A76's SDOT, of sixteen, twice.
-PEAK_INT8_MACS = {"cortex-a53": 8, "cortex-a72": 8, "cortex-a76": 32}
+_INT8_MACS = {"cortex-a53": 8, "cortex-a72": 8, "cortex-a76": 32}
 # In float16, where the core has it: eight lanes.
-PEAK_FLOAT16_MACS = {"cortex-a76": 16}
+_FLOAT16_MACS = {"cortex-a76": 16}
+_PEAKS = {"float32": PEAK_MACS, "int8": _INT8_MACS, "float16": _FLOAT16_MACS}
 OUTSIDE = "outside the kernels"
 _KERNEL = re.compile(r"tvmgen_(?:default|\w+?)_(fused_\w+?)(?:_compute_)?$")
 _PREFIX = re.compile(r"^(fused_)?(netship_int8_)?")
@@ -128,6 +129,9 @@ def measure_bundle(
     bundle = open_bundle(path)
     hierarchy = memory.hierarchy(cpu)
     cycles.model(cpu)
+    if bundle.manifest.firmware:
+        core = bundle.manifest.firmware.cpu
+        raise UserError(f"{path}: is a C project for {core}; give --cpu {core}")
     if bundle.manifest.target.machine != "aarch64":
         raise UserError(
             f"{path}: model.so is for {bundle.manifest.target.machine}; the meter takes aarch64, "
@@ -136,13 +140,9 @@ def measure_bundle(
     counting.find_qemu()
     blocks = _count(bundle, cpu, hierarchy, on_progress)
     on_progress("estimating cycles")
-    numbers, peak = "float32", PEAK_MACS
-    if bundle.manifest.quantisation:
-        numbers, peak = "int8", PEAK_INT8_MACS
-    if bundle.manifest.float16:
-        numbers, peak = "float16", PEAK_FLOAT16_MACS
+    numbers = bundle.manifest.numbers
     operators = tuple(_operators(bundle, blocks, cpu, hierarchy))
-    return Metered(cpu, operators, numbers, peak[cpu])
+    return Metered(cpu, operators, numbers, _PEAKS[numbers][cpu])
 
 
 def _count(

@@ -10,6 +10,8 @@ coupled memory of Cortex-M7 and M55). Code is fetched and weights are read in li
 While code arrives the core executes 2.4 bytes a cycle: an instruction has two or four bytes, and takes 1.25 cycles in the
 networks of MLPerf Tiny on Cortex-M4. Caches replace the least recently used line. All this is a model: no part was
 measured.
+
+A part also has sizes, by which the meter says whether a network fits. They leave out what the rest of a program takes.
 """
 
 from __future__ import annotations
@@ -24,6 +26,22 @@ from netship.targets.errors import UserError
 _BYTES_A_CYCLE = 2.4
 # Memory-mapped quad SPI at half of the core's clock: a command, an address and dummy cycles take 14 clocks, each byte two.
 _EXTERNAL_FIRST, _EXTERNAL_BYTE = 28.0, 4.0
+
+
+class Sizes(NamedTuple):
+    """The memories of a part, in KiB as its data sheet gives them.
+
+    Attributes:
+        ram: what arena and outputs can lie in; of STM32F746 its DTCM is the beginning of it.
+        itcm, dtcm: tightly coupled memory for code and for data; 0 where there is none.
+    """
+
+    source: str
+    flash: int
+    ram: int
+    itcm: int = 0
+    dtcm: int = 0
+    dtcm_in_ram: bool = False
 
 
 class Cache(NamedTuple):
@@ -46,6 +64,7 @@ class Part:
     Attributes:
         cpu: its core, as ``-mcpu`` names it.
         source: documents that the figures are from.
+        sizes: of its memories.
         wait: wait states of flash at this clock; those of the bus between cache and flash included.
         width: bytes of one read of flash.
         fetch: the cache for code; of a flash without one its read buffer.
@@ -56,6 +75,7 @@ class Part:
     cpu: str
     megahertz: int
     source: str
+    sizes: Sizes
     wait: int
     width: int
     fetch: Cache
@@ -83,6 +103,7 @@ PARTS: Mapping[str, Part] = {
         120,
         "RM0432, embedded flash memory: 5 wait states at 120 MHz, 64-bit reads in dual-bank mode, prefetch of code, "
         "caches of 1 KB for code and 256 bytes for data, filled by the read",
+        Sizes("DS12023", flash=2048, ram=640),
         wait=5,
         width=8,
         fetch=Cache(1024, 128, 8),
@@ -93,6 +114,7 @@ PARTS: Mapping[str, Part] = {
         160,
         "RM0456, embedded flash memory and ICACHE: 4 wait states at 160 MHz, 128-bit reads; 8 KB, 2 ways, 128-bit lines "
         "for code and data",
+        Sizes("DS13737", flash=2048, ram=786),
         wait=4,
         width=16,
         fetch=Cache(8 << 10, 2, 16),
@@ -101,6 +123,7 @@ PARTS: Mapping[str, Part] = {
         "cortex-m33",
         128,
         "nRF5340 Product Specification, CACHE: 8 KB, 2 ways, 128-bit lines for code and data; 7 wait states assumed",
+        Sizes("nRF5340 Product Specification, application core", flash=1024, ram=512),
         wait=7,
         width=16,
         fetch=Cache(8 << 10, 2, 16),
@@ -111,6 +134,7 @@ PARTS: Mapping[str, Part] = {
         280,
         "RM0455, embedded flash memory: 6 wait states at 280 MHz, 128-bit reads; 16 KB caches; 6 cycles of the AXI bus "
         "assumed",
+        Sizes("DS13195", flash=2048, ram=1184, itcm=64, dtcm=128),
         wait=12,
         width=16,
         fetch=Cache(16 << 10, 2, 32),
@@ -122,6 +146,7 @@ PARTS: Mapping[str, Part] = {
         216,
         "RM0385, embedded flash memory: 7 wait states at 216 MHz, 256-bit reads; 4 KB caches; 6 cycles of the AXI bus "
         "assumed",
+        Sizes("DS10916", flash=1024, ram=320, itcm=16, dtcm=64, dtcm_in_ram=True),
         wait=13,
         width=32,
         fetch=Cache(4 << 10, 2, 32),
@@ -132,6 +157,7 @@ PARTS: Mapping[str, Part] = {
         "cortex-m0plus",
         64,
         "RM0444, embedded flash memory: 2 wait states at 64 MHz, 64-bit reads with prefetch, a cache of 2 lines",
+        Sizes("DS13560", flash=512, ram=144),
         wait=2,
         width=8,
         fetch=Cache(16, 2, 8),

@@ -24,7 +24,7 @@ from netship.targets.arguments import (
     show_result,
 )
 from netship.targets.errors import UserError, run_command
-from netship.targets.escapes import counted, shown
+from netship.targets.escapes import counted, milliseconds, shown
 from netship.targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -390,8 +390,8 @@ def _share_lines(result: CheckResult) -> list[str]:
 
 def _times(latency: Latency) -> str:
     return (
-        f"median {latency.median:.2f} ms, p90 {latency.p90:.2f}, p99 {latency.p99:.2f}, "
-        f"minimum {latency.minimum:.2f}"
+        f"median {milliseconds(latency.median)}, p90 {milliseconds(latency.p90)}, "
+        f"p99 {milliseconds(latency.p99)}, minimum {milliseconds(latency.minimum)}"
     )
 
 

@@ -11,6 +11,7 @@ from netship.bundle.store import Bundle
 from netship.devices.sessions.session import Origin
 from netship.runtime_demo import microcontroller
 from netship.runtime_demo.result import CheckResult
+from netship.targets.escapes import counted, milliseconds
 
 if TYPE_CHECKING:
     from netship.meter.operators import Metered
@@ -127,11 +128,12 @@ def column(
         manifest.model.name,
         manifest.target.name,
         manifest.format,
-        "int8" if manifest.quantisation else "float32",
+        manifest.numbers,
     ]
     if result is not None:
         checked = "passed" if result.passed else "FAILED"
-        words.append(f"{checked} on {len(result.inputs)} {result.compared}")
+        inputs = counted(len(result.inputs), result.compared.removesuffix("s"))
+        words.append(f"{checked} on {inputs}")
     layers = _layers(bundle, result, metered)
     about = ", ".join(words)
     return Column(name, about, facts, refused, bundle.path, result, layers)
@@ -140,11 +142,11 @@ def column(
 def estimated(
     cpu: str, meter: str, instructions: float, cycles: float
 ) -> dict[str, Fact]:
-    """The facts of the meter, ours and of a result file."""
+    """The facts of the meter, ours and of a result file: QEMU counts the instructions."""
     where = f"{cpu}, meter {meter}"
     return {
         "instructions": Fact(
-            instructions, in_millions(instructions), Origin.ESTIMATED, where
+            instructions, in_millions(instructions), Origin.EMULATED, where
         ),
         "cycles": Fact(cycles, in_millions(cycles), Origin.ESTIMATED, where),
     }
@@ -274,9 +276,7 @@ def _layers(
 
 
 def in_ms(value: float, origin: str, where: str) -> Fact:
-    return Fact(
-        value, f"{value:.3g} ms" if value < 1 else f"{value:.2f} ms", origin, where
-    )
+    return Fact(value, milliseconds(value), origin, where)
 
 
 def in_bytes(value: float, origin: str, where: str = "") -> Fact:
@@ -285,7 +285,7 @@ def in_bytes(value: float, origin: str, where: str = "") -> Fact:
 
 
 def in_millions(value: float) -> str:
-    return f"{value / 1e6:,.2f} M"
+    return f"{value / 1e6:,.2f} M" if value >= 1e6 else f"{value:,.0f}"
 
 
 def threads(count: int) -> str:

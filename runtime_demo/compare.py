@@ -299,7 +299,7 @@ def table(result: Comparison) -> str:
     for pair in result.pairs:
         note = f"; {pair.note}" if pair.note else ""
         lines.append(
-            f"{'–'.join(pair.letters)}  {pair.text()}, {pair.inputs} inputs, {pair.origin}{note}"
+            f"{'–'.join(pair.letters)}  {pair.text()}, {escapes.counted(pair.inputs, 'input')}, {pair.origin}{note}"
         )
     return "\n".join(lines)
 
@@ -350,6 +350,7 @@ def write_page(result: Comparison, path: Path) -> None:
         path,
         "--report",
         Path(__file__).with_name("compare.html.jinja"),
+        filters={"counted": escapes.counted},
         result=result,
         columns=list(zip(result.letters, result.columns, strict=True)),
     )

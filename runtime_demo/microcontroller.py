@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from netship.targets.escapes import ending
+from netship.targets.escapes import ending, milliseconds
 
 if TYPE_CHECKING:
     from netship.devices.microcontroller.figures import Figures
@@ -65,7 +65,7 @@ def lines(figures: Figures) -> list[str]:
         f"static data {figures.static_bytes:,}, stack {figures.stack_bytes:,}"
     )
     work = f"{figures.instructions:,} instructions, {macs / figures.instructions:.2f} multiply-adds each"
-    time = f"{guess.milliseconds:.1f} ms at {guess.megahertz} MHz if an instruction takes one cycle and memory never waits"
+    time = f"{milliseconds(guess.milliseconds, 1)} at {guess.megahertz} MHz if an instruction takes one cycle and memory never waits"
     if "float32" in {each.dtype for each in interface.inputs}:
         time += "; those that load many registers at once take more"
     error = (

@@ -23,6 +23,7 @@ from netship.runtime_demo.options import threads_text
 from netship.runtime_demo.result import CheckResult, InputResult
 from netship.targets import templates
 from netship.targets.errors import UserError
+from netship.targets.escapes import milliseconds
 from netship.targets.presets import this_cpu
 
 GALLERY_LIMIT = 48
@@ -49,6 +50,7 @@ def write_report(result: CheckResult, path: Path) -> None:
             "megabytes": _megabytes,
             "shape": _shape,
             "threads": threads_text,
+            "milliseconds": milliseconds,
         },
         result=result,
         manifest=manifest,
@@ -302,9 +304,11 @@ def distribution(series: Sequence[Series]) -> Chart:
         y = _Scale(0, most, base, base - height + 40)
         middle = float(np.median(each.samples))
         for left, right, count in zip(edges, edges[1:], counts, strict=False):
-            hint = f"{each.name}, {left:.2f} to {right:.2f} ms: {count}"
+            hint = (
+                f"{each.name}, {milliseconds(left)} to {milliseconds(right)}: {count}"
+            )
             parts.append(_bar(each.css, x(left), x(right), y(count), base, hint))
-        title = f"{each.name}, median {middle:.2f} ms"
+        title = f"{each.name}, median {milliseconds(middle)}"
         parts += [
             _line("axis", _LEFT, base, _RIGHT, base),
             _line("median", x(middle), base - height + 30, x(middle), base),

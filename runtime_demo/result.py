@@ -49,8 +49,9 @@ class Latency(NamedTuple):
         )
 
     def to_json(self) -> dict[str, float]:
+        """With four significant digits."""
         return {
-            name: round(getattr(self, name), 4)
+            name: float(f"{getattr(self, name):.4g}")
             for name in ("median", "p90", "p99", "minimum")
         }
 

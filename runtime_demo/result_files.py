@@ -20,6 +20,7 @@ from netship.runtime_demo.columns import (
     threads,
 )
 from netship.targets.errors import UserError
+from netship.targets.escapes import counted
 
 _MOST_BYTES = 16 << 20
 _Count = Annotated[FiniteFloat, Field(ge=0, lt=1e18)]
@@ -79,6 +80,34 @@ class _Metered(BaseModel):
         cycles = self.core_cycles + self.memory_cycles
         facts = estimated(self.cpu, self.meter, self.instructions, cycles)
         return [Column(file.stem, f"python -m meter, {self.cpu}", facts)]
+
+
+class _MeteredSteps(BaseModel):
+    """`meter --json` of a C project."""
+
+    cpu: _Text
+    part: _Text | None
+    megahertz: _Count | None
+    meter: _Text
+    origin: Literal["estimated"]
+    code: _Text | None
+    weights: _Text | None
+    instructions: _Count
+    cycles: _Count
+    milliseconds: _Count | None
+    fits: bool | None = None
+
+    def columns(self, file: Path) -> list[Column]:
+        facts = estimated(self.cpu, self.meter, self.instructions, self.cycles)
+        about = f"python -m meter, {self.cpu}"
+        if self.part:
+            place = f"{self.part}, code in {self.code}, weights in {self.weights}, meter {self.meter}"
+            facts["cycles"] = facts["cycles"]._replace(where=place)
+            about += f", {self.part}"
+        if self.part and self.milliseconds is not None:
+            facts["latency"] = in_ms(self.milliseconds, Origin.ESTIMATED, place)
+            about += ", does not fit" if self.fits is False else ""
+        return [Column(file.stem, about, facts)]
 
 
 class _Times(BaseModel):
@@ -144,7 +173,8 @@ class _Checked(BaseModel):
             if size is not None:
                 facts[name] = in_bytes(size, of)
         checked = "passed" if self.passed else "FAILED"
-        about = f"{self.target}, {checked} on {self.images} {self.compared}, from {file.name}"
+        inputs = counted(self.images, self.compared.removesuffix("s"))
+        about = f"{self.target}, {checked} on {inputs}, from {file.name}"
         return [Column(self.bundle, about, facts)]
 
     def _board(self) -> str:
@@ -154,10 +184,11 @@ class _Checked(BaseModel):
         return ", ".join(word[:80] for word in words if isinstance(word, str) and word)
 
 
-_FORMS: dict[str, type[_Compared | _Checked | _Metered]] = {
+_FORMS: dict[str, type[_Compared | _Checked | _Metered | _MeteredSteps]] = {
     "runtimes": _Compared,
     "bundle": _Checked,
     "operators": _Metered,
+    "steps": _MeteredSteps,
 }
 
 

@@ -22,7 +22,7 @@ from netship.targets.arguments import (
     named_path,
 )
 from netship.targets.errors import UserError, run_command
-from netship.targets.escapes import counted, lines, shown
+from netship.targets.escapes import counted, lines, milliseconds, shown
 from netship.targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -215,8 +215,8 @@ def _table(answer: dict[str, Any]) -> str:
         rows.append(f"latency: not measured ({answer['device']})")
     else:
         rows.append(
-            f"latency: median {times['median']:.2f} ms, p90 {times['p90']:.2f}, p99 {times['p99']:.2f}, "
-            f"{threads_text(answer['threads'])}, {answer['device']}"
+            f"latency: median {milliseconds(times['median'])}, p90 {milliseconds(times['p90'])}, "
+            f"p99 {milliseconds(times['p99'])}, {threads_text(answer['threads'])}, {answer['device']}"
         )
     return "\n".join(rows)
 

@@ -23,7 +23,7 @@ COMMANDS = {
     "run": Command("runtime_demo.run", "photographs through a bundle"),
     "check": Command("runtime_demo.check", "compare a bundle with ONNX Runtime"),
     "compare": Command(
-        "runtime_demo.compare", "several builds of one network side by side"
+        "runtime_demo.compare", "builds of one or several networks side by side"
     ),
     "board": Command("runtime_demo.board", "the kit for a board, emulated boards"),
     "doctor": Command(
@@ -33,7 +33,7 @@ COMMANDS = {
     "tune": Command("tuning.tune", "search for faster kernels"),
     "refine": Command("tuning.refine", "choose among records inside the network"),
     "records": Command("tuning.records", "merge and check tuning records, list tasks"),
-    "meter": Command("meter", "estimate cycles on a Cortex-A core"),
+    "meter": Command("meter", "estimate cycles on a Cortex-A or Cortex-M core"),
     "bench": Command("bench", "compare with other runtimes and published times"),
     "mobilenet": Command(
         "compile.mobilenet", "the MobileNetV2 family's parameters and multiply-adds"

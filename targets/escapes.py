@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from keyword import kwlist
 from math import copysign, isfinite, isnan
 
@@ -129,6 +130,12 @@ def is_c_prefix(text: str) -> bool:
 def counted(number: int, noun: str) -> str:
     """Such as "1 image" and "2 images"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def milliseconds(time: float, decimals: int = 2) -> str:
+    """A time such as "12.60 ms"; below 1 ms three significant digits, such as "0.000591 ms"."""
+    text = f"{time:.{decimals}f}" if time >= 1 else f"{Decimal(f'{time:.3g}'):f}"
+    return f"{text} ms"
 
 
 def c_prefix(text: str) -> str:

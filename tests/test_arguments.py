@@ -10,7 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from netship.compile.build import parser
 from netship.targets.arguments import count_up_to, host_and_port
+from netship.targets.commands import COMMANDS
 from netship.targets.errors import UserError
 
 PORTS = st.integers(1, 65535)
@@ -71,3 +73,9 @@ def test_a_count_is_a_whole_number_in_its_range(most: int, text: str) -> None:
     except argparse.ArgumentTypeError:
         return
     assert 1 <= count <= most and count == int(text)
+
+
+def test_the_help_names_all_that_a_command_takes() -> None:
+    assert "Cortex-A or Cortex-M" in COMMANDS["meter"].summary
+    assert "one or several networks" in COMMANDS["compare"].summary
+    assert "Compile a vision network" in parser().format_help()

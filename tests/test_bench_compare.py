@@ -64,6 +64,8 @@ def test_the_json_labels_every_figure_estimated(
     shown = json.loads(capsys.readouterr().out)
     assert (shown["cpu"], shown["threads"]) == ("cortex-a72", 1)
     assert shown["origin"] == "estimated" and shown["meter"]
+    assert shown["origins"]["instructions"] == "emulated"
+    assert shown["origins"]["core_cycles"] == "estimated"
     for row in shown["runtimes"]:
         assert row["origin"] == "estimated"
         instructions, core, memory = MILLIONS[row["runtime"]]

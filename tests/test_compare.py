@@ -20,7 +20,7 @@ from whole_bundles import fill
 from netship.bench.comparison import Comparison as BenchComparison
 from netship.bench.measurement import Row as BenchRow
 from netship.bundle.accuracy import Accuracy
-from netship.bundle.manifest import Firmware, FirmwareTensor, Quantisation
+from netship.bundle.manifest import Firmware, FirmwareTensor, Float16, Quantisation
 from netship.bundle.store import MANIFEST, Bundle
 from netship.devices.microcontroller.figures import Figures, Part
 from netship.devices.sessions.session import Origin
@@ -133,7 +133,7 @@ def test_the_page_has_all_figures_with_their_origins(
     )
     page = page_of(comparison, tmp_path)
     for words in (
-        "float32 trees.onnx, znver4, bundle, float32, passed on 1 images",
+        "float32 trees.onnx, znver4, bundle, float32, passed on 1 image",
         "latency, median 12.60 ms measured on host 2 threads 10.00 ms estimated cortex-m7, 480 MHz",
         "0.50 × measured on host",
         "4.80 M emulated an500 (cortex-m7)",
@@ -144,7 +144,7 @@ def test_the_page_has_all_figures_with_their_origins(
         "could not run: no QEMU for <i>aarch64</i>",
         "A B 0.0e+00 1.000000 1 of 1 1 of 1 measured on host and emulated",
         "2 kernels, µs measured on host",
-        "1 steps, instructions emulated",
+        "1 step, instructions emulated",
         "stem/conv 2.00 4,800,000",
     ):
         assert words in page.text
@@ -202,6 +202,20 @@ def test_int8_shows_its_loss_against_float32(result: CheckResult) -> None:
     assert found.facts["float_cosine"].text == "0.987000"
 
 
+def test_a_build_in_float16_says_so(result: CheckResult, tmp_path: Path) -> None:
+    half = Float16(images=1, seeded=0, float32=(), float32_sums=())
+    bundle = Bundle(result.bundle.path, manifest(float16=half))
+    found = of(replace(result, bundle=bundle))
+    assert ", float16, passed on 1 image" in found.about
+    page = page_of(Comparison((found,)), tmp_path)
+    assert ", float16, passed on 1 image" in page.text
+    assert "1 column side by side" in page.text
+
+
+def test_one_input_of_two_builds_is_no_plural(result: CheckResult) -> None:
+    assert ", 1 input, " in compare.table(Comparison((of(result), of(result))))
+
+
 def written(folder: Path, content: object) -> Path:
     path = folder / "board.json"
     path.write_text(json.dumps(content))
@@ -219,11 +233,17 @@ def test_results_that_other_commands_print_become_columns(
     ncnn, mnn = result_files.read(written(tmp_path, bench.to_json()))
     assert (ncnn.name, ncnn.facts["cycles"].text) == ("ncnn 1.0", "100.00 M")
     assert ncnn.facts["cycles"].origin == "estimated"
+    assert ncnn.facts["instructions"].origin == "emulated", "QEMU counts them"
     assert (mnn.refused, dict(mnn.facts)) == ("cannot be converted", {})
     assert Comparison([of(result), mnn]).passed, "it is no build"
     operator = Operator("k", "conv", 1, 9, 4e6, 1e6, 8, ())
     metered = Metered("cortex-a72", (operator,), "float32", 4)
     (estimate,) = result_files.read(written(tmp_path, meter_json(metered)))
+    assert meter_json(metered)["origins"] == {
+        "instructions": "emulated",
+        "core_cycles": "estimated",
+        "memory_cycles": "estimated",
+    }
     # The same meter on the same core: the one pair that has a ratio.
     assert estimate.facts["cycles"].where == ncnn.facts["cycles"].where
     boards = replace(result, origin=Origin.BOARD)
@@ -239,6 +259,7 @@ def test_results_that_other_commands_print_become_columns(
     (file,) = result_files.read(written(tmp_path, chip.to_json()))
     assert file.facts["instructions"] == of(chip).facts["instructions"]
     assert file.facts["ram"] == of(chip).facts["ram"]
+    assert of(on_microcontroller(result, 980)).facts["instructions"].text == "980"
 
 
 @pytest.mark.parametrize(

@@ -335,3 +335,17 @@ def test_long_names_of_steps_fit_below_the_drawing() -> None:
     drawn = geometry(arena, ["stem", "block/" * 30 + "add"])["below"]
     assert drawn[0] == ("stem", "stem")
     assert len(drawn[1][0]) == 24 and drawn[1][0].endswith("block/block/add")
+
+
+@pytest.mark.parametrize(
+    ("time", "text"),
+    [
+        (0.00059123, "0.000591 ms"),
+        (5.9e-07, "0.00000059 ms"),
+        (0.1234, "0.123 ms"),
+        (12.6, "12.60 ms"),
+        (0.0, "0 ms"),
+    ],
+)
+def test_a_short_time_keeps_three_digits(time: float, text: str) -> None:
+    assert escapes.milliseconds(time) == text

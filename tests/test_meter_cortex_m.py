@@ -7,7 +7,9 @@ import json
 import re
 import struct
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 from conftest import ROOT, run, succeed
@@ -18,12 +20,13 @@ from netship.bench.microcontrollers import COLUMNS, PUBLISHED, to_csv
 from netship.bundle.golden import read_golden
 from netship.bundle.store import Bundle
 from netship.devices.microcontroller.session import open_firmware
-from netship.meter import thumb_cycles
+from netship.meter import firmware_report, thumb_cycles
 from netship.meter.__main__ import main
 from netship.meter.counting import CountingError
 from netship.meter.firmware import Places, measure_project
-from netship.meter.parts import PARTS, Cache, part
+from netship.meter.parts import PARTS, Cache, Part, Sizes, part
 from netship.meter.thumb import MISSES, Block, is_mark, read_steps, run_llvm, split
+from netship.runtime_demo import result_files
 from netship.targets.errors import UserError
 
 
@@ -169,6 +172,8 @@ def test_a_line_costs_what_the_model_says() -> None:
 def test_a_part_is_one_of_a_core_that_is_modelled(name: str) -> None:
     each = PARTS[name]
     assert each.cpu in thumb_cycles.CORES and each.source
+    assert each.sizes.flash > each.sizes.ram > each.sizes.dtcm and each.sizes.source
+    assert bool(each.sizes.dtcm) == (each.cpu == "cortex-m7") == bool(each.sizes.itcm)
     for cache in (each.fetch, each.read):
         if cache is not None:
             assert cache.bytes % (cache.ways * cache.line) == 0
@@ -218,9 +223,12 @@ def test_steps_sum_to_the_whole_and_runs_agree(bundle: Bundle) -> None:
             "code_cycles",
             "weight_cycles",
         ),
-        *("cycles", "milliseconds", "steps"),
+        *("cycles", "milliseconds", "steps", "meter", "origins", "fits", "memories"),
     }
     assert (first["origin"], first["megahertz"]) == ("estimated", 120)
+    origins = first["origins"]
+    assert origins.pop("instructions") == "emulated"
+    assert len(origins) == 5 and set(origins.values()) == {"estimated"}
     assert first["cycles"] > first["core_cycles"] > first["instructions"] > 0
     assert first["milliseconds"] == pytest.approx(first["cycles"] / 120e3)
     names = [group.layer for group in bundle.manifest.lowering.groups]
@@ -249,15 +257,92 @@ def test_every_core_has_an_estimate(projects: Projects, cpu: str) -> None:
     assert 0.5 <= found.total.cycles / found.total.instructions < 2
 
 
-def test_places_decide_what_waits(bundle: Bundle) -> None:
+def test_places_decide_what_waits(projects: Projects) -> None:
+    bundle = projects["residuals", "cortex-m7"]
     flash, tcm, external = (
-        measure_project(bundle, "cortex-m4", "stm32l4r5", places).total
+        measure_project(bundle, "cortex-m7", "stm32f746", places).total
         for places in (Places(), Places("tcm", "tcm"), Places("flash", "external"))
     )
     assert tcm.code_cycles == tcm.weight_cycles == 0
     assert external.weight_cycles > flash.weight_cycles > 0
     assert external.code_cycles == flash.code_cycles > 0
     assert flash.core_cycles == tcm.core_cycles == external.core_cycles
+
+
+@pytest.fixture
+def small_part(monkeypatch: pytest.MonkeyPatch) -> str:
+    """With 1 KiB of each memory; its DTCM is a part of its RAM."""
+    sizes = Sizes("none", flash=1, ram=1, itcm=1, dtcm=1, dtcm_in_ram=True)
+    small = replace(PARTS["stm32f746"], sizes=sizes)
+    monkeypatch.setitem(cast(dict[str, Part], PARTS), "small", small)
+    return "small"
+
+
+def test_a_part_that_cannot_hold_the_network_is_named_everywhere(
+    projects: Projects, small_part: str, tmp_path: Path
+) -> None:
+    bundle = projects["residuals", "cortex-m7"]
+    interface = bundle.manifest.firmware
+    assert interface
+    inference = measure_project(bundle, "cortex-m7", small_part)
+    flash, ram = inference.memories
+    assert flash.needs > interface.weights_bytes and flash.lacks == flash.needs - 1024
+    assert ram.needs >= interface.arena_bytes + interface.output_bytes
+    line = f"does not fit small: needs {flash.needs:,} bytes of flash, has 1,024 ({flash.lacks:,} too few)"
+    assert line in firmware_report.table(inference)
+    firmware_report.write_page(inference, bundle.path, tmp_path / "page.html")
+    assert line in (tmp_path / "page.html").read_text()
+    said = firmware_report.to_json(inference)
+    assert (said["fits"], said["milliseconds"]) == (False, pytest.approx(inference.total.cycles / 216e3))  # fmt: skip
+    assert cast(list[dict[str, object]], said["memories"])[0] == {
+        "name": "flash",
+        "needs": flash.needs,
+        "has": 1024,
+        "lacks": flash.lacks,
+    }
+    external = measure_project(
+        bundle, "cortex-m7", small_part, Places("flash", "external")
+    )
+    assert external.memories[0].needs == flash.needs - interface.weights_bytes
+    fitting = measure_project(bundle, "cortex-m7", "stm32f746")
+    assert fitting.fits and "fit" not in firmware_report.table(fitting)
+    assert measure_project(bundle, "cortex-m7").fits is None
+
+
+def test_more_than_the_tightly_coupled_memory_is_refused_in_one_line(
+    projects: Projects, small_part: str
+) -> None:
+    bundle = projects["residuals", "cortex-m7"]
+    for places, reason in (
+        (Places("tcm", "flash"), "--code tcm: the code needs "),
+        (Places("flash", "tcm"), "--weights tcm: the weights need "),
+    ):
+        with pytest.raises(UserError, match=reason) as caught:
+            measure_project(bundle, "cortex-m7", small_part, places)
+        assert "has 1,024; leave it out" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_comparison_takes_the_json_of_a_c_project(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    file = tmp_path / "vww.json"
+    options = ([bundle.path, "--cpu", "cortex-m4", "--json"], ["--part", "stm32l4r5"])
+    file.write_text(succeed("meter", *options[0], *options[1]))
+    said = json.loads(file.read_text())
+    (found,) = result_files.read(file)
+    assert found.about == "python -m meter, cortex-m4, stm32l4r5"
+    figures = {n: (f.value, str(f.origin)) for n, f in found.facts.items()}
+    assert figures == {
+        "instructions": (said["instructions"], "emulated"),
+        "cycles": (said["cycles"], "estimated"),
+        "latency": (said["milliseconds"], "estimated"),
+    }
+    assert "stm32l4r5, code in flash" in found.facts["latency"].where
+    file.write_text(json.dumps(said | {"fits": False}))
+    assert result_files.read(file)[0].about.endswith(", does not fit")
+    file.write_text(succeed("meter", *options[0]))
+    assert set(result_files.read(file)[0].facts) == {"instructions", "cycles"}
 
 
 def test_the_page_and_the_table_have_every_step(bundle: Bundle, tmp_path: Path) -> None:
@@ -271,6 +356,7 @@ def test_the_page_and_the_table_have_every_step(bundle: Bundle, tmp_path: Path) 
     )
     assert all(name[-40:] in shown and name[:40] in text for name in names)
     assert "zero wait states" in text and "0 waits" in shown
+    assert "weights w.: cycles that" in shown and "a cycle: MACs a cycle" in shown
 
 
 @pytest.mark.parametrize(
@@ -279,9 +365,11 @@ def test_the_page_and_the_table_have_every_step(bundle: Bundle, tmp_path: Path) 
         (["--cpu", "cortex-m4", "--part", "stm32x1"], "--part stm32x1: not known; there are stm32l4r5"),
         (["--cpu", "cortex-m4", "--part", "stm32u575"], "has a cortex-m33, not a cortex-m4; parts with one: stm32l4r5"),
         (["--cpu", "cortex-m7"], "is for cortex-m4; build it with --target cortex-m7"),
-        (["--cpu", "cortex-m23"], "no cycle model for 'cortex-m23'"),
+        (["--cpu", "cortex-m23"], "no model of this core; there are cortex-a53"),
         (["--cpu", "cortex-m4", "--weights", "tcm"], "need --part"),
-        (["--cpu", "cortex-a72"], "the meter takes aarch64"),
+        (["--cpu", "cortex-a72"], "is a C project for cortex-m4; give --cpu cortex-m4"),
+        (["--cpu", "cortex-m4", "--part", "stm32l4r5", "--code", "tcm"], "--code tcm: stm32l4r5 has no ITCM"),
+        (["--cpu", "cortex-m4", "--part", "stm32l4r5", "--weights", "tcm"], "--weights tcm: stm32l4r5 has no DTCM"),
         (["--cpu", "cortex-a72", "--part", "stm32l4r5"], "--part: is for microcontrollers"),
     ],
 )  # fmt: skip
@@ -294,8 +382,11 @@ def test_what_does_not_fit_is_refused_in_one_line(
 
 
 def test_float32_is_refused_for_a_core_without_an_fpu(projects: Projects) -> None:
-    with pytest.raises(UserError, match="has no FPU, and .* is float32"):
+    advice = "has no FPU, and .* is float32; build it with --target cortex-m4 --quantize int8"
+    with pytest.raises(UserError, match=advice):
         measure_project(projects["float-residuals", "cortex-m4"], "cortex-m3")
+    with pytest.raises(UserError, match=advice):
+        measure_project(projects["float-residuals", "cortex-m7"], "cortex-m0plus")
 
 
 def test_a_folder_that_is_no_project_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from netship.devices.microcontroller.figures import Figures, Part
 from netship.devices.sessions.session import OperatorTime, Origin
 from netship.runtime_demo.check import _table as check_table
 from netship.runtime_demo.report import GALLERY_LIMIT
+from netship.runtime_demo.result import Latency
 
 
 @pytest.fixture
@@ -328,3 +329,14 @@ def test_skipped_files_are_counted_beside_the_verdict(
     assert "1 image (2 files skipped)" in check_table(result)
     assert result.to_json()["skipped"] == 2
     assert "(2 that could not be read skipped)" in written(result, tmp_path).text
+
+
+def test_a_small_network_s_times_are_not_zero(tmp_path: Path) -> None:
+    tiny = Latency.of([5.9123e-7])
+    result = replace(
+        a_result(tmp_path, [an_input(None, 0)]), latency=tiny, reference_latency=tiny
+    )
+    assert "median 0.000591 ms, p90 0.000591 ms" in check_table(result)
+    assert result.to_json()["latency_ms"]["median"] == 0.0005912
+    html = written(result, tmp_path).text
+    assert "0.000591 ms" in html and "0.00 ms" not in html
