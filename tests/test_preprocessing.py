@@ -136,6 +136,43 @@ def test_of_a_network_s_own_preprocessing_a_part_is_replaced(
     assert note == says
 
 
+def test_a_decoder_s_preprocessing_that_is_not_taken_is_said() -> None:
+    def note(**given: Any) -> str:
+        overrides = Overrides.model_validate({"decode": "yunet", **given})
+        return resolve_preprocessing(overrides, None, [IMAGE])[1]
+
+    said = "; the preprocessing of --decode yunet is not taken, because of --scale and --std: --preprocessing yunet takes it"
+    assert note(scale="1/255", std=2).endswith(said)
+    for taken in ({}, {"preprocessing": "yunet", "scale": 1}, {"decode": "ssd"}):
+        assert "not taken" not in note(**taken)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"scale": 1, "mean": "1,2"}, "channel .three., each; see --mean, --std and"),
+        ({"resize": 5000}, "resize 5000 is more than 4096 pixels; see --resize$"),
+        ({"std": 0}, "scale and std must not be 0; see --mean, --std and --scale$"),
+        ({"scale": 1, "mean": "nan"}, "preprocessing: mean: .*finite number; see --me"),
+    ],
+    ids=str,
+)
+def test_a_refusal_names_what_to_change(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        resolve_preprocessing(Overrides.model_validate(given), None, [IMAGE])
+
+
+def test_a_refusal_names_the_toml_that_states_a_value(tmp_path: Path) -> None:
+    (tmp_path / "model.toml").write_text("mean = [1, 2]\nscale = 1\nstd = 0.5\n")
+    stated = load_sidecar(tmp_path / "model.onnx")
+    both = Overrides.model_validate({"scale": "1/255"}).with_defaults(stated)
+    with pytest.raises(UserError, match="; mean and std as /.*/model.toml says$"):
+        resolve_preprocessing(both, None, [IMAGE])
+    preset = Overrides(preprocessing="yolo", pad=3, fit="stretch").with_defaults(stated)
+    with pytest.raises(UserError, match="add --fit letterbox$"):
+        resolve_preprocessing(preset, None, [IMAGE])
+
+
 TEXTS = {
     "scale": ["1/255", "0.0078", "1e-3", "1/0", "x", ""],
     "mean": ["0.5", "1/2,1/4,0", "0.5,", "a"],

@@ -8,7 +8,14 @@ from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+)
 
 from netship.bundle.fields import Dimension
 from netship.bundle.manifest import (
@@ -129,12 +136,19 @@ class Overrides(BaseModel):
     labels: Path | None = None
     task: Literal["classify", "detect", "segment", "raw"] | None = None
     decode: str | None = None
+    # By name: the TOML file that states a value.
+    _files: dict[str, Path] = PrivateAttr(default_factory=dict)
 
     def with_defaults(self, other: Overrides) -> Overrides:
         """These, with missing values taken from ``other``; a preset replaces all the preprocessing that ``other`` has."""
         if self.preprocessing is not None:
             other = Overrides(**other.model_dump(include=_NOT_OF_PIXELS))
-        return other.model_copy(update=self.model_dump(exclude_none=True))
+        own = self.model_dump(exclude_none=True)
+        found = other.model_copy(update=own)
+        found._files = {
+            name: path for name, path in other._files.items() if name not in own
+        }
+        return found
 
 
 def parse_option(name: str, text: object) -> Any:
@@ -180,13 +194,17 @@ def load_sidecar(model: Path) -> Overrides:
         nearby["labels"] = path.parent / overrides.labels
     if (overrides.decode or "").endswith(".toml"):
         nearby["decode"] = str(path.parent / str(overrides.decode))
-    return overrides.model_copy(update=nearby)
+    found = overrides.model_copy(update=nearby)
+    found._files = dict.fromkeys(found.model_dump(exclude_none=True), path)
+    return found
 
 
 def resolve_preprocessing(
     overrides: Overrides, own: Preprocessing | None, tensors: Sequence[Tensor]
 ) -> tuple[Preprocessing | None, str]:
     """The preprocessing of a model with these inputs, and a note that says what it became; None where it is data.
+
+    An error names the values that a TOML file states.
 
     Args:
         overrides: what the user states.
@@ -203,12 +221,37 @@ def resolve_preprocessing(
             without the scale that says what they are relative to.
     """
     given = overrides.model_dump(exclude_none=True, exclude=_NOT_OF_PIXELS)
+    try:
+        return _resolve(overrides, given, own, tensors)
+    except UserError as error:
+        stated = [name for name in overrides._files if name in given]
+        if not stated:
+            raise
+        names = " and ".join(map(_option, stated))
+        raise UserError(
+            f"{error}; {names} as {overrides._files[stated[0]]} says"
+        ) from None
+
+
+def _resolve(
+    overrides: Overrides,
+    given: dict[str, Any],
+    own: Preprocessing | None,
+    tensors: Sequence[Tensor],
+) -> tuple[Preprocessing | None, str]:
     tensor = image_of(tensors)
     named = given.keys() & {"preprocessing", *_VALUES}
     plain = own is None and tensor is not None and tensor.dtype == "float32"
+    unused = ""
     if overrides.decode in _PRESETS and plain and not named:
         # A decoder of known networks says how these see photographs.
         given["preprocessing"] = overrides.decode
+    elif overrides.decode in _PRESETS and plain and "preprocessing" not in named:
+        options = " and ".join(f"--{name}" for name in _VALUES if name in named)
+        unused = (
+            f"; the preprocessing of --decode {overrides.decode} is not taken, because of {options}: "
+            f"--preprocessing {overrides.decode} takes it"
+        )
     if tensor is None:
         shapes = ", ".join(f"{list(each.shape)}" for each in tensors)
         what = f"the input {shapes} is data, not an image"
@@ -245,7 +288,8 @@ def resolve_preprocessing(
     stated = preset | given
     missing = [name for name in _VALUES if name not in stated]
     values = (own or family.preprocessing(height, width)).model_dump()
-    if own is None and 0 < len(missing) < 3 and "scale" in missing:
+    zero = 0 in given.get("std", ())
+    if own is None and 0 < len(missing) < 3 and "scale" in missing and not zero:
         names = " and ".join(f"--{name}" for name in ("mean", "std") if name in given)
         raise UserError(
             f"preprocessing: {names} without --scale; add --scale 1/255 where pixels are 0 to 1 in "
@@ -265,9 +309,10 @@ def resolve_preprocessing(
     try:
         resolved = Preprocessing.model_validate(values)
     except ValidationError as error:
-        raise UserError(
-            f"preprocessing: {_message(error)}; see --mean, --std, --scale and --resize"
-        ) from None
+        place = [str(part) for part in error.errors()[0]["loc"][:1]]
+        text = ": ".join([*place, _message(error)])
+        see = "--resize" if "resize" in text else "--mean, --std and --scale"
+        raise UserError(f"preprocessing: {text}; see {see}") from None
     if len(resolved.mean) not in (1, tensor.channels):
         raise UserError(
             f"preprocessing: {len(resolved.mean)} means, but the model's input has {tensor.channels} "
@@ -282,7 +327,7 @@ def resolve_preprocessing(
     if tensor.dtype != "float32" and not given:
         how = "quantised" if tensor.quantised else "as it takes pixels"
         note = f"preprocessing: {resolved.formula()}; the input is {tensor.dtype}, {how}; {resolved.geometry()}"
-    return resolved, note
+    return resolved, note + unused
 
 
 _VALUES = ("scale", "mean", "std")
