@@ -72,8 +72,13 @@ def read(
         found = _archive(path, free)
     elif len(free) != 1:
         names = listed([repr(shown(each.name)) for each in free], 4) or "none"
+        data = [shown(each.name) for each in free if not each.is_image]
+        how = "or --input NAME=FILE.npy"
+        if path.suffix.lower() not in _ARRAYS and len(free) == len(data) + 1:
+            given = listed([f"--input {name}=FILE.npy" for name in data], 4)
+            how = f"or, of run and check, {given} with the photograph"
         raise UserError(
-            f"{path}: the inputs to give are {names}; give a .npz file with an array for each, or --input NAME=FILE.npy"
+            f"{path}: the inputs to give are {names}; give a .npz file with an array for each, {how}"
         )
     elif path.suffix.lower() in _ARRAYS:
         found = {free[0].name: _array(path, free[0])}
@@ -131,8 +136,11 @@ def _archive(path: Path, tensors: Sequence[Tensor]) -> dict[str, Array]:
         with zipfile.ZipFile(path) as archive:
             inside = set(archive.namelist())
             for each in sorted(wanted.keys() - inside):
+                needs = f"it needs one for each of {names}"
+                if len(tensors) == 1:
+                    needs = "name the array so, or give a .npy file"
                 raise UserError(
-                    f"{path}: has no array {shown(wanted[each].name)!r}; it needs one for each of {names}"
+                    f"{path}: has no array {shown(wanted[each].name)!r}; {needs}"
                 )
             for each in sorted(inside - wanted.keys()):
                 raise UserError(

@@ -152,6 +152,8 @@ def test_refuses_a_model(place: Place, case: str) -> None:
     ("model", "words"),
     [
         ("nowhere.onnx", "nowhere.onnx|No such file|check the path"),
+        ("resnet50", "resnet50: no such file or network|ssdlite-m|mobilenetv2-12;"),
+        ("mobilenetv2-1.0", "networks by name: mobilenetv2-WIDTH-RESOLUTION"),
         (".", "not a regular file|give an .onnx file"),
         ("", "not a regular file|give an .onnx file"),
         ("pipe.onnx", "pipe.onnx|not a regular file|give an .onnx file"),

@@ -321,7 +321,10 @@ def test_one_image_and_fixed_inputs(folder: Path) -> None:
     assert check(library, *model, "--images", photo, *fixed)["passed"]
     for options, words in (
         (fixed, "needs the input 'pixels'; give --image"),
-        (["--image", photo], "the inputs to give are 'pixels', 'age', 'map'"),
+        (
+            ["--image", photo],
+            "array for each, or, of run and check, --input age=FILE.npy, --input map=FILE.npy, ",
+        ),
         (
             ["--input", "hue=x.npy"],
             "--input hue: there is no such input, only 'pixels'",
@@ -379,6 +382,24 @@ def refused(path: Path, words: str) -> None:
         inputs.read(path, PORTS, None)
     text = str(error.value)
     assert text.startswith(f"{path}: ") and text.isprintable()
+
+
+def test_what_is_missing_is_said_with_the_option_that_gives_it(tmp_path: Path) -> None:
+    np.savez(tmp_path / "0.npz", **GOOD)  # type: ignore[arg-type]
+    one = PORTS[0].model_copy(update={"name": "x"})
+    with pytest.raises(
+        UserError, match="no array 'x'; name the array so, or give a .n"
+    ):
+        inputs.read(tmp_path / "0.npz", [one], None)
+    image = PORTS[0].model_copy(
+        update={"name": "photo", "shape": (1, 3, 8, 8), "layout": "NCHW"}
+    )
+    age = PORTS[0].model_copy(update={"name": "age"})
+    said = "each, or, of run and check, --input age=FILE.npy with the photograph$"
+    with pytest.raises(UserError, match=said):
+        inputs.read(tmp_path / "cat.jpg", [image, age], None)
+    with pytest.raises(UserError, match="or --input NAME=FILE.npy$"):
+        inputs.read(tmp_path / "cat.npy", [image, age], None)
 
 
 def test_the_first_of_two_images_is_the_image() -> None:

@@ -23,7 +23,7 @@ SSDLITE_CLASSES, DEEPLABV3_CLASSES = 81, 21
 #: Convolutions of this suffix have a bias of their own; all others have batch normalisation.
 PREDICTION = ".predict"
 
-_FORMS = (
+FORMS = (
     "mobilenetv2-WIDTH-RESOLUTION",
     "ssdlite-mobilenetv2-WIDTH-RESOLUTION",
     "deeplabv3-mobilenetv2-WIDTH-RESOLUTION or the same with -os8",
@@ -82,7 +82,7 @@ def parse(name: str) -> Network:
     head, rest, stride = match[1] or "", match[2], match[3]
     if (stride and head != "deeplabv3") or not rest.startswith("mobilenetv2-"):
         raise UserError(
-            f"network {name[:80]!r}: is none of {', '.join(_FORMS)}; "
+            f"network {name[:80]!r}: is none of {', '.join(FORMS)}; "
             f"write for example {head or 'deeplabv3'}-mobilenetv2-1.0-320"
         )
     width, resolution = family.parse_name(rest)

@@ -12,6 +12,8 @@ from netship.bundle.manifest import ModelIdentity, Preprocessing
 from netship.compile.frontend import dense, family, gate, zoo
 from netship.compile.frontend.model import Model
 from netship.compile.frontend.preprocessing import Layout, Overrides, load_sidecar
+from netship.targets.errors import UserError
+from netship.targets.escapes import shown
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,12 @@ def find(
     named = r"(?:(?:ssdlite|deeplabv3)-)?mobilenetv2-[^/.]+\.?[^/]*-[^/.]+"
     if re.fullmatch(named, text) and not path.exists():
         return _built_in(text)
+    if re.fullmatch(r"[\w-]+(\.\d[^.]*)*", text) and not path.exists():
+        # Without a file's suffix it is meant as a name.
+        names = ", ".join((*dense.FORMS, *zoo.MODELS))
+        raise UserError(
+            f"--model {shown(text)}: no such file or network; networks by name: {names}; write for example {family.DEFAULT}"
+        )
     overrides = load_sidecar(path)
     model = gate.load(path, input_shapes, layout or overrides.layout)
     name = re.sub(r"[^\w.-]+", "-", path.stem).strip("-.") or "model"

@@ -152,8 +152,8 @@ def check_arena(arranged: Arranged, limit: int | None) -> None:
         return
     raise UserError(
         f"--arena-limit {limit:,} bytes: the arena takes {arena.nbytes:,}, {arena.nbytes - limit:,} too "
-        f"many; the peak is {arranged.steps[arena.peak].name!r} ({arena.lower_bound:,} live at once): "
-        "choose a smaller width or resolution"
+        f"many; the peak is {arranged.steps[arena.peak].name!r}; no plan can take less than "
+        f"{arena.lower_bound:,}, the most bytes live at once: choose a smaller width or resolution"
     )
 
 
