@@ -148,13 +148,13 @@ def parser() -> argparse.ArgumentParser:
         "--arena-limit",
         type=_bytes,
         metavar="72KB",
-        help="for a microcontroller: refuse a network whose activations take more",
+        help="for a microcontroller: refuse a network whose activations take more (KB: 1000 bytes, KiB: 1024; so MB, MiB)",
     )
     option(
         "--flash-limit",
         type=_bytes,
         metavar="512KB",
-        help="for a microcontroller: refuse a network whose weights take more, code not counted",
+        help="for a microcontroller: refuse a network whose weights take more, code not counted (units as of --arena-limit)",
     )
     option(
         "--input-shape",
@@ -364,8 +364,8 @@ def _int8(manifest: Manifest) -> list[tuple[str, str]]:
         agreement = measured["top1_agreement"]
         best = "" if agreement is None else f"top-1 {agreement:.0%}, "
         how = (
-            f"{facts.method} of {counted(len(facts.images), 'image')}, {facts.skipped} skipped; against float32 "
-            f"{best}cosine {measured['cosine']:.4f}"
+            f"{facts.method} of {counted(len(facts.images), 'image')}, {facts.skipped} skipped; against float32 on "
+            f"{counted(measured['images'], 'image')}: {best}cosine {measured['cosine']:.4f}"
         )
         if facts.accepted_loss:
             how += " (accepted)"
@@ -389,7 +389,7 @@ def _float16(manifest: Manifest) -> list[tuple[str, str]]:
     kept = listed([f"{n} ({reason})" for reason, n in counts.most_common()], 4)
     sums = len(facts.float32_sums)
     how = (
-        f"against float32, simulated: {best}cosine {measured['cosine']:.6f}, worst at "
+        f"against float32 on {counted(measured['images'], 'input')}, simulated: {best}cosine {measured['cosine']:.6f}, worst at "
         f"{shown(measured['worst_layer'])} ({measured['worst_decibels']} dB); operators in float32: "
         f"{kept or 'none'}; {sums} with sums in float32"
     )

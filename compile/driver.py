@@ -65,7 +65,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     backend = BACKENDS[request.format]
     backend.check_target(request.target)
     for field, why in backend.refused_options.items():
-        if getattr(request, field):
+        if getattr(request, field) != getattr(BuildRequest, field):
             raise UserError(why.format(target=request.target.name))
     if request.float16:
         _check_float16(request)
@@ -83,7 +83,10 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     labels = read_labels(overrides.labels, source.model.outputs, task)
     samples = _golden_inputs(request.golden, source.model, preprocessing, progress)
     progress.finish()
-    for line in filter(None, (source.note, *source.model.notes, note, seen)):
+    unnamed = ""
+    if request.name and backend.name(request.name) != request.name:
+        unnamed = f"--name {request.name}: a {backend.format} has no C functions; the name is not used"
+    for line in filter(None, (source.note, *source.model.notes, note, seen, unnamed)):
         progress.note(line)
     output = request.output or Path("out") / f"{source.name}-{request.target.name}"
     _check_places(output, request.dump)
@@ -170,8 +173,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
             "seconds": round(time.monotonic() - started, 1),
             "peak_memory_bytes": _peak_memory(),
             "built_on": this_cpu().model,
-            "library_bytes": (folder / manifest.library).stat().st_size,
-            "weight_bytes": _weight_bytes(model, half),
+            **_sizes(folder, manifest, model, half),
         }
         manifest = manifest.model_copy(update={"measured": measured})
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
@@ -370,13 +372,22 @@ def _manifest(
     )
 
 
-def _weight_bytes(model: Model, half: Half | None) -> int:
+def _sizes(
+    folder: Path, manifest: Manifest, model: Model, half: Half | None
+) -> dict[str, int]:
+    """Of C source the weights alone: a device has no file of it."""
+    if manifest.firmware:
+        return {"weight_bytes": manifest.firmware.weights_bytes}
     if half:
         tensors = half.graph.tensors.values()
-        return sum(each.nbytes for each in tensors if each.value is not None)
-    return sum(
-        len(w.raw_data) or 4 * len(w.float_data) for w in model.proto.graph.initializer
-    )
+        weights = sum(each.nbytes for each in tensors if each.value is not None)
+    else:
+        weights = sum(
+            len(w.raw_data) or 4 * len(w.float_data)
+            for w in model.proto.graph.initializer
+        )
+    library = (folder / manifest.library).stat().st_size
+    return {"library_bytes": library, "weight_bytes": weights}
 
 
 def _verification(checked: Verification | str, reference: str) -> dict[str, Any]:

@@ -389,9 +389,12 @@ def _share_lines(result: CheckResult) -> list[str]:
 
 
 def _times(latency: Latency) -> str:
+    tails = ""
+    if latency.has_percentiles:
+        tails = f"p90 {milliseconds(latency.p90)}, p99 {milliseconds(latency.p99)}, "
     return (
-        f"median {milliseconds(latency.median)}, p90 {milliseconds(latency.p90)}, "
-        f"p99 {milliseconds(latency.p99)}, minimum {milliseconds(latency.minimum)}"
+        f"median {milliseconds(latency.median)}, {tails}minimum {milliseconds(latency.minimum)}, "
+        f"{counted(len(latency.samples), 'inference')}"
     )
 
 

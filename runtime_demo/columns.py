@@ -158,7 +158,8 @@ def _speed(result: CheckResult) -> dict[str, Fact]:
     if result.latency:
         where = threads(result.threads)
         facts["latency"] = in_ms(result.latency.median, origin, where)
-        facts["p90"] = in_ms(result.latency.p90, origin, where)
+        if result.latency.has_percentiles:
+            facts["p90"] = in_ms(result.latency.p90, origin, where)
         if result.reference_latency:
             ratio = result.latency.median / result.reference_latency.median
             facts["of_reference"] = Fact(ratio, f"{ratio:.2f} ×", origin, where)
@@ -188,6 +189,8 @@ def _accuracy(result: CheckResult) -> dict[str, Fact]:
     }
     if result.steps is not None:
         found = f"{result.steps.found:.0f} of {result.steps.accepted} steps"
+        if not result.steps.accepted:
+            found = f"{found}, which must be exact" if result.steps.found else "exact"
         facts["of_tolerance"] = Fact(result.steps.found, found, origin)
     elif result.excess is not None:
         facts["of_tolerance"] = Fact(result.excess, f"{result.excess:.2g}", origin)

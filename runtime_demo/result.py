@@ -48,6 +48,11 @@ class Latency(NamedTuple):
             float(median), float(p90), float(p99), float(ms.min()), tuple(ms.tolist())
         )
 
+    @property
+    def has_percentiles(self) -> bool:
+        """Whether there are enough samples to speak of p90 and p99."""
+        return len(self.samples) >= 20
+
     def to_json(self) -> dict[str, float]:
         """With four significant digits."""
         return {

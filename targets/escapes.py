@@ -29,8 +29,12 @@ def shown(text: object, limit: int = 80) -> str:
 
 
 def ending(text: object, limit: int) -> str:
-    """As `shown`; of a longer text its end, by which layers of one network differ."""
-    clean = shown(text, 1 << 10)
+    """As `shown`; of a longer text its end, by which layers of one network differ.
+
+    A fused operator of a .tflite file is named by all its parts, as "bias;conv": of these the last is taken.
+    """
+    *_, last = str(text).rstrip(";").split(";")
+    clean = shown(last, 1 << 10)
     return clean if len(clean) <= limit else "…" + clean[1 - limit :]
 
 

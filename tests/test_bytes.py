@@ -53,6 +53,7 @@ def test_an_image_of_bytes_stays_one(tmp_path: Path, format: str, kind: str) -> 
         "compile.build", *model, "--format", format, "--name", "m", "--output", built
     )
     assert said.returncode == 0, said.stderr
+    assert ("--name m: a bundle has no C" in said.stderr) == (format == "bundle")
     formula = {"uint8": "v", "int8": "v − 128"}[kind]
     assert f"preprocessing: {formula}; the input is {kind}" in said.stderr
     bundle = open_bundle(built)
@@ -109,6 +110,9 @@ def test_c_takes_an_image_of_bytes(tmp_path: Path, kind: str) -> None:
     manifest = open_bundle(tmp_path / "built").manifest
     assert manifest.measured["verification"]["relative_error"] < 1e-6
     assert manifest.firmware is not None and manifest.firmware.inputs[0].dtype == kind
+    measured = manifest.measured
+    assert measured["weight_bytes"] == manifest.firmware.weights_bytes
+    assert "library_bytes" not in measured
 
 
 def test_an_input_of_bytes_is_quantised_as_the_network_reads_it() -> None:

@@ -29,7 +29,7 @@ from netship.meter.counts import Counts
 from netship.meter.operators import Metered, Operator
 from netship.runtime_demo import compare, result_files
 from netship.runtime_demo.columns import Column, column
-from netship.runtime_demo.result import CheckResult, InputResult, Latency
+from netship.runtime_demo.result import CheckResult, InputResult, Latency, Steps
 from netship.runtime_demo.side_by_side import Comparison
 from netship.targets.errors import UserError
 from netship.targets.progress import Progress
@@ -200,6 +200,15 @@ def test_int8_shows_its_loss_against_float32(result: CheckResult) -> None:
     assert ", int8, " in found.about
     assert found.facts["float_top1"].text == "100.0%"
     assert found.facts["float_cosine"].text == "0.987000"
+    for steps, said in (
+        (Steps(0, 0), "exact"),
+        (Steps(3, 0), "3 of 0 steps, which must be exact"),
+        (Steps(1, 2), "1 of 2 steps"),
+    ):
+        column = of(
+            replace(result, bundle=bundle, inputs=(replace(lossy, steps=steps),))
+        )
+        assert column.facts["of_tolerance"].text == said
 
 
 def test_a_build_in_float16_says_so(result: CheckResult, tmp_path: Path) -> None:

@@ -110,6 +110,10 @@ def test_missing_tools_give_the_line_that_installs_them(
             "--flash-limit: is for micro",
         ),
         (
+            ["--target", "cortex-m7", "--threads", "4"],
+            "--threads: cortex-m7 has one core",
+        ),
+        (
             ["--target", "cortex-m4", "--flash-limit", "100KB"],
             "limit 100,000 bytes: the weights take .*, .* too many; most are of 'classifier'",
         ),

@@ -327,6 +327,9 @@ def test_labels_and_images_send_no_escape_to_the_terminal(tmp_path: Path) -> Non
 def test_a_long_name_is_shown_by_its_end() -> None:
     name = "/features/features.12/conv/conv.2/Conv"
     assert escapes.ending(name, 21) == "….12/conv/conv.2/Conv"
+    fused = "model/relu/Relu6;model/bn/FusedBatchNormV3;model/conv_3/Conv2D"
+    assert escapes.ending(fused, 21) == "model/conv_3/Conv2D"
+    assert escapes.ending(f"{fused};", 10) == "…_3/Conv2D"
     assert escapes.ending("stem\x1b[31m", 21) == "stem\N{REPLACEMENT CHARACTER}[31m"
 
 

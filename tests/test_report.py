@@ -15,8 +15,17 @@ from check_results import LABELS, a_result, an_input, manifest, written
 from PIL import Image
 
 from netship.bundle.accuracy import Accuracy
-from netship.bundle.manifest import Firmware, FirmwareTensor, Preprocessing, Quantised
+from netship.bundle.manifest import (
+    CalibrationImage,
+    Firmware,
+    FirmwareTensor,
+    Float16,
+    Preprocessing,
+    Quantisation,
+    Quantised,
+)
 from netship.bundle.store import Bundle
+from netship.compile import build
 from netship.compile.build import _table as build_table
 from netship.devices.microcontroller.figures import Figures, Part
 from netship.devices.sessions.session import OperatorTime, Origin
@@ -301,6 +310,19 @@ def test_a_microcontroller_has_memory_and_steps_instead_of_times(
     assert sum(v.startswith("data:image/svg+xml") for _, v in page.attributes) == 1
 
 
+def test_the_loss_of_int8_and_float16_says_of_how_many_images(tmp_path: Path) -> None:
+    loss: dict[str, Any] = {"cosine": 1.0, "top1_agreement": 1.0, "images": 1}
+    image = CalibrationImage(name="a.jpg", sha256="0" * 64)
+    int8 = Quantisation(method="min-max", images=(image,), output_steps=(0.1,))
+    half = Float16(images=0, seeded=1, float32=(), float32_sums=())
+    known = manifest(quantisation=int8, measured={"int8": loss})
+    [(_, said)] = build._int8(known)
+    assert "against float32 on 1 image: top-1 100%, cosine 1.0000" in said
+    loss |= {"images": 2, "worst_layer": "conv", "worst_decibels": 60}
+    [(_, said)] = build._float16(manifest(float16=half, measured={"float16": loss}))
+    assert said.startswith("against float32 on 2 inputs, simulated: top-1 100%, ")
+
+
 @pytest.mark.parametrize("assumed", [True, False])
 def test_an_assumed_preprocessing_is_said_with_every_verdict(
     tree: Path, tmp_path: Path, assumed: bool
@@ -336,7 +358,11 @@ def test_a_small_network_s_times_are_not_zero(tmp_path: Path) -> None:
     result = replace(
         a_result(tmp_path, [an_input(None, 0)]), latency=tiny, reference_latency=tiny
     )
-    assert "median 0.000591 ms, p90 0.000591 ms" in check_table(result)
+    said = check_table(result)
+    assert "median 0.000591 ms, minimum 0.000591 ms, 1 inference, 2 threads" in said
     assert result.to_json()["latency_ms"]["median"] == 0.0005912
+    many = replace(result, latency=Latency.of([5.9123e-7] * 20))
+    said = check_table(many)
+    assert "median 0.000591 ms, p90 0.000591 ms, p99 0.000591 ms, minimum" in said
     html = written(result, tmp_path).text
     assert "0.000591 ms" in html and "0.00 ms" not in html

@@ -66,7 +66,7 @@ class Backend(Protocol):
         format: its name, on the command line and in the manifest.
         engine: what made the code, for the manifest.
         linked: whether a shared library is made, by our linker.
-        refused_options: by a field of the request that means nothing here: why it is refused.
+        refused_options: by a field of the request that means nothing here: why another value than the default is refused.
     """
 
     format: Format

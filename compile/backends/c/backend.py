@@ -33,10 +33,13 @@ class CBackend:
     format: Format = "c"
     engine = "C kernels"
     linked = False
-    refused_options: Mapping[str, str] = dict.fromkeys(
-        ("records", "require_tuned"),
-        "--records and --require-tuned: {target} takes C source, which is not tuned; leave them out",
-    )
+    refused_options: Mapping[str, str] = {
+        **dict.fromkeys(
+            ("records", "require_tuned"),
+            "--records and --require-tuned: {target} takes C source, which is not tuned; leave them out",
+        ),
+        "threads": "--threads: {target} has one core and no threads; leave it out",
+    }
 
     def check_target(self, target: Target) -> None:
         if not target.microcontroller:
