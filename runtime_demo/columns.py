@@ -187,10 +187,10 @@ def _accuracy(result: CheckResult) -> dict[str, Fact]:
         "error": Fact(result.max_abs_error, f"{result.max_abs_error:.1e}", origin),
         "of_range": Fact(result.relative_error, f"{result.relative_error:.1e}", origin),
     }
-    if result.steps is not None:
+    if result.steps and (result.steps.accepted or not result.steps.found):
         found = f"{result.steps.found:.0f} of {result.steps.accepted} steps"
         if not result.steps.accepted:
-            found = f"{found}, which must be exact" if result.steps.found else "exact"
+            found = "exact"
         facts["of_tolerance"] = Fact(result.steps.found, found, origin)
     elif result.excess is not None:
         facts["of_tolerance"] = Fact(result.excess, f"{result.excess:.2g}", origin)

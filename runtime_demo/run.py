@@ -1,4 +1,4 @@
-"""``python -m runtime_demo.run``: what a bundle sees in photographs, classes or boxes, and the latency."""
+"""``python -m runtime_demo.run``: what a bundle sees in photographs, classes, boxes or areas, and the latency."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _PICTURES = (".jpg", ".jpeg", ".png")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser(
         "runtime_demo.run",
-        "Show photographs to a bundle: the five best classes, or the boxes found, and the latency.",
+        "Show photographs to a bundle: the five best classes, or the boxes found, or the classes of\nthe most pixels, and the latency.",
         _EPILOG,
     )
     add_device_options(parser)
