@@ -148,7 +148,7 @@ def parser() -> argparse.ArgumentParser:
         "--arena-limit",
         type=_bytes,
         metavar="72KB",
-        help="for a microcontroller: refuse a network whose activations take more (KB: 1000 bytes, KiB: 1024; so MB, MiB)",
+        help="for a microcontroller: refuse a network whose activations take more (KB: 1000 bytes, KiB: 1024; MB and MiB likewise)",
     )
     option(
         "--flash-limit",

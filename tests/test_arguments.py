@@ -7,6 +7,7 @@ import ipaddress
 import re
 
 import pytest
+from conftest import succeed
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -79,3 +80,12 @@ def test_the_help_names_all_that_a_command_takes() -> None:
     assert "Cortex-A or Cortex-M" in COMMANDS["meter"].summary
     assert "one or several networks" in COMMANDS["compare"].summary
     assert "Compile a vision network" in parser().format_help()
+    assert "boxes found, or the classes" in succeed("runtime_demo.run", "--help")
+
+
+def test_the_help_has_the_units_that_a_limit_takes() -> None:
+    text = " ".join(parser().format_help().split())
+    for unit, size in (("KB", 1000), ("KiB", 1024)):
+        assert f"{unit}: {size}" in text
+        given = parser().parse_args(["--arena-limit", f"2{unit}"])
+        assert given.arena_limit == 2 * size
