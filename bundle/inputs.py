@@ -129,8 +129,8 @@ def _archive(path: Path, tensors: Sequence[Tensor]) -> dict[str, Array]:
     """The arrays of a .npz file by name, each as `_array`."""
     wanted = {f"{each.name}.npy": each for each in tensors}
     names = listed([repr(shown(each.name)) for each in tensors], 4)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give a .npz file with {names}")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is not a file; give a .npz file with {names}")
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.namelist()
@@ -199,4 +199,11 @@ def _read_array(file: IO[bytes], size: int, where: str, tensor: Tensor) -> Array
         raise UserError(f"{where}: has NaN or infinity; give finite values")
     if array.dtype.kind == "b" and array.view(np.uint8).max(initial=0) > 1:
         raise UserError(f"{where}: has other values than 0 and 1; give booleans")
+    if tensor.choices and array.size:
+        least, most = int(array.min()), int(array.max())
+        if not -tensor.choices <= least <= most < tensor.choices:
+            far = least if least < -tensor.choices else most
+            raise UserError(
+                f"{where}: has the index {far}, the input takes 0 to {tensor.choices - 1}; correct it"
+            )
     return np.array(array, order="C").reshape(tensor.shape)

@@ -161,6 +161,7 @@ class Task(Section):
         """
         if self.class_axis is not None and self.class_axis >= len(shapes[0]):
             raise ValueError(f"output 0 has no axis {self.class_axis}")
+        read = [0] * len(shapes)
         for name, level, values, count in (
             self.detector.parts() if self.detector else ()
         ):
@@ -172,3 +173,7 @@ class Task(Section):
             )
             if values.output >= len(shapes) or last >= prod(shapes[values.output]):
                 raise ValueError(f"{name} do not lie in output {values.output}")
+            # Memory for what is read is bounded by what there is.
+            read[values.output] += level.rows * count
+            if read[values.output] > prod(shapes[values.output]):
+                raise ValueError(f"{name} are read twice of output {values.output}")

@@ -18,6 +18,7 @@ from test_detectors import LISTED, network
 
 from netship.bundle import inputs
 from netship.bundle.manifest import Tensor
+from netship.bundle.task import Detector, Task
 from netship.compile.frontend.detectors import resolve_task
 from netship.compile.frontend.preprocessing import load_sidecar, read_labels
 from netship.runtime_demo import coco, known_classes, result_files
@@ -53,6 +54,7 @@ def test_a_text_may_have_a_byte_order_mark(tmp_path: Path) -> None:
         read_text(Path("a\0b"))
 
 
+PARTS = ("boxes", "scores", "points")
 TEXT = 'box = "corners"\nboxes = "boxes"\nscores = "scores"\n'
 
 
@@ -163,9 +165,16 @@ def test_impossible_results_are_refused(
     tmp_path: Path, change: dict[str, object], words: str
 ) -> None:
     result = {
-        "bundle": "b", "target": "t", "device": "emulated", "images": 5,
-        "compared": "images", "threads": 1, "passed": True, "cosine": 1,
-        "max_abs_error": 0, "relative_error": 0,
+        "bundle": "b",
+        "target": "t",
+        "device": "emulated",
+        "images": 5,
+        "compared": "images",
+        "threads": 1,
+        "passed": True,
+        "cosine": 1,
+        "max_abs_error": 0,
+        "relative_error": 0,
     }
     path = tmp_path / "result.json"
     path.write_text(json.dumps(result))
@@ -173,3 +182,33 @@ def test_impossible_results_are_refused(
     path.write_text(json.dumps(result | change))
     with pytest.raises(UserError, match=words):
         result_files.read(path)
+
+
+@pytest.mark.parametrize("values", [[0, 5], [-6, 4], [10**12, 0]])
+def test_an_index_beyond_the_table_is_refused(
+    tmp_path: Path, values: list[int]
+) -> None:
+    """ONNX Runtime refuses it; ours takes another row."""
+    path = tmp_path / "i.npy"
+    tensor = Tensor(name="i", shape=(2,), dtype="int64", choices=5)
+    path.write_bytes(array(np.array([-5, 4])))
+    assert inputs.read(path, [tensor], None).tensors[0].tolist() == [-5, 4]
+    path.write_bytes(array(np.array(values)))
+    with pytest.raises(UserError, match="has the index .*, the input takes 0 to 4"):
+        inputs.read(path, [tensor], None)
+
+
+@pytest.mark.parametrize(
+    ("box", "classes", "points"),
+    [("corners", 1 << 16, 0), ("dfl", 1, 0), ("corners", 1, 256)],
+)
+def test_a_detector_reads_no_value_twice(box: str, classes: int, points: int) -> None:
+    """Else a small manifest would ask for any memory."""
+    place = {"output": 0, "cell": 0, "step": 0}
+    level = {"columns": 1 << 10, "lines": 1 << 10, **dict.fromkeys(PARTS, place)}
+    detector = Detector.model_validate(
+        {"decoder": "", "levels": [level], "box": box, "classes": classes}
+        | {"points": points}
+    )
+    with pytest.raises(ValueError, match="read twice of output 0"):
+        Task(kind="detect", detector=detector).check([(1, 1 << 20)])
