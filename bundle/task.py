@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from netship.bundle.fields import Dimension, Section
+from netship.bundle.fields import Dimension, FileName, Section
 
 Size = Annotated[FiniteFloat, Field(gt=0, le=1 << 16)]
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
@@ -84,7 +84,7 @@ class Detector(Section):
         points: of each box.
     """
 
-    decoder: str
+    decoder: FileName
     levels: Annotated[tuple[Level, ...], Field(min_length=1, max_length=64)]
     box: Literal["corners", "centre", "offsets", "distances", "dfl", "yolov5"]
     normalised: bool = False

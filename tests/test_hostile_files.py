@@ -78,6 +78,13 @@ def test_a_hostile_decoding_is_refused(tmp_path: Path, text: str, words: str) ->
         READERS["decode"](path)
 
 
+def test_a_decoding_may_have_a_name_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"d\xff.toml")
+    path.write_text(TEXT)
+    task, _ = resolve_task("detect", str(path), network(*LISTED))
+    assert task and task.model_dump_json()
+
+
 @pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "#" * (2 << 20)])
 def test_a_hostile_sidecar_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "m.toml").write_text(text)
