@@ -250,11 +250,12 @@ def _points(detector: Detector, level: Level, flat: list[Floats]) -> Floats:
 
 def _suppress(
     detector: Detector, boxes: Floats, classes: NDArray[np.int32]
-) -> list[int]:
+) -> NDArray[np.intp]:
     """Which boxes stay, the best first: each that no better one of them covers."""
     limit = np.float32(detector.iou_threshold)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    kept: list[int] = []
+    places = np.empty(detector.most, np.intp)
+    kept = places[:0]
     for index, box in enumerate(boxes):
         if len(kept) == detector.most:
             break
@@ -266,5 +267,6 @@ def _suppress(
         if detector.per_class:
             covered &= classes[kept] == classes[index]
         if not covered.any():
-            kept.append(index)
+            places[len(kept)] = index
+            kept = places[: len(kept) + 1]
     return kept

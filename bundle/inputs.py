@@ -5,6 +5,7 @@ A photograph or a .npy file is one input; a .npz file has an array for each, by 
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -22,6 +23,7 @@ from netship.targets.escapes import listed, shown
 Array = NDArray[Any]
 _ARRAYS = frozenset([".npy"])
 _ARCHIVES = frozenset([".npz"])
+_MOST_HEADER_BYTES = 1 << 14
 
 
 class Read(NamedTuple):
@@ -132,9 +134,16 @@ def _archive(path: Path, tensors: Sequence[Tensor]) -> dict[str, Array]:
     """The arrays of a .npz file by name, each as `_array`."""
     wanted = {f"{each.name}.npy": each for each in tensors}
     names = listed([repr(shown(each.name)) for each in tensors], 4)
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is not a file; give a .npz file with {names}")
     try:
         with zipfile.ZipFile(path) as archive:
-            inside = set(archive.namelist())
+            entries = archive.namelist()
+            inside = set(entries)
+            if len(inside) < len(entries):
+                raise UserError(
+                    f"{path}: two of its arrays have one name; leave one out"
+                )
             for each in sorted(wanted.keys() - inside):
                 needs = f"it needs one for each of {names}"
                 if len(tensors) == 1:
@@ -165,18 +174,21 @@ def _read_array(file: IO[bytes], size: int, where: str, tensor: Tensor) -> Array
     """One array in numpy's format; shape and dtype are checked before it is read, and nothing is ever unpickled."""
     shapes = (tensor.shape, tensor.shape[1:])
     try:
-        version = np.lib.format.read_magic(file)
+        # A header may claim 4 GiB.
+        head = io.BytesIO(file.read(_MOST_HEADER_BYTES))
+        version = np.lib.format.read_magic(head)
         header = {
             (1, 0): np.lib.format.read_array_header_1_0,
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
-        shape, is_fortran, dtype = header(file)
+        shape, is_fortran, dtype = header(head)
         if dtype.hasobject:
             raise ValueError("pickled objects")
         if not 0 <= prod(shape) * dtype.itemsize <= size:
             raise ValueError(f"{size} bytes for {list(shape)[:8]}")
         if shape in shapes and dtype == np.dtype(tensor.dtype):
-            data = file.read(tensor.nbytes)
+            data = head.read(tensor.nbytes)
+            data += file.read(tensor.nbytes - len(data))
             array = np.frombuffer(data, dtype)
             array = array.reshape(shape, order="F" if is_fortran else "C")
     except Exception as error:  # noqa: BLE001  (numpy raises errors of any class on a hostile header)
@@ -193,4 +205,13 @@ def _read_array(file: IO[bytes], size: int, where: str, tensor: Tensor) -> Array
         )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise UserError(f"{where}: has NaN or infinity; give finite values")
+    if array.dtype.kind == "b" and array.view(np.uint8).max(initial=0) > 1:
+        raise UserError(f"{where}: has other values than 0 and 1; give booleans")
+    if tensor.choices and array.size:
+        least, most = int(array.min()), int(array.max())
+        if not -tensor.choices <= least <= most < tensor.choices:
+            far = least if least < -tensor.choices else most
+            raise UserError(
+                f"{where}: has the index {far}, the input takes 0 to {tensor.choices - 1}; correct it"
+            )
     return np.array(array, order="C").reshape(tensor.shape)

@@ -503,6 +503,11 @@ class Manifest(Section):
             raise ValueError("golden data, output_steps and outputs differ in number")
         if any(len(entry.inputs) != len(self.inputs) for entry in self.golden):
             raise ValueError("golden data and inputs differ in number")
+        facts = [
+            self.measured.get(x) or {} for x in ("verification", "int8", "float16")
+        ]
+        if not all(isinstance(each, dict) for each in facts):
+            raise ValueError("verification, int8 or float16 of measured is no object")
         self._check_image()
         self._check_firmware()
         if self.task:

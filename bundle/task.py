@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from netship.bundle.fields import Dimension, Section
+from netship.bundle.fields import Dimension, FileName, Section
 
 Size = Annotated[FiniteFloat, Field(gt=0, le=1 << 16)]
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
@@ -84,7 +84,7 @@ class Detector(Section):
         points: of each box.
     """
 
-    decoder: str
+    decoder: FileName
     levels: Annotated[tuple[Level, ...], Field(min_length=1, max_length=64)]
     box: Literal["corners", "centre", "offsets", "distances", "dfl", "yolov5"]
     normalised: bool = False
@@ -161,6 +161,7 @@ class Task(Section):
         """
         if self.class_axis is not None and self.class_axis >= len(shapes[0]):
             raise ValueError(f"output 0 has no axis {self.class_axis}")
+        read = [0] * len(shapes)
         for name, level, values, count in (
             self.detector.parts() if self.detector else ()
         ):
@@ -172,3 +173,7 @@ class Task(Section):
             )
             if values.output >= len(shapes) or last >= prod(shapes[values.output]):
                 raise ValueError(f"{name} do not lie in output {values.output}")
+            # Memory for what is read is bounded by what there is.
+            read[values.output] += level.rows * count
+            if read[values.output] > prod(shapes[values.output]):
+                raise ValueError(f"{name} are read twice of output {values.output}")

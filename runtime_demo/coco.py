@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 from netship.bundle.detections import Detections
 from netship.targets.errors import UserError
 from netship.targets.escapes import counted, listed, shown
+from netship.targets.files import read_text
 
+_MOST_BYTES = 64 << 20
 _FAR = 1e9
 """Pixels that no photograph has; NaN and infinity are not below it."""
 
@@ -71,7 +73,7 @@ def read(
         UserError: it is no such JSON, a row of it is broken, or its categories are not the classes.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path, _MOST_BYTES))
     except OSError as error:
         raise UserError(
             f"{path}: {error.strerror}; --labels takes a JSON file as COCO's instances_val2017.json"
@@ -90,13 +92,15 @@ def read(
         if name in images:
             raise _broken(path, "images", index, f"{shown(name)!r} is there twice")
         images[name] = _integer(path, "images", index, row, "id")
-    categories = {
-        _integer(path, "categories", index, row, "id"): _text(
-            path, "categories", index, row, "name"
-        )
-        for index, row in enumerate(rows["categories"])
-    }
+    categories: dict[int, str] = {}
+    for index, row in enumerate(rows["categories"]):
+        number = _integer(path, "categories", index, row, "id")
+        if number in categories:
+            raise _broken(path, "categories", index, f"id {number} is there twice")
+        categories[number] = _text(path, "categories", index, row, "name")
     known = set(images.values())
+    if len(known) < len(images):
+        raise UserError(f"{path}: two images have one id; give each its own")
     annotations = [
         _annotation(path, index, row, known, categories)
         for index, row in enumerate(rows["annotations"])
@@ -163,13 +167,17 @@ def _annotation(
     ):
         what = f"bbox is {shown(box, 60)}, not [x, y, width, height]"
         raise _broken(path, "annotations", index, what)
+    crowd = row.get("iscrowd") or 0
+    if crowd not in (0, 1):
+        what = f"iscrowd is {shown(crowd, 40)}, not 0 or 1"
+        raise _broken(path, "annotations", index, what)
     return {
         "id": index + 1,
         "image_id": image,
         "category_id": category,
         "bbox": [float(value) for value in box],
         "area": float(box[2] * box[3]),
-        "iscrowd": int(bool(row.get("iscrowd"))),
+        "iscrowd": int(crowd),
     }
 
 
@@ -190,6 +198,8 @@ def _by_class(
         in_order = dict(zip(objects, sorted(categories), strict=True))
         return [in_order.get(number) for number in range(classes)]
     ids = {name.strip().casefold(): number for number, name in categories.items()}
+    if len(ids) < len(categories):
+        raise UserError(f"{path}: two categories have one name; give each its own")
     found = [ids.get(name.strip().casefold()) for name in names]
     if all(number is None for number in found):
         theirs = listed([shown(name, 20) for name in categories.values()], 3)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from netship.targets.errors import UserError
 from netship.targets.escapes import counted, shown
+from netship.targets.files import read_text
 
 TABLE = "labels.csv"
 
@@ -158,8 +160,7 @@ def _alike(label: str, name: str) -> bool:
 def _read(path: Path) -> list[_Row]:
     """The rows that have a class: ``file``, ``class_index`` and, where there is one, ``label``."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
         return [
             _Row(row["file"] or "", int(row["class_index"]), row.get("label") or "")
             for row in rows

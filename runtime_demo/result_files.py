@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 from pydantic_core import from_json
 
 from netship.devices.sessions.session import Origin
@@ -21,8 +21,8 @@ from netship.runtime_demo.columns import (
 )
 from netship.targets.errors import UserError
 from netship.targets.escapes import counted
+from netship.targets.files import read_text
 
-_MOST_BYTES = 16 << 20
 _Count = Annotated[FiniteFloat, Field(ge=0, lt=1e18)]
 _Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 _Text = Annotated[str, Field(max_length=1000)]
@@ -123,21 +123,27 @@ class _Checked(BaseModel):
     device: Literal["measured on host", "measured on board", "emulated"]
     images: Annotated[int, Field(gt=0, lt=1 << 40)]
     compared: _Text
-    threads: int
+    threads: Annotated[int, Field(gt=0, le=1024)]
     passed: bool
     board: dict[str, object] | _Text | None = None
     latency_ms: _Times | None = None
     max_abs_error: _Count
     relative_error: _Count
-    cosine: FiniteFloat
+    cosine: Annotated[FiniteFloat, Field(ge=-1.001, le=1.001)]
     top1_agreement: _Share | None = None
     top5_agreement: _Share | None = None
-    labelled: int = 0
-    labelled_right: int = 0
+    labelled: Annotated[int, Field(ge=0, lt=1 << 40)] = 0
+    labelled_right: Annotated[int, Field(ge=0)] = 0
     instructions: _Count | None = None
     ram_bytes: _Count | None = None
     flash_bytes: _Count | None = None
     arena_bytes: _Count | None = None
+
+    @model_validator(mode="after")
+    def _right_are_labelled(self) -> _Checked:
+        if self.labelled_right > self.labelled:
+            raise ValueError("labelled_right is more than labelled")
+        return self
 
     def columns(self, file: Path) -> list[Column]:
         origin = self.device
@@ -200,14 +206,11 @@ def read(path: Path) -> list[Column]:
     """
     takes = "--peers takes what bench compare, runtime_demo.check or meter printed with --json"
     try:
-        with path.open("rb") as file:
-            text = file.read(_MOST_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; {takes}") from None
-    try:
-        found = from_json(text)
+        found = from_json(read_text(path))
         form = next(form for key, form in _FORMS.items() if key in found)
         return form.model_validate(found).columns(path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; {takes}") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +17,29 @@ from importlib.metadata import version
 from pathlib import Path
 
 from netship.targets.errors import UserError
+
+
+def read_text(path: Path, most: int = 16 << 20) -> str:
+    """The text of a file that a user names, in UTF-8 with or without a byte order mark.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or has more than ``most`` bytes.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        # A pipe that nobody writes to would be waited for.
+        return os.open(name, flags | os.O_NONBLOCK)
+
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, "no path has a zero byte", str(path))
+    with open(path, "rb", opener=opener) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file", str(path))
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"has more than {most >> 20} MiB", str(path))
+    return content.decode("utf-8-sig")
 
 
 def check_writable(path: Path, option: str) -> None:

@@ -144,6 +144,10 @@ BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a byte of a golden output": (flip("golden/0.output0.bin"), "0.output0|SHA-256"),
     "a byte of the labels": (flip("labels.txt"), "labels.txt|SHA-256|copy or build"),
     "no model.so": (lambda b: (b / "model.so").unlink(), "model.so|missing|copy"),
+    "a measurement of another form": (
+        state("measured", "verification", value=True),
+        f"manifest.json|of measured is no object|{AGAIN}",
+    ),
     "no golden input": (
         lambda b: (b / "golden/1.input.bin").unlink(),
         "golden/1.input.bin|missing|copy or build",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import ceil, prod
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 
 from netship.bundle.manifest import Tensor
 from netship.bundle.task import Detector, Level, Size, Values
@@ -16,7 +16,10 @@ def _names(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-_Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+MAX_TOML_BYTES = 1 << 20
+_MOST_LEVELS = Field(max_length=64)
+_Names = Annotated[tuple[str, ...], BeforeValidator(_names), _MOST_LEVELS]
+_Stride = Annotated[FiniteFloat, Field(ge=1, le=1 << 16)]
 
 
 class Decoding(BaseModel):
@@ -38,9 +41,10 @@ class Decoding(BaseModel):
     scores: _Names = ()
     objectness: _Names = ()
     points: _Names = ()
-    strides: tuple[Size, ...] = ()
+    strides: Annotated[tuple[_Stride, ...], _MOST_LEVELS] = ()
     offset: float = 0.5
-    anchors: tuple[tuple[tuple[Size, Size], ...], ...] = ()
+    anchors: Annotated[tuple[tuple[tuple[Size, Size], ...], ...], _MOST_LEVELS] = ()
+    bins: Annotated[int, Field(ge=2, le=64)] = 16
 
 
 def grids_of(size: tuple[int, int], strides: Sequence[float]) -> list[tuple[int, int]]:
@@ -86,8 +90,8 @@ def assemble(
         if getattr(stated, role)
     }
     total = sum(prod(g) * len(a) for g, a in zip(grids, anchors, strict=True))
-    bins = int(rest.get("bins", 16))
-    widths = {"boxes": 4 * bins if rest.get("box") == "dfl" else 4, "objectness": 1}
+    wide = 4 * stated.bins if rest.get("box") == "dfl" else 4
+    widths = {"boxes": wide, "objectness": 1}
     levels, before = [], 0
     for index, (grid, sizes) in enumerate(zip(grids, anchors, strict=True)):
         geometry = _Geometry(grid[0], grid[1], len(sizes), before, total)
@@ -124,7 +128,8 @@ def assemble(
                 **values,
             )
         )
-    return Detector.model_validate({"decoder": decoder, "levels": levels, **rest})
+    facts = {"decoder": decoder, "levels": levels, "bins": stated.bins}
+    return Detector.model_validate(facts | rest)
 
 
 def _shape(named: dict[str, tuple[int, tuple[int, ...]]], name: str) -> tuple[int, ...]:

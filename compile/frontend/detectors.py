@@ -15,11 +15,12 @@ from pydantic import ValidationError
 
 from netship.bundle.manifest import Tensor
 from netship.bundle.task import Detector, Task
-from netship.compile.frontend.decoding import assemble, grids_of
+from netship.compile.frontend.decoding import MAX_TOML_BYTES, assemble, grids_of
 from netship.compile.frontend.dense import box_specifications
 from netship.compile.frontend.model import Model
 from netship.targets.errors import UserError
 from netship.targets.escapes import shown
+from netship.targets.files import read_text
 
 Kind = Literal["classify", "detect", "segment", "raw"]
 
@@ -399,10 +400,15 @@ def _note(detector: Detector, outputs: Sequence[Tensor]) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        given = tomllib.loads(read_text(path, MAX_TOML_BYTES))
     except OSError as error:
         raise UserError(
             f"--decode {path}: {error.strerror}; give {', '.join(PRESETS)} or a TOML file"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"--decode {path}: not TOML ({error})") from None
+    if of_presets := sorted(given.keys() & {"grids", "steps", "levels", "decoder"}):
+        raise UserError(
+            f"--decode {path}: there is no key {of_presets[0]!r}; see docs/detection.md"
+        )
+    return given

@@ -29,7 +29,9 @@ from netship.bundle.manifest import (
 )
 from netship.bundle.task import Task
 from netship.compile.frontend import family
+from netship.compile.frontend.decoding import MAX_TOML_BYTES
 from netship.targets.errors import UserError
+from netship.targets.files import read_text
 
 Layout = Literal["NCHW", "NHWC", "data"]
 """The order of an image's axes; or that the input is no image."""
@@ -177,11 +179,13 @@ def load_sidecar(model: Path) -> Overrides:
     if not path.is_file():
         return Overrides()
     try:
-        stated = tomllib.loads(path.read_text(encoding="utf-8"))
+        stated = tomllib.loads(read_text(path, MAX_TOML_BYTES))
         overrides = Overrides.model_validate(
             {key.replace("-", "_"): value for key, value in stated.items()}
         )
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; shorten or correct it") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not TOML ({error})") from None
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"]))
@@ -419,7 +423,7 @@ def read_labels(
     if path is None:
         return []
     try:
-        names = path.read_text(encoding="utf-8").splitlines()
+        names = read_text(path).splitlines()
     except UnicodeDecodeError:
         raise UserError(f"{path}: labels must be UTF-8 text, one a line") from None
     except OSError as error:
