@@ -62,14 +62,13 @@ class _Graph:
 
     def absorb_numbers(self, node: onnx.NodeProto) -> None:
         """A number, or one a channel, that the result of a convolution meets: its own weights and biases."""
-        place = next(
-            (k for k in (0, 1) if self._constant(node.input[k]) is not None), -1
-        )
+        constants = [self._constant(name) for name in node.input]
+        place = next((k for k, each in enumerate(constants) if each is not None), -1)
         convolution = self._makers.get(node.input[1 - place]) if place >= 0 else None
         if convolution is None or (place == 0 and node.op_type in ("Div", "Sub")):
             return
         weights, bias = self._of(convolution)
-        number = self._constant(node.input[place])
+        number = constants[place]
         if weights is None or bias is None or number is None:
             return
         channels, rank = weights.shape[0], weights.ndim

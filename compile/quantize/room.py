@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import onnx
 from onnx import numpy_helper
@@ -21,7 +23,7 @@ def make_room(proto: onnx.ModelProto) -> None:
     """
     tensors = {each.name: each for each in proto.graph.initializer}
     makers = {node.output[0]: node for node in proto.graph.node if node.output}
-    readers = [name for node in proto.graph.node for name in node.input]
+    readers = Counter(name for node in proto.graph.node for name in node.input)
     for node in proto.graph.node:
         if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3:
             continue
@@ -33,7 +35,7 @@ def make_room(proto: onnx.ModelProto) -> None:
         ]
         every = [name for pair in names for name in pair]
         if len(every) != 4 or any(
-            name not in tensors or readers.count(name) > 1 for name in every
+            name not in tensors or readers[name] > 1 for name in every
         ):
             continue
         weights, scales, bias, bias_scales = (
