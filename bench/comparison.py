@@ -121,9 +121,9 @@ def _built(case: Case, model: Path, cpu: str, progress: Progress) -> Path:
     """Our bundle of the model for the CPU; one of the same build is taken."""
     from netship.compile.backends.request import BuildRequest
     from netship.compile.driver import build
-    from netship.targets.presets import resolve
+    from netship.targets.presets import of_core
 
-    request = BuildRequest(str(model), resolve(f"arm-{cpu}"))
+    request = BuildRequest(str(model), of_core(cpu))
     folder, start = cache_folder() / "compare", f"{case.sha256[:16]}-{cpu}-"
     output = folder / f"{start}{request.key(progress.stage)}"
     if output.is_dir():
@@ -145,6 +145,7 @@ def _counted_bundle(case: Case, cpu: str, path: Path, progress: Progress) -> Row
     stored = kept(
         OURS,
         cpu,
+        "",
         meter_version(),
         packages=("xtc-tvm-python-bindings", "ziglang"),
         files=[path / MANIFEST, programs.SOURCES],

@@ -135,10 +135,12 @@ def measure(
     cpu: str,
     progress: Progress,
     model_file: Path | None = None,
+    board: str = "",
 ) -> Row:
     """One runtime on one core; where it cannot be converted, run or trusted, the row says so.
 
     Args:
+        board: whose memory, by its name for the meter; the core's default one where empty.
         model_file: what the runtime loads in place of the case's graph, converted; only the best
             class of its answer is compared.
     """
@@ -146,6 +148,7 @@ def measure(
     path = kept(
         runtime.name,
         cpu,
+        board,
         version,
         case.sha256,
         hashlib.sha256(case.tensor.tobytes()).digest(),
@@ -155,7 +158,7 @@ def measure(
     try:
         counted = known = _read(path)
         if counted is None:
-            counted = _count(case, runtime, cpu, progress, model_file)
+            counted = _count(case, runtime, cpu, board, progress, model_file)
         if model_file is None:
             off, same = _compare(case, runtime, counted.answer)
         else:
@@ -163,7 +166,7 @@ def measure(
         if known is None:
             _write(path, counted)
         progress.stage(f"{runtime.title}: estimating cycles")
-        counts = cost(counted.blocks, cpu)
+        counts = cost(counted.blocks, cpu, board)
     except UserError as error:
         return Row(runtime.name, runtime.title, version, None, refused=str(error))
     return Row(runtime.name, runtime.title, version, counts, off, same)
@@ -180,11 +183,12 @@ def _count(
     case: Case,
     runtime: Baseline,
     cpu: str,
+    board: str,
     progress: Progress,
     model_file: Path | None,
 ) -> _Counted:
     progress.stage(f"{runtime.title}: preparing")
-    machine = emulated.prepare(cpu, progress.stage)
+    machine = emulated.prepare(cpu, progress.stage, board)
     model = model_file or converters.convert(
         machine, runtime, case.model.proto, progress.stage
     )
@@ -193,7 +197,7 @@ def _count(
         tensor, output = Path(work, "input.npy"), Path(work, "output.npy")
         np.save(tensor, case.tensor)
         command = emulated.inference(machine, runtime, model, tensor, output)
-        blocks = count_program(command, cpu)
+        blocks = count_program(command, cpu, board)
         return _Counted(blocks, np.load(output).ravel().tolist())
 
 
@@ -239,9 +243,16 @@ def _check_elements(found: NDArray[Any], expected: Array) -> None:
 # Blocks are kept, not cycles: estimating is quick, and the models of cores change.
 
 
-def kept(runtime: str, cpu: str, *options: object, **made_of: Iterable[Any]) -> Path:
+def kept(
+    runtime: str, cpu: str, board: str, *options: object, **made_of: Iterable[Any]
+) -> Path:
     """Where the counts of a runtime on a core are kept; ``options`` and ``made_of`` as in ``cache_key``."""
-    where = (cpu, hierarchy(cpu).caches, counter_version(), sysroot.sysroot_path())
+    where = (
+        cpu,
+        hierarchy(cpu, board).caches,
+        counter_version(),
+        sysroot.sysroot_path(),
+    )
     key = cache_key(where, *options, **made_of)
     return cache_folder() / "compare" / f"{runtime}-{key}.json.gz"
 

@@ -96,13 +96,15 @@ def measure(
             f"--cpu {cpu}: no model of this core; there are {', '.join(cores)}"
         )
     if cpu.startswith("cortex-m"):
+        if arguments.board:
+            raise UserError("--board: is for Cortex-A; a microcontroller has a --part")
         places = Places(arguments.code or "flash", arguments.weights or "flash")
         bundle = open_bundle(arguments.bundle)
         return measure_project(bundle, cpu, part, places, on_progress)
     for option in ("part", "code", "weights"):
         if getattr(arguments, option):
             raise UserError(f"--{option}: is for microcontrollers; leave it out")
-    return measure_bundle(arguments.bundle, cpu, on_progress)
+    return measure_bundle(arguments.bundle, cpu, on_progress, arguments.board or "")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -115,6 +117,7 @@ def parser() -> argparse.ArgumentParser:
     help_bundle = "a bundle or library for aarch64, or a C project for Cortex-M"
     option("bundle", type=named_path, help=help_bundle)
     option("--cpu", required=True, help="the core, such as cortex-a72 or cortex-m4")
+    option("--board", help="whose memory the core has, rk3588 … (default: a Pi's)")
     option("--part", help="microcontroller whose flash and caches count, stm32l4r5 …")
     option("--code", choices=["flash", "tcm"], help="of the part (default: flash)")
     weights = ["flash", "tcm", "external"]
@@ -127,11 +130,11 @@ def write_page(
     metered: Metered, bundle: Path, calibration: Calibration | None, path: Path
 ) -> None:
     """Write the estimate as one self-contained HTML page, whole or not at all."""
-    from netship.meter import cycles, memory
+    from netship.meter import cycles
     from netship.meter.counts import meter_version
     from netship.targets import templates
 
-    hierarchy = memory.hierarchy(metered.cpu)
+    hierarchy = metered.hierarchy
     low, high = metered.milliseconds(hierarchy.clock)
     templates.write_page(
         path,
@@ -154,10 +157,10 @@ def write_page(
 
 def to_json(metered: Metered) -> dict[str, object]:
     from netship.devices.sessions.session import Origin
-    from netship.meter import cycles, memory
+    from netship.meter import cycles
     from netship.meter.counts import ORIGINS, meter_version
 
-    hierarchy = memory.hierarchy(metered.cpu)
+    hierarchy = metered.hierarchy
     return {
         "cpu": metered.cpu,
         "meter": meter_version(),
@@ -184,9 +187,9 @@ def to_json(metered: Metered) -> dict[str, object]:
 
 def table(metered: Metered, calibration: Calibration | None) -> str:
     """The estimate for a terminal, operators in the order they run."""
-    from netship.meter import cycles, memory
+    from netship.meter import cycles
 
-    hierarchy = memory.hierarchy(metered.cpu)
+    hierarchy = metered.hierarchy
     low, high = metered.milliseconds(hierarchy.clock)
     lines = [
         f"{'core':>8} {'memory':>8} {'share':>6} {'instr.':>8} {'MACs':>7} {'a cycle':>8} {'of peak':>8}  {'L1, L2 missed':>17}  operator",

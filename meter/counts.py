@@ -51,21 +51,23 @@ class Command(NamedTuple):
     environment: dict[str, str]
 
 
-def milliseconds(counts: Counts, cpu: str, clock: float) -> float:
+def milliseconds(counts: Counts, cpu: str, clock: float, board: str = "") -> float:
     """Milliseconds of an inference at a core's clock in GHz, if core and memory do not overlap.
 
     The memory's share is that at the cache model's clock: memory does not get faster with the core.
     """
-    return sum(_shares(counts, cpu, clock))
+    return sum(_shares(counts, cpu, clock, board))
 
 
-def overlapped_milliseconds(counts: Counts, cpu: str, clock: float) -> float:
+def overlapped_milliseconds(
+    counts: Counts, cpu: str, clock: float, board: str = ""
+) -> float:
     """Milliseconds of an inference if the smaller share overlaps the larger completely."""
-    return max(_shares(counts, cpu, clock))
+    return max(_shares(counts, cpu, clock, board))
 
 
-def _shares(counts: Counts, cpu: str, clock: float) -> tuple[float, float]:
-    modelled = memory.hierarchy(cpu).clock
+def _shares(counts: Counts, cpu: str, clock: float, board: str) -> tuple[float, float]:
+    modelled = memory.hierarchy(cpu, board).clock
     return counts.core_cycles / clock / 1e6, counts.memory_cycles / modelled / 1e6
 
 
@@ -83,23 +85,23 @@ def counter_version() -> str:
     return cache_key(counting.qemu_version(), files=files)
 
 
-def count_program(command: Command, cpu: str) -> list[Block]:
-    """The blocks that a program marks, with the misses of the CPU's caches."""
+def count_program(command: Command, cpu: str, board: str = "") -> list[Block]:
+    """The blocks that a program marks, with the misses of the caches of a core on a board."""
     blocks, _ = counting.count(
         command.arguments,
-        cpu=cpu,
+        cpu=cycles.core(cpu).qemu,
         root=command.root,
-        caches=memory.hierarchy(cpu).caches,
+        caches=memory.hierarchy(cpu, board).caches,
         environment=command.environment,
         seconds=_SECONDS,
     )
     return blocks
 
 
-def cost(blocks: Iterable[Block], cpu: str) -> Counts:
-    """The cost of blocks on a core."""
+def cost(blocks: Iterable[Block], cpu: str, board: str = "") -> Counts:
+    """The cost of blocks on a core of a board, whose caches they were counted with."""
     with closing(cycles.Costs(cpu)) as costs:
-        found = cost_of(list(blocks), costs, memory.hierarchy(cpu))
+        found = cost_of(list(blocks), costs, memory.hierarchy(cpu, board))
     return Counts(
         found.instructions, round(found.core_cycles), round(found.memory_cycles)
     )

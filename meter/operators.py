@@ -23,13 +23,17 @@ from netship.targets.errors import UserError
 from netship.targets.toolchain import llvm_tool, run_tool
 
 # Multiply-adds a cycle in float32: four lanes for each 128-bit FMLA that a core issues in a cycle. Cortex-A53 one (LLVM 22,
-# AArch64SchedA53.td); Cortex-A72 one (Arm, Cortex-A72 Software Optimization Guide, UAN 0016A, 3.15); Cortex-A76 two
-# (Arm, Cortex-A76 Software Optimization Guide, PJDOC-466751330-7215, 3.15).
-PEAK_MACS = {"cortex-a53": 4, "cortex-a72": 4, "cortex-a76": 8}
-# In int8: SMLAL, of eight products, once a cycle (the same; UAN 0016A, 3.14); Cortex-A76's SDOT, of sixteen, twice.
-_INT8_MACS = {"cortex-a53": 8, "cortex-a72": 8, "cortex-a76": 32}
+# AArch64SchedA53.td), and so Cortex-A55 (AArch64SchedA55.td: both 64-bit pipelines); Cortex-A72 one (Arm, Cortex-A72
+# Software Optimization Guide, UAN 0016A, 3.15); Cortex-A76, A78 and Neoverse N1 two (Arm, Cortex-A76 Software Optimization
+# Guide, PJDOC-466751330-7215, 3.15).
+_TWO = ("cortex-a76", "cortex-a78", "neoverse-n1")
+PEAK_MACS = {"cortex-a53": 4, "cortex-a55": 4, "cortex-a72": 4} | dict.fromkeys(_TWO, 8)
+# In int8: SMLAL, of eight products, once a cycle (the same; UAN 0016A, 3.14); SDOT, of sixteen, as often as an FMLA.
+_INT8_MACS = {"cortex-a53": 8, "cortex-a55": 16, "cortex-a72": 8} | dict.fromkeys(
+    _TWO, 32
+)
 # In float16, where the core has it: eight lanes.
-_FLOAT16_MACS = {"cortex-a76": 16}
+_FLOAT16_MACS = {"cortex-a55": 8} | dict.fromkeys(_TWO, 16)
 _PEAKS = {"float32": PEAK_MACS, "int8": _INT8_MACS, "float16": _FLOAT16_MACS}
 OUTSIDE = "outside the kernels"
 _KERNEL = re.compile(r"tvmgen_(?:default|\w+?)_(fused_\w+?)(?:_compute_)?$")
@@ -80,12 +84,19 @@ class Metered(NamedTuple):
     Attributes:
         numbers: the network's, "float32", "float16" or "int8".
         peak: multiply-adds a cycle that the core can do in these numbers.
+        board: whose memory, by its name for `memory.hierarchy`.
     """
 
     cpu: str
     operators: tuple[Operator, ...]
     numbers: str
     peak: int
+    board: str = ""
+
+    @property
+    def hierarchy(self) -> memory.Hierarchy:
+        """The caches and the memory of the board."""
+        return memory.hierarchy(self.cpu, self.board)
 
     @property
     def instructions(self) -> int:
@@ -114,20 +125,24 @@ class Metered(NamedTuple):
 
 
 def measure_bundle(
-    path: Path, cpu: str, on_progress: Callable[[str], None] = lambda stage: None
+    path: Path,
+    cpu: str,
+    on_progress: Callable[[str], None] = lambda stage: None,
+    board: str = "",
 ) -> Metered:
     """Run a bundle's golden inputs under QEMU and estimate the last inference, whose caches are warm.
 
     Args:
         path: a bundle or a standalone library for aarch64.
-        cpu: cortex-a53, cortex-a72 or cortex-a76.
+        cpu: a key of `cycles.CORES`.
+        board: whose memory; the core's default one where empty.
 
     Raises:
         UserError: not for aarch64, no model of the CPU, the CPU lacks an instruction, the answers are
             wrong, or QEMU cannot count.
     """
     bundle = open_bundle(path)
-    hierarchy = memory.hierarchy(cpu)
+    hierarchy = memory.hierarchy(cpu, board)
     cycles.model(cpu)
     if bundle.manifest.firmware:
         core = bundle.manifest.firmware.cpu
@@ -142,7 +157,7 @@ def measure_bundle(
     on_progress("estimating cycles")
     numbers = bundle.manifest.numbers
     operators = tuple(_operators(bundle, blocks, cpu, hierarchy))
-    return Metered(cpu, operators, numbers, _PEAKS[numbers][cpu])
+    return Metered(cpu, operators, numbers, _PEAKS[numbers][cpu], board)
 
 
 def _count(
@@ -161,7 +176,7 @@ def _count(
         try:
             blocks, _ = counting.count(
                 [str(verifier), "--repeat", "0", "--threads", "1", str(copied)],
-                cpu=cpu,
+                cpu=cycles.core(cpu).qemu,
                 root=root,
                 caches=hierarchy.caches,
                 seconds=_SECONDS,

@@ -173,6 +173,6 @@ def test_runtimes_convert_a_network_answer_right_and_are_counted(
         assert macs / 16 < row.counts.instructions < 3 * macs
 
 
-def _only_instructions(blocks: list[Block], _cpu: str) -> Counts:
+def _only_instructions(blocks: list[Block], _cpu: str, _board: str) -> Counts:
     assert any(sum(block.misses) for block in blocks)
     return Counts(sum(b.instructions * b.executions for b in blocks), 0, 0)

@@ -45,10 +45,10 @@ class Task(NamedTuple):
 
 def peak(target: Target, threads: int) -> float | None:
     """Float32 operations a second that ``threads`` cores of a board's CPU can do; None if unknown."""
-    if target.qemu_cpu not in PEAK_MACS:
+    if target.core not in PEAK_MACS:
         return None
-    clock = hierarchy(target.qemu_cpu).clock * 1e9
-    return 2 * PEAK_MACS[target.qemu_cpu] * clock * threads
+    clock = hierarchy(target.core).clock * 1e9
+    return 2 * PEAK_MACS[target.core] * clock * threads
 
 
 def extract(model: Model, target: Target, threads: int = 1) -> list[Task]:
