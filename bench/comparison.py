@@ -146,6 +146,7 @@ def _counted_bundle(case: Case, cpu: str, path: Path, progress: Progress) -> Row
         OURS,
         cpu,
         "",
+        1,
         meter_version(),
         packages=("xtc-tvm-python-bindings", "ziglang"),
         files=[path / MANIFEST, programs.SOURCES],

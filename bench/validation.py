@@ -135,16 +135,19 @@ class Validation:
         )
 
     def groups(self) -> list[tuple[str, list[Pair]]]:
-        """The pairs by board; where there are several boards, by half too, and all together."""
+        """The pairs by board and threads; where there are several boards, by half and threads too, and all together."""
         boards: dict[str, list[Pair]] = {}
-        halves: dict[str, list[Pair]] = {name: [] for name in HALVES.values()}
+        halves: dict[str, list[Pair]] = {}
         for pair in self.pairs:
-            boards.setdefault(pair.source.board, []).append(pair)
-            halves[HALVES[pair.source.half]].append(pair)
+            source = pair.source
+            several = f", {source.threads} threads" if source.threads > 1 else ""
+            boards.setdefault(source.board + several, []).append(pair)
+            kind = "several threads" if several else "one thread"
+            halves.setdefault(f"{HALVES[source.half]}, {kind}", []).append(pair)
         found = list(boards.items())
         if len(found) == 1:
             return found
-        return [*found, *halves.items(), ("all", list(self.pairs))]
+        return [*found, *sorted(halves.items()), ("all", list(self.pairs))]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -153,6 +156,7 @@ class Validation:
             "pairs": [
                 {
                     "board": pair.source.board,
+                    "threads": pair.source.threads,
                     "memory": pair.source.memory,
                     "half": pair.source.half,
                     "cpu": pair.source.cpu,
@@ -242,9 +246,7 @@ def read() -> Validation:
         pairs = []
         for each in published["measurements"]:
             source, network = sources[each["source"]], each["network"]
-            counts = estimates.get(
-                _key(source.runtime, network, source.cpu, source.memory)
-            )
+            counts = estimates.get(_key(network, source))
             pairs.append(Pair(source, network, each["ms"], counts))
         return Validation(tuple(pairs), left_out, results["meter"], results["versions"])
     except (ValueError, KeyError, TypeError) as error:
@@ -254,8 +256,10 @@ def read() -> Validation:
         ) from None
 
 
-def _key(*words: str) -> str:
-    return " ".join(words)
+def _key(network: str, source: Source) -> str:
+    """What an estimate depends on besides the clock."""
+    where = source.cpu, source.memory, f"{source.threads} threads"
+    return ", ".join((source.runtime, network, *where))
 
 
 def measure(validation: Validation, progress: Progress) -> None:
@@ -263,30 +267,27 @@ def measure(validation: Validation, progress: Progress) -> None:
     from netship.bench.measurement import case_of
     from netship.bench.measurement import measure as measure_row
 
-    wanted = sorted(
-        {
-            (
-                pair.network,
-                pair.source.runtime,
-                pair.source.cpu,
-                pair.source.memory,
-            )
-            for pair in validation.pairs
-        }
-    )
+    wanted = {_key(pair.network, pair.source): pair for pair in validation.pairs}
     counts: dict[str, Counts] = {}
     cases = {}
-    for network, runtime, cpu, board in wanted:
-        progress.note(f"{network}, {runtime}, {cpu}, {board}")
+    for key, pair in sorted(wanted.items()):
+        network, source = pair.network, pair.source
+        progress.note(key)
         if network not in cases:
             cases[network] = case_of(published_networks.build(network), network)
         row = measure_row(
-            cases[network], runtimes.find(runtime), cpu, progress, board=board
+            cases[network],
+            runtimes.find(source.runtime),
+            source.cpu,
+            progress,
+            board=source.memory,
+            threads=source.threads,
         )
         if row.counts is None:
-            raise UserError(f"{network} in {row.title} on {cpu}: {row.refused}")
-        counts[_key(runtime, network, cpu, board)] = row.counts
-    versions = {name: runtimes.version(runtimes.find(name)) for _, name, *_ in wanted}
+            raise UserError(f"{network} in {row.title} on {source.cpu}: {row.refused}")
+        counts[key] = row.counts
+    names = {pair.source.runtime for pair in validation.pairs}
+    versions = {name: runtimes.version(runtimes.find(name)) for name in sorted(names)}
     found = {
         "meter": meter_version(),
         "versions": versions,

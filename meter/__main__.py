@@ -96,15 +96,17 @@ def measure(
             f"--cpu {cpu}: no model of this core; there are {', '.join(cores)}"
         )
     if cpu.startswith("cortex-m"):
-        if arguments.board:
-            raise UserError("--board: is for Cortex-A; a microcontroller has a --part")
+        for option in ("board", "threads"):
+            if getattr(arguments, option):
+                raise UserError(f"--{option}: is for Cortex-A; leave it out")
         places = Places(arguments.code or "flash", arguments.weights or "flash")
         bundle = open_bundle(arguments.bundle)
         return measure_project(bundle, cpu, part, places, on_progress)
     for option in ("part", "code", "weights"):
         if getattr(arguments, option):
             raise UserError(f"--{option}: is for microcontrollers; leave it out")
-    return measure_bundle(arguments.bundle, cpu, on_progress, arguments.board or "")
+    board, threads = arguments.board or "", arguments.threads or 1
+    return measure_bundle(arguments.bundle, cpu, on_progress, board, threads)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -118,6 +120,7 @@ def parser() -> argparse.ArgumentParser:
     option("bundle", type=named_path, help=help_bundle)
     option("--cpu", required=True, help="the core, such as cortex-a72 or cortex-m4")
     option("--board", help="whose memory the core has, rk3588 … (default: a Pi's)")
+    option("--threads", type=int, choices=[1, 2, 4], help="(default: 1)")
     option("--part", help="microcontroller whose flash and caches count, stm32l4r5 …")
     option("--code", choices=["flash", "tcm"], help="of the part (default: flash)")
     weights = ["flash", "tcm", "external"]
@@ -171,6 +174,10 @@ def to_json(metered: Metered) -> dict[str, object]:
         "instructions": metered.instructions,
         "core_cycles": metered.core_cycles,
         "memory_cycles": metered.memory_cycles,
+        "threads": metered.threads,
+        "parallel_regions": metered.regions,
+        "barrier_cycles": metered.barriers,
+        "saturated_cycles": metered.saturated,
         "macs": metered.macs,
         "numbers": metered.numbers,
         "peak_macs_per_cycle": metered.peak,
@@ -209,8 +216,15 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
         f"instructions {metered.instructions / 1e6:.1f} M, exact (QEMU)",
         f"core         {metered.core_cycles / 1e6:.1f} M cycles, estimated (LLVM's model of {cycles.model(metered.cpu)}, no caches)",
         f"memory       {metered.memory_cycles / 1e6:.1f} M cycles, estimated (cache model of the {hierarchy.board}; no prefetching)",
-        f"time         {milliseconds(high, 1)} at {hierarchy.clock} GHz, 1 thread, estimated (core + memory; {milliseconds(low, 1)} if they overlapped)",
+        f"time         {milliseconds(high, 1)} at {hierarchy.clock} GHz, {_threads(metered)}, estimated (core + memory; {milliseconds(low, 1)} if they overlapped)",
     ]
+    if metered.threads > 1:
+        lines.insert(
+            -1,
+            f"threads      {metered.threads}: the rows are of each region's slowest; core and memory have "
+            f"{metered.barriers / 1e6:.1f} M cycles more for the ends of {metered.regions} regions, "
+            f"{metered.saturated / 1e6:.1f} M for the memory that all share",
+        )
     if calibration is not None and not calibration.is_current:
         lines.append(
             f"calibrated   no: your board's factor is of meter {calibration.meter}, this is another one; run "
@@ -222,6 +236,11 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
             f"{calibration.factor:.2f} ({calibration.date})"
         )
     return "\n".join(lines)
+
+
+def _threads(metered: Metered) -> str:
+    several = metered.threads > 1
+    return f"{metered.threads} thread{'s' if several else ''}"
 
 
 def _row(operator: Operator) -> str:

@@ -132,11 +132,72 @@ def core(cpu: str) -> Core:
     return CORES[cpu]
 
 
+def canonical(blocks: Iterable[Block]) -> list[Block]:
+    """The same executions in blocks that do not depend on where the code lies.
+
+    QEMU ends a block at the end of a page, and a jump into the middle of one makes a second one of its end. Here each
+    instruction's executions are summed, and a block is as many instructions on end as ran equally often, up to a branch.
+    Misses go to the block with the first instruction of the one that they were counted for.
+    """
+    words: dict[int, bytes] = {}
+    counts: dict[int, int] = {}
+    misses: dict[int, tuple[int, ...]] = {}
+    none: tuple[int, ...] = ()
+    others = []
+    for block in blocks:
+        places = range(block.address, block.end, 4)
+        codes = [block.code[at : at + 4] for at in range(0, len(block.code), 4)]
+        if any(
+            words.get(at, code) != code for at, code in zip(places, codes, strict=True)
+        ):
+            others.append(block)
+            continue
+        for at, code in zip(places, codes, strict=True):
+            words[at] = code
+            counts[at] = counts.get(at, 0) + block.executions
+        none = (0,) * len(block.misses)
+        misses[block.address] = _sums(misses.get(block.address, none), block.misses)
+    found: list[list[int]] = []
+    for at in sorted(words):
+        before = at - 4
+        if (
+            before not in words
+            or counts[before] != counts[at]
+            or _ends_a_block(words[before])
+        ):
+            found.append([])
+        found[-1].append(at)
+    return others + [
+        Block(
+            places[0],
+            b"".join(words[at] for at in places),
+            counts[places[0]],
+            _sums(none, *(misses[at] for at in places if at in misses)),
+        )
+        for places in found
+    ]
+
+
+def _sums(*rows: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(map(sum, zip(*rows, strict=True)))
+
+
+def _ends_a_block(code: bytes) -> bool:
+    """Whether an instruction is a branch or an exception (Arm ARM DDI 0487, C4.1.93)."""
+    word = int.from_bytes(code, "little")
+    return (
+        word >> 26 & 0x1F == 0b00101  # B, BL
+        or word >> 25 & 0x3F in (0b011010, 0b011011)  # CBZ, TBZ
+        or word >> 25 in (0b0101010, 0b1101011)  # B.cond, BR
+        or word >> 24 == 0b11010100  # SVC
+    )
+
+
 def traces(blocks: Iterable[Block]) -> list[Trace]:
     """Every execution of every block, once, as part of a loop or alone."""
     by_start: dict[int, Block] = {}
     others: list[Block] = []
-    for block in blocks:
+    for block in canonical(blocks):
         known = by_start.get(block.address)
         if known is None or block.executions > known.executions:
             by_start[block.address] = block

@@ -36,6 +36,11 @@ class Hierarchy(NamedTuple):
     caches: tuple[Cache, ...]
     line_cycles: tuple[float, ...]
 
+    @property
+    def private(self) -> int:
+        """How many levels a core has for itself; the last is all cores'."""
+        return len(self.caches) - 1
+
     def cycles(self, blocks: Iterable[Block]) -> float:
         """Cycles that the misses of ``blocks`` cost."""
         return sum(

@@ -17,8 +17,8 @@ from netship.bundle.manifest import Group
 from netship.bundle.store import Bundle, open_bundle
 from netship.devices.board.programs import native_verifier
 from netship.devices.sysroot import prepare
-from netship.meter import counting, cycles, memory
-from netship.meter.counting import Block
+from netship.meter import counting, cycles, memory, parallel
+from netship.meter.counting import Block, Part
 from netship.targets.errors import UserError
 from netship.targets.toolchain import llvm_tool, run_tool
 
@@ -85,6 +85,10 @@ class Metered(NamedTuple):
         numbers: the network's, "float32", "float16" or "int8".
         peak: multiply-adds a cycle that the core can do in these numbers.
         board: whose memory, by its name for `memory.hierarchy`.
+        threads: the operators' figures are those of each parallel region's slowest.
+        regions: how many parallel regions an inference has.
+        barriers: cycles of the core for their ends.
+        saturated: cycles in which the memory has not yet served every thread.
     """
 
     cpu: str
@@ -92,6 +96,10 @@ class Metered(NamedTuple):
     numbers: str
     peak: int
     board: str = ""
+    threads: int = 1
+    regions: int = 0
+    barriers: float = 0.0
+    saturated: float = 0.0
 
     @property
     def hierarchy(self) -> memory.Hierarchy:
@@ -104,11 +112,11 @@ class Metered(NamedTuple):
 
     @property
     def core_cycles(self) -> float:
-        return sum(operator.core_cycles for operator in self.operators)
+        return self.barriers + sum(each.core_cycles for each in self.operators)
 
     @property
     def memory_cycles(self) -> float:
-        return sum(operator.memory_cycles for operator in self.operators)
+        return self.saturated + sum(each.memory_cycles for each in self.operators)
 
     @property
     def cycles(self) -> float:
@@ -129,6 +137,7 @@ def measure_bundle(
     cpu: str,
     on_progress: Callable[[str], None] = lambda stage: None,
     board: str = "",
+    threads: int = 1,
 ) -> Metered:
     """Run a bundle's golden inputs under QEMU and estimate the last inference, whose caches are warm.
 
@@ -136,6 +145,7 @@ def measure_bundle(
         path: a bundle or a standalone library for aarch64.
         cpu: a key of `cycles.CORES`.
         board: whose memory; the core's default one where empty.
+        threads: how many, 4 at most; more than one for a bundle alone.
 
     Raises:
         UserError: not for aarch64, no model of the CPU, the CPU lacks an instruction, the answers are
@@ -153,19 +163,37 @@ def measure_bundle(
             "such as --target arm-cortex-a72"
         )
     counting.find_qemu()
-    blocks = _count(bundle, cpu, hierarchy, on_progress)
+    if threads > 1 and bundle.manifest.format == "standalone":
+        raise UserError(
+            f"{path}: a library has its threads inside, where they cannot be counted apart; "
+            "give the bundle of the same model"
+        )
+    parts = _count(bundle, cpu, hierarchy, threads, on_progress)
     on_progress("estimating cycles")
     numbers = bundle.manifest.numbers
-    operators = tuple(_operators(bundle, blocks, cpu, hierarchy))
-    return Metered(cpu, operators, numbers, _PEAKS[numbers][cpu], board)
+    with closing(cycles.Costs(cpu)) as costs:
+        path_taken = parallel.critical(parts, costs, hierarchy)
+        operators = tuple(_operators(bundle, path_taken.blocks, costs, hierarchy))
+    return Metered(
+        cpu,
+        operators,
+        numbers,
+        _PEAKS[numbers][cpu],
+        board,
+        threads,
+        path_taken.regions,
+        path_taken.barriers,
+        path_taken.saturated,
+    )
 
 
 def _count(
     bundle: Bundle,
     cpu: str,
     hierarchy: memory.Hierarchy,
+    threads: int,
     on_progress: Callable[[str], None],
-) -> list[Block]:
+) -> list[Part]:
     verifier = native_verifier("aarch64", on_progress)
     root = prepare(on_progress)
     on_progress("counting an inference")
@@ -174,20 +202,25 @@ def _count(
         copied = Path(scratch, "bundle")
         shutil.copytree(bundle.path, copied)
         try:
-            blocks, _ = counting.count(
+            parts, _ = counting.count_parts(
                 [str(verifier), "--repeat", "0", "--threads", "1", str(copied)],
                 cpu=cycles.core(cpu).qemu,
                 root=root,
                 caches=hierarchy.caches,
+                private=hierarchy.private,
+                threads=threads,
                 seconds=_SECONDS,
             )
         except counting.CountingError as error:
             raise UserError(f"{bundle.path}: {error}") from None
-    return blocks
+    return parts
 
 
 def _operators(
-    bundle: Bundle, blocks: list[Block], cpu: str, hierarchy: memory.Hierarchy
+    bundle: Bundle,
+    blocks: list[Block],
+    costs: cycles.Costs,
+    hierarchy: memory.Hierarchy,
 ) -> Iterable[Operator]:
     called = {
         group.symbol: group.name
@@ -197,10 +230,9 @@ def _operators(
     kernel_at = _attribution(bundle.library, blocks, called)
     core: dict[str, float] = {}
     found = cycles.traces(blocks)
-    with closing(cycles.Costs(cpu)) as costs:
-        for trace, each in zip(found, costs.of(found), strict=True):
-            kernel = kernel_at(trace.blocks[0].address)
-            core[kernel] = core.get(kernel, 0.0) + trace.executions * each
+    for trace, each in zip(found, costs.of(found), strict=True):
+        kernel = kernel_at(trace.blocks[0].address)
+        core[kernel] = core.get(kernel, 0.0) + trace.executions * each
     by_kernel: dict[str, list[Block]] = {}
     for block in blocks:
         by_kernel.setdefault(kernel_at(block.address), []).append(block)

@@ -68,7 +68,12 @@ def prepare(cpu: str, on_progress: Progress, board: str = "") -> Emulated:
 
 
 def inference(
-    machine: Emulated, runtime: Baseline, model: Path, tensor: Path, output: Path
+    machine: Emulated,
+    runtime: Baseline,
+    model: Path,
+    tensor: Path,
+    output: Path,
+    threads: int = 1,
 ) -> Command:
     """The program that loads ``model``, runs it on ``tensor`` and writes ``output``.
 
@@ -81,4 +86,4 @@ def inference(
     options = ("-target", "aarch64-linux-gnu.2.28", "-O2", "-shared", "-fPIC")
     marks = compile_once(_MARK, "baseline-marks.so", *options)
     files = [str(path.resolve()) for path in (model, tensor, output, marks)]
-    return machine.command([str(_RUN), runtime.name, *files])
+    return machine.command([str(_RUN), runtime.name, str(threads), *files])
