@@ -198,6 +198,7 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
 
     hierarchy = metered.hierarchy
     low, high = metered.milliseconds(hierarchy.clock)
+    slowest = " on each region's slowest thread" if metered.threads > 1 else ""
     lines = [
         f"{'core':>8} {'memory':>8} {'share':>6} {'instr.':>8} {'MACs':>7} {'a cycle':>8} {'of peak':>8}  {'L1, L2 missed':>17}  operator",
         f"{'Mcycles':>8} {'Mcycles':>8} {'':>6} {'M':>8} {'M':>7} {'':>8} {'':>8}  {'MB':>17}",
@@ -213,10 +214,10 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
     lines += [
         "",
         "columns      a cycle, of peak: MACs a core cycle, and their share of what the core can do; missed: of each cache",
-        f"instructions {metered.instructions / 1e6:.1f} M, exact (QEMU)",
+        f"instructions {metered.instructions / 1e6:.1f} M{slowest}, exact (QEMU)",
         f"core         {metered.core_cycles / 1e6:.1f} M cycles, estimated (LLVM's model of {cycles.model(metered.cpu)}, no caches)",
         f"memory       {metered.memory_cycles / 1e6:.1f} M cycles, estimated (cache model of the {hierarchy.board}; no prefetching)",
-        f"time         {milliseconds(high, 1)} at {hierarchy.clock} GHz, {_threads(metered)}, estimated (core + memory; {milliseconds(low, 1)} if they overlapped)",
+        f"time         {milliseconds(high, 1)} at {hierarchy.clock} GHz, {threads_text(metered.threads)}, estimated (core + memory; {milliseconds(low, 1)} if they overlapped)",
     ]
     if metered.threads > 1:
         lines.insert(
@@ -238,9 +239,8 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
     return "\n".join(lines)
 
 
-def _threads(metered: Metered) -> str:
-    several = metered.threads > 1
-    return f"{metered.threads} thread{'s' if several else ''}"
+def threads_text(count: int) -> str:
+    return f"{count} thread{'s' if count > 1 else ''}"
 
 
 def _row(operator: Operator) -> str:

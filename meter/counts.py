@@ -136,10 +136,14 @@ def cost_of(
 
 
 def count_bundle(
-    bundle: Path, cpu: str, on_progress: Callable[[str], None] = lambda stage: None
+    bundle: Path,
+    cpu: str,
+    on_progress: Callable[[str], None] = lambda stage: None,
+    board: str = "",
+    threads: int = 1,
 ) -> Counts:
     """Count one inference of our bundle."""
-    metered = measure_bundle(bundle, cpu, on_progress)
+    metered = measure_bundle(bundle, cpu, on_progress, board, threads)
     return Counts(
         metered.instructions, round(metered.core_cycles), round(metered.memory_cycles)
     )
