@@ -158,10 +158,22 @@ def test_an_int8_bundle_takes_a_camera_s_bytes(folder: Path) -> None:
 
 
 def test_a_cortex_m_project_takes_a_camera_s_bytes(folder: Path) -> None:
-    project = build(folder, "int8", "c", "--target", "cortex-m4", *MANY)
+    (folder / "five.txt").write_text("a\nb\nc\nd\ne\n")
+    words = ("--target", "cortex-m4", "--labels", str(folder / "five.txt"), *MANY)
+    project = build(folder, "int8", "c", *words)
     assert "int net_run(const uint8_t *input" in (project.path / "net.h").read_text()
     assert project.manifest.firmware
     assert project.manifest.firmware.inputs[0].dtype == "uint8"
+    command = ["make", "-s", "-C", str(project.path), "all", "host"]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (made.returncode, made.stderr) == (0, "")
+    members = subprocess.run(
+        ["ar", "t", project.path / "libnet.a"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert {"net_image.o", "net_labels.o"} < set(members.stdout.split())
 
 
 def test_a_build_that_quantises_takes_them_too(folder: Path) -> None:
