@@ -128,7 +128,9 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
                 golden.input_range(each, preprocessing if each.is_image else None)
                 for each in model.inputs
             ),
+            preprocessing=preprocessing,
             task=task,
+            labels=labels,
             dump=request.dump,
             arena_limit=request.arena_limit,
             flash_limit=request.flash_limit,

@@ -51,7 +51,16 @@ _FILES = {
     "main.c": "example/main.c",
 }
 # What templates take from the project.
-_TAKEN = ("version", "cpu", "outputs", "exact", "detects", "steps", "floating")
+_TAKEN = (
+    "version",
+    "cpu",
+    "outputs",
+    "exact",
+    "extras",
+    "detects",
+    "steps",
+    "floating",
+)
 _FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
@@ -65,7 +74,7 @@ class Project:
     graph: Graph
     arranged: Arranged
     given: Sequence[Given]  # The model's inputs.
-    detects: bool = False  # A decoder of boxes belongs to it.
+    extras: Sequence[str] = ()  # What else belongs to it: see compile.backends.c.build.
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -74,6 +83,11 @@ class Project:
     @property
     def plan(self) -> Plan:
         return self.arranged.plan
+
+    @property
+    def detects(self) -> bool:
+        """Whether a decoder of boxes belongs to it."""
+        return "detect" in self.extras
 
     @property
     def floating(self) -> bool:
