@@ -117,6 +117,8 @@ def test_a_keras_graph_in_int8_answers_the_same_in_litert(tmp_path: Path) -> Non
     case, file, answers = written(networks.quantised(onnx_form.write(graph), tmp_path))
     assert case.quantised
     assert {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"} <= {*file.codes}
+    # LiteRT's softmax in int8 has a scale of its own.
+    assert file.codes[-4:] == ["DEQUANTIZE", "SOFTMAX", "QUANTIZE", "DEQUANTIZE"]
     assert np.abs(answers[0] - case.expected).max() < 0.02
 
 

@@ -101,3 +101,14 @@ def no_bias(source: Tensor, weights: Tensor) -> Tensor:
     scales = np.multiply(source.scale, facts.scale).tolist()
     units = Quantisation(tuple(scales), (0,), axis=facts.axis)
     return constant("", np.zeros(count, np.int32), units)
+
+
+def ordered(tensor: Tensor, order: Sequence[int]) -> Tensor:
+    """A tensor with its axes in another order."""
+    shape = tuple(tensor.shape[axis] for axis in order)
+    value = None if tensor.value is None else tensor.value.transpose(order)
+    quantisation = tensor.quantisation
+    if quantisation is not None:
+        axis = order.index(quantisation.axis or 0)
+        quantisation = replace(quantisation, axis=axis)
+    return replace(tensor, shape=shape, value=value, quantisation=quantisation)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from netship.bench.baselines.int8_graph import int8_activations
-from netship.bench.baselines.plain import added_as_bias, no_bias
+from netship.bench.baselines.plain import added_as_bias, no_bias, ordered
 from netship.bench.baselines.tflite_file import TfliteFile
 from netship.compile import passes
 from netship.compile.ir import onnx_form
@@ -165,7 +165,7 @@ class _Converter:
         order = order or _usual(len(tensor.shape))
         known = self.index.setdefault(tensor.name, {})
         if order not in known:
-            made = _ordered(tensor, order)
+            made = ordered(tensor, order)
             if known and tensor.value is None:
                 have, source = next(iter(known.items()))
                 made = replace(made, name=f"{made.name}/{order}")
@@ -305,7 +305,7 @@ class _Converter:
         assert weights is not None
         if bias is None and isinstance(operator, Convolution):
             bias = no_bias(operator.input, weights)
-        constants = {"weights": _ordered(weights, order)}
+        constants = {"weights": ordered(weights, order)}
         if bias is not None:
             constants["bias"] = replace(bias, shape=(bias.size,))
         is_int8 = operator.input.quantisation is not None
@@ -421,23 +421,24 @@ class _Converter:
         rank = len(operator.input.shape)
         if rank != 2 or operator.attributes.get("axis", -1) % rank != 1:
             raise _unknown(operator, "a softmax over another axis than the classes")
-        self._emit("SOFTMAX", operator, (), "SoftmaxOptions", beta=1.0)
+        source, output = operator.input, operator.output
+        facts = output.quantisation
+        if facts is None or (facts.scale, facts.zero) == ((1 / 256,), (-128,)):
+            self._emit("SOFTMAX", operator, (), "SoftmaxOptions", beta=1.0)
+            return
+        # LiteRT's int8 one has no other scale than 1/256.
+        given, made = (
+            self._tensor(replace(each.as_float(), name=f"{each.name}/float"))
+            for each in (source, output)
+        )
+        self.file.operator("DEQUANTIZE", [self._tensor(source)], given)
+        self.file.operator("SOFTMAX", [given], made, "SoftmaxOptions", beta=1.0)
+        self.file.operator("QUANTIZE", [made], self._tensor(output))
 
 
 def _usual(rank: int) -> tuple[int, ...]:
     """The order of axes in the file: an image's channels lie last."""
     return _CHANNELS_LAST if rank == 4 else tuple(range(rank))
-
-
-def _ordered(tensor: Tensor, order: Sequence[int]) -> Tensor:
-    """A tensor with its axes in another order."""
-    shape = tuple(tensor.shape[axis] for axis in order)
-    value = None if tensor.value is None else tensor.value.transpose(order)
-    quantisation = tensor.quantisation
-    if quantisation is not None:
-        axis = order.index(quantisation.axis or 0)
-        quantisation = replace(quantisation, axis=axis)
-    return replace(tensor, shape=shape, value=value, quantisation=quantisation)
 
 
 def _unknown(operator: Operator, what: str) -> UserError:
