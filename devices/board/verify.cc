@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -25,6 +26,7 @@
 
 #include "board_info.h"
 #include "bundle_check.h"
+#include "json.h"
 #include "refusal.h"
 
 namespace netship {
@@ -47,11 +49,23 @@ constexpr double kTimingSeconds = 60;
 struct Options {
   std::string bundle;
   int repeat = -1, threads = 0;
+  bool json = false;
 };
+
+// A line for a person, unless JSON is wanted.
+void tell(const Options& options, const char* format, ...) __attribute__((format(printf, 2, 3)));
+void tell(const Options& options, const char* format, ...) {
+  if (options.json) return;
+  va_list values;
+  va_start(values, format);
+  std::vprintf(format, values);
+  va_end(values);
+  std::fflush(stdout);
+}
 
 void usage() {
   std::puts(
-      "usage: verify [--repeat N] [--threads N] [BUNDLE]\n"
+      "usage: verify [--repeat N] [--threads N] [--json] [BUNDLE]\n"
       "\n"
       "Checks a bundle on this machine: every file's SHA-256, the CPU, the answers to its golden inputs,\n"
       "and how long an inference takes. BUNDLE is the folder with manifest.json; without one, the\n"
@@ -59,6 +73,7 @@ void usage() {
       "\n"
       "  --repeat N     inferences to time (as many as a minute has, 200 at most); 0: none\n"
       "  --threads N    for inference (what the bundle was built for)\n"
+      "  --json         one JSON object in place of the text, as that of netship check\n"
       "\n"
       "Exit code: 0 right answers, 1 wrong ones, 2 the bundle or this machine does not fit.");
 }
@@ -73,6 +88,7 @@ std::string beside_this_program() {
 Options parse(int count, char** words) {
   static const option kOptions[] = {{"repeat", required_argument, nullptr, 'r'},
                                     {"threads", required_argument, nullptr, 't'},
+                                    {"json", no_argument, nullptr, 'j'},
                                     {"help", no_argument, nullptr, 'h'},
                                     {"version", no_argument, nullptr, 'v'},
                                     {nullptr, 0, nullptr, 0}};
@@ -82,6 +98,7 @@ Options parse(int count, char** words) {
     switch (letter) {
       case 'r': options.repeat = to_number("repeat", optarg, 0, 1000000); break;
       case 't': options.threads = to_number("threads", optarg, 1, 1024); break;
+      case 'j': options.json = true; break;
       case 'h': usage(); std::exit(kPassed);
       case 'v': std::printf("netship-verify %s (TVM %s, %s)\n", kVersion, TVM_VERSION, kMachine); std::exit(kPassed);
       default: throw Refusal{std::string(words[optind - 1]) + ": unknown, or without its value; see --help"};
@@ -281,8 +298,9 @@ void end_metered() {
 #endif
 }
 
-Error check_golden(const Bundle& bundle, const Network& network) {
-  Error worst;
+// The error of each golden input.
+std::vector<Error> check_golden(const Bundle& bundle, const Network& network, const Options& options) {
+  std::vector<Error> errors;
   for (size_t index = 0; index < bundle.golden.size(); index++) {
     const Golden& golden = bundle.golden[index];
     std::vector<Bytes> inputs;
@@ -299,10 +317,10 @@ Error check_golden(const Bundle& bundle, const Network& network) {
       auto near = read_tolerances(golden.tolerances[k], tensor.size);
       error.include(compare(tensor, outputs[k], expected, near));
     }
-    std::printf("golden %zu   max-abs error %.2g, %.2g of an element's tolerance\n", index, error.absolute, error.excess);
-    worst.include(error);
+    tell(options, "golden %zu   max-abs error %.2g, %.2g of an element's tolerance\n", index, error.absolute, error.excess);
+    errors.push_back(error);
   }
-  return worst;
+  return errors;
 }
 
 double seconds_of(const Network& network) {
@@ -343,14 +361,20 @@ double percentile(const std::vector<double>& sorted, double percent) {
   return sorted[std::max<size_t>(rank, 1) - 1];
 }
 
-void time_it(const Network& network, const Options& options, int threads) {
-  if (options.repeat == 0) return;
+// The times in milliseconds as JSON; null where none were taken.
+std::string time_it(const Network& network, const Options& options, int threads) {
+  if (options.repeat == 0) return "null";
   size_t warm = warm_up(network);
   auto times = measure(network, options.repeat);
-  std::printf("latency    median %.2f ms, p90 %.2f ms, p99 %.2f ms: %s, %zu inferences after %zu, %d thread%s\n",
-              1e3 * percentile(times, 50), 1e3 * percentile(times, 90), 1e3 * percentile(times, 99),
-              is_emulated() ? "emulated, which says nothing of a board" : "measured on this board", times.size(),
-              warm, threads, threads == 1 ? "" : "s");
+  tell(options, "latency    median %.2f ms, p90 %.2f ms, p99 %.2f ms: %s, %zu inferences after %zu, %d thread%s\n",
+       1e3 * percentile(times, 50), 1e3 * percentile(times, 90), 1e3 * percentile(times, 99),
+       is_emulated() ? "emulated, which says nothing of a board" : "measured on this board", times.size(), warm, threads,
+       threads == 1 ? "" : "s");
+  Object latency;
+  for (auto [name, percent] : {std::pair{"median", 50}, {"p90", 90}, {"p99", 99}, {"minimum", 0}})
+    latency.add_number(name, 1e3 * percentile(times, percent));
+  // As `check`, which gives no times of an emulated board.
+  return is_emulated() ? "null" : latency.text();
 }
 
 // The handler of the signals that compiled code of the bundle causes.
@@ -369,22 +393,49 @@ int verify(const Options& options) {
   Bundle bundle = open_bundle(options.bundle);
   int threads = options.threads > 0 ? options.threads : bundle.threads;
   std::string threads_text = std::to_string(threads);
-  std::printf("bundle     %s for %s: %zu files match their SHA-256\n", printable(bundle.model).c_str(),
-              printable(bundle.target).c_str(), bundle.files);
-  std::printf("board      %s\n", printable(board_text()).c_str());
-  std::printf("before     %s\n", to_text(condition()).c_str());
-  std::fflush(stdout);
+  Condition before = condition();
+  tell(options, "bundle     %s for %s: %zu files match their SHA-256\n", printable(bundle.model).c_str(),
+       printable(bundle.target).c_str(), bundle.files);
+  tell(options, "board      %s\n", printable(board_text()).c_str());
+  tell(options, "before     %s\n", to_text(before).c_str());
   // TVM reads it when it starts its thread pool.
   setenv("TVM_NUM_THREADS", threads_text.c_str(), 1);
   for (int number : {SIGILL, SIGSEGV, SIGBUS, SIGFPE}) signal(number, on_fault);
   Network network = bundle.standalone ? load_standalone(bundle, threads) : load_graph(bundle);
-  Error worst = check_golden(bundle, network);
-  std::fflush(stdout);
-  time_it(network, options, threads);
-  std::printf("after      %s\n", to_text(condition()).c_str());
+  std::vector<Error> errors = check_golden(bundle, network, options);
+  Error worst;
+  for (const Error& error : errors) worst.include(error);
+  std::string latency = time_it(network, options, threads);
+  Condition after = condition();
+  tell(options, "after      %s\n", to_text(after).c_str());
   bool passed = worst.excess <= 1;
-  std::printf("%s       max-abs error %.2g, %.2g of an element's tolerance\n", passed ? "PASS" : "FAIL", worst.absolute,
-              worst.excess);
+  tell(options, "%s       max-abs error %.2g, %.2g of an element's tolerance\n", passed ? "PASS" : "FAIL", worst.absolute,
+       worst.excess);
+  if (!options.json) return passed ? kPassed : kFailed;
+
+  std::string results;
+  for (size_t index = 0; index < errors.size(); index++) {
+    Object result;
+    result.add_text("name", "golden " + std::to_string(index));
+    result.add_number("max_abs_error", errors[index].absolute);
+    result.add_number("of_tolerance", errors[index].excess);
+    results += (index ? ", " : "") + result.text();
+  }
+  Object answer;
+  answer.add_text("bundle", options.bundle);
+  answer.add_text("model", bundle.model);
+  answer.add_text("target", bundle.target);
+  answer.add_text("compared", "golden inputs");
+  answer.add_number("images", static_cast<double>(errors.size()));
+  answer.add_number("max_abs_error", worst.absolute);
+  answer.add_number("of_tolerance", worst.excess);
+  answer.add_number("threads", threads);
+  answer.add("latency_ms", latency);
+  answer.add_text("origin", is_emulated() ? "emulated" : "measured");
+  answer.add("board", board_json(before, after));
+  answer.add("passed", passed ? "true" : "false");
+  answer.add("results", "[" + results + "]");
+  std::puts(answer.text().c_str());
   return passed ? kPassed : kFailed;
 }
 
