@@ -22,7 +22,8 @@ from netship.compile.backends.verify import Verification, verify_c
 from netship.compile.frontend.model import Model
 from netship.compile.ir.graph import NHWC, Graph
 from netship.compile.passes.layout import channels_first_inputs
-from netship.compile.passes.ports import integer_ports
+from netship.compile.passes.ports import bytes_as_given, integer_ports
+from netship.compile.passes.simplify import drop_identities
 from netship.devices.microcontroller.session import stored_input
 from netship.records.lookup import RecordLog
 from netship.targets.errors import UserError
@@ -64,6 +65,9 @@ class CBackend:
         if any(each.layout == NHWC for each in job.model.inputs):
             names = [each.name for each in job.model.inputs if each.layout == NHWC]
             graph = channels_first_inputs(integer_ports(graph), names)
+            how, source = job.preprocessing, job.model.image
+            if how and how.inside and source and graph.quantised:
+                graph = bytes_as_given(drop_identities(graph), source.name)
         detector = job.task.detector if job.task else None
         extras = [
             kind
