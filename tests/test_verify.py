@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import succeed
 from fake_library import fake_library
 from kits import HERE, OTHER
 from tiny import tiny_bundle
@@ -97,30 +96,6 @@ def test_a_bundle_is_right(bundle: Bundle) -> None:
     assert re.search(r"^before     .*throttl", result.stdout, re.MULTILINE)
     assert re.search(r"^after      .*throttl", result.stdout, re.MULTILINE)
     assert result.stdout.splitlines()[-1].startswith("PASS ")
-
-
-def test_json_is_one_object_with_the_keys_of_check(bundle: Bundle, make: Make) -> None:
-    result = verify(bundle.path, "--repeat", "7", "--json")
-    assert (result.returncode, result.stderr) == (0, "")
-    assert len(result.stdout.splitlines()) == 1
-    answer = json.loads(result.stdout)
-    assert answer["passed"] and answer["origin"] == "measured"
-    assert answer["compared"] == "golden inputs" and answer["images"] == 2
-    assert [each["name"] for each in answer["results"]] == ["golden 0", "golden 1"]
-    worst = max(each["max_abs_error"] for each in answer["results"])
-    assert answer["max_abs_error"] == worst and 0 <= answer["of_tolerance"] <= 1
-    times = answer["latency_ms"]
-    assert times["minimum"] <= times["median"] <= times["p90"] <= times["p99"]
-    assert {"before", "after", "machine", "cores"} <= {*answer["board"]}
-    checked = json.loads(succeed("runtime_demo.check", bundle.path, "--json"))
-    assert {*answer} - {"model"} < {*checked}
-    # A wrong answer that is no number.
-    wrong = verify(make(WRITTEN=11).path, "--json", "--repeat", "0")
-    answer = json.loads(wrong.stdout)
-    assert wrong.returncode == 1 and answer["passed"] is False
-    assert answer["max_abs_error"] is None and answer["latency_ms"] is None
-    refused = verify(bundle.path.parent / "none", "--json")
-    assert (refused.returncode, refused.stdout) == (2, "")
 
 
 def test_a_standalone_library_is_right(make: Make) -> None:

@@ -26,13 +26,13 @@
 
 #include "board_info.h"
 #include "bundle_check.h"
+#include "compare.h"
 #include "json.h"
 #include "refusal.h"
 
 namespace netship {
 namespace {
 
-using Bytes = std::vector<unsigned char>;
 using Clock = std::chrono::steady_clock;
 using tvm::runtime::NDArray;
 using tvm::runtime::PackedFunc;
@@ -228,21 +228,6 @@ Bytes read_bytes(const std::string& path, size_t size) {
   return bytes;
 }
 
-template <typename Element>
-double element(const Bytes& bytes, size_t index) {
-  Element value;
-  std::memcpy(&value, bytes.data() + index * sizeof value, sizeof value);
-  return static_cast<double>(value);
-}
-
-// One element as a number; 64 bits beyond 2^53 are rounded, on both sides of a comparison alike.
-double number(const Type& type, const Bytes& bytes, size_t index) {
-  if (type.code == kDLFloat) return element<float>(bytes, index);
-  if (type.bytes == 8) return element<int64_t>(bytes, index);
-  if (type.bytes == 4) return element<int32_t>(bytes, index);
-  return type.code == kDLInt ? element<int8_t>(bytes, index) : element<uint8_t>(bytes, index);
-}
-
 Bytes read_input(const std::string& path, const Tensor& tensor) {
   Bytes bytes = read_bytes(path, tensor.bytes());
   for (size_t i = 0; i < tensor.size; i++)
@@ -260,29 +245,6 @@ std::vector<float> read_tolerances(const std::string& path, size_t size) {
     if (value < 0) throw Refusal{path + ": has a negative tolerance; build the bundle again"};
   }
   return values;
-}
-
-// The largest error, and the largest of an element in units of its tolerance.
-struct Error {
-  double absolute = 0, excess = 0;
-
-  void include(const Error& other) {
-    absolute = std::max(absolute, other.absolute);
-    excess = std::max(excess, other.excess);
-  }
-};
-
-// As compare() of bundle/accuracy.py: a value that is infinite or NaN on one side only is an infinite error.
-Error compare(const Tensor& tensor, const Bytes& found, const Bytes& expected, const std::vector<float>& tolerances) {
-  Error worst;
-  for (size_t i = 0; i < tensor.size; i++) {
-    double ours = number(*tensor.type, found, i), theirs = number(*tensor.type, expected, i);
-    if (ours == theirs || (std::isnan(ours) && std::isnan(theirs))) continue;
-    if (!std::isfinite(ours) || !std::isfinite(theirs)) return {INFINITY, INFINITY};
-    double error = std::fabs(ours - theirs);
-    worst.include({error, error / static_cast<double>(tolerances[i])});
-  }
-  return worst;
 }
 
 // Hints that do nothing on any CPU; the meter's QEMU plugin counts what lies between them: an inference.
