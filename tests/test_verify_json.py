@@ -14,6 +14,7 @@ from netship.targets.presets import native
 
 
 def test_json_is_one_object_with_the_keys_of_check(tmp_path: Path) -> None:
+    (tmp_path / "tiny").mkdir()
     bundle = tiny_bundle(tmp_path / "tiny", native())
     result = verify(bundle.path, "--repeat", "7", "--json")
     assert (result.returncode, result.stderr) == (0, "")
