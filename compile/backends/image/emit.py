@@ -98,7 +98,7 @@ def write(folder: Path, name: str, version: str, image: Image) -> None:
         "support": _SUPPORT[how.interpolation],
         "geometry": how.geometry(),
         "formula": how.formula(),
-        "quantised": image.values.dtype != np.float32,
+        "quantised": image.values.dtype == np.int8,
     }
     _write(folder, name, "image", values)
 
