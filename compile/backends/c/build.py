@@ -119,6 +119,8 @@ def build(
                 raise UserError(
                     f"{name}_self_test: would fail on this machine; please report the model"
                 )
+            # The reference may have the largest number there.
+            answers[index] = np.where(np.isinf(found), found, answers[index])
     emit.emit_golden(project, folder, constants, answers, tolerances)
     return Built(_lowering(project), interface)
 
