@@ -106,6 +106,19 @@ def image_of(inputs: Iterable[Tensor]) -> Tensor | None:
     return next((each for each in inputs if each.is_image), None)
 
 
+class Scaling(Section):
+    """What a network makes itself of a byte v of its image: ``(v * scale - mean) / std``, with one mean and std or one a channel.
+
+    Attributes:
+        layout: of the image in the model's own file.
+    """
+
+    layout: Literal["NCHW", "NHWC"]
+    scale: FiniteFloat
+    mean: tuple[FiniteFloat, ...]
+    std: tuple[FiniteFloat, ...]
+
+
 class Preprocessing(Section):
     """How a photograph becomes the input tensor, before an int8 or uint8 one is quantised.
 
@@ -118,6 +131,7 @@ class Preprocessing(Section):
             "letterbox" keeps the whole photograph and its aspect, and fills the rest with ``pad``.
         channel_order: of the input's channels, and so of ``mean`` and ``std``.
         assumed: nobody has stated scale, mean and std; they are a guess.
+        inside: of a network that takes bytes on request, the scaling that it does itself.
     """
 
     resize: Dimension | tuple[Dimension, Dimension]
@@ -130,6 +144,7 @@ class Preprocessing(Section):
     mean: tuple[FiniteFloat, ...]
     std: tuple[FiniteFloat, ...]
     assumed: bool = False
+    inside: Scaling | None = None
 
     def normalised(self, value: float) -> tuple[float, ...]:
         """What a channel value becomes: one number, or one a channel."""
@@ -139,7 +154,10 @@ class Preprocessing(Section):
         )
 
     def formula(self) -> str:
-        """What a channel value v becomes, in numbers, such as ``(v / 255 − 0.5) / 0.25``."""
+        """What a channel value v becomes, in numbers, such as ``(v / 255 − 0.5) / 0.25``; inside the network too."""
+        if self.inside:
+            own = self.inside.model_dump(exclude={"layout"})
+            return f"v, in the network {self.model_copy(update={**own, 'inside': None}).formula()}"
         inverse = 1 / self.scale
         rounded = float(f"{inverse:.6g}")
         text = f"v × {self.scale:.6g}"

@@ -113,6 +113,12 @@ def parser() -> argparse.ArgumentParser:
         "inputs and outputs stay float32 (default: %(default)s)",
     )
     option(
+        "--input-type",
+        choices=["uint8"],
+        help="uint8: the image is bytes [1, height, width, channels], as a camera's of that size, which the network scales "
+        "itself (default: the model's own)",
+    )
+    option(
         "--calibration",
         type=named_path,
         nargs="+",
@@ -278,6 +284,7 @@ def request(arguments: argparse.Namespace) -> BuildRequest:
         flash_limit=arguments.flash_limit,
         quantize=arguments.quantize is not None,
         float16=arguments.precision == "float16",
+        input_type=arguments.input_type,
         calibration=tuple(arguments.calibration),
         keep_float=tuple(arguments.keep_float),
         accept_loss=arguments.accept_loss,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from netship.compile.backends.dump import Dump
 from netship.compile.backends.registry import BACKENDS
 from netship.compile.backends.request import BuildRequest
 from netship.compile.backends.verify import Verification
-from netship.compile.frontend import sources
+from netship.compile.frontend import byte_input, sources
 from netship.compile.frontend.detectors import resolve_task
 from netship.compile.frontend.model import Model
 from netship.compile.frontend.preprocessing import read_labels, resolve_preprocessing
@@ -41,6 +42,7 @@ from netship.compile.quantize.prepare import (
     Int8,
     is_quantised,
     prepare,
+    taking_bytes,
     write_reference,
 )
 from netship.records import lookup
@@ -81,8 +83,14 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     )
     task, seen = resolve_task(overrides.task, overrides.decode, source.model)
     labels = read_labels(overrides.labels, source.model.outputs, task)
-    samples = _golden_inputs(request.golden, source.model, preprocessing, progress)
+    taken, given = source.model, preprocessing
+    if request.input_type:
+        given = byte_input.outside(preprocessing, taken)
+        taken = byte_input.taking_bytes(taken, given.inside)
+    samples = _golden_inputs(request.golden, taken, given, progress)
     progress.finish()
+    if given and given.inside and taken.image:
+        note += f"; the input is uint8 {list(taken.image.shape)}, which the network scales itself"
     unnamed = ""
     if request.name and backend.name(request.name) != request.name:
         unnamed = f"--name {request.name}: a {backend.format} has no C functions; the name is not used"
@@ -93,10 +101,12 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     dump = Dump(request.dump, fresh=True).graph if request.dump else passes.no_dump
     int8, half = None, None
     if request.float16:
-        half = _half(request, source, preprocessing, progress, dump)
+        half = _half(request, replace(source, model=taken), given, progress, dump)
     else:
         int8 = _quantised(request, source, preprocessing, progress, dump)
-    model = int8.model if int8 else source.model
+    if int8 and given and given.inside:
+        int8 = taking_bytes(int8, given.inside, dump, request.strict_int8)
+    model, preprocessing = int8.model if int8 else taken, given
     reduced = int8 or half
     graph = reduced.graph if reduced else backend.prepare(model, dump)
     progress.stage("asking ONNX Runtime for the golden outputs")
@@ -128,7 +138,9 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
                 golden.input_range(each, preprocessing if each.is_image else None)
                 for each in model.inputs
             ),
+            preprocessing=preprocessing,
             task=task,
+            labels=labels,
             dump=request.dump,
             arena_limit=request.arena_limit,
             flash_limit=request.flash_limit,

@@ -15,7 +15,7 @@ from netship.bundle import golden, inputs
 from netship.bundle.accuracy import INT8_STEPS, compare, first_swap, in_steps
 from netship.bundle.golden import Check
 from netship.bundle.store import Bundle, sha256_of
-from netship.compile.frontend import gate, sources
+from netship.compile.frontend import byte_input, gate, sources
 from netship.compile.frontend.reference import Reference
 from netship.compile.quantize import float16
 from netship.devices.sessions.session import Origin, Session
@@ -56,6 +56,12 @@ def reference_for(
     ports = bundle.manifest.inputs
     shapes = {each.name: each.shape for each in ports}
     layout = (bundle.manifest.image or ports[0]).layout or "data"
+    how, image = bundle.manifest.preprocessing, bundle.manifest.image
+    if how and how.inside and image:
+        layout, size = how.inside.layout, image.size
+        first = layout == "NCHW"
+        channels = (image.channels,)
+        shapes[image.name] = (1, *channels, *size) if first else (1, *size, *channels)
     try:
         source = sources.find(model, shapes, layout, progress.stage)
     except UserError as unfit:
@@ -67,6 +73,9 @@ def reference_for(
         _check_same(bundle, model, source)
         raise
     _check_same(bundle, model, source)
+    if how and how.inside:
+        bytes_of = byte_input.taking_bytes(source.model, how.inside)
+        source = replace(source, model=bytes_of)
     half = bundle.manifest.float16
     reference = Reference(source.model, threads)
     if half is not None:
@@ -80,7 +89,7 @@ def reference_for(
         raise UserError(
             f"{quantised}: missing or changed since the build; copy the whole bundle again"
         )
-    exact = gate.load(quantised, shapes, layout)
+    exact = gate.load(quantised, {}, "NHWC" if how and how.inside else layout)
     return References(Reference(exact, threads), reference)
 
 

@@ -186,7 +186,15 @@ _BOARDS = {
     "arm-cortex-a72": ("rpi4", "jetsonnano", "rk3399", "s922x"),
     "arm-cortex-a76": ("rpi5", "cm5", "rk3588", "orangepi5", "rock5"),
     "arm-cortex-a55": (
-        *("rk3566", "rk3568", "imx93", "radxazero3", "orangepicm4", "rock3", "odroidm1"),
+        *(
+            "rk3566",
+            "rk3568",
+            "imx93",
+            "radxazero3",
+            "orangepicm4",
+            "rock3",
+            "odroidm1",
+        ),
         *("s905x3", "odroidc4", "t527"),
     ),
     "arm-cortex-a78": ("jetsonorin", "orin", "qcs6490", "dragonq6a"),

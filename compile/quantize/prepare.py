@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,9 +14,15 @@ from numpy.typing import NDArray
 
 from netship.bundle import inputs
 from netship.bundle.golden import of_all, seeded_inputs
-from netship.bundle.manifest import CalibrationImage, Preprocessing, Quantisation
+from netship.bundle.manifest import (
+    CalibrationImage,
+    Preprocessing,
+    Quantisation,
+    Scaling,
+)
 from netship.bundle.store import sha256_of
 from netship.compile import passes
+from netship.compile.frontend import byte_input
 from netship.compile.frontend.model import Model
 from netship.compile.frontend.quantised.operators import quantises
 from netship.compile.ir.graph import Graph
@@ -140,6 +146,17 @@ def prepare(
         output_steps=output_steps(graph, samples[:2]),
     )
     return Int8(calibrated.model, graph, facts, measured)
+
+
+def taking_bytes(int8: Int8, scaling: Scaling, dump: passes.Dump, strict: bool) -> Int8:
+    """The int8 network with an image of bytes, which it scales."""
+    model = byte_input.taking_bytes(int8.model, scaling)
+    facts = int8.facts
+    if facts.model:
+        digest = hashlib.sha256(model.proto.SerializeToString()).hexdigest()
+        facts = facts.model_copy(update={"sha256": digest})
+    graph = _read_graph(model, dump, strict)
+    return replace(int8, model=model, graph=graph, facts=facts)
 
 
 def _read_graph(model: Model, dump: passes.Dump, strict: bool) -> Graph:
