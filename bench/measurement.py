@@ -265,6 +265,7 @@ def kept(
     """Where the counts of a runtime on a core are kept; ``options`` and ``made_of`` as in ``cache_key``."""
     where = (
         cpu,
+        threads,
         hierarchy(cpu, board).caches,
         counter_version(),
         sysroot.sysroot_path(),
