@@ -19,6 +19,7 @@ from netship.meter import parts, thumb, thumb_cycles, thumb_dual, thumb_register
 from netship.meter.counting import CountingError
 from netship.meter.parts import PARTS, Part, Sizes, part
 from netship.meter.thumb import MISSES, Block, is_mark, read_steps, split
+from netship.targets.cores import CORES
 from netship.targets.errors import UserError
 from netship.targets.files import cache_key
 from netship.targets.presets import native
@@ -27,11 +28,8 @@ from netship.targets.toolchain import compile_once
 PLUGIN = Path(__file__).with_name("thumb.c")
 _MARKS = Path(__file__).with_name("marks.h")
 _SECONDS = 3600.0
-# Cores without a target of their own: the target whose C they run, for which CPU it is compiled, and its FPU.
-_BORROWED = {
-    "cortex-m0plus": ("cortex-m4", "cortex-m0plus", "soft"),
-    "cortex-m3": ("cortex-m4", "cortex-m3", "soft"),
-}
+# Cores that run the C of another target too.
+_BORROWED = {"cortex-m0plus": "cortex-m4", "cortex-m3": "cortex-m4"}
 
 
 class Step(NamedTuple):
@@ -154,14 +152,14 @@ def measure_project(
     """
     interface = interface_of(bundle)
     thumb_cycles.core(cpu)
-    target, compiled, float_abi = _BORROWED.get(cpu, (cpu, cpu, "hard"))
-    if float_abi == "soft" and "float32" in {x.dtype for x in interface.inputs}:
+    if not CORES[cpu].fpu and "float32" in {x.dtype for x in interface.inputs}:
         raise UserError(
-            f"--cpu {cpu}: has no FPU, and {bundle.path} is float32; build it with --target {target} --quantize int8"
+            f"--cpu {cpu}: has no FPU, and {bundle.path} is float32; build it with --target {cpu} --quantize int8"
         )
-    if target != interface.cpu:
+    own = interface.cpu in CORES and CORES[interface.cpu].cpu == cpu
+    if not own and interface.cpu != _BORROWED.get(cpu):
         raise UserError(
-            f"--cpu {cpu}: {bundle.path} is for {interface.cpu}; build it with --target {target}"
+            f"--cpu {cpu}: {bundle.path} is for {interface.cpu}; build it with --target {cpu}"
         )
     chosen = part(part_name) if part_name else None
     if chosen and chosen.cpu != cpu:
@@ -175,7 +173,7 @@ def measure_project(
         )
     if chosen:
         _check_tcm(part_name, places, 1, interface.weights_bytes)
-    board = replace(BOARDS[target], cpu=compiled, float_abi=float_abi)
+    board = BOARDS[interface.cpu if own else cpu]
     on_progress(f"counting an inference on {board.machine}")
     inputs = to_input(read_golden(bundle)[0].inputs, bundle)
     name = bundle.manifest.name

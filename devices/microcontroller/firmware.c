@@ -50,6 +50,7 @@ static void leave(int32_t code) {
 #define ICSR (*(volatile uint32_t *)0xE000ED04)
 #define PENDSTSET (1u << 26)
 #define CPACR (*(volatile uint32_t *)0xE000ED88)
+#define CCR (*(volatile uint32_t *)0xE000ED14)
 #ifndef TICKS
 #define TICKS 0xFFFFFFu
 #endif
@@ -147,6 +148,9 @@ static void work(void) {
 
 void reset(void) {
   CPACR |= 0xFu << 20; /* floating point and MVE on */
+#ifndef __ARM_FEATURE_UNALIGNED
+  CCR |= 1u << 3; /* code for a core that faults at unaligned addresses: this one must, too */
+#endif
   __asm__ volatile("dsb\n isb" ::: "memory");
   const uint32_t *from = data_load;
   for (uint32_t *word = data_start; word < data_end; word++) *word = *from++;

@@ -38,6 +38,7 @@ from netship.compile.passes.simplify import drop_identities, fold_constants
 from netship.compile.passes.storage import store_as_int8
 from netship.devices.microcontroller.host import run_on_host
 from netship.targets.child import run_in_child
+from netship.targets.cores import CORES
 from netship.targets.errors import UserError
 from netship.targets.presets import Target
 from netship.targets.progress import Progress
@@ -83,9 +84,13 @@ def build(
         detects: the project has a decoder of boxes, which is written after this.
 
     Raises:
-        UserError: TVM has no C for an operator, the arena is larger than ``arena_limit`` bytes or the weights than
+        UserError: the network is float32 and the core has no FPU, TVM has no C for an operator, the arena is larger than ``arena_limit`` bytes or the weights than
             ``flash_limit``, or the self-test would fail.
     """
+    if not graph.quantised and CORES[target.name].float_abi == "soft":
+        raise UserError(
+            f"--target {target.name}: has no FPU, and the network is float32; add --quantize int8 --calibration PHOTOS"
+        )
     progress.stage("planning memory")
     graph = passes.run(PASSES, graph, dump)
     support.check(graph)

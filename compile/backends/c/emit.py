@@ -39,6 +39,7 @@ from netship.compile.kernels import cortex_m
 from netship.compile.kernels.cortex_m import pack
 from netship.compile.program.planner import Plan
 from netship.targets import templates
+from netship.targets.cores import CORES, Core
 from netship.targets.escapes import C_RESERVED, C_TYPES, c_float, ending
 
 _HERE = Path(__file__).parent
@@ -51,7 +52,7 @@ _FILES = {
     "main.c": "example/main.c",
 }
 # What templates take from the project.
-_TAKEN = ("version", "cpu", "outputs", "exact", "detects", "steps", "floating")
+_TAKEN = ("version", "core", "outputs", "exact", "detects", "steps", "floating")
 _FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
@@ -66,6 +67,10 @@ class Project:
     arranged: Arranged
     given: Sequence[Given]  # The model's inputs.
     detects: bool = False  # A decoder of boxes belongs to it.
+
+    @property
+    def core(self) -> Core:
+        return CORES[self.cpu]
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -166,7 +171,8 @@ def emit(project: Project, folder: Path) -> Constants:
         **drawing.geometry(project.plan, [each.name for each in project.steps]),
     }
     (folder / "example").mkdir(exist_ok=True)
-    for template in {path.stem for path in _HERE.glob("*.jinja")} - {"golden.h"}:
+    unwanted = {"golden.h"} | ({"toolchain.cmake"} if not project.core.cpu else set())
+    for template in {path.stem for path in _HERE.glob("*.jinja")} - unwanted:
         file = _FILES.get(template, template).format(name=name)
         _write(folder / file, template, values)
     for header in ("kernels", kind):

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from netship.compile.ir.operators import Convolution
 from netship.compile.ir.requantise import Requantisation
+from netship.targets.cores import CORES
 
 SMLAD, MVE = 1, 2
 """How int8.h wants the weights (NN_LAYOUT there)."""
@@ -21,7 +22,7 @@ _LARGEST_SUM, _LARGEST_NUMBER = 1 << 23, 32000
 
 def layout_of(cpu: str) -> int:
     """How the int8 kernels for a core want the weights."""
-    return MVE if cpu == "cortex-m55" else SMLAD
+    return MVE if CORES[cpu].mve else SMLAD
 
 
 def scales(requantisation: Requantisation) -> NDArray[Any]:
