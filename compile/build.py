@@ -157,6 +157,17 @@ def parser() -> argparse.ArgumentParser:
         help="for a microcontroller: refuse a network whose weights take more, code not counted (units as of --arena-limit)",
     )
     option(
+        "--package",
+        nargs="+",
+        default=[],
+        choices=[
+            *("cmsis-pack", "arduino", "zephyr"),
+            *("platformio", "esp-idf", "cmake"),
+        ],
+        metavar="KIND",
+        help="for a microcontroller: write the C also as a library for %(choices)s, into package/KIND",
+    )
+    option(
         "--input-shape",
         action="append",
         default=[],
@@ -276,6 +287,7 @@ def request(arguments: argparse.Namespace) -> BuildRequest:
         ),
         arena_limit=arguments.arena_limit,
         flash_limit=arguments.flash_limit,
+        package=tuple(arguments.package),
         quantize=arguments.quantize is not None,
         float16=arguments.precision == "float16",
         calibration=tuple(arguments.calibration),

@@ -132,6 +132,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
             dump=request.dump,
             arena_limit=request.arena_limit,
             flash_limit=request.flash_limit,
+            packages=request.package,
         )
         facts = quantisation, half.facts if half else None
         describe = partial(

@@ -54,6 +54,7 @@ class BuildOptions(TypedDict, total=False):
     dump: AnyPath
     arena_limit: int | str
     flash_limit: int | str
+    package: str | Sequence[str]
     calibration: AnyPath | Sequence[AnyPath]
     keep_float: str | Sequence[str]
     accept_loss: bool

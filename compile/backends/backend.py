@@ -36,6 +36,7 @@ class Job:
         check: what it must answer to the inputs of an inference, and how near.
         input_ranges: the least and the largest value of each input of the self-test (bundle.golden.input_range).
         task: what its outputs are for, where that is stated.
+        packages: the ecosystems whose layouts are written too.
     """
 
     model: Model
@@ -50,6 +51,7 @@ class Job:
     dump: Path | None = None
     arena_limit: int | None = None
     flash_limit: int | None = None
+    packages: tuple[str, ...] = ()
 
 
 class Built(NamedTuple):

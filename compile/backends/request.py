@@ -44,6 +44,7 @@ class BuildRequest:
     overrides: Overrides = field(default_factory=Overrides)
     arena_limit: int | None = None
     flash_limit: int | None = None
+    package: tuple[str, ...] = ()
     quantize: bool = False
     float16: bool = False
     calibration: tuple[Path, ...] = ()

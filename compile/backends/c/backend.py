@@ -12,6 +12,7 @@ from netship.bundle.golden import Check, stored
 from netship.bundle.manifest import Tensor
 from netship.compile import passes
 from netship.compile.backends.backend import Array, Built, Job
+from netship.compile.backends.c import packages
 from netship.compile.backends.c.build import build
 from netship.compile.backends.detector.emit import Port, write
 from netship.compile.backends.dump import Dump
@@ -92,6 +93,8 @@ class CBackend:
             assert job.model.image is not None
             size = job.model.image.size
             write(job.folder, job.name, job.version, detector, size, ports)
+        for kind in dict.fromkeys(job.packages):
+            packages.write(job.folder, kind, job.name, job.target.name)
         return built
 
     def verify(

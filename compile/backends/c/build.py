@@ -178,9 +178,10 @@ def _interface(project: Project, constants: Constants) -> Firmware:
 def _lowering(project: Project) -> Lowering:
     plan = project.plan
     numbers = "float32" if project.floating else "int8"
+    where = "for Cortex-M" if project.core.cpu else "in C99"
     return Lowering(
         layout="NHWC",
-        reason=f"{numbers} kernels for Cortex-M, inverted residuals row by row{_generated(project)}",
+        reason=f"{numbers} kernels {where}, inverted residuals row by row{_generated(project)}",
         operators=Counter(
             _kind(operator)
             for operator in project.graph.operators
