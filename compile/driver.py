@@ -133,6 +133,8 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
             arena_limit=request.arena_limit,
             flash_limit=request.flash_limit,
             packages=request.package,
+            memory=request.memory,
+            part=request.part,
         )
         facts = quantisation, half.facts if half else None
         describe = partial(

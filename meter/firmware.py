@@ -12,12 +12,13 @@ from typing import NamedTuple
 from netship.bundle.golden import read_golden
 from netship.bundle.manifest import Firmware
 from netship.bundle.store import Bundle
+from netship.devices.microcontroller import parts
 from netship.devices.microcontroller.boards import BOARDS, Board
 from netship.devices.microcontroller.firmware import compile_firmware, run_firmware
+from netship.devices.microcontroller.parts import PARTS, Part, Sizes, part
 from netship.devices.microcontroller.session import interface_of, to_input
-from netship.meter import parts, thumb, thumb_cycles, thumb_dual, thumb_registers
+from netship.meter import thumb, thumb_cycles, thumb_dual, thumb_registers
 from netship.meter.counting import CountingError
-from netship.meter.parts import PARTS, Part, Sizes, part
 from netship.meter.thumb import MISSES, Block, is_mark, read_steps, split
 from netship.targets.cores import CORES
 from netship.targets.errors import UserError

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from netship.devices.microcontroller.parts import PARTS
 from netship.devices.sessions.session import Origin
 from netship.meter import thumb_cycles
 from netship.meter.firmware import Inference, Step, meter_version
-from netship.meter.parts import PARTS
 from netship.targets import templates
 from netship.targets.escapes import ending
 from netship.targets.escapes import milliseconds as in_ms

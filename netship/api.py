@@ -55,6 +55,8 @@ class BuildOptions(TypedDict, total=False):
     arena_limit: int | str
     flash_limit: int | str
     package: str | Sequence[str]
+    memory: str
+    part: str
     calibration: AnyPath | Sequence[AnyPath]
     keep_float: str | Sequence[str]
     accept_loss: bool

@@ -19,12 +19,12 @@ from netship.bench.cmsis_nn import COMMIT, NETWORKS
 from netship.bench.microcontrollers import COLUMNS, PUBLISHED, to_csv
 from netship.bundle.golden import read_golden
 from netship.bundle.store import Bundle
+from netship.devices.microcontroller.parts import PARTS, Cache, Part, Sizes, part
 from netship.devices.microcontroller.session import open_firmware
 from netship.meter import firmware_report, thumb_cycles
 from netship.meter.__main__ import main
 from netship.meter.counting import CountingError
 from netship.meter.firmware import Places, measure_project
-from netship.meter.parts import PARTS, Cache, Part, Sizes, part
 from netship.meter.thumb import MISSES, Block, is_mark, read_steps, run_llvm, split
 from netship.runtime_demo import result_files
 from netship.targets.errors import UserError

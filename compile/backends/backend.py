@@ -17,6 +17,7 @@ from netship.compile.backends.request import BuildRequest, Format
 from netship.compile.backends.verify import Verification
 from netship.compile.frontend.model import Model
 from netship.compile.ir.graph import Graph
+from netship.devices.microcontroller.regions import Region
 from netship.records.lookup import RecordLog
 from netship.targets.presets import Target
 from netship.targets.progress import Progress
@@ -37,6 +38,7 @@ class Job:
         input_ranges: the least and the largest value of each input of the self-test (bundle.golden.input_range).
         task: what its outputs are for, where that is stated.
         packages: the ecosystems whose layouts are written too.
+        memory, part: the memories of a microcontroller, or the part that has them.
     """
 
     model: Model
@@ -52,6 +54,8 @@ class Job:
     arena_limit: int | None = None
     flash_limit: int | None = None
     packages: tuple[str, ...] = ()
+    memory: tuple[Region, ...] = ()
+    part: str | None = None
 
 
 class Built(NamedTuple):

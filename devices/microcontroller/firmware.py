@@ -86,11 +86,13 @@ def definitions(project: Path, name: str, interface: Firmware) -> list[str]:
     ports = list(zip(interface.inputs, interface.input_offsets, strict=True))
     inputs = (f"({C_TYPES[x.dtype]}*)(arena.bytes+{offset})" for x, offset in ports)
     places = (f"{{{offset},{x.nbytes}}}" for x, offset in ports)
+    arenas = [f"arena.bytes+{x.begin}" for x in interface.arenas] or ["&arena"]
     values = {
         "NAME": name,
         "INPUTS": ",".join(inputs),
         "INPUT_PLACES": ",".join(places),
         "OUTPUTS": ",".join(outputs),
+        "ARENAS": ",".join(arenas),
         "OUTPUT_BYTES": interface.output_bytes,
         "ARENA_BYTES": interface.arena_bytes,
         "STEPS": interface.steps,

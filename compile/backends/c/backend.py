@@ -22,6 +22,7 @@ from netship.compile.frontend.model import Model
 from netship.compile.ir.graph import NHWC, Graph
 from netship.compile.passes.layout import channels_first_inputs
 from netship.compile.passes.ports import integer_ports
+from netship.devices.microcontroller.regions import of_part
 from netship.records.lookup import RecordLog
 from netship.targets.errors import UserError
 from netship.targets.presets import Target
@@ -76,6 +77,7 @@ class CBackend:
             Dump(job.dump).graph,
             job.flash_limit,
             detects=detector is not None,
+            regions=of_part(job.part, job.target.name) if job.part else job.memory,
         )
         if detector and built.firmware:
             ports = [

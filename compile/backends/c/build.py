@@ -16,7 +16,7 @@ from netship.bundle.manifest import Firmware, FirmwareTensor, Group, Lowering, Q
 from netship.bundle.manifest import Tensor as Given
 from netship.compile import passes
 from netship.compile.backends.backend import Built
-from netship.compile.backends.c import arrange, emit, support
+from netship.compile.backends.c import arrange, emit, placement, support
 from netship.compile.backends.c.emit import Constants, Project
 from netship.compile.backends.c.ports import dims, test_patterns
 from netship.compile.backends.c.steps import Generated, Step, fuse
@@ -37,6 +37,7 @@ from netship.compile.passes.ports import (
 from netship.compile.passes.simplify import drop_identities, fold_constants
 from netship.compile.passes.storage import store_as_int8
 from netship.devices.microcontroller.host import run_on_host
+from netship.devices.microcontroller.regions import Region
 from netship.targets.child import run_in_child
 from netship.targets.cores import CORES
 from netship.targets.errors import UserError
@@ -72,6 +73,7 @@ def build(
     dump: passes.Dump = passes.no_dump,
     flash_limit: int | None = None,
     detects: bool = False,
+    regions: Sequence[Region] = (),
 ) -> Built:
     """Write the C project ``name`` of a network into ``folder``.
 
@@ -82,6 +84,7 @@ def build(
         inputs: the model's.
         expected: the reference: inputs in the order that the C takes them in → each output and its tolerances as the C gives it.
         detects: the project has a decoder of boxes, which is written after this.
+        regions: the memories for activations and weights; without them there is one arena, wherever the caller likes.
 
     Raises:
         UserError: the network is float32 and the core has no FPU, TVM has no C for an operator, the arena is larger than ``arena_limit`` bytes or the weights than
@@ -100,7 +103,10 @@ def build(
         widened=graph.quantised and pack.layout_of(target.name) == pack.SMLAD,
     )
     arrange.check_arena(arranged, arena_limit)
-    project = Project(name, version, target.name, graph, arranged, inputs, detects)
+    if regions:
+        arranged = placement.split(arranged, regions, target.name)
+    facts = (graph, arranged, inputs, detects, regions)
+    project = Project(name, version, target.name, *facts)
     progress.stage("writing C")
     constants = emit.emit(project, folder)
     arrange.check_flash(constants.nbytes, constants.largest, flash_limit)
@@ -168,10 +174,14 @@ def _interface(project: Project, constants: Constants) -> Firmware:
         outputs=tuple(_port(each.tensor) for each in project.outputs),
         exact=project.exact,
         arena_bytes=plan.nbytes,
-        input_offsets=tuple(each.offset for each in project.inputs),
+        input_offsets=tuple(
+            plan.offsets[project.arranged.owner(x)] for x in project.graph.inputs
+        ),
         peak=project.steps[plan.peak].name,
         steps=len(project.steps),
         weights_bytes=constants.nbytes,
+        arenas=placement.arenas(project.arranged, project.cpu, project.regions),
+        weights_in=constants.weights_in,
     )
 
 

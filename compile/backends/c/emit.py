@@ -15,9 +15,15 @@ from numpy.typing import NDArray
 from netship.bundle.accuracy import INT8_STEPS
 from netship.bundle.manifest import Tensor as Given
 from netship.bundle.manifest import image_of
-from netship.compile.backends.c import drawing
+from netship.compile.backends.c import drawing, placement
 from netship.compile.backends.c.arrange import Arranged
-from netship.compile.backends.c.ports import InputPort, Port, dims, input_port
+from netship.compile.backends.c.ports import (
+    InputPort,
+    Port,
+    base_of,
+    dims,
+    input_port,
+)
 from netship.compile.backends.c.reserved import (
     FILE_SCOPE,
     LOCAL_NAMES,
@@ -38,6 +44,7 @@ from netship.compile.ir.pointwise import FUNCTIONS, Pointwise
 from netship.compile.kernels import cortex_m
 from netship.compile.kernels.cortex_m import pack
 from netship.compile.program.planner import Plan
+from netship.devices.microcontroller.regions import Region
 from netship.targets import templates
 from netship.targets.cores import CORES, Core
 from netship.targets.escapes import C_RESERVED, C_TYPES, c_float, ending
@@ -50,10 +57,30 @@ _FILES = {
     "network.c": "{name}.c",
     "weights.c": "{name}_weights.c",
     "main.c": "example/main.c",
+    "memory.h": "{name}_memory.h",
+    "memory.ld": "{name}_memory.ld",
+    "memory.sct": "{name}_memory.sct",
 }
 # What templates take from the project.
 _TAKEN = ("version", "core", "outputs", "exact", "detects", "steps", "floating")
 _FLOAT_MAX = float(np.finfo(np.float32).max)
+
+
+class Space(NamedTuple):
+    """A part of the plan that the generated function has a pointer to.
+
+    Attributes:
+        pointer, base, macro: what the C calls it, its values, and its bytes.
+        begin, nbytes: of the plan.
+        memory: that it is for; empty where the caller decides.
+    """
+
+    pointer: str
+    base: str
+    macro: str
+    begin: int
+    nbytes: int
+    memory: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +94,7 @@ class Project:
     arranged: Arranged
     given: Sequence[Given]  # The model's inputs.
     detects: bool = False  # A decoder of boxes belongs to it.
+    regions: Sequence[Region] = ()  # The memories that were asked for.
 
     @property
     def core(self) -> Core:
@@ -79,6 +107,20 @@ class Project:
     @property
     def plan(self) -> Plan:
         return self.arranged.plan
+
+    @property
+    def spaces(self) -> tuple[Space, ...]:
+        """The arena, or its part in each memory: the first has the name of all."""
+        found: list[Space] = []
+        for arena in self.plan.arenas:
+            pointer = f"arena_{arena.name}" if found else "arena"
+            names = (pointer, base_of(pointer), pointer.upper())
+            found.append(Space(*names, arena.begin, arena.nbytes, arena.name))
+        return tuple(found) or (Space("arena", "base", "ARENA", 0, self.plan.nbytes),)
+
+    def space(self, begin: int) -> Space:
+        """The one in which an offset of the plan lies."""
+        return [x for x in self.spaces if x.begin <= begin][-1]
 
     @property
     def floating(self) -> bool:
@@ -95,8 +137,11 @@ class Project:
         tensors = self.graph.inputs
         numbers = map(str, range(len(tensors))) if len(tensors) > 1 else [""]
         offsets = [self.plan.offsets[self.arranged.owner(each)] for each in tensors]
+        spaces = [self.space(each) for each in offsets]
+        offsets = [x - space.begin for x, space in zip(offsets, spaces, strict=True)]
         images = [each is image_of(self.given) for each in self.given]
-        ports = map(InputPort, tensors, numbers, offsets, self.given, images)
+        pointers = [each.pointer for each in spaces]
+        ports = map(InputPort, tensors, numbers, offsets, self.given, images, pointers)
         return tuple(input_port(self.name, each, self.dtype) for each in ports)
 
     @property
@@ -119,11 +164,13 @@ class Constants(NamedTuple):
         nbytes: weights, biases and, of int8, ratios of scales.
         crc: CRC-32 over them, which the self-test demands.
         largest: the layer with the most weights, and their bytes.
+        weights_in: the memory that they lie in; empty where the linker decides.
     """
 
     nbytes: int
     crc: int
     largest: tuple[str, int]
+    weights_in: str = ""
 
 
 def emit(project: Project, folder: Path) -> Constants:
@@ -131,6 +178,9 @@ def emit(project: Project, folder: Path) -> Constants:
     data = _Data(project)
     layers = [_layer(project, step, data) for step in project.steps]
     weights, constants = np.concatenate(data.weights), np.concatenate(data.constants)
+    found = _sizes(data, weights, constants)
+    where = placement.weights_in(found.nbytes, found.largest, project.regions)
+    found = found._replace(weights_in=where)
     addresses = [
         str(layer.get(key, ""))
         for layer in layers
@@ -154,10 +204,19 @@ def emit(project: Project, folder: Path) -> Constants:
         "constants_name": "bias" if project.floating else "scales",
         "layers": layers,
         "steps_off": INT8_STEPS,
-        "uses_base": any(
-            re.search(r"\bbase\b", text)
-            for text in (*(each.elsewhere for each in inputs), *addresses)
-        ),
+        "spaces": project.spaces,
+        "used": [
+            space
+            for space in project.spaces
+            if any(
+                re.search(rf"\b{space.base}\b", text)
+                for text in (*(each.elsewhere for each in inputs), *addresses)
+            )
+        ],
+        "regions": {each.name: each for each in project.regions},
+        "memory_of": lambda buffer: project.space(buffer.offset).memory,
+        "weights_in": where,
+        "flash_bytes": found.nbytes,
         "libm": _libm(layers),
         "functions": any(_generated(project)),
         "bodies": "".join(each.get("expression", "") for each in layers),
@@ -171,7 +230,9 @@ def emit(project: Project, folder: Path) -> Constants:
         **drawing.geometry(project.plan, [each.name for each in project.steps]),
     }
     (folder / "example").mkdir(exist_ok=True)
-    unwanted = {"golden.h"} | ({"toolchain.cmake"} if not project.core.cpu else set())
+    unwanted = {"golden.h", *([] if project.core.cpu else ["toolchain.cmake"])}
+    if not project.regions:
+        unwanted |= {"memory.h", "memory.ld", "memory.sct"}
     for template in {path.stem for path in _HERE.glob("*.jinja")} - unwanted:
         file = _FILES.get(template, template).format(name=name)
         _write(folder / file, template, values)
@@ -180,6 +241,10 @@ def emit(project: Project, folder: Path) -> Constants:
         # A header's first lines from // on are for who reads this project.
         text = re.sub(r"\A(//[^\n]*\n)+", "", text)
         (folder / f"{name}_{header}.h").write_text(text, encoding="utf-8")
+    return found
+
+
+def _sizes(data: _Data, weights: NDArray[Any], constants: NDArray[Any]) -> Constants:
     every = [weights, constants, *data.arrays.values()]
     crc = 0
     for each in every:
@@ -242,6 +307,8 @@ class _Data:
         self.names |= {f"{name}{of}" for name in MATH_NAMES for of in ("", "f", "l")}
         self.names |= {f"{project.name}_{name}" for name in FILE_SCOPE}
         self.names |= {each.island.name for each in _generated(project)}
+        for space in project.spaces:
+            self.names |= {space.pointer, space.base}
         for port in (*project.inputs, *project.outputs):
             self.names |= {port.name, f"golden_{port.name}"}
             self.names |= {f"{project.name}_{port.name}_is_finite"}
@@ -298,7 +365,9 @@ def _layer(project: Project, step: Step, data: _Data) -> dict[str, Any]:
     }
     if isinstance(step, FusedBlock | FusedBlocks):
         own = scratch(step)
-        begin = project.plan.scratch[project.steps.index(step)] // step.output.itemsize
+        begin = project.plan.scratch[project.steps.index(step)]
+        space = project.space(begin)
+        begin = (begin - space.begin) // step.output.itemsize
         return layer | {
             "kind": "blocks",
             "spare": int(project.arranged.spare(step)),
@@ -306,7 +375,7 @@ def _layer(project: Project, step: Step, data: _Data) -> dict[str, Any]:
                 _block(block, offsets, data)
                 for block, offsets in zip(step.blocks, own.offsets, strict=True)
             ],
-            "scratch": f"base + {begin}" if own.nbytes else "base",
+            "scratch": f"{space.base} + {begin}" if own.nbytes else space.base,
         }
     (operator,) = step.parts
     layer["operator"] = operator
@@ -339,7 +408,8 @@ def _call(project: Project, step: Generated, data: _Data) -> dict[str, Any]:
         dtype, place = data.array(values)
         arguments.append(f"{project.name}_{dtype} + {place}")
     arguments += [_place(project, each) for each in step.outputs]
-    arguments.append(f"(uint8_t *)arena + {begin}")
+    space = project.space(begin)
+    arguments.append(f"(uint8_t *){space.pointer} + {begin - space.begin}")
     return {
         "step": step,
         "kind": "generated",
@@ -405,9 +475,11 @@ def _place(project: Project, tensor: Tensor) -> str:
         if owner == project.arranged.owner(source.tensor):
             return source.name
     begin = project.plan.offsets[owner]
+    space = project.space(begin)
+    begin -= space.begin
     if tensor.dtype != project.dtype:
-        return f"({C_TYPES[tensor.dtype]} *)((uint8_t *)arena + {begin})"
-    return f"base + {begin // tensor.itemsize}"
+        return f"({C_TYPES[tensor.dtype]} *)((uint8_t *){space.pointer} + {begin})"
+    return f"{space.base} + {begin // tensor.itemsize}"
 
 
 def _write(path: Path, template: str, values: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ The C is copied as it is. Each layout has the sources in ``src/`` and the projec
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -108,7 +109,11 @@ def write(folder: Path, kind: str, name: str, cpu: str) -> None:
         "core": CORES[cpu],
         "sources": [each.name for each in code if each.suffix == ".c"],
         "headers": [each.name for each in code if each.suffix == ".h"],
-        "public": [x for x in (f"{name}.h", f"{name}_detect.h") if folder / x in code],
+        "public": [
+            each.name
+            for each in code
+            if re.fullmatch(rf"{name}(_detect|_memory)?\.h", each.name)
+        ],
         # As a function that any program may call.
         "example": main.replace(_MAIN, "static int example(void) {").rstrip(),
     }
