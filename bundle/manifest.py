@@ -436,6 +436,17 @@ class Firmware(Section):
         return self
 
     @property
+    def placed(self) -> str:
+        """What lies in which memory, for a person; empty where the build was not told of memories."""
+        parts = [
+            f"{each.name} {each.nbytes:,} of {each.size:,} bytes"
+            + (f" ({each.cycles:,} cycles of waiting, estimated)" * (each.cycles > 0))
+            for each in self.arenas
+        ]
+        parts += [f"weights in {self.weights_in}"] if self.weights_in else []
+        return ", ".join(parts)
+
+    @property
     def output_bytes(self) -> int:
         """Of all outputs, each aligned to 8 bytes where there are several."""
         return self.output_offsets[-1]

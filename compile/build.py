@@ -339,6 +339,7 @@ def _table(bundle: Bundle, model: str) -> str:
 
     manifest, measured = bundle.manifest, bundle.manifest.measured
     lowering, verification = manifest.lowering, measured["verification"]
+    firmware = manifest.firmware
     macs = sum(group.macs for group in lowering.groups)
     place = shown(quote(str(bundle.path)), 1000)
     board = ""
@@ -366,8 +367,8 @@ def _table(bundle: Bundle, model: str) -> str:
         ("fused", f"{_fusion(lowering)}; {macs / 1e6:.1f} M multiply-adds"),
         ("layout", f"{lowering.layout}: {lowering.reason}"),
         ("size", _size(manifest)),
-        ("memory", _arena(lowering)),
-        *_arenas(manifest),
+        ("memory", _memory_of(lowering)),
+        *([("placed", firmware.placed)] if firmware and firmware.placed else []),
         *_int8(manifest),
         *_float16(manifest),
         ("checked", checked),
@@ -451,19 +452,7 @@ def _fusion(lowering: Lowering) -> str:
     return f"{kinds} in {counted(heavy, 'kernel')}, {counted(others, 'kernel')} without multiply-adds"
 
 
-def _arenas(manifest: Manifest) -> list[tuple[str, str]]:
-    """The memories that the arena is split over."""
-    if manifest.firmware is None or not manifest.firmware.arenas:
-        return []
-    parts = [
-        f"{each.name} {each.nbytes:,} of {each.size:,} bytes"
-        + (f" ({each.cycles:,} cycles of waiting, estimated)" if each.cycles else "")
-        for each in manifest.firmware.arenas
-    ]
-    return [("placed", ", ".join(parts))]
-
-
-def _arena(lowering: Lowering) -> str:
+def _memory_of(lowering: Lowering) -> str:
     """What an instance takes, without the weights."""
     plan = lowering.memory
     if plan is None:

@@ -211,16 +211,16 @@ def _check_tcm(name: str, places: Places, code: int, weights: int) -> None:
 def _memories(
     sizes: Sizes, interface: Firmware, places: Places, counted: Counted
 ) -> tuple[Memory, ...]:
-    """What lies in tightly coupled memory is copied there from flash."""
+    """What lies in tightly coupled memory is copied there from flash. A split arena fits, as its build found."""
     weights = interface.weights_bytes
     flash = counted.code + (weights if places.weights != "external" else 0)
     ram = interface.arena_bytes + interface.output_bytes + counted.static
     if places.weights == "tcm" and sizes.dtcm_in_ram:
         ram += weights
-    return (
-        Memory("flash", flash, sizes.flash << 10),
-        Memory("RAM", ram, sizes.ram << 10),
-    )
+    data = [Memory("RAM", ram, sizes.ram << 10)]
+    if interface.arenas:
+        data = [Memory(each.name, each.nbytes, each.size) for each in interface.arenas]
+    return (Memory("flash", flash, sizes.flash << 10), *data)
 
 
 def meter_version() -> str:

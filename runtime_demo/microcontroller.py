@@ -86,9 +86,11 @@ def lines(figures: Figures) -> list[str]:
     )
     cpu = CORES[interface.cpu].cpu
     cycles = f"cycles     python -m meter estimates them: --cpu {cpu}"
+    placed = [f"placed     {interface.placed}"] if interface.placed else []
     return [
         *rows,
         "",
+        *placed,
         f"RAM        {figures.ram_bytes:,} bytes: {ram}",
         f"flash      {figures.flash_bytes:,} bytes: code and tables {figures.code_bytes:,}, the rest weights",
         f"work       {work}, counted by QEMU on {figures.board}",

@@ -27,6 +27,10 @@ from netship.devices.microcontroller.session import (
     open_firmware,
     to_input,
 )
+from netship.meter.__main__ import measure
+from netship.meter.__main__ import parser as meter_parser
+from netship.meter.firmware import Inference
+from netship.runtime_demo import microcontroller
 from netship.targets.errors import UserError
 from netship.targets.progress import Progress
 
@@ -63,6 +67,8 @@ def test_the_numbers_stay_on_host_and_board(
         session.run(image)
         figures = session.figures()
     assert figures.max_error == 0
+    (line,) = (x for x in microcontroller.lines(figures) if x.startswith("placed"))
+    assert re.search(r"dtcm [\d,]+ of 1,024 bytes, .*, weights in qspi", line)
     stored = np.frombuffer(to_input([image], bundle), np.int8)
     (outputs,) = (run.outputs[0] for _, run in session._runs)
     assert (outputs[0] == expected_output(graph_for_c(network), stored)).all()
@@ -84,6 +90,14 @@ def test_the_manifest_says_what_lies_where(bundle: Bundle) -> None:
     assert "void *arena, void *arena_sram, void *arena_sdram);" in header
     page = (bundle.path / "README.md").read_text()
     assert "| sdram | " in page and "| qspi | " in page
+
+
+def test_the_meter_takes_the_memories_as_built(bundle: Bundle) -> None:
+    options = [str(bundle.path), "--cpu", CPU, "--part", "stm32f746"]
+    found = measure(meter_parser().parse_args(options), lambda stage: None)
+    assert isinstance(found, Inference)
+    assert (found.places.weights, found.fits) == ("external", True)
+    assert [each.name for each in found.memories] == ["flash", "dtcm", "sram", "sdram"]
 
 
 def test_the_linker_puts_it_there(bundle: Bundle, tmp_path: Path) -> None:
