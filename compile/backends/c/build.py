@@ -17,8 +17,9 @@ from netship.bundle.manifest import Tensor as Given
 from netship.compile import passes
 from netship.compile.backends.backend import Built
 from netship.compile.backends.c import arrange, emit, placement, support
-from netship.compile.backends.c.emit import Constants, Project
+from netship.compile.backends.c.emit import Constants
 from netship.compile.backends.c.ports import dims, test_patterns
+from netship.compile.backends.c.project import Project
 from netship.compile.backends.c.steps import Generated, Step, fuse
 from netship.compile.ir.graph import Graph, Operator, Tensor
 from netship.compile.ir.islands import CFunction, Island

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,17 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from netship.bundle.accuracy import INT8_STEPS
-from netship.bundle.manifest import Tensor as Given
-from netship.bundle.manifest import image_of
 from netship.compile.backends.c import drawing, placement
-from netship.compile.backends.c.arrange import Arranged
-from netship.compile.backends.c.ports import (
-    InputPort,
-    Port,
-    base_of,
-    dims,
-    input_port,
-)
+from netship.compile.backends.c.ports import dims
+from netship.compile.backends.c.project import Project
 from netship.compile.backends.c.reserved import (
     FILE_SCOPE,
     LOCAL_NAMES,
@@ -38,15 +29,12 @@ from netship.compile.backends.c.steps import (
     Step,
     direct,
 )
-from netship.compile.ir.graph import Graph, Tensor
+from netship.compile.ir.graph import Tensor
 from netship.compile.ir.operators import Addition, Convolution, GlobalAverage, Table
 from netship.compile.ir.pointwise import FUNCTIONS, Pointwise
 from netship.compile.kernels import cortex_m
 from netship.compile.kernels.cortex_m import pack
-from netship.compile.program.planner import Plan
-from netship.devices.microcontroller.regions import Region
 from netship.targets import templates
-from netship.targets.cores import CORES, Core
 from netship.targets.escapes import C_RESERVED, C_TYPES, c_float, ending
 
 _HERE = Path(__file__).parent
@@ -64,97 +52,6 @@ _FILES = {
 # What templates take from the project.
 _TAKEN = ("version", "core", "outputs", "exact", "detects", "steps", "floating")
 _FLOAT_MAX = float(np.finfo(np.float32).max)
-
-
-class Space(NamedTuple):
-    """A part of the plan that the generated function has a pointer to.
-
-    Attributes:
-        pointer, base, macro: what the C calls it, its values, and its bytes.
-        begin, nbytes: of the plan.
-        memory: that it is for; empty where the caller decides.
-    """
-
-    pointer: str
-    base: str
-    macro: str
-    begin: int
-    nbytes: int
-    memory: str = ""
-
-
-@dataclass(frozen=True)
-class Project:
-    """A network ready to be written: what it is called and says of itself, its steps and their memory."""
-
-    name: str
-    version: str
-    cpu: str
-    graph: Graph
-    arranged: Arranged
-    given: Sequence[Given]  # The model's inputs.
-    detects: bool = False  # A decoder of boxes belongs to it.
-    regions: Sequence[Region] = ()  # The memories that were asked for.
-
-    @property
-    def core(self) -> Core:
-        return CORES[self.cpu]
-
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        return self.arranged.steps
-
-    @property
-    def plan(self) -> Plan:
-        return self.arranged.plan
-
-    @property
-    def spaces(self) -> tuple[Space, ...]:
-        """The arena, or its part in each memory: the first has the name of all."""
-        found: list[Space] = []
-        for arena in self.plan.arenas:
-            pointer = f"arena_{arena.name}" if found else "arena"
-            names = (pointer, base_of(pointer), pointer.upper())
-            found.append(Space(*names, arena.begin, arena.nbytes, arena.name))
-        return tuple(found) or (Space("arena", "base", "ARENA", 0, self.plan.nbytes),)
-
-    def space(self, begin: int) -> Space:
-        """The one in which an offset of the plan lies."""
-        return [x for x in self.spaces if x.begin <= begin][-1]
-
-    @property
-    def floating(self) -> bool:
-        """Whether it works on float32, not on int8."""
-        return not self.graph.quantised
-
-    @property
-    def dtype(self) -> str:
-        """Of the values that the kernels work on."""
-        return "float32" if self.floating else "int8"
-
-    @property
-    def inputs(self) -> tuple[InputPort, ...]:
-        tensors = self.graph.inputs
-        numbers = map(str, range(len(tensors))) if len(tensors) > 1 else [""]
-        offsets = [self.plan.offsets[self.arranged.owner(each)] for each in tensors]
-        spaces = [self.space(each) for each in offsets]
-        offsets = [x - space.begin for x, space in zip(offsets, spaces, strict=True)]
-        images = [each is image_of(self.given) for each in self.given]
-        pointers = [each.pointer for each in spaces]
-        ports = map(InputPort, tensors, numbers, offsets, self.given, images, pointers)
-        return tuple(input_port(self.name, each, self.dtype) for each in ports)
-
-    @property
-    def outputs(self) -> tuple[Port, ...]:
-        if len(self.graph.outputs) == 1:
-            return (Port(self.graph.outputs[0], ""),)
-        return tuple(Port(each, str(i)) for i, each in enumerate(self.graph.outputs))
-
-    @property
-    def exact(self) -> bool:
-        """Whether every device gives the same bits: integers, and no function of libm between them."""
-        tensors = self.graph.tensors.values()
-        return all(each.dtype != "float32" for each in tensors if each.value is None)
 
 
 class Constants(NamedTuple):
