@@ -14,6 +14,7 @@ from cortex_m_projects import Projects, expected_output, graph_for_c, small_netw
 from integers import patterns
 
 from netship.bundle.store import Bundle
+from netship.compile.kernels import cortex_m
 from netship.devices.microcontroller.firmware import run_firmware
 from netship.devices.microcontroller.portable import PortableSession
 from netship.devices.microcontroller.session import (
@@ -66,10 +67,14 @@ def test_a_core_gives_the_interpreter_s_integers(
         code = _disassembled(session.image.path)
     assert BOARDS[cpu] in session.image.board.title
     assert run.self_test == 0
+    kernels = (bundle.path / "small_int8.h").read_text()
+    assert "\n//" not in f"\n{kernels}"
+    # Few sums go through soft floating point.
+    assert ("nn_requantise_exactly" in kernels) != CORES[cpu].fpu
     for image, (output,) in zip(inputs, run.outputs, strict=True):
         assert (output == expected_output(graph, image)).all()
     assert ("smlad" in code) == (cpu == "cortex-m4-nofpu")
-    assert bool(re.search(r"\tvml(ad)?ava", code)) == CORES[cpu].mve
+    assert bool(re.search(r"\tv\S+\tq\d", code)) == CORES[cpu].mve
     assert bool(re.search(r"\tv\w+\.f32", code)) == CORES[cpu].fpu
 
 
@@ -77,6 +82,51 @@ def _disassembled(program: Path) -> str:
     command = ["arm-none-eabi-objdump", "-d", str(program)]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     return ran.stdout
+
+
+EXACT = """
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#define NN_LAYOUT 3
+#define NN_OPERATORS "portable.h"
+#include "kernels.h"
+int main(void) {
+  long wrong = 0, seen = 0;
+  uint32_t state = 1;
+  for (int i = 0; i < 30000; i++) {
+    state = state * 1664525u + 1013904223u;
+    const float ratio = ldexpf(1.0f + (float)(state >> 9) / 8388608.0f, -(i % 33) + 3);
+    const int32_t zero = (int32_t)(state >> 3 & 255) - 128;
+    for (int half = -130; half < 130; half += 3) { /* around every half, and where a sum is not exact in float32 */
+      const double at = (half + 0.5) / ratio;
+      if (fabs(at) > 2e9) continue;
+      for (int32_t sum = (int32_t)at - 2, end = sum + 5; sum != end; sum++, seen++)
+        wrong += nn_requantise(sum, ratio, zero) != nn_requantise_exactly(sum, ratio, zero);
+    }
+    nn_add sum = {.ratio_a = ratio, .ratio_b = 1.5f * ratio, .fixed = (float)zero / 3, .offset = (int16_t)zero, .low = -128, .high = 127};
+    if (i % 2) sum.ratio_a = 0.5f, sum.ratio_b = 0.25f * (float)(i % 7), sum.fixed = (float)(i % 5) / 2; /* halves */
+    int8_t a[64], b[64], out[64];
+    for (int k = 0; k < 64; k++) a[k] = (int8_t)(state >> (k % 23)), b[k] = (int8_t)(state >> (k % 19));
+    nn_add_run(&sum, a, b, out, 64);
+    for (int k = 0; k < 64; k++, seen++)
+      wrong += out[k] != nn_saturate(nn_add_exactly(&sum, a[k] + sum.offset, b[k] + sum.offset) - sum.offset);
+  }
+  printf("%ld %d", wrong, seen > 1000000);
+  return 0;
+}
+"""
+
+
+def test_integers_alone_round_as_float32_does(tmp_path: Path) -> None:
+    (tmp_path / "exact.c").write_text(EXACT)
+    program, kernels = tmp_path / "exact", Path(cortex_m.__file__).parent
+    options = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{kernels}"]
+    command = ["gcc", *options, str(tmp_path / "exact.c"), "-lm", "-o", str(program)]
+    subprocess.run(command, check=True)
+    ran = subprocess.run([program], capture_output=True, text=True, check=True)
+    assert ran.stdout == "0 1"
 
 
 def test_code_for_a_core_without_unaligned_loads_faults_at_them(

@@ -51,6 +51,7 @@ _FILES = {
 }
 # What templates take from the project.
 _TAKEN = ("version", "core", "outputs", "exact", "detects", "steps", "floating")
+_PART = re.compile(r"^// (\w+)\n.*?^// end\n", re.MULTILINE | re.DOTALL)
 _FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
@@ -133,12 +134,24 @@ def emit(project: Project, folder: Path) -> Constants:
     for template in {path.stem for path in _HERE.glob("*.jinja")} - unwanted:
         file = _FILES.get(template, template).format(name=name)
         _write(folder / file, template, values)
-    for header in ("kernels", kind):
-        text = (_KERNELS / f"{header}.h").read_text(encoding="utf-8")
-        # A header's first lines from // on are for who reads this project.
-        text = re.sub(r"\A(//[^\n]*\n)+", "", text)
+    plain = kind == "int8" and data.layout == pack.PLAIN
+    for header, source in (
+        ("kernels", "kernels"),
+        (kind, "portable" if plain else kind),
+    ):
+        text = _kernels(source, without_fpu=kind == "int8" and not project.core.fpu)
         (folder / f"{name}_{header}.h").write_text(text, encoding="utf-8")
     return found
+
+
+def _kernels(source: str, *, without_fpu: bool) -> str:
+    """A header as a project has it: without the lines from // on, which are for who reads this project."""
+    text = (_KERNELS / f"{source}.h").read_text(encoding="utf-8")
+    if without_fpu:
+        own = (_KERNELS / "portable.h").read_text(encoding="utf-8")
+        parts = {part[1]: part[0] for part in _PART.finditer(own)}
+        text = _PART.sub(lambda part: parts[part[1]], text)
+    return re.sub(r"(?m)^//[^\n]*\n", "", text)
 
 
 def _sizes(data: _Data, weights: NDArray[Any], constants: NDArray[Any]) -> Constants:
