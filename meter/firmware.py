@@ -91,6 +91,7 @@ class Inference:
     Attributes:
         part: its name; empty where memory never waits.
         memories: flash and RAM of the part; empty without one.
+        activation_cycles: that activations wait for memories that the build split them over; no part of the steps' figures.
     """
 
     cpu: str
@@ -98,6 +99,7 @@ class Inference:
     places: Places
     steps: tuple[Step, ...]
     memories: tuple[Memory, ...] = ()
+    activation_cycles: int = 0
 
     @property
     def fits(self) -> bool | None:
@@ -187,7 +189,8 @@ def measure_project(
     if chosen is None:
         return inference
     memories = _memories(chosen.sizes, interface, places, counted)
-    return replace(inference, memories=memories)
+    waits = sum(each.cycles for each in interface.arenas)
+    return replace(inference, memories=memories, activation_cycles=waits)
 
 
 def _check_tcm(name: str, places: Places, code: int, weights: int) -> None:

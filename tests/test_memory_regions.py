@@ -27,6 +27,7 @@ from netship.devices.microcontroller.session import (
     open_firmware,
     to_input,
 )
+from netship.meter import firmware_report
 from netship.meter.__main__ import measure
 from netship.meter.__main__ import parser as meter_parser
 from netship.meter.firmware import Inference
@@ -97,6 +98,8 @@ def test_the_meter_takes_the_memories_as_built(bundle: Bundle) -> None:
     found = measure(meter_parser().parse_args(options), lambda stage: None)
     assert isinstance(found, Inference)
     assert (found.places.weights, found.fits) == ("external", True)
+    assert found.activation_cycles > 0
+    assert "not in the sum" in firmware_report.table(found)
     assert [each.name for each in found.memories] == ["flash", "dtcm", "sram", "sdram"]
 
 
