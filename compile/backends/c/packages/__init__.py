@@ -92,21 +92,23 @@ def write(folder: Path, kind: str, name: str, cpu: str) -> None:
         kind: of `KINDS`.
         cpu: the target's name.
     """
+    core = CORES[cpu]
     layout, root = _LAYOUTS[kind], folder / "package" / kind / name
     code = sorted(each for each in folder.glob("*.[ch]"))
     (root / "src").mkdir(parents=True)
     for path in code:
         (root / "src" / path.name).write_bytes(path.read_bytes())
-    for term in ("LICENSES", *(["toolchain.cmake"] if kind == "cmake" else [])):
-        if (folder / term).exists():
-            (root / term).write_bytes((folder / term).read_bytes())
+    beside = ["LICENSES", f"{name}_memory.ld", f"{name}_memory.sct"]
+    for each in [*beside, *(["toolchain.cmake"] if kind == "cmake" else [])]:
+        if (folder / each).exists():
+            (root / each).write_bytes((folder / each).read_bytes())
     main = (folder / "example" / "main.c").read_text(encoding="utf-8")
     values = {
         "name": name,
         "NAME": name.upper(),
         # Text that every one of the languages takes as it is.
-        "title": f"Neural network {name} as C99, written for {cpu}",
-        "core": CORES[cpu],
+        "title": f"Neural network {name} as C99" + (core.cpu and f" for {core.cpu}"),
+        "core": core,
         "sources": [each.name for each in code if each.suffix == ".c"],
         "headers": [each.name for each in code if each.suffix == ".h"],
         "public": [
