@@ -21,6 +21,7 @@ from netship.bundle.manifest import (
     TargetIdentity,
 )
 from netship.bundle.store import MANIFEST, Bundle, check_replaceable, sha256_of, staging
+from netship.bundle.task import Task
 from netship.compile import passes
 from netship.compile.backends.backend import Backend, Built, Job
 from netship.compile.backends.dump import Dump
@@ -95,7 +96,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     if request.float16:
         half = _half(request, source, preprocessing, progress, dump)
     else:
-        int8 = _quantised(request, source, preprocessing, progress, dump)
+        int8 = _quantised(request, source, preprocessing, task, progress, dump)
     model = int8.model if int8 else source.model
     reduced = int8 or half
     graph = reduced.graph if reduced else backend.prepare(model, dump)
@@ -192,6 +193,7 @@ def _quantised(
     request: BuildRequest,
     source: Source,
     preprocessing: Preprocessing | None,
+    task: Task | None,
     progress: Progress,
     dump: passes.Dump,
 ) -> Int8 | None:
@@ -213,6 +215,7 @@ def _quantised(
         keep_float=request.keep_float,
         accept_loss=request.accept_loss,
         strict=request.strict_int8,
+        task=task,
     )
 
 
