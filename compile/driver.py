@@ -49,11 +49,13 @@ from netship.records.lookup import RecordLog
 from netship.targets import licences
 from netship.targets.child import EndedAbruptly
 from netship.targets.errors import UserError
-from netship.targets.escapes import c_prefix
+from netship.targets.escapes import c_prefix, shown
 from netship.targets.presets import this_cpu
 from netship.targets.progress import Progress
 
 _MAX_GOLDEN = 4
+# Elements of golden outputs whose class or index rounding can change: as a share, and in a small output.
+_MOST_UNDECIDED, _FEW_UNDECIDED = 0.05, 16
 
 
 def build(request: BuildRequest, progress: Progress) -> Bundle:
@@ -109,6 +111,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     # compress.
     signed = golden.of_all(golden.signed_inputs, model.inputs, preprocessing)
     checks = [check(*sample) for sample in (*samples, *signed)]
+    _check_decided(checks[: len(samples)], model, progress)
     with staging(output) as folder:
         written = golden.write_golden(folder, checks[: len(samples)])
         quantisation = write_reference(int8, folder) if int8 else None
@@ -304,6 +307,20 @@ def _golden_inputs(
     for note in (note for each in taken for note in each.notes):
         progress.note(note)
     return [each.tensors for each in taken]
+
+
+def _check_decided(
+    checks: Sequence[golden.Check], model: Model, progress: Progress
+) -> None:
+    """Say where classes tie, and refuse golden data in which too many do."""
+    for name, (count, total) in golden.undecided(checks, model.outputs).items():
+        said = f"golden data: output {shown(name)!r} has {count:,} of {total:,} elements that rounding can change"
+        if count > max(_FEW_UNDECIDED, _MOST_UNDECIDED * total):
+            raise UserError(
+                f"{said}; at most {_MOST_UNDECIDED:.0%} are accepted: give photographs with --golden"
+            )
+        progress.finish()
+        progress.note(f"{said}, as two classes tie; each of them is accepted there")
 
 
 def _find_records(
