@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import run
+from conftest import run, shared
 from integers import SAME, patterns
 from integers import Graph as Writer
 from numpy.typing import NDArray
@@ -21,17 +21,21 @@ from netship.bundle.detections import Detections
 from netship.bundle.golden import read_golden
 from netship.bundle.store import Bundle, open_bundle
 from netship.bundle.task import Task
-from netship.compile.frontend import gate
+from netship.compile.frontend import gate, sources
 from netship.compile.frontend.decoding import assemble
+from netship.compile.frontend.detectors import resolve_task
 from netship.compile.frontend.model import Model
+from netship.compile.frontend.preprocessing import Overrides, resolve_preprocessing
 from netship.compile.frontend.reference import Reference
 from netship.compile.ir import evaluate
 from netship.compile.ir.operators import islands
 from netship.compile.quantize import agreement, heads
+from netship.compile.quantize.prepare import prepare
 from netship.devices.microcontroller.host import run_on_host
 from netship.devices.microcontroller.session import from_outputs, interface_of, to_input
 from netship.devices.sessions.opening import open_here
 from netship.targets.errors import UserError
+from netship.targets.progress import Progress
 
 SIDE, BINS, CLASSES = 64, 8, 3
 GRIDS = (8, 4)
@@ -307,3 +311,27 @@ def test_a_detector_is_judged_by_its_boxes() -> None:
     # Where no box is found, the cosine decides.
     nothing = agreement.agreement(model, [[noise * 0.1]], [[exact * 0.1]], task)
     assert nothing.boxes and not nothing.boxes.judged and not nothing.enough
+
+
+def test_yunet_is_accepted_by_its_faces() -> None:
+    """Noise in scores near 0 lowers a cosine below its limit, and moves no face."""
+    source = sources.find(
+        str(shared("detect/yunet_n_320.onnx")), {}, None, lambda stage: None
+    )
+    overrides = Overrides(task="detect", decode="yunet")
+    preprocessing, _ = resolve_preprocessing(overrides, None, source.model.inputs)
+    task, _ = resolve_task("detect", "yunet", source.model)
+    int8 = prepare(
+        source.model,
+        True,
+        (shared("photos"),),
+        preprocessing,
+        unsigned=True,
+        trained=True,
+        progress=Progress(quiet=True),
+        task=task,
+    )
+    assert int8 and int8.measured["cosine"] < 0.99
+    faces = int8.measured["boxes"]
+    assert faces["judged"] >= 4 and not faces["wrong"]
+    assert faces["least_iou"] > 0.8 and faces["max_score_difference"] < 0.1

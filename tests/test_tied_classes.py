@@ -87,6 +87,15 @@ def test_near_ties_in_float32_are_open_and_nothing_else_is() -> None:
     assert not compare([wrong], check.outputs, check.tolerances).passed
 
 
+def test_indices_of_an_input_are_the_references() -> None:
+    net = Writer(3, 8)
+    net.node("ArgMax", "classes", ["image"], axis=1, keepdims=0)
+    proto = net.finish((1, 8, 8))
+    proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    check = Reference(gate.check(proto, IDENTITY)).check(*patterns(proto, 1))
+    assert (check.tolerances[0] == 0).mean() > 0.9
+
+
 @pytest.fixture(scope="module")
 def integers(tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
     folder = tmp_path_factory.mktemp("qdq")

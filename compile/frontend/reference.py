@@ -158,7 +158,8 @@ def _indices(proto: onnx.ModelProto) -> dict[str, _Index]:
         while node is not None and node.op_type in _MOVES:
             name = node.input[0]
             node = makers.get(name)
-        if node is not None and makes_indices(node.op_type, node.output, name):
+        known = node is not None and makes_indices(node.op_type, node.output, name)
+        if node is not None and known and node.input[0] in makers:
             attributes = {
                 a.name: onnx.helper.get_attribute_value(a) for a in node.attribute
             }
