@@ -370,6 +370,10 @@ def _int8(manifest: Manifest) -> list[tuple[str, str]]:
     else:
         agreement = measured["top1_agreement"]
         best = "" if agreement is None else f"top-1 {agreement:.0%}, "
+        if (found := measured["boxes"]) and found["judged"]:
+            best = (
+                f"{found['judged'] - found['wrong']} of {found['judged']} boxes agree, "
+            )
         how = (
             f"{facts.method} of {counted(len(facts.images), 'image')}, {facts.skipped} skipped; against float32 on "
             f"{counted(measured['images'], 'image')}: {best}cosine {measured['cosine']:.4f}"

@@ -22,6 +22,7 @@ from netship.bundle.manifest import (
     TargetIdentity,
 )
 from netship.bundle.store import MANIFEST, Bundle, check_replaceable, sha256_of, staging
+from netship.bundle.task import Task
 from netship.compile import passes
 from netship.compile.backends.backend import Backend, Built, Job
 from netship.compile.backends.dump import Dump
@@ -50,11 +51,13 @@ from netship.records.lookup import RecordLog
 from netship.targets import licences
 from netship.targets.child import EndedAbruptly
 from netship.targets.errors import UserError
-from netship.targets.escapes import c_prefix
+from netship.targets.escapes import c_prefix, shown
 from netship.targets.presets import this_cpu
 from netship.targets.progress import Progress
 
 _MAX_GOLDEN = 4
+# Elements of golden outputs whose class or index rounding can change: as a share, and in a small output.
+_MOST_UNDECIDED, _FEW_UNDECIDED = 0.05, 16
 
 
 def build(request: BuildRequest, progress: Progress) -> Bundle:
@@ -103,7 +106,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     if request.float16:
         half = _half(request, replace(source, model=taken), given, progress, dump)
     else:
-        int8 = _quantised(request, source, preprocessing, progress, dump)
+        int8 = _quantised(request, source, preprocessing, task, progress, dump)
     if int8 and given and given.inside:
         int8 = taking_bytes(int8, given.inside, dump, request.strict_int8)
     model, preprocessing = int8.model if int8 else taken, given
@@ -118,6 +121,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     # compress.
     signed = golden.of_all(golden.signed_inputs, model.inputs, preprocessing)
     checks = [check(*sample) for sample in (*samples, *signed)]
+    _check_decided(checks[: len(samples)], model, progress)
     with staging(output) as folder:
         written = golden.write_golden(folder, checks[: len(samples)])
         quantisation = write_reference(int8, folder) if int8 else None
@@ -204,6 +208,7 @@ def _quantised(
     request: BuildRequest,
     source: Source,
     preprocessing: Preprocessing | None,
+    task: Task | None,
     progress: Progress,
     dump: passes.Dump,
 ) -> Int8 | None:
@@ -225,6 +230,7 @@ def _quantised(
         keep_float=request.keep_float,
         accept_loss=request.accept_loss,
         strict=request.strict_int8,
+        task=task,
     )
 
 
@@ -313,6 +319,20 @@ def _golden_inputs(
     for note in (note for each in taken for note in each.notes):
         progress.note(note)
     return [each.tensors for each in taken]
+
+
+def _check_decided(
+    checks: Sequence[golden.Check], model: Model, progress: Progress
+) -> None:
+    """Say where classes tie, and refuse golden data in which too many do."""
+    for name, (count, total) in golden.undecided(checks, model.outputs).items():
+        said = f"golden data: output {shown(name)!r} has {count:,} of {total:,} elements that rounding can change"
+        if count > max(_FEW_UNDECIDED, _MOST_UNDECIDED * total):
+            raise UserError(
+                f"{said}; at most {_MOST_UNDECIDED:.0%} are accepted: give photographs with --golden"
+            )
+        progress.finish()
+        progress.note(f"{said}, as two classes tie; each of them is accepted there")
 
 
 def _find_records(

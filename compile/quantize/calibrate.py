@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
@@ -17,12 +16,14 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from netship.bundle.accuracy import INT8_COSINE, cosine
+from netship.bundle.task import Task
 from netship.compile.frontend.fold import is_onnx, opset
 from netship.compile.frontend.model import Model
 from netship.compile.frontend.names import fresh_names
 from netship.compile.frontend.reference import Reference
-from netship.compile.quantize import bias
+from netship.compile.quantize import bias, heads
+from netship.compile.quantize.agreement import Agreement, agreement
+from netship.compile.quantize.heads import Head
 from netship.compile.quantize.room import make_room
 from netship.targets.child import run_in_child
 from netship.targets.errors import UserError, first_line
@@ -51,12 +52,14 @@ class Calibrated(NamedTuple):
             enough where there is one.
         cosines: of each method: the smallest cosine of an output, on the calibration images.
         folded: the float network, batch normalisation folded, its tensors named as the quantised one's.
+        heads: what stays in float32 because its values differ too much in range.
     """
 
     model: Model
     folded: onnx.ModelProto
     method: _Method
     cosines: dict[str, float]
+    heads: tuple[Head, ...] = ()
 
 
 def quantise(
@@ -65,6 +68,7 @@ def quantise(
     unsigned: bool,
     progress: Progress,
     keep_float: Sequence[str] = (),
+    task: Task | None = None,
 ) -> Calibrated:
     """Quantise a float model: weights symmetric per channel, activations per tensor.
 
@@ -74,13 +78,16 @@ def quantise(
     Args:
         samples: the inputs of inferences.
         unsigned: activations as uint8, which x86's dot product takes, in the place of int8.
-        keep_float: names of nodes that are not quantised.
+        keep_float: names of nodes that are not quantised; neither are those of `heads.find`.
+        task: what the outputs are for, where that is known.
 
     Raises:
         UserError: there is no such node, or ONNX Runtime's quantiser refuses the network.
     """
     folded, reference = _folded(model), Reference(model)
     kept = _nodes(folded, model, keep_float)
+    apart = heads.find(folded, model, samples, task)
+    kept = list(dict.fromkeys([*kept, *(x for each in apart for x in each.nodes)]))
     expected = [reference.run(*each) for each in samples]
     progress.stage("correcting biases for the rounding of weights")
     source = bias.corrected(folded, [model.feeds(each) for each in samples], kept)
@@ -91,64 +98,15 @@ def quantise(
         stage=progress.stage,
         tick=progress.tick,
     )
-    found: list[tuple[bool, float, _Method, Model]] = []
+    found: list[tuple[Agreement, _Method, Model]] = []
     for method, proto in candidates.items():
-        candidate = Reference(replace(model, proto=proto))
+        made = replace(model, proto=proto)
+        candidate = Reference(made)
         answers = [candidate.run(*each) for each in samples]
-        least, _ = least_cosine(model, answers, expected)
-        same = sum(map(same_class, answers, expected))
-        enough = is_enough(least, same if classifies(model) else len(samples), samples)
-        found.append((enough, least, method, replace(model, proto=proto)))
-    *_, method, best = max(found, key=lambda each: each[:2])
-    return Calibrated(
-        best, folded, method, {name: round(least, 6) for _, least, name, _ in found}
-    )
-
-
-def is_enough(least: float, same: int, images: Sequence[Sample]) -> bool:
-    """Whether int8 loses so little that a build accepts it.
-
-    Args:
-        least: smallest cosine of an output against float32's.
-        same: on how many images the best class is float32's.
-    """
-    return least >= INT8_COSINE and len(images) - same <= max(1, len(images) // 16)
-
-
-def classifies(model: Model) -> bool:
-    """Whether the only output is one score a class."""
-    shape = model.outputs[0].shape
-    return len(model.outputs) == 1 and prod(shape) == max(shape, default=1)
-
-
-def same_class(ours: Sequence[Array], theirs: Sequence[Array]) -> bool:
-    """Of the first output."""
-    return int(ours[0].argmax()) == int(theirs[0].argmax())
-
-
-def least_cosine(
-    model: Model, ours: Sequence[Sample], theirs: Sequence[Sample]
-) -> tuple[float, str]:
-    """The smallest cosine of an output, and the output's name.
-
-    Of a classifier it is that of each inference. An output of another network is compared over all inferences at once:
-    a detector's scores where nothing is to be seen are near 0, and their direction means nothing.
-
-    Args:
-        ours, theirs: the outputs of each inference.
-    """
-    one_each = classifies(model)
-    found = []
-    for number, output in enumerate(model.outputs):
-        pairs = [
-            (a[number].ravel(), b[number].ravel())
-            for a, b in zip(ours, theirs, strict=True)
-        ]
-        if not one_each:
-            first, second = zip(*pairs, strict=True)
-            pairs = [(np.concatenate(first), np.concatenate(second))]
-        found += [(cosine(a, b), output.name) for a, b in pairs]
-    return min(found)
+        found.append((agreement(model, answers, expected, task), method, made))
+    _, method, best = max(found, key=lambda each: each[0].rank)
+    cosines: dict[str, float] = {x: round(each.cosine, 6) for each, x, _ in found}
+    return Calibrated(best, folded, method, cosines, tuple(apart))
 
 
 def _nodes(folded: onnx.ModelProto, model: Model, wanted: Sequence[str]) -> list[str]:

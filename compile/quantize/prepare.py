@@ -21,6 +21,7 @@ from netship.bundle.manifest import (
     Scaling,
 )
 from netship.bundle.store import sha256_of
+from netship.bundle.task import Task
 from netship.compile import passes
 from netship.compile.frontend import byte_input
 from netship.compile.frontend.model import Model
@@ -72,6 +73,7 @@ def prepare(
     keep_float: Sequence[str] = (),
     accept_loss: bool = False,
     strict: bool = False,
+    task: Task | None = None,
 ) -> Int8 | None:
     """The int8 network that a build asks for; None where float32 is wanted.
 
@@ -83,6 +85,7 @@ def prepare(
         keep_float: ``--keep-float``, names of nodes that are not quantised.
         accept_loss: ``--accept-loss``, report what int8 loses and go on.
         strict: ``--strict-int8``, refuse a network of which a part computes in float32.
+        task: what the outputs are for, where that is stated.
 
     Raises:
         UserError: the options contradict the model or each other, no image can be read, or int8 loses too much.
@@ -122,12 +125,16 @@ def prepare(
     if len(found) > MAX_IMAGES:
         progress.note(f"calibration: the first {MAX_IMAGES} of {len(found)} images")
     images, samples, skipped = _read(found[:MAX_IMAGES], model, preprocessing, progress)
-    calibrated = quantise(model, samples, unsigned, progress, keep_float)
+    calibrated = quantise(model, samples, unsigned, progress, keep_float, task)
+    for head in calibrated.heads:
+        progress.note(
+            f"int8: the head of {counted(len(head.nodes), 'node')} stays in float32: {head.reason}, too much for one scale"
+        )
     graph = _read_graph(calibrated.model, dump, strict)
     progress.stage("comparing int8 with float32")
-    measured = loss.compare(model, calibrated, samples)
+    compared, measured = loss.compare(model, calibrated, samples, task)
     progress.finish()
-    if lost := loss.verdict(measured, calibrated, samples):
+    if lost := loss.verdict(compared, calibrated, samples):
         if trained and not accept_loss:
             raise UserError(
                 f"{lost}: calibrate with more and fitting photographs, leave that layer in float32 (--keep-float NODE), "
