@@ -9,7 +9,7 @@ import onnx
 import pytest
 from integers import Graph as Writer
 from integers import patterns, residuals
-from onnx import helper
+from onnx import helper, numpy_helper
 from test_quantise import given, write_images
 
 from netship.bundle.accuracy import compare
@@ -87,3 +87,17 @@ def test_the_quantiser_takes_every_bias_of_a_gemm(
     w.node("Gemm", "scores", [flat, *names])
     int8 = given(w.finish((1, 12)), True, (images,), trained=False)
     assert islands(int8.graph) == []
+
+
+def test_a_layer_left_in_float32_is_so_in_the_reference(images: Path) -> None:
+    """ONNX Runtime by default gives its weights one int8 scale, too coarse where the channels differ."""
+    proto = residuals()
+    (weights,) = (x for x in proto.graph.initializer if x.name == "b.depthwise.weight")
+    values = numpy_helper.to_array(weights).copy()
+    values[0] *= 100
+    weights.CopyFrom(numpy_helper.from_array(values, weights.name))
+    int8 = given(proto, True, (images,), keep_float=["b.depthwise"], trained=False)
+    assert "b.depthwise" in {each.label for each in islands(int8.graph)}
+    reference = Reference(int8.model)
+    for image in patterns(proto, 2):
+        answer.check(int8.graph, int8.model, reference, image)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from netship.bundle.accuracy import INT8_COSINE
 from netship.compile.frontend.model import Model
 from netship.compile.frontend.names import node_label
-from netship.compile.frontend.reference import Reference, with_outputs
+from netship.compile.frontend.reference import Reference, opened, with_outputs
 from netship.compile.quantize.calibrate import (
     Calibrated,
     Sample,
@@ -22,7 +22,6 @@ from netship.compile.quantize.calibrate import (
     same_class,
 )
 from netship.targets.escapes import counted, shown
-from netship.targets.onnx_runtime import Session
 
 Array = NDArray[np.float32]
 
@@ -98,7 +97,6 @@ def worst_layer(calibrated: Calibrated, sample: Sample) -> tuple[str, float]:
 def _outputs(
     proto: onnx.ModelProto, names: list[str], calibrated: Calibrated, sample: Sample
 ) -> list[Array]:
-    data = with_outputs(proto, names).SerializeToString()
-    session = Session(data, calibrated.model.identity.name)
+    session = opened(with_outputs(proto, names), calibrated.model.identity.name)
     found = session.run(names, calibrated.model.feeds(sample))
     return [each.astype(np.float64) for each in found]
