@@ -326,6 +326,7 @@ class Quantisation(Section):
         method: how the ranges of activations were chosen; "given" for a model that was QDQ already.
         images, skipped: the calibration images, and the number of files that could not be read.
         keep_float: the nodes that were left in float32 on request.
+        kept_float: the layers that were left in float32 because too much would be lost.
         accepted_loss: what it loses, where that was accepted on request.
         output_steps: the real value of one int8 step of each output, or how far a step before it moves a float32 one.
     """
@@ -336,6 +337,7 @@ class Quantisation(Section):
     images: tuple[CalibrationImage, ...] = ()
     skipped: int = 0
     keep_float: tuple[str, ...] = ()
+    kept_float: tuple[str, ...] = ()
     accepted_loss: str = ""
     output_steps: tuple[Annotated[FiniteFloat, Field(gt=0)], ...]
 

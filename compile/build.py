@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 from netship.targets.arguments import command_parser, count_up_to, named_path
 from netship.targets.commands import as_called
 from netship.targets.errors import run_command
-from netship.targets.escapes import counted, is_c_prefix, lines, listed, shown
+from netship.targets.escapes import (
+    counted,
+    ending,
+    is_c_prefix,
+    lines,
+    listed,
+    shown,
+)
 from netship.targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -369,6 +376,14 @@ def _int8(manifest: Manifest) -> list[tuple[str, str]]:
         )
         if facts.accepted_loss:
             how += " (accepted)"
+        if judged := measured.get("judged"):
+            same = "" if judged["same"] is None else f"best class on {judged['same']}, "
+            how += (
+                f"; on {counted(judged['images'], 'image')} that did not calibrate: {same}cosine "
+                f"{judged['cosine']:.4f}"
+            )
+        if facts.kept_float:
+            how += f"; kept in float32: {listed([ending(each, 40) for each in facts.kept_float], 4)}"
     lowering = manifest.lowering
     if lowering.float_operators is not None:
         share = ""

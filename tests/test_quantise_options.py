@@ -15,7 +15,7 @@ from test_quantise import given, write_images
 from netship.bundle.accuracy import compare
 from netship.compile.frontend.reference import Reference
 from netship.compile.ir.operators import float_shares, islands
-from netship.compile.quantize import answer, calibrate
+from netship.compile.quantize import answer, calibrate, judge
 from netship.targets.errors import UserError
 
 
@@ -69,7 +69,8 @@ def test_nodes_are_left_in_float32_on_request(images: Path) -> None:
 def test_a_loss_is_accepted_on_request_and_recorded(
     monkeypatch: pytest.MonkeyPatch, images: Path
 ) -> None:
-    monkeypatch.setattr(calibrate, "INT8_COSINE", 1.1)
+    for module in (calibrate, judge):
+        monkeypatch.setattr(module, "INT8_COSINE", 1.1)
     int8 = given(residuals(), True, (images,), accept_loss=True)
     assert int8.facts.accepted_loss.startswith("int8 loses too much: ")
 

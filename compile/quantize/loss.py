@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -56,19 +56,44 @@ def verdict(
     same = round((1 if agreement is None else agreement) * len(samples))
     if is_enough(least, same, samples):
         return ""
-    layer, decibels = worst_layer(calibrated, samples[0])
     of_classes = f"top-1 as float32's on {same} of {counted(len(samples), 'image')}, "
     output = ""
     if len(calibrated.model.outputs) > 1:
         output = f" of output {shown(measured['cosine_output'])!r}"
-    return (
-        f"int8 loses too much: {of_classes if agreement is not None else ''}cosine {least:.4f}{output} (at "
-        f"least {INT8_COSINE}); most at {layer} (signal to noise {decibels:.1f} dB)"
-    )
+    found = f"{of_classes if agreement is not None else ''}cosine {least:.4f}{output} (at least {INT8_COSINE})"
+    return too_much(found, calibrated, samples[0])
+
+
+def too_much(found: str, calibrated: Calibrated, sample: Sample) -> str:
+    """That int8 loses too much, by what was found, and where most."""
+    layer, decibels = worst_layer(calibrated, sample)
+    return f"int8 loses too much: {found}; most at {layer} (signal to noise {decibels:.1f} dB)"
 
 
 def worst_layer(calibrated: Calibrated, sample: Sample) -> tuple[str, float]:
     """The layer at which the signal to quantisation noise falls most, and the ratio after it in dB."""
+    layers = by_layer(calibrated, sample)
+    if len(layers) < 2:
+        return "the output", 0.0
+    worst = max(layers[1:], key=lambda each: each.fall)
+    return node_label(worst.node), worst.decibels
+
+
+class Layer(NamedTuple):
+    """What quantisation does to the output of a node.
+
+    Attributes:
+        decibels: the signal to quantisation noise.
+        fall: by how much less that is than after the layer before.
+    """
+
+    node: onnx.NodeProto
+    decibels: float
+    fall: float
+
+
+def by_layer(calibrated: Calibrated, sample: Sample) -> list[Layer]:
+    """The nodes whose outputs are stored, in the order they run; the first one falls by nothing."""
     quantised = calibrated.model.proto
     makers = {
         name: node for node in calibrated.folded.graph.node for name in node.output
@@ -88,10 +113,12 @@ def worst_layer(calibrated: Calibrated, sample: Sample) -> tuple[str, float]:
         for a, b in zip(ours, theirs, strict=True)
     ]
     ratios = [10 * float(np.log10(signal / noise)) for signal, noise in energies]
-    if len(ratios) < 2:
-        return "the output", 0.0
-    worst = int(np.argmin(np.diff(ratios))) + 1
-    return node_label(makers[pairs[worst][1]]), ratios[worst]
+    return [
+        Layer(makers[name], ratio, before - ratio)
+        for (_, name), ratio, before in zip(
+            pairs, ratios, [*ratios[:1], *ratios], strict=False
+        )
+    ]
 
 
 def _outputs(
