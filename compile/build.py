@@ -376,12 +376,10 @@ def _int8(manifest: Manifest) -> list[tuple[str, str]]:
         )
         if facts.accepted_loss:
             how += " (accepted)"
-        if judged := measured.get("judged"):
-            same = "" if judged["same"] is None else f"best class on {judged['same']}, "
-            how += (
-                f"; on {counted(judged['images'], 'image')} that did not calibrate: {same}cosine "
-                f"{judged['cosine']:.4f}"
-            )
+        if facts.judging is not None:
+            way = facts.judging.ways[facts.judging.taken]
+            same = "" if way.same is None else f"best class on {way.same}, "
+            how += f"; on {counted(way.images, 'image')} that did not calibrate: {same}cosine {way.cosine:.4f}"
         if facts.kept_float:
             how += f"; kept in float32: {listed([ending(each, 40) for each in facts.kept_float], 4)}"
     lowering = manifest.lowering

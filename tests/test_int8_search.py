@@ -80,12 +80,13 @@ def test_the_layers_that_lose_too_much_are_kept_in_float32(images: Path) -> None
     assert int8.facts.kept_float == ("wide", "after")
     assert {each.label for each in islands(int8.graph)} == {"wide", "after"}
     assert float_shares(int8.graph)[0] < 0.15
-    judged = int8.measured["judged"]
-    assert judged["images"] == judged["same"] == 8
-    assert judged["cosine"] > 0.999
-    tried = {tuple(each["kept"]): each["decibels"] for each in judged["ways"]}
+    judging = int8.facts.judging
+    taken = judging.ways[judging.taken]
+    assert taken.images == taken.same == 8
+    assert taken.cosine > 0.999
+    tried = {way.kept: way.decibels for way in judging.ways if way.bias_correction}
     assert tried["wide", "after"] > max(tried[()], tried[("after",)]) + 20
-    assert "after" in max(judged["layers"], key=lambda x: x["fall_decibels"])["layer"]
+    assert [each.layer for each in judging.layers[:2]] == ["after", "wide"]
     assert any("kept in float32: wide, after" in line for line in said.lines)
     assert any("after 3" in line and "falls most at" in line for line in said.lines)
     reference = Reference(int8.model)
@@ -109,8 +110,9 @@ def test_what_does_not_decide_refuses_no_network(
     int8 = given(network(), True, (images,), progress=said)
     assert any(line.startswith("int8 loses too much: ") for line in said.lines)
     assert int8.facts.kept_float == ()
-    assert int8.measured["judged"]["same"] == 8
-    assert int8.measured["judged"]["ties"] > 0
+    taken = int8.facts.judging.ways[int8.facts.judging.taken]
+    assert taken.same == 8
+    assert taken.ties > 0
     assert int8.measured["cosine"] < 0.99 or network is tied
 
 

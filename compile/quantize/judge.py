@@ -60,7 +60,7 @@ class Judged(NamedTuple):
     @property
     def refused(self) -> bool:
         """Too far, and not by the chance of these images: a good network would be as far on fewer than 5 % of such sets."""
-        if not self.cosine >= INT8_COSINE:
+        if self.cosine < INT8_COSINE:
             return True
         differ = 0 if self.same is None else self.images - self.same
         fewer = sum(
@@ -90,15 +90,6 @@ class Judged(NamedTuple):
             f"best class as float32's on {self.same} of {self.images} (95 % interval {low:.0%} to {high:.0%}{ties}), "
             f"{found}"
         )
-
-    def facts(self) -> dict[str, Any]:
-        return {
-            "cosine": round(self.cosine, 6),
-            "decibels": round(self.decibels, 2),
-            "images": self.images,
-            "same": self.same,
-            "ties": self.ties,
-        }
 
 
 RULE = (

@@ -124,6 +124,7 @@ def prepare(
     progress.finish()
     lost = loss.verdict(measured, calibrated, samples)
     kept: tuple[str, ...] = ()
+    judging = None
     if lost and trained and len(samples) >= FEWEST_IMAGES:
         better = search(
             calibrated,
@@ -141,7 +142,7 @@ def prepare(
             calibrated, kept = better.calibrated, better.kept
             graph = _read_graph(calibrated.model, dump, strict)
             measured = loss.compare(model, calibrated, samples)
-        measured["judged"] = better.judged.facts() | better.tried
+        judging = better.tried
         lost = ""
         if better.judged.refused:
             lost = loss.too_much(better.judged.text(), calibrated, samples[0])
@@ -161,6 +162,7 @@ def prepare(
         skipped=skipped,
         keep_float=tuple(keep_float),
         kept_float=kept,
+        judging=judging,
         accepted_loss=lost if accept_loss else "",
         output_steps=output_steps(graph, samples[:2]),
     )

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import onnx
 
+from netship.bundle.manifest import Judging, LayerLoss, QuantisedWay
 from netship.compile.frontend.model import Model
 from netship.compile.ir.graph import Graph
 from netship.compile.quantize import bias
@@ -34,6 +35,8 @@ FEWEST_IMAGES = 4
 _LARGEST_SHARE = 0.15
 # Layers that are tried on their own, and with the one before; and how many of these sets are joined at most.
 _TRIED, _PAIRS, _KEPT = 6, 3, 4
+# Layers in the manifest.
+_LISTED = 32
 # By how many dB the signal to noise must rise for a layer to be kept: its noise falls by a ninth.
 _WORTH = 0.5
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -58,13 +61,13 @@ class Found(NamedTuple):
     Attributes:
         kept: the layers that it leaves in float32, those on request not counted.
         judged: on photographs that did not calibrate.
-        tried: every way with its figures, and the layers with what each one loses, for the manifest.
+        tried: every way with its figures, and the layers that lose most, for the manifest.
     """
 
     calibrated: Calibrated
     kept: tuple[str, ...]
     judged: Judged
-    tried: dict[str, Any]
+    tried: Judging
 
 
 def search(
@@ -105,23 +108,22 @@ def search(
         calibrated = first._replace(model=int8, method=best.method)
     progress.finish()
     kept = tuple(name for name in best.kept if name not in asked)
-    facts = {
-        "ways": [
-            {
-                "method": way.method,
-                "bias_correction": way.corrected,
-                "kept": [name for name in way.kept if name not in asked],
-                **each.facts(),
-            }
-            for way, each in trials.judged.items()
-        ],
-        "layers": [
-            {"layer": each.name, "fall_decibels": round(each.fall, 2)}
-            | {"multiply_adds": round(each.share, 4)}
-            for each in layers
-        ],
-    }
-    return Found(calibrated, kept, chosen, facts)
+    tried = [
+        QuantisedWay(
+            method=way.method,
+            bias_correction=way.corrected,
+            kept=tuple(name for name in way.kept if name not in asked),
+            **each._asdict(),
+        )
+        for way, each in trials.judged.items()
+    ]
+    losses = [
+        LayerLoss(layer=each.name, fall_decibels=each.fall, multiply_adds=each.share)
+        for each in sorted(layers, key=lambda each: -each.fall)[:_LISTED]
+    ]
+    taken = list(trials.judged).index(best)
+    judging = Judging(ways=tuple(tried), taken=taken, layers=tuple(losses))
+    return Found(calibrated, kept, chosen, judging)
 
 
 def report(found: Found, lost: str) -> list[str]:
@@ -130,29 +132,25 @@ def report(found: Found, lost: str) -> list[str]:
     Args:
         lost: what the usual way loses on the images that calibrate it.
     """
-    ways, layers = found.tried["ways"], found.tried["layers"]
-    photographs = counted(found.judged.images, "image")
     lines = [
         f"{lost}, on the images that calibrate",
-        f"these ways are judged on {photographs} that did not calibrate ({RULE}):",
+        f"these ways are judged on {counted(found.judged.images, 'image')} that did not calibrate ({RULE}):",
     ]
-    for way in ways:
-        name = way["method"] if way["bias_correction"] else "ONNX Runtime's own min-max"
-        if way["kept"]:
-            name += f", in float32 {listed([ending(x, 24) for x in way['kept']], 4)}"
-        same = "" if way["same"] is None else f"{way['same']} of {way['images']}, "
-        lines.append(
-            f"{same}cosine {way['cosine']:.4f}, {way['decibels']:.1f} dB: {name}"
-        )
-    worst = sorted(layers, key=lambda each: -each["fall_decibels"])[:_TRIED]
+    for way in found.tried.ways:
+        own = "" if way.bias_correction else "ONNX Runtime's own "
+        name = f"{own}{way.method}"
+        if way.kept:
+            name += f", in float32 {listed([ending(each, 24) for each in way.kept], 4)}"
+        same = "" if way.same is None else f"{way.same} of {way.images}, "
+        lines.append(f"{same}cosine {way.cosine:.4f}, {way.decibels:.1f} dB: {name}")
     falls = [
-        f"{ending(each['layer'], 32)} {each['fall_decibels']:.1f} dB"
-        for each in worst
-        if each["fall_decibels"] >= _WORTH
+        f"{ending(each.layer, 32)} {each.fall_decibels:.1f} dB"
+        for each in found.tried.layers[:_TRIED]
+        if each.fall_decibels >= _WORTH
     ]
     if falls:
         lines.append(f"signal to noise falls most at: {', '.join(falls)}")
-    theirs = next(each["decibels"] for each in ways if not each["bias_correction"])
+    theirs = next(x.decibels for x in found.tried.ways if not x.bias_correction)
     better = found.judged.decibels - theirs
     kept = f"kept in float32: {listed([ending(x, 40) for x in found.kept], _KEPT)}"
     taken = f"taken: {found.calibrated.method}, {kept if found.kept else 'no further layer in float32'}"
