@@ -35,6 +35,8 @@ FEWEST_IMAGES = 4
 _LARGEST_SHARE = 0.15
 # Layers that are tried on their own, and with the one before; and how many of these sets are joined at most.
 _TRIED, _PAIRS, _KEPT = 6, 3, 4
+# Bytes of networks that are quantised in one process.
+_AT_ONCE = 1 << 28
 # Layers in the manifest.
 _LISTED = 32
 # By how many dB the signal to noise must rise for a layer to be kept: its noise falls by a ninth.
@@ -234,16 +236,16 @@ def _in_float(trials: _Trials, usual: Recipe, layers: Sequence[_Layer]) -> Recip
 
     sets = [each for each in sets if share(each) <= _LARGEST_SHARE]
     judged = trials.judge([way(each) for each in sets])
-    if good := [each for each in sets if judged[way(each)].good]:
+    least = trials.judged[usual].decibels + _WORTH
+    helping = [each for each in sets if judged[way(each)].decibels >= least]
+    if good := [each for each in helping if judged[way(each)].good]:
         return way(min(good, key=share))
-    gains = {each: judged[way(each)].decibels - _WORTH * len(each) for each in sets}
+    ratios = {each: judged[way(each)].decibels - _WORTH * len(each) for each in helping}
     best: tuple[str, ...] = ()
-    for each in sorted(sets, key=lambda each: -gains[each])[:_KEPT]:
+    for each in sorted(helping, key=lambda each: -ratios[each])[:_KEPT]:
         wider = tuple(dict.fromkeys((*best, *each)))
         before = trials.judged[way(best)].decibels
-        if gains[each] < trials.judged[usual].decibels or wider == best:
-            continue
-        if share(wider) > _LARGEST_SHARE:
+        if wider == best or share(wider) > _LARGEST_SHARE:
             continue
         found = trials.judge([way(wider)])[way(wider)]
         if found.decibels >= before + _WORTH * (len(wider) - len(best)):
@@ -280,24 +282,25 @@ class _Trials:
     def judge(self, ways: Sequence[Recipe]) -> dict[Recipe, Judged]:
         """What each loses on the photographs that did not calibrate it."""
         new = [way for way in ways if way not in self.judged]
-        made = iter(
-            self.quantise([(way, half) for way in new for half in self._halves])
-            if new
-            else ()
-        )
         exact = [*self._exact[1], *self._exact[0]]
-        for way in new:
-            ours: list[list[Array]] = []
-            for judging in reversed(self._halves):
-                ours += answers(replace(self._model, proto=next(made)), judging)
-            self.judged[way] = judge(self._model, ours, exact)
+        most = max(1, _AT_ONCE // (2 * self._folded.ByteSize()))
+        for start in range(0, len(new), most):
+            some = new[start : start + most]
+            jobs = [(way, half) for way in some for half in self._halves]
+            made = iter(self.quantise(jobs))
+            for way in some:
+                ours: list[list[Array]] = []
+                for judging in reversed(self._halves):
+                    int8 = replace(self._model, proto=next(made))
+                    ours += answers(int8, judging)
+                self.judged[way] = judge(self._model, ours, exact)
         return {way: self.judged[way] for way in ways}
 
     def quantise(
         self, jobs: Sequence[tuple[Recipe, Sequence[Sample]]]
     ) -> list[onnx.ModelProto]:
         self._progress.stage(
-            f"quantising in {len(jobs)} ways, to judge on photographs that do not calibrate"
+            f"trying other ways to quantise: {counted(len(jobs), 'network')}"
         )
         made = []
         for way, samples in jobs:
