@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 from netship.targets.arguments import command_parser, count_up_to, named_path
 from netship.targets.commands import as_called
 from netship.targets.errors import run_command
-from netship.targets.escapes import counted, is_c_prefix, lines, listed, shown
+from netship.targets.escapes import (
+    counted,
+    ending,
+    is_c_prefix,
+    lines,
+    listed,
+    shown,
+)
 from netship.targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -380,6 +387,12 @@ def _int8(manifest: Manifest) -> list[tuple[str, str]]:
         )
         if facts.accepted_loss:
             how += " (accepted)"
+        if facts.judging is not None:
+            way = facts.judging.ways[facts.judging.taken]
+            same = "" if way.same is None else f"best class on {way.same}, "
+            how += f"; on {counted(way.images, 'image')} that did not calibrate: {same}cosine {way.cosine:.4f}"
+        if facts.kept_float:
+            how += f"; kept in float32: {listed([ending(each, 40) for each in facts.kept_float], 4)}"
     lowering = manifest.lowering
     if lowering.float_operators is not None:
         share = ""

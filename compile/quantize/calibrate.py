@@ -35,13 +35,22 @@ Array = NDArray[np.float32]
 Sample = Sequence[NDArray[Any]]
 """The inputs of one inference."""
 
-_Method = Literal["min-max", "percentile", "entropy"]
+Method = Literal["min-max", "percentile", "entropy"]
 # By our names: ONNX Runtime's.
-METHODS: dict[_Method, str] = {
+METHODS: dict[Method, str] = {
     "min-max": "MinMax",
     "percentile": "Percentile",
     "entropy": "Entropy",
 }
+
+
+class Job(NamedTuple):
+    """A quantisation: the float network, the images that calibrate it, and the nodes that stay in float32."""
+
+    source: onnx.ModelProto
+    samples: Sequence[Sample]
+    method: Method
+    kept: list[str]
 
 
 class Calibrated(NamedTuple):
@@ -57,7 +66,7 @@ class Calibrated(NamedTuple):
 
     model: Model
     folded: onnx.ModelProto
-    method: _Method
+    method: Method
     cosines: dict[str, float]
     heads: tuple[Head, ...] = ()
 
@@ -85,21 +94,16 @@ def quantise(
         UserError: there is no such node, or ONNX Runtime's quantiser refuses the network.
     """
     folded, reference = _folded(model), Reference(model)
-    kept = _nodes(folded, model, keep_float)
+    kept = nodes_of(folded, model, keep_float)
     apart = heads.find(folded, model, samples, task)
     kept = list(dict.fromkeys([*kept, *(x for each in apart for x in each.nodes)]))
     expected = [reference.run(*each) for each in samples]
     progress.stage("correcting biases for the rounding of weights")
     source = bias.corrected(folded, [model.feeds(each) for each in samples], kept)
-    # Its calibration ends the process with ONNX Runtime, where that crashes.
-    candidates = run_in_child(
-        _candidates,
-        *(source, model, samples, unsigned, kept),
-        stage=progress.stage,
-        tick=progress.tick,
-    )
-    found: list[tuple[Agreement, _Method, Model]] = []
-    for method, proto in candidates.items():
+    jobs = [Job(source, samples, method, kept) for method in METHODS]
+    candidates = run_jobs(model, jobs, unsigned, progress.stage, progress.tick)
+    found: list[tuple[Agreement, Method, Model]] = []
+    for method, proto in zip(METHODS, candidates, strict=True):
         made = replace(model, proto=proto)
         candidate = Reference(made)
         answers = [candidate.run(*each) for each in samples]
@@ -109,7 +113,7 @@ def quantise(
     return Calibrated(best, folded, method, cosines, tuple(apart))
 
 
-def _nodes(folded: onnx.ModelProto, model: Model, wanted: Sequence[str]) -> list[str]:
+def nodes_of(folded: onnx.ModelProto, model: Model, wanted: Sequence[str]) -> list[str]:
     """The names in ``folded`` of the nodes wanted, each named by itself or by what it makes."""
     known = {
         name: node.name
@@ -169,38 +173,47 @@ def _make_biases_vectors(graph: onnx.GraphProto) -> None:
             graph.initializer.append(numpy_helper.from_array(vector, node.input[2]))
 
 
-def _candidates(
-    folded: onnx.ModelProto,
+def run_jobs(
     model: Model,
-    samples: Sequence[Sample],
+    jobs: Sequence[Job],
     unsigned: bool,
-    kept: list[str],
     stage: Callable[[str], None],
-) -> dict[_Method, onnx.ModelProto]:
-    """The QDQ graph by each method."""
+    tick: Callable[[], None],
+) -> list[onnx.ModelProto]:
+    """The QDQ graph of each; ONNX Runtime's calibration ends its process where it crashes."""
+    return run_in_child(_quantised, model, jobs, unsigned, stage=stage, tick=tick)
+
+
+def _quantised(
+    model: Model, jobs: Sequence[Job], unsigned: bool, stage: Callable[[str], None]
+) -> list[onnx.ModelProto]:
     from onnxruntime import quantization
 
     types = quantization.QuantType
-    found = {}
+    found = []
     with tempfile.TemporaryDirectory() as scratch:
         # Of a model in memory it writes external data, and loses them.
         source, path = Path(scratch) / "float.onnx", Path(scratch) / "int8.onnx"
-        onnx.save(folded, source)
-        for method, theirs in METHODS.items():
-            stage(f"calibrating by {method} on {counted(len(samples), 'image')}")
+        for job in jobs:
+            onnx.save(job.source, source)
+            stage(
+                f"calibrating by {job.method} on {counted(len(job.samples), 'image')}"
+            )
 
-            feeds = map(model.feeds, samples)
+            feeds = map(model.feeds, job.samples)
             try:
                 quantization.quantize_static(
                     source,
                     path,
                     SimpleNamespace(get_next=partial(next, feeds, None)),
                     quant_format=quantization.QuantFormat.QDQ,
-                    nodes_to_exclude=kept,
+                    nodes_to_exclude=job.kept,
                     per_channel=True,
                     weight_type=types.QInt8,
                     activation_type=types.QUInt8 if unsigned else types.QInt8,
-                    calibrate_method=quantization.CalibrationMethod[theirs],
+                    calibrate_method=quantization.CalibrationMethod[
+                        METHODS[job.method]
+                    ],
                     extra_options={
                         "WeightSymmetric": True,
                         "ActivationSymmetric": False,
@@ -211,8 +224,8 @@ def _candidates(
                     f"{model.identity.name}: ONNX Runtime's quantiser refuses it ({first_line(error)[:200]}); "
                     "give a QDQ model, or build without --quantize"
                 ) from error
-            found[method] = _plain(onnx.load(path))
-            make_room(found[method])
+            found.append(_plain(onnx.load(path)))
+            make_room(found[-1])
     return found
 
 

@@ -31,6 +31,7 @@ from netship.compile.ir.operators import islands
 from netship.compile.quantize import loss
 from netship.compile.quantize.answer import output_steps
 from netship.compile.quantize.calibrate import Sample, quantise
+from netship.compile.quantize.search import FEWEST_IMAGES, report, search
 from netship.targets.errors import UserError
 from netship.targets.escapes import counted, listed, shown
 from netship.targets.progress import Progress
@@ -134,7 +135,32 @@ def prepare(
     progress.stage("comparing int8 with float32")
     compared, measured = loss.compare(model, calibrated, samples, task)
     progress.finish()
-    if lost := loss.verdict(compared, calibrated, samples):
+    lost = loss.verdict(compared, calibrated, samples)
+    kept: tuple[str, ...] = ()
+    judging = None
+    by_boxes = compared.boxes and compared.boxes.judged
+    if lost and trained and not by_boxes and len(samples) >= FEWEST_IMAGES:
+        better = search(
+            calibrated,
+            model,
+            samples,
+            graph,
+            unsigned=unsigned,
+            keep_float=keep_float,
+            strict=strict,
+            progress=progress,
+        )
+        for line in report(better, lost):
+            progress.note(line)
+        if better.calibrated is not calibrated:
+            calibrated, kept = better.calibrated, better.kept
+            graph = _read_graph(calibrated.model, dump, strict)
+            _, measured = loss.compare(model, calibrated, samples, task)
+        judging = better.tried
+        lost = ""
+        if better.judged.refused:
+            lost = loss.too_much(better.judged.text(), calibrated, samples[0])
+    if lost:
         if trained and not accept_loss:
             raise UserError(
                 f"{lost}: calibrate with more and fitting photographs, leave that layer in float32 (--keep-float NODE), "
@@ -149,6 +175,8 @@ def prepare(
         images=images,
         skipped=skipped,
         keep_float=tuple(keep_float),
+        kept_float=kept,
+        judging=judging,
         accepted_loss=lost if accept_loss else "",
         output_steps=output_steps(graph, samples[:2]),
     )
