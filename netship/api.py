@@ -58,6 +58,7 @@ class BuildOptions(TypedDict, total=False):
     memory: str
     part: str
     calibration: AnyPath | Sequence[AnyPath]
+    input_type: Literal["uint8"]
     keep_float: str | Sequence[str]
     accept_loss: bool
     strict_int8: bool

@@ -50,7 +50,7 @@ _FILES = {
     "memory.sct": "{name}_memory.sct",
 }
 # What templates take from the project.
-_TAKEN = ("version", "core", "outputs", "exact", "detects", "steps", "floating")
+_TAKEN = ["version", "core", "outputs", "exact", "extras", "steps", "floating"]
 _PART = re.compile(r"^// (\w+)\n.*?^// end\n", re.MULTILINE | re.DOTALL)
 _FLOAT_MAX = float(np.finfo(np.float32).max)
 
@@ -90,6 +90,7 @@ def emit(project: Project, folder: Path) -> Constants:
         "name": name,
         "NAME": name.upper(),
         **{each: getattr(project, each) for each in _TAKEN},
+        "detects": "detect" in project.extras,
         "layout": data.layout,
         "wide": int(data.wide),
         "inputs": inputs,
@@ -300,7 +301,10 @@ def _layer(project: Project, step: Step, data: _Data) -> dict[str, Any]:
         return layer | data.add(layer["name"], constants=constants)
     if isinstance(operator, Table):
         name = data.name(f"{operator.label}_table")
-        return layer | {"kind": "table"} | data.add(name, operator.values)
+        layer |= {"kind": "table", "raw": operator.input.dtype == "uint8"}
+        # nn_table takes bytes from 128 on for negative numbers.
+        values = np.roll(operator.values, 128 if layer["raw"] else 0)
+        return layer | data.add(name, values)
     assert isinstance(operator, Pointwise)
     numbers = {name: _c_limit(each) for name, each in operator.parameters.items()}
     return layer | {

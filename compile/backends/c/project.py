@@ -44,7 +44,7 @@ class Project:
     graph: Graph
     arranged: Arranged
     given: Sequence[Given]  # The model's inputs.
-    detects: bool = False  # A decoder of boxes belongs to it.
+    extras: Sequence[str] = ()  # What else belongs to it: see compile.backends.c.build.
     regions: Sequence[Region] = ()  # The memories that were asked for.
 
     @property

@@ -114,7 +114,7 @@ def write(folder: Path, kind: str, name: str, cpu: str) -> None:
         "public": [
             each.name
             for each in code
-            if re.fullmatch(rf"{name}(_detect|_memory)?\.h", each.name)
+            if re.fullmatch(rf"{name}(_detect|_image|_labels|_memory)?\.h", each.name)
         ],
         # As a function that any program may call.
         "example": main.replace(_MAIN, "static int example(void) {").rstrip(),
