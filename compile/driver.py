@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,11 @@ from netship.compile.frontend.model import Model
 from netship.compile.frontend.preprocessing import read_labels, resolve_preprocessing
 from netship.compile.frontend.reference import Reference
 from netship.compile.frontend.sources import Source
+from netship.compile.ir.graph import Graph
 from netship.compile.quantize import float16
 from netship.compile.quantize.answer import check as integer_check
 from netship.compile.quantize.float16 import Float16Reference, Half
+from netship.compile.quantize.mixture import Mixed
 from netship.compile.quantize.prepare import (
     MAX_IMAGES,
     Int8,
@@ -55,7 +58,24 @@ from netship.targets.progress import Progress
 _MAX_GOLDEN = 4
 
 
-def build(request: BuildRequest, progress: Progress) -> Bundle:
+@dataclass(frozen=True)
+class Chosen:
+    """What --precision auto has chosen for a build.
+
+    Attributes:
+        mixed: the network; None where a build without this makes it.
+        int8: of the network, where a part of it computes on integers.
+        judge: of the folder of a build that is verified, what it loses and costs; it may refuse it.
+    """
+
+    mixed: Mixed | None = None
+    int8: Int8 | None = None
+    judge: Callable[[Path], dict[str, Any]] | None = None
+
+
+def build(
+    request: BuildRequest, progress: Progress, chosen: Chosen = Chosen()
+) -> Bundle:
     """Build, verify and write one bundle; returns it at its final place.
 
     Raises:
@@ -92,16 +112,25 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     _check_places(output, request.dump)
     dump = Dump(request.dump, fresh=True).graph if request.dump else passes.no_dump
     int8, half = None, None
-    if request.float16:
+    mixed = chosen.mixed
+    if mixed:
+        int8 = chosen.int8
+    elif request.float16:
         half = _half(request, source, preprocessing, progress, dump)
     else:
         int8 = _quantised(request, source, preprocessing, progress, dump)
-    model = int8.model if int8 else source.model
+    model = mixed.model if mixed else int8.model if int8 else source.model
     reduced = int8 or half
-    graph = reduced.graph if reduced else backend.prepare(model, dump)
+    made = mixed or reduced
+    graph = made.graph if made else backend.prepare(model, dump)
     progress.stage("asking ONNX Runtime for the golden outputs")
     reference = Float16Reference(model, graph) if half else Reference(model)
-    check = partial(integer_check, graph, model, reference) if int8 else reference.check
+    exact = int8 is not None
+    if mixed and mixed.rounded:
+        reference, exact = Float16Reference(model, mixed.rounded), False
+    check = (
+        partial(integer_check, graph, model, reference) if exact else reference.check
+    )
     numbers = "int8" if int8 else "float16" if half else "float32"
     name = backend.name(request.name or c_prefix(source.name))
     # Signed inputs judge the compiled code, which is the same wherever it runs: they are not written, as noise does not
@@ -137,7 +166,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
         describe = partial(
             _manifest, request, backend, job, preprocessing, written, *facts
         )
-        logs = [] if reduced else _find_records(request, backend, progress)
+        logs = [] if made else _find_records(request, backend, progress)
         # Records that give wrong answers, or crash the engine, must not keep a network from being built.
         for attempt in (logs, []) if logs else ([],):
             built = None
@@ -167,13 +196,14 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
                 (folder / MANIFEST).unlink(missing_ok=True)
         progress.finish()
         measured = _verification(
-            checked, "its integers in numpy" if int8 else reference.version
+            checked, "its integers in numpy" if exact else reference.version
         ) | {
+            **({"precision": chosen.judge(folder)} if chosen.judge else {}),
             **({numbers: reduced.measured} if reduced else {}),
             "seconds": round(time.monotonic() - started, 1),
             "peak_memory_bytes": _peak_memory(),
             "built_on": this_cpu().model,
-            **_sizes(folder, manifest, model, half),
+            **_sizes(folder, manifest, model, graph if half or mixed else None),
         }
         manifest = manifest.model_copy(update={"measured": measured})
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
@@ -373,13 +403,13 @@ def _manifest(
 
 
 def _sizes(
-    folder: Path, manifest: Manifest, model: Model, half: Half | None
+    folder: Path, manifest: Manifest, model: Model, graph: Graph | None
 ) -> dict[str, int]:
     """Of C source the weights alone: a device has no file of it."""
     if manifest.firmware:
         return {"weight_bytes": manifest.firmware.weights_bytes}
-    if half:
-        tensors = half.graph.tensors.values()
+    if graph:
+        tensors = graph.tensors.values()
         weights = sum(each.nbytes for each in tensors if each.value is not None)
     else:
         weights = sum(

@@ -162,7 +162,7 @@ class Float16Reference(Reference):
         names = [each.name for each in self._graph.outputs]
         if not self._moved:
             for _ in range(_RUNS):
-                data = _disturbed(self._graph, random).SerializeToString()
+                data = disturbed(self._graph, random).SerializeToString()
                 self._moved.append(Session(data, self._model.identity.name))
         moved = []
         for session in self._moved:
@@ -198,7 +198,7 @@ def _noise(shape: tuple[int, ...], random: np.random.Generator) -> Array:
     return random.uniform(-_ROUNDING, _ROUNDING, shape)
 
 
-def _disturbed(graph: Graph, random: np.random.Generator) -> onnx.ModelProto:
+def disturbed(graph: Graph, random: np.random.Generator) -> onnx.ModelProto:
     """The float16 network in ONNX with its weights moved at random by their rounding and by that of partial sums."""
     proto = written(graph)
     terms = {
@@ -222,6 +222,15 @@ def _disturbed(graph: Graph, random: np.random.Generator) -> onnx.ModelProto:
 
 def _names(tensors: Sequence[Tensor | None]) -> list[str]:
     return [each.name for each in tensors if each is not None]
+
+
+def guarded(model: Model, graph: Graph, samples: Sequence[Sample]) -> set[str]:
+    """The first outputs of operators that could overflow or vanish in float16.
+
+    Args:
+        graph: of ``model`` in float32, after `BEFORE`.
+    """
+    return set(_kept(graph, _ranges(graph, model, samples)))
 
 
 def _ranges(graph: Graph, model: Model, samples: Sequence[Sample]) -> dict[str, Range]:
