@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from netship.bundle import golden, inputs
 from netship.bundle.manifest import (
     Numbers,
@@ -18,7 +20,7 @@ from netship.bundle.store import (
 )
 from netship.compile import driver
 from netship.compile.backends.request import BuildRequest
-from netship.compile.backends.verify import answers
+from netship.compile.backends.verify import Array, answers
 from netship.compile.driver import Chosen
 from netship.compile.frontend import sources
 from netship.compile.frontend.preprocessing import resolve_preprocessing
@@ -27,9 +29,11 @@ from netship.compile.quantize import calibrate
 from netship.compile.quantize.mixture import Mixture, relative_loss
 from netship.compile.quantize.prepare import MAX_IMAGES, is_quantised, read_images
 from netship.compile.quantize.tradeoff import PRECISIONS, Choice, Traded, Tradeoff
+from netship.devices.sessions.session import Origin
 from netship.targets.child import run_in_child
 from netship.targets.errors import UserError
 from netship.targets.files import cached_path, write_whole
+from netship.targets.presets import missing_features, this_cpu
 from netship.targets.progress import Progress
 
 _METER = Path(__file__).parents[2] / "meter"
@@ -49,12 +53,14 @@ class Measured:
 
     Attributes:
         costs, losses: of each layer, by type.
+        roundings: losses where a tensor between layers alone is rounded to int8.
         points: choices and what they lose.
         plain: of builds in one type by an option of their own: the choice, the cost and the loss.
     """
 
     costs: list[dict[Numbers, float]] = field(default_factory=list)
     losses: list[dict[Numbers, float]] = field(default_factory=list)
+    roundings: list[float] = field(default_factory=list)
     points: list[tuple[Choice, float]] = field(default_factory=list)
     plain: dict[Numbers, tuple[Choice, float, float]] = field(default_factory=dict)
 
@@ -134,16 +140,20 @@ class Network:
         return driver.build(request, self._progress, Chosen(mixed, int8, judge))
 
     def _judged(self, choice: Choice, folder: Path) -> dict[str, Any]:
-        """What a build loses by its own answers, and what it costs."""
-        found = answers(folder, self.samples, self._request, self._progress)
+        """What a build loses, and what it costs.
+
+        Emulation is slow. Where nothing computes in float16, a build answers as ONNX Runtime does, which was checked.
+        """
+        emulated = bool(missing_features(self._request.target, this_cpu()))
+        found: tuple[list[list[Array]], Origin] | str = "as ONNX Runtime answers"
+        if "float16" in choice or not emulated:
+            found = answers(folder, self.samples, self._request, self._progress)
         if isinstance(found, str):
             loss, origin = self.mixture.loss(choice), f"simulated: {found}"
         else:
-            outputs, where = found
-            loss, origin = relative_loss(outputs, self.mixture.expected), where.value
-        cost = None
-        if self.metered:
-            cost = metering.cycles(self._operators(folder))
+            loss = relative_loss(found[0], self.mixture.expected)
+            origin = found[1].value
+        cost = metering.cycles(self._operators(folder)) if self.metered else None
         self._progress.finish()
         return {"loss": loss, "origin": origin, "cost": cost}
 
@@ -183,6 +193,10 @@ class Network:
                     progress.tick()
                 known.losses.append(lost)
             self._keep(known)
+        if not known.roundings:
+            progress.stage("measuring what rounding between layers loses")
+            known.roundings = mixture.rounding_losses()
+            self._keep(known)
         if not known.points:
             progress.stage("measuring choices")
             tradeoff = self.tradeoff(known)
@@ -206,16 +220,31 @@ class Network:
         write_whole(self._kept, json.dumps(vars(known)).encode(), "the cache")
 
     def tradeoff(self, known: Measured) -> Tradeoff:
+        """For the search, of what was measured."""
         border, between = _BORDER, _FLOAT_BORDER
         if not self.metered:
             border, between = _BYTES["float32"] + _BYTES["int8"], 0.0
-        layers = [
-            Traded(costs, losses or dict.fromkeys(costs, 0.0))
-            for costs, losses in zip(
-                known.costs, known.losses or [{}] * len(known.costs), strict=True
-            )
+        tensors = [
+            replace(each, loss=lost)
+            for each, lost in zip(self.mixture.tensors(), known.roundings, strict=True)
         ]
-        return Tradeoff(layers, self.mixture.tensors(), border, between)
+        around = [0.0] * len(known.losses)
+        for each in tensors:
+            for k in {each.maker, *each.readers} - {None}:
+                assert k is not None
+                around[k] += each.loss**2
+        layers = []
+        for costs, losses, rounded in zip(
+            known.costs, known.losses, around, strict=True
+        ):
+            costs, losses = dict(costs), dict(losses)
+            # float16 that is no more accurate than int8 is no choice.
+            if losses.get("float16", 0.0) >= losses.get("int8", np.inf):
+                del costs["float16"], losses["float16"]
+            if "int8" in losses:
+                losses["int8"] = max(losses["int8"] ** 2 - rounded, 0.0) ** 0.5
+            layers.append(Traded(costs, losses))
+        return Tradeoff(layers, tensors, border, between)
 
     def _layer_costs(self, known: Measured) -> list[dict[Numbers, float]]:
         """Of each layer, in each type that it may have."""

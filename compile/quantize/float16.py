@@ -198,8 +198,14 @@ def _noise(shape: tuple[int, ...], random: np.random.Generator) -> Array:
     return random.uniform(-_ROUNDING, _ROUNDING, shape)
 
 
-def disturbed(graph: Graph, random: np.random.Generator) -> onnx.ModelProto:
-    """The float16 network in ONNX with its weights moved at random by their rounding and by that of partial sums."""
+def disturbed(
+    graph: Graph, random: np.random.Generator, share: float = 1.0
+) -> onnx.ModelProto:
+    """The float16 network in ONNX with its weights moved at random by their rounding and by that of partial sums.
+
+    Args:
+        share: of how far they are moved.
+    """
     proto = written(graph)
     terms = {
         operator.inputs[1].name: min(operator.depth, LONGEST_SUM)
@@ -210,7 +216,7 @@ def disturbed(graph: Graph, random: np.random.Generator) -> onnx.ModelProto:
         if graph.tensors.get(tensor.name, _OTHER).dtype == "float16":
             value = numpy_helper.to_array(tensor)
             partial = np.sqrt(1 + terms.get(tensor.name, 0) / 4)
-            moved = value * (1 + partial * _noise(value.shape, random))
+            moved = value * (1 + share * partial * _noise(value.shape, random))
             inside = np.where(
                 np.isfinite(value), np.clip(moved, -LARGEST, LARGEST), value
             )

@@ -61,7 +61,10 @@ def layers(proto: onnx.ModelProto) -> list[Layer]:
 
 
 def mix(
-    floating: onnx.ModelProto, quantised: onnx.ModelProto, integers: Collection[str]
+    floating: onnx.ModelProto,
+    quantised: onnx.ModelProto,
+    integers: Collection[str],
+    rounded: str = "",
 ) -> onnx.ModelProto:
     """The QDQ graph in which the nodes ``integers`` alone are quantised.
 
@@ -71,13 +74,14 @@ def mix(
         floating: the float32 network, batch normalisation folded.
         quantised: all of it quantised by ONNX Runtime, which leaves out limits that an output's type has anyway.
         integers: names of nodes, whole layers of them.
+        rounded: a tensor that is rounded in any case.
     """
     outputs = {each.name for each in floating.graph.output}
     initial = {each.name for each in quantised.graph.initializer}
     ours = {node.name: node for node in quantised.graph.node}
     makers = {name: node.name for node in floating.graph.node for name in node.output}
     back = {node.input[0]: node for node in quantised.graph.node if node.input}
-    touched = {
+    touched = {rounded} | {
         name
         for node in floating.graph.node
         if node.name in integers
@@ -124,7 +128,7 @@ def mix(
             read = {
                 name: steps[name][1].output[0]
                 for name in node.input
-                if name in steps and makers.get(name) in integers
+                if name in steps and (makers.get(name) in integers or name == rounded)
             }
             add(node, read)
         elif node.name in ours:

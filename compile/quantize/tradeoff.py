@@ -16,6 +16,8 @@ Choice = tuple[Precision, ...]
 
 # From the least accurate to float32 itself.
 PRECISIONS: tuple[Precision, ...] = ("int8", "float16", "float32")
+_LEAST_NOISE = 1e-18
+# How many neighbouring layers a step changes.
 _BLOCKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
@@ -25,7 +27,7 @@ class Traded:
 
     Attributes:
         costs: of an inference, by the types that it can have; float32 is always one of them.
-        losses: what the network loses where this layer alone has that type.
+        losses: what the network loses by the layer's own arithmetic in that type, without the rounding of `Passed`.
     """
 
     costs: Mapping[Precision, float]
@@ -39,11 +41,13 @@ class Passed:
     Attributes:
         maker: number of a layer; None of the network's input, which is float32.
         readers: numbers of layers; None of the network's output, which is float32.
+        loss: what the network loses where the tensor is rounded to int8, because its maker or a reader is int8.
     """
 
     maker: int | None
     readers: tuple[int | None, ...]
     elements: int
+    loss: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -83,10 +87,7 @@ class Tradeoff:
         return near
 
     def _conversions(self, tensor: Passed, choice: Choice) -> float:
-        made, *read = (
-            "float32" if each is None else choice[each]
-            for each in (tensor.maker, *tensor.readers)
-        )
+        made, *read = self._types(tensor, choice)
         each = sum(
             self.border if "int8" in (made, kind) else self.float_border
             for kind in {*read} - {made}
@@ -104,44 +105,58 @@ class Tradeoff:
     def choices(self) -> Iterator[Choice]:
         """From the fastest by the model to float32 everywhere.
 
-        Each step makes neighbouring layers more accurate: those whose losses fall most for what they cost more. Losses
-        of several layers are taken as independent noise, whose squares add up.
+        Each step makes neighbouring layers more accurate: those whose noise falls most for what they cost more.
         """
         choice = self.uniform("int8")
         yield choice
         while True:
             best: tuple[float, Choice] | None = None
-            for changed, block, gain in self._steps(choice):
+            for changed, block in self._steps(choice):
+                gain = self._noise_of(block, choice) - self._noise_of(block, changed)
                 more = self._cost_of(block, changed) - self._cost_of(block, choice)
                 # A step that costs nothing comes before all others.
                 worth = gain / more if more > 0 else float("inf")
-                if best is None or worth > best[0]:
+                if gain > 0 and (best is None or worth > best[0]):
                     best = worth, changed
             if best is None:
                 return
             choice = best[1]
             yield choice
 
-    def _steps(self, choice: Choice) -> Iterator[tuple[Choice, list[int], float]]:
-        """Blocks of layers made more accurate: the choice, the layers, by how much the sum of squared losses falls."""
+    def _steps(self, choice: Choice) -> Iterator[tuple[Choice, list[int]]]:
+        """Blocks of layers made more accurate: the choice, and the layers."""
         count = len(choice)
         for precision in PRECISIONS[1:]:
             target = self.uniform(precision)
-            gains = [
-                self._square(k, choice[k]) - self._square(k, target[k])
-                for k in range(count)
+            rises = [
+                PRECISIONS.index(after) > PRECISIONS.index(before)
+                for before, after in zip(choice, target, strict=True)
             ]
             for length in {min(each, count) for each in _BLOCKS} | {count}:
                 for start in range(count - length + 1):
-                    block = [k for k in range(start, start + length) if gains[k] > 0]
+                    block = [k for k in range(start, start + length) if rises[k]]
                     if not block or block[0] != start:
                         continue
                     changed = list(choice)
                     for k in block:
                         changed[k] = target[k]
-                    yield tuple(changed), block, sum(gains[k] for k in block)
+                    yield tuple(changed), block
 
-    def _square(self, layer: int, kind: Precision) -> float:
-        # What is more accurate is never worth nothing: the last step is float32 everywhere.
-        rank = len(PRECISIONS) - 1 - PRECISIONS.index(kind)
-        return self.layers[layer].losses.get(kind, 0.0) ** 2 + rank * 1e-18
+    def _noise_of(self, block: Sequence[int], choice: Choice) -> float:
+        """Of some layers, and of all roundings to int8 that their types are part of: independent, so squares add up."""
+        own = 0.0
+        for k in block:
+            own += self.layers[k].losses.get(choice[k], 0.0) ** 2
+            # What is more accurate is never worth nothing: the last step is float32 everywhere.
+            own += _LEAST_NOISE * (len(PRECISIONS) - PRECISIONS.index(choice[k]))
+        near = {number for k in block for number in self._near[k]}
+        return own + sum(
+            self.tensors[i].loss ** 2
+            for i in near
+            if "int8" in self._types(self.tensors[i], choice)
+        )
+
+    def _types(self, tensor: Passed, choice: Choice) -> list[Precision]:
+        """Of what makes and of what reads a tensor."""
+        ends = (tensor.maker, *tensor.readers)
+        return ["float32" if each is None else choice[each] for each in ends]
