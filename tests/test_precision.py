@@ -20,7 +20,7 @@ from netship.bundle.manifest import Manifest, Precision
 from netship.bundle.store import Bundle, open_bundle
 from netship.compile import build as command
 from netship.compile.backends.request import BuildRequest
-from netship.compile.frontend import gate
+from netship.compile.frontend import gate, sources
 from netship.compile.frontend.reference import Reference
 from netship.compile.precision import metering, network, search
 from netship.compile.quantize import answer, calibrate
@@ -236,8 +236,6 @@ def test_more_loss_never_costs_more(
     model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the search's own figures, which are measured once for every limit."""
-    from netship.compile.frontend import sources
-
     request = asked(model, images, "arm-cortex-a76", 0.5)
     monkeypatch.setattr(metering, "CPUS", ())
     source = sources.find(str(model), {}, None, lambda stage: None)
@@ -326,6 +324,21 @@ def test_options_that_do_not_fit_are_refused(
         parsed = command.parser().parse_args(["--model", str(model), *options.split()])
         search.build(command.request(parsed), Progress(quiet=True))
     assert said in f"{refused.value}{capsys.readouterr().err}"
+
+
+def test_a_network_that_cannot_be_quantised_is_left_in_float(
+    model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise UserError("ONNX Runtime's quantiser refuses it")
+
+    monkeypatch.setattr(metering, "CPUS", ())
+    monkeypatch.setattr(calibrate, "quantise", refuse)
+    request = replace(asked(model, images, "arm-cortex-a76", 0.5), threads=2)
+    source = sources.find(str(model), {}, None, lambda stage: None)
+    found = network.Network(request, source, tmp_path, Progress(quiet=True))
+    points = found.measure().points
+    assert {kind for choice, _ in points for kind in choice} == {"float16", "float32"}
 
 
 def test_a_quantised_model_is_refused(images: Path, tmp_path: Path) -> None:

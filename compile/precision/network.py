@@ -100,9 +100,13 @@ class Network:
         images, self.samples, skipped = read_images(
             found, model, preprocessing, progress
         )
-        calibrated = calibrate.quantise(
-            model, self.samples, request.target.machine == "x86_64", progress
-        )
+        unsigned = request.target.machine == "x86_64"
+        try:
+            calibrated = calibrate.quantise(model, self.samples, unsigned, progress)
+        except UserError as error:
+            progress.finish()
+            progress.note(f"int8 is left out: {error}")
+            calibrated = calibrate.unquantised(model)
         self._facts = Quantisation(
             method=calibrated.method, images=images, skipped=skipped, output_steps=(1,)
         )

@@ -28,7 +28,7 @@ def write_page(bundle: Bundle, path: Path) -> None:
         manifest=bundle.manifest,
         measured=bundle.manifest.measured["precision"],
         drawn=_drawn(facts),
-        kinds=PRECISIONS,
+        kinds=[x for x in PRECISIONS if any(x in y.costs for y in facts.layers)],
     )
 
 

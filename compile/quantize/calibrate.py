@@ -105,6 +105,12 @@ def quantise(
     )
 
 
+def unquantised(model: Model) -> Calibrated:
+    """As `quantise`, of a network that cannot be quantised: all of it in float32."""
+    folded = _folded(model)
+    return Calibrated(replace(model, proto=folded), folded, "min-max", {})
+
+
 def is_enough(least: float, same: int, images: Sequence[Sample]) -> bool:
     """Whether int8 loses so little that a build accepts it.
 
