@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -282,15 +283,48 @@ def test_a_build_for_a_board_mixes_all_three(
     assert tuple(each.numbers for each in facts.layers) == chosen
 
 
-def test_what_cannot_be_reached_is_refused_in_one_line(
-    model: Path, images: Path, tmp_path: Path
+@pytest.fixture
+def halves(
+    model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[network.Network, list[Choice]]:
+    """A network whose builds lose 2.5 times what is simulated, and float32 1e-7; and the choices that were built."""
+    monkeypatch.setattr(metering, "CPUS", ())
+    request = asked(model, images, "arm-cortex-a76", 0.5)
+    source = sources.find(str(model), {}, None, lambda stage: None)
+    found = network.Network(request, source, tmp_path, Progress(quiet=True))
+    built: list[Choice] = []
+
+    def build(choice: Choice, output: Path, **_: object) -> SimpleNamespace:
+        built.append(choice)
+        loss = 2.5 * found.mixture.loss(choice) if "float16" in choice else 1e-7
+        measured = {"precision": {"loss": loss, "cost": None, "origin": "emulated"}}
+        return SimpleNamespace(path=output, manifest=SimpleNamespace(measured=measured))
+
+    monkeypatch.setattr(found, "build_choice", build)
+    plain = found.mixture.uniform("float32")
+    monkeypatch.setattr(found, "build_plain", lambda kind, out: build(plain, out))
+    return found, built
+
+
+@pytest.mark.parametrize("limit", [0.0002, 0.0006, 0.001, 0.002])
+def test_a_build_that_loses_more_than_its_simulation_makes_way(
+    limit: float, halves: tuple[network.Network, list[Choice]], tmp_path: Path
 ) -> None:
-    given = ("--model", model, "--calibration", images, "--output", tmp_path / "x")
-    done = run("compile.build", *given, *AUTO, "1e-12")
-    assert done.returncode == 2
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: --max-loss 1e-12: float32 as it is built loses")
-    assert not (tmp_path / "x").exists()
+    found, built = halves
+    chosen = search.Search(found, limit, tmp_path, Progress(quiet=True))
+    bundle, facts = chosen.best()
+    assert bundle.manifest.measured["precision"]["loss"] <= limit
+    assert tuple(each.numbers for each in facts.layers) in built
+    assert 1 <= len(built) == len(set(built)) <= 5
+
+
+def test_what_cannot_be_reached_is_refused_in_one_line(
+    halves: tuple[network.Network, list[Choice]], tmp_path: Path
+) -> None:
+    chosen = search.Search(halves[0], 1e-12, tmp_path, Progress(quiet=True))
+    wanted = "--max-loss 1e-12: float32 as it is built loses 1e-07; give at least that"
+    with pytest.raises(UserError, match=f"^{wanted}$"):
+        chosen.best()
 
 
 @pytest.mark.parametrize(
