@@ -33,8 +33,11 @@ def write_page(bundle: Bundle, path: Path) -> None:
 
 
 def _drawn(facts: Precision) -> dict[str, Any]:
-    """The curve in pixels: costs to the right from nothing, losses upwards in decades."""
-    losses = [each.loss for each in facts.curve if each.loss > 0]
+    """The curve in pixels: costs to the right from nothing, losses upwards in decades.
+
+    float32's rounding lies at the lower border.
+    """
+    losses = [each.loss for each in facts.curve if each.loss > 1e-5]
     low, high = (
         np.log10(choose([*losses, facts.max_loss], default=1e-6))
         for choose in (min, max)
