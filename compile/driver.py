@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,14 @@ from netship.bundle.manifest import (
     TargetIdentity,
 )
 from netship.bundle.store import MANIFEST, Bundle, check_replaceable, sha256_of, staging
+from netship.bundle.task import Task
 from netship.compile import passes
 from netship.compile.backends.backend import Backend, Built, Job
 from netship.compile.backends.dump import Dump
 from netship.compile.backends.registry import BACKENDS
 from netship.compile.backends.request import BuildRequest
 from netship.compile.backends.verify import Verification
-from netship.compile.frontend import sources
+from netship.compile.frontend import byte_input, sources
 from netship.compile.frontend.detectors import resolve_task
 from netship.compile.frontend.model import Model
 from netship.compile.frontend.preprocessing import read_labels, resolve_preprocessing
@@ -38,12 +39,13 @@ from netship.compile.ir.graph import Graph
 from netship.compile.quantize import float16
 from netship.compile.quantize.answer import check as integer_check
 from netship.compile.quantize.float16 import Float16Reference, Half
-from netship.compile.quantize.mixture import Mixed
+from netship.compile.quantize.mixture import AS_ASKED, Chosen
 from netship.compile.quantize.prepare import (
     MAX_IMAGES,
     Int8,
     is_quantised,
     prepare,
+    taking_bytes,
     write_reference,
 )
 from netship.records import lookup
@@ -51,30 +53,17 @@ from netship.records.lookup import RecordLog
 from netship.targets import licences
 from netship.targets.child import EndedAbruptly
 from netship.targets.errors import UserError
-from netship.targets.escapes import c_prefix
+from netship.targets.escapes import c_prefix, shown
 from netship.targets.presets import this_cpu
 from netship.targets.progress import Progress
 
 _MAX_GOLDEN = 4
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What --precision auto has chosen for a build.
-
-    Attributes:
-        mixed: the network; None where a build without this makes it.
-        int8: of the network, where a part of it computes on integers.
-        judge: of the folder of a build that is verified, what it loses and costs; it may refuse it.
-    """
-
-    mixed: Mixed | None = None
-    int8: Int8 | None = None
-    judge: Callable[[Path], dict[str, Any]] | None = None
+# Elements of golden outputs whose class or index rounding can change: as a share, and in a small output.
+_MOST_UNDECIDED, _FEW_UNDECIDED = 0.05, 16
 
 
 def build(
-    request: BuildRequest, progress: Progress, chosen: Chosen = Chosen()
+    request: BuildRequest, progress: Progress, chosen: Chosen = AS_ASKED
 ) -> Bundle:
     """Build, verify and write one bundle; returns it at its final place.
 
@@ -101,8 +90,14 @@ def build(
     )
     task, seen = resolve_task(overrides.task, overrides.decode, source.model)
     labels = read_labels(overrides.labels, source.model.outputs, task)
-    samples = _golden_inputs(request.golden, source.model, preprocessing, progress)
+    taken, given = source.model, preprocessing
+    if request.input_type:
+        given = byte_input.outside(preprocessing, taken)
+        taken = byte_input.taking_bytes(taken, given.inside)
+    samples = _golden_inputs(request.golden, taken, given, progress)
     progress.finish()
+    if given and given.inside and taken.image:
+        note += f"; the input is uint8 {list(taken.image.shape)}, which the network scales itself"
     unnamed = ""
     if request.name and backend.name(request.name) != request.name:
         unnamed = f"--name {request.name}: a {backend.format} has no C functions; the name is not used"
@@ -114,20 +109,21 @@ def build(
     int8, half = None, None
     mixed = chosen.mixed
     if mixed:
-        int8 = chosen.int8
+        int8, taken = chosen.int8, mixed.model
     elif request.float16:
-        half = _half(request, source, preprocessing, progress, dump)
+        half = _half(request, replace(source, model=taken), given, progress, dump)
     else:
-        int8 = _quantised(request, source, preprocessing, progress, dump)
-    model = mixed.model if mixed else int8.model if int8 else source.model
+        int8 = _quantised(request, source, preprocessing, task, progress, dump)
+    if int8 and given and given.inside:
+        int8 = taking_bytes(int8, given.inside, dump, request.strict_int8)
+    model, preprocessing = int8.model if int8 else taken, given
     reduced = int8 or half
     made = mixed or reduced
     graph = made.graph if made else backend.prepare(model, dump)
     progress.stage("asking ONNX Runtime for the golden outputs")
-    reference = Float16Reference(model, graph) if half else Reference(model)
-    exact = int8 is not None
-    if mixed and mixed.rounded:
-        reference, exact = Float16Reference(model, mixed.rounded), False
+    rounded = mixed.rounded if mixed else half and half.graph
+    reference = Float16Reference(model, rounded) if rounded else Reference(model)
+    exact = int8 is not None and not rounded
     check = (
         partial(integer_check, graph, model, reference) if exact else reference.check
     )
@@ -137,6 +133,7 @@ def build(
     # compress.
     signed = golden.of_all(golden.signed_inputs, model.inputs, preprocessing)
     checks = [check(*sample) for sample in (*samples, *signed)]
+    _check_decided(checks[: len(samples)], model, progress)
     with staging(output) as folder:
         written = golden.write_golden(folder, checks[: len(samples)])
         quantisation = write_reference(int8, folder) if int8 else None
@@ -157,7 +154,9 @@ def build(
                 golden.input_range(each, preprocessing if each.is_image else None)
                 for each in model.inputs
             ),
+            preprocessing=preprocessing,
             task=task,
+            labels=labels,
             dump=request.dump,
             arena_limit=request.arena_limit,
             flash_limit=request.flash_limit,
@@ -222,6 +221,7 @@ def _quantised(
     request: BuildRequest,
     source: Source,
     preprocessing: Preprocessing | None,
+    task: Task | None,
     progress: Progress,
     dump: passes.Dump,
 ) -> Int8 | None:
@@ -243,6 +243,7 @@ def _quantised(
         keep_float=request.keep_float,
         accept_loss=request.accept_loss,
         strict=request.strict_int8,
+        task=task,
     )
 
 
@@ -331,6 +332,20 @@ def _golden_inputs(
     for note in (note for each in taken for note in each.notes):
         progress.note(note)
     return [each.tensors for each in taken]
+
+
+def _check_decided(
+    checks: Sequence[golden.Check], model: Model, progress: Progress
+) -> None:
+    """Say where classes tie, and refuse golden data in which too many do."""
+    for name, (count, total) in golden.undecided(checks, model.outputs).items():
+        said = f"golden data: output {shown(name)!r} has {count:,} of {total:,} elements that rounding can change"
+        if count > max(_FEW_UNDECIDED, _MOST_UNDECIDED * total):
+            raise UserError(
+                f"{said}; at most {_MOST_UNDECIDED:.0%} are accepted: give photographs with --golden"
+            )
+        progress.finish()
+        progress.note(f"{said}, as two classes tie; each of them is accepted there")
 
 
 def _find_records(

@@ -21,12 +21,11 @@ from netship.bundle.store import (
 from netship.compile import driver
 from netship.compile.backends.request import BuildRequest
 from netship.compile.backends.verify import Array, answers
-from netship.compile.driver import Chosen
 from netship.compile.frontend import sources
 from netship.compile.frontend.preprocessing import resolve_preprocessing
 from netship.compile.precision import metering
 from netship.compile.quantize import calibrate
-from netship.compile.quantize.mixture import Mixture, relative_loss
+from netship.compile.quantize.mixture import Chosen, Mixture, relative_loss
 from netship.compile.quantize.prepare import MAX_IMAGES, is_quantised, read_images
 from netship.compile.quantize.tradeoff import PRECISIONS, Choice, Traded, Tradeoff
 from netship.devices.sessions.session import Origin

@@ -116,6 +116,7 @@ def _check(request: BuildRequest) -> None:
         ("--records", request.records),
         ("--require-tuned", request.require_tuned),
         ("--dump", request.dump),
+        ("--input-type", request.input_type),
     ):
         if given:
             raise UserError(f"{name}: {auto} chooses by itself; leave one of them out")

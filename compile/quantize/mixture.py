@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -53,6 +55,25 @@ class Mixed:
         if self.rounded is None:
             return Reference(self.model)
         return Float16Reference(self.model, self.rounded)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What --precision auto has chosen for a build.
+
+    Attributes:
+        mixed: the network; None where a build without this makes it.
+        int8: of the network, where a part of it computes on integers.
+        judge: of the folder of a build that is verified, what it loses and costs; it may refuse it.
+    """
+
+    mixed: Mixed | None = None
+    int8: Int8 | None = None
+    judge: Callable[[Path], dict[str, Any]] | None = None
+
+
+AS_ASKED = Chosen()
+"""Of a build that its options alone describe."""
 
 
 class Mixture:
@@ -217,7 +238,7 @@ class Mixture:
             }
         )
         calibrated = self._calibrated._replace(model=mixed.model)
-        measured = loss.compare(self._floating, calibrated, self._samples)
+        _, measured = loss.compare(self._floating, calibrated, self._samples)
         return Int8(mixed.model, mixed.graph, facts, measured)
 
 
