@@ -431,6 +431,66 @@ class Float16(Section):
     float32_sums: tuple[str, ...]
 
 
+Numbers = Literal["int8", "float16", "float32"]
+"""What a layer computes in."""
+
+
+class LayerPrecision(Section):
+    """A layer of a network of mixed precision.
+
+    Attributes:
+        costs, losses: by what it could compute in: its share of an inference's cost, and what the network loses where
+            it alone does so.
+    """
+
+    layer: str
+    numbers: Numbers
+    costs: dict[Numbers, FiniteFloat]
+    losses: dict[Numbers, FiniteFloat]
+
+
+class TradeoffPoint(Section):
+    """A choice that was measured.
+
+    Attributes:
+        cost: of an inference, by the search's model, or metered.
+        layers: how many compute in what.
+    """
+
+    cost: FiniteFloat
+    loss: FiniteFloat
+    layers: dict[Numbers, int]
+
+
+class Precision(Section):
+    """What --precision auto chose, and among what.
+
+    Attributes:
+        max_loss: that was asked for: the mean over the images of the largest error of an output, of its float32 range.
+        images: by which losses were measured.
+        unit: of the costs.
+        simulated_loss: of what was chosen, by ONNX Runtime.
+        curve: what was measured, from the fastest to float32.
+    """
+
+    max_loss: FiniteFloat
+    images: int = Field(gt=0)
+    unit: Literal["cycles", "weighted multiply-adds"]
+    cost: FiniteFloat
+    simulated_loss: FiniteFloat
+    layers: tuple[LayerPrecision, ...]
+    curve: tuple[TradeoffPoint, ...]
+
+    @property
+    def pareto(self) -> tuple[TradeoffPoint, ...]:
+        """Of the curve those points to which no other is preferable in both."""
+        found: list[TradeoffPoint] = []
+        for each in sorted(self.curve, key=lambda point: (point.cost, point.loss)):
+            if not found or each.loss < found[-1].loss:
+                found.append(each)
+        return tuple(found)
+
+
 class FirmwareTensor(Section):
     """An input or output of a C project; an image's channels lie last.
 
@@ -552,6 +612,7 @@ class Manifest(Section):
         firmware: of C source, None otherwise.
         quantisation: of an int8 network, None otherwise.
         float16: of a network in float16, None otherwise.
+        precision: where the build chose what each layer computes in, None otherwise.
     """
 
     format_version: Literal[4] = FORMAT_VERSION
@@ -574,6 +635,7 @@ class Manifest(Section):
     firmware: Firmware | None = None
     quantisation: Quantisation | None = None
     float16: Float16 | None = None
+    precision: Precision | None = None
     golden: Annotated[tuple[Golden, ...], Field(min_length=1)]
     files: dict[RelativePath, Sha256]
     measured: dict[str, Any] = Field(default_factory=dict)
@@ -584,7 +646,7 @@ class Manifest(Section):
         return _IS_SOURCE[self.format]
 
     @property
-    def numbers(self) -> Literal["float32", "float16", "int8"]:
+    def numbers(self) -> Numbers:
         """What the network computes in."""
         if self.quantisation:
             return "int8"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from netship.targets.arguments import command_parser, count_up_to, named_path
 from netship.targets.commands import as_called
-from netship.targets.errors import run_command
+from netship.targets.errors import UserError, run_command
 from netship.targets.escapes import (
     counted,
     ending,
@@ -50,7 +50,7 @@ Exit codes: 0 built and checked, 2 refused (one line says why), 130 Ctrl-C, 143 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     with Progress(quiet=arguments.json) as progress:
-        from netship.compile.driver import build
+        from netship.compile.precision.search import build
 
         bundle = build(request(arguments), progress)
     if arguments.json:
@@ -114,10 +114,18 @@ def parser() -> argparse.ArgumentParser:
     )
     option(
         "--precision",
-        choices=["float32", "float16"],
+        choices=["float32", "float16", "auto"],
         default="float32",
         help="float16: arithmetic and weights of 16 bits where they are accurate enough, on a CPU that has them; "
-        "inputs and outputs stay float32 (default: %(default)s)",
+        "inputs and outputs stay float32; auto: int8, float16 or float32 for each layer, the fastest that loses at "
+        "most --max-loss on --calibration (default: %(default)s)",
+    )
+    option(
+        "--max-loss",
+        type=_fraction,
+        metavar="X",
+        help="for --precision auto: the mean over the photographs of the largest error of an output, as a fraction of "
+        "that output's range in float32, such as 0.01",
     )
     option(
         "--input-type",
@@ -296,7 +304,6 @@ def request(arguments: argparse.Namespace) -> BuildRequest:
     from netship.compile.backends.request import BuildRequest
     from netship.compile.frontend.preprocessing import Overrides
     from netship.devices.microcontroller.regions import of_part
-    from netship.targets.errors import UserError
     from netship.targets.presets import resolve
 
     target = resolve(arguments.target)
@@ -304,6 +311,13 @@ def request(arguments: argparse.Namespace) -> BuildRequest:
         raise UserError("--part and --memory: both say the memories; leave one out")
     if arguments.part and target.microcontroller:
         of_part(arguments.part, target.name)
+    auto = arguments.precision == "auto"
+    if auto != (arguments.max_loss is not None):
+        raise UserError(
+            "--precision auto: needs --max-loss X, such as 0.01"
+            if auto
+            else "--max-loss: goes with --precision auto; add it"
+        )
     return BuildRequest(
         model=arguments.model,
         target=target,
@@ -324,6 +338,7 @@ def request(arguments: argparse.Namespace) -> BuildRequest:
         part=arguments.part,
         quantize=arguments.quantize is not None,
         float16=arguments.precision == "float16",
+        max_loss=arguments.max_loss,
         input_type=arguments.input_type,
         calibration=tuple(arguments.calibration),
         keep_float=tuple(arguments.keep_float),
@@ -344,6 +359,10 @@ def _summary(bundle: Bundle) -> dict[str, Any]:
         "groups": len(manifest.lowering.groups),
         "macs": sum(group.macs for group in manifest.lowering.groups),
         "preprocessing_assumed": _assumed(manifest),
+        "layers": {
+            each.layer: each.numbers
+            for each in (manifest.precision.layers if manifest.precision else ())
+        },
         **manifest.measured,
     }
 
@@ -385,6 +404,7 @@ def _table(bundle: Bundle, model: str) -> str:
         *([("placed", firmware.placed)] if firmware and firmware.placed else []),
         *_int8(manifest),
         *_float16(manifest),
+        *_precision(bundle),
         ("checked", checked),
         (
             "took",
@@ -455,6 +475,35 @@ def _float16(manifest: Manifest) -> list[tuple[str, str]]:
     return [("float16", how)]
 
 
+def _precision(bundle: Bundle) -> list[tuple[str, str]]:
+    facts = bundle.manifest.precision
+    if facts is None:
+        return []
+    from netship.compile.precision.page import PAGE
+
+    judged = bundle.manifest.measured["precision"]
+    counts = Counter(each.numbers for each in facts.layers)
+    layers = ", ".join(f"{n} in {kind}" for kind, n in counts.most_common())
+    cost = f"{facts.cost / 1e6:.2f} M {facts.unit}"
+    if judged["cost"]:
+        cost += " (estimated)"
+    how = (
+        f"{layers}; {cost}; loss {judged['loss']:.5f}, at most {facts.max_loss:g} on these "
+        f"{counted(facts.images, 'image')}, {judged['origin']}"
+    )
+    rows = [("layers", how)]
+    for kind in counts:
+        named = [shown(each.layer) for each in facts.layers if each.numbers == kind]
+        if len(counts) > 1:
+            rows.append((f"  {kind}", listed(named, 12)))
+    curve = [f"{each.cost / 1e6:.2f} M {each.loss:.5f}" for each in facts.pareto]
+    return [
+        *rows,
+        ("curve", "; ".join(curve)),
+        ("page", shown(quote(str(bundle.path / PAGE)), 1000)),
+    ]
+
+
 def _size(manifest: Manifest) -> str:
     measured = manifest.measured
     if firmware := manifest.firmware:
@@ -505,6 +554,18 @@ def _identifier(text: str) -> str:
             f"{text!r} is not a C identifier that is free, such as mobilenetv2"
         )
     return text
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a fraction above 0 and at most 1, such as 0.01"
+        )
+    return value
 
 
 def _bytes(text: str) -> int:

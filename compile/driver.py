@@ -35,9 +35,11 @@ from netship.compile.frontend.model import Model
 from netship.compile.frontend.preprocessing import read_labels, resolve_preprocessing
 from netship.compile.frontend.reference import Reference
 from netship.compile.frontend.sources import Source
+from netship.compile.ir.graph import Graph
 from netship.compile.quantize import float16
 from netship.compile.quantize.answer import check as integer_check
 from netship.compile.quantize.float16 import Float16Reference, Half
+from netship.compile.quantize.mixture import AS_ASKED, Chosen
 from netship.compile.quantize.prepare import (
     MAX_IMAGES,
     Int8,
@@ -60,7 +62,9 @@ _MAX_GOLDEN = 4
 _MOST_UNDECIDED, _FEW_UNDECIDED = 0.05, 16
 
 
-def build(request: BuildRequest, progress: Progress) -> Bundle:
+def build(
+    request: BuildRequest, progress: Progress, chosen: Chosen = AS_ASKED
+) -> Bundle:
     """Build, verify and write one bundle; returns it at its final place.
 
     Raises:
@@ -103,7 +107,10 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     _check_places(output, request.dump)
     dump = Dump(request.dump, fresh=True).graph if request.dump else passes.no_dump
     int8, half = None, None
-    if request.float16:
+    mixed = chosen.mixed
+    if mixed:
+        int8, taken = chosen.int8, mixed.model
+    elif request.float16:
         half = _half(request, replace(source, model=taken), given, progress, dump)
     else:
         int8 = _quantised(request, source, preprocessing, task, progress, dump)
@@ -111,10 +118,15 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
         int8 = taking_bytes(int8, given.inside, dump, request.strict_int8)
     model, preprocessing = int8.model if int8 else taken, given
     reduced = int8 or half
-    graph = reduced.graph if reduced else backend.prepare(model, dump)
+    made = mixed or reduced
+    graph = made.graph if made else backend.prepare(model, dump)
     progress.stage("asking ONNX Runtime for the golden outputs")
-    reference = Float16Reference(model, graph) if half else Reference(model)
-    check = partial(integer_check, graph, model, reference) if int8 else reference.check
+    rounded = mixed.rounded if mixed else half and half.graph
+    reference = Float16Reference(model, rounded) if rounded else Reference(model)
+    exact = int8 is not None and not rounded
+    check = (
+        partial(integer_check, graph, model, reference) if exact else reference.check
+    )
     numbers = "int8" if int8 else "float16" if half else "float32"
     name = backend.name(request.name or c_prefix(source.name))
     # Signed inputs judge the compiled code, which is the same wherever it runs: they are not written, as noise does not
@@ -156,7 +168,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
         describe = partial(
             _manifest, request, backend, job, preprocessing, written, *facts
         )
-        logs = [] if reduced else _find_records(request, backend, progress)
+        logs = [] if made else _find_records(request, backend, progress)
         # Records that give wrong answers, or crash the engine, must not keep a network from being built.
         for attempt in (logs, []) if logs else ([],):
             built = None
@@ -186,13 +198,14 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
                 (folder / MANIFEST).unlink(missing_ok=True)
         progress.finish()
         measured = _verification(
-            checked, "its integers in numpy" if int8 else reference.version
+            checked, "its integers in numpy" if exact else reference.version
         ) | {
+            **({"precision": chosen.judge(folder)} if chosen.judge else {}),
             **({numbers: reduced.measured} if reduced else {}),
             "seconds": round(time.monotonic() - started, 1),
             "peak_memory_bytes": _peak_memory(),
             "built_on": this_cpu().model,
-            **_sizes(folder, manifest, model, half),
+            **_sizes(folder, manifest, model, graph if half or mixed else None),
         }
         manifest = manifest.model_copy(update={"measured": measured})
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
@@ -408,13 +421,13 @@ def _manifest(
 
 
 def _sizes(
-    folder: Path, manifest: Manifest, model: Model, half: Half | None
+    folder: Path, manifest: Manifest, model: Model, graph: Graph | None
 ) -> dict[str, int]:
     """Of C source the weights alone: a device has no file of it."""
     if manifest.firmware:
         return {"weight_bytes": manifest.firmware.weights_bytes}
-    if half:
-        tensors = half.graph.tensors.values()
+    if graph:
+        tensors = graph.tensors.values()
         weights = sum(each.nbytes for each in tensors if each.value is not None)
     else:
         weights = sum(

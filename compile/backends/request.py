@@ -50,6 +50,7 @@ class BuildRequest:
     part: str | None = None
     quantize: bool = False
     float16: bool = False
+    max_loss: float | None = None
     input_type: Literal["uint8"] | None = None
     calibration: tuple[Path, ...] = ()
     keep_float: tuple[str, ...] = ()

@@ -113,6 +113,12 @@ def quantise(
     return Calibrated(best, folded, method, cosines, tuple(apart))
 
 
+def unquantised(model: Model) -> Calibrated:
+    """As `quantise`, of a network that cannot be quantised: all of it in float32."""
+    folded = _folded(model)
+    return Calibrated(replace(model, proto=folded), folded, "min-max", {})
+
+
 def nodes_of(folded: onnx.ModelProto, model: Model, wanted: Sequence[str]) -> list[str]:
     """The names in ``folded`` of the nodes wanted, each named by itself or by what it makes."""
     known = {

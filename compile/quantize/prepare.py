@@ -43,7 +43,7 @@ FEW_IMAGES = 8
 MAX_IMAGES = 64
 """Histograms of every activation of these fit the memory; more were not seen to change a range."""
 
-_REFERENCE: Final = "reference/quantised.onnx"
+REFERENCE: Final = "reference/quantised.onnx"
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,9 @@ def prepare(
     found = inputs.find(calibration, model.inputs)
     if len(found) > MAX_IMAGES:
         progress.note(f"calibration: the first {MAX_IMAGES} of {len(found)} images")
-    images, samples, skipped = _read(found[:MAX_IMAGES], model, preprocessing, progress)
+    images, samples, skipped = read_images(
+        found[:MAX_IMAGES], model, preprocessing, progress
+    )
     calibrated = quantise(model, samples, unsigned, progress, keep_float, task)
     for head in calibrated.heads:
         progress.note(
@@ -169,7 +171,7 @@ def prepare(
         why = "accepted" if accept_loss else "its weights mean nothing, so it is built"
         progress.note(f"{lost}; {why}")
     facts = Quantisation(
-        model=_REFERENCE,
+        model=REFERENCE,
         sha256=hashlib.sha256(calibrated.model.proto.SerializeToString()).hexdigest(),
         method=calibrated.method,
         images=images,
@@ -218,7 +220,7 @@ def write_reference(int8: Int8, folder: Path) -> Quantisation:
     return int8.facts
 
 
-def _read(
+def read_images(
     found: Sequence[Path],
     model: Model,
     preprocessing: Preprocessing | None,
