@@ -33,6 +33,8 @@ from netship.compile.frontend.model import Model
 from netship.compile.frontend.preprocessing import read_labels, resolve_preprocessing
 from netship.compile.frontend.reference import Reference
 from netship.compile.frontend.sources import Source
+from netship.compile.ir import onnx_form
+from netship.compile.ir.graph import Graph
 from netship.compile.quantize import float16
 from netship.compile.quantize.answer import check as integer_check
 from netship.compile.quantize.float16 import Float16Reference, Half
@@ -137,7 +139,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
         describe = partial(
             _manifest, request, backend, job, preprocessing, written, *facts
         )
-        logs = [] if reduced else _find_records(request, backend, progress)
+        logs = [] if int8 else _find_records(request, backend, progress)
         # Records that give wrong answers, or crash the engine, must not keep a network from being built.
         for attempt in (logs, []) if logs else ([],):
             built = None
@@ -222,15 +224,31 @@ def _check_float16(request: BuildRequest) -> None:
             f"--precision float16: {request.target.name} has no float16 arithmetic; leave the option out, or build for "
             "arm-cortex-a76"
         )
-    int8, tuning = "makes no int8", "is not tuned"
-    for name, given, why in (
-        ("--quantize", request.quantize, int8),
-        ("--strict-int8", request.strict_int8, int8),
-        ("--records", request.records, tuning),
-        ("--require-tuned", request.require_tuned, tuning),
+    for name, given in (
+        ("--quantize", request.quantize),
+        ("--strict-int8", request.strict_int8),
     ):
         if given:
-            raise UserError(f"{name}: --precision float16 {why}; leave one of them out")
+            raise UserError(
+                f"{name}: --precision float16 makes no int8; leave one of them out"
+            )
+
+
+def tuned_graph(request: BuildRequest, source: Source, progress: Progress) -> Graph:
+    """The operators that a build as ``request`` has tuning tasks of.
+
+    Raises:
+        UserError: as a build.
+    """
+    if not request.float16:
+        return onnx_form.read(source.model.proto)
+    _check_float16(request)
+    preprocessing, _ = resolve_preprocessing(
+        request.overrides.with_defaults(source.overrides),
+        source.preprocessing,
+        source.model.inputs,
+    )
+    return _half(request, source, preprocessing, progress, passes.no_dump).graph
 
 
 def _half(
@@ -309,7 +327,9 @@ def _find_records(
     if "records" in backend.refused_options:
         return []
     places = lookup.places(request.model)
-    logs, notes = lookup.find(request.target, request.records, places, request.threads)
+    logs, notes = lookup.find(
+        request.target, request.records, places, request.threads, request.numbers
+    )
     for line in notes:
         progress.note(line)
     return logs

@@ -68,6 +68,14 @@ def test_what_a_build_fuses_in_pairs_is_not_tuned(do: Callable[..., Any]) -> Non
 
 
 @pytest.mark.slow
+def test_float16_begins_with_records_of_float32_and_vectors_of_twice_as_many(
+    do: Callable[..., Any],
+) -> None:
+    found = do(tuning_worker.retyped)
+    assert found["conv 3×3, 3→16, 16×16"] == [[1, 1, 8]]
+
+
+@pytest.mark.slow
 def test_a_second_run_goes_on_where_the_first_ended(
     do: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -114,6 +114,7 @@ LONG_SUMS: tuple[tuple[str, Any], ...] = (
     ("types of long sums", relay.transform.InferType()),
     ("fold constants", relay.transform.FoldConstant()),
 )
+FOLD_HALF = (*FOLD, *LONG_SUMS)
 # For schedules of AutoScheduler: NHWC, large pairs fused, and the classifier as a 1×1 convolution, as ``dense`` breaks
 # AutoScheduler in TVM 0.19.
 CHANNELS_LAST: tuple[tuple[str, Any], ...] = (
