@@ -292,7 +292,10 @@ def test_a_build_with_records_of_float16(tmp_path: Path) -> None:
     assert manifest.lowering.layout == "NHWC"
     assert manifest.lowering.records and manifest.lowering.records.file == "half.json"
     assert manifest.lowering.reason.startswith("float16: tuning records cover all")
-    pairs = [g for g in manifest.lowering.groups if "conv2d_depthwise" in str(g)]
+    groups = manifest.lowering.groups
+    # Parts of a long sum are not fused again once weights lie as the records want them.
+    assert all(each.task for each in groups if "nn.conv2d" in each.operators)
+    pairs = [g for g in groups if "netship.conv2d_depthwise" in g.operators]
     assert len(pairs) == 1 and manifest.float16
     assert len(manifest.float16.float32_sums) == 1
     assert 1e-5 < manifest.measured["verification"]["relative_error"] < 1e-2

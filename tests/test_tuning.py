@@ -225,6 +225,12 @@ def test_split_lengths_are_fitted_from_the_innermost_on(
     assert refit(lengths, outer * math.prod(lengths)) == lengths
 
 
+def test_splits_end_with_whole_vectors_where_they_can() -> None:
+    assert refit([1, 16], 24) == [1, 12]
+    assert refit([1, 16], 24, 8) == [1, 24]
+    assert refit([3, 16], 20, 8) == [1, 20]
+
+
 def test_neighbours_have_the_same_structure_and_the_nearest_shapes_come_first() -> None:
     def key(structure: str, *shape: int) -> str:
         return json.dumps([structure, list(shape)])

@@ -16,6 +16,8 @@ from netship.records.lookup import Record, RecordLog
 from netship.tuning.tasks import Task
 
 _SPLIT = "SP"
+# float16 values of a vector of 128 bits.
+_LANES = 8
 
 
 def candidates(task: Task, logs: Sequence[RecordLog], count: int) -> Iterator[str]:
@@ -111,7 +113,8 @@ def fitted(record: Record, task: Task, widened: int = 1) -> str | None:
                     lengths[-1] *= widened
                 before = replayed(_with(whole, steps[:number]), task)
                 extent = int(before.stages[stage].iters[axis].range.extent)
-                step[3:5] = extent, refit(lengths, extent)
+                unit = _LANES if widened != 1 and vectors.get(stage) == number else 1
+                step[3:5] = extent, refit(lengths, extent, unit)
         replayed(whole, task)
     except Exception:  # noqa: BLE001 - foreign steps can fail in any way
         return None
@@ -132,17 +135,21 @@ def _with(record: dict[str, Any], steps: list[Any]) -> dict[str, Any]:
     return {**record, "i": [task, [constants, steps]]}
 
 
-def refit(lengths: Sequence[int], extent: int) -> list[int]:
+def refit(lengths: Sequence[int], extent: int, unit: int = 1) -> list[int]:
     """The lengths of a split's inner axes for another extent, the innermost last.
 
     Their product divides the extent. Beginning with the innermost axis, the vector's, each keeps its length if that
     divides the rest of the extent, else it takes the divisor nearest in ratio.
+
+    Args:
+        unit: the innermost length is a multiple of it, where the extent is.
     """
     found: list[int] = []
     for length in reversed(lengths):
-        fitting = min(
-            _divisors(extent), key=lambda each: (abs(math.log(each / length)), -each)
-        )
+        divisors = _divisors(extent)
+        if extent % unit == 0 and not found:
+            divisors = [each for each in divisors if each % unit == 0]
+        fitting = min(divisors, key=lambda each: (abs(math.log(each / length)), -each))
         found.insert(0, fitting)
         extent //= fitting
     return found
