@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from netship.bench.baselines import converters, emulated, runtimes
 from netship.bench.baselines.int8_graph import is_quantised
+from netship.bench.baselines.plain import plain
 from netship.bench.baselines.runtimes import Baseline
 from netship.bundle import accuracy
 from netship.bundle.golden import seeded_inputs
@@ -185,13 +186,17 @@ def _count(
 ) -> _Counted:
     progress.stage(f"{runtime.title}: preparing")
     machine = emulated.prepare(cpu, progress.stage)
-    model = model_file or converters.convert(
-        machine, runtime, case.model.proto, progress.stage
-    )
+    proto, given = case.model.proto, case.tensor
+    if runtime.package in converters.CHANNELS_FIRST:
+        is_last = case.model.inputs[0].layout == "NHWC"
+        names = [each.name for each in case.model.inputs if is_last]
+        proto = plain(proto, names)
+        given = given.transpose(0, 3, 1, 2) if is_last else given
+    model = model_file or converters.convert(machine, runtime, proto, progress.stage)
     progress.stage(f"{runtime.title}: counting")
     with tempfile.TemporaryDirectory() as work:
         tensor, output = Path(work, "input.npy"), Path(work, "output.npy")
-        np.save(tensor, case.tensor)
+        np.save(tensor, np.ascontiguousarray(given))
         command = emulated.inference(machine, runtime, model, tensor, output)
         blocks = count_program(command, cpu)
         return _Counted(blocks, np.load(output).ravel().tolist())

@@ -106,6 +106,19 @@ def image_of(inputs: Iterable[Tensor]) -> Tensor | None:
     return next((each for each in inputs if each.is_image), None)
 
 
+class Scaling(Section):
+    """What a network makes itself of a byte v of its image: ``(v * scale - mean) / std``, with one mean and std or one a channel.
+
+    Attributes:
+        layout: of the image in the model's own file.
+    """
+
+    layout: Literal["NCHW", "NHWC"]
+    scale: FiniteFloat
+    mean: tuple[FiniteFloat, ...]
+    std: tuple[FiniteFloat, ...]
+
+
 class Preprocessing(Section):
     """How a photograph becomes the input tensor, before an int8 or uint8 one is quantised.
 
@@ -118,6 +131,7 @@ class Preprocessing(Section):
             "letterbox" keeps the whole photograph and its aspect, and fills the rest with ``pad``.
         channel_order: of the input's channels, and so of ``mean`` and ``std``.
         assumed: nobody has stated scale, mean and std; they are a guess.
+        inside: of a network that takes bytes on request, the scaling that it does itself.
     """
 
     resize: Dimension | tuple[Dimension, Dimension]
@@ -130,6 +144,7 @@ class Preprocessing(Section):
     mean: tuple[FiniteFloat, ...]
     std: tuple[FiniteFloat, ...]
     assumed: bool = False
+    inside: Scaling | None = None
 
     def normalised(self, value: float) -> tuple[float, ...]:
         """What a channel value becomes: one number, or one a channel."""
@@ -139,7 +154,10 @@ class Preprocessing(Section):
         )
 
     def formula(self) -> str:
-        """What a channel value v becomes, in numbers, such as ``(v / 255 − 0.5) / 0.25``."""
+        """What a channel value v becomes, in numbers, such as ``(v / 255 − 0.5) / 0.25``; inside the network too."""
+        if self.inside:
+            own = self.inside.model_dump(exclude={"layout"})
+            return f"v, in the network {self.model_copy(update={**own, 'inside': None}).formula()}"
         inverse = 1 / self.scale
         rounded = float(f"{inverse:.6g}")
         text = f"v × {self.scale:.6g}"
@@ -316,6 +334,48 @@ class CalibrationImage(Section):
     sha256: Sha256
 
 
+class QuantisedWay(Section):
+    """A way to quantise a network, judged against float32 on images that did not calibrate it.
+
+    Attributes:
+        bias_correction: biases take back what the rounding of weights moves; False of ONNX Runtime's quantiser as it is.
+        kept: the layers in float32.
+        cosine, decibels: the least of an output, all images together; signal to noise.
+        same: of a classifier, on how many images the best class is float32's.
+        ties: of these, on how many it is another one that float32 has as good.
+    """
+
+    method: Literal["min-max", "percentile", "entropy"]
+    bias_correction: bool
+    kept: tuple[str, ...]
+    cosine: FiniteFloat
+    decibels: FiniteFloat
+    images: int = Field(ge=1)
+    same: int | None = Field(ge=0)
+    ties: int = Field(ge=0)
+
+
+class LayerLoss(Section):
+    """By how many dB the signal to noise falls in a layer of int8, and the layer's share of the multiply-adds."""
+
+    layer: str
+    fall_decibels: FiniteFloat
+    multiply_adds: FiniteFloat
+
+
+class Judging(Section):
+    """What was tried where int8 lost too much.
+
+    Attributes:
+        taken: which of the ways.
+        layers: by the usual way, those that lose most.
+    """
+
+    ways: tuple[QuantisedWay, ...] = Field(min_length=1)
+    taken: int = Field(ge=0)
+    layers: tuple[LayerLoss, ...]
+
+
 class Quantisation(Section):
     """How an int8 bundle's network was quantised.
 
@@ -326,6 +386,8 @@ class Quantisation(Section):
         method: how the ranges of activations were chosen; "given" for a model that was QDQ already.
         images, skipped: the calibration images, and the number of files that could not be read.
         keep_float: the nodes that were left in float32 on request.
+        kept_float: the layers that were left in float32 because too much would be lost.
+        judging: what was tried, where the usual way lost too much.
         accepted_loss: what it loses, where that was accepted on request.
         output_steps: the real value of one int8 step of each output, or how far a step before it moves a float32 one.
     """
@@ -336,6 +398,8 @@ class Quantisation(Section):
     images: tuple[CalibrationImage, ...] = ()
     skipped: int = 0
     keep_float: tuple[str, ...] = ()
+    kept_float: tuple[str, ...] = ()
+    judging: Judging | None = None
     accepted_loss: str = ""
     output_steps: tuple[Annotated[FiniteFloat, Field(gt=0)], ...]
 

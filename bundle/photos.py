@@ -25,7 +25,7 @@ MAX_PIXELS = 100_000_000
 
 # Of images wider or taller than this ratio only the middle can reach the crop: the rest is cut off
 # before resizing, because the whole resized image might not fit into memory.
-_LONGEST_RATIO = 8
+LONGEST_RATIO = 8
 
 _RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -193,7 +193,7 @@ def _steps(size: tuple[int, int], preprocessing: Preprocessing) -> _Steps:
     elif isinstance(preprocessing.resize, tuple):
         resized = list(preprocessing.resize[::-1])
     else:
-        longest = min(size) * _LONGEST_RATIO
+        longest = min(size) * LONGEST_RATIO
         left, top = (max(0, (side - longest) // 2) for side in size)
         part = (left, top, size[0] - left, size[1] - top)
         kept = size[0] - 2 * left, size[1] - 2 * top

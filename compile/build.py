@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 from netship.targets.arguments import command_parser, count_up_to, named_path
 from netship.targets.commands import as_called
 from netship.targets.errors import run_command
-from netship.targets.escapes import counted, is_c_prefix, lines, listed, shown
+from netship.targets.escapes import (
+    counted,
+    ending,
+    is_c_prefix,
+    lines,
+    listed,
+    shown,
+)
 from netship.targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -111,6 +118,12 @@ def parser() -> argparse.ArgumentParser:
         default="float32",
         help="float16: arithmetic and weights of 16 bits where they are accurate enough, on a CPU that has them; "
         "inputs and outputs stay float32 (default: %(default)s)",
+    )
+    option(
+        "--input-type",
+        choices=["uint8"],
+        help="uint8: the image is bytes [1, height, width, channels], as a camera's of that size, which the network scales "
+        "itself (default: the model's own)",
     )
     option(
         "--calibration",
@@ -278,6 +291,7 @@ def request(arguments: argparse.Namespace) -> BuildRequest:
         flash_limit=arguments.flash_limit,
         quantize=arguments.quantize is not None,
         float16=arguments.precision == "float16",
+        input_type=arguments.input_type,
         calibration=tuple(arguments.calibration),
         keep_float=tuple(arguments.keep_float),
         accept_loss=arguments.accept_loss,
@@ -363,12 +377,22 @@ def _int8(manifest: Manifest) -> list[tuple[str, str]]:
     else:
         agreement = measured["top1_agreement"]
         best = "" if agreement is None else f"top-1 {agreement:.0%}, "
+        if (found := measured["boxes"]) and found["judged"]:
+            best = (
+                f"{found['judged'] - found['wrong']} of {found['judged']} boxes agree, "
+            )
         how = (
             f"{facts.method} of {counted(len(facts.images), 'image')}, {facts.skipped} skipped; against float32 on "
             f"{counted(measured['images'], 'image')}: {best}cosine {measured['cosine']:.4f}"
         )
         if facts.accepted_loss:
             how += " (accepted)"
+        if facts.judging is not None:
+            way = facts.judging.ways[facts.judging.taken]
+            same = "" if way.same is None else f"best class on {way.same}, "
+            how += f"; on {counted(way.images, 'image')} that did not calibrate: {same}cosine {way.cosine:.4f}"
+        if facts.kept_float:
+            how += f"; kept in float32: {listed([ending(each, 40) for each in facts.kept_float], 4)}"
     lowering = manifest.lowering
     if lowering.float_operators is not None:
         share = ""

@@ -55,6 +55,7 @@ class BuildOptions(TypedDict, total=False):
     arena_limit: int | str
     flash_limit: int | str
     calibration: AnyPath | Sequence[AnyPath]
+    input_type: Literal["uint8"]
     keep_float: str | Sequence[str]
     accept_loss: bool
     strict_int8: bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ def write_page(
     write_whole(path, text.encode("utf-8", errors="replace"), option)
 
 
+@cache
 def code_environment(folder: Path) -> Environment:
-    """For templates of C, Python, Markdown, Makefiles, CMake and SVG.
+    """For templates of C, Python, Markdown, Makefiles, CMake and SVG; one for a folder, as it keeps what it compiled.
 
     Only numbers and plain words go in as they are. Other text must pass the filter of its language
     (targets.escapes), or ``code`` where nothing in it is from outside; what passes none is an error.

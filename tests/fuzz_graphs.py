@@ -42,6 +42,7 @@ from netship.bundle.accuracy import compare
 from netship.compile import driver
 from netship.compile.backends import bundle as bundle_backend
 from netship.compile.backends import verify
+from netship.compile.backends.c import build as c_build
 from netship.compile.backends.request import BuildRequest
 from netship.compile.frontend.reference import Reference
 from netship.compile.quantize import calibrate
@@ -470,7 +471,7 @@ class Roads:
     def __init__(self, folder: Path) -> None:
         self.folder, self.more = folder, True
         self.original: onnx.ModelProto | None = None
-        for module in (bundle_backend, verify, calibrate):
+        for module in (bundle_backend, c_build, verify, calibrate):
             vars(module)["run_in_child"] = _in_this_process
         prepare, signed, check = (
             vars(driver)["prepare"],

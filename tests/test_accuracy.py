@@ -129,6 +129,17 @@ def test_what_is_no_number_never_passes(bad: float) -> None:
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_number_is_equal_to_infinity(sign: int) -> None:
+    largest = sign * float(np.finfo(np.float32).max)
+    ours, theirs = arrays([0, sign * np.inf, 3]), arrays([0, largest, 3])
+    for one, other in ((ours, theirs), (theirs, ours)):
+        assert compare(one, other, arrays([0, 0, 0])).passed
+        assert compare(one, other).cosine == pytest.approx(1)
+        assert not compare(-one[0][None], other, arrays([1, 1, 1])).passed
+
+
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("same", [np.nan, np.inf, -np.inf])
 def test_the_same_infinity_is_equal(same: float) -> None:
     reference = arrays([0, same, 4])

@@ -116,13 +116,13 @@ class _AnyNumber:
     ("operator", "inputs", "attributes", "said"),
     [
         (
-            "HardSwish",
+            "Selu",
             1,
             {},
-            "'n' (HardSwish): the conversion to .tflite does not know",
+            "'n' (Selu): the conversion to .tflite does not know",
         ),
         ("MaxPool", 1, {"kernel_shape": [2, 2], "ceil_mode": 1}, "ceil_mode=1"),
-        ("AveragePool", 1, {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}, "padding"),
+        ("AveragePool", 1, {"kernel_shape": [3, 3], "pads": [0, 0, 2, 2]}, "padding"),
         ("Conv", 2, {}, "weights that are computed"),
     ],
 )

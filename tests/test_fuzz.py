@@ -170,6 +170,27 @@ def test_c_takes_an_input_with_channels_last(shape: str, nodes: str) -> None:
             }""",
             ("int8",),
         ),
+        (  # Windows and rows of infinities alone.
+            """agraph (float[1,2,6,6] x) => (float[1,2,5,5] y, float[1,2,6,6] p, float[1,2,6,1] m, float[1,2,1,1] g,
+              float[1,2,5,5] a, float[1,2,5,5] i, float[1,2,6,1] s, float[1,2,6,1] t, float[1,2,5,5] d)
+            <float[1] z = {0}, float[1] h = {0.5}> {
+              b = Relu(x)
+              l = Log(b)
+              q = MaxPool <kernel_shape = [2,2]> (l)
+              y = Mul(q, h)
+              p = MaxPool <kernel_shape = [3,3], pads = [1,1,1,1]> (l)
+              m = ReduceMax <axes = [3]> (l)
+              g = GlobalMaxPool(l)
+              a = AveragePool <kernel_shape = [2,2]> (l)
+              o, j = MaxPool <kernel_shape = [2,2]> (l)
+              i = Cast <to = 1> (j)
+              s = ReduceLogSumExp <axes = [3]> (l)
+              n = Neg(l)
+              t = ReduceLogSumExp <axes = [3]> (n)
+              d = LpPool <kernel_shape = [2,2]> (l)
+            }""",
+            ("native", "c"),
+        ),
         (  # The same tensor twice.
             """agraph (float[1,3,6,5] x) => (float[1,6,6,5] y) {
               r = Sigmoid(x)

@@ -97,6 +97,8 @@ _CONVERTERS: dict[str, tuple[str, Converter]] = {
     "onnxruntime": ("model.onnx", lambda _, folder, model: _write(model, folder)),
     "openvino": ("model.onnx", _to_openvino),
 }
+CHANNELS_FIRST = frozenset(["ai-edge-litert", "ncnn"])
+"""The packages whose conversions take a network as ``plain.plain`` writes it."""
 
 
 def _write(model: onnx.ModelProto, folder: Path) -> None:

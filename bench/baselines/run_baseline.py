@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import os
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -71,7 +73,7 @@ def _litert(model: str, tensor: Array) -> Infer:
         if out["dtype"] != np.float32:
             scale, zero = out["quantization"]
             y = (y.astype(np.float32) - zero) * np.float32(scale)
-        return y
+        return y.transpose(0, 3, 1, 2) if y.ndim == 4 else y
 
     return infer
 
@@ -82,8 +84,16 @@ def _ncnn(model: str, _tensor: Array, half: bool = False) -> Infer:
     net.opt.num_threads = 1
     for switch in () if half else _NCNN_16_BITS:
         setattr(net.opt, switch, False)
-    net.load_param(f"{model}.param")
-    net.load_model(f"{model}.bin")
+    with tempfile.TemporaryFile() as said:
+        # ncnn names the layer that it does not know on the standard error stream alone.
+        stream = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        failed = net.load_param(f"{model}.param") or net.load_model(f"{model}.bin")
+        os.dup2(stream, 2)
+        said.seek(0)
+        reason = said.readline().decode().strip()
+    if failed:
+        sys.exit(f"it cannot load what its converter made: {reason}")
     into, out = net.input_names()[0], net.output_names()[0]
 
     def infer(x: Array) -> Array:

@@ -17,7 +17,10 @@ from netship.targets.files import cached_path, make_once
 
 LOCK = Path(__file__).with_name("baselines-arm64.lock")
 _COMPILE = Path(__file__).parents[2] / "compile"
-_GRAPH = ("frontend/fold.py", "frontend/quantised", "ir", "passes")
+_GRAPH = (
+    *("frontend/absorb.py", "frontend/fold.py", "frontend/quantised"),
+    *("ir", "passes"),
+)
 SOURCES = (
     Path(__file__).parent,
     Path(board_files.__file__),

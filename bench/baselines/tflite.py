@@ -15,26 +15,52 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from netship.bench.baselines.int8_graph import int8_activations
+from netship.bench.baselines.plain import added_as_bias, no_bias, ordered
 from netship.bench.baselines.tflite_file import TfliteFile
 from netship.compile import passes
 from netship.compile.ir import onnx_form
-from netship.compile.ir.graph import Graph, Operator, Tensor
-from netship.compile.ir.operators import Convolution, Dense, Limited
+from netship.compile.ir.graph import Graph, Operator, Tensor, constant
+from netship.compile.ir.operators import Convolution, Dense, Limited, Transpose
 from netship.compile.passes.integers import absorb_constants
-from netship.compile.passes.simplify import fold_limits, fold_normalisation, limits_of
+from netship.compile.passes.simplify import (
+    drop_identities,
+    fold_limits,
+    fold_normalisation,
+    limits_of,
+    matmul_as_gemm,
+)
 from netship.targets.errors import UserError
 
 if TYPE_CHECKING:
     import onnx
 
-_PASSES = (fold_normalisation, absorb_constants, fold_limits, int8_activations)
 # LiteRT's activation functions, by what they limit values to.
 _ACTIVATIONS = {
     (-math.inf, math.inf): "NONE",
     (0.0, math.inf): "RELU",
     (0.0, 6.0): "RELU6",
 }
+_BINARY = {"Add": "ADD", "Div": "DIV", "Mul": "MUL", "Sub": "SUB"}
+# LiteRT's operator, and its table of options.
+_UNARY = {
+    "DequantizeLinear": ("DEQUANTIZE", ""),
+    "HardSwish": ("HARD_SWISH", ""),
+    "QuantizeLinear": ("QUANTIZE", ""),
+    "Sigmoid": ("LOGISTIC", ""),
+    "Tanh": ("TANH", ""),
+}
 _CHANNELS_LAST = (0, 2, 3, 1)
+
+
+_PASSES = (
+    drop_identities,
+    fold_normalisation,
+    absorb_constants,
+    matmul_as_gemm,
+    added_as_bias,
+    fold_limits,
+    int8_activations,
+)
 
 
 def convert(proto: onnx.ModelProto, schema: ModuleType) -> bytes:
@@ -57,24 +83,25 @@ class _Converter:
 
     def __init__(self, graph: Graph, file: TfliteFile) -> None:
         self.graph, self.file = graph, file
-        self.index: dict[str, int] = {}
+        # Of a tensor whose axes lie in this order: axis i of the file's is axis order[i] of the graph's.
+        self.index: dict[str, dict[tuple[int, ...], int]] = {}
         self.converters: dict[str, Callable[[Any], None]] = {
+            **{kind: self._binary for kind in _BINARY},
+            **{kind: self._unary for kind in _UNARY},
+            **dict.fromkeys(
+                ("Flatten", "Reshape", "Squeeze", "Unsqueeze"), self._reshape
+            ),
+            **dict.fromkeys(("GlobalAveragePool", "ReduceMean"), self._mean),
+            **dict.fromkeys(("Identity", "Dropout"), self._skip),
+            **dict.fromkeys(("MaxPool", "AveragePool"), self._pool),
+            **dict.fromkeys(("Relu", "Clip"), self._limit),
+            "Concat": self._concat,
             "Conv": self._convolution,
             "Gemm": self._dense,
-            "Add": lambda each: self._emit("ADD", each, options="AddOptions"),
-            "Relu": self._limit,
-            "Clip": self._limit,
-            "MaxPool": self._pool,
-            "AveragePool": self._pool,
-            "GlobalAveragePool": self._global_pool,
-            "Concat": self._concat,
-            "Flatten": self._reshape,
-            "Reshape": self._reshape,
+            "HardSigmoid": self._hard_sigmoid,
+            "Pad": self._pad,
             "Softmax": self._softmax,
-            "QuantizeLinear": lambda each: self._emit("QUANTIZE", each),
-            "DequantizeLinear": lambda each: self._emit("DEQUANTIZE", each),
-            "Identity": self._skip,
-            "Dropout": self._skip,
+            "Transpose": self._transpose,
         }
 
     def converted(self) -> bytes:
@@ -86,7 +113,7 @@ class _Converter:
             if layer and len(operator.activations) > 1:
                 raise _unknown(operator, "weights that are computed")
             self.converters[operator.kind](operator)
-        outputs = [self.index[each.name] for each in self.graph.outputs]
+        outputs = [self._tensor(each) for each in self.graph.outputs]
         return self.file.serialised(inputs, outputs)
 
     def _emit(
@@ -98,33 +125,155 @@ class _Converter:
         **fields: object,
     ) -> None:
         """Add what makes the operator's output, by default of its own inputs."""
-        if isinstance(operator, Limited):
-            functions = self.file.schema.ActivationFunctionType
-            kind = _activation(operator, operator.limits)
-            fields["fusedActivationFunction"] = int(getattr(functions, kind))
         inputs = inputs or [self._tensor(each) for each in operator.inputs if each]
-        output = self._tensor(operator.output)
-        self.file.operator(code, inputs, output, options, **fields)
+        output, limits = operator.output, None
+        if isinstance(operator, Limited):
+            limits = operator.limits
+            functions = self.file.schema.ActivationFunctionType
+            kind = _ACTIVATIONS.get(limits, "NONE")
+            fields["fusedActivationFunction"] = int(getattr(functions, kind))
+        if limits is None or limits in _ACTIVATIONS:
+            self.file.operator(code, inputs, self._tensor(output), options, **fields)
+        else:
+            free = self._tensor(replace(output, name=f"{output.name}/free"))
+            self.file.operator(code, inputs, free, options, **fields)
+            self._bound(operator, free, limits)
 
-    def _tensor(self, tensor: Tensor) -> int:
-        """The file's tensor of an activation, or of a constant among activations."""
-        if tensor.name not in self.index:
-            made = tensor if tensor.value is None else tensor.as_float()
-            if len(tensor.shape) == 4:
-                made = _ordered(made, _CHANNELS_LAST)
-            self.index[tensor.name] = self.file.tensor(made)
-        return self.index[tensor.name]
+    def _bound(
+        self, operator: Operator, source: int, limits: tuple[float, float]
+    ) -> None:
+        """The operator's output: ``source`` between two numbers."""
+        output = operator.output
+        if output.quantisation is not None:
+            raise _unknown(operator, "bounds other than 0 and 6 of int8")
+        ends = zip(("MAXIMUM", "MINIMUM"), limits, strict=True)
+        codes = [(code, limit) for code, limit in ends if math.isfinite(limit)]
+        for number, (code, limit) in enumerate(codes, 1):
+            last = number == len(codes)
+            made = output if last else replace(output, name=f"{output.name}/{code}")
+            target = self._tensor(made)
+            inputs = [source, self._number(f"{output.name}/{code} bound", limit)]
+            self.file.operator(code, inputs, target, "MaximumMinimumOptions")
+            source = target
+
+    def _tensor(self, tensor: Tensor, order: tuple[int, ...] = ()) -> int:
+        """The file's tensor of an activation, or of a constant among activations.
+
+        Args:
+            order: of its axes, by default the file's own: an image's channels lie last.
+        """
+        order = order or _usual(len(tensor.shape))
+        known = self.index.setdefault(tensor.name, {})
+        if order not in known:
+            made = ordered(tensor, order)
+            if known and tensor.value is None:
+                have, source = next(iter(known.items()))
+                made = replace(made, name=f"{made.name}/{order}")
+                axes = [have.index(axis) for axis in order]
+                inputs = [source, self._integers(f"{made.name}/axes", axes)]
+                known[order] = self.file.tensor(made)
+                self.file.operator(
+                    "TRANSPOSE", inputs, known[order], "TransposeOptions"
+                )
+            else:
+                known[order] = self.file.tensor(made)
+        return known[order]
+
+    def _number(self, name: str, value: float) -> int:
+        return self.file.tensor(constant(name, np.array(value, np.float32)))
 
     def _integers(self, name: str, values: Sequence[Any]) -> int:
         value = np.array(values, np.int32)
         return self.file.tensor(Tensor(name, value.shape, "int32", value=value))
 
     def _skip(self, operator: Operator) -> None:
-        self.index[operator.output.name] = self._tensor(operator.input)
+        self._tensor(operator.input)
+        self.index[operator.output.name] = self.index[operator.input.name]
+
+    def _transpose(self, operator: Transpose) -> None:
+        """No operator: the same tensor, its axes in another order of the graph's."""
+        self._tensor(operator.input)
+        self.index[operator.output.name] = {
+            tuple(operator.order.index(axis) for axis in order): index
+            for order, index in self.index[operator.input.name].items()
+        }
+
+    def _unary(self, operator: Operator) -> None:
+        code, options = _UNARY[operator.kind]
+        self._emit(code, operator, (), options)
+
+    def _binary(self, operator: Operator) -> None:
+        code = _BINARY[operator.kind]
+        inputs = self._operands(operator)
+        self._emit(code, operator, inputs, f"{code.title()}Options")
+
+    def _operands(self, operator: Operator) -> list[int]:
+        """The inputs with as many axes as the output; constants in its type."""
+        rank, inputs = len(operator.output.shape), []
+        for each in operator.inputs:
+            assert each is not None
+            missing = rank - len(each.shape)
+            if each.value is not None:
+                is_float = operator.output.quantisation is None
+                value = each.real.astype(np.float32) if is_float else each.value
+                made = constant(
+                    f"{each.name}/{rank} {value.dtype}",
+                    value.reshape(*[1] * missing, *each.shape),
+                    None if is_float else each.quantisation,
+                )
+                if not is_float and made.dtype != "int8":
+                    raise _unknown(operator, "a constant that is not int8")
+                inputs.append(self._tensor(made))
+                continue
+            if missing:
+                raise _unknown(operator, "computed values of fewer axes")
+            inputs.append(self._tensor(each))
+        return inputs
 
     def _limit(self, operator: Operator) -> None:
-        inputs = [self._tensor(operator.input)]
-        self._emit(_activation(operator, limits_of(operator)), operator, inputs)
+        limits, source = limits_of(operator), self._tensor(operator.input)
+        if limits is None:
+            raise _unknown(operator, "bounds that are computed")
+        if limits in _ACTIVATIONS:
+            self._emit(_ACTIVATIONS[limits], operator, [source])
+        else:
+            self._bound(operator, source, limits)
+
+    def _hard_sigmoid(self, operator: Operator) -> None:
+        """As Keras has it: ReLU6(6 alpha x + 6 beta) / 6."""
+        attributes, name = operator.attributes, operator.output.name
+        alpha, beta = attributes.get("alpha", 0.2), attributes.get("beta", 0.5)
+        functions = self.file.schema.ActivationFunctionType
+        steps = (
+            ("MUL", 6 * alpha, "NONE"),
+            ("ADD", 6 * beta, "RELU6"),
+            ("MUL", 1 / 6, "NONE"),
+        )
+        source = self._tensor(operator.input)
+        for number, (code, value, function) in enumerate(steps):
+            made = operator.output
+            if number < 2:
+                made = replace(made, name=f"{name}/step {number}")
+            inputs = [source, self._number(f"{name}/factor {number}", value)]
+            source = self._tensor(made)
+            fused = int(getattr(functions, function))
+            options = f"{code.title()}Options"
+            self.file.operator(
+                code, inputs, source, options, fusedActivationFunction=fused
+            )
+
+    def _pad(self, operator: Operator) -> None:
+        rank = len(operator.input.shape)
+        pads = operator.attributes.get("pads", operator.constant(1))
+        value = operator.constant(2)
+        zeros = operator.attributes.get("mode", b"constant") == b"constant"
+        zeros &= not (value is not None and value.any())
+        if pads is None or not zeros or len(pads) != 2 * rank or min(pads) < 0:
+            raise _unknown(operator, "padding other than by zeros")
+        both = np.array(pads).reshape(2, rank).T[list(_usual(rank))]
+        rows = self._integers(f"{operator.output.name}/pads", both.tolist())
+        inputs = [self._tensor(operator.input), rows]
+        self._emit("PAD", operator, inputs, "PadOptions")
 
     def _convolution(self, operator: Convolution) -> None:
         if len(operator.output.shape) != 4:
@@ -155,41 +304,56 @@ class _Converter:
         bias = rest[0] if rest else None
         assert weights is not None
         if bias is None and isinstance(operator, Convolution):
-            bias = Tensor("", weights.shape[:1], value=np.zeros(weights.shape[:1]))
-        constants = {"weights": _ordered(weights, order)}
+            bias = no_bias(operator.input, weights)
+        constants = {"weights": ordered(weights, order)}
         if bias is not None:
             constants["bias"] = replace(bias, shape=(bias.size,))
         is_int8 = operator.input.quantisation is not None
-        if is_int8 and [x.dtype for x in constants.values()] != ["int8", "int32"]:
+        found = [each.dtype for each in constants.values()]
+        if is_int8 and found != ["int8", "int32"][: len(found)]:
             raise _unknown(operator, "weights and bias that are not int8 and int32")
         for what, each in constants.items():
             made = replace(each, name=f"{operator.output.name}/{what}")
             yield self.file.tensor(made if is_int8 else made.as_float())
 
     def _window(
-        self, operator: Operator, kernel: Sequence[int], dilations: Sequence[int]
+        self,
+        operator: Operator,
+        kernel: Sequence[int],
+        dilations: Sequence[int],
+        same: bool = True,
+        zeros: bool = True,
     ) -> tuple[int, dict[str, object]]:
-        """A window's input, and its padding and strides: SAME or VALID, or VALID after a PAD operator where neither fits."""
+        """A window's input, and its padding and strides: SAME or VALID, or VALID after a PAD operator where neither fits.
+
+        Args:
+            same: whether the operator gives what LiteRT's padding SAME gives, where the sizes fit.
+            zeros: whether it gives what zeros around its input give.
+        """
         attributes, source = operator.attributes, operator.input
         automatic = attributes.get("auto_pad", b"NOTSET")
-        if automatic == b"SAME_LOWER":
-            raise _unknown(operator, "auto_pad=SAME_LOWER")
         strides = attributes.get("strides", [1, 1])
-        pads = np.array(attributes.get("pads", [0, 0, 0, 0])).reshape(2, 2)
         size = np.array(source.shape[2:])
         spread = (np.array(kernel) - 1) * dilations + 1
         total = np.maximum((-(-size // strides) - 1) * strides + spread - size, 0)
-        fits = pads.any() and np.array_equal(pads, [total // 2, total - total // 2])
-        same = fits or automatic == b"SAME_UPPER"
+        upper, lower = total - total // 2, total // 2
+        pads = np.array(attributes.get("pads", [0, 0, 0, 0])).reshape(2, 2)
+        if automatic in (b"SAME_UPPER", b"SAME_LOWER"):
+            ends = (lower, upper) if automatic == b"SAME_UPPER" else (upper, lower)
+            pads = np.array(ends)
+        same = same and np.array_equal(pads, [lower, upper])
         x = self._tensor(source)
         if pads.any() and not same:
+            if not zeros:
+                raise _unknown(operator, "padding")
             name, whole = operator.output.name, x
             rows = self._integers(f"{name}/pads", [[0, 0], *pads.T, [0, 0]])
             shape = (*source.shape[:2], *(size + pads.sum(axis=0)).tolist())
             x = self._tensor(replace(source, name=f"{name}/padded", shape=shape))
             self.file.operator("PAD", [whole, rows], x, "PadOptions")
         paddings = self.file.schema.Padding
-        fields = {"padding": paddings.SAME if same else paddings.VALID}
+        padding = paddings.SAME if pads.any() and same else paddings.VALID
+        fields: dict[str, object] = {"padding": padding}
         fields["strideH"], fields["strideW"] = strides
         return x, fields
 
@@ -198,12 +362,12 @@ class _Converter:
         if attributes.get("ceil_mode", 0):
             raise _unknown(operator, "ceil_mode=1")
         biggest = operator.kind == "MaxPool"
+        counted = bool(attributes.get("count_include_pad", 0))
         # A PAD operator adds zeros; they change no maximum where no value is negative.
-        zeros = attributes.get("count_include_pad", 0) and not biggest
-        zeros = zeros or (biggest and self._is_rectified(operator.input))
-        if any(attributes.get("pads", [])) and not zeros:
-            raise _unknown(operator, "padding")
-        x, fields = self._window(operator, kernel, [1, 1])
+        zeros = self._is_rectified(operator.input) if biggest else counted
+        x, fields = self._window(
+            operator, kernel, [1, 1], biggest or not counted, zeros
+        )
         fields["filterHeight"], fields["filterWidth"] = kernel
         code = "MAX_POOL_2D" if biggest else "AVERAGE_POOL_2D"
         self._emit(code, operator, [x], "Pool2DOptions", **fields)
@@ -218,49 +382,63 @@ class _Converter:
         limits = maker.limits if isinstance(maker, Limited) else limits_of(maker)
         return limits is not None and limits[0] >= 0
 
-    def _global_pool(self, operator: Operator) -> None:
-        axes = self._integers(f"{operator.output.name}/axes", [1, 2])
-        inputs = [self._tensor(operator.input), axes]
-        self._emit("MEAN", operator, inputs, "ReducerOptions", keepDims=True)
+    def _mean(self, operator: Operator) -> None:
+        rank, kept = len(operator.input.shape), operator.attributes.get("keepdims", 1)
+        given = operator.attributes.get("axes", operator.constant(1))
+        if operator.kind == "GlobalAveragePool":
+            given = range(2, rank)
+        if given is None or not len(given):
+            given = range(rank)
+        axes = {int(axis) % rank for axis in given}
+        # Without the reduced axes an image's others would lie in another order than the graph's.
+        in_order = kept or axes == {2, 3}
+        order = _usual(rank) if in_order else tuple(range(rank))
+        places = [place for place, axis in enumerate(order) if axis in axes]
+        rows = self._integers(f"{operator.output.name}/axes", places)
+        inputs = [self._tensor(operator.input, order), rows]
+        self._emit("MEAN", operator, inputs, "ReducerOptions", keepDims=bool(kept))
 
     def _concat(self, operator: Operator) -> None:
-        axis = operator.attributes["axis"]
-        if len(operator.output.shape) == 4:
-            axis = _CHANNELS_LAST.index(axis % 4)
-        self._emit("CONCATENATION", operator, (), "ConcatenationOptions", axis=axis)
+        rank = len(operator.output.shape)
+        axis = _usual(rank).index(operator.attributes["axis"] % rank)
+        inputs = self._operands(operator)
+        self._emit("CONCATENATION", operator, inputs, "ConcatenationOptions", axis=axis)
 
     def _reshape(self, operator: Operator) -> None:
-        shape, to = operator.input.shape, operator.output.shape
-        if len(to) == 4 or (len(shape) == 4 and shape[2:] != (1, 1)):
-            what = "a shape that mixes channels with rows and columns"
-            raise _unknown(operator, what)
-        sizes = self._integers(f"{operator.output.name}/shape", to)
-        inputs = [self._tensor(operator.input), sizes]
-        self._emit("RESHAPE", operator, inputs, "ReshapeOptions", newShape=list(to))
+        shapes = operator.input.shape, operator.output.shape
+        # One pixel's channels lie the same way in both orders.
+        source, to = (
+            _usual(len(shape)) if shape[2:] == (1, 1) else tuple(range(len(shape)))
+            for shape in shapes
+        )
+        sizes = [operator.output.shape[axis] for axis in to]
+        rows = self._integers(f"{operator.output.name}/shape", sizes)
+        inputs = [self._tensor(operator.input, source), rows]
+        made = self._tensor(operator.output, to)
+        self.file.operator("RESHAPE", inputs, made, "ReshapeOptions", newShape=sizes)
 
     def _softmax(self, operator: Operator) -> None:
         rank = len(operator.input.shape)
         if rank != 2 or operator.attributes.get("axis", -1) % rank != 1:
             raise _unknown(operator, "a softmax over another axis than the classes")
-        self._emit("SOFTMAX", operator, (), "SoftmaxOptions", beta=1.0)
+        source, output = operator.input, operator.output
+        facts = output.quantisation
+        if facts is None or (facts.scale, facts.zero) == ((1 / 256,), (-128,)):
+            self._emit("SOFTMAX", operator, (), "SoftmaxOptions", beta=1.0)
+            return
+        # LiteRT's int8 one has no other scale than 1/256.
+        given, made = (
+            self._tensor(replace(each.as_float(), name=f"{each.name}/float"))
+            for each in (source, output)
+        )
+        self.file.operator("DEQUANTIZE", [self._tensor(source)], given)
+        self.file.operator("SOFTMAX", [given], made, "SoftmaxOptions", beta=1.0)
+        self.file.operator("QUANTIZE", [made], self._tensor(output))
 
 
-def _activation(operator: Operator, limits: tuple[float, float] | None) -> str:
-    """LiteRT's name of what limits values so."""
-    if limits not in _ACTIVATIONS:
-        raise _unknown(operator, "bounds other than 0 and 6")
-    return _ACTIVATIONS[limits]
-
-
-def _ordered(tensor: Tensor, order: Sequence[int]) -> Tensor:
-    """A tensor with its axes in another order."""
-    shape = tuple(tensor.shape[axis] for axis in order)
-    value = None if tensor.value is None else tensor.value.transpose(order)
-    quantisation = tensor.quantisation
-    if quantisation is not None:
-        axis = order.index(quantisation.axis or 0)
-        quantisation = replace(quantisation, axis=axis)
-    return replace(tensor, shape=shape, value=value, quantisation=quantisation)
+def _usual(rank: int) -> tuple[int, ...]:
+    """The order of axes in the file: an image's channels lie last."""
+    return _CHANNELS_LAST if rank == 4 else tuple(range(rank))
 
 
 def _unknown(operator: Operator, what: str) -> UserError:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from numpy.typing import NDArray
 
 from netship.bundle.golden import Check
-from netship.bundle.manifest import Firmware, Lowering
+from netship.bundle.manifest import Firmware, Lowering, Preprocessing
 from netship.bundle.task import Task
 from netship.compile import passes
 from netship.compile.backends.request import BuildRequest, Format
@@ -35,7 +35,9 @@ class Job:
         folder: that it is written into.
         check: what it must answer to the inputs of an inference, and how near.
         input_ranges: the least and the largest value of each input of the self-test (bundle.golden.input_range).
+        preprocessing: of the input that is an image; None where all are data.
         task: what its outputs are for, where that is stated.
+        labels: of classes; empty where there are none.
     """
 
     model: Model
@@ -46,7 +48,9 @@ class Job:
     folder: Path
     check: Callable[..., Check]
     input_ranges: tuple[tuple[float, float], ...]
+    preprocessing: Preprocessing | None = None
     task: Task | None = None
+    labels: Sequence[str] = ()
     dump: Path | None = None
     arena_limit: int | None = None
     flash_limit: int | None = None

@@ -46,6 +46,7 @@ class BuildRequest:
     flash_limit: int | None = None
     quantize: bool = False
     float16: bool = False
+    input_type: Literal["uint8"] | None = None
     calibration: tuple[Path, ...] = ()
     keep_float: tuple[str, ...] = ()
     accept_loss: bool = False

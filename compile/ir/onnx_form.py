@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from netship.compile.frontend.absorb import absorb
 from netship.compile.frontend.canonical.rules import canonical
 from netship.compile.frontend.fold import fold, opset, values
 from netship.compile.frontend.quantised.operators import as_qdq
@@ -24,6 +25,11 @@ def read(proto: onnx.ModelProto) -> Graph:
 def read_as_written(proto: onnx.ModelProto) -> Graph:
     """As `read`, each operator in the model's own form: for other runtimes."""
     return _graph(fold(as_qdq(proto)))
+
+
+def read_absorbed(proto: onnx.ModelProto) -> Graph:
+    """As `read_as_written`, but convolutions have taken in scales, shifts and zeros around them."""
+    return _graph(absorb(fold(as_qdq(proto))))
 
 
 def _graph(clean: onnx.ModelProto) -> Graph:

@@ -33,7 +33,7 @@ from netship.compile.ir.operators import (
     View,
 )
 from netship.compile.ir.pooling import AveragePool
-from netship.compile.passes.movement import facts, moved
+from netship.compile.passes.movement import behind_moves, facts, moved
 from netship.targets.errors import UserError
 from netship.targets.escapes import shown
 
@@ -131,11 +131,10 @@ def as_stored(graph: Graph) -> Graph:
     """Tensors with the quantisation that their QuantizeLinear gives them."""
     typed: dict[str, Tensor] = {}
     for given in graph.inputs:
-        reader = graph.only_reader(given)
-        while reader is not None and moved(reader):
-            reader = graph.only_reader(reader.output)
-        if isinstance(reader, Dequantise):
-            typed[given.name] = replace(given, quantisation=_quantisation(reader))
+        _, readers = behind_moves(graph, given)
+        facts = {_quantisation(x) for x in readers if isinstance(x, Dequantise)}
+        if len(facts) == 1 and all(isinstance(x, Dequantise) for x in readers):
+            typed[given.name] = replace(given, quantisation=facts.pop())
 
     def made(operator: Operator) -> Operator:
         operator = operator.with_tensors(typed)

@@ -47,6 +47,27 @@ def moved(operator: Operator) -> tuple[Tensor, ...]:
     return found if any(each.value is None for each in found) else ()
 
 
+def behind_moves(
+    graph: Graph, tensor: Tensor
+) -> tuple[dict[str, Tensor], list[Operator | None]]:
+    """A tensor and what has its values moved, by name; and what reads them, None standing for an output of the network."""
+    readers: list[Operator | None] = []
+    tensors, left = {tensor.name: tensor}, [tensor]
+    outputs = {each.name for each in graph.outputs}
+    while left:
+        each = left.pop()
+        if each.name in outputs:
+            readers.append(None)
+        for reader in graph.readers.get(each.name, ()):
+            if not moved(reader):
+                readers.append(reader)
+                continue
+            new = [x for x in reader.outputs if x.name not in tensors]
+            tensors |= {x.name: x for x in new}
+            left += new
+    return tensors, readers
+
+
 def dequantise_later(graph: Graph) -> Graph:
     """Dequantising behind what moves values."""
     fresh = graph.fresh_names()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from onnx import TensorProto
+
 from netship.compile.ir.graph import Graph, Operator, Tensor
 from netship.compile.ir.kinds import make
-from netship.compile.ir.operators import Dequantise, Quantise, View
+from netship.compile.ir.operators import Dequantise, Quantise, Table, View
+from netship.compile.passes.movement import behind_moves
 
 
 def integer_ports(graph: Graph) -> Graph:
@@ -28,6 +31,26 @@ def integer_ports(graph: Graph) -> Graph:
     bare = replace(graph, inputs=tuple(inputs), outputs=tuple(outputs))
     kept = (each for each in graph.operators if each.output.name not in changed)
     return bare.with_operators(each.with_tensors(changed) for each in kept)
+
+
+def bytes_as_given(graph: Graph, name: str) -> Graph:
+    """A quantised network whose input ``name`` is bytes that stand for themselves, for kernels whose values are int8.
+
+    Only tables, dequantising and what moves values read it.
+    """
+    (given,) = (each for each in graph.inputs if each.name == name)
+    tensors, readers = behind_moves(graph, given)
+    if not all(isinstance(each, Table | Dequantise) for each in readers):
+        return graph
+
+    def rule(operator: Operator) -> list[Operator] | None:
+        if not isinstance(operator, Dequantise) or operator.input.name not in tensors:
+            return None
+        inputs, to = [operator.input], {"to": TensorProto.FLOAT}
+        return [make("Cast", operator.name, inputs, [operator.output], to)]
+
+    plain = {key: replace(each, quantisation=None) for key, each in tensors.items()}
+    return graph.rewritten(rule).with_tensors(plain)
 
 
 def own_outputs(graph: Graph) -> Graph:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,9 +14,16 @@ from numpy.typing import NDArray
 
 from netship.bundle import inputs
 from netship.bundle.golden import of_all, seeded_inputs
-from netship.bundle.manifest import CalibrationImage, Preprocessing, Quantisation
+from netship.bundle.manifest import (
+    CalibrationImage,
+    Preprocessing,
+    Quantisation,
+    Scaling,
+)
 from netship.bundle.store import sha256_of
+from netship.bundle.task import Task
 from netship.compile import passes
+from netship.compile.frontend import byte_input
 from netship.compile.frontend.model import Model
 from netship.compile.frontend.quantised.operators import quantises
 from netship.compile.ir.graph import Graph
@@ -24,6 +31,7 @@ from netship.compile.ir.operators import islands
 from netship.compile.quantize import loss
 from netship.compile.quantize.answer import output_steps
 from netship.compile.quantize.calibrate import Sample, quantise
+from netship.compile.quantize.search import FEWEST_IMAGES, report, search
 from netship.targets.errors import UserError
 from netship.targets.escapes import counted, listed, shown
 from netship.targets.progress import Progress
@@ -66,6 +74,7 @@ def prepare(
     keep_float: Sequence[str] = (),
     accept_loss: bool = False,
     strict: bool = False,
+    task: Task | None = None,
 ) -> Int8 | None:
     """The int8 network that a build asks for; None where float32 is wanted.
 
@@ -77,6 +86,7 @@ def prepare(
         keep_float: ``--keep-float``, names of nodes that are not quantised.
         accept_loss: ``--accept-loss``, report what int8 loses and go on.
         strict: ``--strict-int8``, refuse a network of which a part computes in float32.
+        task: what the outputs are for, where that is stated.
 
     Raises:
         UserError: the options contradict the model or each other, no image can be read, or int8 loses too much.
@@ -116,12 +126,41 @@ def prepare(
     if len(found) > MAX_IMAGES:
         progress.note(f"calibration: the first {MAX_IMAGES} of {len(found)} images")
     images, samples, skipped = _read(found[:MAX_IMAGES], model, preprocessing, progress)
-    calibrated = quantise(model, samples, unsigned, progress, keep_float)
+    calibrated = quantise(model, samples, unsigned, progress, keep_float, task)
+    for head in calibrated.heads:
+        progress.note(
+            f"int8: the head of {counted(len(head.nodes), 'node')} stays in float32: {head.reason}, too much for one scale"
+        )
     graph = _read_graph(calibrated.model, dump, strict)
     progress.stage("comparing int8 with float32")
-    measured = loss.compare(model, calibrated, samples)
+    compared, measured = loss.compare(model, calibrated, samples, task)
     progress.finish()
-    if lost := loss.verdict(measured, calibrated, samples):
+    lost = loss.verdict(compared, calibrated, samples)
+    kept: tuple[str, ...] = ()
+    judging = None
+    by_boxes = compared.boxes and compared.boxes.judged
+    if lost and trained and not by_boxes and len(samples) >= FEWEST_IMAGES:
+        better = search(
+            calibrated,
+            model,
+            samples,
+            graph,
+            unsigned=unsigned,
+            keep_float=keep_float,
+            strict=strict,
+            progress=progress,
+        )
+        for line in report(better, lost):
+            progress.note(line)
+        if better.calibrated is not calibrated:
+            calibrated, kept = better.calibrated, better.kept
+            graph = _read_graph(calibrated.model, dump, strict)
+            _, measured = loss.compare(model, calibrated, samples, task)
+        judging = better.tried
+        lost = ""
+        if better.judged.refused:
+            lost = loss.too_much(better.judged.text(), calibrated, samples[0])
+    if lost:
         if trained and not accept_loss:
             raise UserError(
                 f"{lost}: calibrate with more and fitting photographs, leave that layer in float32 (--keep-float NODE), "
@@ -136,10 +175,23 @@ def prepare(
         images=images,
         skipped=skipped,
         keep_float=tuple(keep_float),
+        kept_float=kept,
+        judging=judging,
         accepted_loss=lost if accept_loss else "",
         output_steps=output_steps(graph, samples[:2]),
     )
     return Int8(calibrated.model, graph, facts, measured)
+
+
+def taking_bytes(int8: Int8, scaling: Scaling, dump: passes.Dump, strict: bool) -> Int8:
+    """The int8 network with an image of bytes, which it scales."""
+    model = byte_input.taking_bytes(int8.model, scaling)
+    facts = int8.facts
+    if facts.model:
+        digest = hashlib.sha256(model.proto.SerializeToString()).hexdigest()
+        facts = facts.model_copy(update={"sha256": digest})
+    graph = _read_graph(model, dump, strict)
+    return replace(int8, model=model, graph=graph, facts=facts)
 
 
 def _read_graph(model: Model, dump: passes.Dump, strict: bool) -> Graph:

@@ -1,4 +1,5 @@
 #include "board_info.h"
+#include "json.h"
 
 #include <gnu/libc-version.h>
 #include <sys/auxv.h>
@@ -118,38 +119,29 @@ double temperature() {
 // "MemTotal: 948304 kB"
 long memory_kb(const char* name) { return number(field("/proc/meminfo", name), 10, 0); }
 
-std::string quoted(const std::string& text) {
-  std::string json = "\"";
-  for (char c : text) {
-    auto code = static_cast<unsigned char>(c);
-    char escaped[8];
-    std::snprintf(escaped, sizeof escaped, "\\u%04x", code);
-    if (c == '"' || c == '\\' || code < 0x20 || code > 0x7e)
-      json += escaped;
-    else
-      json += c;
-  }
-  return json + '"';
+// What does not change while a program runs.
+void add_lasting(Object& board) {
+  board.add_text("server", kVersion);
+  board.add_text("tvm", TVM_VERSION);
+  board.add_text("machine", kMachine);
+  board.add("emulated", is_emulated() ? "true" : "false");
+  board.add_text("board", read_text("/proc/device-tree/model"));
+  board.add_text("cpu_part", cpu_part());
+  board.add_text("cpu_model", cpu_model());
+  std::string features;
+  for (auto& name : cpu_features()) features += (features.empty() ? "" : ", ") + quoted(name);
+  board.add("features", "[" + features + "]");
+  board.add_number("cores", static_cast<double>(sysconf(_SC_NPROCESSORS_ONLN)));
+  board.add_number("threads", tvm::runtime::threading::MaxConcurrency());
+  board.add_text("glibc", gnu_get_libc_version());
 }
 
-class Object {
- public:
-  void add(const char* name, const std::string& json) {
-    text_ += (text_.empty() ? "{" : ", ") + quoted(name) + ": " + json;
-  }
-  void add_text(const char* name, const std::string& text) {
-    add(name, text.empty() ? "null" : quoted(text));
-  }
-  void add_number(const char* name, double value, bool known = true) {
-    char text[32];
-    std::snprintf(text, sizeof text, "%.12g", value);
-    add(name, known ? text : "null");
-  }
-  std::string text() const { return text_ + "}"; }
-
- private:
-  std::string text_;
-};
+void add_condition(Object& board, const Condition& now) {
+  board.add_text("governor", now.governor);
+  board.add_number("frequency_khz", static_cast<double>(now.frequency_khz), now.frequency_khz >= 0);
+  board.add_number("temperature_c", now.temperature_c, now.temperature_c > -274);
+  board.add_number("throttled", static_cast<double>(now.throttled), now.throttled >= 0);
+}
 
 }  // namespace
 
@@ -224,32 +216,27 @@ std::string to_text(const Condition& now) {
 }
 
 std::string board_json(const std::string& folder) {
-  Condition now = condition();
-  std::string features;
-  for (auto& name : cpu_features()) features += (features.empty() ? "" : ", ") + quoted(name);
   struct statvfs disk {};
   bool disk_known = statvfs(folder.c_str(), &disk) == 0;
   Object board;
-  board.add_text("server", kVersion);
-  board.add_text("tvm", TVM_VERSION);
-  board.add_text("machine", kMachine);
-  board.add("emulated", is_emulated() ? "true" : "false");
-  board.add_text("board", read_text("/proc/device-tree/model"));
-  board.add_text("cpu_part", cpu_part());
-  board.add_text("cpu_model", cpu_model());
-  board.add("features", "[" + features + "]");
-  board.add_number("cores", static_cast<double>(sysconf(_SC_NPROCESSORS_ONLN)));
-  board.add_number("threads", tvm::runtime::threading::MaxConcurrency());
-  board.add_text("glibc", gnu_get_libc_version());
-  board.add_text("governor", now.governor);
-  board.add_number("frequency_khz", static_cast<double>(now.frequency_khz), now.frequency_khz >= 0);
-  board.add_number("temperature_c", now.temperature_c, now.temperature_c > -274);
-  board.add_number("throttled", static_cast<double>(now.throttled), now.throttled >= 0);
+  add_lasting(board);
+  add_condition(board, condition());
   board.add_number("memory_kb", static_cast<double>(memory_kb("MemTotal")));
   board.add_number("memory_available_kb", static_cast<double>(memory_kb("MemAvailable")));
   board.add_number("disk_free_bytes",
                    static_cast<double>(disk.f_bavail) * static_cast<double>(disk.f_frsize),
                    disk_known);
+  return board.text();
+}
+
+std::string board_json(const Condition& before, const Condition& after) {
+  Object board;
+  add_lasting(board);
+  for (auto [name, state] : {std::pair{"before", &before}, std::pair{"after", &after}}) {
+    Object condition;
+    add_condition(condition, *state);
+    board.add(name, is_emulated() ? "null" : condition.text());
+  }
   return board.text();
 }
 

@@ -40,6 +40,9 @@ std::string to_text(const Condition& condition);
 // A JSON object with all of that, and memory, disk and versions.
 std::string board_json(const std::string& folder);
 
+// The same for a program that runs once: what lasts, and the condition before and after, which an emulated board has not.
+std::string board_json(const Condition& before, const Condition& after);
+
 // `text` as one line of plain ASCII, whatever a foreign file has in it.
 std::string printable(std::string text);
 

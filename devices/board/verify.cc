@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -25,12 +26,13 @@
 
 #include "board_info.h"
 #include "bundle_check.h"
+#include "compare.h"
+#include "json.h"
 #include "refusal.h"
 
 namespace netship {
 namespace {
 
-using Bytes = std::vector<unsigned char>;
 using Clock = std::chrono::steady_clock;
 using tvm::runtime::NDArray;
 using tvm::runtime::PackedFunc;
@@ -47,11 +49,23 @@ constexpr double kTimingSeconds = 60;
 struct Options {
   std::string bundle;
   int repeat = -1, threads = 0;
+  bool json = false;
 };
+
+// A line for a person, unless JSON is wanted.
+void tell(const Options& options, const char* format, ...) __attribute__((format(printf, 2, 3)));
+void tell(const Options& options, const char* format, ...) {
+  if (options.json) return;
+  va_list values;
+  va_start(values, format);
+  std::vprintf(format, values);
+  va_end(values);
+  std::fflush(stdout);
+}
 
 void usage() {
   std::puts(
-      "usage: verify [--repeat N] [--threads N] [BUNDLE]\n"
+      "usage: verify [--repeat N] [--threads N] [--json] [BUNDLE]\n"
       "\n"
       "Checks a bundle on this machine: every file's SHA-256, the CPU, the answers to its golden inputs,\n"
       "and how long an inference takes. BUNDLE is the folder with manifest.json; without one, the\n"
@@ -59,6 +73,7 @@ void usage() {
       "\n"
       "  --repeat N     inferences to time (as many as a minute has, 200 at most); 0: none\n"
       "  --threads N    for inference (what the bundle was built for)\n"
+      "  --json         one JSON object in place of the text, as that of netship check\n"
       "\n"
       "Exit code: 0 right answers, 1 wrong ones, 2 the bundle or this machine does not fit.");
 }
@@ -73,6 +88,7 @@ std::string beside_this_program() {
 Options parse(int count, char** words) {
   static const option kOptions[] = {{"repeat", required_argument, nullptr, 'r'},
                                     {"threads", required_argument, nullptr, 't'},
+                                    {"json", no_argument, nullptr, 'j'},
                                     {"help", no_argument, nullptr, 'h'},
                                     {"version", no_argument, nullptr, 'v'},
                                     {nullptr, 0, nullptr, 0}};
@@ -82,6 +98,7 @@ Options parse(int count, char** words) {
     switch (letter) {
       case 'r': options.repeat = to_number("repeat", optarg, 0, 1000000); break;
       case 't': options.threads = to_number("threads", optarg, 1, 1024); break;
+      case 'j': options.json = true; break;
       case 'h': usage(); std::exit(kPassed);
       case 'v': std::printf("netship-verify %s (TVM %s, %s)\n", kVersion, TVM_VERSION, kMachine); std::exit(kPassed);
       default: throw Refusal{std::string(words[optind - 1]) + ": unknown, or without its value; see --help"};
@@ -211,21 +228,6 @@ Bytes read_bytes(const std::string& path, size_t size) {
   return bytes;
 }
 
-template <typename Element>
-double element(const Bytes& bytes, size_t index) {
-  Element value;
-  std::memcpy(&value, bytes.data() + index * sizeof value, sizeof value);
-  return static_cast<double>(value);
-}
-
-// One element as a number; 64 bits beyond 2^53 are rounded, on both sides of a comparison alike.
-double number(const Type& type, const Bytes& bytes, size_t index) {
-  if (type.code == kDLFloat) return element<float>(bytes, index);
-  if (type.bytes == 8) return element<int64_t>(bytes, index);
-  if (type.bytes == 4) return element<int32_t>(bytes, index);
-  return type.code == kDLInt ? element<int8_t>(bytes, index) : element<uint8_t>(bytes, index);
-}
-
 Bytes read_input(const std::string& path, const Tensor& tensor) {
   Bytes bytes = read_bytes(path, tensor.bytes());
   for (size_t i = 0; i < tensor.size; i++)
@@ -245,29 +247,6 @@ std::vector<float> read_tolerances(const std::string& path, size_t size) {
   return values;
 }
 
-// The largest error, and the largest of an element in units of its tolerance.
-struct Error {
-  double absolute = 0, excess = 0;
-
-  void include(const Error& other) {
-    absolute = std::max(absolute, other.absolute);
-    excess = std::max(excess, other.excess);
-  }
-};
-
-// As compare() of bundle/accuracy.py: a value that is infinite or NaN on one side only is an infinite error.
-Error compare(const Tensor& tensor, const Bytes& found, const Bytes& expected, const std::vector<float>& tolerances) {
-  Error worst;
-  for (size_t i = 0; i < tensor.size; i++) {
-    double ours = number(*tensor.type, found, i), theirs = number(*tensor.type, expected, i);
-    if (ours == theirs || (std::isnan(ours) && std::isnan(theirs))) continue;
-    if (!std::isfinite(ours) || !std::isfinite(theirs)) return {INFINITY, INFINITY};
-    double error = std::fabs(ours - theirs);
-    worst.include({error, error / static_cast<double>(tolerances[i])});
-  }
-  return worst;
-}
-
 // Hints that do nothing on any CPU; the meter's QEMU plugin counts what lies between them: an inference.
 void begin_metered() {
 #ifdef __aarch64__
@@ -281,8 +260,9 @@ void end_metered() {
 #endif
 }
 
-Error check_golden(const Bundle& bundle, const Network& network) {
-  Error worst;
+// The error of each golden input.
+std::vector<Error> check_golden(const Bundle& bundle, const Network& network, const Options& options) {
+  std::vector<Error> errors;
   for (size_t index = 0; index < bundle.golden.size(); index++) {
     const Golden& golden = bundle.golden[index];
     std::vector<Bytes> inputs;
@@ -299,10 +279,10 @@ Error check_golden(const Bundle& bundle, const Network& network) {
       auto near = read_tolerances(golden.tolerances[k], tensor.size);
       error.include(compare(tensor, outputs[k], expected, near));
     }
-    std::printf("golden %zu   max-abs error %.2g, %.2g of an element's tolerance\n", index, error.absolute, error.excess);
-    worst.include(error);
+    tell(options, "golden %zu   max-abs error %.2g, %.2g of an element's tolerance\n", index, error.absolute, error.excess);
+    errors.push_back(error);
   }
-  return worst;
+  return errors;
 }
 
 double seconds_of(const Network& network) {
@@ -343,14 +323,20 @@ double percentile(const std::vector<double>& sorted, double percent) {
   return sorted[std::max<size_t>(rank, 1) - 1];
 }
 
-void time_it(const Network& network, const Options& options, int threads) {
-  if (options.repeat == 0) return;
+// The times in milliseconds as JSON; null where none were taken.
+std::string time_it(const Network& network, const Options& options, int threads) {
+  if (options.repeat == 0) return "null";
   size_t warm = warm_up(network);
   auto times = measure(network, options.repeat);
-  std::printf("latency    median %.2f ms, p90 %.2f ms, p99 %.2f ms: %s, %zu inferences after %zu, %d thread%s\n",
-              1e3 * percentile(times, 50), 1e3 * percentile(times, 90), 1e3 * percentile(times, 99),
-              is_emulated() ? "emulated, which says nothing of a board" : "measured on this board", times.size(),
-              warm, threads, threads == 1 ? "" : "s");
+  tell(options, "latency    median %.2f ms, p90 %.2f ms, p99 %.2f ms: %s, %zu inferences after %zu, %d thread%s\n",
+       1e3 * percentile(times, 50), 1e3 * percentile(times, 90), 1e3 * percentile(times, 99),
+       is_emulated() ? "emulated, which says nothing of a board" : "measured on this board", times.size(), warm, threads,
+       threads == 1 ? "" : "s");
+  Object latency;
+  for (auto [name, percent] : {std::pair{"median", 50}, {"p90", 90}, {"p99", 99}, {"minimum", 0}})
+    latency.add_number(name, 1e3 * percentile(times, percent));
+  // As `check`, which gives no times of an emulated board.
+  return is_emulated() ? "null" : latency.text();
 }
 
 // The handler of the signals that compiled code of the bundle causes.
@@ -369,22 +355,49 @@ int verify(const Options& options) {
   Bundle bundle = open_bundle(options.bundle);
   int threads = options.threads > 0 ? options.threads : bundle.threads;
   std::string threads_text = std::to_string(threads);
-  std::printf("bundle     %s for %s: %zu files match their SHA-256\n", printable(bundle.model).c_str(),
-              printable(bundle.target).c_str(), bundle.files);
-  std::printf("board      %s\n", printable(board_text()).c_str());
-  std::printf("before     %s\n", to_text(condition()).c_str());
-  std::fflush(stdout);
+  Condition before = condition();
+  tell(options, "bundle     %s for %s: %zu files match their SHA-256\n", printable(bundle.model).c_str(),
+       printable(bundle.target).c_str(), bundle.files);
+  tell(options, "board      %s\n", printable(board_text()).c_str());
+  tell(options, "before     %s\n", to_text(before).c_str());
   // TVM reads it when it starts its thread pool.
   setenv("TVM_NUM_THREADS", threads_text.c_str(), 1);
   for (int number : {SIGILL, SIGSEGV, SIGBUS, SIGFPE}) signal(number, on_fault);
   Network network = bundle.standalone ? load_standalone(bundle, threads) : load_graph(bundle);
-  Error worst = check_golden(bundle, network);
-  std::fflush(stdout);
-  time_it(network, options, threads);
-  std::printf("after      %s\n", to_text(condition()).c_str());
+  std::vector<Error> errors = check_golden(bundle, network, options);
+  Error worst;
+  for (const Error& error : errors) worst.include(error);
+  std::string latency = time_it(network, options, threads);
+  Condition after = condition();
+  tell(options, "after      %s\n", to_text(after).c_str());
   bool passed = worst.excess <= 1;
-  std::printf("%s       max-abs error %.2g, %.2g of an element's tolerance\n", passed ? "PASS" : "FAIL", worst.absolute,
-              worst.excess);
+  tell(options, "%s       max-abs error %.2g, %.2g of an element's tolerance\n", passed ? "PASS" : "FAIL", worst.absolute,
+       worst.excess);
+  if (!options.json) return passed ? kPassed : kFailed;
+
+  std::string results;
+  for (size_t index = 0; index < errors.size(); index++) {
+    Object result;
+    result.add_text("name", "golden " + std::to_string(index));
+    result.add_number("max_abs_error", errors[index].absolute);
+    result.add_number("of_tolerance", errors[index].excess);
+    results += (index ? ", " : "") + result.text();
+  }
+  Object answer;
+  answer.add_text("bundle", options.bundle);
+  answer.add_text("model", bundle.model);
+  answer.add_text("target", bundle.target);
+  answer.add_text("compared", "golden inputs");
+  answer.add_number("images", static_cast<double>(errors.size()));
+  answer.add_number("max_abs_error", worst.absolute);
+  answer.add_number("of_tolerance", worst.excess);
+  answer.add_number("threads", threads);
+  answer.add("latency_ms", latency);
+  answer.add_text("origin", is_emulated() ? "emulated" : "measured");
+  answer.add("board", board_json(before, after));
+  answer.add("passed", passed ? "true" : "false");
+  answer.add("results", "[" + results + "]");
+  std::puts(answer.text().c_str());
   return passed ? kPassed : kFailed;
 }
 

@@ -32,12 +32,13 @@ def to_input(tensors: Sequence[NDArray[Any]], bundle: Bundle) -> bytes:
     wanted = bundle.manifest.inputs
     check_inputs(tensors, wanted)
     ports = zip(tensors, interface_of(bundle).inputs, wanted, strict=True)
-    return b"".join(_stored(*each).tobytes() for each in ports)
+    return b"".join(stored_input(*each).tobytes() for each in ports)
 
 
-def _stored(
+def stored_input(
     tensor: NDArray[Any], interface: FirmwareTensor, wanted: Tensor
 ) -> NDArray[Any]:
+    """An input as the C takes it; of rank 4 with its channels last."""
     values: NDArray[Any] = tensor
     if wanted.dtype != "float32":
         # The kernels store uint8 as int8 with a zero point 128 lower.

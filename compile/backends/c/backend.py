@@ -9,18 +9,22 @@ from pathlib import Path
 import numpy as np
 
 from netship.bundle.golden import Check, stored
-from netship.bundle.manifest import Tensor
+from netship.bundle.manifest import Firmware, Preprocessing, Tensor
 from netship.compile import passes
 from netship.compile.backends.backend import Array, Built, Job
 from netship.compile.backends.c.build import build
 from netship.compile.backends.detector.emit import Port, write
 from netship.compile.backends.dump import Dump
+from netship.compile.backends.image import emit as images
+from netship.compile.backends.image.emit import Image, byte_values
 from netship.compile.backends.request import BuildRequest, Format
 from netship.compile.backends.verify import Verification, verify_c
 from netship.compile.frontend.model import Model
 from netship.compile.ir.graph import NHWC, Graph
 from netship.compile.passes.layout import channels_first_inputs
-from netship.compile.passes.ports import integer_ports
+from netship.compile.passes.ports import bytes_as_given, integer_ports
+from netship.compile.passes.simplify import drop_identities
+from netship.devices.microcontroller.session import stored_input
 from netship.records.lookup import RecordLog
 from netship.targets.errors import UserError
 from netship.targets.presets import Target
@@ -61,7 +65,19 @@ class CBackend:
         if any(each.layout == NHWC for each in job.model.inputs):
             names = [each.name for each in job.model.inputs if each.layout == NHWC]
             graph = channels_first_inputs(integer_ports(graph), names)
+            how, source = job.preprocessing, job.model.image
+            if how and how.inside and source and graph.quantised:
+                graph = bytes_as_given(drop_identities(graph), source.name)
         detector = job.task.detector if job.task else None
+        extras = [
+            kind
+            for kind, there in (
+                ("image", job.preprocessing),
+                ("labels", job.labels),
+                ("detect", detector),
+            )
+            if there
+        ]
         built = build(
             graph,
             job.name,
@@ -74,8 +90,13 @@ class CBackend:
             partial(_expected, job),
             Dump(job.dump).graph,
             job.flash_limit,
-            detects=detector is not None,
+            extras=extras,
         )
+        if job.preprocessing and built.firmware:
+            image = _image(job, job.preprocessing, built.firmware)
+            images.write(job.folder, job.name, job.version, image)
+        if job.labels:
+            images.write_labels(job.folder, job.name, job.version, job.labels)
         if detector and built.firmware:
             ports = [
                 Port(
@@ -102,6 +123,20 @@ class CBackend:
         progress: Progress,
     ) -> Verification | str:
         return verify_c(folder, checks)
+
+
+# Of a camera's image of 640×480 for an input of 96×96, half of its columns at a time.
+_IMAGE_MEMORY_BYTES = 1 << 12
+
+
+def _image(job: Job, how: Preprocessing, firmware: Firmware) -> Image:
+    tensor = job.model.image
+    assert tensor is not None
+    index = job.model.inputs.index(tensor)
+    number = str(index) if len(job.model.inputs) > 1 else ""
+    bytes_of_each = byte_values(how, tensor).reshape(tensor.channels, 256)
+    values = stored_input(bytes_of_each, firmware.inputs[index], tensor)
+    return Image(how, tensor, number, values, "NHWC", _IMAGE_MEMORY_BYTES, False)
 
 
 def _expected(job: Job, patterns: Sequence[Array]) -> list[tuple[Array, Array]]:

@@ -51,7 +51,7 @@ _FILES = {
     "main.c": "example/main.c",
 }
 # What templates take from the project.
-_TAKEN = ("version", "cpu", "outputs", "exact", "detects", "steps", "floating")
+_TAKEN = ["version", "cpu", "outputs", "exact", "extras", "steps", "floating"]
 _FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
@@ -65,7 +65,7 @@ class Project:
     graph: Graph
     arranged: Arranged
     given: Sequence[Given]  # The model's inputs.
-    detects: bool = False  # A decoder of boxes belongs to it.
+    extras: Sequence[str] = ()  # What else belongs to it: see compile.backends.c.build.
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -137,6 +137,7 @@ def emit(project: Project, folder: Path) -> Constants:
         "name": name,
         "NAME": name.upper(),
         **{each: getattr(project, each) for each in _TAKEN},
+        "detects": "detect" in project.extras,
         "layout": data.layout,
         "wide": int(data.wide),
         "inputs": inputs,
@@ -315,7 +316,10 @@ def _layer(project: Project, step: Step, data: _Data) -> dict[str, Any]:
         return layer | data.add(layer["name"], constants=constants)
     if isinstance(operator, Table):
         name = data.name(f"{operator.label}_table")
-        return layer | {"kind": "table"} | data.add(name, operator.values)
+        layer |= {"kind": "table", "raw": operator.input.dtype == "uint8"}
+        # nn_table takes bytes from 128 on for negative numbers.
+        values = np.roll(operator.values, 128 if layer["raw"] else 0)
+        return layer | data.add(name, values)
     assert isinstance(operator, Pointwise)
     numbers = {name: _c_limit(each) for name, each in operator.parameters.items()}
     return layer | {

@@ -39,6 +39,9 @@ def has_kernel(operator: Operator, graph: Graph) -> bool:
     """Whether a kernel of ours runs an operator of a graph; a view needs none where it moves nothing."""
     if isinstance(operator, View):
         return operator.in_place
+    if isinstance(operator, Table) and operator.input.dtype == "uint8":
+        # An image's bytes as they are.
+        return operator.input.layout == operator.output.layout
     dtype = "int8" if graph.quantised else "float32"
     tensors = (*operator.activations, operator.output)
     if not all(_fits(each, dtype, graph.quantised) for each in tensors):

@@ -12,6 +12,7 @@ from netship.bundle.manifest import MemoryPlan
 from netship.compile.backends.backend import Built, Job
 from netship.compile.backends.bundle import BundleBackend
 from netship.compile.backends.engine import EngineJob
+from netship.compile.backends.image.emit import Image, byte_values
 from netship.compile.backends.request import Format
 from netship.compile.backends.standalone.emit import (
     Answer,
@@ -61,11 +62,25 @@ class StandaloneBackend(BundleBackend):
                     job.model.outputs, check.outputs, check.tolerances, strict=True
                 )
             ),
-            image=job.model.inputs.index(image) if image else None,
+            image=_image(job),
+            labels=job.labels,
             detector=detector,
             input_size=image.size if detector and image else (0, 0),
         )
         return self._compile(job, logs, progress, partial(link, wanted), job.name)
+
+
+# Of a photograph of 4000 pixels a side for an input of 224.
+_IMAGE_MEMORY_BYTES = 1 << 15
+
+
+def _image(job: Job) -> Image | None:
+    tensor, how = job.model.image, job.preprocessing
+    if tensor is None or how is None:
+        return None
+    number = str(job.model.inputs.index(tensor)) if len(job.model.inputs) > 1 else ""
+    values = byte_values(how, tensor)
+    return Image(how, tensor, number, values, tensor.layout, _IMAGE_MEMORY_BYTES, True)
 
 
 def link(

@@ -6,7 +6,7 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,8 @@ from netship.bundle.manifest import Tensor as Port
 from netship.bundle.task import Detector
 from netship.compile.backends.detector import emit as detector
 from netship.compile.backends.dump import writing
+from netship.compile.backends.image import emit as images
+from netship.compile.backends.image.emit import Image
 from netship.compile.program.planner import Plan, aligned, plan
 from netship.compile.program.program import Program, Tensor
 from netship.compile.program.verifier import verify
@@ -119,7 +121,8 @@ class Standalone:
     Attributes:
         ranges: of each input the least and the largest value in the test.
         answers: the reference's outputs for it.
-        image: which input photographs become; None where all are data.
+        image: the input that photographs become; None where all are data.
+        labels: of classes; empty where there are none.
         detector: of a detector, with its input's height and width.
     """
 
@@ -128,7 +131,8 @@ class Standalone:
     version: str
     ranges: tuple[tuple[float, float], ...]
     answers: tuple[Answer, ...]
-    image: int | None = None
+    image: Image | None = None
+    labels: Sequence[str] = ()
     detector: Detector | None = None
     input_size: tuple[int, int] = (0, 0)
 
@@ -174,6 +178,10 @@ def emit(
             shutil.copy(parts / header, folder)
             sources.append(parts / code)
             exported.append(f"{wanted.name}_detect")
+        for header, code, functions in _write_image(parts, wanted):
+            shutil.copy(parts / header, folder)
+            sources.append(parts / code)
+            exported += [f"{wanted.name}_{function}" for function in functions]
         if dump is not None:
             with writing(dump):
                 for part in (*sorted(parts.iterdir()), *kernels):
@@ -205,6 +213,19 @@ def _write_detector(folder: Path, wanted: Standalone, program: Program) -> None:
     detector.write(
         folder, wanted.name, wanted.version, wanted.detector, wanted.input_size, ports
     )
+
+
+def _write_image(
+    folder: Path, wanted: Standalone
+) -> Iterator[tuple[str, str, list[str]]]:
+    """Headers, sources and functions of what comes before and after the network."""
+    name, version = wanted.name, wanted.version
+    if wanted.image:
+        images.write(folder, name, version, wanted.image)
+        yield *images.files(name, "image"), ["image", "place"]
+    if wanted.labels:
+        images.write_labels(folder, name, version, wanted.labels)
+        yield *images.files(name, "labels"), ["label"]
 
 
 @dataclass(frozen=True)

@@ -37,26 +37,52 @@ def reduction(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     axes = sorted(axis % rank for axis in axes) if axes else range(rank)
     inputs, named = axes_form(node.op_type, axes, graph)
     chain, sources = Chain(node, graph), [node.input[0], *inputs]
-    limit = {"ReduceMax": -_FLOAT32_MAX, "ReduceMin": _FLOAT32_MAX}.get(node.op_type)
-    real = graph.dtype(node.input[0]) == onnx.TensorProto.FLOAT
-    if not limit or not real or graph.opset < 11 or not graph.has_infinity():
-        return chain.end(node.op_type, *sources, **named, **attributes)
-    # TVM's extreme of infinities is the largest finite number: it starts from there.
-    extreme = chain.add(node.op_type, *sources, **named, **attributes)
-    infinite = chain.add("Equal", extreme, limit)
-    return chain.end("Where", infinite, math.copysign(math.inf, limit), extreme)
+    if node.op_type == "ReduceLogSumExp" and graph.may_be_infinite(sources[0]):
+        return _log_sum_exp(chain, graph, node, axes)
+    return extreme(chain, graph, node.op_type, *sources, **named, **attributes)
+
+
+def extreme(
+    chain: Chain, graph: Graph, op_type: str, *inputs: Any, **attributes: Any
+) -> list[onnx.NodeProto]:
+    """TVM's extreme of infinities is the largest finite number: it starts from there."""
+    sign = {"ReduceMax": -1, "MaxPool": -1, "ReduceMin": 1}
+    limit = sign.get(op_type, 0) * _FLOAT32_MAX
+    if not limit or graph.opset < 11 or not graph.may_be_infinite(inputs[0]):
+        return chain.end(op_type, *inputs, **attributes)
+    finite = chain.add(op_type, *inputs, **attributes)
+    infinite = chain.add("Equal", finite, limit)
+    return chain.end("Where", infinite, math.copysign(math.inf, limit), finite)
+
+
+def _log_sum_exp(
+    chain: Chain, graph: Graph, node: onnx.NodeProto, axes: Sequence[int]
+) -> list[onnx.NodeProto]:
+    """TVM subtracts the maximum, which is infinity from infinity where it is infinite."""
+    inputs, named = axes_form("ReduceMax", axes, graph)
+    largest = chain.add("ReduceMax", node.input[0], *inputs, **named)
+    largest = chain.add("Min", largest, _FLOAT32_MAX)
+    powers = chain.add("Exp", chain.add("Sub", node.input[0], largest))
+    inputs, named = axes_form("ReduceSum", axes, graph)
+    sums = chain.add("Log", chain.add("ReduceSum", powers, *inputs, **named))
+    whole = chain.add("Add", sums, largest)
+    return chain.end("Reshape", whole, graph.shape(node.output[0]))
 
 
 def extreme_place(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     """Of infinities alone TVM's place is -1: they become the last finite number that it tells from its start."""
-    real = graph.dtype(node.input[0]) == onnx.TensorProto.FLOAT
-    if not real or graph.opset < 8 or not graph.has_infinity():
-        return [node]
     chain, largest = Chain(node, graph), node.op_type == "ArgMax"
+    finite = within(chain, graph, node.input[0], largest)
+    return chain.end(node.op_type, finite, **attributes_of(node))
+
+
+def within(chain: Chain, graph: Graph, name: str, largest: bool) -> str:
+    """A tensor whose places of the largest, or smallest, elements TVM finds."""
+    if graph.opset < 8 or not graph.may_be_infinite(name):
+        return name
     bound = np.nextafter(np.float32(_FLOAT32_MAX), np.float32(0))
     kind, limit = ("Max", -bound) if largest else ("Min", bound)
-    finite = chain.add(kind, node.input[0], limit)
-    return chain.end(node.op_type, finite, **attributes_of(node))
+    return chain.add(kind, name, limit)
 
 
 def axes_form(

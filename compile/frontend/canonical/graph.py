@@ -18,6 +18,10 @@ from netship.targets.errors import UserError
 _MOST_MADE = 60_000
 
 
+_MAKE_INFINITY = ("Div", "Log", "Reciprocal")
+_FINITE = ("DequantizeLinear", "HardSigmoid", "Sigmoid", "Softmax", "Tanh")
+
+
 class Graph:
     """A static, folded graph while its nodes are rewritten: shapes, constants, fresh names."""
 
@@ -32,6 +36,18 @@ class Graph:
             for node in proto.graph.node
             if node.op_type == "DequantizeLinear"
         }
+        self._infinite = {
+            name
+            for name, each in self.constants.items()
+            if each.data_type == onnx.TensorProto.FLOAT
+            and np.isinf(numpy_helper.to_array(each)).any()
+        }
+        for node in proto.graph.node:
+            infinite = not self._infinite.isdisjoint(node.input)
+            if node.op_type in _MAKE_INFINITY or (
+                infinite and node.op_type not in _FINITE
+            ):
+                self._infinite.update(node.output)
         self.fresh = fresh_names(
             name for node in proto.graph.node for name in (*node.input, *node.output)
         )
@@ -41,13 +57,9 @@ class Graph:
         assert sizes is not None
         return sizes
 
-    def has_infinity(self) -> bool:
-        """Whether a constant, such as an attention's mask, has infinite elements."""
-        return any(
-            np.isinf(numpy_helper.to_array(each)).any()
-            for each in self.constants.values()
-            if each.data_type == onnx.TensorProto.FLOAT
-        )
+    def may_be_infinite(self, name: str) -> bool:
+        """Whether a float32 tensor can have infinite elements: of a constant, such as an attention's mask, or a quotient."""
+        return self.dtype(name) == onnx.TensorProto.FLOAT and name in self._infinite
 
     def dtype(self, name: str) -> int:
         return self._values[name].dtype

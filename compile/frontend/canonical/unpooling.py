@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 
 from netship.compile.frontend.canonical import windows
+from netship.compile.frontend.canonical.forms import within
 from netship.compile.frontend.canonical.graph import (
     Chain,
     Graph,
@@ -33,7 +34,7 @@ def max_pool(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
         raise refusal(
             node, "storage_order 1 is not built; export its Indices row by row"
         )
-    attributes = attributes_of(pooled[-1])
+    attributes = attributes_of(next(e for e in pooled if e.op_type == "MaxPool"))
     kernel = attributes["kernel_shape"]
     if prod(kernel) > MAX_ARGUMENTS:
         raise refusal(
@@ -45,7 +46,8 @@ def max_pool(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     strides = attributes.get("strides") or [1] * rank
     dilations = attributes.get("dilations") or [1] * rank
     pads = attributes.get("pads") or [0] * 2 * rank
-    chain, source = Chain(node, graph), node.input[0]
+    chain = Chain(node, graph)
+    source = within(chain, graph, node.input[0], largest=True)
     if any(pads):
         amounts = [0, 0, *pads[:rank], 0, 0, *pads[rank:]]
         lowest = float(np.finfo(np.float32).min)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from netship.compile.frontend.canonical.forms import axes_form
+from netship.compile.frontend.canonical.forms import axes_form, extreme
 from netship.compile.frontend.canonical.graph import (
     Chain,
     Graph,
@@ -128,7 +128,10 @@ def pool(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
         attributes["pads"] = windows.pads()
     if node.op_type != "AveragePool":
         attributes.pop("count_include_pad", None)
-    return chain.end(node.op_type, source, **attributes)
+    # ONNX Runtime's dilated windows start from the largest finite number too.
+    if node.op_type != "MaxPool" or np.any(windows.extent != windows.kernel):
+        return chain.end(node.op_type, source, **attributes)
+    return extreme(chain, graph, node.op_type, source, **attributes)
 
 
 def lp_pool(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
