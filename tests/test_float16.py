@@ -22,11 +22,12 @@ from netship.bundle.manifest import Float16
 from netship.bundle.store import open_bundle
 from netship.compile import passes
 from netship.compile.backends.request import BuildRequest
-from netship.compile.driver import build, tuned_graph
+from netship.compile.driver import build
 from netship.compile.frontend import sources
 from netship.compile.frontend.gate import check
 from netship.compile.frontend.model import Model
 from netship.compile.frontend.reference import Reference
+from netship.compile.half_precision import tuned_graph
 from netship.compile.passes.half import LONGEST_SUM
 from netship.compile.quantize import float16, simulation
 from netship.runtime_demo.comparison import reference_for
