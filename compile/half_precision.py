@@ -13,12 +13,13 @@ from netship.compile.ir.graph import Graph
 from netship.compile.quantize import float16
 from netship.compile.quantize.float16 import Half
 from netship.compile.quantize.prepare import MAX_IMAGES, is_quantised
+from netship.records import lookup
 from netship.targets.errors import UserError
 from netship.targets.progress import Progress
 
 
 def check(request: BuildRequest) -> None:
-    """Raises: UserError: the target has no float16, or another option contradicts it."""
+    """Raises: UserError: the target has no float16, or another option contradicts it, or a named log does."""
     if not request.target.has_float16:
         raise UserError(
             f"--precision float16: {request.target.name} has no float16 arithmetic; leave the option out, or build for "
@@ -32,6 +33,8 @@ def check(request: BuildRequest) -> None:
             raise UserError(
                 f"{name}: --precision float16 makes no int8; leave one of them out"
             )
+    # What stays in float32 takes a while to find: a log that cannot be used is refused before.
+    lookup.find(request.target, request.records, (), numbers=request.numbers)
 
 
 def tuned_graph(request: BuildRequest, source: Source, progress: Progress) -> Graph:

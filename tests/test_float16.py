@@ -30,6 +30,7 @@ from netship.compile.frontend.reference import Reference
 from netship.compile.half_precision import tuned_graph
 from netship.compile.passes.half import LONGEST_SUM
 from netship.compile.quantize import float16, simulation
+from netship.records import lookup
 from netship.runtime_demo.comparison import reference_for
 from netship.targets.errors import UserError
 from netship.targets.presets import PRESETS, resolve
@@ -214,6 +215,8 @@ def test_options_that_contradict_float16_are_refused() -> None:
     a76 = resolve("arm-cortex-a76")
     assert "--quantize: " in refused(target=a76, quantize=True)
     assert "--strict-int8: " in refused(target=a76, strict_int8=True)
+    log = lookup.SHIPPED / "arm-cortex-a76.json"
+    assert "its records are of float32" in refused(target=a76, records=(log,))
 
 
 def pair_and_long_sum() -> onnx.ModelProto:
