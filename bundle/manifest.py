@@ -443,6 +443,24 @@ class FirmwareTensor(Section):
     quantised: Quantised | None = None
 
 
+class FirmwareArena(Section):
+    """The part of a C project's arena that lies in one memory.
+
+    Attributes:
+        begin, nbytes: of the arena; the parts lie one after the other.
+        size: of the memory.
+        moved: bytes that an inference reads and writes there.
+        cycles: that they make the core wait, estimated.
+    """
+
+    name: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$", max_length=24)]
+    begin: int = Field(ge=0)
+    nbytes: int = Field(gt=0)
+    size: int = Field(gt=0)
+    moved: int = Field(ge=0)
+    cycles: int = Field(ge=0)
+
+
 class Firmware(Section):
     """What a program must know of a microcontroller's C project; the header says the same.
 
@@ -453,6 +471,8 @@ class Firmware(Section):
         peak: the step that needs the most.
         steps: their number; the manifest's groups name them.
         weights_bytes: in flash, with biases and multipliers.
+        arenas: where the arena is split over several memories, its parts.
+        weights_in: the memory of the weights; empty where the build was not told of memories.
     """
 
     cpu: str
@@ -464,6 +484,8 @@ class Firmware(Section):
     peak: str
     steps: int = Field(gt=0)
     weights_bytes: int = Field(ge=0)
+    arenas: tuple[FirmwareArena, ...] = ()
+    weights_in: Annotated[str, Field(pattern="^[a-z0-9_]*$", max_length=24)] = ""
 
     @model_validator(mode="after")
     def _inputs_lie_in_the_arena(self) -> Firmware:
@@ -472,7 +494,21 @@ class Firmware(Section):
         for begin, each in zip(self.input_offsets, self.inputs, strict=True):
             if begin + each.nbytes > self.arena_bytes:
                 raise ValueError("an input does not lie in the arena")
+        for arena in self.arenas:
+            if arena.begin % 8 or arena.begin + arena.nbytes > self.arena_bytes:
+                raise ValueError("a part of the arena does not lie in it")
         return self
+
+    @property
+    def placed(self) -> str:
+        """What lies in which memory, for a person; empty where the build was not told of memories."""
+        parts = [
+            f"{each.name} {each.nbytes:,} of {each.size:,} bytes"
+            + (f" ({each.cycles:,} cycles of waiting, estimated)" * (each.cycles > 0))
+            for each in self.arenas
+        ]
+        parts += [f"weights in {self.weights_in}"] if self.weights_in else []
+        return ", ".join(parts)
 
     @property
     def output_bytes(self) -> int:

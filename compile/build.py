@@ -170,6 +170,30 @@ def parser() -> argparse.ArgumentParser:
         help="for a microcontroller: refuse a network whose weights take more, code not counted (units as of --arena-limit)",
     )
     option(
+        "--memory",
+        type=_memory,
+        default=(),
+        metavar="dtcm=128K,sram=512K",
+        help="for a microcontroller: split activations over memories (dtcm, sram, psram, sdram …) so that they wait least, and "
+        "put weights into flash or qspi, where those are given (K: 1024 bytes, M: 1024 K)",
+    )
+    option(
+        "--part",
+        metavar="NAME",
+        help="for a microcontroller: the --memory of a part, such as stm32f746 or stm32f746g-disco",
+    )
+    option(
+        "--package",
+        nargs="+",
+        default=[],
+        choices=[
+            *("cmsis-pack", "arduino", "zephyr"),
+            *("platformio", "esp-idf", "cmake"),
+        ],
+        metavar="KIND",
+        help="for a microcontroller: write the C also as a library for %(choices)s, into package/KIND",
+    )
+    option(
         "--input-shape",
         action="append",
         default=[],
@@ -271,9 +295,15 @@ def request(arguments: argparse.Namespace) -> BuildRequest:
     """
     from netship.compile.backends.request import BuildRequest
     from netship.compile.frontend.preprocessing import Overrides
+    from netship.devices.microcontroller.regions import of_part
+    from netship.targets.errors import UserError
     from netship.targets.presets import resolve
 
     target = resolve(arguments.target)
+    if arguments.part and arguments.memory:
+        raise UserError("--part and --memory: both say the memories; leave one out")
+    if arguments.part and target.microcontroller:
+        of_part(arguments.part, target.name)
     return BuildRequest(
         model=arguments.model,
         target=target,
@@ -289,6 +319,9 @@ def request(arguments: argparse.Namespace) -> BuildRequest:
         ),
         arena_limit=arguments.arena_limit,
         flash_limit=arguments.flash_limit,
+        package=tuple(arguments.package),
+        memory=arguments.memory,
+        part=arguments.part,
         quantize=arguments.quantize is not None,
         float16=arguments.precision == "float16",
         input_type=arguments.input_type,
@@ -320,6 +353,7 @@ def _table(bundle: Bundle, model: str) -> str:
 
     manifest, measured = bundle.manifest, bundle.manifest.measured
     lowering, verification = manifest.lowering, measured["verification"]
+    firmware = manifest.firmware
     macs = sum(group.macs for group in lowering.groups)
     place = shown(quote(str(bundle.path)), 1000)
     board = ""
@@ -347,7 +381,8 @@ def _table(bundle: Bundle, model: str) -> str:
         ("fused", f"{_fusion(lowering)}; {macs / 1e6:.1f} M multiply-adds"),
         ("layout", f"{lowering.layout}: {lowering.reason}"),
         ("size", _size(manifest)),
-        ("memory", _memory(lowering)),
+        ("memory", _memory_of(lowering)),
+        *([("placed", firmware.placed)] if firmware and firmware.placed else []),
         *_int8(manifest),
         *_float16(manifest),
         ("checked", checked),
@@ -422,10 +457,9 @@ def _float16(manifest: Manifest) -> list[tuple[str, str]]:
 
 def _size(manifest: Manifest) -> str:
     measured = manifest.measured
-    if manifest.firmware is not None:
-        return (
-            f"weights {manifest.firmware.weights_bytes:,} bytes of flash, without code"
-        )
+    if firmware := manifest.firmware:
+        where = firmware.weights_in or "flash"
+        return f"weights {firmware.weights_bytes:,} bytes of {where}, without code"
     return (
         f"{manifest.library} {measured['library_bytes'] / 1e6:.2f} MB, of it weights "
         f"{measured['weight_bytes'] / 1e6:.2f} MB"
@@ -442,7 +476,7 @@ def _fusion(lowering: Lowering) -> str:
     return f"{kinds} in {counted(heavy, 'kernel')}, {counted(others, 'kernel')} without multiply-adds"
 
 
-def _memory(lowering: Lowering) -> str:
+def _memory_of(lowering: Lowering) -> str:
     """What an instance takes, without the weights."""
     plan = lowering.memory
     if plan is None:
@@ -479,6 +513,15 @@ def _bytes(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 72KB")
     units = {"KB": 1000, "KiB": 1024, "MB": 10**6, "MiB": 1 << 20}
     return int(match[1]) * units.get(match[2], 1)
+
+
+def _memory(text: str) -> Any:
+    from netship.devices.microcontroller.regions import parse
+
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _override(name: str, text: str) -> Any:

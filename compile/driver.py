@@ -148,6 +148,9 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
             dump=request.dump,
             arena_limit=request.arena_limit,
             flash_limit=request.flash_limit,
+            packages=request.package,
+            memory=request.memory,
+            part=request.part,
         )
         facts = quantisation, half.facts if half else None
         describe = partial(

@@ -54,6 +54,9 @@ class BuildOptions(TypedDict, total=False):
     dump: AnyPath
     arena_limit: int | str
     flash_limit: int | str
+    package: str | Sequence[str]
+    memory: str
+    part: str
     calibration: AnyPath | Sequence[AnyPath]
     input_type: Literal["uint8"]
     keep_float: str | Sequence[str]

@@ -11,6 +11,7 @@ from typing import Literal
 from netship.bundle.manifest import TargetIdentity
 from netship.compile.frontend import sources
 from netship.compile.frontend.preprocessing import Overrides
+from netship.devices.microcontroller.regions import Region
 from netship.records import lookup
 from netship.targets.files import cache_key
 from netship.targets.presets import Target
@@ -44,6 +45,9 @@ class BuildRequest:
     overrides: Overrides = field(default_factory=Overrides)
     arena_limit: int | None = None
     flash_limit: int | None = None
+    package: tuple[str, ...] = ()
+    memory: tuple[Region, ...] = ()
+    part: str | None = None
     quantize: bool = False
     float16: bool = False
     input_type: Literal["uint8"] | None = None
