@@ -23,7 +23,7 @@ from netship.bundle.manifest import (
 )
 from netship.bundle.store import MANIFEST, Bundle, check_replaceable, sha256_of, staging
 from netship.bundle.task import Task
-from netship.compile import passes
+from netship.compile import half_precision, passes
 from netship.compile.backends.backend import Backend, Built, Job
 from netship.compile.backends.dump import Dump
 from netship.compile.backends.registry import BACKENDS
@@ -36,12 +36,10 @@ from netship.compile.frontend.preprocessing import read_labels, resolve_preproce
 from netship.compile.frontend.reference import Reference
 from netship.compile.frontend.sources import Source
 from netship.compile.ir.graph import Graph
-from netship.compile.quantize import float16
 from netship.compile.quantize.answer import check as integer_check
-from netship.compile.quantize.float16 import Float16Reference, Half
+from netship.compile.quantize.float16 import Float16Reference
 from netship.compile.quantize.mixture import AS_ASKED, Chosen
 from netship.compile.quantize.prepare import (
-    MAX_IMAGES,
     Int8,
     is_quantised,
     prepare,
@@ -77,7 +75,7 @@ def build(
         if getattr(request, field) != getattr(BuildRequest, field):
             raise UserError(why.format(target=request.target.name))
     if request.float16:
-        _check_float16(request)
+        half_precision.check(request)
     if request.output is not None:
         _check_places(request.output, request.dump)
     progress.stage("reading the model")
@@ -111,7 +109,9 @@ def build(
     if mixed:
         int8, taken = chosen.int8, mixed.model
     elif request.float16:
-        half = _half(request, replace(source, model=taken), given, progress, dump)
+        half = half_precision.network(
+            request, replace(source, model=taken), given, progress, dump
+        )
     else:
         int8 = _quantised(request, source, preprocessing, task, progress, dump)
     if int8 and given and given.inside:
@@ -168,7 +168,7 @@ def build(
         describe = partial(
             _manifest, request, backend, job, preprocessing, written, *facts
         )
-        logs = [] if made else _find_records(request, backend, progress)
+        logs = [] if int8 or mixed else _find_records(request, backend, progress)
         # Records that give wrong answers, or crash the engine, must not keep a network from being built.
         for attempt in (logs, []) if logs else ([],):
             built = None
@@ -250,66 +250,6 @@ def _quantised(
     )
 
 
-def _check_float16(request: BuildRequest) -> None:
-    if not request.target.has_float16:
-        raise UserError(
-            f"--precision float16: {request.target.name} has no float16 arithmetic; leave the option out, or build for "
-            "arm-cortex-a76"
-        )
-    int8, tuning = "makes no int8", "is not tuned"
-    for name, given, why in (
-        ("--quantize", request.quantize, int8),
-        ("--strict-int8", request.strict_int8, int8),
-        ("--records", request.records, tuning),
-        ("--require-tuned", request.require_tuned, tuning),
-    ):
-        if given:
-            raise UserError(f"{name}: --precision float16 {why}; leave one of them out")
-
-
-def _half(
-    request: BuildRequest,
-    source: Source,
-    preprocessing: Preprocessing | None,
-    progress: Progress,
-    dump: passes.Dump,
-) -> Half:
-    """The float16 network, its ranges from the calibration images, or else from seeded inputs."""
-    model = source.model
-    if is_quantised(model.proto):
-        raise UserError(
-            f"{model.identity.name}: is quantised; leave --precision float16 out"
-        )
-    found = (
-        inputs.find(request.calibration, model.inputs) if request.calibration else []
-    )
-    samples = [
-        inputs.read(path, model.inputs, preprocessing).tensors
-        for path in found[:MAX_IMAGES]
-    ]
-    if not samples:
-        progress.note(
-            "float16: ranges are those of seeded inputs; give photographs with --calibration"
-        )
-    seeded = [
-        *golden.of_all(golden.seeded_inputs, model.inputs, preprocessing),
-        *golden.of_all(golden.signed_inputs, model.inputs, preprocessing),
-    ]
-    progress.stage("finding what stays in float32")
-    half = float16.prepare(
-        model, [*samples, *seeded], len(samples), request.keep_float, dump
-    )
-    progress.finish()
-    if lost := float16.loss(half.measured):
-        if source.trained and not request.accept_loss:
-            raise UserError(
-                f"{lost}: leave that layer in float32 (--keep-float NODE), take it as it is (--accept-loss), or build "
-                "float32"
-            )
-        progress.note(f"{lost}; it is built")
-    return half
-
-
 def _version(request: BuildRequest, source: Source, name: str, numbers: str) -> str:
     """What generated code says of itself."""
     identity = source.model.identity
@@ -357,7 +297,9 @@ def _find_records(
     if "records" in backend.refused_options:
         return []
     places = lookup.places(request.model)
-    logs, notes = lookup.find(request.target, request.records, places, request.threads)
+    logs, notes = lookup.find(
+        request.target, request.records, places, request.threads, request.numbers
+    )
     for line in notes:
         progress.note(line)
     return logs

@@ -30,7 +30,7 @@ PEAK_MACS = {"cortex-a53": 4, "cortex-a72": 4, "cortex-a76": 8}
 _INT8_MACS = {"cortex-a53": 8, "cortex-a72": 8, "cortex-a76": 32}
 # In float16, where the core has it: eight lanes.
 _FLOAT16_MACS = {"cortex-a76": 16}
-_PEAKS = {"float32": PEAK_MACS, "int8": _INT8_MACS, "float16": _FLOAT16_MACS}
+PEAKS = {"float32": PEAK_MACS, "int8": _INT8_MACS, "float16": _FLOAT16_MACS}
 OUTSIDE = "outside the kernels"
 _KERNEL = re.compile(r"tvmgen_(?:default|\w+?)_(fused_\w+?)(?:_compute_)?$")
 _PREFIX = re.compile(r"^(fused_)?(netship_int8_)?")
@@ -142,7 +142,7 @@ def measure_bundle(
     on_progress("estimating cycles")
     numbers = bundle.manifest.numbers
     operators = tuple(_operators(bundle, blocks, cpu, hierarchy))
-    return Metered(cpu, operators, numbers, _PEAKS[numbers][cpu])
+    return Metered(cpu, operators, numbers, PEAKS[numbers][cpu])
 
 
 def _count(

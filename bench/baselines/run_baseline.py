@@ -104,10 +104,10 @@ def _ncnn(model: str, _tensor: Array, half: bool = False) -> Infer:
     return infer
 
 
-def _mnn(model: str, tensor: Array) -> Infer:
+def _mnn(model: str, tensor: Array, precision: str = "normal") -> Infer:
     nn, expr = (importlib.import_module(f"MNN.{name}") for name in ("nn", "expr"))
     manager = nn.create_runtime_manager(
-        ({"backend": "CPU", "numThread": 1, "precision": "normal"},)
+        ({"backend": "CPU", "numThread": 1, "precision": precision},)
     )
     net = nn.load_module_from_file(model, [], [], runtime_manager=manager)
     given = expr.const(tensor, tensor.shape, expr.NCHW)
@@ -136,6 +136,7 @@ def _openvino(model: str, _tensor: Array) -> Infer:
 _RUNTIMES: dict[str, Callable[[str, Array], Infer]] = {
     "litert": _litert,
     "mnn": _mnn,
+    "mnn-half": partial(_mnn, precision="low"),
     "ncnn": _ncnn,
     "ncnn-default": partial(_ncnn, half=True),
     "onnxruntime": _onnxruntime,

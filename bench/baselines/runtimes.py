@@ -47,8 +47,9 @@ BASELINES = {
     for baseline in (
         Baseline("litert", "LiteRT (XNNPACK)", "ai-edge-litert"),
         Baseline("ncnn", "ncnn", "ncnn"),
-        Baseline("ncnn-default", "ncnn (its default)", "ncnn"),
+        Baseline("ncnn-default", "ncnn (its default, half precision)", "ncnn"),
         Baseline("mnn", "MNN", "mnn"),
+        Baseline("mnn-half", "MNN (half precision)", "mnn"),
         Baseline("openvino", "OpenVINO", "openvino"),
         Baseline("onnxruntime", "ONNX Runtime", "onnxruntime"),
     )

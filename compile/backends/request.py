@@ -59,6 +59,11 @@ class BuildRequest:
     records: tuple[Path, ...] = ()
     require_tuned: bool = False
 
+    @property
+    def numbers(self) -> str:
+        """What a network that is not quantised computes in."""
+        return "float16" if self.float16 else "float32"
+
     def key(self, on_progress: Callable[[str], None]) -> str:
         """A name for the result: the same for two builds that differ in nothing but where their model and output lie.
 
@@ -70,7 +75,11 @@ class BuildRequest:
         )
         overrides = self.overrides.with_defaults(source.overrides)
         logs, _ = lookup.find(
-            self.target, self.records, lookup.places(self.model), self.threads
+            self.target,
+            self.records,
+            lookup.places(self.model),
+            self.threads,
+            self.numbers,
         )
         return cache_key(
             {
