@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         default=list(runtimes.DEFAULT),
         metavar="NAME",
-        help=f"of {', '.join(runtimes.BASELINES)} (default: all but ncnn-default)",
+        help=f"of {', '.join(runtimes.BASELINES)} (default: those that compute in the model's own precision)",
     )
     option(
         "--bundle",

@@ -44,7 +44,7 @@ Array = NDArray[np.float32]
 _NEAR = 2e-4
 # In int8 and in 16 bits each runtime rounds in its own way, and the differences grow from layer to layer.
 _COARSE_COSINE = 0.95
-_COARSE = frozenset(["ncnn-default"])
+_COARSE = frozenset(["mnn-half", "ncnn-default"])
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from netship.bench import cmsis_nn
 from netship.devices.microcontroller.boards import BOARDS
+from netship.devices.microcontroller.parts import part
 from netship.meter.firmware import Inference, count_steps, estimate
-from netship.meter.parts import part
 from netship.targets.arguments import add_json, command_parser, named_path, show_result
 from netship.targets.progress import Progress
 

@@ -139,13 +139,18 @@ def sigmoid(x: Floats) -> Floats:
     return share
 
 
-def _taken(values: Values, level: Level, count: int, flat: list[Floats]) -> Floats:
-    """The values of each row: [rows, count]."""
+def places(values: Values, level: Level, count: int) -> NDArray[np.intp]:
+    """Where in an output's memory the values of each row lie: [cells, anchors, count]."""
     cell, anchor, value = np.ogrid[: level.cells, : len(level.anchors), :count]
-    index = (
+    found: NDArray[np.intp] = (
         values.first + cell * values.cell + anchor * values.anchor + value * values.step
     )
-    taken: Floats = flat[values.output][index]
+    return found
+
+
+def _taken(values: Values, level: Level, count: int, flat: list[Floats]) -> Floats:
+    """The values of each row: [rows, count]."""
+    taken: Floats = flat[values.output][places(values, level, count)]
     return taken.reshape(level.rows, count)
 
 

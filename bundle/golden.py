@@ -171,6 +171,19 @@ def stored(real: NDArray[np.floating], tensor: Tensor) -> NDArray[Any]:
     return values.astype(tensor.dtype)
 
 
+def undecided(
+    checks: Sequence[Check], outputs: Sequence[Tensor]
+) -> dict[str, tuple[int, int]]:
+    """Of each output of whole numbers that rounding can change: in how many of its elements, and of how many."""
+    found = {}
+    for number, output in enumerate(outputs):
+        near = [each.tolerances[number] for each in checks]
+        count = sum(int(np.count_nonzero(each)) for each in near)
+        if output.dtype in ("int32", "int64") and count:
+            found[output.name] = count, sum(each.size for each in near)
+    return found
+
+
 def write_golden(folder: Path, checks: Iterable[Check]) -> list[Golden]:
     """Write ``golden/`` under ``folder``: inputs, the reference's outputs and their tolerances, raw little-endian.
 

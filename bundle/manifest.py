@@ -334,6 +334,48 @@ class CalibrationImage(Section):
     sha256: Sha256
 
 
+class QuantisedWay(Section):
+    """A way to quantise a network, judged against float32 on images that did not calibrate it.
+
+    Attributes:
+        bias_correction: biases take back what the rounding of weights moves; False of ONNX Runtime's quantiser as it is.
+        kept: the layers in float32.
+        cosine, decibels: the least of an output, all images together; signal to noise.
+        same: of a classifier, on how many images the best class is float32's.
+        ties: of these, on how many it is another one that float32 has as good.
+    """
+
+    method: Literal["min-max", "percentile", "entropy"]
+    bias_correction: bool
+    kept: tuple[str, ...]
+    cosine: FiniteFloat
+    decibels: FiniteFloat
+    images: int = Field(ge=1)
+    same: int | None = Field(ge=0)
+    ties: int = Field(ge=0)
+
+
+class LayerLoss(Section):
+    """By how many dB the signal to noise falls in a layer of int8, and the layer's share of the multiply-adds."""
+
+    layer: str
+    fall_decibels: FiniteFloat
+    multiply_adds: FiniteFloat
+
+
+class Judging(Section):
+    """What was tried where int8 lost too much.
+
+    Attributes:
+        taken: which of the ways.
+        layers: by the usual way, those that lose most.
+    """
+
+    ways: tuple[QuantisedWay, ...] = Field(min_length=1)
+    taken: int = Field(ge=0)
+    layers: tuple[LayerLoss, ...]
+
+
 class Quantisation(Section):
     """How an int8 bundle's network was quantised.
 
@@ -344,6 +386,8 @@ class Quantisation(Section):
         method: how the ranges of activations were chosen; "given" for a model that was QDQ already.
         images, skipped: the calibration images, and the number of files that could not be read.
         keep_float: the nodes that were left in float32 on request.
+        kept_float: the layers that were left in float32 because too much would be lost.
+        judging: what was tried, where the usual way lost too much.
         accepted_loss: what it loses, where that was accepted on request.
         output_steps: the real value of one int8 step of each output, or how far a step before it moves a float32 one.
     """
@@ -354,6 +398,8 @@ class Quantisation(Section):
     images: tuple[CalibrationImage, ...] = ()
     skipped: int = 0
     keep_float: tuple[str, ...] = ()
+    kept_float: tuple[str, ...] = ()
+    judging: Judging | None = None
     accepted_loss: str = ""
     output_steps: tuple[Annotated[FiniteFloat, Field(gt=0)], ...]
 
@@ -385,6 +431,66 @@ class Float16(Section):
     float32_sums: tuple[str, ...]
 
 
+Numbers = Literal["int8", "float16", "float32"]
+"""What a layer computes in."""
+
+
+class LayerPrecision(Section):
+    """A layer of a network of mixed precision.
+
+    Attributes:
+        costs, losses: by what it could compute in: its share of an inference's cost, and what the network loses where
+            it alone does so.
+    """
+
+    layer: str
+    numbers: Numbers
+    costs: dict[Numbers, FiniteFloat]
+    losses: dict[Numbers, FiniteFloat]
+
+
+class TradeoffPoint(Section):
+    """A choice that was measured.
+
+    Attributes:
+        cost: of an inference, by the search's model, or metered.
+        layers: how many compute in what.
+    """
+
+    cost: FiniteFloat
+    loss: FiniteFloat
+    layers: dict[Numbers, int]
+
+
+class Precision(Section):
+    """What --precision auto chose, and among what.
+
+    Attributes:
+        max_loss: that was asked for: the mean over the images of the largest error of an output, of its float32 range.
+        images: by which losses were measured.
+        unit: of the costs.
+        simulated_loss: of what was chosen, by ONNX Runtime.
+        curve: what was measured, from the fastest to float32.
+    """
+
+    max_loss: FiniteFloat
+    images: int = Field(gt=0)
+    unit: Literal["cycles", "weighted multiply-adds"]
+    cost: FiniteFloat
+    simulated_loss: FiniteFloat
+    layers: tuple[LayerPrecision, ...]
+    curve: tuple[TradeoffPoint, ...]
+
+    @property
+    def pareto(self) -> tuple[TradeoffPoint, ...]:
+        """Of the curve those points to which no other is preferable in both."""
+        found: list[TradeoffPoint] = []
+        for each in sorted(self.curve, key=lambda point: (point.cost, point.loss)):
+            if not found or each.loss < found[-1].loss:
+                found.append(each)
+        return tuple(found)
+
+
 class FirmwareTensor(Section):
     """An input or output of a C project; an image's channels lie last.
 
@@ -397,6 +503,24 @@ class FirmwareTensor(Section):
     quantised: Quantised | None = None
 
 
+class FirmwareArena(Section):
+    """The part of a C project's arena that lies in one memory.
+
+    Attributes:
+        begin, nbytes: of the arena; the parts lie one after the other.
+        size: of the memory.
+        moved: bytes that an inference reads and writes there.
+        cycles: that they make the core wait, estimated.
+    """
+
+    name: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$", max_length=24)]
+    begin: int = Field(ge=0)
+    nbytes: int = Field(gt=0)
+    size: int = Field(gt=0)
+    moved: int = Field(ge=0)
+    cycles: int = Field(ge=0)
+
+
 class Firmware(Section):
     """What a program must know of a microcontroller's C project; the header says the same.
 
@@ -407,6 +531,8 @@ class Firmware(Section):
         peak: the step that needs the most.
         steps: their number; the manifest's groups name them.
         weights_bytes: in flash, with biases and multipliers.
+        arenas: where the arena is split over several memories, its parts.
+        weights_in: the memory of the weights; empty where the build was not told of memories.
     """
 
     cpu: str
@@ -418,6 +544,8 @@ class Firmware(Section):
     peak: str
     steps: int = Field(gt=0)
     weights_bytes: int = Field(ge=0)
+    arenas: tuple[FirmwareArena, ...] = ()
+    weights_in: Annotated[str, Field(pattern="^[a-z0-9_]*$", max_length=24)] = ""
 
     @model_validator(mode="after")
     def _inputs_lie_in_the_arena(self) -> Firmware:
@@ -426,7 +554,21 @@ class Firmware(Section):
         for begin, each in zip(self.input_offsets, self.inputs, strict=True):
             if begin + each.nbytes > self.arena_bytes:
                 raise ValueError("an input does not lie in the arena")
+        for arena in self.arenas:
+            if arena.begin % 8 or arena.begin + arena.nbytes > self.arena_bytes:
+                raise ValueError("a part of the arena does not lie in it")
         return self
+
+    @property
+    def placed(self) -> str:
+        """What lies in which memory, for a person; empty where the build was not told of memories."""
+        parts = [
+            f"{each.name} {each.nbytes:,} of {each.size:,} bytes"
+            + (f" ({each.cycles:,} cycles of waiting, estimated)" * (each.cycles > 0))
+            for each in self.arenas
+        ]
+        parts += [f"weights in {self.weights_in}"] if self.weights_in else []
+        return ", ".join(parts)
 
     @property
     def output_bytes(self) -> int:
@@ -470,6 +612,7 @@ class Manifest(Section):
         firmware: of C source, None otherwise.
         quantisation: of an int8 network, None otherwise.
         float16: of a network in float16, None otherwise.
+        precision: where the build chose what each layer computes in, None otherwise.
     """
 
     format_version: Literal[4] = FORMAT_VERSION
@@ -492,6 +635,7 @@ class Manifest(Section):
     firmware: Firmware | None = None
     quantisation: Quantisation | None = None
     float16: Float16 | None = None
+    precision: Precision | None = None
     golden: Annotated[tuple[Golden, ...], Field(min_length=1)]
     files: dict[RelativePath, Sha256]
     measured: dict[str, Any] = Field(default_factory=dict)
@@ -502,7 +646,7 @@ class Manifest(Section):
         return _IS_SOURCE[self.format]
 
     @property
-    def numbers(self) -> Literal["float32", "float16", "int8"]:
+    def numbers(self) -> Numbers:
         """What the network computes in."""
         if self.quantisation:
             return "int8"

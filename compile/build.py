@@ -16,8 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from netship.targets.arguments import command_parser, count_up_to, named_path
 from netship.targets.commands import as_called
-from netship.targets.errors import run_command
-from netship.targets.escapes import counted, is_c_prefix, lines, listed, shown
+from netship.targets.errors import UserError, run_command
+from netship.targets.escapes import (
+    counted,
+    ending,
+    is_c_prefix,
+    lines,
+    listed,
+    shown,
+)
 from netship.targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -43,7 +50,7 @@ Exit codes: 0 built and checked, 2 refused (one line says why), 130 Ctrl-C, 143 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     with Progress(quiet=arguments.json) as progress:
-        from netship.compile.driver import build
+        from netship.compile.precision.search import build
 
         bundle = build(request(arguments), progress)
     if arguments.json:
@@ -107,10 +114,18 @@ def parser() -> argparse.ArgumentParser:
     )
     option(
         "--precision",
-        choices=["float32", "float16"],
+        choices=["float32", "float16", "auto"],
         default="float32",
         help="float16: arithmetic and weights of 16 bits where they are accurate enough, on a CPU that has them; "
-        "inputs and outputs stay float32 (default: %(default)s)",
+        "inputs and outputs stay float32; auto: int8, float16 or float32 for each layer, the fastest that loses at "
+        "most --max-loss on --calibration (default: %(default)s)",
+    )
+    option(
+        "--max-loss",
+        type=_fraction,
+        metavar="X",
+        help="for --precision auto: the mean over the photographs of the largest error of an output, as a fraction of "
+        "that output's range in float32, such as 0.01",
     )
     option(
         "--input-type",
@@ -161,6 +176,30 @@ def parser() -> argparse.ArgumentParser:
         type=_bytes,
         metavar="512KB",
         help="for a microcontroller: refuse a network whose weights take more, code not counted (units as of --arena-limit)",
+    )
+    option(
+        "--memory",
+        type=_memory,
+        default=(),
+        metavar="dtcm=128K,sram=512K",
+        help="for a microcontroller: split activations over memories (dtcm, sram, psram, sdram …) so that they wait least, and "
+        "put weights into flash or qspi, where those are given (K: 1024 bytes, M: 1024 K)",
+    )
+    option(
+        "--part",
+        metavar="NAME",
+        help="for a microcontroller: the --memory of a part, such as stm32f746 or stm32f746g-disco",
+    )
+    option(
+        "--package",
+        nargs="+",
+        default=[],
+        choices=[
+            *("cmsis-pack", "arduino", "zephyr"),
+            *("platformio", "esp-idf", "cmake"),
+        ],
+        metavar="KIND",
+        help="for a microcontroller: write the C also as a library for %(choices)s, into package/KIND",
     )
     option(
         "--input-shape",
@@ -264,9 +303,21 @@ def request(arguments: argparse.Namespace) -> BuildRequest:
     """
     from netship.compile.backends.request import BuildRequest
     from netship.compile.frontend.preprocessing import Overrides
+    from netship.devices.microcontroller.regions import of_part
     from netship.targets.presets import resolve
 
     target = resolve(arguments.target)
+    if arguments.part and arguments.memory:
+        raise UserError("--part and --memory: both say the memories; leave one out")
+    if arguments.part and target.microcontroller:
+        of_part(arguments.part, target.name)
+    auto = arguments.precision == "auto"
+    if auto != (arguments.max_loss is not None):
+        raise UserError(
+            "--precision auto: needs --max-loss X, such as 0.01"
+            if auto
+            else "--max-loss: goes with --precision auto; add it"
+        )
     return BuildRequest(
         model=arguments.model,
         target=target,
@@ -282,8 +333,12 @@ def request(arguments: argparse.Namespace) -> BuildRequest:
         ),
         arena_limit=arguments.arena_limit,
         flash_limit=arguments.flash_limit,
+        package=tuple(arguments.package),
+        memory=arguments.memory,
+        part=arguments.part,
         quantize=arguments.quantize is not None,
         float16=arguments.precision == "float16",
+        max_loss=arguments.max_loss,
         input_type=arguments.input_type,
         calibration=tuple(arguments.calibration),
         keep_float=tuple(arguments.keep_float),
@@ -304,6 +359,10 @@ def _summary(bundle: Bundle) -> dict[str, Any]:
         "groups": len(manifest.lowering.groups),
         "macs": sum(group.macs for group in manifest.lowering.groups),
         "preprocessing_assumed": _assumed(manifest),
+        "layers": {
+            each.layer: each.numbers
+            for each in (manifest.precision.layers if manifest.precision else ())
+        },
         **manifest.measured,
     }
 
@@ -313,6 +372,7 @@ def _table(bundle: Bundle, model: str) -> str:
 
     manifest, measured = bundle.manifest, bundle.manifest.measured
     lowering, verification = manifest.lowering, measured["verification"]
+    firmware = manifest.firmware
     macs = sum(group.macs for group in lowering.groups)
     place = shown(quote(str(bundle.path)), 1000)
     board = ""
@@ -340,9 +400,11 @@ def _table(bundle: Bundle, model: str) -> str:
         ("fused", f"{_fusion(lowering)}; {macs / 1e6:.1f} M multiply-adds"),
         ("layout", f"{lowering.layout}: {lowering.reason}"),
         ("size", _size(manifest)),
-        ("memory", _memory(lowering)),
+        ("memory", _memory_of(lowering)),
+        *([("placed", firmware.placed)] if firmware and firmware.placed else []),
         *_int8(manifest),
         *_float16(manifest),
+        *_precision(bundle),
         ("checked", checked),
         (
             "took",
@@ -370,12 +432,22 @@ def _int8(manifest: Manifest) -> list[tuple[str, str]]:
     else:
         agreement = measured["top1_agreement"]
         best = "" if agreement is None else f"top-1 {agreement:.0%}, "
+        if (found := measured["boxes"]) and found["judged"]:
+            best = (
+                f"{found['judged'] - found['wrong']} of {found['judged']} boxes agree, "
+            )
         how = (
             f"{facts.method} of {counted(len(facts.images), 'image')}, {facts.skipped} skipped; against float32 on "
             f"{counted(measured['images'], 'image')}: {best}cosine {measured['cosine']:.4f}"
         )
         if facts.accepted_loss:
             how += " (accepted)"
+        if facts.judging is not None:
+            way = facts.judging.ways[facts.judging.taken]
+            same = "" if way.same is None else f"best class on {way.same}, "
+            how += f"; on {counted(way.images, 'image')} that did not calibrate: {same}cosine {way.cosine:.4f}"
+        if facts.kept_float:
+            how += f"; kept in float32: {listed([ending(each, 40) for each in facts.kept_float], 4)}"
     lowering = manifest.lowering
     if lowering.float_operators is not None:
         share = ""
@@ -403,12 +475,40 @@ def _float16(manifest: Manifest) -> list[tuple[str, str]]:
     return [("float16", how)]
 
 
+def _precision(bundle: Bundle) -> list[tuple[str, str]]:
+    facts = bundle.manifest.precision
+    if facts is None:
+        return []
+    from netship.compile.precision.page import PAGE
+
+    judged = bundle.manifest.measured["precision"]
+    counts = Counter(each.numbers for each in facts.layers)
+    layers = ", ".join(f"{n} in {kind}" for kind, n in counts.most_common())
+    cost = f"{facts.cost / 1e6:.2f} M {facts.unit}"
+    if judged["cost"]:
+        cost += " (estimated)"
+    how = (
+        f"{layers}; {cost}; loss {judged['loss']:.5f}, at most {facts.max_loss:g} on these "
+        f"{counted(facts.images, 'image')}, {judged['origin']}"
+    )
+    rows = [("layers", how)]
+    for kind in counts:
+        named = [shown(each.layer) for each in facts.layers if each.numbers == kind]
+        if len(counts) > 1:
+            rows.append((f"  {kind}", listed(named, 12)))
+    curve = [f"{each.cost / 1e6:.2f} M {each.loss:.5f}" for each in facts.pareto]
+    return [
+        *rows,
+        ("curve", "; ".join(curve)),
+        ("page", shown(quote(str(bundle.path / PAGE)), 1000)),
+    ]
+
+
 def _size(manifest: Manifest) -> str:
     measured = manifest.measured
-    if manifest.firmware is not None:
-        return (
-            f"weights {manifest.firmware.weights_bytes:,} bytes of flash, without code"
-        )
+    if firmware := manifest.firmware:
+        where = firmware.weights_in or "flash"
+        return f"weights {firmware.weights_bytes:,} bytes of {where}, without code"
     return (
         f"{manifest.library} {measured['library_bytes'] / 1e6:.2f} MB, of it weights "
         f"{measured['weight_bytes'] / 1e6:.2f} MB"
@@ -425,7 +525,7 @@ def _fusion(lowering: Lowering) -> str:
     return f"{kinds} in {counted(heavy, 'kernel')}, {counted(others, 'kernel')} without multiply-adds"
 
 
-def _memory(lowering: Lowering) -> str:
+def _memory_of(lowering: Lowering) -> str:
     """What an instance takes, without the weights."""
     plan = lowering.memory
     if plan is None:
@@ -456,12 +556,33 @@ def _identifier(text: str) -> str:
     return text
 
 
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a fraction above 0 and at most 1, such as 0.01"
+        )
+    return value
+
+
 def _bytes(text: str) -> int:
     match = re.fullmatch(r"([0-9]{1,9})(B|KB|KiB|MB|MiB)?", text)
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 72KB")
     units = {"KB": 1000, "KiB": 1024, "MB": 10**6, "MiB": 1 << 20}
     return int(match[1]) * units.get(match[2], 1)
+
+
+def _memory(text: str) -> Any:
+    from netship.devices.microcontroller.regions import parse
+
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _override(name: str, text: str) -> Any:

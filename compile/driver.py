@@ -22,7 +22,8 @@ from netship.bundle.manifest import (
     TargetIdentity,
 )
 from netship.bundle.store import MANIFEST, Bundle, check_replaceable, sha256_of, staging
-from netship.compile import passes
+from netship.bundle.task import Task
+from netship.compile import half_precision, passes
 from netship.compile.backends.backend import Backend, Built, Job
 from netship.compile.backends.dump import Dump
 from netship.compile.backends.registry import BACKENDS
@@ -34,11 +35,11 @@ from netship.compile.frontend.model import Model
 from netship.compile.frontend.preprocessing import read_labels, resolve_preprocessing
 from netship.compile.frontend.reference import Reference
 from netship.compile.frontend.sources import Source
-from netship.compile.quantize import float16
+from netship.compile.ir.graph import Graph
 from netship.compile.quantize.answer import check as integer_check
-from netship.compile.quantize.float16 import Float16Reference, Half
+from netship.compile.quantize.float16 import Float16Reference
+from netship.compile.quantize.mixture import AS_ASKED, Chosen
 from netship.compile.quantize.prepare import (
-    MAX_IMAGES,
     Int8,
     is_quantised,
     prepare,
@@ -50,14 +51,18 @@ from netship.records.lookup import RecordLog
 from netship.targets import licences
 from netship.targets.child import EndedAbruptly
 from netship.targets.errors import UserError
-from netship.targets.escapes import c_prefix
+from netship.targets.escapes import c_prefix, shown
 from netship.targets.presets import this_cpu
 from netship.targets.progress import Progress
 
 _MAX_GOLDEN = 4
+# Elements of golden outputs whose class or index rounding can change: as a share, and in a small output.
+_MOST_UNDECIDED, _FEW_UNDECIDED = 0.05, 16
 
 
-def build(request: BuildRequest, progress: Progress) -> Bundle:
+def build(
+    request: BuildRequest, progress: Progress, chosen: Chosen = AS_ASKED
+) -> Bundle:
     """Build, verify and write one bundle; returns it at its final place.
 
     Raises:
@@ -70,7 +75,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
         if getattr(request, field) != getattr(BuildRequest, field):
             raise UserError(why.format(target=request.target.name))
     if request.float16:
-        _check_float16(request)
+        half_precision.check(request)
     if request.output is not None:
         _check_places(request.output, request.dump)
     progress.stage("reading the model")
@@ -100,24 +105,35 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
     _check_places(output, request.dump)
     dump = Dump(request.dump, fresh=True).graph if request.dump else passes.no_dump
     int8, half = None, None
-    if request.float16:
-        half = _half(request, replace(source, model=taken), given, progress, dump)
+    mixed = chosen.mixed
+    if mixed:
+        int8, taken = chosen.int8, mixed.model
+    elif request.float16:
+        half = half_precision.network(
+            request, replace(source, model=taken), given, progress, dump
+        )
     else:
-        int8 = _quantised(request, source, preprocessing, progress, dump)
+        int8 = _quantised(request, source, preprocessing, task, progress, dump)
     if int8 and given and given.inside:
         int8 = taking_bytes(int8, given.inside, dump, request.strict_int8)
     model, preprocessing = int8.model if int8 else taken, given
     reduced = int8 or half
-    graph = reduced.graph if reduced else backend.prepare(model, dump)
+    made = mixed or reduced
+    graph = made.graph if made else backend.prepare(model, dump)
     progress.stage("asking ONNX Runtime for the golden outputs")
-    reference = Float16Reference(model, graph) if half else Reference(model)
-    check = partial(integer_check, graph, model, reference) if int8 else reference.check
+    rounded = mixed.rounded if mixed else half and half.graph
+    reference = Float16Reference(model, rounded) if rounded else Reference(model)
+    exact = int8 is not None and not rounded
+    check = (
+        partial(integer_check, graph, model, reference) if exact else reference.check
+    )
     numbers = "int8" if int8 else "float16" if half else "float32"
     name = backend.name(request.name or c_prefix(source.name))
     # Signed inputs judge the compiled code, which is the same wherever it runs: they are not written, as noise does not
     # compress.
     signed = golden.of_all(golden.signed_inputs, model.inputs, preprocessing)
     checks = [check(*sample) for sample in (*samples, *signed)]
+    _check_decided(checks[: len(samples)], model, progress)
     with staging(output) as folder:
         written = golden.write_golden(folder, checks[: len(samples)])
         quantisation = write_reference(int8, folder) if int8 else None
@@ -144,12 +160,15 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
             dump=request.dump,
             arena_limit=request.arena_limit,
             flash_limit=request.flash_limit,
+            packages=request.package,
+            memory=request.memory,
+            part=request.part,
         )
         facts = quantisation, half.facts if half else None
         describe = partial(
             _manifest, request, backend, job, preprocessing, written, *facts
         )
-        logs = [] if reduced else _find_records(request, backend, progress)
+        logs = [] if int8 or mixed else _find_records(request, backend, progress)
         # Records that give wrong answers, or crash the engine, must not keep a network from being built.
         for attempt in (logs, []) if logs else ([],):
             built = None
@@ -179,13 +198,14 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
                 (folder / MANIFEST).unlink(missing_ok=True)
         progress.finish()
         measured = _verification(
-            checked, "its integers in numpy" if int8 else reference.version
+            checked, "its integers in numpy" if exact else reference.version
         ) | {
+            **({"precision": chosen.judge(folder)} if chosen.judge else {}),
             **({numbers: reduced.measured} if reduced else {}),
             "seconds": round(time.monotonic() - started, 1),
             "peak_memory_bytes": _peak_memory(),
             "built_on": this_cpu().model,
-            **_sizes(folder, manifest, model, half),
+            **_sizes(folder, manifest, model, graph if half or mixed else None),
         }
         manifest = manifest.model_copy(update={"measured": measured})
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
@@ -204,6 +224,7 @@ def _quantised(
     request: BuildRequest,
     source: Source,
     preprocessing: Preprocessing | None,
+    task: Task | None,
     progress: Progress,
     dump: passes.Dump,
 ) -> Int8 | None:
@@ -225,67 +246,8 @@ def _quantised(
         keep_float=request.keep_float,
         accept_loss=request.accept_loss,
         strict=request.strict_int8,
+        task=task,
     )
-
-
-def _check_float16(request: BuildRequest) -> None:
-    if not request.target.has_float16:
-        raise UserError(
-            f"--precision float16: {request.target.name} has no float16 arithmetic; leave the option out, or build for "
-            "arm-cortex-a76"
-        )
-    int8, tuning = "makes no int8", "is not tuned"
-    for name, given, why in (
-        ("--quantize", request.quantize, int8),
-        ("--strict-int8", request.strict_int8, int8),
-        ("--records", request.records, tuning),
-        ("--require-tuned", request.require_tuned, tuning),
-    ):
-        if given:
-            raise UserError(f"{name}: --precision float16 {why}; leave one of them out")
-
-
-def _half(
-    request: BuildRequest,
-    source: Source,
-    preprocessing: Preprocessing | None,
-    progress: Progress,
-    dump: passes.Dump,
-) -> Half:
-    """The float16 network, its ranges from the calibration images, or else from seeded inputs."""
-    model = source.model
-    if is_quantised(model.proto):
-        raise UserError(
-            f"{model.identity.name}: is quantised; leave --precision float16 out"
-        )
-    found = (
-        inputs.find(request.calibration, model.inputs) if request.calibration else []
-    )
-    samples = [
-        inputs.read(path, model.inputs, preprocessing).tensors
-        for path in found[:MAX_IMAGES]
-    ]
-    if not samples:
-        progress.note(
-            "float16: ranges are those of seeded inputs; give photographs with --calibration"
-        )
-    seeded = [
-        *golden.of_all(golden.seeded_inputs, model.inputs, preprocessing),
-        *golden.of_all(golden.signed_inputs, model.inputs, preprocessing),
-    ]
-    progress.stage("finding what stays in float32")
-    half = float16.prepare(
-        model, [*samples, *seeded], len(samples), request.keep_float, dump
-    )
-    progress.finish()
-    if lost := float16.loss(half.measured):
-        if source.trained and not request.accept_loss:
-            raise UserError(
-                f"{lost}: leave that layer in float32 (--keep-float NODE), take it as it is (--accept-loss), or build "
-                "float32"
-            )
-        progress.note(f"{lost}; it is built")
-    return half
 
 
 def _version(request: BuildRequest, source: Source, name: str, numbers: str) -> str:
@@ -315,13 +277,29 @@ def _golden_inputs(
     return [each.tensors for each in taken]
 
 
+def _check_decided(
+    checks: Sequence[golden.Check], model: Model, progress: Progress
+) -> None:
+    """Say where classes tie, and refuse golden data in which too many do."""
+    for name, (count, total) in golden.undecided(checks, model.outputs).items():
+        said = f"golden data: output {shown(name)!r} has {count:,} of {total:,} elements that rounding can change"
+        if count > max(_FEW_UNDECIDED, _MOST_UNDECIDED * total):
+            raise UserError(
+                f"{said}; at most {_MOST_UNDECIDED:.0%} are accepted: give photographs with --golden"
+            )
+        progress.finish()
+        progress.note(f"{said}, as two classes tie; each of them is accepted there")
+
+
 def _find_records(
     request: BuildRequest, backend: Backend, progress: Progress
 ) -> list[RecordLog]:
     if "records" in backend.refused_options:
         return []
     places = lookup.places(request.model)
-    logs, notes = lookup.find(request.target, request.records, places, request.threads)
+    logs, notes = lookup.find(
+        request.target, request.records, places, request.threads, request.numbers
+    )
     for line in notes:
         progress.note(line)
     return logs
@@ -385,13 +363,13 @@ def _manifest(
 
 
 def _sizes(
-    folder: Path, manifest: Manifest, model: Model, half: Half | None
+    folder: Path, manifest: Manifest, model: Model, graph: Graph | None
 ) -> dict[str, int]:
     """Of C source the weights alone: a device has no file of it."""
     if manifest.firmware:
         return {"weight_bytes": manifest.firmware.weights_bytes}
-    if half:
-        tensors = half.graph.tensors.values()
+    if graph:
+        tensors = graph.tensors.values()
         weights = sum(each.nbytes for each in tensors if each.value is not None)
     else:
         weights = sum(

@@ -99,8 +99,11 @@ def measure(
         for option in ("board", "threads"):
             if getattr(arguments, option):
                 raise UserError(f"--{option}: is for Cortex-A; leave it out")
-        places = Places(arguments.code or "flash", arguments.weights or "flash")
         bundle = open_bundle(arguments.bundle)
+        built = bundle.manifest.firmware.weights_in if bundle.manifest.firmware else ""
+        external = bool(part) and built.startswith(("qspi", "ospi"))
+        weights = arguments.weights or ("external" if external else "flash")
+        places = Places(arguments.code or "flash", weights)
         return measure_project(bundle, cpu, part, places, on_progress)
     for option in ("part", "code", "weights"):
         if getattr(arguments, option):
@@ -124,7 +127,7 @@ def parser() -> argparse.ArgumentParser:
     option("--part", help="microcontroller whose flash and caches count, stm32l4r5 …")
     option("--code", choices=["flash", "tcm"], help="of the part (default: flash)")
     weights = ["flash", "tcm", "external"]
-    option("--weights", choices=weights, help="of the part (default: flash)")
+    option("--weights", choices=weights, help="of the part (default: as built)")
     add_result_options(parser)
     return parser
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,12 +47,21 @@ class CandidateMeter:
         """Cost of one run on seeded float32 tensors, the last of them the output, with warm caches."""
         return self.cost(self.count(kernel, shapes))
 
-    def count(self, kernel: Path, shapes: Sequence[tuple[int, ...]]) -> list[Block]:
-        """Only the counting; several threads may count at the same time."""
+    def count(
+        self,
+        kernel: Path,
+        shapes: Sequence[tuple[int, ...]],
+        dtypes: Sequence[str] | None = None,
+    ) -> list[Block]:
+        """Only the counting; several threads may count at the same time.
+
+        Args:
+            dtypes: of the tensors, float32 or float16; all float32 where None.
+        """
         with tempfile.TemporaryDirectory(prefix="netship-meter-") as scratch:
             program = self._link(kernel, Path(scratch))
             blocks, _ = count(
-                [str(program), "0", "-", *_words(shapes)],
+                [str(program), "0", "-", *_words(shapes, dtypes)],
                 cpu=self._cpu,
                 caches=self._memory.caches,
                 seconds=_SECONDS,
@@ -63,19 +72,18 @@ class CandidateMeter:
         """The cost of counted blocks; cycles not rounded."""
         return cost_of(blocks, self._costs, self._memory)
 
-    def run(
-        self, kernel: Path, arrays: Sequence[NDArray[np.float32]]
-    ) -> NDArray[np.float32]:
-        """The output for given inputs; the last of ``arrays`` has the output's shape."""
+    def run(self, kernel: Path, arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """The output for given inputs of float32 or float16; the last of ``arrays`` has the output's shape and type."""
         with tempfile.TemporaryDirectory(prefix="netship-meter-") as scratch:
             program, data = self._link(kernel, Path(scratch)), Path(scratch, "data")
             data.write_bytes(b"".join(array.tobytes() for array in arrays[:-1]))
-            words = [str(program), "0", str(data), *_words([x.shape for x in arrays])]
+            tensors = _words([x.shape for x in arrays], [x.dtype.name for x in arrays])
+            words = [str(program), "0", str(data), *tensors]
             result = run([find_qemu(), "-cpu", self._cpu, *words], {}, _SECONDS)
             if result.returncode:
                 raise CountingError(f"{kernel}: exit code {result.returncode}")
             output = data.read_bytes()[-arrays[-1].nbytes :]
-        return np.frombuffer(output, np.float32).reshape(arrays[-1].shape)
+        return np.frombuffer(output, arrays[-1].dtype).reshape(arrays[-1].shape)
 
     def _link(self, kernel: Path, folder: Path) -> Path:
         program = folder / "program"
@@ -92,8 +100,15 @@ class CandidateMeter:
         self.close()
 
 
-def _words(shapes: Sequence[tuple[int, ...]]) -> list[str]:
-    return ["x".join(map(str, shape)) for shape in shapes]
+def _words(
+    shapes: Sequence[tuple[int, ...]], dtypes: Sequence[str] | None = None
+) -> list[str]:
+    return [
+        "x".join(map(str, shape)) + ("h" if dtype == "float16" else "")
+        for shape, dtype in zip(
+            shapes, dtypes or ["float32"] * len(shapes), strict=True
+        )
+    ]
 
 
 def _runner_object() -> Path:

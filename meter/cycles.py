@@ -270,7 +270,8 @@ class Costs:
         )
         self._known: dict[str, float] = {}
         try:
-            self._database = sqlite3.connect(path, timeout=30)
+            # A search asks in another thread than the one that made its measurer, never in both at once.
+            self._database = sqlite3.connect(path, timeout=30, check_same_thread=False)
             self._database.execute("PRAGMA synchronous=OFF")
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute(_SCHEMA)

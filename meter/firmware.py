@@ -12,13 +12,15 @@ from typing import NamedTuple
 from netship.bundle.golden import read_golden
 from netship.bundle.manifest import Firmware
 from netship.bundle.store import Bundle
+from netship.devices.microcontroller import parts
 from netship.devices.microcontroller.boards import BOARDS, Board
 from netship.devices.microcontroller.firmware import compile_firmware, run_firmware
+from netship.devices.microcontroller.parts import PARTS, Part, Sizes, part
 from netship.devices.microcontroller.session import interface_of, to_input
-from netship.meter import parts, thumb, thumb_cycles, thumb_dual, thumb_registers
+from netship.meter import thumb, thumb_cycles, thumb_dual, thumb_registers
 from netship.meter.counting import CountingError
-from netship.meter.parts import PARTS, Part, Sizes, part
 from netship.meter.thumb import MISSES, Block, is_mark, read_steps, split
+from netship.targets.cores import CORES
 from netship.targets.errors import UserError
 from netship.targets.files import cache_key
 from netship.targets.presets import native
@@ -27,11 +29,8 @@ from netship.targets.toolchain import compile_once
 PLUGIN = Path(__file__).with_name("thumb.c")
 _MARKS = Path(__file__).with_name("marks.h")
 _SECONDS = 3600.0
-# Cores without a target of their own: the target whose C they run, for which CPU it is compiled, and its FPU.
-_BORROWED = {
-    "cortex-m0plus": ("cortex-m4", "cortex-m0plus", "soft"),
-    "cortex-m3": ("cortex-m4", "cortex-m3", "soft"),
-}
+# Cores that run the C of another target too.
+_BORROWED = {"cortex-m0plus": "cortex-m4", "cortex-m3": "cortex-m4"}
 
 
 class Step(NamedTuple):
@@ -92,6 +91,7 @@ class Inference:
     Attributes:
         part: its name; empty where memory never waits.
         memories: flash and RAM of the part; empty without one.
+        activation_cycles: that activations wait for memories that the build split them over; no part of the steps' figures.
     """
 
     cpu: str
@@ -99,6 +99,7 @@ class Inference:
     places: Places
     steps: tuple[Step, ...]
     memories: tuple[Memory, ...] = ()
+    activation_cycles: int = 0
 
     @property
     def fits(self) -> bool | None:
@@ -154,14 +155,14 @@ def measure_project(
     """
     interface = interface_of(bundle)
     thumb_cycles.core(cpu)
-    target, compiled, float_abi = _BORROWED.get(cpu, (cpu, cpu, "hard"))
-    if float_abi == "soft" and "float32" in {x.dtype for x in interface.inputs}:
+    if not CORES[cpu].fpu and "float32" in {x.dtype for x in interface.inputs}:
         raise UserError(
-            f"--cpu {cpu}: has no FPU, and {bundle.path} is float32; build it with --target {target} --quantize int8"
+            f"--cpu {cpu}: has no FPU, and {bundle.path} is float32; build it with --target {cpu} --quantize int8"
         )
-    if target != interface.cpu:
+    own = interface.cpu in CORES and CORES[interface.cpu].cpu == cpu
+    if not own and interface.cpu != _BORROWED.get(cpu):
         raise UserError(
-            f"--cpu {cpu}: {bundle.path} is for {interface.cpu}; build it with --target {target}"
+            f"--cpu {cpu}: {bundle.path} is for {interface.cpu}; build it with --target {cpu}"
         )
     chosen = part(part_name) if part_name else None
     if chosen and chosen.cpu != cpu:
@@ -175,7 +176,7 @@ def measure_project(
         )
     if chosen:
         _check_tcm(part_name, places, 1, interface.weights_bytes)
-    board = replace(BOARDS[target], cpu=compiled, float_abi=float_abi)
+    board = BOARDS[interface.cpu if own else cpu]
     on_progress(f"counting an inference on {board.machine}")
     inputs = to_input(read_golden(bundle)[0].inputs, bundle)
     name = bundle.manifest.name
@@ -188,7 +189,8 @@ def measure_project(
     if chosen is None:
         return inference
     memories = _memories(chosen.sizes, interface, places, counted)
-    return replace(inference, memories=memories)
+    waits = sum(each.cycles for each in interface.arenas)
+    return replace(inference, memories=memories, activation_cycles=waits)
 
 
 def _check_tcm(name: str, places: Places, code: int, weights: int) -> None:
@@ -212,16 +214,16 @@ def _check_tcm(name: str, places: Places, code: int, weights: int) -> None:
 def _memories(
     sizes: Sizes, interface: Firmware, places: Places, counted: Counted
 ) -> tuple[Memory, ...]:
-    """What lies in tightly coupled memory is copied there from flash."""
+    """What lies in tightly coupled memory is copied there from flash. A split arena fits, as its build found."""
     weights = interface.weights_bytes
     flash = counted.code + (weights if places.weights != "external" else 0)
     ram = interface.arena_bytes + interface.output_bytes + counted.static
     if places.weights == "tcm" and sizes.dtcm_in_ram:
         ram += weights
-    return (
-        Memory("flash", flash, sizes.flash << 10),
-        Memory("RAM", ram, sizes.ram << 10),
-    )
+    data = [Memory("RAM", ram, sizes.ram << 10)]
+    if interface.arenas:
+        data = [Memory(each.name, each.nbytes, each.size) for each in interface.arenas]
+    return (Memory("flash", flash, sizes.flash << 10), *data)
 
 
 def meter_version() -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from netship.devices.microcontroller.parts import PARTS
 from netship.devices.sessions.session import Origin
 from netship.meter import thumb_cycles
 from netship.meter.firmware import Inference, Step, meter_version
-from netship.meter.parts import PARTS
 from netship.targets import templates
 from netship.targets.escapes import ending
 from netship.targets.escapes import milliseconds as in_ms
@@ -84,9 +84,17 @@ def table(inference: Inference) -> str:
             *lines,
             f"memory       {(total.cycles - total.core_cycles) / 1e6:.3f} M cycles of waiting, estimated ({place}; {part.source})",
             f"time         {in_ms(milliseconds)} on {inference.part} at {part.megahertz} MHz, estimated ({total.cycles / 1e6:.3f} M cycles)",
-            *filter(None, [inference.misfit()]),
+            *filter(None, [_activations(inference), inference.misfit()]),
         ]
     )
+
+
+def _activations(inference: Inference) -> str:
+    """What the sum leaves out, where the build split the arena; empty elsewhere."""
+    cycles = inference.activation_cycles
+    if not cycles:
+        return ""
+    return f"activations  {cycles / 1e6:.3f} M cycles more, estimated at the build for the memories that they lie in; not in the sum"
 
 
 def _no_part(cpu: str) -> str:

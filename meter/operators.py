@@ -34,7 +34,7 @@ _INT8_MACS = {"cortex-a53": 8, "cortex-a55": 16, "cortex-a72": 8} | dict.fromkey
 )
 # In float16, where the core has it: eight lanes.
 _FLOAT16_MACS = {"cortex-a55": 8} | dict.fromkeys(_TWO, 16)
-_PEAKS = {"float32": PEAK_MACS, "int8": _INT8_MACS, "float16": _FLOAT16_MACS}
+PEAKS = {"float32": PEAK_MACS, "int8": _INT8_MACS, "float16": _FLOAT16_MACS}
 OUTSIDE = "outside the kernels"
 _KERNEL = re.compile(r"tvmgen_(?:default|\w+?)_(fused_\w+?)(?:_compute_)?$")
 _PREFIX = re.compile(r"^(fused_)?(netship_int8_)?")
@@ -178,7 +178,7 @@ def measure_bundle(
         cpu,
         operators,
         numbers,
-        _PEAKS[numbers][cpu],
+        PEAKS[numbers][cpu],
         board,
         threads,
         path_taken.regions,

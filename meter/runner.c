@@ -1,8 +1,8 @@
 // Runs one kernel of AutoScheduler's, linked in, in place of TVM's runtime.
 //
-// runner RUNS FILE SHAPE...: a float32 tensor of each SHAPE, such as 1x56x56x96, the last is the output; FILE holds the
-// inputs' values, and then the output's after RUNS warm-up runs and a counted one. `-` in its place: seeded values,
-// nothing written.
+// runner RUNS FILE SHAPE...: a float32 tensor of each SHAPE, such as 1x56x56x96, or one of float16, such as 1x56x56x96h;
+// the last is the output. FILE holds the inputs' values, and then the output's after RUNS warm-up runs and a counted
+// one. `-` in its place: seeded values, nothing written.
 
 #include <stdint.h>
 #include <stdio.h>
@@ -61,29 +61,36 @@ void *__TVMAPISetLastError = (void *)fail;
 int main(int count, char **words) {
   static Tensor tensors[MOST];
   static int64_t shapes[MOST][DIMENSIONS], sizes[MOST];
+  static size_t bytes[MOST];
   Value values[MOST];
   int codes[MOST], number = count - 3;
   if (number < 1 || number > MOST) return 2;
   FILE *file = strcmp(words[2], "-") ? fopen(words[2], "r+b") : 0;
   uint32_t state = 1;
   for (int i = 0; i < number; i++) {
-    int dimensions = 0;
+    int dimensions = 0, half = 0;
     sizes[i] = 1;
     for (char *rest = words[i + 3]; dimensions < DIMENSIONS; rest++) {
       sizes[i] *= shapes[i][dimensions++] = strtoll(rest, &rest, 10);
+      half = *rest == 'h';
       if (*rest != 'x') break;
     }
-    float *data = aligned_alloc(64, (size_t)(sizes[i] * 4 + 63) / 64 * 64);
+    bytes[i] = (size_t)sizes[i] * (half ? 2 : 4);
+    void *data = aligned_alloc(64, (bytes[i] + 63) / 64 * 64);
     if (!data) return 3;
     if (file && i < number - 1) {
-      if (fread(data, 4, (size_t)sizes[i], file) != (size_t)sizes[i]) return 3;
+      if (fread(data, 1, bytes[i], file) != bytes[i]) return 3;
     } else {
       for (int64_t k = 0; k < sizes[i]; k++) {
         state = state * 1664525u + 1013904223u;
-        data[k] = (float)(int32_t)state * 0x1p-31f;
+        float value = (float)(int32_t)state * 0x1p-31f;
+        if (half)
+          ((__fp16 *)data)[k] = (__fp16)value;
+        else
+          ((float *)data)[k] = value;
       }
     }
-    tensors[i] = (Tensor){data, CPU, 0, dimensions, FLOAT, 32, 1, shapes[i], 0, 0};
+    tensors[i] = (Tensor){data, CPU, 0, dimensions, FLOAT, half ? 16 : 32, 1, shapes[i], 0, 0};
     values[i].handle = &tensors[i];
     codes[i] = ARRAY_HANDLE;
   }
@@ -96,8 +103,8 @@ int main(int count, char **words) {
   __asm__ volatile("hint #0x61");
   if (failed) return 3;
   if (file) {
-    float *output = tensors[number - 1].data;
-    if (fwrite(output, 4, (size_t)sizes[number - 1], file) != (size_t)sizes[number - 1] || fclose(file)) return 3;
+    size_t size = bytes[number - 1];
+    if (fwrite(tensors[number - 1].data, 1, size, file) != size || fclose(file)) return 3;
   }
   return 0;
 }

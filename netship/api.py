@@ -21,8 +21,8 @@ from netship.bundle.detections import Detections
 from netship.bundle.store import Bundle, open_bundle
 from netship.bundle.task import Task
 from netship.compile import build as build_command
-from netship.compile import driver
 from netship.compile.backends.request import Format
+from netship.compile.precision import search as precision_search
 from netship.devices.sessions.session import Session
 from netship.meter import __main__ as meter_command
 from netship.meter.firmware import Inference
@@ -54,9 +54,13 @@ class BuildOptions(TypedDict, total=False):
     dump: AnyPath
     arena_limit: int | str
     flash_limit: int | str
+    package: str | Sequence[str]
+    memory: str
+    part: str
     calibration: AnyPath | Sequence[AnyPath]
     input_type: Literal["uint8"]
     keep_float: str | Sequence[str]
+    max_loss: float
     accept_loss: bool
     strict_int8: bool
     records: AnyPath | Sequence[AnyPath]
@@ -231,7 +235,7 @@ def build(
     output: AnyPath | None = None,
     format: Format | None = None,
     quantize: Literal["int8"] | None = None,
-    precision: Literal["float32", "float16"] = "float32",
+    precision: Literal["float32", "float16", "auto"] = "float32",
     preprocessing: Mapping[str, object] | str | None = None,
     on_progress: OnProgress | None = None,
     **options: Unpack[BuildOptions],
@@ -244,7 +248,8 @@ def build(
         output: the folder of the build; ``out/MODEL-TARGET`` where None. A build that is there is replaced.
         format: "bundle", "standalone" or "c"; the target's where None.
         quantize: needs ``calibration``, the paths of at least 16 photographs.
-        precision: of a float network's arithmetic; float16 for targets that have it.
+        precision: of a float network's arithmetic; float16 for targets that have it; "auto" chooses for each layer, and needs
+            ``max_loss`` and ``calibration``.
         preprocessing: as the keys of a model.toml, such as ``{"scale": "1/255"}``, or the name of a preset.
 
     Returns:
@@ -272,7 +277,7 @@ def build(
     vars(parsed).update(dict(arguments.overrides(preprocessing or {})))
     request = build_command.request(parsed)
     with _Reported(on_progress) as progress:
-        return driver.build(request, progress)
+        return precision_search.build(request, progress)
 
 
 def open(

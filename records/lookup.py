@@ -23,7 +23,7 @@ ORIGINS = ("measured on board", "measured on host", "estimated")
 # An emulated board's times say nothing of a board: a build takes such records where they are named only.
 EMULATED = "emulated"
 # What of a header is text wherever it is there.
-_TEXTS = ("target", "preset", "network", "origin", "measured", "tvm")
+_TEXTS = ("target", "preset", "network", "numbers", "origin", "measured", "tvm")
 _FORMAT = "v0.6"
 _STRANGE = "not a tuning record"
 # A date has a year from 1 to 3939. TVM writes 32 bits: a clock that was set past 2038 gives one before 1970.
@@ -84,6 +84,11 @@ class RecordLog:
         return str(self.header.get("preset", Path(self.name).stem))
 
     @property
+    def numbers(self) -> str:
+        """What the networks compute in that its records are of: float32, where the header does not say, or float16."""
+        return str(self.header.get("numbers", "float32"))
+
+    @property
     def threads(self) -> int:
         """With how many the times were taken."""
         threads = self.header.get("threads", 1)
@@ -95,6 +100,7 @@ class RecordLog:
         return {
             "target": canonical(str(self.header.get("target", ""))),
             "origin": self.origin,
+            "numbers": self.numbers,
             "threads": self.header.get("threads", 1),
             "tvm": self.header.get("tvm"),
         }
@@ -198,6 +204,7 @@ def find(
     stated: Sequence[Path] = (),
     folders: Iterable[Path] | None = None,
     threads: int = 1,
+    numbers: str = "float32",
 ) -> tuple[list[RecordLog], list[str]]:
     """The logs that a build for ``target`` may use, the one to prefer first, and notes for a person.
 
@@ -208,12 +215,19 @@ def find(
 
     Args:
         folders: where logs are looked for; those of `places` where None.
+        numbers: what the network computes in, float32 or float16; a task's key does not always say.
 
     Raises:
-        UserError: a log that the user names cannot be read.
+        UserError: a log that the user names cannot be read, or is of other numbers.
     """
     folders = places() if folders is None else folders
     logs, notes = [read(path, bare=True) for path in stated], []
+    for log in logs:
+        if log.numbers != numbers:
+            raise UserError(
+                f"{log.path}: its records are of {log.numbers}, the network is in {numbers}; give a log of "
+                f"python -m tuning.tune --precision {numbers}"
+            )
     found: list[tuple[int, int, int, RecordLog]] = []
     for path in (path for folder in folders for path in sorted(folder.glob("*.json"))):
         try:
@@ -222,7 +236,7 @@ def find(
             notes.append(f"{error}; left out")
             continue
         distance = _distance(log, target)
-        if distance is not None and log.origin in ORIGINS:
+        if log.numbers == numbers and distance is not None and log.origin in ORIGINS:
             strange = abs(log.threads - threads)
             found.append((ORIGINS.index(log.origin), distance, strange, log))
     logs += [log for *_, log in sorted(found, key=lambda each: each[:3])]

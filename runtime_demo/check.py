@@ -360,7 +360,9 @@ def _swapped(swap: Swap) -> str:
 
 def _latency_lines(result: CheckResult) -> list[str]:
     if result.latency is None:
-        return [f"latency    not measured ({result.origin}; --repeat N asks for it)"]
+        # An emulator of C has no times even then.
+        how = "" if result.bundle.manifest.is_source else "; --repeat N asks for it"
+        return [f"latency    not measured ({result.origin}{how})"]
     lines = [
         f"latency    {_times(result.latency)}, {threads_text(result.threads)}, {result.origin}"
     ]

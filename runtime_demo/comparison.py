@@ -15,9 +15,13 @@ from netship.bundle import golden, inputs
 from netship.bundle.accuracy import INT8_STEPS, compare, first_swap, in_steps
 from netship.bundle.golden import Check
 from netship.bundle.store import Bundle, sha256_of
+from netship.compile import passes
 from netship.compile.frontend import byte_input, gate, sources
+from netship.compile.frontend.model import Model
 from netship.compile.frontend.reference import Reference
+from netship.compile.ir.graph import Graph
 from netship.compile.quantize import float16
+from netship.compile.quantize.answer import index_tolerances
 from netship.devices.sessions.session import Origin, Session
 from netship.runtime_demo import findings
 from netship.runtime_demo.findings import Given, Photograph
@@ -25,6 +29,8 @@ from netship.runtime_demo.result import InputResult, Latency, Steps, answers
 from netship.targets.errors import UserError
 from netship.targets.progress import Progress
 
+# Classes and other indices have no steps.
+_WHOLE = ("int32", "int64")
 _ROUND = 5
 # ONNX Runtime's threads were observed to spin for 40 ms after an inference, on a core that ours need.
 _PAUSE_SECONDS = 0.1
@@ -43,10 +49,15 @@ class Input(NamedTuple):
 
 
 class References(NamedTuple):
-    """The network that a bundle is compared with, and for one that a build quantised the float32 network too."""
+    """The network that a bundle is compared with, and for one that a build quantised the float32 network too.
+
+    Attributes:
+        integers: the operators of an int8 network with outputs of whole numbers.
+    """
 
     exact: Reference
     floating: Reference | None
+    integers: Graph | None = None
 
 
 def reference_for(
@@ -82,15 +93,24 @@ def reference_for(
         graph = float16.graph_of(source.model, half)
         reference = float16.Float16Reference(source.model, graph, threads)
     facts = bundle.manifest.quantisation
-    if facts is None or not facts.model:
+    if facts is None:
         return References(reference, None)
+    counts = any(each.dtype in _WHOLE for each in bundle.manifest.outputs)
+
+    def integers(model: Model) -> Graph | None:
+        return passes.read(model.proto, passes.INTEGERS) if counts else None
+
+    if not facts.model:
+        return References(reference, None, integers(source.model))
     quantised = bundle.path / facts.model
     if not quantised.is_file() or sha256_of(quantised) != facts.sha256:
         raise UserError(
             f"{quantised}: missing or changed since the build; copy the whole bundle again"
         )
-    exact = gate.load(quantised, {}, "NHWC" if how and how.inside else layout)
-    return References(Reference(exact, threads), reference)
+    if how and how.inside:
+        shapes, layout = {}, "NHWC"
+    exact = gate.load(quantised, shapes, layout)
+    return References(Reference(exact, threads), reference, integers(exact))
 
 
 def _check_same(bundle: Bundle, model: str, source: sources.Source) -> None:
@@ -151,7 +171,7 @@ def compare_images(
     results = []
     for item, ours in session.run_all(items, lambda item: item.tensors):
         progress.tick()
-        expected = _expected(bundle, references.exact, item.tensors)
+        expected = _expected(bundle, references, item.tensors)
         result = _result(bundle, item, ours, expected, given)
         if references.floating is not None:
             floating = references.floating.run(*item.tensors)
@@ -189,10 +209,10 @@ def compare_golden(
 
 
 def _expected(
-    bundle: Bundle, reference: Reference, tensors: Sequence[NDArray[Any]]
+    bundle: Bundle, references: References, tensors: Sequence[NDArray[Any]]
 ) -> Check:
-    """What the reference answers, and how far from it a bundle may be: of int8, `INT8_STEPS`."""
-    facts = bundle.manifest.quantisation
+    """What the reference answers, and how far from it a bundle may be: of int8, `INT8_STEPS`; of classes, those that tie."""
+    facts, reference = bundle.manifest.quantisation, references.exact
     if facts is None:
         return reference.check(*tensors)
     answer = reference.run(*tensors)
@@ -200,6 +220,9 @@ def _expected(
         in_steps(output, step, INT8_STEPS)
         for output, step in zip(answer, facts.output_steps, strict=True)
     ]
+    if references.integers:
+        for k, each in index_tolerances(references.integers, tensors, answer).items():
+            near[k] = each
     return Check(tensors, answer, near)
 
 
@@ -221,7 +244,7 @@ def _result(
     )
     best = np.sort(check.outputs[0].astype(np.float64).ravel())[::-1]
     steps = None
-    if facts is not None:
+    if facts is not None and bundle.manifest.outputs[0].dtype not in _WHOLE:
         errors = [
             np.abs(found - wanted).max() / step
             for found, wanted, step in zip(

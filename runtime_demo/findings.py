@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 from PIL import Image
 
-from netship.bundle import decode, photos
+from netship.bundle import boxes, decode, photos
+from netship.bundle.boxes import Match
 from netship.bundle.detections import Detections, on_photograph
 from netship.bundle.manifest import Manifest
 from netship.bundle.photos import Placement
 from netship.bundle.store import Bundle
 from netship.bundle.task import Task
-from netship.runtime_demo import boxes, coco, drawing, masks
-from netship.runtime_demo.boxes import Match
+from netship.runtime_demo import coco, drawing, masks
 from netship.runtime_demo.coco import Labels, Precision
 from netship.runtime_demo.masks import Agreement, Mask
 from netship.targets.errors import UserError

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from netship.meter import thumb_cycles
+from netship.targets.cores import CORES
 from netship.targets.escapes import ending, milliseconds
 
 if TYPE_CHECKING:
     from netship.devices.microcontroller.figures import Figures
 
 # MHz that boards with these cores commonly run at.
-_CLOCKS = {"cortex-m4": 168, "cortex-m7": 480, "cortex-m33": 160, "cortex-m55": 400}
+_CLOCKS = {
+    "cortex-m0plus": 64,
+    "cortex-m3": 72,
+    "cortex-m4": 168,
+    "cortex-m4-nofpu": 72,
+    "cortex-m7": 480,
+    "cortex-m33": 160,
+    "cortex-m55": 400,
+    "cortex-m85": 480,
+}
 
 
 class Estimate(NamedTuple):
@@ -73,13 +84,17 @@ def lines(figures: Figures) -> list[str]:
         if all(each.quantised for each in interface.outputs)
         else f"{figures.max_error:.1e}"
     )
+    cpu = CORES[interface.cpu].cpu
+    cycles = f"cycles     python -m meter estimates them: --cpu {cpu}"
+    placed = [f"placed     {interface.placed}"] if interface.placed else []
     return [
         *rows,
         "",
+        *placed,
         f"RAM        {figures.ram_bytes:,} bytes: {ram}",
         f"flash      {figures.flash_bytes:,} bytes: code and tables {figures.code_bytes:,}, the rest weights",
         f"work       {work}, counted by QEMU on {figures.board}",
         f"estimate   {time}",
-        f"cycles     python -m meter estimates them: --cpu {interface.cpu}",
+        *([cycles] if cpu in thumb_cycles.CORES else []),
         f"host       the same C on this machine differs by at most {error}",
     ]

@@ -51,6 +51,28 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """``--precision`` and ``--calibration`` of a build, for commands that are about its tuning tasks."""
+    parser.add_argument(
+        "--precision",
+        choices=["float32", "float16"],
+        default="float32",
+        help="as of a build; each has records of its own (default: %(default)s)",
+    )
+    add_calibration(parser)
+
+
+def add_calibration(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--calibration",
+        type=named_path,
+        nargs="+",
+        default=[],
+        metavar="IMAGE",
+        help="of a build in float16: what stays in float32 depends on them",
+    )
+
+
 def show_result(
     arguments: argparse.Namespace,
     data: object,

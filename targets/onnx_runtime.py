@@ -46,6 +46,7 @@ class Session:
         threads: of one operator; operators run one after the other.
         optimisation: "basic" keeps to operators of ONNX.
         optimised: a file that the optimised graph is written to.
+        disabled: names of its graph transformers that are left out.
 
     Attributes:
         version: of ONNX Runtime, with its optimisations where they are fewer than asked for.
@@ -62,16 +63,18 @@ class Session:
         threads: int = 1,
         optimisation: Optimisation = "all",
         optimised: Path | None = None,
+        disabled: Sequence[str] = (),
     ) -> None:
         self._model, self._name = model, name
         self._threads, self._optimised = threads, optimised
+        self._disabled = list(disabled)
         self._optimisation = self._asked = optimisation
         self._open()
 
     def _open(self) -> None:
         self._server = _server()
         optimised = str(self._optimised.resolve()) if self._optimised else None
-        options = (self._threads, self._optimisation, optimised)
+        options = (self._threads, self._optimisation, optimised, self._disabled)
         try:
             opened = self._server.ask("open", self._model, *options)
         except _Crash as crash:

@@ -52,7 +52,11 @@ def serve(connection: Connection) -> None:
 
 
 def _session(
-    model: bytes, threads: int, optimisation: str, optimised: str | None
+    model: bytes,
+    threads: int,
+    optimisation: str,
+    optimised: str | None,
+    disabled: list[str],
 ) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -67,7 +71,10 @@ def _session(
     if optimised is not None:
         options.optimized_model_filepath = optimised
     return onnxruntime.InferenceSession(
-        model, options, providers=["CPUExecutionProvider"]
+        model,
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=disabled,
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from netship.targets.cores import ANY, CORES
 from netship.targets.errors import UserError
 
 
@@ -97,10 +98,10 @@ def _arm64(
     return Target(name, summary, tvm, _ARM64_LINKER, "aarch64", features, qemu or cpu)
 
 
-def _cortex_m(cpu: str, summary: str) -> Target:
+def _cortex_m(name: str, summary: str) -> Target:
     """A microcontroller: C source, for the compiler of the firmware."""
-    tvm = f"c -keys=arm_cpu,cpu -mcpu={cpu}"
-    return Target(cpu, f"{summary}: C source", tvm, "thumb-freestanding", "arm")
+    tvm = f"c -keys=arm_cpu,cpu -mcpu={CORES[name].cpu}"
+    return Target(name, f"{summary}: C source", tvm, "thumb-freestanding", "arm")
 
 
 # The triple does not imply hard-float: without the option LLVM calls soft-float routines, the link
@@ -171,10 +172,17 @@ PRESETS: tuple[Target, ...] = (
         "arm-cortex-a53-32bit",
         "Cortex-A53 under a 32-bit system, hard-float: Raspberry Pi 3, Zero 2 W",
     ),
+    _cortex_m("cortex-m0plus", "Cortex-M0+ and M0: RP2040, STM32G0, SAMD21"),
+    _cortex_m("cortex-m3", "Cortex-M3: STM32F1, STM32L1"),
     _cortex_m("cortex-m4", "Cortex-M4 with DSP: STM32F4, nRF52"),
+    _cortex_m("cortex-m4-nofpu", "Cortex-M4 without an FPU: Kinetis K20, Teensy 3.2"),
     _cortex_m("cortex-m7", "Cortex-M7: STM32F7, STM32H7, i.MX RT"),
     _cortex_m("cortex-m33", "Cortex-M33 with DSP: STM32U5, nRF53"),
     _cortex_m("cortex-m55", "Cortex-M55 with MVE: Ensemble, STM32N6"),
+    _cortex_m("cortex-m85", "Cortex-M85 with MVE: RA8"),
+    Target(
+        ANY, "any 32-bit or 64-bit CPU: ESP32, RISC-V: C source", "c -keys=cpu", "", ""
+    ),
 )
 _BY_NAME = {target.name: target for target in PRESETS}
 
@@ -199,6 +207,12 @@ _BOARDS = {
     ),
     "arm-cortex-a78": ("jetsonorin", "orin", "qcs6490", "dragonq6a"),
     "neoverse-n1": ("altra", "graviton2"),
+    "cortex-m0plus": (
+        *("stm32f0", "stm32g0", "stm32l0", "stm32c0", "stm32u0", "stm32wb0"),
+        *("rp2040", "samd21", "nrf51"),
+    ),
+    "cortex-m3": ("stm32f1", "stm32f2", "stm32l1", "sam3x"),
+    "cortex-m4-nofpu": ("teensy31", "teensy32", "mk20"),
     "cortex-m4": ("stm32f3", "stm32f4", "stm32g4", "stm32l4", "stm32wb", "nrf52"),
     "cortex-m7": ("stm32f7", "stm32h7", "imxrt10", "imxrt11", "teensy4", "same70"),
     "cortex-m33": (
@@ -206,19 +220,12 @@ _BOARDS = {
         *("imxrt5", "imxrt6", "cm33"),
     ),
     "cortex-m55": ("stm32n6", "ensemble", "cm55"),
+    "cortex-m85": ("ra8", "cm85"),
+    ANY: ("esp32", "gd32v", "ch32v"),
 }
 _PRESET_OF = {board: preset for preset, boards in _BOARDS.items() for board in boards}
 _WITHOUT_TARGET = {
-    **dict.fromkeys(
-        ("stm32f0", "stm32g0", "stm32l0", "stm32c0", "stm32wb0", "rp2040", "samd21"),
-        "a Cortex-M0 or M0+, which has no DSP instructions",
-    ),
-    **dict.fromkeys(
-        ("stm32f1", "stm32f2", "stm32l1"),
-        "a Cortex-M3, which has no DSP instructions",
-    ),
-    "esp32": "not an ARM core",
-    "cm3": "a Compute Module 3 is rpi3; nothing is built for a Cortex-M3",
+    "cm3": "a Compute Module 3 is rpi3, a Cortex-M3 is cortex-m3",
     "cm4": "a Compute Module 4 is rpi4, a Cortex-M4 is cortex-m4",
     "rpi1": "an ARMv6 core without NEON",
     "rpizero": "an ARMv6 core without NEON",

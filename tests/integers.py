@@ -24,6 +24,7 @@ from netship.compile import passes
 from netship.compile.backends.c import build
 from netship.compile.ir import graph as operators
 from netship.compile.ir import onnx_form
+from netship.devices.microcontroller.regions import Region
 from netship.targets.presets import resolve
 from netship.targets.progress import Progress
 
@@ -273,6 +274,7 @@ def project(
     folder: Path,
     cpu: str = "cortex-m7",
     limit: int | None = None,
+    regions: Sequence[Region] = (),
 ) -> Bundle:
     """A C project of a QDQ graph with its manifest, as a build leaves it."""
     import onnxruntime
@@ -314,6 +316,7 @@ def project(
         Progress(quiet=True),
         [tensor],
         expected,
+        regions=regions,
     )
     outputs = tuple(
         Tensor(

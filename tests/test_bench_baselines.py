@@ -34,9 +34,11 @@ def test_every_runtime_is_pinned_by_a_hash_and_no_registry_is_named() -> None:
         line.split("==")[0] for line in lines
     }
     assert set(runtimes.DEFAULT) < set(runtimes.BASELINES)
-    assert runtimes.version(runtimes.find("ncnn-default")) == runtimes.version(
-        runtimes.find("ncnn")
-    )
+    for half, name in (("ncnn-default", "ncnn"), ("mnn-half", "mnn")):
+        runtime = runtimes.find(half)
+        assert runtimes.version(runtime) == runtimes.version(runtimes.find(name))
+        # A row that ran in half precision says so, and none does unasked.
+        assert "half precision" in runtime.title and half not in runtimes.DEFAULT
 
 
 def test_an_unknown_runtime_is_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from conftest import run
 from gated import IDENTITY
 from onnx import helper, numpy_helper
+from relay_worker import relay_worker
 
 from netship.bundle import golden
 from netship.bundle.manifest import Float16
@@ -21,15 +23,19 @@ from netship.bundle.store import open_bundle
 from netship.compile import passes
 from netship.compile.backends.request import BuildRequest
 from netship.compile.driver import build
+from netship.compile.frontend import sources
 from netship.compile.frontend.gate import check
 from netship.compile.frontend.model import Model
 from netship.compile.frontend.reference import Reference
+from netship.compile.half_precision import tuned_graph
 from netship.compile.passes.half import LONGEST_SUM
 from netship.compile.quantize import float16, simulation
+from netship.records import lookup
 from netship.runtime_demo.comparison import reference_for
 from netship.targets.errors import UserError
 from netship.targets.presets import PRESETS, resolve
 from netship.targets.progress import Progress
+from netship.tuning.tasks import extract
 
 A76 = ("--target", "arm-cortex-a76", "--precision", "float16")
 
@@ -209,8 +215,94 @@ def test_options_that_contradict_float16_are_refused() -> None:
     a76 = resolve("arm-cortex-a76")
     assert "--quantize: " in refused(target=a76, quantize=True)
     assert "--strict-int8: " in refused(target=a76, strict_int8=True)
-    assert "is not tuned" in refused(target=a76, require_tuned=True)
-    assert "is not tuned" in refused(target=a76, records=(Path("log.json"),))
+    log = lookup.SHIPPED / "arm-cortex-a76.json"
+    assert "its records are of float32" in refused(target=a76, records=(log,))
+
+
+def pair_and_long_sum() -> onnx.ModelProto:
+    """A pair that a tuned build fuses, a sum of more products than float16 adds, a classifier."""
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[1, 3, 52, 60] image) => (float[1, 5] scores) {
+          a = Conv(image, w1, b1) b = Clip(a, low, high)
+          c = Conv<group = 96, pads = [1, 1, 1, 1], strides = [4, 4]>(b, w2, b2)
+          d = Clip(c, low, high) e = Conv(d, w3) f = Relu(e) g = Conv(f, w4, b4)
+          h = GlobalAveragePool(g) i = Flatten(h) scores = Gemm<transB = 1>(i, w5) }"""
+    )
+    shapes = {
+        "w1": (96, 3, 1, 1),
+        "b1": (96,),
+        "w2": (96, 1, 3, 3),
+        "b2": (96,),
+        "w3": (400, 96, 1, 1),
+        "w4": (16, 400, 1, 1),
+        "b4": (16,),
+        "w5": (5, 16),
+    }
+    random = np.random.default_rng(0)
+    values = {
+        name: random.standard_normal(shape) * (2 / np.prod(shape[1:])) ** 0.5
+        for name, shape in shapes.items()
+    }
+    proto.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(value, np.float32), name)
+        for name, value in {**values, "low": 0.0, "high": 6.0}.items()
+    )
+    return proto
+
+
+def naive_records(model: str) -> list[str]:
+    """A record in float16 of each task: the schedule that AutoScheduler's search begins with."""
+    from netship.targets.engine import compiler
+
+    compiler()
+    from tvm import auto_scheduler
+
+    target = resolve("arm-cortex-a76")
+    source = sources.find(model, {}, None, lambda stage: None)
+    request = BuildRequest(model, target, float16=True, accept_loss=True)
+    graph = tuned_graph(request, source, Progress(quiet=True))
+    lines = []
+    for task in extract(model, graph, target):
+        assert task.numbers == "float16"
+        state = task.search.compute_dag.get_init_state()
+        result = auto_scheduler.MeasureResult([1e-3], 0, "", 0.1, 1.7e9)
+        pair = auto_scheduler.MeasureInput(task.search, state), result
+        lines.append(str(auto_scheduler.measure_record.dump_record_to_string(*pair)))
+    return lines
+
+
+@pytest.mark.slow
+def test_a_build_with_records_of_float16(tmp_path: Path) -> None:
+    """Channels last, with a fused pair; it answers as ONNX Runtime does. float32 takes none of these records."""
+    model, log = tmp_path / "net.onnx", tmp_path / "tuned" / "half.json"
+    onnx.save(pair_and_long_sum(), model)
+    with relay_worker() as worker:
+        lines = worker.submit(naive_records, str(model)).result()
+    target = resolve("arm-cortex-a76")
+    header = {
+        "target": target.tvm,
+        "preset": target.name,
+        "numbers": "float16",
+        "measured": "estimated: a test",
+    }
+    log.parent.mkdir()
+    log.write_text("\n".join([f"# {json.dumps(header)}", *map(str.strip, lines), ""]))
+    request = BuildRequest(str(model), target, tmp_path / "bundle", require_tuned=True)
+    with pytest.raises(UserError, match=r"half.json: its records are of float16"):
+        build(replace(request, records=(log,)), Progress(quiet=True))
+    half = replace(request, float16=True, accept_loss=True)
+    manifest = build(half, Progress(quiet=True)).manifest
+    assert manifest.lowering.layout == "NHWC"
+    assert manifest.lowering.records and manifest.lowering.records.file == "half.json"
+    assert manifest.lowering.reason.startswith("float16: tuning records cover all")
+    groups = manifest.lowering.groups
+    # Parts of a long sum are not fused again once weights lie as the records want them.
+    assert all(each.task for each in groups if "nn.conv2d" in each.operators)
+    pairs = [g for g in groups if "netship.conv2d_depthwise" in g.operators]
+    assert len(pairs) == 1 and manifest.float16
+    assert len(manifest.float16.float32_sums) == 1
+    assert 1e-5 < manifest.measured["verification"]["relative_error"] < 1e-2
 
 
 def every_kind() -> onnx.ModelProto:

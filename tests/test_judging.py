@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from netship.bundle import photos
+from netship.bundle import boxes, photos
 from netship.bundle.detections import Detections
 from netship.bundle.manifest import Preprocessing
-from netship.runtime_demo import boxes, coco, drawing, masks
+from netship.runtime_demo import coco, drawing, masks
 from netship.targets.errors import UserError
 
 

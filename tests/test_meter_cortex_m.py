@@ -19,12 +19,12 @@ from netship.bench.cmsis_nn import COMMIT, NETWORKS
 from netship.bench.microcontrollers import COLUMNS, PUBLISHED, to_csv
 from netship.bundle.golden import read_golden
 from netship.bundle.store import Bundle
+from netship.devices.microcontroller.parts import PARTS, Cache, Part, Sizes, part
 from netship.devices.microcontroller.session import open_firmware
 from netship.meter import firmware_report, thumb_cycles
 from netship.meter.__main__ import main
 from netship.meter.counting import CountingError
 from netship.meter.firmware import Places, measure_project
-from netship.meter.parts import PARTS, Cache, Part, Sizes, part
 from netship.meter.thumb import MISSES, Block, is_mark, read_steps, run_llvm, split
 from netship.runtime_demo import result_files
 from netship.targets.errors import UserError
@@ -382,11 +382,10 @@ def test_what_does_not_fit_is_refused_in_one_line(
 
 
 def test_float32_is_refused_for_a_core_without_an_fpu(projects: Projects) -> None:
-    advice = "has no FPU, and .* is float32; build it with --target cortex-m4 --quantize int8"
-    with pytest.raises(UserError, match=advice):
-        measure_project(projects["float-residuals", "cortex-m4"], "cortex-m3")
-    with pytest.raises(UserError, match=advice):
-        measure_project(projects["float-residuals", "cortex-m7"], "cortex-m0plus")
+    advice = "has no FPU, and .* is float32; build it with --target {} --quantize int8"
+    for built, cpu in (("cortex-m4", "cortex-m3"), ("cortex-m7", "cortex-m0plus")):
+        with pytest.raises(UserError, match=advice.format(cpu)):
+            measure_project(projects["float-residuals", built], cpu)
 
 
 def test_a_folder_that_is_no_project_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from netship.compile.ir.kinds import make
 from netship.compile.ir.operators import Addition, Convolution, GlobalAverage
 from netship.compile.passes.channels import BLOCK, fill_blocks
 from netship.compile.passes.storage import store_as_uint8
-from netship.compile.quantize import calibrate, loss
+from netship.compile.quantize import agreement, calibrate, judge, loss
 from netship.compile.quantize import prepare as quantise
 from netship.targets.errors import UserError
 from netship.targets.progress import Progress
@@ -276,8 +276,7 @@ def given(
         preprocessing,
         unsigned=True,
         trained=trained,
-        progress=Progress(quiet=True),
-        **more,
+        **{"progress": Progress(quiet=True), **more},
     )
 
 
@@ -358,7 +357,8 @@ def test_unsigned_weights_around_128_are_symmetric(
 def test_what_int8_loses_is_refused_unless_the_weights_mean_nothing(
     monkeypatch: pytest.MonkeyPatch, images: Path
 ) -> None:
-    monkeypatch.setattr(calibrate, "INT8_COSINE", 1.1)
+    for module in (agreement, judge):
+        monkeypatch.setattr(module, "INT8_COSINE", 1.1)
     proto = residuals()
     with pytest.raises(UserError, match="int8 loses too much: .*most at .*dB.*: calib"):
         given(proto, True, (images,))

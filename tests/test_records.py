@@ -322,6 +322,25 @@ def test_what_is_no_record_is_named(line: str) -> None:
     assert log and len(log.skipped) == 1 and "x.json:2: " in log.skipped[0]
 
 
+def test_float32_and_float16_have_records_of_their_own(tmp_path: Path) -> None:
+    target = resolve("znver4")
+    single = log(tmp_path / "all" / "single.json", record())
+    half = log(tmp_path / "all" / "half.json", record(), numbers="float16")
+    for numbers, ours, other in (
+        ("float32", single, half),
+        ("float16", half, single),
+    ):
+        found, _ = find(target, (), [tmp_path / "all"], numbers=numbers)
+        assert [each.path for each in found] == [ours]
+        assert find(target, (ours,), (), numbers=numbers)[0][0].path == ours
+        with pytest.raises(
+            UserError, match=f"{other.name}: .* network is in {numbers}"
+        ):
+            find(target, (other,), (), numbers=numbers)
+    with pytest.raises(UserError, match="numbers is 'float16', that of single.json"):
+        merge([lookup.read(single), lookup.read(half)])
+
+
 def test_shipped_records_are_whole(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", *map(str, sorted(SHIPPED.glob("*.json")))]) == 0
 

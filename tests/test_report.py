@@ -20,9 +20,12 @@ from netship.bundle.manifest import (
     Firmware,
     FirmwareTensor,
     Float16,
+    Judging,
+    LayerLoss,
     Preprocessing,
     Quantisation,
     Quantised,
+    QuantisedWay,
 )
 from netship.bundle.store import Bundle
 from netship.compile import build
@@ -321,6 +324,42 @@ def test_the_loss_of_int8_and_float16_says_of_how_many_images(tmp_path: Path) ->
     loss |= {"images": 2, "worst_layer": "conv", "worst_decibels": 60}
     [(_, said)] = build._float16(manifest(float16=half, measured={"float16": loss}))
     assert said.startswith("against float32 on 2 inputs, simulated: top-1 100%, ")
+
+
+def test_the_ways_that_int8_was_tried_in_are_on_the_page(
+    tree: Path, tmp_path: Path
+) -> None:
+    plain: dict[str, Any] = {"images": 16, "ties": 0, "cosine": 0.9, "decibels": 7}
+    plain |= {"method": "min-max", "bias_correction": False, "kept": (), "same": 9}
+    ours = plain | {"bias_correction": True, "kept": ("stem<b>",), "same": 15}
+    judging = Judging(
+        ways=(QuantisedWay(**plain), QuantisedWay(**ours)),
+        taken=1,
+        layers=(LayerLoss(layer="stem<b>", fall_decibels=12.5, multiply_adds=0.03),),
+    )
+    facts = Quantisation(judging=judging, kept_float=("stem<b>",), output_steps=(0.1,))
+    loss = {"cosine": 1.0, "top1_agreement": 1.0, "images": 16}
+    times = {"seconds": 1.0, "peak_memory_bytes": 1, "library_bytes": 1}
+    known = manifest(quantisation=facts, measured=times | {"int8": loss})
+    bundle = Bundle(tmp_path, known)
+    page = written(a_result(tmp_path, [an_input(tree)], bundle=bundle), tmp_path)
+    for words in (
+        "judged against float32 on 16 images that did not calibrate it",
+        "ONNX Runtime’s own quantiser, min-max 9 of 16 0.9000 7.0 dB",
+        "min-max; in float32 stem<b> (built) 15 of 16",
+        "stem<b> 12.5 dB 3.0 %",
+    ):
+        assert words in page.text
+    assert "b" not in page.tags
+    known = manifest(
+        quantisation=facts.model_copy(update={"method": "min-max"}),
+        measured={"int8": loss},
+    )
+    [(_, said)] = build._int8(known)
+    assert (
+        "on 16 images that did not calibrate: best class on 15, cosine 0.9000" in said
+    )
+    assert said.endswith("; kept in float32: stem<b>") or "float32: stem<b>;" in said
 
 
 @pytest.mark.parametrize("assumed", [True, False])

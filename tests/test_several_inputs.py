@@ -190,13 +190,15 @@ def test_a_c_project_s_page_names_what_its_header_defines(folder: Path) -> None:
 @pytest.mark.slow
 def test_a_c_project_s_page_says_which_inputs_are_images(folder: Path) -> None:
     page = (built(folder, "every", "c") / "README.md").read_text()
-    assert "- Input 0, pixels: rows of pixels of channels (NHWC).\n  How a ph" in page
-    assert page.count("NHWC") == page.count("photograph") == 1
+    assert (
+        "- Input 0, pixels: rows of pixels of channels (NHWC).\n  `every_image`" in page
+    )
+    assert page.count("NHWC") == page.count("makes it of an image") == 1
     moved = "data, 1x2x6x6, whose axis 1 (counted from 0) lies last in memory: 1x6x6x2;"
     assert f"- Input 2, map: {moved} the last index changes fastest.\n" in page
     assert "/* map, 1x6x6x2 */" in page
     library = (built(folder, "every", "standalone") / "README.md").read_text()
-    assert "How a photograph becomes input 0 stands in" in library
+    assert "`every_image` makes input 0 of an image" in library
 
 
 @pytest.mark.slow

@@ -75,6 +75,12 @@ def test_an_unknown_name_gets_the_nearest(name: str, near: str) -> None:
         ("cm33", "cortex-m33"),
         ("CM55", "cortex-m55"),
         ("nrf52840", "cortex-m4"),
+        ("rp2040", "cortex-m0plus"),
+        ("stm32wb05", "cortex-m0plus"),
+        ("stm32f103", "cortex-m3"),
+        ("teensy-3.2", "cortex-m4-nofpu"),
+        ("RA8M1", "cortex-m85"),
+        ("esp32-s3", "c99"),
     ],
 )
 def test_a_board_or_part_means_the_target_of_its_core(name: str, target: str) -> None:
@@ -84,10 +90,7 @@ def test_a_board_or_part_means_the_target_of_its_core(name: str, target: str) ->
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("rp2040", "M0"),
-        ("stm32wb05", "M0"),
-        ("stm32f103", "M3"),
-        ("esp32-s3", "ARM"),
+        ("cm3", "rpi3.*cortex-m3"),
         ("cm4", "rpi4.*cortex-m4"),
         ("rpi-zero", "NEON"),
     ],

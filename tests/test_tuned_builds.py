@@ -147,6 +147,7 @@ def lowered_by_a_faulty_engine(model: str, records: Path) -> list[tuple[str, str
 def refusal_of_tasks(model: str) -> str:
     """What is said where TVM fails at a network's tasks."""
     from netship.compile.frontend import gate
+    from netship.compile.ir import onnx_form
     from netship.compile.relay import tasks
     from netship.tuning.tasks import extract
 
@@ -156,7 +157,7 @@ def refusal_of_tasks(model: str) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tasks, "tuning_tasks", no_tasks)
         with pytest.raises(UserError) as refused:
-            extract(gate.load(Path(model)), native())
+            extract("net", onnx_form.read(gate.load(Path(model)).proto), native())
     return str(refused.value)
 
 
@@ -168,11 +169,11 @@ def naive_records(model: str) -> list[str]:
     from tvm import auto_scheduler
 
     from netship.compile.ir import onnx_form
-    from netship.compile.relay.importer import to_relay
+    from netship.compile.relay.convert import to_relay
     from netship.compile.relay.tasks import tuning_tasks
 
-    module = to_relay(onnx_form.read(onnx.load(model)))
-    tasks, _ = tuning_tasks(module, native())
+    network = to_relay(onnx_form.read(onnx.load(model)), native())
+    tasks, _ = tuning_tasks(network, native())
     lines = []
     for task in tasks:
         state = task.compute_dag.get_init_state()

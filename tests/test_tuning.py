@@ -68,6 +68,14 @@ def test_what_a_build_fuses_in_pairs_is_not_tuned(do: Callable[..., Any]) -> Non
 
 
 @pytest.mark.slow
+def test_float16_begins_with_records_of_float32_and_vectors_of_twice_as_many(
+    do: Callable[..., Any],
+) -> None:
+    found = do(tuning_worker.retyped)
+    assert found["conv 3×3, 3→16, 16×16"] == [[1, 1, 8]]
+
+
+@pytest.mark.slow
 def test_a_second_run_goes_on_where_the_first_ended(
     do: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -215,6 +223,12 @@ def test_split_lengths_are_fitted_from_the_innermost_on(
     if extent % lengths[-1] == 0:
         assert fitted[-1] == lengths[-1]
     assert refit(lengths, outer * math.prod(lengths)) == lengths
+
+
+def test_splits_end_with_whole_vectors_where_they_can() -> None:
+    assert refit([1, 16], 24) == [1, 12]
+    assert refit([1, 16], 24, 8) == [1, 24]
+    assert refit([3, 16], 20, 8) == [1, 20]
 
 
 def test_neighbours_have_the_same_structure_and_the_nearest_shapes_come_first() -> None:

@@ -28,6 +28,7 @@ from onnx import numpy_helper
 
 from netship.bundle.manifest import ModelIdentity
 from netship.compile.frontend.gate import check
+from netship.compile.ir import onnx_form
 from netship.devices.board.programs import native_server
 from netship.devices.sessions.session import Origin
 from netship.targets.errors import UserError
@@ -57,7 +58,48 @@ def _tasks(size: int = 16, channels: int = 8) -> list[Any]:
     from netship.tuning.tasks import extract
 
     identity = ModelIdentity(name="tiny", sha256="0" * 64)
-    return extract(check(network(size, channels), identity, {}, "NCHW"), native())
+    model = check(network(size, channels), identity, {}, "NCHW")
+    return extract("tiny", onnx_form.read(model.proto), native())
+
+
+def retyped() -> dict[str, list[list[int]]]:
+    """Of tasks in float16 the splits that are tried first, where the log has their records in float32.
+
+    There channels are split into vectors of 4.
+    """
+    from tvm import auto_scheduler
+
+    from netship.compile import passes
+    from netship.compile.passes.half import BEFORE, to_float16
+    from netship.records.lookup import RecordLog, parse
+    from netship.tuning import transfer
+    from netship.tuning.tasks import extract
+
+    net = Net(16)
+    for _ in range(2):
+        net.convolve(16, 3, normalise=False)
+    identity = ModelIdentity(name="tiny", sha256="0" * 64)
+    model = check(net.finish(5), identity, {}, "NCHW")
+    graph = passes.read(model.proto, BEFORE)
+    lines = []
+    for task in extract("tiny", graph, native()):
+        state = task.search.compute_dag.get_init_state()
+        stages = list(state.stages)
+        if "conv 3" in task.operator:
+            (stage,) = (each for each in stages if "conv" in each.op.name)
+            state.split(stage.op, state[stage.op].iters[3], [1, 1, 4])
+        result = auto_scheduler.MeasureResult([1e-3], 0, "", 0.1, 1.7e9)
+        pair = auto_scheduler.MeasureInput(task.search, state), result
+        lines.append(str(auto_scheduler.measure_record.dump_record_to_string(*pair)))
+    log = RecordLog("single.json", HEADER, tuple(map(parse, lines)), ())
+    found = {}
+    for task in extract("tiny", to_float16(graph, ()), native()):
+        for line in transfer.candidates(task, [log], 1):
+            made = json.loads(line)["i"]
+            assert made[0][0] == task.key
+            splits = [step[4] for step in made[1][1] if step[0] == "SP"]
+            found[task.operator] = splits
+    return found
 
 
 def operators_of_a_pair(size: int) -> list[str]:
@@ -72,7 +114,8 @@ def operators_of_a_pair(size: int) -> list[str]:
     net.convolve(96, 3, groups=96, normalise=False)
     identity = ModelIdentity(name="pair", sha256="0" * 64)
     model = check(net.finish(5), identity, {}, "NCHW")
-    return [task.operator for task in extract(model, native())]
+    graph = onnx_form.read(model.proto)
+    return [task.operator for task in extract("pair", graph, native())]
 
 
 class Outcome(NamedTuple):
@@ -256,10 +299,8 @@ def is_right_tells() -> list[bool]:
     task = _tasks()[0].search
     state = auto_scheduler.SketchPolicy(task, verbose=0).sample_initial_population()[0]
     text = auto_scheduler.MeasureInput(task, state).serialize()
-    kept = workers._TOLERANCE
-    workers._TOLERANCE = -1.0
-    never = workers.is_right(text, native().tvm)
-    workers._TOLERANCE = kept
+    with patch.dict(workers._TOLERANCES, float32=-1.0):
+        never = workers.is_right(text, native().tvm)
     return [workers.is_right(text, native().tvm), never]
 
 
@@ -348,7 +389,7 @@ def boards(folder: Path) -> dict[str, Any]:
         source, compiled = folder / f"{name}.c", folder / f"{name}.o"
         source.write_text(code)
         compile_object(source, compiled, native())
-        kernels.insert(3, Kernel(compiled, [(1,)]))
+        kernels.insert(3, Kernel(compiled, [(1,)], ["float32"]))
     one, other = _Server(folder / "one"), _Server(folder / "other")
     addresses = [Address("127.0.0.1", server.port, "pi") for server in (one, other)]
     found = [over_rpc.of_address(address) for address in addresses]

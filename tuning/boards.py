@@ -136,8 +136,8 @@ class BoardMeasurer:
                 function = remote.load_module(library.name)
                 fill = remote.get_function("tvm.contrib.random.random_fill")
                 arrays = [
-                    tvm.nd.empty(shape, "float32", remote.cpu())
-                    for shape in kernel.shapes
+                    tvm.nd.empty(shape, dtype, remote.cpu())
+                    for shape, dtype in zip(kernel.shapes, kernel.dtypes, strict=True)
                 ]
                 for array in arrays:
                     fill(array)

@@ -25,15 +25,16 @@ _SECONDS = 20.0
 
 
 class Kernel(NamedTuple):
-    """A compiled candidate: an object file, and the shapes of its float32 tensors, the output's last."""
+    """A compiled candidate: an object file, and the shapes and types of its tensors, the output's last."""
 
     path: Path
     shapes: list[tuple[int, ...]]
+    dtypes: list[str]
 
     @classmethod
     def of(cls, path: str) -> Kernel:
-        shapes = ast.literal_eval(Path(path).with_suffix(".shapes").read_text())
-        return cls(Path(path), shapes)
+        noted = ast.literal_eval(Path(path).with_suffix(".tensors").read_text())
+        return cls(Path(path), *noted)
 
 
 class Measurer(Protocol):
@@ -84,7 +85,7 @@ class LocalMeasurer:
         self._workers = workers.Pool(1, _SECONDS, threads, cores[-threads:])
 
     def measure(self, kernels: Sequence[Kernel]) -> list[list[float] | Failure]:
-        arguments = [(str(kernel.path), kernel.shapes) for kernel in kernels]
+        arguments = [(str(path), *tensors) for path, *tensors in kernels]
         return self._workers.map(workers.time_here, arguments, RUNTIME_DEVICE)
 
     def stop(self) -> None:
@@ -125,7 +126,7 @@ class MeterMeasurer:
         if self._stopped:
             return Failure(RUNTIME_DEVICE, "the search ended")
         try:
-            return self._meter.count(kernel.path, kernel.shapes)
+            return self._meter.count(*kernel)
         except CountingError as error:
             return Failure(RUNTIME_DEVICE, str(error))
 

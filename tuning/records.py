@@ -16,6 +16,7 @@ from netship.records import lookup
 from netship.records.lookup import Record, RecordLog
 from netship.targets.arguments import (
     add_json,
+    add_precision,
     command_parser,
     count_up_to,
     file_to_write,
@@ -90,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     coverage.add_argument(
         "--target", default="native", help="see python -m targets (default: native)"
     )
+    add_precision(coverage)
     coverage.add_argument(
         "--records",
         type=named_path,
@@ -217,8 +219,8 @@ def _manifest(arguments: argparse.Namespace) -> int:
 def manifest(paths: Sequence[Path]) -> str:
     """A Markdown table with a row for each log; its date is that of the newest record."""
     lines = [
-        "| file | target | network | tasks | out of trials | measured | newest | TVM | SHA-256 |",
-        "|---|---|---|--:|--:|---|---|---|---|",
+        "| file | target | network | numbers | tasks | out of trials | measured | newest | TVM | SHA-256 |",
+        "|---|---|---|---|--:|--:|---|---|---|---|",
     ]
     for path in paths:
         log = lookup.read(path)
@@ -227,6 +229,7 @@ def manifest(paths: Sequence[Path]) -> str:
             path.name,
             log.preset,
             log.header.get("network", "not said"),
+            log.numbers,
             len(log.best),
             log.header.get("trials", len(log.lines)),
             log.measured,
@@ -243,15 +246,16 @@ def _coverage(arguments: argparse.Namespace) -> int:
     if target.microcontroller:
         raise UserError(f"target {target.name}: takes C source, which is not tuned")
     with Progress(quiet=arguments.json) as progress:
-        places = lookup.places(arguments.model)
-        logs, notes = lookup.find(target, arguments.records, places)
+        places, numbers = lookup.places(arguments.model), arguments.precision
+        logs, notes = lookup.find(target, arguments.records, places, numbers=numbers)
         progress.stage("finding the network's tasks")
         from netship.compile.frontend import sources
-        from netship.tuning.tasks import extract
+        from netship.tuning.tasks import extract, graph_of
 
-        model = sources.find(arguments.model, {}, None, progress.stage).model
+        source = sources.find(arguments.model, {}, None, progress.stage)
+        graph = graph_of(source, target, arguments, progress)
         rows = []
-        for task in extract(model, target):
+        for task in extract(source.model.identity.name, graph, target):
             log = next((log for log in logs if task.key in log.best), None)
             record = log.best[task.key][0] if log else None
             rows.append(Covered(task.operator, task.weight, task.flops, log, record))
@@ -259,6 +263,7 @@ def _coverage(arguments: argparse.Namespace) -> int:
     if arguments.json:
         whole = {
             "target": target.name,
+            "numbers": numbers,
             "tasks": len(rows),
             "covered": covered,
             "rows": [_fields(row) for row in rows],
@@ -266,7 +271,8 @@ def _coverage(arguments: argparse.Namespace) -> int:
         print(json.dumps(whole, indent=2, ensure_ascii=False))
     else:
         print("\n".join([*notes, *_table(rows)]))
-        print(f"{covered} of {len(rows)} tasks have records for {target.name}")
+        where = f"{target.name}, {numbers}"
+        print(f"{covered} of {len(rows)} tasks have records for {where}")
     return int(covered < len(rows))
 
 

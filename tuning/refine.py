@@ -21,6 +21,7 @@ from netship.devices.sessions.session import Origin
 from netship.records import lookup
 from netship.records.lookup import Record, RecordLog
 from netship.targets.arguments import (
+    add_calibration,
     command_parser,
     count_up_to,
     file_to_write,
@@ -111,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"turns of each build, each of {_TURN - 1} timed inferences (default: 40)",
     )
     add("--threads", type=_count, default=1, metavar="N", help="default: 1")
+    add_calibration(parser)
     return parser
 
 
@@ -217,6 +219,8 @@ class _Work:
             threads=self._arguments.threads,
             records=(path,),
             require_tuned=True,
+            float16=self._log.numbers == "float16",
+            calibration=tuple(self._arguments.calibration),
         )
         output = self._folder / request.key(self._progress.stage)
         if output.exists():

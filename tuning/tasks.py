@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
+from hashlib import md5
 from itertools import pairwise
 from math import prod
 from typing import Any, NamedTuple
 
-from netship.compile.frontend.model import Model
+import numpy as np
+
+from netship.compile.frontend.sources import Source
+from netship.compile.ir.graph import Graph
 from netship.meter.memory import hierarchy
-from netship.meter.operators import PEAK_MACS
+from netship.meter.operators import PEAKS
+from netship.targets import engine
 from netship.targets.errors import UserError, reason
 from netship.targets.presets import Target
+from netship.targets.progress import Progress
 
 
 class Task(NamedTuple):
@@ -24,6 +32,7 @@ class Task(NamedTuple):
         flops: floating-point operations of one run.
         nbytes: of its tensors, each counted once.
         search: AutoScheduler's own object.
+        numbers: what its convolutions compute in, float32 or float16.
     """
 
     key: str
@@ -32,6 +41,17 @@ class Task(NamedTuple):
     flops: float
     nbytes: int
     search: Any
+    numbers: str = "float32"
+
+    @property
+    def float32_key(self) -> str:
+        """The key of the task in float32: the hash of its loops with constants of that type."""
+        if self.numbers == "float32":
+            return self.key
+        show = engine.compiler().get_global_func("auto_scheduler.ComputeDAGPrintDAG")
+        printed = re.sub(r"(?<=\d)h\b", "f", show(self.search.compute_dag, True))
+        _, *extents = json.loads(self.key)
+        return json.dumps([md5(printed.encode()).hexdigest(), *extents])
 
     @property
     def intensity(self) -> float:
@@ -43,34 +63,60 @@ class Task(NamedTuple):
         return self.flops / peak
 
 
-def peak(target: Target, threads: int) -> float | None:
-    """Float32 operations a second that ``threads`` cores of a board's CPU can do; None if unknown."""
-    if target.core not in PEAK_MACS:
+def graph_of(
+    source: Source, target: Target, arguments: argparse.Namespace, progress: Progress
+) -> Graph:
+    """The operators of a network that have tasks, in the precision that the options ask for.
+
+    Raises:
+        UserError: as a build.
+    """
+    from netship.compile.backends.request import BuildRequest
+    from netship.compile.half_precision import tuned_graph
+
+    request = BuildRequest(
+        arguments.model,
+        target,
+        float16=arguments.precision == "float16",
+        calibration=tuple(arguments.calibration),
+        accept_loss=True,
+    )
+    return tuned_graph(request, source, progress)
+
+
+def peak(target: Target, threads: int, numbers: str = "float32") -> float | None:
+    """Operations a second that ``threads`` cores of a board's CPU can do; None if unknown."""
+    macs = PEAKS[numbers].get(target.core)
+    if macs is None:
         return None
-    clock = hierarchy(target.core).clock * 1e9
-    return 2 * PEAK_MACS[target.core] * clock * threads
+    return 2 * macs * hierarchy(target.core).clock * 1e9 * threads
 
 
-def extract(model: Model, target: Target, threads: int = 1) -> list[Task]:
+def extract(name: str, graph: Graph, target: Target, threads: int = 1) -> list[Task]:
     """The tasks of a network, as compile.relay.lower finds them; loads the engine's compiler.
+
+    Args:
+        name: the network's, for errors.
+        graph: as of `netship.compile.half_precision.tuned_graph`.
 
     Raises:
         UserError: TVM cannot find them, or there are none.
     """
-    from netship.compile.ir import onnx_form
+    from netship.compile.relay.convert import Converted
     from netship.compile.relay.importer import to_relay
     from netship.compile.relay.tasks import tuning_tasks
 
-    module = to_relay(onnx_form.read(model.proto))
+    half = any(each.dtype == "float16" for each in graph.tensors.values())
+    module = to_relay(graph)
     try:
-        found, weights = tuning_tasks(module, target, threads)
+        found, weights = tuning_tasks(Converted(module, half=half), target, threads)
     except Exception as error:
         # TVM has no class for it. A build then leaves tuning records out.
         raise UserError(
-            f"{model.identity.name}: TVM cannot find what to tune in it ({reason(error)[:200]}); build it untuned"
+            f"{name}: TVM cannot find what to tune in it ({reason(error)[:200]}); build it untuned"
         ) from error
     if not found:
-        raise UserError(f"{model.identity.name}: it has no operator that can be tuned")
+        raise UserError(f"{name}: it has no operator that can be tuned")
     return [
         Task(
             key=str(task.workload_key),
@@ -78,15 +124,21 @@ def extract(model: Model, target: Target, threads: int = 1) -> list[Task]:
             weight=int(weight),
             # AutoScheduler gives -1 if it cannot count.
             flops=max(float(task.compute_dag.flop_ct), 0.0),
-            nbytes=4 * sum(prod(shape) for shape in shapes(str(task.workload_key))),
+            nbytes=sum(map(_nbytes, task.compute_dag.tensors)),
             search=task,
+            numbers="float16" if half else "float32",
         )
         for task, weight in zip(found, weights, strict=True)
     ]
 
 
+def _nbytes(tensor: Any) -> int:
+    size: int = np.dtype(tensor.dtype).itemsize
+    return prod(map(int, tensor.shape)) * size
+
+
 def shapes(key: str) -> list[tuple[int, ...]]:
-    """The shapes of a task's tensors, the output's last; all are float32."""
+    """The shapes of a task's tensors, the output's last."""
     return [tuple(shape) for shape in json.loads(key)[1:] if isinstance(shape, list)]
 
 

@@ -16,6 +16,8 @@ from netship.records.lookup import Record, RecordLog
 from netship.tuning.tasks import Task
 
 _SPLIT = "SP"
+# float16 values of a vector of 128 bits.
+_LANES = 8
 
 
 def candidates(task: Task, logs: Sequence[RecordLog], count: int) -> Iterator[str]:
@@ -28,26 +30,41 @@ def candidates(task: Task, logs: Sequence[RecordLog], count: int) -> Iterator[st
         logs: the preferred one first.
         count: neighbours fill the number of records up to it.
     """
-    own = [record for log in logs for record in log.best.get(task.key, ())]
+    own = [
+        record
+        for log in logs
+        if log.numbers == task.numbers
+        for record in log.best.get(task.key, ())
+    ]
     seen: set[str] = set()
-    for record in chain(own, _neighbours(task.key, logs)):
-        if record.workload != task.key and len(seen) >= count:
+    for record, widened in chain(((each, 1) for each in own), _neighbours(task, logs)):
+        if not (widened == 1 and record.workload == task.key) and len(seen) >= count:
             return
-        line = fitted(record, task)
+        line = fitted(record, task, widened)
         if line and line not in seen:
             seen.add(line)
             yield line
 
 
-def _neighbours(key: str, logs: Sequence[RecordLog]) -> list[Record]:
-    found = [
-        (rank, away, order, record)
-        for order, log in enumerate(logs)
-        for workload, own in log.best.items()
-        if workload != key and (away := distance(workload, key)) < math.inf
-        for rank, record in enumerate(own)
-    ]
-    return [record for *_, record in sorted(found, key=lambda each: each[:3])]
+def _neighbours(task: Task, logs: Sequence[RecordLog]) -> Iterator[tuple[Record, int]]:
+    """Records of other tasks, and how many times as many numbers a vector has in this one."""
+    found = []
+    for order, log in enumerate(logs):
+        same = log.numbers == task.numbers
+        key = task.key if same else task.float32_key
+        for workload, own in (
+            log.best.items() if same or log.numbers == "float32" else ()
+        ):
+            away = distance(workload, key)
+            if away < math.inf and not (same and workload == task.key):
+                found += [
+                    (rank, away, order, record, 1 if same else 2)
+                    for rank, record in enumerate(own)
+                ]
+    return (
+        (record, widened)
+        for *_, record, widened in sorted(found, key=lambda each: each[:3])
+    )
 
 
 def distance(one: str, other: str) -> float:
@@ -73,18 +90,31 @@ def _rank(shape: object) -> int:
     return len(shape) if isinstance(shape, list) else -1
 
 
-def fitted(record: Record, task: Task) -> str | None:
-    """A record's schedule for another task of its structure, as a JSON line; None if the steps do not fit."""
+def fitted(record: Record, task: Task, widened: int = 1) -> str | None:
+    """A record's schedule for another task of its structure, as a JSON line; None if the steps do not fit.
+
+    Args:
+        widened: how many times as many numbers a vector has in the task.
+    """
     whole = json.loads(record.line)
     whole["i"][0][0] = task.key
     steps = whole["i"][1][1]
+    # Of each stage the innermost axis but for those of sums, which is the vector's.
+    vectors = {
+        step[1]: number
+        for number, step in enumerate(steps)
+        if step[0] == _SPLIT and len(step[4]) > 1
+    }
     try:
         for number, step in enumerate(steps):
-            if step[0] == _SPLIT and record.workload != task.key:
+            if step[0] == _SPLIT and (widened != 1 or record.workload != task.key):
                 _, stage, axis, _, lengths, _ = step
+                if vectors.get(stage) == number:
+                    lengths[-1] *= widened
                 before = replayed(_with(whole, steps[:number]), task)
                 extent = int(before.stages[stage].iters[axis].range.extent)
-                step[3:5] = extent, refit(lengths, extent)
+                unit = _LANES if widened != 1 and vectors.get(stage) == number else 1
+                step[3:5] = extent, refit(lengths, extent, unit)
         replayed(whole, task)
     except Exception:  # noqa: BLE001 - foreign steps can fail in any way
         return None
@@ -105,17 +135,21 @@ def _with(record: dict[str, Any], steps: list[Any]) -> dict[str, Any]:
     return {**record, "i": [task, [constants, steps]]}
 
 
-def refit(lengths: Sequence[int], extent: int) -> list[int]:
+def refit(lengths: Sequence[int], extent: int, unit: int = 1) -> list[int]:
     """The lengths of a split's inner axes for another extent, the innermost last.
 
     Their product divides the extent. Beginning with the innermost axis, the vector's, each keeps its length if that
     divides the rest of the extent, else it takes the divisor nearest in ratio.
+
+    Args:
+        unit: the innermost length is a multiple of it, where the extent is.
     """
     found: list[int] = []
     for length in reversed(lengths):
-        fitting = min(
-            _divisors(extent), key=lambda each: (abs(math.log(each / length)), -each)
-        )
+        divisors = _divisors(extent)
+        if extent % unit == 0 and not found:
+            divisors = [each for each in divisors if each % unit == 0]
+        fitting = min(divisors, key=lambda each: (abs(math.log(each / length)), -each))
         found.insert(0, fitting)
         extent //= fitting
     return found

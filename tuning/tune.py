@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from netship.records import lookup
 from netship.targets import interrupts
 from netship.targets.arguments import (
+    add_precision,
     check_key,
     command_parser,
     count_up_to,
@@ -31,6 +32,7 @@ from netship.targets.progress import Progress
 
 if TYPE_CHECKING:
     from netship.compile.frontend.sources import Source
+    from netship.compile.ir.graph import Graph
     from netship.records.lookup import RecordLog
     from netship.tuning.gain import Gain
     from netship.tuning.measure import Measurer
@@ -82,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", required=True, help="as --model of python -m compile.build")
     add("--target", default="native", help="see python -m targets (default: native)")
+    add_precision(parser)
     add(
         "--trials",
         type=_count,
@@ -107,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
         "--output",
         type=named_path,
         metavar="FILE",
-        help="the log (default: tuned/TARGET-ORIGIN.json)",
+        help="the log (default: tuned/TARGET-ORIGIN.json, of float16 tuned/TARGET-ORIGIN-float16.json)",
     )
     add(
         "--warm",
@@ -206,7 +209,7 @@ def tune(arguments: argparse.Namespace, progress: Progress, quiet: bool) -> Tune
         progress.stage("preparing to measure")
         measurer = _measurer(target, arguments)
         cleanup.callback(measurer.close)
-        tasks, source = _tasks(target, arguments, progress)
+        tasks, source, graph = _tasks(target, arguments, progress)
         progress.finish()
         from netship.records.log import TuningLog
         from netship.tuning.page import write_search
@@ -219,15 +222,14 @@ def tune(arguments: argparse.Namespace, progress: Progress, quiet: bool) -> Tune
             "preset": target.name,
             "origin": str(measurer.origin),
             "measured": measurer.how,
+            "numbers": arguments.precision,
             "threads": arguments.threads,
             "tvm": _TVM,
             "network": source.name,
         }
         # A CPU whose code this machine runs: the target's if possible, else its own.
         here = native() if missing_features(target, this_cpu()) else target
-        output = arguments.output or _default_output(
-            target, measurer, arguments.threads
-        )
+        output = arguments.output or _default_output(target, measurer, arguments)
         with TuningLog(output, header) as log:
             progress.note(
                 f"{counted(len(tasks), 'task')}; {measurer.how}; log {output}"
@@ -235,9 +237,8 @@ def tune(arguments: argparse.Namespace, progress: Progress, quiet: bool) -> Tune
             held = log.read()
             for line in held.skipped:
                 progress.note(line)
-            limits = Limits(
-                arguments.trials, arguments.hours, peak(target, arguments.threads)
-            )
+            most = peak(target, arguments.threads, arguments.precision)
+            limits = Limits(arguments.trials, arguments.hours, most)
             started = time.monotonic()
             warm = _warm(arguments.warm, target, progress)
             table = SearchTable(limits, quiet=quiet)
@@ -276,7 +277,7 @@ def tune(arguments: argparse.Namespace, progress: Progress, quiet: bool) -> Tune
             seconds = time.monotonic() - started
             places = lookup.places(arguments.model)
             gain = _gain(
-                source,
+                graph,
                 target,
                 log.read(),
                 measurer,
@@ -306,7 +307,7 @@ def _reach(states: Sequence[State], trials: int) -> str:
 
 
 def _gain(
-    source: Source,
+    graph: Graph,
     target: Target,
     log: RecordLog,
     measurer: Measurer,
@@ -314,12 +315,10 @@ def _gain(
     places: Sequence[Path],
     progress: Progress,
 ) -> Gain | None:
-    from netship.compile.ir import onnx_form
     from netship.tuning.gain import compare
 
     progress.stage("comparing with an untuned build")
-    others, _ = lookup.find(target, (), places, threads)
-    graph = onnx_form.read(source.model.proto)
+    others, _ = lookup.find(target, (), places, threads, log.numbers)
     try:
         logs = [log, *others]
         gain = interrupts.in_thread(partial(compare, graph, target.tvm, logs, measurer))
@@ -340,28 +339,34 @@ def _task(state: State) -> TunedTask:
     )
 
 
-def _default_output(target: Target, measurer: Measurer, threads: int) -> Path:
+def _default_output(
+    target: Target, measurer: Measurer, arguments: argparse.Namespace
+) -> Path:
+    threads, numbers = arguments.threads, arguments.precision
     several = f"-{threads}-threads" if threads > 1 else ""
-    return lookup.user_log(target.name, measurer.origin.name.lower() + several)
+    half = f"-{numbers}" if numbers != "float32" else ""
+    return lookup.user_log(target.name, measurer.origin.name.lower() + several + half)
 
 
 def _tasks(
     target: Target, arguments: argparse.Namespace, progress: Progress
-) -> tuple[list[Task], Source]:
+) -> tuple[list[Task], Source, Graph]:
     from netship.compile.frontend import sources
-    from netship.tuning.tasks import extract
+    from netship.tuning.tasks import extract, graph_of
 
     progress.stage("reading the model")
     source = sources.find(arguments.model, {}, None, progress.stage)
     progress.stage("finding the tasks")
+    graph = graph_of(source, target, arguments, progress)
+    name = source.model.identity.name
     tasks = interrupts.in_thread(
-        partial(extract, source.model, target, arguments.threads)
+        partial(extract, name, graph, target, arguments.threads)
     )
     chosen = [task for task in tasks if (arguments.tasks or "") in task.operator]
     if not chosen:
         found = " | ".join(sorted({task.operator for task in tasks}))
         raise UserError(f"--tasks {arguments.tasks!r}: no such task of {found}")
-    return chosen, source
+    return chosen, source, graph
 
 
 def _measurer(target: Target, arguments: argparse.Namespace) -> Measurer:

@@ -49,8 +49,9 @@ _REPEATS = 25
 # More than a core's second-level cache; written by each thread.
 _EVICTED_BYTES = 4 << 20
 _BETWEEN = "netship.between_runs"
-# Correct schedules of one float32 kernel differ by rounding; relative to the output's range.
-_TOLERANCE = 1e-3
+# Correct schedules of one kernel differ by rounding; relative to the output's range, by the output's type. A wrong index
+# is off by as much as the range.
+_TOLERANCES = {"float32": 1e-3, "float16": 3e-2}
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 
 
@@ -198,15 +199,15 @@ def build(serialised: str, folder: str) -> str | Failure:
         function.save(path)
     except Exception as error:  # noqa: BLE001 - as AutoScheduler's own builder
         return _failed(MeasureErrorNo.COMPILE_HOST, error)
-    _note_shapes(Path(path), arguments)
+    _note_tensors(Path(path), arguments)
     return path
 
 
 def compile_function(function: Any, target: str, path: Path) -> None:
     """Compile a kernel of a build into an object file as `build` makes them."""
     buffers = [function.buffer_map[parameter] for parameter in function.params]
-    if any(buffer.dtype != "float32" for buffer in buffers):
-        raise UserError("not all of the network is float32")
+    if any(buffer.dtype not in _TOLERANCES for buffer in buffers):
+        raise UserError("not all of the network is floating point")
     named = function.with_attr("global_symbol", "default_function")
 
     def build(more: Mapping[str, Any]) -> Any:
@@ -214,12 +215,13 @@ def compile_function(function: Any, target: str, path: Path) -> None:
             return tvm.build(named, target=tvm.target.Target(target))
 
     accepted(build).save(str(path))
-    _note_shapes(path, buffers)
+    _note_tensors(path, buffers)
 
 
-def _note_shapes(path: Path, tensors: Sequence[Any]) -> None:
+def _note_tensors(path: Path, tensors: Sequence[Any]) -> None:
     shapes = [tuple(int(size) for size in tensor.shape) for tensor in tensors]
-    path.with_suffix(".shapes").write_text(repr(shapes))
+    dtypes = [str(tensor.dtype) for tensor in tensors]
+    path.with_suffix(".tensors").write_text(repr((shapes, dtypes)))
 
 
 def _compile(schedule: Any, arguments: Any, target: Any) -> Any:
@@ -239,7 +241,9 @@ def _compile(schedule: Any, arguments: Any, target: Any) -> Any:
         return tvm.get_global_func("target.build.llvm")(module, host)
 
 
-def time_here(kernel: str, shapes: list[tuple[int, ...]]) -> list[float] | Failure:
+def time_here(
+    kernel: str, shapes: list[tuple[int, ...]], dtypes: list[str]
+) -> list[float] | Failure:
     """Seconds of one run on this machine, as inside a network: the median of a few repeats.
 
     Before each run the weights are evicted from the cores' caches, as between two inferences; the input is written
@@ -250,7 +254,10 @@ def time_here(kernel: str, shapes: list[tuple[int, ...]]) -> list[float] | Failu
     except Exception as error:  # noqa: BLE001 - any error fails only this candidate
         return _failed(MeasureErrorNo.COMPILE_DEVICE, error)
     random = np.random.default_rng(0)
-    arrays = [tvm.nd.array(random.random(shape, np.float32)) for shape in shapes]
+    arrays = [
+        tvm.nd.array(random.random(shape, np.float32).astype(dtype))
+        for shape, dtype in zip(shapes, dtypes, strict=True)
+    ]
     output = shapes[-1]
     # Activations have the output's rank and batch, and so has a bias, which is small.
     activations = [
@@ -317,16 +324,17 @@ def is_right(serialised: str, target: str) -> bool:
         if not arrays:
             arrays = [
                 random.uniform(-1, 1, [int(size) for size in tensor.shape]).astype(
-                    np.float32
+                    tensor.dtype
                 )
                 for tensor in arguments[:-1]
             ]
-        output = tvm.nd.empty([int(size) for size in arguments[-1].shape])
+        dtype = str(arguments[-1].dtype)
+        output = tvm.nd.empty([int(size) for size in arguments[-1].shape], dtype)
         function(*map(tvm.nd.array, arrays), output)
-        answers.append(output.numpy())
+        answers.append(output.numpy().astype(np.float32))
     reference, answer = answers
     reach = float(np.abs(reference).max()) or 1.0
-    return bool(np.abs(answer - reference).max() <= _TOLERANCE * reach)
+    return bool(np.abs(answer - reference).max() <= _TOLERANCES[dtype] * reach)
 
 
 def _failed(number: int, error: Exception) -> Failure:

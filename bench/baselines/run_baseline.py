@@ -105,10 +105,10 @@ def _ncnn(model: str, _tensor: Array, threads: int, half: bool = False) -> Infer
     return infer
 
 
-def _mnn(model: str, tensor: Array, threads: int) -> Infer:
+def _mnn(model: str, tensor: Array, threads: int, precision: str = "normal") -> Infer:
     nn, expr = (importlib.import_module(f"MNN.{name}") for name in ("nn", "expr"))
     manager = nn.create_runtime_manager(
-        ({"backend": "CPU", "numThread": threads, "precision": "normal"},)
+        ({"backend": "CPU", "numThread": threads, "precision": precision},)
     )
     net = nn.load_module_from_file(model, [], [], runtime_manager=manager)
     given = expr.const(tensor, tensor.shape, expr.NCHW)
@@ -137,6 +137,7 @@ def _openvino(model: str, _tensor: Array, threads: int) -> Infer:
 _RUNTIMES: dict[str, Callable[[str, Array, int], Infer]] = {
     "litert": _litert,
     "mnn": _mnn,
+    "mnn-half": partial(_mnn, precision="low"),
     "ncnn": _ncnn,
     "ncnn-default": partial(_ncnn, half=True),
     "onnxruntime": _onnxruntime,

@@ -55,8 +55,11 @@ BASELINES = {
     for baseline in (
         Baseline("litert", "LiteRT (XNNPACK)", "ai-edge-litert"),
         Baseline("ncnn", "ncnn", "ncnn", openmp=True),
-        Baseline("ncnn-default", "ncnn (its default)", "ncnn", openmp=True),
+        Baseline(
+            "ncnn-default", "ncnn (its default, half precision)", "ncnn", openmp=True
+        ),
         Baseline("mnn", "MNN", "mnn"),
+        Baseline("mnn-half", "MNN (half precision)", "mnn"),
         Baseline("openvino", "OpenVINO", "openvino"),
         Baseline("onnxruntime", "ONNX Runtime", "onnxruntime"),
     )

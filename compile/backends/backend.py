@@ -17,6 +17,7 @@ from netship.compile.backends.request import BuildRequest, Format
 from netship.compile.backends.verify import Verification
 from netship.compile.frontend.model import Model
 from netship.compile.ir.graph import Graph
+from netship.devices.microcontroller.regions import Region
 from netship.records.lookup import RecordLog
 from netship.targets.presets import Target
 from netship.targets.progress import Progress
@@ -38,6 +39,8 @@ class Job:
         preprocessing: of the input that is an image; None where all are data.
         task: what its outputs are for, where that is stated.
         labels: of classes; empty where there are none.
+        packages: the ecosystems whose layouts are written too.
+        memory, part: the memories of a microcontroller, or the part that has them.
     """
 
     model: Model
@@ -54,6 +57,9 @@ class Job:
     dump: Path | None = None
     arena_limit: int | None = None
     flash_limit: int | None = None
+    packages: tuple[str, ...] = ()
+    memory: tuple[Region, ...] = ()
+    part: str | None = None
 
 
 class Built(NamedTuple):

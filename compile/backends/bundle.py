@@ -45,6 +45,9 @@ class BundleBackend:
         {
             "arena_limit": "--arena-limit: is for microcontrollers; leave it out",
             "flash_limit": "--flash-limit: is for microcontrollers; leave it out",
+            "memory": "--memory: is for microcontrollers; leave it out",
+            "part": "--part: is for microcontrollers; leave it out",
+            "package": "--package: is for microcontrollers; leave it out",
         }
     )
     # Whether an emulated board needs the libraries of that board's system.

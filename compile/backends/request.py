@@ -11,6 +11,7 @@ from typing import Literal
 from netship.bundle.manifest import TargetIdentity
 from netship.compile.frontend import sources
 from netship.compile.frontend.preprocessing import Overrides
+from netship.devices.microcontroller.regions import Region
 from netship.records import lookup
 from netship.targets.files import cache_key
 from netship.targets.presets import Target
@@ -44,8 +45,12 @@ class BuildRequest:
     overrides: Overrides = field(default_factory=Overrides)
     arena_limit: int | None = None
     flash_limit: int | None = None
+    package: tuple[str, ...] = ()
+    memory: tuple[Region, ...] = ()
+    part: str | None = None
     quantize: bool = False
     float16: bool = False
+    max_loss: float | None = None
     input_type: Literal["uint8"] | None = None
     calibration: tuple[Path, ...] = ()
     keep_float: tuple[str, ...] = ()
@@ -53,6 +58,11 @@ class BuildRequest:
     strict_int8: bool = False
     records: tuple[Path, ...] = ()
     require_tuned: bool = False
+
+    @property
+    def numbers(self) -> str:
+        """What a network that is not quantised computes in."""
+        return "float16" if self.float16 else "float32"
 
     def key(self, on_progress: Callable[[str], None]) -> str:
         """A name for the result: the same for two builds that differ in nothing but where their model and output lie.
@@ -65,7 +75,11 @@ class BuildRequest:
         )
         overrides = self.overrides.with_defaults(source.overrides)
         logs, _ = lookup.find(
-            self.target, self.records, lookup.places(self.model), self.threads
+            self.target,
+            self.records,
+            lookup.places(self.model),
+            self.threads,
+            self.numbers,
         )
         return cache_key(
             {

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
 
 from netship.bundle.accuracy import Accuracy, compare
 from netship.bundle.golden import Check
 from netship.bundle.store import Bundle, open_bundle
+from netship.compile.backends.request import BuildRequest
 from netship.devices.microcontroller.host import run_on_host
 from netship.devices.microcontroller.session import from_outputs, interface_of, to_input
 from netship.devices.sessions.emulated import find_qemu
@@ -20,6 +23,8 @@ from netship.targets.errors import UserError
 from netship.targets.escapes import shown
 from netship.targets.presets import Target, missing_features, this_cpu
 from netship.targets.progress import Progress
+
+Array = NDArray[Any]
 
 
 class Verification(NamedTuple):
@@ -124,3 +129,41 @@ def verify_c(folder: Path, checks: Sequence[Check]) -> Verification:
     return _worst(
         bundle, results, Origin.HOST, "the C gives other answers than the reference"
     )
+
+
+def answers(
+    folder: Path,
+    samples: Sequence[Sequence[Array]],
+    request: BuildRequest,
+    progress: Progress,
+) -> tuple[list[list[Array]], Origin] | str:
+    """What a build answers to inputs, here or on an emulated board, and where; or why it cannot run."""
+    missing = missing_features(request.target, this_cpu())
+    if missing and not request.target.qemu_cpu:
+        return f"this machine lacks {', '.join(missing)}"
+    try:
+        if missing:
+            find_qemu(request.target.machine)
+    except UserError as error:
+        return str(error)
+    return run_in_child(
+        _answers,
+        *(folder, samples, bool(missing)),
+        stage=progress.stage,
+        tick=progress.tick,
+    )
+
+
+def _answers(
+    folder: Path,
+    samples: Sequence[Sequence[Array]],
+    emulated: bool,
+    stage: Callable[[str], None],
+) -> tuple[list[list[Array]], Origin]:
+    bundle = open_bundle(folder)
+    session = (
+        open_on_emulated(bundle, on_progress=stage) if emulated else open_here(bundle)
+    )
+    stage("running the photographs")
+    with session:
+        return [session.run(*each) for each in samples], session.origin

@@ -8,7 +8,7 @@ tolerance. Nothing is compared with the range of a whole tensor: boxes do not hi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,32 @@ def disturbed_input(tensor: NDArray[Any], random: np.random.Generator) -> NDArra
     return moved
 
 
+def disturbed_result(
+    tensor: Array, random: np.random.Generator, direction: int
+) -> Array:
+    """A result moved up (1), down (−1) or at random (0), by as much as an element of a right answer may be off."""
+    size = np.abs(tensor) + (float(np.abs(tensor).max(initial=0)) or 1.0) / 4
+    signs = (
+        np.float32(direction * _DISTURBANCE)
+        if direction
+        else _signs(tensor.shape, random)
+    )
+    moved: Array = (tensor + size * signs * _FACTOR).astype(np.float32)
+    return moved
+
+
+def makes_indices(kind: str, outputs: Sequence[str], name: str) -> bool:
+    """Whether an operator's output ``name`` has the places of the largest or smallest values."""
+    return kind in ("ArgMax", "ArgMin") or (kind == "TopK" and outputs[1] == name)
+
+
+def index_axis(kind: str, attributes: Mapping[str, Any]) -> tuple[int, bool]:
+    """The axis along which places are looked for, and whether they are those of the largest values."""
+    if kind == "TopK":
+        return attributes.get("axis", -1), bool(attributes.get("largest", 1))
+    return attributes.get("axis", 0), kind == "ArgMax"
+
+
 def _signs(shape: tuple[int, ...], random: np.random.Generator) -> Array:
     signs = random.integers(0, 2, shape, dtype=np.int8) * 2 - 1
     return signs.astype(np.float32) * np.float32(_DISTURBANCE)
@@ -131,6 +157,41 @@ def tolerance(
     allowed[~finite] = 0
     allowed = np.minimum(allowed, np.finfo(np.float32).max)
     return allowed.astype(np.float32).reshape(answer.shape)
+
+
+def index_tolerance(
+    answer: NDArray[Any], low: Array, high: Array, axis: int, largest: bool = True
+) -> Array:
+    """Of each index that an ArgMax or TopK gives how far away the farthest is that rounding may put in its place.
+
+    It is 0 where rounding cannot change the index; so it is for equal values that rounding does not move.
+
+    Args:
+        answer: the indices, in the shape of ``low`` but for as many as are asked for along ``axis``, or of another shape
+            with as many elements; the result has its shape.
+        low, high: the least and the largest value that rounding may make of each that is compared.
+        largest: False where the smallest are asked for.
+    """
+    if not largest:
+        low, high = -high, -low
+    low, high = (np.moveaxis(each, axis, -1) for each in (low, high))
+    shape = list(low.shape)
+    count = answer.size * shape[-1] // max(low.size, 1)
+    kept = [*shape[:-1], count]
+    kept.insert(axis % len(kept), kept.pop())
+    indices = np.moveaxis(answer.reshape(kept), axis, -1).astype(np.int64)
+    found = np.zeros(indices.shape, np.float32)
+    lowest, highest = (np.flip(np.sort(x, axis=-1), -1) for x in (low, high))
+    moves = high > low
+    for place in range(count):
+        here = indices[..., place : place + 1]
+        fits = (high >= lowest[..., place : place + 1]) & (
+            low <= highest[..., place : place + 1]
+        )
+        fits &= moves | np.take_along_axis(moves, here, -1)
+        away = np.abs(np.arange(shape[-1]) - here)
+        found[..., place] = np.where(fits, away, 0).max(axis=-1)
+    return np.moveaxis(found, -1, axis).reshape(answer.shape)
 
 
 def of_slices(values: NDArray[np.float64], statistic: Any) -> NDArray[np.float64]:

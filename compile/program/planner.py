@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from netship.bundle.manifest import MemoryPlan, PlannedBuffer
 from netship.compile.program.program import Program
@@ -34,11 +35,28 @@ class Buffer:
         return self.offset + self.room
 
 
+class Arena(NamedTuple):
+    """The part of a plan that lies in one memory.
+
+    Attributes:
+        name: the memory's.
+        begin: of the plan's addresses.
+        nbytes: that the plan takes of it.
+        size: that there are.
+    """
+
+    name: str
+    begin: int
+    nbytes: int
+    size: int
+
+
 @dataclass(frozen=True)
 class Plan:
     """Where each buffer lies.
 
     Attributes:
+        arenas: where it is split over several memories: each, one after the other.
         offsets: by a tensor that owns memory: where it begins.
         scratch: of each call: where its scratch memory begins.
         lower_bound: bytes that are live at once in the worst call: no plan can need less.
@@ -51,6 +69,7 @@ class Plan:
     peak: int
     offsets: Mapping[int, int]
     scratch: tuple[int, ...]
+    arenas: tuple[Arena, ...] = ()
 
     def describe(self, program: Program) -> MemoryPlan:
         """As the manifest has it."""
@@ -87,17 +106,37 @@ def plan(program: Program, alignment: int, outside: Collection[int] = ()) -> Pla
         outside: tensors whose memory is the caller's.
     """
     wanted = buffers(program, alignment, outside)
-    needs = [_need(index, wanted) for index in range(len(program.calls))]
-    placed = min((_placed(wanted, order, needs) for order in _ORDERS), key=_end)
+    needs = live_bytes(program, wanted)
+    return planned(program, packed(wanted, needs), needs)
+
+
+def live_bytes(program: Program, wanted: Sequence[Buffer]) -> list[int]:
+    """Of each call the bytes that are live at once."""
+    return [_need(index, wanted) for index in range(len(program.calls))]
+
+
+def packed(wanted: Sequence[Buffer], needs: Sequence[int]) -> list[Buffer]:
+    """``wanted`` with their places in one arena, by the best of the orders."""
+    return min((_placed(wanted, order, needs) for order in _ORDERS), key=end_of)
+
+
+def planned(
+    program: Program,
+    placed: Sequence[Buffer],
+    needs: Sequence[int],
+    arenas: tuple[Arena, ...] = (),
+) -> Plan:
+    """A plan of buffers that have their places."""
     offsets = {each.tensor: each.offset for each in placed if each.tensor is not None}
     scratch = {each.first: each.offset for each in placed if each.tensor is None}
     return Plan(
         buffers=tuple(placed),
-        nbytes=_end(placed),
+        nbytes=end_of(placed),
         lower_bound=max(needs, default=0),
         peak=needs.index(max(needs)) if needs else 0,
         offsets=offsets,
         scratch=tuple(scratch.get(index, 0) for index in range(len(program.calls))),
+        arenas=arenas,
     )
 
 
@@ -162,15 +201,16 @@ def _placed(
     """``wanted`` with their places."""
     placed: dict[int, Buffer] = {}
     for index in sorted(range(len(wanted)), key=lambda i: order(wanted[i], needs)):
-        placed[index] = _place(wanted[index], placed.values())
+        placed[index] = place(wanted[index], placed.values())
     return [placed[index] for index in range(len(wanted))]
 
 
-def _end(placed: Iterable[Buffer]) -> int:
+def end_of(placed: Iterable[Buffer]) -> int:
+    """Bytes of the arena that holds buffers."""
     return max((each.end for each in placed), default=0)
 
 
-def _place(buffer: Buffer, placed: Iterable[Buffer]) -> Buffer:
+def place(buffer: Buffer, placed: Iterable[Buffer]) -> Buffer:
     """At the lowest offset where it disturbs none of ``placed``."""
     near = [p for p in placed if p.first <= buffer.last and buffer.first <= p.last]
     candidates = {0} | {p.end for p in near}

@@ -18,7 +18,14 @@ from netship.bundle.accuracy import INT8_STEPS, Array, compare, in_steps
 from netship.bundle.golden import Check
 from netship.compile.frontend.model import Model
 from netship.compile.frontend.reference import Reference
-from netship.compile.frontend.tolerance import disturbed_input, tolerance
+from netship.compile.frontend.tolerance import (
+    disturbed_input,
+    disturbed_result,
+    index_axis,
+    index_tolerance,
+    makes_indices,
+    tolerance,
+)
 from netship.compile.ir import evaluate
 from netship.compile.ir.graph import Graph, Operator, Tensor
 from netship.compile.ir.operators import Dequantise, Quantise, View, islands
@@ -96,6 +103,63 @@ class _Outputs:
             answers.append([known[each.name] for each in self._graph.outputs])
         return answers
 
+    @cached_property
+    def _indices(self) -> list[Operator | None]:
+        """The ArgMax or TopK whose indices an output is; None of another output."""
+        found: list[Operator | None] = []
+        for output in self._graph.outputs:
+            maker, name = self._graph.makers.get(output.name), output.name
+            while maker is not None and (
+                isinstance(maker, View) or maker.kind in ("Cast", "Identity")
+            ):
+                name = maker.input.name
+                maker = self._graph.makers.get(name)
+            known = maker is not None and makes_indices(
+                maker.kind, [each.name for each in maker.outputs], name
+            )
+            found.append(maker if known else None)
+        return found
+
+    def _ends(self, values: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
+        """The least and the largest value that the float operators' rounding makes of what indices are of.
+
+        All results are moved up, then all down, which gives the ends where weights are not negative, as those of Resize
+        are; then at random.
+        """
+        random = np.random.default_rng(3)
+        floats = {id(each) for each in islands(self._graph)}
+        names = {each.input.name for each in self._indices if each is not None}
+        ends = {name: (values[name], values[name]) for name in names}
+        for direction in (1, -1, *[0] * _RUNS):
+            known, changed = dict(values), set[str]()
+            for operator in self._graph.operators:
+                is_float = id(operator) in floats
+                inputs = (each.name for each in operator.activations)
+                if not is_float and changed.isdisjoint(inputs):
+                    continue
+                made = evaluate.apply(operator, known, self._graph.opset)
+                for name, value in made.items():
+                    if is_float and value.dtype == np.float32:
+                        value = disturbed_result(value, random, direction)
+                    known[name] = value
+                    changed.add(name)
+            ends = {
+                name: (np.minimum(low, known[name]), np.maximum(high, known[name]))
+                for name, (low, high) in ends.items()
+            }
+        return ends
+
+    def of_indices(
+        self, values: Mapping[str, Array], answer: Sequence[Array]
+    ) -> dict[int, Array]:
+        """Tolerances around ``answer`` of the outputs that have indices."""
+        ends = self._ends(values) if any(self._indices) else {}
+        return {
+            k: _of_index(index, answer[k], ends)
+            for k, index in enumerate(self._indices)
+            if index is not None
+        }
+
     def near(
         self, values: Mapping[str, Array], answer: Sequence[Array], most: int
     ) -> list[Array]:
@@ -106,6 +170,7 @@ class _Outputs:
         """
         exact = [values[each.name] for each in self._graph.outputs]
         rounded = self.moved(values, 0) if self._tail else []
+        by_index = self.of_indices(values, answer)
         stepped = self.moved(values, most) if self._tail and most else []
         found = []
         for k, step in enumerate(self.steps):
@@ -116,7 +181,7 @@ class _Outputs:
             if stepped:
                 by_steps = tolerance(exact[k], [each[k] for each in stepped], _FACTOR)
                 near = np.maximum(near, by_steps)
-            found.append(near)
+            found.append(by_index.get(k, near))
         return found
 
 
@@ -139,6 +204,26 @@ def output_steps(graph: Graph, samples: Sequence[Sequence[Array]]) -> tuple[floa
                     change = change[np.isfinite(change)]
                     found[k] = max(found[k], float(change.max(initial=0)))
     return tuple(found)
+
+
+def _of_index(
+    operator: Operator, answer: Array, ends: Mapping[str, tuple[Array, Array]]
+) -> Array:
+    axis, largest = index_axis(operator.kind, operator.attributes)
+    return index_tolerance(answer, *ends[operator.input.name], axis, largest)
+
+
+def index_tolerances(
+    graph: Graph, tensors: Sequence[Array], answer: Sequence[Array]
+) -> dict[int, Array]:
+    """How far the outputs that an ArgMax or TopK gives may be from ``answer``, by their number.
+
+    Args:
+        graph: with integer operators.
+        tensors: the inputs of the inference.
+    """
+    values = evaluate.evaluate(graph, _feeds(graph, tensors))
+    return _Outputs(graph).of_indices(values, answer)
 
 
 def _feeds(graph: Graph, tensors: Sequence[Array]) -> dict[str, Array]:

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
@@ -17,12 +16,14 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from netship.bundle.accuracy import INT8_COSINE, cosine
+from netship.bundle.task import Task
 from netship.compile.frontend.fold import is_onnx, opset
 from netship.compile.frontend.model import Model
 from netship.compile.frontend.names import fresh_names
 from netship.compile.frontend.reference import Reference
-from netship.compile.quantize import bias
+from netship.compile.quantize import bias, heads
+from netship.compile.quantize.agreement import Agreement, agreement
+from netship.compile.quantize.heads import Head
 from netship.compile.quantize.room import make_room
 from netship.targets.child import run_in_child
 from netship.targets.errors import UserError, first_line
@@ -34,13 +35,22 @@ Array = NDArray[np.float32]
 Sample = Sequence[NDArray[Any]]
 """The inputs of one inference."""
 
-_Method = Literal["min-max", "percentile", "entropy"]
+Method = Literal["min-max", "percentile", "entropy"]
 # By our names: ONNX Runtime's.
-METHODS: dict[_Method, str] = {
+METHODS: dict[Method, str] = {
     "min-max": "MinMax",
     "percentile": "Percentile",
     "entropy": "Entropy",
 }
+
+
+class Job(NamedTuple):
+    """A quantisation: the float network, the images that calibrate it, and the nodes that stay in float32."""
+
+    source: onnx.ModelProto
+    samples: Sequence[Sample]
+    method: Method
+    kept: list[str]
 
 
 class Calibrated(NamedTuple):
@@ -51,12 +61,14 @@ class Calibrated(NamedTuple):
             enough where there is one.
         cosines: of each method: the smallest cosine of an output, on the calibration images.
         folded: the float network, batch normalisation folded, its tensors named as the quantised one's.
+        heads: what stays in float32 because its values differ too much in range.
     """
 
     model: Model
     folded: onnx.ModelProto
-    method: _Method
+    method: Method
     cosines: dict[str, float]
+    heads: tuple[Head, ...] = ()
 
 
 def quantise(
@@ -65,6 +77,7 @@ def quantise(
     unsigned: bool,
     progress: Progress,
     keep_float: Sequence[str] = (),
+    task: Task | None = None,
 ) -> Calibrated:
     """Quantise a float model: weights symmetric per channel, activations per tensor.
 
@@ -74,84 +87,39 @@ def quantise(
     Args:
         samples: the inputs of inferences.
         unsigned: activations as uint8, which x86's dot product takes, in the place of int8.
-        keep_float: names of nodes that are not quantised.
+        keep_float: names of nodes that are not quantised; neither are those of `heads.find`.
+        task: what the outputs are for, where that is known.
 
     Raises:
         UserError: there is no such node, or ONNX Runtime's quantiser refuses the network.
     """
     folded, reference = _folded(model), Reference(model)
-    kept = _nodes(folded, model, keep_float)
+    kept = nodes_of(folded, model, keep_float)
+    apart = heads.find(folded, model, samples, task)
+    kept = list(dict.fromkeys([*kept, *(x for each in apart for x in each.nodes)]))
     expected = [reference.run(*each) for each in samples]
     progress.stage("correcting biases for the rounding of weights")
     source = bias.corrected(folded, [model.feeds(each) for each in samples], kept)
-    # Its calibration ends the process with ONNX Runtime, where that crashes.
-    candidates = run_in_child(
-        _candidates,
-        *(source, model, samples, unsigned, kept),
-        stage=progress.stage,
-        tick=progress.tick,
-    )
-    found: list[tuple[bool, float, _Method, Model]] = []
-    for method, proto in candidates.items():
-        candidate = Reference(replace(model, proto=proto))
+    jobs = [Job(source, samples, method, kept) for method in METHODS]
+    candidates = run_jobs(model, jobs, unsigned, progress.stage, progress.tick)
+    found: list[tuple[Agreement, Method, Model]] = []
+    for method, proto in zip(METHODS, candidates, strict=True):
+        made = replace(model, proto=proto)
+        candidate = Reference(made)
         answers = [candidate.run(*each) for each in samples]
-        least, _ = least_cosine(model, answers, expected)
-        same = sum(map(same_class, answers, expected))
-        enough = is_enough(least, same if classifies(model) else len(samples), samples)
-        found.append((enough, least, method, replace(model, proto=proto)))
-    *_, method, best = max(found, key=lambda each: each[:2])
-    return Calibrated(
-        best, folded, method, {name: round(least, 6) for _, least, name, _ in found}
-    )
+        found.append((agreement(model, answers, expected, task), method, made))
+    _, method, best = max(found, key=lambda each: each[0].rank)
+    cosines: dict[str, float] = {x: round(each.cosine, 6) for each, x, _ in found}
+    return Calibrated(best, folded, method, cosines, tuple(apart))
 
 
-def is_enough(least: float, same: int, images: Sequence[Sample]) -> bool:
-    """Whether int8 loses so little that a build accepts it.
-
-    Args:
-        least: smallest cosine of an output against float32's.
-        same: on how many images the best class is float32's.
-    """
-    return least >= INT8_COSINE and len(images) - same <= max(1, len(images) // 16)
+def unquantised(model: Model) -> Calibrated:
+    """As `quantise`, of a network that cannot be quantised: all of it in float32."""
+    folded = _folded(model)
+    return Calibrated(replace(model, proto=folded), folded, "min-max", {})
 
 
-def classifies(model: Model) -> bool:
-    """Whether the only output is one score a class."""
-    shape = model.outputs[0].shape
-    return len(model.outputs) == 1 and prod(shape) == max(shape, default=1)
-
-
-def same_class(ours: Sequence[Array], theirs: Sequence[Array]) -> bool:
-    """Of the first output."""
-    return int(ours[0].argmax()) == int(theirs[0].argmax())
-
-
-def least_cosine(
-    model: Model, ours: Sequence[Sample], theirs: Sequence[Sample]
-) -> tuple[float, str]:
-    """The smallest cosine of an output, and the output's name.
-
-    Of a classifier it is that of each inference. An output of another network is compared over all inferences at once:
-    a detector's scores where nothing is to be seen are near 0, and their direction means nothing.
-
-    Args:
-        ours, theirs: the outputs of each inference.
-    """
-    one_each = classifies(model)
-    found = []
-    for number, output in enumerate(model.outputs):
-        pairs = [
-            (a[number].ravel(), b[number].ravel())
-            for a, b in zip(ours, theirs, strict=True)
-        ]
-        if not one_each:
-            first, second = zip(*pairs, strict=True)
-            pairs = [(np.concatenate(first), np.concatenate(second))]
-        found += [(cosine(a, b), output.name) for a, b in pairs]
-    return min(found)
-
-
-def _nodes(folded: onnx.ModelProto, model: Model, wanted: Sequence[str]) -> list[str]:
+def nodes_of(folded: onnx.ModelProto, model: Model, wanted: Sequence[str]) -> list[str]:
     """The names in ``folded`` of the nodes wanted, each named by itself or by what it makes."""
     known = {
         name: node.name
@@ -211,38 +179,47 @@ def _make_biases_vectors(graph: onnx.GraphProto) -> None:
             graph.initializer.append(numpy_helper.from_array(vector, node.input[2]))
 
 
-def _candidates(
-    folded: onnx.ModelProto,
+def run_jobs(
     model: Model,
-    samples: Sequence[Sample],
+    jobs: Sequence[Job],
     unsigned: bool,
-    kept: list[str],
     stage: Callable[[str], None],
-) -> dict[_Method, onnx.ModelProto]:
-    """The QDQ graph by each method."""
+    tick: Callable[[], None],
+) -> list[onnx.ModelProto]:
+    """The QDQ graph of each; ONNX Runtime's calibration ends its process where it crashes."""
+    return run_in_child(_quantised, model, jobs, unsigned, stage=stage, tick=tick)
+
+
+def _quantised(
+    model: Model, jobs: Sequence[Job], unsigned: bool, stage: Callable[[str], None]
+) -> list[onnx.ModelProto]:
     from onnxruntime import quantization
 
     types = quantization.QuantType
-    found = {}
+    found = []
     with tempfile.TemporaryDirectory() as scratch:
         # Of a model in memory it writes external data, and loses them.
         source, path = Path(scratch) / "float.onnx", Path(scratch) / "int8.onnx"
-        onnx.save(folded, source)
-        for method, theirs in METHODS.items():
-            stage(f"calibrating by {method} on {counted(len(samples), 'image')}")
+        for job in jobs:
+            onnx.save(job.source, source)
+            stage(
+                f"calibrating by {job.method} on {counted(len(job.samples), 'image')}"
+            )
 
-            feeds = map(model.feeds, samples)
+            feeds = map(model.feeds, job.samples)
             try:
                 quantization.quantize_static(
                     source,
                     path,
                     SimpleNamespace(get_next=partial(next, feeds, None)),
                     quant_format=quantization.QuantFormat.QDQ,
-                    nodes_to_exclude=kept,
+                    nodes_to_exclude=job.kept,
                     per_channel=True,
                     weight_type=types.QInt8,
                     activation_type=types.QUInt8 if unsigned else types.QInt8,
-                    calibrate_method=quantization.CalibrationMethod[theirs],
+                    calibrate_method=quantization.CalibrationMethod[
+                        METHODS[job.method]
+                    ],
                     extra_options={
                         "WeightSymmetric": True,
                         "ActivationSymmetric": False,
@@ -253,8 +230,8 @@ def _candidates(
                     f"{model.identity.name}: ONNX Runtime's quantiser refuses it ({first_line(error)[:200]}); "
                     "give a QDQ model, or build without --quantize"
                 ) from error
-            found[method] = _plain(onnx.load(path))
-            make_room(found[method])
+            found.append(_plain(onnx.load(path)))
+            make_room(found[-1])
     return found
 
 

@@ -162,7 +162,7 @@ class Float16Reference(Reference):
         names = [each.name for each in self._graph.outputs]
         if not self._moved:
             for _ in range(_RUNS):
-                data = _disturbed(self._graph, random).SerializeToString()
+                data = disturbed(self._graph, random).SerializeToString()
                 self._moved.append(Session(data, self._model.identity.name))
         moved = []
         for session in self._moved:
@@ -198,8 +198,14 @@ def _noise(shape: tuple[int, ...], random: np.random.Generator) -> Array:
     return random.uniform(-_ROUNDING, _ROUNDING, shape)
 
 
-def _disturbed(graph: Graph, random: np.random.Generator) -> onnx.ModelProto:
-    """The float16 network in ONNX with its weights moved at random by their rounding and by that of partial sums."""
+def disturbed(
+    graph: Graph, random: np.random.Generator, share: float = 1.0
+) -> onnx.ModelProto:
+    """The float16 network in ONNX with its weights moved at random by their rounding and by that of partial sums.
+
+    Args:
+        share: of how far they are moved.
+    """
     proto = written(graph)
     terms = {
         operator.inputs[1].name: min(operator.depth, LONGEST_SUM)
@@ -210,7 +216,7 @@ def _disturbed(graph: Graph, random: np.random.Generator) -> onnx.ModelProto:
         if graph.tensors.get(tensor.name, _OTHER).dtype == "float16":
             value = numpy_helper.to_array(tensor)
             partial = np.sqrt(1 + terms.get(tensor.name, 0) / 4)
-            moved = value * (1 + partial * _noise(value.shape, random))
+            moved = value * (1 + share * partial * _noise(value.shape, random))
             inside = np.where(
                 np.isfinite(value), np.clip(moved, -LARGEST, LARGEST), value
             )
@@ -222,6 +228,15 @@ def _disturbed(graph: Graph, random: np.random.Generator) -> onnx.ModelProto:
 
 def _names(tensors: Sequence[Tensor | None]) -> list[str]:
     return [each.name for each in tensors if each is not None]
+
+
+def guarded(model: Model, graph: Graph, samples: Sequence[Sample]) -> set[str]:
+    """The first outputs of operators that could overflow or vanish in float16.
+
+    Args:
+        graph: of ``model`` in float32, after `BEFORE`.
+    """
+    return set(_kept(graph, _ranges(graph, model, samples)))
 
 
 def _ranges(graph: Graph, model: Model, samples: Sequence[Sample]) -> dict[str, Range]:

@@ -21,6 +21,7 @@ from netship.bundle.manifest import (
     Scaling,
 )
 from netship.bundle.store import sha256_of
+from netship.bundle.task import Task
 from netship.compile import passes
 from netship.compile.frontend import byte_input
 from netship.compile.frontend.model import Model
@@ -30,6 +31,7 @@ from netship.compile.ir.operators import islands
 from netship.compile.quantize import loss
 from netship.compile.quantize.answer import output_steps
 from netship.compile.quantize.calibrate import Sample, quantise
+from netship.compile.quantize.search import FEWEST_IMAGES, report, search
 from netship.targets.errors import UserError
 from netship.targets.escapes import counted, listed, shown
 from netship.targets.progress import Progress
@@ -41,7 +43,7 @@ FEW_IMAGES = 8
 MAX_IMAGES = 64
 """Histograms of every activation of these fit the memory; more were not seen to change a range."""
 
-_REFERENCE: Final = "reference/quantised.onnx"
+REFERENCE: Final = "reference/quantised.onnx"
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ def prepare(
     keep_float: Sequence[str] = (),
     accept_loss: bool = False,
     strict: bool = False,
+    task: Task | None = None,
 ) -> Int8 | None:
     """The int8 network that a build asks for; None where float32 is wanted.
 
@@ -83,6 +86,7 @@ def prepare(
         keep_float: ``--keep-float``, names of nodes that are not quantised.
         accept_loss: ``--accept-loss``, report what int8 loses and go on.
         strict: ``--strict-int8``, refuse a network of which a part computes in float32.
+        task: what the outputs are for, where that is stated.
 
     Raises:
         UserError: the options contradict the model or each other, no image can be read, or int8 loses too much.
@@ -121,13 +125,44 @@ def prepare(
     found = inputs.find(calibration, model.inputs)
     if len(found) > MAX_IMAGES:
         progress.note(f"calibration: the first {MAX_IMAGES} of {len(found)} images")
-    images, samples, skipped = _read(found[:MAX_IMAGES], model, preprocessing, progress)
-    calibrated = quantise(model, samples, unsigned, progress, keep_float)
+    images, samples, skipped = read_images(
+        found[:MAX_IMAGES], model, preprocessing, progress
+    )
+    calibrated = quantise(model, samples, unsigned, progress, keep_float, task)
+    for head in calibrated.heads:
+        progress.note(
+            f"int8: the head of {counted(len(head.nodes), 'node')} stays in float32: {head.reason}, too much for one scale"
+        )
     graph = _read_graph(calibrated.model, dump, strict)
     progress.stage("comparing int8 with float32")
-    measured = loss.compare(model, calibrated, samples)
+    compared, measured = loss.compare(model, calibrated, samples, task)
     progress.finish()
-    if lost := loss.verdict(measured, calibrated, samples):
+    lost = loss.verdict(compared, calibrated, samples)
+    kept: tuple[str, ...] = ()
+    judging = None
+    by_boxes = compared.boxes and compared.boxes.judged
+    if lost and trained and not by_boxes and len(samples) >= FEWEST_IMAGES:
+        better = search(
+            calibrated,
+            model,
+            samples,
+            graph,
+            unsigned=unsigned,
+            keep_float=keep_float,
+            strict=strict,
+            progress=progress,
+        )
+        for line in report(better, lost):
+            progress.note(line)
+        if better.calibrated is not calibrated:
+            calibrated, kept = better.calibrated, better.kept
+            graph = _read_graph(calibrated.model, dump, strict)
+            _, measured = loss.compare(model, calibrated, samples, task)
+        judging = better.tried
+        lost = ""
+        if better.judged.refused:
+            lost = loss.too_much(better.judged.text(), calibrated, samples[0])
+    if lost:
         if trained and not accept_loss:
             raise UserError(
                 f"{lost}: calibrate with more and fitting photographs, leave that layer in float32 (--keep-float NODE), "
@@ -136,12 +171,14 @@ def prepare(
         why = "accepted" if accept_loss else "its weights mean nothing, so it is built"
         progress.note(f"{lost}; {why}")
     facts = Quantisation(
-        model=_REFERENCE,
+        model=REFERENCE,
         sha256=hashlib.sha256(calibrated.model.proto.SerializeToString()).hexdigest(),
         method=calibrated.method,
         images=images,
         skipped=skipped,
         keep_float=tuple(keep_float),
+        kept_float=kept,
+        judging=judging,
         accepted_loss=lost if accept_loss else "",
         output_steps=output_steps(graph, samples[:2]),
     )
@@ -183,7 +220,7 @@ def write_reference(int8: Int8, folder: Path) -> Quantisation:
     return int8.facts
 
 
-def _read(
+def read_images(
     found: Sequence[Path],
     model: Model,
     preprocessing: Preprocessing | None,

@@ -46,8 +46,8 @@ def to_relay(
     Raises:
         UserError: an operator that TVM does not know, or a sum that does not fit 32 bits.
     """
+    half = any(each.dtype == "float16" for each in graph.tensors.values())
     if not graph.quantised:
-        half = any(each.dtype == "float16" for each in graph.tensors.values())
         return Converted(importer.to_relay(graph), half=half)
     kernels: IntegerKernels | NeonKernels = (
         NeonKernels(target) if target.machine == "aarch64" else IntegerKernels(target)
@@ -90,6 +90,7 @@ def to_relay(
         kernels.source,
         tuple(each.label for each in islands(graph)),
         float_shares(graph),
+        half=half,
     )
 
 

@@ -43,6 +43,14 @@ def has_int8(module: Any) -> bool:
     )
 
 
+def has_float16(module: Any) -> bool:
+    """Whether anything is computed in float16."""
+    return any(
+        getattr(call.checked_type, "dtype", "") == "float16"
+        for call in calls(module["main"])
+    )
+
+
 def groups(factory: Any, module: Any, tasks: Mapping[str, str]) -> tuple[Group, ...]:
     """The fused groups of operators, in the order they run.
 

@@ -9,9 +9,9 @@ from netship.bundle.manifest import Lowering
 from netship.compile.relay import describe, module_passes, prefetch
 from netship.compile.relay.convert import Converted
 from netship.compile.relay.fallbacks import accepted
-from netship.compile.relay.module_passes import CHANNELS_LAST, FOLD, LONG_SUMS, Dump
+from netship.compile.relay.module_passes import CHANNELS_LAST, FOLD, FOLD_HALF, Dump
 from netship.compile.relay.ops import half
-from netship.compile.relay.plan import HALF, UNTUNED, Plan, Schedules, make_plan
+from netship.compile.relay.plan import UNTUNED, Plan, Schedules, make_plan
 from netship.compile.relay.tasks import kernels
 from netship.records.lookup import Record, RecordLog
 from netship.targets import engine
@@ -48,10 +48,9 @@ def lower(
         dump: called with the name of each pass and the module that it made.
     """
     tvm_target = tvm.target.Target(target.tvm)
-    fold = FOLD
     if network.half:
         half.patch_topi()
-        fold = (*FOLD, *LONG_SUMS)
+    fold = FOLD_HALF if network.half else FOLD
     folded = module_passes.run(fold, network.module, dump)
     if logs and not network.instruction:
         plan, (factory, served) = _tuned(folded, tvm_target, logs, standalone, dump)
@@ -59,13 +58,11 @@ def lower(
         plan = UNTUNED
         if network.instruction:
             plan = Plan("NHWC" if network.source else "NCHW", network.instruction)
-        elif network.half:
-            plan = HALF
         factory, served = _compile(folded, plan, tvm_target, standalone)
     (workspace,) = factory.function_metadata["__tvm_main__"].workspace_sizes.values()
     description = Lowering(
         layout=plan.layout,
-        reason=plan.reason,
+        reason=f"float16: {plan.reason}" if network.half else plan.reason,
         records=plan.records,
         operators=describe.operators(folded),
         groups=describe.groups(
@@ -121,7 +118,7 @@ def _compile(
         options = {"executor": graph, "runtime": crt, "mod_name": standalone}
         # Shapes are fixed in the calls, and the texts of these checks are 3 % of the library.
         config["tir.disable_assert"] = True
-    if plan is HALF:
+    if describe.has_float16(module):
         # A library of half the size shows their 3 %.
         config["tir.disable_assert"] = True
     if describe.has_int8(module):

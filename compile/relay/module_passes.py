@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from netship.compile.relay.expressions import is_call
+from netship.compile.relay.expressions import is_call, shape
 from netship.compile.relay.ops import conv2d_depthwise, half
 from netship.targets import engine
 
@@ -99,6 +99,19 @@ class _NotDepthwise(relay.ExprMutator):  # type: ignore[misc]
         return relay.nn.conv2d(*call.args, **{**call.attrs, "kernel_layout": "HWIO"})
 
 
+class _Apart(relay.ExprMutator):  # type: ignore[misc]
+    """What ends a kernel, also where TVM fuses again: it does so once weights lie as records want them.
+
+    The annotation is gone by then. A convolution is fused with what is elementwise, which a view is not.
+    """
+
+    def visit_call(self, call: Any) -> Any:
+        new = super().visit_call(call)
+        if not is_call(call, "annotation.stop_fusion"):
+            return new
+        return relay.reshape(new.args[0], shape(call.checked_type))
+
+
 # Batch normalisation and constants into the convolutions.
 FOLD: tuple[tuple[str, Any], ...] = (
     ("types", relay.transform.InferType()),
@@ -114,6 +127,7 @@ LONG_SUMS: tuple[tuple[str, Any], ...] = (
     ("types of long sums", relay.transform.InferType()),
     ("fold constants", relay.transform.FoldConstant()),
 )
+FOLD_HALF = (*FOLD, *LONG_SUMS)
 # For schedules of AutoScheduler: NHWC, large pairs fused, and the classifier as a 1×1 convolution, as ``dense`` breaks
 # AutoScheduler in TVM 0.19.
 CHANNELS_LAST: tuple[tuple[str, Any], ...] = (
@@ -127,6 +141,7 @@ CHANNELS_LAST: tuple[tuple[str, Any], ...] = (
     ("one channel", _mutator(_NotDepthwise)),
     ("constants laid out", _mutator(_ConstantsLaidOut)),
     ("types of constants", relay.transform.InferType()),
+    ("kernels apart", _mutator(_Apart)),
     ("fold constants", relay.transform.FoldConstant()),
     ("fused pairs", conv2d_depthwise.fuse),
     ("types of pairs", relay.transform.InferType()),

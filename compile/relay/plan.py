@@ -51,7 +51,6 @@ class Plan:
 
 
 UNTUNED = Plan("NCHW", "no tuning records for this target")
-HALF = Plan("NCHW", "float16: FMLA of eight lanes, without tuning records")
 
 
 def make_plan(

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 from netship.compile.relay import module_passes
+from netship.compile.relay.convert import Converted
 from netship.compile.relay.expressions import calls, nodes
 from netship.compile.relay.ops import conv2d_depthwise
 from netship.targets import engine
@@ -88,9 +89,9 @@ def _fused(function: Any) -> list[Any]:
 
 
 def tuning_tasks(
-    module: Any, target: Target, threads: int = 1
+    network: Converted, target: Target, threads: int = 1
 ) -> tuple[list[Any], list[int]]:
-    """AutoScheduler's tasks of an imported Relay module, and how often each occurs."""
+    """AutoScheduler's tasks of an imported network, and how often each occurs."""
     tvm_target = tvm.target.Target(target.tvm)
     # The default is the compiling machine's. NEON and the widest of x86; lines of 64 bytes on all.
     hardware = auto_scheduler.HardwareParams(
@@ -99,9 +100,8 @@ def tuning_tasks(
         cache_line_bytes=64,
         target=tvm_target,
     )
-    tuned = module_passes.run(
-        (*module_passes.FOLD, *module_passes.CHANNELS_LAST), module
-    )
+    fold = module_passes.FOLD_HALF if network.half else module_passes.FOLD
+    tuned = module_passes.run((*fold, *module_passes.CHANNELS_LAST), network.module)
     counts = Counter(kernel.key for kernel in kernels(tuned, tvm_target))
     rewriting = auto_scheduler.LayoutRewriteOption.get_target_default(tvm_target, True)
     tasks = [

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +86,13 @@ def definitions(project: Path, name: str, interface: Firmware) -> list[str]:
     ports = list(zip(interface.inputs, interface.input_offsets, strict=True))
     inputs = (f"({C_TYPES[x.dtype]}*)(arena.bytes+{offset})" for x, offset in ports)
     places = (f"{{{offset},{x.nbytes}}}" for x, offset in ports)
+    arenas = [f"arena.bytes+{x.begin}" for x in interface.arenas] or ["&arena"]
     values = {
         "NAME": name,
         "INPUTS": ",".join(inputs),
         "INPUT_PLACES": ",".join(places),
         "OUTPUTS": ",".join(outputs),
+        "ARENAS": ",".join(arenas),
         "OUTPUT_BYTES": interface.output_bytes,
         "ARENA_BYTES": interface.arena_bytes,
         "STEPS": interface.steps,
@@ -130,6 +132,8 @@ def compile_firmware(
     """
     _find_tools()
     _check_fits(interface, board)
+    if board.older and not _knows(board.cpu):
+        board = replace(board, cpu=board.older, unknown=board.cpu)
     options = [
         *(f"-mcpu={board.cpu}", "-mthumb", f"-mfloat-abi={board.float_abi}", "-O3"),
         *("-ffunction-sections", "-fdata-sections"),
@@ -168,6 +172,15 @@ def compile_firmware(
         weights=_section_bytes(program, ".weights"),
         static=_section_bytes(objects[0], ".data", ".bss"),
     )
+
+
+def _knows(cpu: str) -> bool:
+    """Whether the compiler has code for a core; GCC has cortex-m85 from version 13 on."""
+    command = [_GCC, f"-mcpu={cpu}", "-E", "-x", "c", "-"]
+    tried = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
+    return tried.returncode == 0
 
 
 def run_firmware(

@@ -1,6 +1,6 @@
 /* The memory of a generated network, for both harnesses; its own header is included before.
  * Compiled with -DNAME=…, -DOUTPUT_BYTES=…, -DARENA_BYTES=…, -DINPUTS=… and -DOUTPUTS=…: pointers into `arena` and
- * `outputs`, one for each; -DINPUT_PLACES=…: of each input where in the arena it begins, and its bytes.
+ * `outputs`, one for each; -DARENAS=…: of each memory that the arena is split over, where its part begins; -DINPUT_PLACES=…: of each input where in the arena it begins, and its bytes.
  */
 #ifndef HARNESS_H
 #define HARNESS_H

@@ -93,6 +93,16 @@ def interface_of(bundle: Bundle) -> Firmware:
     return bundle.manifest.firmware
 
 
+def check_options(bundle: Bundle, cpu: str | None, threads: int | None) -> None:
+    """Refuse options that a C project has no use for."""
+    if cpu is not None:
+        raise UserError(
+            f"--cpu: {bundle.path} is for one microcontroller; leave it out"
+        )
+    if threads not in (None, 1):
+        raise UserError("--threads: a microcontroller has one; leave it out")
+
+
 def open_firmware(
     bundle: Bundle,
     cpu: str | None = None,
@@ -100,19 +110,14 @@ def open_firmware(
     threads: int | None = None,
 ) -> FirmwareSession:
     """Compile the project for its board; each run starts the board anew."""
-    if cpu is not None:
-        raise UserError(
-            f"--cpu: {bundle.path} is for one microcontroller; leave it out"
-        )
-    if threads not in (None, 1):
-        raise UserError("--threads: a microcontroller has one; leave it out")
+    check_options(bundle, cpu, threads)
     interface = interface_of(bundle)
     board = BOARDS.get(interface.cpu)
     if board is None:
         raise UserError(
             f"{bundle.path}: no board with a {interface.cpu}; there are {', '.join(BOARDS)}"
         )
-    on_progress(f"compiling for {board.machine} ({board.cpu})")
+    on_progress(f"compiling for {board.title}")
     folder = tempfile.TemporaryDirectory(prefix="netship-")
     try:
         image = compile_firmware(
@@ -183,7 +188,7 @@ class FirmwareSession(Session):
         assert parts is not None
         image = self.image
         return Figures(
-            board=f"{image.board.machine} ({image.board.cpu})",
+            board=image.board.title,
             interface=interface,
             stack_bytes=plain.stack,
             static_bytes=image.static,

@@ -130,7 +130,7 @@ def emulated_cpu(bundle: Bundle, library: str, cpu: str | None) -> tuple[str, st
 
 
 def find_qemu(machine: str = "aarch64") -> str:
-    """QEMU's user-mode emulator of ``machine``, aarch64 or arm; a UserError where it is not installed."""
+    """QEMU's user-mode emulator of ``machine``, as it names it; a UserError where it is not installed."""
     for name in (f"qemu-{machine}-static", f"qemu-{machine}"):
         if found := shutil.which(name):
             return found

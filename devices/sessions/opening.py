@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from netship.bundle.store import Bundle
-from netship.devices.microcontroller.session import open_firmware
+from netship.devices.microcontroller.portable import open_c
 from netship.devices.sessions.emulated import open_emulated
 from netship.devices.sessions.local import open_local
 from netship.devices.sessions.session import Session
@@ -23,7 +23,7 @@ def open_here(bundle: Bundle, threads: int | None = None) -> Session:
     """Load a build on this machine; C source on its emulated board.
 
     Raises:
-        UserError: as `open_local`, `open_standalone` and `open_firmware`.
+        UserError: as `open_local`, `open_standalone` and `open_c`.
     """
     return _FORMATS[bundle.manifest.format].here(bundle, threads)
 
@@ -40,7 +40,7 @@ def open_on_emulated(
         cpu: QEMU's name of it; the target's where None.
 
     Raises:
-        UserError: as `open_emulated`, `open_standalone_emulated` and `open_firmware`.
+        UserError: as `open_emulated`, `open_standalone_emulated` and `open_c`.
     """
     emulated = _FORMATS[bundle.manifest.format].emulated
     return emulated(bundle, cpu, on_progress, threads)
@@ -69,8 +69,8 @@ _FORMATS = {
         "out, copy the folder to the board and run {name}_self_test there",
     ),
     "c": _Format(
-        lambda bundle, threads: open_firmware(bundle, threads=threads),
-        open_firmware,
+        lambda bundle, threads: open_c(bundle, threads=threads),
+        open_c,
         "is C source for a microcontroller; leave --ssh, --rpc and --tracker out",
     ),
 }

@@ -12,6 +12,7 @@ from netship.bundle.golden import Check, stored
 from netship.bundle.manifest import Firmware, Preprocessing, Tensor
 from netship.compile import passes
 from netship.compile.backends.backend import Array, Built, Job
+from netship.compile.backends.c import packages
 from netship.compile.backends.c.build import build
 from netship.compile.backends.detector.emit import Port, write
 from netship.compile.backends.dump import Dump
@@ -24,6 +25,7 @@ from netship.compile.ir.graph import NHWC, Graph
 from netship.compile.passes.layout import channels_first_inputs
 from netship.compile.passes.ports import bytes_as_given, integer_ports
 from netship.compile.passes.simplify import drop_identities
+from netship.devices.microcontroller.regions import of_part
 from netship.devices.microcontroller.session import stored_input
 from netship.records.lookup import RecordLog
 from netship.targets.errors import UserError
@@ -91,6 +93,7 @@ class CBackend:
             Dump(job.dump).graph,
             job.flash_limit,
             extras=extras,
+            regions=of_part(job.part, job.target.name) if job.part else job.memory,
         )
         if job.preprocessing and built.firmware:
             image = _image(job, job.preprocessing, built.firmware)
@@ -113,6 +116,8 @@ class CBackend:
             assert job.model.image is not None
             size = job.model.image.size
             write(job.folder, job.name, job.version, detector, size, ports)
+        for kind in dict.fromkeys(job.packages):
+            packages.write(job.folder, kind, job.name, job.target.name)
         return built
 
     def verify(

@@ -16,9 +16,10 @@ from netship.bundle.manifest import Firmware, FirmwareTensor, Group, Lowering, Q
 from netship.bundle.manifest import Tensor as Given
 from netship.compile import passes
 from netship.compile.backends.backend import Built
-from netship.compile.backends.c import arrange, emit, support
-from netship.compile.backends.c.emit import Constants, Project
+from netship.compile.backends.c import arrange, emit, placement, support
+from netship.compile.backends.c.emit import Constants
 from netship.compile.backends.c.ports import dims, test_patterns
+from netship.compile.backends.c.project import Project
 from netship.compile.backends.c.steps import Generated, Step, fuse
 from netship.compile.ir.graph import Graph, Operator, Tensor
 from netship.compile.ir.islands import CFunction, Island
@@ -37,7 +38,9 @@ from netship.compile.passes.ports import (
 from netship.compile.passes.simplify import drop_identities, fold_constants
 from netship.compile.passes.storage import store_as_int8
 from netship.devices.microcontroller.host import run_on_host
+from netship.devices.microcontroller.regions import Region
 from netship.targets.child import run_in_child
+from netship.targets.cores import CORES
 from netship.targets.errors import UserError
 from netship.targets.presets import Target
 from netship.targets.progress import Progress
@@ -71,6 +74,7 @@ def build(
     dump: passes.Dump = passes.no_dump,
     flash_limit: int | None = None,
     extras: Sequence[str] = (),
+    regions: Sequence[Region] = (),
 ) -> Built:
     """Write the C project ``name`` of a network into ``folder``.
 
@@ -81,11 +85,16 @@ def build(
         inputs: the model's.
         expected: the reference: inputs in the order that the C takes them in → each output and its tolerances as the C gives it.
         extras: what else the project has, written after this: "image", "labels", "detect".
+        regions: the memories for activations and weights; without them there is one arena, wherever the caller likes.
 
     Raises:
-        UserError: TVM has no C for an operator, the arena is larger than ``arena_limit`` bytes or the weights than
+        UserError: the network is float32 and the core has no FPU, TVM has no C for an operator, the arena is larger than ``arena_limit`` bytes or the weights than
             ``flash_limit``, or the self-test would fail.
     """
+    if not graph.quantised and CORES[target.name].float_abi == "soft":
+        raise UserError(
+            f"--target {target.name}: has no FPU, and the network is float32; add --quantize int8 --calibration PHOTOS"
+        )
     progress.stage("planning memory")
     graph = passes.run(PASSES, graph, dump)
     support.check(graph)
@@ -95,7 +104,10 @@ def build(
         widened=graph.quantised and pack.layout_of(target.name) == pack.SMLAD,
     )
     arrange.check_arena(arranged, arena_limit)
-    project = Project(name, version, target.name, graph, arranged, inputs, extras)
+    if regions:
+        arranged = placement.split(arranged, regions, target.name)
+    facts = (graph, arranged, inputs, extras, regions)
+    project = Project(name, version, target.name, *facts)
     progress.stage("writing C")
     constants = emit.emit(project, folder)
     arrange.check_flash(constants.nbytes, constants.largest, flash_limit)
@@ -165,19 +177,24 @@ def _interface(project: Project, constants: Constants) -> Firmware:
         outputs=tuple(_port(each.tensor) for each in project.outputs),
         exact=project.exact,
         arena_bytes=plan.nbytes,
-        input_offsets=tuple(each.offset for each in project.inputs),
+        input_offsets=tuple(
+            plan.offsets[project.arranged.owner(x)] for x in project.graph.inputs
+        ),
         peak=project.steps[plan.peak].name,
         steps=len(project.steps),
         weights_bytes=constants.nbytes,
+        arenas=placement.arenas(project.arranged, project.cpu, project.regions),
+        weights_in=constants.weights_in,
     )
 
 
 def _lowering(project: Project) -> Lowering:
     plan = project.plan
     numbers = "float32" if project.floating else "int8"
+    where = "for Cortex-M" if project.core.cpu else "in C99"
     return Lowering(
         layout="NHWC",
-        reason=f"{numbers} kernels for Cortex-M, inverted residuals row by row{_generated(project)}",
+        reason=f"{numbers} kernels {where}, inverted residuals row by row{_generated(project)}",
         operators=Counter(
             _kind(operator)
             for operator in project.graph.operators

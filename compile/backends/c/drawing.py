@@ -49,6 +49,9 @@ def geometry(arena: Plan, steps: Sequence[str]) -> dict[str, Any]:
         "width": _LEFT + len(steps) * _COLUMN + _RIGHT,
         "height": floor + _BOTTOM,
         "bound_y": round(floor - arena.lower_bound * scale, 1),
+        "borders": [
+            (round(floor - each.begin * scale, 1), each.name) for each in arena.arenas
+        ],
         "ticks": [
             {"bytes": arena.nbytes * i // _TICKS, "y": floor - _HEIGHT * i / _TICKS}
             for i in range(_TICKS + 1)

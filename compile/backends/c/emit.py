@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from netship.bundle.accuracy import INT8_STEPS
-from netship.bundle.manifest import Tensor as Given
-from netship.bundle.manifest import image_of
-from netship.compile.backends.c import drawing
-from netship.compile.backends.c.arrange import Arranged
-from netship.compile.backends.c.ports import InputPort, Port, dims, input_port
+from netship.compile.backends.c import drawing, placement
+from netship.compile.backends.c.ports import dims
+from netship.compile.backends.c.project import Project
 from netship.compile.backends.c.reserved import (
     FILE_SCOPE,
     LOCAL_NAMES,
@@ -32,12 +29,11 @@ from netship.compile.backends.c.steps import (
     Step,
     direct,
 )
-from netship.compile.ir.graph import Graph, Tensor
+from netship.compile.ir.graph import Tensor
 from netship.compile.ir.operators import Addition, Convolution, GlobalAverage, Table
 from netship.compile.ir.pointwise import FUNCTIONS, Pointwise
 from netship.compile.kernels import cortex_m
 from netship.compile.kernels.cortex_m import pack
-from netship.compile.program.planner import Plan
 from netship.targets import templates
 from netship.targets.escapes import C_RESERVED, C_TYPES, c_float, ending
 
@@ -49,62 +45,14 @@ _FILES = {
     "network.c": "{name}.c",
     "weights.c": "{name}_weights.c",
     "main.c": "example/main.c",
+    "memory.h": "{name}_memory.h",
+    "memory.ld": "{name}_memory.ld",
+    "memory.sct": "{name}_memory.sct",
 }
 # What templates take from the project.
-_TAKEN = ["version", "cpu", "outputs", "exact", "extras", "steps", "floating"]
+_TAKEN = ["version", "core", "outputs", "exact", "extras", "steps", "floating"]
+_PART = re.compile(r"^// (\w+)\n.*?^// end\n", re.MULTILINE | re.DOTALL)
 _FLOAT_MAX = float(np.finfo(np.float32).max)
-
-
-@dataclass(frozen=True)
-class Project:
-    """A network ready to be written: what it is called and says of itself, its steps and their memory."""
-
-    name: str
-    version: str
-    cpu: str
-    graph: Graph
-    arranged: Arranged
-    given: Sequence[Given]  # The model's inputs.
-    extras: Sequence[str] = ()  # What else belongs to it: see compile.backends.c.build.
-
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        return self.arranged.steps
-
-    @property
-    def plan(self) -> Plan:
-        return self.arranged.plan
-
-    @property
-    def floating(self) -> bool:
-        """Whether it works on float32, not on int8."""
-        return not self.graph.quantised
-
-    @property
-    def dtype(self) -> str:
-        """Of the values that the kernels work on."""
-        return "float32" if self.floating else "int8"
-
-    @property
-    def inputs(self) -> tuple[InputPort, ...]:
-        tensors = self.graph.inputs
-        numbers = map(str, range(len(tensors))) if len(tensors) > 1 else [""]
-        offsets = [self.plan.offsets[self.arranged.owner(each)] for each in tensors]
-        images = [each is image_of(self.given) for each in self.given]
-        ports = map(InputPort, tensors, numbers, offsets, self.given, images)
-        return tuple(input_port(self.name, each, self.dtype) for each in ports)
-
-    @property
-    def outputs(self) -> tuple[Port, ...]:
-        if len(self.graph.outputs) == 1:
-            return (Port(self.graph.outputs[0], ""),)
-        return tuple(Port(each, str(i)) for i, each in enumerate(self.graph.outputs))
-
-    @property
-    def exact(self) -> bool:
-        """Whether every device gives the same bits: integers, and no function of libm between them."""
-        tensors = self.graph.tensors.values()
-        return all(each.dtype != "float32" for each in tensors if each.value is None)
 
 
 class Constants(NamedTuple):
@@ -114,11 +62,13 @@ class Constants(NamedTuple):
         nbytes: weights, biases and, of int8, ratios of scales.
         crc: CRC-32 over them, which the self-test demands.
         largest: the layer with the most weights, and their bytes.
+        weights_in: the memory that they lie in; empty where the linker decides.
     """
 
     nbytes: int
     crc: int
     largest: tuple[str, int]
+    weights_in: str = ""
 
 
 def emit(project: Project, folder: Path) -> Constants:
@@ -126,6 +76,9 @@ def emit(project: Project, folder: Path) -> Constants:
     data = _Data(project)
     layers = [_layer(project, step, data) for step in project.steps]
     weights, constants = np.concatenate(data.weights), np.concatenate(data.constants)
+    found = _sizes(data, weights, constants)
+    where = placement.weights_in(found.nbytes, found.largest, project.regions)
+    found = found._replace(weights_in=where)
     addresses = [
         str(layer.get(key, ""))
         for layer in layers
@@ -150,10 +103,19 @@ def emit(project: Project, folder: Path) -> Constants:
         "constants_name": "bias" if project.floating else "scales",
         "layers": layers,
         "steps_off": INT8_STEPS,
-        "uses_base": any(
-            re.search(r"\bbase\b", text)
-            for text in (*(each.elsewhere for each in inputs), *addresses)
-        ),
+        "spaces": project.spaces,
+        "used": [
+            space
+            for space in project.spaces
+            if any(
+                re.search(rf"\b{space.base}\b", text)
+                for text in (*(each.elsewhere for each in inputs), *addresses)
+            )
+        ],
+        "regions": {each.name: each for each in project.regions},
+        "memory_of": lambda buffer: project.space(buffer.offset).memory,
+        "weights_in": where,
+        "flash_bytes": found.nbytes,
         "libm": _libm(layers),
         "functions": any(_generated(project)),
         "bodies": "".join(each.get("expression", "") for each in layers),
@@ -167,14 +129,33 @@ def emit(project: Project, folder: Path) -> Constants:
         **drawing.geometry(project.plan, [each.name for each in project.steps]),
     }
     (folder / "example").mkdir(exist_ok=True)
-    for template in {path.stem for path in _HERE.glob("*.jinja")} - {"golden.h"}:
+    unwanted = {"golden.h", *([] if project.core.cpu else ["toolchain.cmake"])}
+    if not project.regions:
+        unwanted |= {"memory.h", "memory.ld", "memory.sct"}
+    for template in {path.stem for path in _HERE.glob("*.jinja")} - unwanted:
         file = _FILES.get(template, template).format(name=name)
         _write(folder / file, template, values)
-    for header in ("kernels", kind):
-        text = (_KERNELS / f"{header}.h").read_text(encoding="utf-8")
-        # A header's first lines from // on are for who reads this project.
-        text = re.sub(r"\A(//[^\n]*\n)+", "", text)
+    plain = kind == "int8" and data.layout == pack.PLAIN
+    for header, source in (
+        ("kernels", "kernels"),
+        (kind, "portable" if plain else kind),
+    ):
+        text = _kernels(source, without_fpu=kind == "int8" and not project.core.fpu)
         (folder / f"{name}_{header}.h").write_text(text, encoding="utf-8")
+    return found
+
+
+def _kernels(source: str, *, without_fpu: bool) -> str:
+    """A header as a project has it: without the lines from // on, which are for who reads this project."""
+    text = (_KERNELS / f"{source}.h").read_text(encoding="utf-8")
+    if without_fpu:
+        own = (_KERNELS / "portable.h").read_text(encoding="utf-8")
+        parts = {part[1]: part[0] for part in _PART.finditer(own)}
+        text = _PART.sub(lambda part: parts[part[1]], text)
+    return re.sub(r"(?m)^//[^\n]*\n", "", text)
+
+
+def _sizes(data: _Data, weights: NDArray[Any], constants: NDArray[Any]) -> Constants:
     every = [weights, constants, *data.arrays.values()]
     crc = 0
     for each in every:
@@ -237,6 +218,8 @@ class _Data:
         self.names |= {f"{name}{of}" for name in MATH_NAMES for of in ("", "f", "l")}
         self.names |= {f"{project.name}_{name}" for name in FILE_SCOPE}
         self.names |= {each.island.name for each in _generated(project)}
+        for space in project.spaces:
+            self.names |= {space.pointer, space.base}
         for port in (*project.inputs, *project.outputs):
             self.names |= {port.name, f"golden_{port.name}"}
             self.names |= {f"{project.name}_{port.name}_is_finite"}
@@ -293,7 +276,9 @@ def _layer(project: Project, step: Step, data: _Data) -> dict[str, Any]:
     }
     if isinstance(step, FusedBlock | FusedBlocks):
         own = scratch(step)
-        begin = project.plan.scratch[project.steps.index(step)] // step.output.itemsize
+        begin = project.plan.scratch[project.steps.index(step)]
+        space = project.space(begin)
+        begin = (begin - space.begin) // step.output.itemsize
         return layer | {
             "kind": "blocks",
             "spare": int(project.arranged.spare(step)),
@@ -301,7 +286,7 @@ def _layer(project: Project, step: Step, data: _Data) -> dict[str, Any]:
                 _block(block, offsets, data)
                 for block, offsets in zip(step.blocks, own.offsets, strict=True)
             ],
-            "scratch": f"base + {begin}" if own.nbytes else "base",
+            "scratch": f"{space.base} + {begin}" if own.nbytes else space.base,
         }
     (operator,) = step.parts
     layer["operator"] = operator
@@ -337,7 +322,8 @@ def _call(project: Project, step: Generated, data: _Data) -> dict[str, Any]:
         dtype, place = data.array(values)
         arguments.append(f"{project.name}_{dtype} + {place}")
     arguments += [_place(project, each) for each in step.outputs]
-    arguments.append(f"(uint8_t *)arena + {begin}")
+    space = project.space(begin)
+    arguments.append(f"(uint8_t *){space.pointer} + {begin - space.begin}")
     return {
         "step": step,
         "kind": "generated",
@@ -403,9 +389,11 @@ def _place(project: Project, tensor: Tensor) -> str:
         if owner == project.arranged.owner(source.tensor):
             return source.name
     begin = project.plan.offsets[owner]
+    space = project.space(begin)
+    begin -= space.begin
     if tensor.dtype != project.dtype:
-        return f"({C_TYPES[tensor.dtype]} *)((uint8_t *)arena + {begin})"
-    return f"base + {begin // tensor.itemsize}"
+        return f"({C_TYPES[tensor.dtype]} *)((uint8_t *){space.pointer} + {begin})"
+    return f"{space.base} + {begin // tensor.itemsize}"
 
 
 def _write(path: Path, template: str, values: dict[str, Any]) -> None:

@@ -62,6 +62,7 @@ class InputPort(Port):
         offset: where in the arena it begins, in bytes, if it lies there.
         given: the model's input.
         image: whether photographs become it.
+        arena: the arena that this is of.
         home, example: C that finds it there, in the generated function and in a program.
         elsewhere: C that is true where it lies elsewhere.
     """
@@ -69,6 +70,7 @@ class InputPort(Port):
     offset: int
     given: Given
     image: bool
+    arena: str = "arena"
     home: str = ""
     elsewhere: str = ""
     example: str = ""
@@ -115,8 +117,8 @@ def input_port(name: str, port: InputPort, dtype: str) -> InputPort:
     begin = f"{name.upper()}_{port.macro}_OFFSET"
     kind, size = C_TYPES[source.dtype], source.itemsize
     if source.dtype != dtype:
-        home = f"({kind} *)((uint8_t *)arena + {begin})"
-        example = f"({kind} *)((uint8_t *)&arena + {begin})"
+        home = f"({kind} *)((uint8_t *){port.arena} + {begin})"
+        example = f"({kind} *)((uint8_t *)&{port.arena} + {begin})"
         return replace(
             port, home=home, elsewhere=f"{port.name} != {home}", example=example
         )
@@ -125,10 +127,15 @@ def input_port(name: str, port: InputPort, dtype: str) -> InputPort:
     )
     return replace(
         port,
-        home=f"({kind} *)arena + {begin}{of_type}",
-        elsewhere=f"{port.name} != base + {begin}{of_base}",
-        example=f"arena.values + {begin}{of_type}",
+        home=f"({kind} *){port.arena} + {begin}{of_type}",
+        elsewhere=f"{port.name} != {base_of(port.arena)} + {begin}{of_base}",
+        example=f"{port.arena}.values + {begin}{of_type}",
     )
+
+
+def base_of(arena: str) -> str:
+    """What the generated function calls the values of an arena."""
+    return arena.replace("arena", "base", 1)
 
 
 def choices(given: Given) -> int:

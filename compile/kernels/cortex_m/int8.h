@@ -1,5 +1,5 @@
-// Longer than 450 lines: a generated project has all of its int8 kernels in one header. Projects get it without
-// these two lines.
+// Longer than 450 lines: a generated project has all of its int8 kernels in one header. Projects get no
+// line that begins with //; without an FPU they get portable.h's parts of the names after //.
 /* int8 kernels, NHWC. The same integers come out on every CPU, and they are ONNX Runtime's: sums are exact, and
  *
  *   output = saturate(zero + rint((float)sum * ratio)),  rounded to float32 twice, then to even at a half.
@@ -107,9 +107,11 @@ NN_INLINE int32_t nn_round(float value) {
 #endif
 }
 
+// requantise
 NN_INLINE int8_t nn_requantise(int32_t sum, float ratio, int32_t zero) {
   return nn_saturate(nn_round((float)sum * ratio) + zero);
 }
+// end
 
 NN_INLINE void nn_clamp(int8_t *values, int32_t count, int32_t low, int32_t high) {
   if (low == -128 && high == 127) return;
@@ -691,6 +693,7 @@ NN_KERNEL void nn_depthwise(const nn_conv *c, const int8_t *const *rows, int8_t 
   nn_clamp(first, c->width_out * channels, c->low, c->high);
 }
 
+// addition
 /* x * ratio + sum, rounded to float32 once; x is a byte. */
 NN_INLINE float nn_fma(int32_t x, float ratio, float sum) {
 #if NN_FPU
@@ -725,6 +728,7 @@ NN_KERNEL void nn_add_run(const nn_add *d, const int8_t *a, const int8_t *b, int
 #endif
   nn_clamp(out, count, d->low, d->high);
 }
+// end
 
 /* The mean over height and width; the requantisation divides. */
 NN_KERNEL void nn_average(const nn_conv *c, const int8_t *x, int8_t *out) {

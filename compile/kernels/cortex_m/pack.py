@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from netship.compile.ir.operators import Convolution
 from netship.compile.ir.requantise import Requantisation
+from netship.targets.cores import CORES
 
-SMLAD, MVE = 1, 2
-"""How int8.h wants the weights (NN_LAYOUT there)."""
+SMLAD, MVE, PLAIN = 1, 2, 3
+"""How int8.h wants the weights (NN_LAYOUT there), and portable.h."""
 
 SCALE = np.dtype([("bias", "<i4"), ("ratio", "<f4")])
 """nn_scale of int8.h. The bias holds what the input's zero point adds."""
@@ -21,7 +22,8 @@ _LARGEST_SUM, _LARGEST_NUMBER = 1 << 23, 32000
 
 def layout_of(cpu: str) -> int:
     """How the int8 kernels for a core want the weights."""
-    return MVE if cpu == "cortex-m55" else SMLAD
+    core = CORES[cpu]
+    return MVE if core.mve else SMLAD if core.dsp else PLAIN
 
 
 def scales(requantisation: Requantisation) -> NDArray[Any]:
@@ -34,7 +36,7 @@ def scales(requantisation: Requantisation) -> NDArray[Any]:
 def convolution_scales(convolution: Convolution, layout: int) -> NDArray[Any]:
     """`SCALE` for each output channel of a convolution; as many as `integers` has channels."""
     packed = scales(convolution.requantisation)
-    if layout == MVE or convolution.depthwise:
+    if layout != SMLAD or convolution.depthwise:
         return packed
     words, sums = _sums(convolution)
     if not wide(convolution):
@@ -105,7 +107,7 @@ def integers(convolution: Convolution, layout: int) -> NDArray[np.int8]:
         if layout == MVE:
             return _by_tap(weights, 8).ravel()
         taps = weights.reshape(-1, weights.shape[2]).T
-        if convolution.kernel != (3, 3):
+        if layout == PLAIN or convolution.kernel != (3, 3):
             return taps.ravel()
         paired = np.pad(taps, ((0, 0), (0, 1)))[:, [0, 3, 1, 4, 2, 5, 6, 7, 8, 9]]
         return paired.astype("<i2").ravel().view(np.int8)
@@ -119,9 +121,12 @@ def integers(convolution: Convolution, layout: int) -> NDArray[np.int8]:
         # [channel, word, byte] → [two channels, word, channel, byte].
         return bytes_.reshape(-1, 2, *bytes_.shape[1:]).transpose(0, 2, 1, 3).ravel()
     flat = weights.reshape(weights.shape[0], -1)
-    channels, width = 4, 16
+    channels, width = (2, 4) if layout == PLAIN else (4, 16)
     rows, depth = -flat.shape[0] % channels, -flat.shape[1] % width
     flat = np.pad(flat, ((0, rows), (0, depth)))
+    if layout == PLAIN:
+        # [channel, depth] → [two channels, depth, channel].
+        return flat.reshape(-1, channels, flat.shape[1]).transpose(0, 2, 1).ravel()
     # [channel, depth] → [channels together, word or vector, channel, byte].
     tiled = flat.reshape(-1, channels, flat.shape[1] // width, width)
     return tiled.transpose(0, 2, 1, 3).ravel()

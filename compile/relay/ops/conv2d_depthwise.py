@@ -58,7 +58,7 @@ class _Layer:
     """A convolution, its bias, and what its sums are clipped to; empty where they are not."""
 
     convolution: Any
-    bias: NDArray[np.float32]
+    bias: NDArray[Any]
     limits: tuple[float, ...]
 
 
@@ -72,12 +72,17 @@ class _Fuse(relay.ExprMutator):  # type: ignore[misc]
         if second is None or not _is_depthwise(second.convolution):
             return super().visit_call(call)
         between = second.convolution.args[0]
+        users = [self._users[between]]
+        if is_call(between, "cast"):
+            between = between.args[0]
+            users.append(self._users[between])
         first = self._layer(between)
         if (
             first is None
-            or self._users[between] > 1
+            or users != [1] * len(users)
             or not (first.limits and _is_plain(first.convolution))
-            or prod(shape(between.checked_type)) * 4 <= CACHE_BYTES
+            or call.checked_type.dtype != between.checked_type.dtype
+            or _bytes(between.checked_type) <= CACHE_BYTES
         ):
             return super().visit_call(call)
         data, layout = first.convolution.args[0], "NHWC"
@@ -104,12 +109,18 @@ class _Fuse(relay.ExprMutator):  # type: ignore[misc]
         )
 
     def _layer(self, node: Any) -> _Layer | None:
-        """The convolution that ``node`` is the end of, if nothing else uses what lies between."""
+        """The convolution that ``node`` is the end of, if nothing else uses what lies between.
+
+        In a network of float16 a convolution of float32 ends with a cast.
+        """
         limits: tuple[float, ...] = ()
         bias = None
         between = []
         if is_call(node, "clip"):
             limits = (float(node.attrs.a_min), float(node.attrs.a_max))
+            node = node.args[0]
+            between.append(node)
+        if is_call(node, "cast"):
             node = node.args[0]
             between.append(node)
         if is_call(node, "add") and isinstance(node.args[1], relay.Constant):
@@ -118,7 +129,7 @@ class _Fuse(relay.ExprMutator):  # type: ignore[misc]
         if not (
             is_call(node, "nn.conv2d")
             and isinstance(node.args[1], relay.Constant)
-            and node.checked_type.dtype == "float32"
+            and node.checked_type.dtype in ("float32", "float16")
             and node.attrs.data_layout == "NHWC"
             and all(int(dilation) == 1 for dilation in node.attrs.dilation)
             and all(self._users[each] == 1 for each in between)
@@ -126,10 +137,15 @@ class _Fuse(relay.ExprMutator):  # type: ignore[misc]
             return None
         channels = shape(node.checked_type)[3]
         if bias is None:
-            bias = np.zeros(channels, np.float32)
+            bias = np.zeros(channels, node.checked_type.dtype)
         if bias.shape[-1:] != (channels,) or bias.size != channels:
             return None
         return _Layer(node, bias.reshape(channels), limits)
+
+
+def _bytes(tensor: Any) -> int:
+    size: int = np.dtype(tensor.dtype).itemsize
+    return prod(shape(tensor)) * size
 
 
 def _is_plain(call: Any) -> bool:
@@ -154,7 +170,16 @@ def _pair(tensors: Any, attrs: Any) -> rows.FusedConvDepthwise:
         for name, kind in (("strides", int), ("padding", int), ("limits", float))
     }
     layout = str(attrs["data_layout"])
-    return rows.FusedConvDepthwise(data, layout, weight, filters, **numbers)
+    dtypes = tensors[0].dtype, tensors[3].dtype
+    return rows.FusedConvDepthwise(
+        data,
+        layout,
+        weight,
+        filters,
+        **numbers,
+        dtype=dtypes[0],
+        depthwise_dtype=dtypes[1],
+    )
 
 
 def _macs(call: Any) -> int:
@@ -170,15 +195,19 @@ def _relation(types: Any, attrs: Any) -> Any:
 
 def _compute(attrs: Any, inputs: Any, output_type: Any) -> list[Any]:
     pair = _pair(inputs, attrs)
-    tile = _tile(tvm.target.Target.current())
+    tile = _tile(tvm.target.Target.current(), pair.dtype)
 
     def body(buffers: Any, outputs: Any) -> Any:
         return rows.Kernel(pair, tile, buffers, outputs[0]).statement()
 
-    return [te.extern(pair.output, inputs, body, name="pair", tag=OPERATOR)]
+    return [
+        te.extern(
+            pair.output, inputs, body, name="pair", tag=OPERATOR, dtype=pair.dtype
+        )
+    ]
 
 
-def _tile(target: Any) -> rows.Tile:
+def _tile(target: Any, dtype: str) -> rows.Tile:
     """By trial over the four pairs of MobileNetV2 1.0/224: of two vectors each input is used twice, and 8 divides 112 and 56.
 
     With AVX-512, 14 columns or three vectors fill the registers and are no quicker; on Cortex-A72 blocks of 48 channels
@@ -188,12 +217,14 @@ def _tile(target: Any) -> rows.Tile:
         lanes = get_simd_32bit_lanes()
     aarch64 = target.attrs.get("mtriple", "").startswith("aarch64")
     registers = 32 if aarch64 or lanes == _AVX512_LANES else 16
+    smaller = 4 // np.dtype(dtype).itemsize
+    lanes *= smaller
     return rows.Tile(
         lanes=lanes,
         columns=registers // 4,
         vectors=2,
         outputs=8,
-        block=max(2 * lanes, LINE),
+        block=max(2 * lanes, LINE * smaller),
         # Of 128-bit vectors, two clips of integers are done in a cycle, and one of float32 (Arm, Cortex-A72 Software
         # Optimization Guide, UAN 0016A, 3.14 and 3.15).
         as_integers=aarch64,

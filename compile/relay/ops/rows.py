@@ -8,11 +8,12 @@ rows computed that another thread computes too.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from netship.targets import engine
 
@@ -31,6 +32,8 @@ class FusedConvDepthwise:
         data: as NHWC; how it lies is ``data_layout``, NHWC or NCHW.
         limits: what the convolution's sums are clipped to.
         depthwise_limits: the same of the depthwise ones; empty where they are not clipped.
+        dtype: of the data, the convolution and the output.
+        depthwise_dtype: of the depthwise convolution, and of what it reads.
     """
 
     data: tuple[int, ...]
@@ -43,6 +46,8 @@ class FusedConvDepthwise:
     depthwise_strides: tuple[int, ...]
     depthwise_padding: tuple[int, ...]
     depthwise_limits: tuple[float, ...]
+    dtype: str = "float32"
+    depthwise_dtype: str = "float32"
 
     @cached_property
     def expanded(self) -> tuple[int, ...]:
@@ -76,11 +81,11 @@ class Tile:
     """How the work fits a target.
 
     Attributes:
-        lanes: float32 numbers in a vector.
+        lanes: numbers in a vector.
         columns, vectors: of the expanded tensor, whose sums are kept in registers.
         outputs: columns of the output, likewise.
         block: channels whose rows share a ring; whole cache lines, or threads write to the same ones.
-        as_integers: clip the bits, where that is exact and integers are quicker than float32.
+        as_integers: clip the bits, where that is exact and integers are quicker than floating point.
     """
 
     lanes: int
@@ -147,7 +152,9 @@ class Kernel:
             first = tir.floordiv(run * total, _RUNS)
             end = tir.floordiv((run + 1) * total, _RUNS)
             size = self._slots * self._vectors * self._width * self._tile.lanes
-            self._ring = builder.allocate("float32", size, "ring", scope="global")
+            self._ring = builder.allocate(
+                pair.depthwise_dtype, size, "ring", scope="global"
+            )
             self._zero_borders()
             with builder.for_range(0, end - first, name="index") as index:
                 row = tir.floormod(first + index, height)
@@ -194,7 +201,8 @@ class Kernel:
         lanes = self._tile.lanes
         for column in columns:
             index = _ramp((line * self._width + column) * lanes, lanes)
-            self._ring[index] = _splat(0.0, lanes)
+            zero = tir.const(0.0, self._pair.depthwise_dtype)
+            self._ring[index] = _splat(zero, lanes)
 
     def _fill(self, image: Any, h: Any, start: Any, size: int) -> None:
         """Row ``h`` of the expanded tensor with its borders."""
@@ -247,7 +255,8 @@ class Kernel:
         builder, pair = self._builder, self._pair
         height, width, depth, _ = pair.weight
         sums = [
-            [self._register(vector.lanes) for vector in vectors] for _ in range(columns)
+            [self._register(vector.lanes, pair.dtype) for vector in vectors]
+            for _ in range(columns)
         ]
         for column in sums:
             for total, vector in zip(column, vectors, strict=True):
@@ -291,7 +300,9 @@ class Kernel:
         for c, column in enumerate(sums):
             for total, vector in zip(column, vectors, strict=True):
                 index = self._at(row.slot, vector, first + c + border)
-                self._ring[index] = self._clip(total.get(), vector.lanes, pair.limits)
+                value = self._clip(total.get(), vector.lanes, pair.limits, pair.dtype)
+                kind = _kind(pair.depthwise_dtype, vector.lanes)
+                self._ring[index] = value.astype(kind)
 
     def _filter(self, image: Any, row: Any, start: Any, size: int) -> None:
         """A row of the output."""
@@ -308,7 +319,8 @@ class Kernel:
         self, image: Any, row: Any, vector: _Vector, first: Any, columns: int
     ) -> None:
         pair = self._pair
-        sums = [self._register(vector.lanes) for _ in range(columns)]
+        dtype = pair.depthwise_dtype
+        sums = [self._register(vector.lanes, dtype) for _ in range(columns)]
         for total in sums:
             total.set(_load(self._shift, [vector.channel], vector.lanes))
         stride_h, stride_w = pair.depthwise_strides
@@ -322,12 +334,13 @@ class Kernel:
         for c, total in enumerate(sums):
             value = total.get()
             if pair.depthwise_limits:
-                value = self._clip(value, vector.lanes, pair.depthwise_limits)
+                value = self._clip(value, vector.lanes, pair.depthwise_limits, dtype)
             at = [image, row, first + c, vector.channel]
+            value = value.astype(_kind(pair.dtype, vector.lanes))
             self._builder.emit(self._output.vstore(at, value))
 
-    def _register(self, lanes: int) -> _Register:
-        memory = self._builder.allocate("float32", lanes, "sum", scope="global")
+    def _register(self, lanes: int, dtype: str) -> _Register:
+        memory = self._builder.allocate(dtype, lanes, "sum", scope="global")
         return _Register(memory, _ramp(0, lanes))
 
     def _loop(self, name: str, count: int) -> Iterator[Any]:
@@ -358,16 +371,22 @@ class Kernel:
         if size % lanes:
             yield [_Vector(whole, start + whole * lanes, size % lanes)]
 
-    def _clip(self, value: Any, lanes: int, limits: Sequence[float]) -> Any:
+    def _clip(self, value: Any, lanes: int, limits: Sequence[float], dtype: str) -> Any:
         low, high = limits
         if not (self._tile.as_integers and 0 <= low <= high):
-            return tir.Max(tir.Min(value, _splat(high, lanes)), _splat(low, lanes))
+            least, most = (
+                _splat(tir.const(each, dtype), lanes) for each in (low, high)
+            )
+            return tir.Max(tir.Min(value, most), least)
         # Numbers from zero up are in the order of their bits, and all others are negative as integers too.
-        bits = tir.call_intrin(_kind("int32", lanes), "tir.reinterpret", value)
-        clipped = tir.Min(
-            tir.Max(bits, _splat(_bits(low), lanes)), _splat(_bits(high), lanes)
+        integer = dtype.replace("float", "int")
+        least, most = (
+            _splat(tir.const(_bits(each, dtype), integer), lanes)
+            for each in (low, high)
         )
-        return tir.call_intrin(_kind("float32", lanes), "tir.reinterpret", clipped)
+        bits = tir.call_intrin(_kind(integer, lanes), "tir.reinterpret", value)
+        clipped = tir.Min(tir.Max(bits, least), most)
+        return tir.call_intrin(_kind(dtype, lanes), "tir.reinterpret", clipped)
 
 
 # Rounds of the loop over input channels that are written out.
@@ -389,17 +408,14 @@ def _ramp(index: Any, lanes: int) -> Any:
 
 
 def _load(buffer: Any, at: list[Any], lanes: int) -> Any:
-    return buffer.vload(at, _kind("float32", lanes))
+    return buffer.vload(at, _kind(buffer.dtype, lanes))
 
 
 def _splat(value: Any, lanes: int) -> Any:
-    if isinstance(value, float):
-        value = tir.const(value, "float32")
-    elif isinstance(value, int):
-        value = tir.const(value, "int32")
     return value if lanes == 1 else tir.Broadcast(value, lanes)
 
 
-def _bits(value: float) -> int:
+def _bits(value: float, dtype: str) -> int:
     # Minus zero as zero.
-    return int.from_bytes(struct.pack("<f", value + 0.0), "little")
+    number = np.array(value + 0.0, dtype)
+    return int(number.view(dtype.replace("float", "int")))

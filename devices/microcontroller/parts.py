@@ -17,7 +17,7 @@ A part also has sizes, by which the meter says whether a network fits. They leav
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from netship.targets.errors import UserError
@@ -25,7 +25,15 @@ from netship.targets.errors import UserError
 # Executed while code arrives.
 _BYTES_A_CYCLE = 2.4
 # Memory-mapped quad SPI at half of the core's clock: a command, an address and dummy cycles take 14 clocks, each byte two.
-_EXTERNAL_FIRST, _EXTERNAL_BYTE = 28.0, 4.0
+EXTERNAL_FIRST, EXTERNAL_BYTE = 28.0, 4.0
+# 16-bit SDRAM at half of the core's clock: precharge, row and column take 12 clocks, each two bytes one.
+SDRAM_FIRST, SDRAM_BYTE = 24.0, 1.0
+# SRAM behind the AXI bus, where a core has caches and tightly coupled memory; bytes of their lines.
+SRAM_FIRST, LINE = 6.0, 32
+
+# Name, bytes and address of a memory, as devices.microcontroller.regions names them.
+Memories = tuple[tuple[str, int, int], ...]
+_K, _M = 1 << 10, 1 << 20
 
 
 class Sizes(NamedTuple):
@@ -70,6 +78,7 @@ class Part:
         fetch: the cache for code; of a flash without one its read buffer.
         read: the cache for data in flash; None where `fetch` has them, too.
         prefetch: flash reads the next line of code ahead.
+        regions: its memories for activations and weights, by its reference manual's memory map.
     """
 
     cpu: str
@@ -81,6 +90,7 @@ class Part:
     fetch: Cache
     read: Cache | None = None
     prefetch: bool = True
+    regions: Memories = ()
 
     def fetch_cycles(self) -> tuple[float, float]:
         """Of a line of code after a jump, and of one behind the line before it."""
@@ -92,11 +102,14 @@ class Part:
     def read_cycles(self, place: str) -> float:
         """Of a line of data in flash or in external memory."""
         line = (self.read or self.fetch).line
-        return (
-            self.wait if place == "flash" else _EXTERNAL_FIRST + _EXTERNAL_BYTE * line
-        )
+        return self.wait if place == "flash" else EXTERNAL_FIRST + EXTERNAL_BYTE * line
 
 
+_F746: Memories = (
+    ("dtcm", 64 * _K, 0x2000_0000),
+    ("sram", 256 * _K, 0x2001_0000),
+    ("flash", _M, 0x0800_0000),
+)
 PARTS: Mapping[str, Part] = {
     "stm32l4r5": Part(
         "cortex-m4",
@@ -108,6 +121,10 @@ PARTS: Mapping[str, Part] = {
         width=8,
         fetch=Cache(1024, 128, 8),
         read=Cache(256, 32, 8),
+        regions=(
+            ("sram", 640 * _K, 0x2000_0000),
+            ("flash", 2 * _M, 0x0800_0000),
+        ),
     ),
     "stm32u575": Part(
         "cortex-m33",
@@ -118,6 +135,10 @@ PARTS: Mapping[str, Part] = {
         wait=4,
         width=16,
         fetch=Cache(8 << 10, 2, 16),
+        regions=(
+            ("sram", 768 * _K, 0x2000_0000),
+            ("flash", 2 * _M, 0x0800_0000),
+        ),
     ),
     "nrf5340": Part(
         "cortex-m33",
@@ -128,6 +149,7 @@ PARTS: Mapping[str, Part] = {
         width=16,
         fetch=Cache(8 << 10, 2, 16),
         prefetch=False,
+        regions=(("sram", 512 * _K, 0x2000_0000), ("flash", _M, 0)),
     ),
     "stm32h7a3": Part(
         "cortex-m7",
@@ -140,6 +162,11 @@ PARTS: Mapping[str, Part] = {
         fetch=Cache(16 << 10, 2, 32),
         read=Cache(16 << 10, 4, 32),
         prefetch=False,
+        regions=(
+            ("dtcm", 128 * _K, 0x2000_0000),
+            ("sram", 1024 * _K, 0x2400_0000),
+            ("flash", 2 * _M, 0x0800_0000),
+        ),
     ),
     "stm32f746": Part(
         "cortex-m7",
@@ -152,6 +179,7 @@ PARTS: Mapping[str, Part] = {
         fetch=Cache(4 << 10, 2, 32),
         read=Cache(4 << 10, 4, 32),
         prefetch=False,
+        regions=_F746,
     ),
     "stm32g0b1": Part(
         "cortex-m0plus",
@@ -162,6 +190,23 @@ PARTS: Mapping[str, Part] = {
         width=8,
         fetch=Cache(16, 2, 8),
         read=Cache(8, 1, 8),
+        regions=(
+            ("sram", 144 * _K, 0x2000_0000),
+            ("flash", 512 * _K, 0x0800_0000),
+        ),
+    ),
+}
+
+# The Discovery board has 8 MiB of SDRAM in reach (32F746GDISCOVERY, UM1907) and 16 MiB of quad SPI flash.
+PARTS = {
+    **PARTS,
+    "stm32f746g-disco": replace(
+        PARTS["stm32f746"],
+        regions=(
+            *_F746,
+            ("sdram", 8 * _M, 0xC000_0000),
+            ("qspi", 16 * _M, 0x9000_0000),
+        ),
     ),
 }
 

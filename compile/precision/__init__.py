@@ -1,0 +1,1 @@
+"""``--precision auto``: each layer in int8, float16 or float32."""
