@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from netship.bench.baselines import runtimes
+from netship.meter.__main__ import threads_text
+from netship.meter.cycles import CORES
 from netship.targets.arguments import (
     add_result_options,
     command_parser,
@@ -25,7 +27,7 @@ examples:
   python -m bench compare --model out/model-int8/reference/quantised.onnx --cpu cortex-a76
       a QDQ graph: every runtime computes in int8, with the graph's scales
 
-Each runs under QEMU on one thread; every figure is estimated, none is a time. Core cycles come from
+Each runs under QEMU; every figure is estimated, none is a time. Core cycles come from
 LLVM's scheduling model and the instructions counted, memory cycles from a cache model: see
 `python -m meter --help`. A runtime's figures count only if its answer is ONNX Runtime's; in int8, if the
 cosine of both is 0.95 or more. Results are kept: a second run is quick.
@@ -46,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             progress,
             bundle=arguments.bundle,
             tflite=arguments.tflite,
+            board=arguments.board,
+            threads=arguments.threads,
         )
     show_result(
         arguments,
@@ -74,7 +78,20 @@ def _parser() -> argparse.ArgumentParser:
         "--cpu",
         required=True,
         metavar="CPU",
-        help="cortex-a53, cortex-a72 or cortex-a76",
+        help=", ".join(CORES),
+    )
+    option(
+        "--board",
+        metavar="NAME",
+        default="",
+        help="whose memory the core has, rk3588 … (default: a Raspberry Pi's)",
+    )
+    option(
+        "--threads",
+        type=int,
+        choices=[1, 2, 4],
+        default=1,
+        help="for ours and ncnn; the others' own pools cannot be counted apart (default: 1)",
     )
     option(
         "--runtimes",
@@ -138,7 +155,7 @@ def table(result: Comparison) -> str:
         ).rstrip()
         for line in lines
     ]
-    title = f"{result.model} on {result.cpu}, one thread, an inference: estimated, in millions"
+    title = f"{result.model} on {result.cpu}, {threads_text(result.threads)}, an inference: estimated, in millions"
     return "\n".join([title, *shown, *refused, *result.notes])
 
 

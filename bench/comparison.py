@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from netship.bench.baselines.runtimes import Baseline
 from netship.bench.measurement import Case, Row, kept, measure, read_case
@@ -36,6 +36,7 @@ class Comparison:
     clock: float
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
+    threads: int = 1
 
     @property
     def best(self) -> float | None:
@@ -64,7 +65,7 @@ class Comparison:
             "model": self.model,
             "model_sha256": self.model_sha256,
             "cpu": self.cpu,
-            "threads": 1,
+            "threads": self.threads,
             "meter": meter_version(),
             "origin": str(Origin.ESTIMATED),
             "origins": ORIGINS,
@@ -81,6 +82,14 @@ class Comparison:
         }
 
 
+class Machine(NamedTuple):
+    """What every runtime is counted on; an empty board is the core's default one."""
+
+    cpu: str
+    board: str
+    threads: int
+
+
 def compare(
     model: Path,
     cpu: str,
@@ -88,31 +97,50 @@ def compare(
     progress: Progress,
     bundle: Path | None = None,
     tflite: Path | None = None,
+    board: str = "",
+    threads: int = 1,
 ) -> Comparison:
     """Count our bundle and each runtime."""
-    where = hierarchy(cpu)
+    where = hierarchy(cpu, board)
+    machine = Machine(cpu, board, threads)
     progress.stage("reading the model")
     case = read_case(model, progress.stage)
-    rows = [_ours(case, model, cpu, bundle, progress)]
+    rows = [_ours(case, model, machine, bundle, progress)]
     for runtime in runtimes:
         model_file = tflite if runtime.name == "litert" else None
-        rows.append(measure(case, runtime, cpu, progress, model_file))
+        rows.append(
+            measure(
+                case,
+                runtime,
+                cpu,
+                progress,
+                model_file,
+                board=board,
+                threads=threads,
+            )
+        )
     identity = case.model.identity
     return Comparison(
-        identity.name, identity.sha256, cpu, where.board, where.clock, tuple(rows)
+        identity.name,
+        identity.sha256,
+        cpu,
+        where.board,
+        where.clock,
+        tuple(rows),
+        threads=threads,
     )
 
 
 def _ours(
-    case: Case, model: Path, cpu: str, bundle: Path | None, progress: Progress
+    case: Case, model: Path, machine: Machine, bundle: Path | None, progress: Progress
 ) -> Row:
     try:
         if bundle is None:
             # Without QEMU a bundle is built that was not verified; it must not be kept.
             find_qemu()
             progress.stage("our bundle: building")
-            bundle = _built(case, model, cpu, progress)
-        return _counted_bundle(case, cpu, bundle, progress)
+            bundle = _built(case, model, machine.cpu, progress)
+        return _counted_bundle(case, machine, bundle, progress)
     except UserError as error:
         return Row(OURS, "this project", "", None, refused=str(error))
 
@@ -121,9 +149,9 @@ def _built(case: Case, model: Path, cpu: str, progress: Progress) -> Path:
     """Our bundle of the model for the CPU; one of the same build is taken."""
     from netship.compile.backends.request import BuildRequest
     from netship.compile.driver import build
-    from netship.targets.presets import resolve
+    from netship.targets.presets import of_core
 
-    request = BuildRequest(str(model), resolve(f"arm-{cpu}"))
+    request = BuildRequest(str(model), of_core(cpu))
     folder, start = cache_folder() / "compare", f"{case.sha256[:16]}-{cpu}-"
     output = folder / f"{start}{request.key(progress.stage)}"
     if output.is_dir():
@@ -134,7 +162,9 @@ def _built(case: Case, model: Path, cpu: str, progress: Progress) -> Path:
     return build(replace(request, output=output), progress).path
 
 
-def _counted_bundle(case: Case, cpu: str, path: Path, progress: Progress) -> Row:
+def _counted_bundle(
+    case: Case, machine: Machine, path: Path, progress: Progress
+) -> Row:
     bundle = open_bundle(path)
     theirs, ours = bundle.manifest.model, case.model.identity
     if (theirs.sha256, theirs.external_data) != (ours.sha256, ours.external_data):
@@ -144,7 +174,7 @@ def _counted_bundle(case: Case, cpu: str, path: Path, progress: Progress) -> Row
         )
     stored = kept(
         OURS,
-        cpu,
+        *machine,
         meter_version(),
         packages=("xtc-tvm-python-bindings", "ziglang"),
         files=[path / MANIFEST, programs.SOURCES],
@@ -152,7 +182,9 @@ def _counted_bundle(case: Case, cpu: str, path: Path, progress: Progress) -> Row
     try:
         counts = Counts(**json.loads(stored.read_text()))
     except (OSError, ValueError, TypeError):
-        counts = count_bundle(path, cpu, progress.stage)
+        counts = count_bundle(
+            path, machine.cpu, progress.stage, machine.board, machine.threads
+        )
         stored.parent.mkdir(parents=True, exist_ok=True)
         write_whole(stored, json.dumps(counts._asdict()).encode(), "XDG_CACHE_HOME")
     verification = bundle.manifest.measured.get("verification") or {}

@@ -28,7 +28,7 @@ from netship.compile.frontend.model import Model
 from netship.compile.frontend.reference import Reference
 from netship.devices import sysroot
 from netship.devices.sessions.session import Origin
-from netship.meter.counting import Block
+from netship.meter.counting import Block, Part
 from netship.meter.counts import Counts, cost, count_program, counter_version
 from netship.meter.memory import hierarchy
 from netship.targets.errors import UserError
@@ -136,10 +136,14 @@ def measure(
     cpu: str,
     progress: Progress,
     model_file: Path | None = None,
+    board: str = "",
+    threads: int = 1,
 ) -> Row:
     """One runtime on one core; where it cannot be converted, run or trusted, the row says so.
 
     Args:
+        board: whose memory, by its name for the meter; the core's default one where empty.
+        threads: 4 at most; more than one for runtimes whose parallel parts can be counted apart.
         model_file: what the runtime loads in place of the case's graph, converted; only the best
             class of its answer is compared.
     """
@@ -147,6 +151,8 @@ def measure(
     path = kept(
         runtime.name,
         cpu,
+        board,
+        threads,
         version,
         case.sha256,
         hashlib.sha256(case.tensor.tobytes()).digest(),
@@ -154,9 +160,11 @@ def measure(
         files=runtimes.SOURCES,
     )
     try:
+        if threads > 1 and not runtime.openmp:
+            raise UserError("its own pool of threads cannot be counted apart")
         counted = known = _read(path)
         if counted is None:
-            counted = _count(case, runtime, cpu, progress, model_file)
+            counted = _count(case, runtime, cpu, board, threads, progress, model_file)
         if model_file is None:
             off, same = _compare(case, runtime, counted.answer)
         else:
@@ -164,16 +172,16 @@ def measure(
         if known is None:
             _write(path, counted)
         progress.stage(f"{runtime.title}: estimating cycles")
-        counts = cost(counted.blocks, cpu)
+        counts = cost(counted.parts, cpu, board)
     except UserError as error:
         return Row(runtime.name, runtime.title, version, None, refused=str(error))
     return Row(runtime.name, runtime.title, version, counts, off, same)
 
 
 class _Counted(NamedTuple):
-    """The blocks of an inference, and the elements of its first output."""
+    """The parts of an inference, and the elements of its first output."""
 
-    blocks: list[Block]
+    parts: list[Part]
     answer: list[float]
 
 
@@ -181,11 +189,13 @@ def _count(
     case: Case,
     runtime: Baseline,
     cpu: str,
+    board: str,
+    threads: int,
     progress: Progress,
     model_file: Path | None,
 ) -> _Counted:
     progress.stage(f"{runtime.title}: preparing")
-    machine = emulated.prepare(cpu, progress.stage)
+    machine = emulated.prepare(cpu, progress.stage, board)
     proto, given = case.model.proto, case.tensor
     if runtime.package in converters.CHANNELS_FIRST:
         is_last = case.model.inputs[0].layout == "NHWC"
@@ -197,9 +207,9 @@ def _count(
     with tempfile.TemporaryDirectory() as work:
         tensor, output = Path(work, "input.npy"), Path(work, "output.npy")
         np.save(tensor, np.ascontiguousarray(given))
-        command = emulated.inference(machine, runtime, model, tensor, output)
-        blocks = count_program(command, cpu)
-        return _Counted(blocks, np.load(output).ravel().tolist())
+        command = emulated.inference(machine, runtime, model, tensor, output, threads)
+        parts = count_program(command, cpu, board, threads)
+        return _Counted(parts, np.load(output).ravel().tolist())
 
 
 def _compare(
@@ -244,9 +254,22 @@ def _check_elements(found: NDArray[Any], expected: Array) -> None:
 # Blocks are kept, not cycles: estimating is quick, and the models of cores change.
 
 
-def kept(runtime: str, cpu: str, *options: object, **made_of: Iterable[Any]) -> Path:
+def kept(
+    runtime: str,
+    cpu: str,
+    board: str,
+    threads: int,
+    *options: object,
+    **made_of: Iterable[Any],
+) -> Path:
     """Where the counts of a runtime on a core are kept; ``options`` and ``made_of`` as in ``cache_key``."""
-    where = (cpu, hierarchy(cpu).caches, counter_version(), sysroot.sysroot_path())
+    where = (
+        cpu,
+        threads,
+        hierarchy(cpu, board).caches,
+        counter_version(),
+        sysroot.sysroot_path(),
+    )
     key = cache_key(where, *options, **made_of)
     return cache_folder() / "compare" / f"{runtime}-{key}.json.gz"
 
@@ -254,20 +277,32 @@ def kept(runtime: str, cpu: str, *options: object, **made_of: Iterable[Any]) -> 
 def _read(path: Path) -> _Counted | None:
     try:
         found = json.loads(gzip.decompress(path.read_bytes()))
-        blocks = [
-            Block(address, bytes.fromhex(code), executions, tuple(misses))
-            for address, code, executions, misses in found["blocks"]
+        parts = [
+            Part(
+                thread,
+                [
+                    Block(address, bytes.fromhex(code), executions, tuple(misses))
+                    for address, code, executions, misses in blocks
+                ],
+            )
+            for thread, blocks in found["parts"]
         ]
-        return _Counted(blocks, list(found["answer"]))
+        return _Counted(parts, list(found["answer"]))
     except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError):
         return None
 
 
 def _write(path: Path, counted: _Counted) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    blocks = [
-        (block.address, block.code.hex(), block.executions, block.misses)
-        for block in counted.blocks
+    parts = [
+        (
+            part.thread,
+            [
+                (block.address, block.code.hex(), block.executions, block.misses)
+                for block in part.blocks
+            ],
+        )
+        for part in counted.parts
     ]
-    text = json.dumps({"blocks": blocks, "answer": counted.answer})
+    text = json.dumps({"parts": parts, "answer": counted.answer})
     write_whole(path, gzip.compress(text.encode(), mtime=0), "XDG_CACHE_HOME")

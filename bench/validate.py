@@ -55,8 +55,8 @@ def _parser() -> argparse.ArgumentParser:
 def markdown(validation: Validation) -> str:
     """The table for a README, and the summary under it."""
     lines = [
-        "| board | runtime | network | published, ms | estimated, ms | overlapped | ratio | |",
-        "|---|---|---|--:|--:|--:|--:|---|",
+        "| board | threads | runtime | network | published, ms | estimated, ms | overlapped | ratio | |",
+        "|---|--:|---|---|--:|--:|--:|--:|---|",
     ]
     for pair in validation.pairs:
         clock = f"{pair.source.clock:.1f} GHz"
@@ -65,7 +65,7 @@ def markdown(validation: Validation) -> str:
         overlapped = "" if pair.overlapped is None else f"{pair.overlapped:.1f}"
         ratio = "" if pair.ratio is None else f"{pair.ratio:.2f}"
         lines.append(
-            f"| {pair.source.board}, {clock} | {title} | {pair.network} "
+            f"| {pair.source.board}, {clock} | {pair.source.threads} | {title} | {pair.network} "
             f"| {pair.published:.1f} | {estimate} | {overlapped} | {ratio} | {pair.verdict} |"
         )
     lines.append("")

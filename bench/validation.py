@@ -31,10 +31,22 @@ PUBLISHED = Path(__file__).with_name("published.json")
 RESULTS = Path(__file__).with_name("validation_results.json")
 CLOSE = 1.25
 """An estimate more than this factor away from the published time is called wrong."""
+HALVES = {
+    "fit": "boards that the meter's figures were chosen by",
+    "judge": "boards that only judge it",
+}
 
 
 class Source(NamedTuple):
-    """Who measured, on what, how; ``runtime`` is the name in ``BASELINES`` of what they ran, ``clock`` in GHz."""
+    """Who measured, on what, how.
+
+    Attributes:
+        clock: GHz.
+        runtime: the name in ``BASELINES`` of what they ran.
+        memory: the board, by the meter's name, whose memory is taken; another one than ``board`` where that one's is
+            not known.
+        half: "fit" of the sources that the meter's figures were chosen by, "judge" of those that only judge it.
+    """
 
     title: str
     url: str
@@ -47,6 +59,8 @@ class Source(NamedTuple):
     version: str
     threads: int
     method: str
+    memory: str
+    half: str
 
 
 class LeftOut(NamedTuple):
@@ -71,14 +85,18 @@ class Pair:
         """Milliseconds at the source's clock."""
         if self.counts is None:
             return None
-        return milliseconds(self.counts, self.source.cpu, self.source.clock)
+        return milliseconds(self.counts, *self._where)
 
     @property
     def overlapped(self) -> float | None:
         """Milliseconds if the core worked all the time that it waits for memory."""
         if self.counts is None:
             return None
-        return overlapped_milliseconds(self.counts, self.source.cpu, self.source.clock)
+        return overlapped_milliseconds(self.counts, *self._where)
+
+    @property
+    def _where(self) -> tuple[str, float, str]:
+        return self.source.cpu, self.source.clock, self.source.memory
 
     @property
     def ratio(self) -> float | None:
@@ -117,12 +135,19 @@ class Validation:
         )
 
     def groups(self) -> list[tuple[str, list[Pair]]]:
-        """The pairs by board, and all together where there are several boards."""
+        """The pairs by board and threads; where there are several boards, by half and threads too, and all together."""
         boards: dict[str, list[Pair]] = {}
+        halves: dict[str, list[Pair]] = {}
         for pair in self.pairs:
-            boards.setdefault(pair.source.board, []).append(pair)
+            source = pair.source
+            several = f", {source.threads} threads" if source.threads > 1 else ""
+            boards.setdefault(source.board + several, []).append(pair)
+            kind = "several threads" if several else "one thread"
+            halves.setdefault(f"{HALVES[source.half]}, {kind}", []).append(pair)
         found = list(boards.items())
-        return [*found, ("all", list(self.pairs))] if len(found) > 1 else found
+        if len(found) == 1:
+            return found
+        return [*found, *sorted(halves.items()), ("all", list(self.pairs))]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -131,6 +156,9 @@ class Validation:
             "pairs": [
                 {
                     "board": pair.source.board,
+                    "threads": pair.source.threads,
+                    "memory": pair.source.memory,
+                    "half": pair.source.half,
                     "cpu": pair.source.cpu,
                     "clock_ghz": pair.source.clock,
                     "runtime": pair.source.runtime,
@@ -218,7 +246,7 @@ def read() -> Validation:
         pairs = []
         for each in published["measurements"]:
             source, network = sources[each["source"]], each["network"]
-            counts = estimates.get(_key(source.runtime, network, source.cpu))
+            counts = estimates.get(_key(network, source))
             pairs.append(Pair(source, network, each["ms"], counts))
         return Validation(tuple(pairs), left_out, results["meter"], results["versions"])
     except (ValueError, KeyError, TypeError) as error:
@@ -228,8 +256,10 @@ def read() -> Validation:
         ) from None
 
 
-def _key(runtime: str, network: str, cpu: str) -> str:
-    return f"{runtime} {network} {cpu}"
+def _key(network: str, source: Source) -> str:
+    """What an estimate depends on besides the clock."""
+    where = source.cpu, source.memory, f"{source.threads} threads"
+    return ", ".join((source.runtime, network, *where))
 
 
 def measure(validation: Validation, progress: Progress) -> None:
@@ -237,23 +267,27 @@ def measure(validation: Validation, progress: Progress) -> None:
     from netship.bench.measurement import case_of
     from netship.bench.measurement import measure as measure_row
 
-    wanted = sorted(
-        {
-            (pair.network, pair.source.runtime, pair.source.cpu)
-            for pair in validation.pairs
-        }
-    )
+    wanted = {_key(pair.network, pair.source): pair for pair in validation.pairs}
     counts: dict[str, Counts] = {}
     cases = {}
-    for network, runtime, cpu in wanted:
-        progress.note(f"{network}, {runtime}, {cpu}")
+    for key, pair in sorted(wanted.items()):
+        network, source = pair.network, pair.source
+        progress.note(key)
         if network not in cases:
             cases[network] = case_of(published_networks.build(network), network)
-        row = measure_row(cases[network], runtimes.find(runtime), cpu, progress)
+        row = measure_row(
+            cases[network],
+            runtimes.find(source.runtime),
+            source.cpu,
+            progress,
+            board=source.memory,
+            threads=source.threads,
+        )
         if row.counts is None:
-            raise UserError(f"{network} in {row.title} on {cpu}: {row.refused}")
-        counts[_key(runtime, network, cpu)] = row.counts
-    versions = {name: runtimes.version(runtimes.find(name)) for _, name, _ in wanted}
+            raise UserError(f"{network} in {row.title} on {source.cpu}: {row.refused}")
+        counts[key] = row.counts
+    names = {pair.source.runtime for pair in validation.pairs}
+    versions = {name: runtimes.version(runtimes.find(name)) for name in sorted(names)}
     found = {
         "meter": meter_version(),
         "versions": versions,

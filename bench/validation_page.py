@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from netship.bench.baselines import runtimes
-from netship.bench.validation import CLOSE, Validation, summary
+from netship.bench.validation import CLOSE, HALVES, Validation, summary
 from netship.targets import templates
 
 _WIDTH, _HEIGHT = 640, 420
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 624, 12, 372
 _STEPS = (1, 2, 5)
+# Of the base page's colours.
+_CLASSES = "abcde"
 
 
 class Dot(NamedTuple):
@@ -54,8 +56,9 @@ def write_validation(validation: Validation, path: Path) -> None:
         sources=list(dict.fromkeys(pair.source for pair in validation.pairs)),
         titles={name: baseline.title for name, baseline in runtimes.BASELINES.items()},
         plot=_plot(validation, cpus),
-        colours=list(zip(cpus, "abc", strict=False)),
+        colours=list(zip(cpus, _CLASSES, strict=False)),
         close=CLOSE,
+        halves=HALVES,
     )
 
 
@@ -76,7 +79,7 @@ def _plot(validation: Validation, cpus: list[str]) -> Plot | None:
         Dot(
             place(pair.published, _LEFT, _RIGHT),
             place(estimate, _BOTTOM, _TOP),
-            "abc"[cpus.index(pair.source.cpu) % 3],
+            _CLASSES[cpus.index(pair.source.cpu) % len(_CLASSES)],
             f"{pair.network} on {pair.source.board}: {pair.published:.1f} ms published, "
             f"{estimate:.1f} ms estimated",
         )

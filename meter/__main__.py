@@ -96,6 +96,9 @@ def measure(
             f"--cpu {cpu}: no model of this core; there are {', '.join(cores)}"
         )
     if cpu.startswith("cortex-m"):
+        for option in ("board", "threads"):
+            if getattr(arguments, option):
+                raise UserError(f"--{option}: is for Cortex-A; leave it out")
         bundle = open_bundle(arguments.bundle)
         built = bundle.manifest.firmware.weights_in if bundle.manifest.firmware else ""
         external = bool(part) and built.startswith(("qspi", "ospi"))
@@ -105,7 +108,8 @@ def measure(
     for option in ("part", "code", "weights"):
         if getattr(arguments, option):
             raise UserError(f"--{option}: is for microcontrollers; leave it out")
-    return measure_bundle(arguments.bundle, cpu, on_progress)
+    board, threads = arguments.board or "", arguments.threads or 1
+    return measure_bundle(arguments.bundle, cpu, on_progress, board, threads)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -118,6 +122,8 @@ def parser() -> argparse.ArgumentParser:
     help_bundle = "a bundle or library for aarch64, or a C project for Cortex-M"
     option("bundle", type=named_path, help=help_bundle)
     option("--cpu", required=True, help="the core, such as cortex-a72 or cortex-m4")
+    option("--board", help="whose memory the core has, rk3588 … (default: a Pi's)")
+    option("--threads", type=int, choices=[1, 2, 4], help="(default: 1)")
     option("--part", help="microcontroller whose flash and caches count, stm32l4r5 …")
     option("--code", choices=["flash", "tcm"], help="of the part (default: flash)")
     weights = ["flash", "tcm", "external"]
@@ -130,11 +136,11 @@ def write_page(
     metered: Metered, bundle: Path, calibration: Calibration | None, path: Path
 ) -> None:
     """Write the estimate as one self-contained HTML page, whole or not at all."""
-    from netship.meter import cycles, memory
+    from netship.meter import cycles
     from netship.meter.counts import meter_version
     from netship.targets import templates
 
-    hierarchy = memory.hierarchy(metered.cpu)
+    hierarchy = metered.hierarchy
     low, high = metered.milliseconds(hierarchy.clock)
     templates.write_page(
         path,
@@ -157,10 +163,10 @@ def write_page(
 
 def to_json(metered: Metered) -> dict[str, object]:
     from netship.devices.sessions.session import Origin
-    from netship.meter import cycles, memory
+    from netship.meter import cycles
     from netship.meter.counts import ORIGINS, meter_version
 
-    hierarchy = memory.hierarchy(metered.cpu)
+    hierarchy = metered.hierarchy
     return {
         "cpu": metered.cpu,
         "meter": meter_version(),
@@ -171,6 +177,10 @@ def to_json(metered: Metered) -> dict[str, object]:
         "instructions": metered.instructions,
         "core_cycles": metered.core_cycles,
         "memory_cycles": metered.memory_cycles,
+        "threads": metered.threads,
+        "parallel_regions": metered.regions,
+        "barrier_cycles": metered.barriers,
+        "saturated_cycles": metered.saturated,
         "macs": metered.macs,
         "numbers": metered.numbers,
         "peak_macs_per_cycle": metered.peak,
@@ -187,10 +197,11 @@ def to_json(metered: Metered) -> dict[str, object]:
 
 def table(metered: Metered, calibration: Calibration | None) -> str:
     """The estimate for a terminal, operators in the order they run."""
-    from netship.meter import cycles, memory
+    from netship.meter import cycles
 
-    hierarchy = memory.hierarchy(metered.cpu)
+    hierarchy = metered.hierarchy
     low, high = metered.milliseconds(hierarchy.clock)
+    slowest = " on each region's slowest thread" if metered.threads > 1 else ""
     lines = [
         f"{'core':>8} {'memory':>8} {'share':>6} {'instr.':>8} {'MACs':>7} {'a cycle':>8} {'of peak':>8}  {'L1, L2 missed':>17}  operator",
         f"{'Mcycles':>8} {'Mcycles':>8} {'':>6} {'M':>8} {'M':>7} {'':>8} {'':>8}  {'MB':>17}",
@@ -206,11 +217,18 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
     lines += [
         "",
         "columns      a cycle, of peak: MACs a core cycle, and their share of what the core can do; missed: of each cache",
-        f"instructions {metered.instructions / 1e6:.1f} M, exact (QEMU)",
+        f"instructions {metered.instructions / 1e6:.1f} M{slowest}, exact (QEMU)",
         f"core         {metered.core_cycles / 1e6:.1f} M cycles, estimated (LLVM's model of {cycles.model(metered.cpu)}, no caches)",
         f"memory       {metered.memory_cycles / 1e6:.1f} M cycles, estimated (cache model of the {hierarchy.board}; no prefetching)",
-        f"time         {milliseconds(high, 1)} at {hierarchy.clock} GHz, 1 thread, estimated (core + memory; {milliseconds(low, 1)} if they overlapped)",
+        f"time         {milliseconds(high, 1)} at {hierarchy.clock} GHz, {threads_text(metered.threads)}, estimated (core + memory; {milliseconds(low, 1)} if they overlapped)",
     ]
+    if metered.threads > 1:
+        lines.insert(
+            -1,
+            f"threads      {metered.threads}: the rows are of each region's slowest; core and memory have "
+            f"{metered.barriers / 1e6:.1f} M cycles more for the ends of {metered.regions} regions, "
+            f"{metered.saturated / 1e6:.1f} M for the memory that all share",
+        )
     if calibration is not None and not calibration.is_current:
         lines.append(
             f"calibrated   no: your board's factor is of meter {calibration.meter}, this is another one; run "
@@ -222,6 +240,10 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
             f"{calibration.factor:.2f} ({calibration.date})"
         )
     return "\n".join(lines)
+
+
+def threads_text(count: int) -> str:
+    return f"{count} thread{'s' if count > 1 else ''}"
 
 
 def _row(operator: Operator) -> str:

@@ -16,7 +16,7 @@ from netship.targets.errors import UserError
 
 
 class Board(NamedTuple):
-    """A Raspberry Pi's core as Linux describes it.
+    """A board's core as Linux describes it.
 
     Attributes:
         midr: MIDR_EL1.
@@ -30,12 +30,15 @@ class Board(NamedTuple):
 _V8_0 = "fp asimd evtstrm crc32 cpuid"
 _V8_2 = f"{_V8_0} atomics fphp asimdhp asimdrdm lrcpc dcpop asimddp"
 
-# MIDR_EL1: Arm's technical reference manuals of the cores (DDI 0500, 100095, 100798), with the
+# MIDR_EL1: Arm's technical reference manuals of the cores (DDI 0500, 100095, 100798, 100442, 101430, 100616), with the
 # revision that the SoC has.
 BOARDS = {
     "cortex-a53": Board(0x410FD034, _V8_0),
     "cortex-a72": Board(0x410FD083, _V8_0),
     "cortex-a76": Board(0x414FD0B1, _V8_2),
+    "cortex-a55": Board(0x412FD050, _V8_2),
+    "cortex-a78": Board(0x411FD410, _V8_2),
+    "neoverse-n1": Board(0x413FD0C1, _V8_2),
 }
 _LINE = 64
 
@@ -49,14 +52,15 @@ def board(cpu: str) -> Board:
     return BOARDS[cpu]
 
 
-def root(sysroot: Path, cpu: str, folder: Path) -> Path:
+def root(sysroot: Path, cpu: str, folder: Path, board_name: str = "") -> Path:
     """A root for QEMU's ``-L``: links to the arm64 system, and the board's own proc and sys.
 
     Args:
+        board_name: whose caches; the core's default board where empty.
         folder: where roots are kept; an existing one is used again.
     """
     described = board(cpu)
-    files = _files(described, hierarchy(cpu))
+    files = _files(described, hierarchy(cpu, board_name))
     key = hashlib.sha256(repr((str(sysroot), files)).encode()).hexdigest()
     path = folder / f"{cpu}-{key[:16]}"
     if path.is_dir():

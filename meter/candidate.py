@@ -18,9 +18,8 @@ from netship.meter.counting import (
     run,
 )
 from netship.meter.counts import Counts, cost_of
-from netship.meter.cycles import Costs
+from netship.meter.cycles import Costs, core
 from netship.meter.memory import hierarchy
-from netship.targets.presets import resolve
 from netship.targets.toolchain import compile_once, run_zig
 
 RUNNER = Path(__file__).with_name("runner.c")
@@ -35,11 +34,11 @@ class CandidateMeter:
     A kernel that crashes, does not end, or needs what the CPU lacks is a CountingError.
 
     Args:
-        cpu: cortex-a53, cortex-a72 or cortex-a76.
+        cpu: a key of `cycles.CORES`.
     """
 
     def __init__(self, cpu: str) -> None:
-        self._cpu = resolve(f"arm-{cpu}").qemu_cpu
+        self._cpu = core(cpu).qemu
         self._memory = hierarchy(cpu)
         self._costs = Costs(cpu)
         self._runner = _runner_object()

@@ -20,6 +20,7 @@ from netship.targets.presets import native
 from netship.targets.toolchain import compile_once
 
 PLUGIN = Path(__file__).with_name("plugin.c")
+SERIAL = Path(__file__).with_name("serial.c")
 # QEMU's plugin API 1: docs/devel/tcg-plugins.rst of each release.
 _OLDEST, _NEWEST = (4, 2), (8, 1)
 # Addresses decide which lines share a set of a cache. In a reserved region QEMU gives the same ones in every run.
@@ -64,6 +65,17 @@ class Block(NamedTuple):
         return self.address + len(self.code)
 
 
+class Part(NamedTuple):
+    """What ran between two marks.
+
+    Attributes:
+        thread: of the parallel region, from 0; None outside of one.
+    """
+
+    thread: int | None
+    blocks: list[Block]
+
+
 def find_qemu() -> str:
     """The QEMU that takes plugins; a UserError where there is none, or one with another plugin API."""
     found = shutil.which("qemu-aarch64")
@@ -104,13 +116,47 @@ def count(
     environment: Mapping[str, str] | None = None,
     seconds: float | None = None,
 ) -> tuple[list[Block], str]:
-    """Run an aarch64 program and count; returns the blocks that ran and what it printed.
+    """Run an aarch64 program on one thread and count; returns the blocks that ran and what it printed.
+
+    Args and errors as `count_parts`.
+    """
+    parts, said = count_parts(
+        command,
+        cpu=cpu,
+        root=root,
+        caches=caches,
+        environment=environment,
+        seconds=seconds,
+    )
+    return merged(parts), said
+
+
+def serial_library() -> Path:
+    """What makes an aarch64 program run the tasks of its parallel regions one after another, when it is preloaded."""
+    options = ("-target", "aarch64-linux-gnu.2.28", "-O2", "-shared", "-fPIC")
+    return compile_once(SERIAL, "meter-serial.so", *options)
+
+
+def count_parts(
+    command: Sequence[str],
+    *,
+    cpu: str,
+    root: Path | None = None,
+    caches: Sequence[Cache] = (),
+    private: int = 0,
+    threads: int = 1,
+    environment: Mapping[str, str] | None = None,
+    seconds: float | None = None,
+) -> tuple[list[Part], str]:
+    """Run an aarch64 program and count; returns its parts in the order they ran, and what it printed.
 
     Args:
         command: the program and its arguments.
         cpu: QEMU's name of the CPU.
         root: where the program finds its libraries (QEMU's ``-L``).
         caches: from the first level outwards; without them counting is faster.
+        private: how many of the levels each thread has for itself.
+        threads: of OpenMP's and TVM's parallel regions, 4 at most.
         environment: the program's whole environment; this process's would shift its stack and change its counts.
         seconds: time limit.
 
@@ -124,16 +170,35 @@ def count(
         words = f"{plugin()},out={output}"
         if caches:
             words += ",caches=" + "/".join(f"{c.sets}:{c.ways}" for c in caches)
+            words += f",private={private}"
+        # In the emulated program's environment alone: this machine's linker cannot load the library.
+        parallel = [
+            f"LD_PRELOAD={serial_library()}",
+            f"NETSHIP_METER_THREADS={threads}",
+        ]
+        given = (
+            [word for each in parallel for word in ("-E", each)] if threads > 1 else []
+        )
         where = ["-L", str(root)] if root else []
         result = run(
-            [qemu, *_SAME_PLACE, "-cpu", cpu, *where, "-plugin", words, *command],
+            [
+                qemu,
+                *_SAME_PLACE,
+                *given,
+                "-cpu",
+                cpu,
+                *where,
+                "-plugin",
+                words,
+                *command,
+            ],
             environment or {},
             seconds,
         )
         if result.returncode:
             said = result.stderr.strip() or result.stdout
             raise CountingError(_failure(cpu, result.returncode, said))
-        return read_blocks(output), result.stdout
+        return read_parts(output), result.stdout
 
 
 def run(
@@ -184,7 +249,12 @@ def _failure(cpu: str, code: int, said: str) -> str:
 
 
 def read_blocks(path: Path) -> list[Block]:
-    """Read the plugin's file; a block that was translated several times is one block."""
+    """Read the plugin's file as one part."""
+    return merged(read_parts(path))
+
+
+def read_parts(path: Path) -> list[Part]:
+    """Read the plugin's file; a block that was translated several times is one block of each part."""
     try:
         lines = path.read_text().splitlines()
     except OSError:
@@ -193,8 +263,12 @@ def read_blocks(path: Path) -> list[Block]:
         raise CountingError(
             f"{path}: the counts were not written whole; is the disk full?"
         )
-    merged: dict[tuple[int, bytes], Block] = {}
+    parts = [Part(None, [])]
     for line in lines:
+        if line.startswith("part "):
+            number = int(line.removeprefix("part "))
+            parts.append(Part(number - 1 if number else None, []))
+            continue
         address, _, executions, *misses, code = line.split()
         block = Block(
             int(address, 16),
@@ -202,9 +276,17 @@ def read_blocks(path: Path) -> list[Block]:
             int(executions),
             tuple(map(int, misses)),
         )
+        parts[-1].blocks.append(block)
+    return [Part(part.thread, merged([part])) for part in parts if part.blocks]
+
+
+def merged(parts: Iterable[Part]) -> list[Block]:
+    """The blocks of all parts, each block once."""
+    found: dict[tuple[int, bytes], Block] = {}
+    for block in (block for part in parts for block in part.blocks):
         key = block.address, block.code
-        merged[key] = _plus(merged[key], block) if key in merged else block
-    return sorted(merged.values())
+        found[key] = _plus(found[key], block) if key in found else block
+    return sorted(found.values())
 
 
 def _plus(one: Block, other: Block, sign: int = 1) -> Block:

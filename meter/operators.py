@@ -17,19 +17,23 @@ from netship.bundle.manifest import Group
 from netship.bundle.store import Bundle, open_bundle
 from netship.devices.board.programs import native_verifier
 from netship.devices.sysroot import prepare
-from netship.meter import counting, cycles, memory
-from netship.meter.counting import Block
+from netship.meter import counting, cycles, memory, parallel
+from netship.meter.counting import Block, Part
 from netship.targets.errors import UserError
 from netship.targets.toolchain import llvm_tool, run_tool
 
 # Multiply-adds a cycle in float32: four lanes for each 128-bit FMLA that a core issues in a cycle. Cortex-A53 one (LLVM 22,
-# AArch64SchedA53.td); Cortex-A72 one (Arm, Cortex-A72 Software Optimization Guide, UAN 0016A, 3.15); Cortex-A76 two
-# (Arm, Cortex-A76 Software Optimization Guide, PJDOC-466751330-7215, 3.15).
-PEAK_MACS = {"cortex-a53": 4, "cortex-a72": 4, "cortex-a76": 8}
-# In int8: SMLAL, of eight products, once a cycle (the same; UAN 0016A, 3.14); Cortex-A76's SDOT, of sixteen, twice.
-_INT8_MACS = {"cortex-a53": 8, "cortex-a72": 8, "cortex-a76": 32}
+# AArch64SchedA53.td), and so Cortex-A55 (AArch64SchedA55.td: both 64-bit pipelines); Cortex-A72 one (Arm, Cortex-A72
+# Software Optimization Guide, UAN 0016A, 3.15); Cortex-A76, A78 and Neoverse N1 two (Arm, Cortex-A76 Software Optimization
+# Guide, PJDOC-466751330-7215, 3.15).
+_TWO = ("cortex-a76", "cortex-a78", "neoverse-n1")
+PEAK_MACS = {"cortex-a53": 4, "cortex-a55": 4, "cortex-a72": 4} | dict.fromkeys(_TWO, 8)
+# In int8: SMLAL, of eight products, once a cycle (the same; UAN 0016A, 3.14); SDOT, of sixteen, as often as an FMLA.
+_INT8_MACS = {"cortex-a53": 8, "cortex-a55": 16, "cortex-a72": 8} | dict.fromkeys(
+    _TWO, 32
+)
 # In float16, where the core has it: eight lanes.
-_FLOAT16_MACS = {"cortex-a76": 16}
+_FLOAT16_MACS = {"cortex-a55": 8} | dict.fromkeys(_TWO, 16)
 PEAKS = {"float32": PEAK_MACS, "int8": _INT8_MACS, "float16": _FLOAT16_MACS}
 OUTSIDE = "outside the kernels"
 _KERNEL = re.compile(r"tvmgen_(?:default|\w+?)_(fused_\w+?)(?:_compute_)?$")
@@ -80,12 +84,27 @@ class Metered(NamedTuple):
     Attributes:
         numbers: the network's, "float32", "float16" or "int8".
         peak: multiply-adds a cycle that the core can do in these numbers.
+        board: whose memory, by its name for `memory.hierarchy`.
+        threads: the operators' figures are those of each parallel region's slowest.
+        regions: how many parallel regions an inference has.
+        barriers: cycles of the core for their ends.
+        saturated: cycles in which the memory has not yet served every thread.
     """
 
     cpu: str
     operators: tuple[Operator, ...]
     numbers: str
     peak: int
+    board: str = ""
+    threads: int = 1
+    regions: int = 0
+    barriers: float = 0.0
+    saturated: float = 0.0
+
+    @property
+    def hierarchy(self) -> memory.Hierarchy:
+        """The caches and the memory of the board."""
+        return memory.hierarchy(self.cpu, self.board)
 
     @property
     def instructions(self) -> int:
@@ -93,11 +112,11 @@ class Metered(NamedTuple):
 
     @property
     def core_cycles(self) -> float:
-        return sum(operator.core_cycles for operator in self.operators)
+        return self.barriers + sum(each.core_cycles for each in self.operators)
 
     @property
     def memory_cycles(self) -> float:
-        return sum(operator.memory_cycles for operator in self.operators)
+        return self.saturated + sum(each.memory_cycles for each in self.operators)
 
     @property
     def cycles(self) -> float:
@@ -114,20 +133,26 @@ class Metered(NamedTuple):
 
 
 def measure_bundle(
-    path: Path, cpu: str, on_progress: Callable[[str], None] = lambda stage: None
+    path: Path,
+    cpu: str,
+    on_progress: Callable[[str], None] = lambda stage: None,
+    board: str = "",
+    threads: int = 1,
 ) -> Metered:
     """Run a bundle's golden inputs under QEMU and estimate the last inference, whose caches are warm.
 
     Args:
         path: a bundle or a standalone library for aarch64.
-        cpu: cortex-a53, cortex-a72 or cortex-a76.
+        cpu: a key of `cycles.CORES`.
+        board: whose memory; the core's default one where empty.
+        threads: how many, 4 at most; more than one for a bundle alone.
 
     Raises:
         UserError: not for aarch64, no model of the CPU, the CPU lacks an instruction, the answers are
             wrong, or QEMU cannot count.
     """
     bundle = open_bundle(path)
-    hierarchy = memory.hierarchy(cpu)
+    hierarchy = memory.hierarchy(cpu, board)
     cycles.model(cpu)
     if bundle.manifest.firmware:
         core = bundle.manifest.firmware.cpu
@@ -138,19 +163,37 @@ def measure_bundle(
             "such as --target arm-cortex-a72"
         )
     counting.find_qemu()
-    blocks = _count(bundle, cpu, hierarchy, on_progress)
+    if threads > 1 and bundle.manifest.format == "standalone":
+        raise UserError(
+            f"{path}: a library has its threads inside, where they cannot be counted apart; "
+            "give the bundle of the same model"
+        )
+    parts = _count(bundle, cpu, hierarchy, threads, on_progress)
     on_progress("estimating cycles")
     numbers = bundle.manifest.numbers
-    operators = tuple(_operators(bundle, blocks, cpu, hierarchy))
-    return Metered(cpu, operators, numbers, PEAKS[numbers][cpu])
+    with closing(cycles.Costs(cpu)) as costs:
+        path_taken = parallel.critical(parts, costs, hierarchy)
+        operators = tuple(_operators(bundle, path_taken.blocks, costs, hierarchy))
+    return Metered(
+        cpu,
+        operators,
+        numbers,
+        PEAKS[numbers][cpu],
+        board,
+        threads,
+        path_taken.regions,
+        path_taken.barriers,
+        path_taken.saturated,
+    )
 
 
 def _count(
     bundle: Bundle,
     cpu: str,
     hierarchy: memory.Hierarchy,
+    threads: int,
     on_progress: Callable[[str], None],
-) -> list[Block]:
+) -> list[Part]:
     verifier = native_verifier("aarch64", on_progress)
     root = prepare(on_progress)
     on_progress("counting an inference")
@@ -159,20 +202,25 @@ def _count(
         copied = Path(scratch, "bundle")
         shutil.copytree(bundle.path, copied)
         try:
-            blocks, _ = counting.count(
+            parts, _ = counting.count_parts(
                 [str(verifier), "--repeat", "0", "--threads", "1", str(copied)],
-                cpu=cpu,
+                cpu=cycles.core(cpu).qemu,
                 root=root,
                 caches=hierarchy.caches,
+                private=hierarchy.private,
+                threads=threads,
                 seconds=_SECONDS,
             )
         except counting.CountingError as error:
             raise UserError(f"{bundle.path}: {error}") from None
-    return blocks
+    return parts
 
 
 def _operators(
-    bundle: Bundle, blocks: list[Block], cpu: str, hierarchy: memory.Hierarchy
+    bundle: Bundle,
+    blocks: list[Block],
+    costs: cycles.Costs,
+    hierarchy: memory.Hierarchy,
 ) -> Iterable[Operator]:
     called = {
         group.symbol: group.name
@@ -182,10 +230,9 @@ def _operators(
     kernel_at = _attribution(bundle.library, blocks, called)
     core: dict[str, float] = {}
     found = cycles.traces(blocks)
-    with closing(cycles.Costs(cpu)) as costs:
-        for trace, each in zip(found, costs.of(found), strict=True):
-            kernel = kernel_at(trace.blocks[0].address)
-            core[kernel] = core.get(kernel, 0.0) + trace.executions * each
+    for trace, each in zip(found, costs.of(found), strict=True):
+        kernel = kernel_at(trace.blocks[0].address)
+        core[kernel] = core.get(kernel, 0.0) + trace.executions * each
     by_kernel: dict[str, list[Block]] = {}
     for block in blocks:
         by_kernel.setdefault(kernel_at(block.address), []).append(block)

@@ -1,10 +1,12 @@
 // A TCG plugin for qemu-aarch64: how often each translated block ran, and what a cache model made of its accesses.
 //
-// plugin.so,out=FILE[,caches=SETS:WAYS/SETS:WAYS]
+// plugin.so,out=FILE[,caches=SETS:WAYS/SETS:WAYS][,private=LEVELS]
 //
 // `hint #0x60` in the program sets all counts to nothing, `hint #0x61` writes them; without either they are written at
 // the end. A line of FILE is one block: address, instructions, executions, misses of each cache, bytes in hexadecimal.
-// Counters are not atomic: one thread.
+// Counters are not atomic: one thread. A program that runs the tasks of a parallel region one after another (serial.c)
+// begins each with `hint #0x64` to `hint #0x67`, the thread's number, and ends the region with `hint #0x62`: `part N`
+// begins the lines of thread N - 1, `part 0` those outside of regions. Each thread has the first LEVELS caches for itself.
 
 #include <stdint.h>
 #include <stdio.h>
@@ -38,6 +40,9 @@ EXPORT int qemu_plugin_version = 1;
 
 #define BEGIN 0xd5032c1fu  // hint #0x60
 #define END 0xd5032c3fu    // hint #0x61
+#define SERIAL 0xd5032c5fu // hint #0x62
+#define THREAD 0xd5032c9fu // hint #0x64; each further thread's is 0x20 more
+#define THREADS 4
 #define LINE_SHIFT 6       // 64-byte lines, as every Cortex-A here has
 #define LEVELS 3
 
@@ -55,23 +60,32 @@ struct cache {
 };
 
 static struct block *blocks;
-static struct cache caches[LEVELS];
-static unsigned levels;
+static struct cache caches[THREADS][LEVELS];
+static unsigned levels, private_levels, thread, part;
 static uint64_t now;
 static const char *output;
+static FILE *file;
 static int written;
 
-static void begin(unsigned cpu, void *data) {
-  (void)cpu, (void)data;
+static void clear(void) {
   for (struct block *block = blocks; block; block = block->next) {
     block->count = 0;
     memset(block->misses, 0, sizeof block->misses);
   }
 }
 
-static void write_counts(void) {
-  FILE *file = fopen(output, "w");
+static void begin(unsigned cpu, void *data) {
+  (void)cpu, (void)data;
+  clear();
+  if (file) fclose(file);
+  file = NULL;
+  part = 0;
+}
+
+static void write_part(void) {
+  if (!file) file = fopen(output, "w");
   if (!file) return;
+  if (part || ftell(file)) fprintf(file, "part %u\n", part);
   for (struct block *block = blocks; block; block = block->next) {
     if (!block->count) continue;
     fprintf(file, "%llx %zu %llu", (unsigned long long)block->address, block->instructions,
@@ -85,10 +99,24 @@ static void write_counts(void) {
     }
     fputc('\n', file);
   }
+}
+
+static void write_counts(void) {
+  write_part();
+  if (!file) return;
   // The last line proves that the disk was not full.
   fputs("end\n", file);
   fclose(file);
+  file = NULL;
   written = 1;
+}
+
+static void next_part(unsigned cpu, void *data) {
+  (void)cpu;
+  write_part();
+  clear();
+  part = (unsigned)(uintptr_t)data;
+  thread = part ? part - 1 : 0;
 }
 
 static void end(unsigned cpu, void *data) {
@@ -115,7 +143,10 @@ static void access_memory(unsigned cpu, qemu_plugin_meminfo_t info, uint64_t add
   struct block *block = data;
   uint64_t last = (address + (1u << qemu_plugin_mem_size_shift(info)) - 1) >> LINE_SHIFT;
   for (uint64_t line = address >> LINE_SHIFT; line <= last; line++)
-    for (unsigned level = 0; level < levels && missed(&caches[level], line); level++) block->misses[level]++;
+    for (unsigned level = 0; level < levels; level++) {
+      if (!missed(&caches[level < private_levels ? thread : 0][level], line)) break;
+      block->misses[level]++;
+    }
 }
 
 static void translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb) {
@@ -132,6 +163,9 @@ static void translate(qemu_plugin_id_t id, struct qemu_plugin_tb *tb) {
     memcpy(&block->code[i], qemu_plugin_insn_data(instruction), sizeof block->code[i]);
     if (block->code[i] == BEGIN) qemu_plugin_register_vcpu_insn_exec_cb(instruction, begin, QEMU_PLUGIN_CB_NO_REGS, 0);
     if (block->code[i] == END) qemu_plugin_register_vcpu_insn_exec_cb(instruction, end, QEMU_PLUGIN_CB_NO_REGS, 0);
+    for (unsigned to = 0; to <= THREADS; to++)
+      if (block->code[i] == (to ? THREAD + 0x20 * (to - 1) : SERIAL))
+        qemu_plugin_register_vcpu_insn_exec_cb(instruction, next_part, QEMU_PLUGIN_CB_NO_REGS, (void *)(uintptr_t)to);
     if (levels)
       qemu_plugin_register_vcpu_mem_cb(instruction, access_memory, QEMU_PLUGIN_CB_NO_REGS, QEMU_PLUGIN_MEM_RW, block);
   }
@@ -144,15 +178,16 @@ static void at_exit(qemu_plugin_id_t id, void *data) {
 }
 
 static int add_caches(const char *text) {
-  for (char *rest = (char *)text; *rest && levels < LEVELS; rest += *rest == '/') {
-    struct cache *cache = &caches[levels++];
-    cache->sets = (unsigned)strtoul(rest, &rest, 10);
+  for (char *rest = (char *)text; *rest && levels < LEVELS; rest += *rest == '/', levels++) {
+    unsigned sets = (unsigned)strtoul(rest, &rest, 10);
     if (*rest++ != ':') return 1;
-    cache->ways = (unsigned)strtoul(rest, &rest, 10);
-    size_t lines = (size_t)cache->sets * cache->ways;
-    cache->tags = calloc(lines, sizeof *cache->tags);
-    cache->stamps = calloc(lines, sizeof *cache->stamps);
-    if (!lines || !cache->tags || !cache->stamps) return 1;
+    unsigned ways = (unsigned)strtoul(rest, &rest, 10);
+    size_t lines = (size_t)sets * ways;
+    for (unsigned to = 0; to < THREADS; to++) {
+      struct cache *cache = &caches[to][levels];
+      *cache = (struct cache){sets, ways, calloc(lines, sizeof *cache->tags), calloc(lines, sizeof *cache->stamps)};
+      if (!lines || !cache->tags || !cache->stamps) return 1;
+    }
   }
   return 0;
 }
@@ -162,6 +197,7 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int
   for (int i = 0; i < count; i++) {
     if (!strncmp(words[i], "out=", 4)) output = strdup(words[i] + 4);
     if (!strncmp(words[i], "caches=", 7) && add_caches(words[i] + 7)) return 1;
+    if (!strncmp(words[i], "private=", 8)) private_levels = (unsigned)strtoul(words[i] + 8, NULL, 10);
   }
   if (!output) return 1;
   qemu_plugin_register_vcpu_tb_trans_cb(id, translate);

@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     option(
         "--estimate",
         metavar="CPU",
-        help="estimate the cycles of builds for aarch64: cortex-a53, cortex-a72 or cortex-a76",
+        help="estimate the cycles of builds for aarch64 on a core of the meter, cortex-a72 …",
     )
     option(
         "--threads",

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if boards := boards_of(target):
             print(f"{target.name:<{width}}  {', '.join(boards)}")
     print(
-        "\nA TVM target string works too: --target 'llvm -keys=cpu -mtriple=aarch64-linux-gnu -mcpu=neoverse-n1'"
+        "\nA TVM target string works too: --target 'llvm -keys=cpu -mtriple=aarch64-linux-gnu -mcpu=cortex-a35'"
     )
     return 0
 

@@ -27,8 +27,8 @@ class Target:
         linker: the triple that zig links for; its suffix is the oldest glibc that can load the .so.
         machine: the ELF machine of the .so, as ``readelf -h`` and Linux's ``uname -m`` name it.
         features: what /proc/cpuinfo must list on the device (empty: the architecture's baseline).
-        qemu_cpu: the name of this CPU for QEMU's ``-cpu``; empty where an emulated board
-            does not exist.
+        qemu_cpu: QEMU's ``-cpu`` that runs its code, this CPU or one with the same extensions; empty where an
+            emulated board does not exist.
     """
 
     name: str
@@ -38,6 +38,12 @@ class Target:
     machine: str
     features: frozenset[str] = frozenset()
     qemu_cpu: str = ""
+
+    @property
+    def core(self) -> str:
+        """The core, as LLVM's ``-mcpu`` names it; empty where the string names none."""
+        found = re.search(r"-mcpu=(\S+)", self.tvm)
+        return found[1] if found else ""
 
     @property
     def microcontroller(self) -> bool:
@@ -77,9 +83,19 @@ def _x86(name: str, summary: str, features: frozenset[str]) -> Target:
     return Target(name, summary, tvm, _X86_LINKER, "x86_64", features)
 
 
-def _arm64(cpu: str, summary: str, features: frozenset[str] = frozenset()) -> Target:
+# Armv8.2: dot product and arithmetic in float16.
+_V8_2 = frozenset(["asimddp", "asimdhp", "atomics", "fphp", "asimdrdm"])
+
+
+def _arm64(
+    cpu: str,
+    summary: str,
+    features: frozenset[str] = frozenset(),
+    qemu: str = "",
+) -> Target:
     tvm = f"llvm -keys=cpu -mtriple=aarch64-linux-gnu -mcpu={cpu} -num-cores=4"
-    return Target(f"arm-{cpu}", summary, tvm, _ARM64_LINKER, "aarch64", features, cpu)
+    name = cpu if cpu.startswith("neoverse") else f"arm-{cpu}"
+    return Target(name, summary, tvm, _ARM64_LINKER, "aarch64", features, qemu or cpu)
 
 
 def _cortex_m(name: str, summary: str) -> Target:
@@ -127,8 +143,26 @@ PRESETS: tuple[Target, ...] = (
     _arm64("cortex-a72", "Cortex-A72, 64 bit: Raspberry Pi 4, Compute Module 4"),
     _arm64(
         "cortex-a76",
-        "Cortex-A76, 64 bit with dot product and fp16: Raspberry Pi 5",
-        frozenset(["asimddp", "asimdhp", "atomics", "fphp", "asimdrdm"]),
+        "Cortex-A76, 64 bit with dot product and fp16: Raspberry Pi 5, RK3588's large cores",
+        _V8_2,
+    ),
+    # QEMU 7.2 has neither A55 nor A78; A76 has their extensions.
+    _arm64(
+        "cortex-a55",
+        "Cortex-A55, 64 bit with dot product and fp16: RK3566, RK3568, i.MX 93",
+        _V8_2,
+        "cortex-a76",
+    ),
+    _arm64(
+        "cortex-a78",
+        "Cortex-A78 and A78AE, 64 bit with dot product and fp16: Jetson Orin",
+        _V8_2,
+        "cortex-a76",
+    ),
+    _arm64(
+        "neoverse-n1",
+        "Neoverse N1, 64 bit with dot product and fp16: Ampere Altra, Graviton 2",
+        _V8_2,
     ),
     _arm32(
         "cortex-a7", "arm-cortex-a7", "Cortex-A7, 32 bit hard-float: Raspberry Pi 2"
@@ -158,7 +192,21 @@ _BOARDS = {
     "arm-cortex-a7": ("rpi2", "stm32mp1"),
     "arm-cortex-a53": ("rpi3", "zero2w", "imx8m", "am62", "stm32mp2"),
     "arm-cortex-a72": ("rpi4", "jetsonnano", "rk3399", "s922x"),
-    "arm-cortex-a76": ("rpi5", "cm5", "jetsonorin", "rk3588"),
+    "arm-cortex-a76": ("rpi5", "cm5", "rk3588", "orangepi5", "rock5"),
+    "arm-cortex-a55": (
+        *(
+            "rk3566",
+            "rk3568",
+            "imx93",
+            "radxazero3",
+            "orangepicm4",
+            "rock3",
+            "odroidm1",
+        ),
+        *("s905x3", "odroidc4", "t527"),
+    ),
+    "arm-cortex-a78": ("jetsonorin", "orin", "qcs6490", "dragonq6a"),
+    "neoverse-n1": ("altra", "graviton2"),
     "cortex-m0plus": (
         *("stm32f0", "stm32g0", "stm32l0", "stm32c0", "stm32u0", "stm32wb0"),
         *("rp2040", "samd21", "nrf51"),
@@ -188,6 +236,10 @@ _ARM_PARTS = {
     "0xd03": "arm-cortex-a53",
     "0xd08": "arm-cortex-a72",
     "0xd0b": "arm-cortex-a76",
+    "0xd05": "arm-cortex-a55",
+    "0xd41": "arm-cortex-a78",
+    "0xd42": "arm-cortex-a78",
+    "0xd0c": "neoverse-n1",
 }
 
 
@@ -271,6 +323,18 @@ def resolve(name: str) -> Target:
         else "`python -m targets` lists them"
     )
     raise UserError(f"unknown target {name!r}; {hint}")
+
+
+def of_core(core: str) -> Target:
+    """The 64-bit Linux preset of an Arm core, as LLVM names it.
+
+    Raises:
+        UserError: there is none.
+    """
+    for target in PRESETS:
+        if target.core == core and target.machine == "aarch64":
+            return target
+    raise UserError(f"no target has the core {core!r}; `python -m targets` lists them")
 
 
 def boards_of(target: Target) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from netship.bench import comparison, measurement
 from netship.bench.baselines import converters, emulated
 from netship.bench.baselines.runtimes import Baseline
-from netship.meter.counting import Block
+from netship.meter.counting import Block, Part
 from netship.meter.counts import Command, Counts
 
 MILLIONS = {
@@ -59,7 +59,7 @@ def replace_runtimes(
     done: Runs = []
     wanted = measurement.read_case(model).expected
 
-    def prepare(cpu: str, _on_progress: object) -> SimpleNamespace:
+    def prepare(cpu: str, _on_progress: object, _board: str) -> SimpleNamespace:
         return SimpleNamespace(cpu=cpu)
 
     def inference(
@@ -68,22 +68,23 @@ def replace_runtimes(
         file: Path,
         _tensor: Path,
         output: Path,
+        _threads: int,
     ) -> Command:
         return Command(Path("/"), (runtime.name, str(file), str(output)), {})
 
-    def count_program(command: Command, cpu: str) -> list[Block]:
+    def count_program(command: Command, cpu: str, *_more: object) -> list[Part]:
         name, _, output = command.arguments
         done.append((name, cpu))
         change = answers.get(name)
         np.save(output, change(wanted) if change else wanted)
-        return [Block(4096, name.encode(), 1)]
+        return [Part(None, [Block(4096, name.encode(), 1)])]
 
-    def cost(blocks: list[Block], _cpu: str) -> Counts:
-        instructions, core, memory = MILLIONS[blocks[0].code.decode()]
+    def cost(parts: list[Part], *_: str) -> Counts:
+        instructions, core, memory = MILLIONS[parts[0].blocks[0].code.decode()]
         return Counts(instructions * 1_000_000, core * 1e6, memory * 1e6)
 
     def ours(*_: object) -> measurement.Row:
-        counts = cost([Block(0, b"netship", 1)], "")
+        counts = cost([Part(None, [Block(0, b"netship", 1)])], "")
         return measurement.Row("netship", "this project", "", counts, 1e-6, True)
 
     monkeypatch.setattr(emulated, "prepare", prepare)

@@ -17,7 +17,7 @@ from netship.bench.baselines import runtimes, tflite
 from netship.compile import mobilenet
 from netship.compile.frontend import family
 from netship.meter import board_files
-from netship.meter.counting import Block, find_qemu
+from netship.meter.counting import Part, find_qemu, merged
 from netship.meter.counts import Counts
 from netship.meter.memory import hierarchy
 from netship.targets.errors import UserError
@@ -175,6 +175,7 @@ def test_runtimes_convert_a_network_answer_right_and_are_counted(
         assert macs / 16 < row.counts.instructions < 3 * macs
 
 
-def _only_instructions(blocks: list[Block], _cpu: str) -> Counts:
+def _only_instructions(parts: list[Part], _cpu: str, _board: str) -> Counts:
+    blocks = merged(parts)
     assert any(sum(block.misses) for block in blocks)
     return Counts(sum(b.instructions * b.executions for b in blocks), 0, 0)

@@ -45,7 +45,7 @@ def test_the_table_has_the_best_first_and_the_ratio_to_it(
 ) -> None:
     assert compare.main(["--model", str(model), *OPTIONS]) == 0
     title, _, *lines = capsys.readouterr().out.splitlines()
-    assert "tiny.onnx on cortex-a72, one thread" in title and "estimated" in title
+    assert "tiny.onnx on cortex-a72, 1 thread" in title and "estimated" in title
     assert [line.split("  ")[0] for line in lines] == [
         "this project",
         "LiteRT (XNNPACK)",

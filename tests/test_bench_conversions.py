@@ -268,7 +268,7 @@ def test_runtimes_themselves_answer_the_same(monkeypatch: pytest.MonkeyPatch) ->
             raise
         pytest.skip(f"not run: {error}")
 
-    def uncounted(command: Any, _cpu: str) -> list[Block]:
+    def uncounted(command: Any, *_: object) -> list[Block]:
         machine.run(command, Path.cwd())
         return []
 
@@ -277,7 +277,7 @@ def test_runtimes_themselves_answer_the_same(monkeypatch: pytest.MonkeyPatch) ->
     for runtime in ("litert", "ncnn"):
         found = runtimes.find(runtime)
         counted = measurement._count(
-            case, found, "cortex-a72", Progress(quiet=True), None
+            case, found, "cortex-a72", "", 1, Progress(quiet=True), None
         )
         off, same = measurement._compare(case, found, counted.answer)
         assert same and off is not None and off < 1e-5

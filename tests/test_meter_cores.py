@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from netship.meter.counting import Block
-from netship.meter.cycles import CORES, Costs, Trace
+from netship.meter.cycles import Costs, Trace
 
-# A53, A72, A76.
+OLDEST = ("cortex-a53", "cortex-a72", "cortex-a76")
+# Of these.
 THROUGHPUT = {
     "fmla v0.4s, v1.4s, v2.4s": (1, 1, 0.5),
     "fmla v0.4s, v1.4s, v2.s[1]": (1, 1, 0.5),
@@ -44,7 +45,7 @@ ONLY_A76 = {"sdot v0.4s, v1.16b, v2.16b": 0.5}
 CASES = [
     (cpu, text, expected)
     for text, row in THROUGHPUT.items()
-    for cpu, expected in zip(CORES, row, strict=True)
+    for cpu, expected in zip(OLDEST, row, strict=True)
 ] + [("cortex-a76", text, expected) for text, expected in ONLY_A76.items()]
 
 

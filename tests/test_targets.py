@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 from conftest import succeed
 
+from netship.meter.board_files import BOARDS
+from netship.meter.cycles import CORES
+from netship.meter.memory import boards
+from netship.meter.operators import PEAK_MACS
 from netship.targets.errors import UserError
 from netship.targets.presets import (
     PRESETS,
@@ -15,6 +19,7 @@ from netship.targets.presets import (
     boards_of,
     missing_features,
     native,
+    of_core,
     resolve,
     this_cpu,
 )
@@ -39,7 +44,7 @@ def test_the_list_names_every_target_and_what_native_is() -> None:
 @pytest.mark.parametrize(
     ("name", "near"),
     [
-        ("arm-cortex-a27", "arm-cortex-a72"),
+        ("arm-cortex-a722", "arm-cortex-a72"),
         ("x86-64v3", "x86-64-v3"),
         ("nativ", "native"),
     ],
@@ -57,6 +62,13 @@ def test_an_unknown_name_gets_the_nearest(name: str, near: str) -> None:
         ("raspberry-pi-zero-2-w", "arm-cortex-a53"),
         ("pi3", "arm-cortex-a53"),
         ("jetson-nano", "arm-cortex-a72"),
+        ("jetson-orin-nano", "arm-cortex-a78"),
+        ("RK3588S", "arm-cortex-a76"),
+        ("orange-pi-5-plus", "arm-cortex-a76"),
+        ("rk3568", "arm-cortex-a55"),
+        ("i.MX 93", "arm-cortex-a55"),
+        ("i.MX 8M Plus", "arm-cortex-a53"),
+        ("Altra", "neoverse-n1"),
         ("STM32H743ZI", "cortex-m7"),
         ("stm32wb55", "cortex-m4"),
         ("stm32wba52", "cortex-m33"),
@@ -95,6 +107,15 @@ def test_the_boards_are_listed_and_mean_presets() -> None:
     for board, target in boards.items():
         assert resolve(board) is target
         assert board in shown
+
+
+def test_every_core_of_the_meter_has_a_target_that_an_emulated_cpu_runs() -> None:
+    for core, modelled in CORES.items():
+        target = of_core(core)
+        assert (target.core, target.qemu_cpu) == (core, modelled.qemu)
+        assert (core in PEAK_MACS, core in BOARDS, len(boards(core)) > 0) == (True,) * 3
+    with pytest.raises(UserError, match="no target has the core 'cortex-a99'"):
+        of_core("cortex-a99")
 
 
 def test_a_name_like_nothing_gets_the_list() -> None:

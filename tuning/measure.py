@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 from netship.devices.sessions.session import Origin
 from netship.meter.candidate import CandidateMeter
 from netship.meter.counting import Block, CountingError
+from netship.meter.cycles import CORES
 from netship.meter.memory import hierarchy
 from netship.targets.errors import UserError
 from netship.targets.presets import Target, missing_features, this_cpu
@@ -100,17 +101,17 @@ class MeterMeasurer:
     origin = Origin.ESTIMATED
 
     def __init__(self, target: Target, jobs: int) -> None:
-        if target.machine != "aarch64" or not target.qemu_cpu.startswith("cortex-"):
+        if target.machine != "aarch64" or target.core not in CORES:
             raise UserError(
-                f"--measure meter: there is no meter for {target.name}; the arm-cortex-a53, -a72 and -a76 have one"
+                f"--measure meter: there is no meter for {target.name}; there is one for {', '.join(CORES)}"
             )
-        memory = hierarchy(target.qemu_cpu)
+        memory = hierarchy(target.core)
         self._hertz = memory.clock * 1e9
         self.how = (
-            f"{self.origin}: QEMU block counts × llvm-mca for {target.qemu_cpu} and a cache model, "
+            f"{self.origin}: QEMU block counts × llvm-mca for {target.core} and a cache model, "
             f"{memory.clock} GHz ({memory.board}), 1 thread"
         )
-        self._meter = CandidateMeter(target.qemu_cpu)
+        self._meter = CandidateMeter(target.core)
         self._threads = ThreadPoolExecutor(jobs)
         self._stopped = False
 

@@ -257,9 +257,7 @@ class _Work:
     def _count(self, bundle: Bundle) -> list[float]:
         from netship.meter.operators import measure_bundle
 
-        metered = measure_bundle(
-            bundle.path, self._target.qemu_cpu, self._progress.stage
-        )
+        metered = measure_bundle(bundle.path, self._target.core, self._progress.stage)
         each = {
             operator.name: operator.cycles / max(operator.calls, 1)
             for operator in metered.operators

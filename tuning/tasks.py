@@ -86,10 +86,10 @@ def graph_of(
 
 def peak(target: Target, threads: int, numbers: str = "float32") -> float | None:
     """Operations a second that ``threads`` cores of a board's CPU can do; None if unknown."""
-    macs = PEAKS[numbers].get(target.qemu_cpu)
+    macs = PEAKS[numbers].get(target.core)
     if macs is None:
         return None
-    return 2 * macs * hierarchy(target.qemu_cpu).clock * 1e9 * threads
+    return 2 * macs * hierarchy(target.core).clock * 1e9 * threads
 
 
 def extract(name: str, graph: Graph, target: Target, threads: int = 1) -> list[Task]:

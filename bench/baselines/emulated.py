@@ -12,6 +12,7 @@ from netship.devices import sysroot
 from netship.devices.sessions.emulated import check_cpu, find_qemu
 from netship.meter import board_files, counting
 from netship.meter.counts import Command
+from netship.meter.cycles import core
 from netship.targets.errors import UserError
 from netship.targets.files import cache_folder
 from netship.targets.toolchain import compile_once
@@ -23,7 +24,7 @@ _TIMEOUT_SECONDS = 1800.0
 
 
 class Emulated(NamedTuple):
-    """An arm64 system with Python and the runtimes, on one CPU."""
+    """An arm64 system with Python and the runtimes, on one of QEMU's CPUs."""
 
     cpu: str
     qemu: str
@@ -54,19 +55,25 @@ class Emulated(NamedTuple):
         return done.stdout
 
 
-def prepare(cpu: str, on_progress: Progress) -> Emulated:
-    """The arm64 system of the board with ``cpu``, with every runtime; fetched the first time."""
+def prepare(cpu: str, on_progress: Progress, board: str = "") -> Emulated:
+    """The arm64 system of a board with ``cpu``, with every runtime; fetched the first time."""
     board_files.board(cpu)
     qemu = find_qemu()
-    check_cpu(qemu, cpu)
+    emulated = core(cpu).qemu
+    check_cpu(qemu, emulated)
     system = sysroot.prepare(on_progress)
     site = runtimes.fetch(on_progress)
-    root = board_files.root(system, cpu, cache_folder() / "boards")
-    return Emulated(cpu, qemu, root, site)
+    root = board_files.root(system, cpu, cache_folder() / "boards", board)
+    return Emulated(emulated, qemu, root, site)
 
 
 def inference(
-    machine: Emulated, runtime: Baseline, model: Path, tensor: Path, output: Path
+    machine: Emulated,
+    runtime: Baseline,
+    model: Path,
+    tensor: Path,
+    output: Path,
+    threads: int = 1,
 ) -> Command:
     """The program that loads ``model``, runs it on ``tensor`` and writes ``output``.
 
@@ -79,4 +86,4 @@ def inference(
     options = ("-target", "aarch64-linux-gnu.2.28", "-O2", "-shared", "-fPIC")
     marks = compile_once(_MARK, "baseline-marks.so", *options)
     files = [str(path.resolve()) for path in (model, tensor, output, marks)]
-    return machine.command([str(_RUN), runtime.name, *files])
+    return machine.command([str(_RUN), runtime.name, str(threads), *files])

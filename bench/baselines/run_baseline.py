@@ -1,6 +1,6 @@
-"""A script for the emulated Python: one runtime, one model, one input, two inferences on one thread.
+"""A script for the emulated Python: one runtime, one model, one input, two inferences.
 
-``run_baseline.py RUNTIME MODEL INPUT.npy OUTPUT.npy MARKS.so``: the first inference warms up, the second
+``run_baseline.py RUNTIME THREADS MODEL INPUT.npy OUTPUT.npy MARKS.so``: the first inference warms up, the second
 is counted, between the calls of MARKS.so (mark.c); its first output is written.
 It imports nothing of the project, which the emulated system does not have.
 """
@@ -31,9 +31,9 @@ _NCNN_16_BITS = (
 
 
 def main() -> None:
-    runtime, model, source, result, library = sys.argv[1:]
+    runtime, threads, model, source, result, library = sys.argv[1:]
     tensor = np.load(source)
-    infer = _RUNTIMES[runtime](model, tensor)
+    infer = _RUNTIMES[runtime](model, tensor, int(threads))
     infer(tensor)
     marks = ctypes.CDLL(library)
     marks.begin()
@@ -42,19 +42,20 @@ def main() -> None:
     np.save(result, np.asarray(output))
 
 
-def _onnxruntime(model: str, _tensor: Array) -> Infer:
+def _onnxruntime(model: str, _tensor: Array, threads: int) -> Infer:
     ort = importlib.import_module("onnxruntime")
     options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     output = session.get_outputs()[0].name
     return lambda x: session.run([output], {name: x})[0]
 
 
-def _litert(model: str, tensor: Array) -> Infer:
+def _litert(model: str, tensor: Array, threads: int) -> Infer:
     interpreter = importlib.import_module("ai_edge_litert.interpreter").Interpreter(
-        model, num_threads=1
+        model, num_threads=threads
     )
     interpreter.allocate_tensors()
     into, out = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
@@ -78,10 +79,10 @@ def _litert(model: str, tensor: Array) -> Infer:
     return infer
 
 
-def _ncnn(model: str, _tensor: Array, half: bool = False) -> Infer:
+def _ncnn(model: str, _tensor: Array, threads: int, half: bool = False) -> Infer:
     ncnn = importlib.import_module("ncnn")
     net = ncnn.Net()
-    net.opt.num_threads = 1
+    net.opt.num_threads = threads
     for switch in () if half else _NCNN_16_BITS:
         setattr(net.opt, switch, False)
     with tempfile.TemporaryFile() as said:
@@ -104,10 +105,10 @@ def _ncnn(model: str, _tensor: Array, half: bool = False) -> Infer:
     return infer
 
 
-def _mnn(model: str, tensor: Array, precision: str = "normal") -> Infer:
+def _mnn(model: str, tensor: Array, threads: int, precision: str = "normal") -> Infer:
     nn, expr = (importlib.import_module(f"MNN.{name}") for name in ("nn", "expr"))
     manager = nn.create_runtime_manager(
-        ({"backend": "CPU", "numThread": 1, "precision": precision},)
+        ({"backend": "CPU", "numThread": threads, "precision": precision},)
     )
     net = nn.load_module_from_file(model, [], [], runtime_manager=manager)
     given = expr.const(tensor, tensor.shape, expr.NCHW)
@@ -120,10 +121,10 @@ def _mnn(model: str, tensor: Array, precision: str = "normal") -> Infer:
     return infer
 
 
-def _openvino(model: str, _tensor: Array) -> Infer:
+def _openvino(model: str, _tensor: Array, threads: int) -> Infer:
     openvino = importlib.import_module("openvino")
     settings = {
-        "INFERENCE_NUM_THREADS": 1,
+        "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
         "INFERENCE_PRECISION_HINT": "f32",
     }
@@ -133,7 +134,7 @@ def _openvino(model: str, _tensor: Array) -> Infer:
     return lambda x: next(iter(request.infer([x]).values()))
 
 
-_RUNTIMES: dict[str, Callable[[str, Array], Infer]] = {
+_RUNTIMES: dict[str, Callable[[str, Array, int], Infer]] = {
     "litert": _litert,
     "mnn": _mnn,
     "mnn-half": partial(_mnn, precision="low"),

@@ -35,19 +35,29 @@ Progress = Callable[[str], None]
 
 
 class Baseline(NamedTuple):
-    """A runtime: its name on the command line, what people call it, the wheel it is in."""
+    """A runtime.
+
+    Attributes:
+        name: on the command line.
+        title: what people call it.
+        package: the wheel it is in.
+        openmp: whether its threads are OpenMP's, whose tasks the meter can count apart.
+    """
 
     name: str
     title: str
     package: str
+    openmp: bool = False
 
 
 BASELINES = {
     baseline.name: baseline
     for baseline in (
         Baseline("litert", "LiteRT (XNNPACK)", "ai-edge-litert"),
-        Baseline("ncnn", "ncnn", "ncnn"),
-        Baseline("ncnn-default", "ncnn (its default, half precision)", "ncnn"),
+        Baseline("ncnn", "ncnn", "ncnn", openmp=True),
+        Baseline(
+            "ncnn-default", "ncnn (its default, half precision)", "ncnn", openmp=True
+        ),
         Baseline("mnn", "MNN", "mnn"),
         Baseline("mnn-half", "MNN (half precision)", "mnn"),
         Baseline("openvino", "OpenVINO", "openvino"),

@@ -11,7 +11,10 @@ from typing import Any
 
 from netship.targets.errors import UserError, last_line
 
-CPUS = ("cortex-a53", "cortex-a72", "cortex-a76")
+CPUS = (
+    *("cortex-a53", "cortex-a55", "cortex-a72", "cortex-a76", "cortex-a78"),
+    "neoverse-n1",
+)
 """The cores that it estimates for 64-bit ARM."""
 
 

@@ -82,8 +82,7 @@ class Network:
         self._request = replace(request, max_loss=None)
         self._scratch, self._progress = scratch, progress
         self.metered = (
-            request.target.machine == "aarch64"
-            and request.target.qemu_cpu in metering.CPUS
+            request.target.machine == "aarch64" and request.target.core in metering.CPUS
         )
         model = source.model
         if is_quantised(model.proto):
@@ -162,7 +161,7 @@ class Network:
 
     def _operators(self, folder: Path) -> list[dict[str, Any]]:
         """Each kernel's cycles by the meter."""
-        cpu = self._request.target.qemu_cpu
+        cpu = self._request.target.core
         self._progress.stage(f"metering on {cpu}")
         return run_in_child(
             metering.meter,
