@@ -23,8 +23,12 @@ _COPIES = {
     **dict.fromkeys(("sign", "sinh", "cosh", "tan", "isinf", "floor_mod"), 2),
     **dict.fromkeys(("nn.leaky_relu", "nn.prelu", "isfinite"), 3),
     "tanh": 5,
-    "image.resize1d": 4, "image.resize2d": 16, "image.resize3d": 64,
-    "image.grid_sample": 16, "nn.upsampling": 16, "nn.upsampling3d": 64,
+    "image.resize1d": 4,
+    "image.resize2d": 16,
+    "image.resize3d": 64,
+    "image.grid_sample": 16,
+    "nn.upsampling": 16,
+    "nn.upsampling3d": 64,
 }
 
 
