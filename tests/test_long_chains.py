@@ -132,7 +132,7 @@ def test_values_are_stored_where_their_copies_are_many(
 ) -> None:
     silu = "s{i} = Sigmoid(v{i}) v{j} = Mul(v{i}, s{i})"
     assert limited.submit(_stored, chain(silu, 8)).result() == (0, True)
-    assert limited.submit(_stored, chain("v{j} = Relu(v{i})", 500)).result() == (
+    assert limited.submit(_stored, chain("v{j} = Relu(v{i})", 100)).result() == (
         0,
         True,
     )
