@@ -1,4 +1,4 @@
-"""Compile, where need be without the pass of TVM whose result TVM itself or LLVM refuses."""
+"""Compile, where need be without the pass of TVM that fails, or whose result TVM itself or LLVM refuses."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ _FALLBACKS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
         ("BijectiveLayout", "GetStoreRule", "Invalid layout", "mapping[c - 'a']"),
         {"disabled_pass": ["AlterOpLayout"]},
     ),
+    # TVM rewrites a chain, such as of sums with constants, link by link, and gives up after six rounds of its rules.
+    (
+        ("Observed 100 rewrite passes",),
+        {"disabled_pass": ["SimplifyExpr", "SimplifyExprPostAlterOp"]},
+    ),
 )
 
 
@@ -37,15 +42,24 @@ def accepted(build: Callable[[Mapping[str, Any]], T]) -> T:
         build: compiles with these arguments of a PassContext, ``config`` and ``disabled_pass``, in addition to its own.
     """
     arguments: dict[str, Any] = {}
+    left = list(_FALLBACKS)
     while True:
         try:
             return build(arguments)
         except tvm.TVMError as error:
             said = str(error)
-            for refusals, more in _FALLBACKS:
-                new = not more.keys() <= arguments.keys()
-                if new and any(words in said for words in refusals):
-                    arguments = {**arguments, **more}
+            for fallback in left:
+                refusals, more = fallback
+                if any(words in said for words in refusals):
+                    left.remove(fallback)
+                    arguments = _merged(arguments, more)
                     break
             else:
                 raise
+
+
+def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a PassContext that are both: configurations as one, lists of passes joined."""
+    config = {**one.get("config", {}), **other.get("config", {})}
+    passes = [*one.get("disabled_pass", ()), *other.get("disabled_pass", ())]
+    return {"config": config, "disabled_pass": passes}

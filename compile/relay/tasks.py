@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from netship.compile.relay import module_passes
 from netship.compile.relay.convert import Converted
 from netship.compile.relay.expressions import calls, nodes
+from netship.compile.relay.fallbacks import accepted
 from netship.compile.relay.ops import conv2d_depthwise
 from netship.targets import engine
 from netship.targets.presets import Target
@@ -56,12 +58,16 @@ def kernels(module: Any, target: Any) -> list[Kernel]:
     Args:
         target: TVM's.
     """
+    return accepted(lambda more: _kernels(module, target, more))
+
+
+def _kernels(module: Any, target: Any, more: Mapping[str, Any]) -> list[Kernel]:
     found: list[Kernel] = []
     # As a build with records does, but for the weights' layouts, which depend on the schedules.
     with tvm.transform.PassContext(
         opt_level=3,
-        config={"relay.backend.use_auto_scheduler": True},
-        disabled_pass={"AutoSchedulerLayoutRewrite"},
+        config={**more.get("config", {}), "relay.backend.use_auto_scheduler": True},
+        disabled_pass=["AutoSchedulerLayoutRewrite", *more.get("disabled_pass", ())],
     ):
         optimised, _ = relay.optimize(module, target)
         compiler = te_compiler.get()

@@ -21,6 +21,7 @@ from netship.compile.frontend.canonical import (
     windows,
 )
 from netship.compile.frontend.canonical.graph import Graph, Rule, refusal
+from netship.compile.frontend.canonical.views import join
 from netship.compile.frontend.fold import fold, with_nodes
 from netship.compile.frontend.names import Unfit
 from netship.compile.frontend.quantised.operators import as_qdq
@@ -94,7 +95,7 @@ def canonical(proto: onnx.ModelProto) -> onnx.ModelProto:
     nodes = [new for node in folded.graph.node for new in _rewritten(node, graph)]
     try:
         # Folded again: a rule may compute with constants.
-        result = absorb(fold(with_nodes(folded, nodes, graph.constants)))
+        result = join(absorb(fold(with_nodes(folded, nodes, graph.constants))))
         check_sizes(result)
     except Unfit as error:
         raise UserError(str(error)) from None

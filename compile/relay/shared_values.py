@@ -1,0 +1,111 @@
+"""Values that are read several times, stored where TVM would write them into a kernel too often.
+
+TVM writes a fused kernel of elementwise operators as one expression, and a value in it as often as it is read: n times
+v = v * sigmoid(v) is an expression of 2**n leaves, n times tanh one of 5**n.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from netship.compile.relay.expressions import is_call, nodes
+from netship.targets import engine
+
+tvm = engine.compiler()
+from tvm import relay
+
+# Operators in one kernel's expression that come of one value: a second of compiling is 10,000.
+_MOST = 1024
+# The last of TVM's kinds of operators that it computes where they are read: TOpPattern kElemWise, kBroadcast, kInjective.
+_INJECTIVE = 2
+# How often the code of an operator has each of its operands, where more than once.
+_COPIES = {
+    **dict.fromkeys(("sign", "sinh", "cosh", "tan", "isinf", "floor_mod"), 2),
+    **dict.fromkeys(("nn.leaky_relu", "nn.prelu", "isfinite"), 3),
+    "tanh": 5,
+    "image.resize1d": 4,
+    "image.resize2d": 16,
+    "image.resize3d": 64,
+    "image.grid_sample": 16,
+    "nn.upsampling": 16,
+    "nn.upsampling3d": 64,
+}
+
+
+def store(module: Any) -> Any:
+    """The module, fused no further at values whose copies would be more than _MOST operators; itself without such.
+
+    Args:
+        module: of one function without control flow.
+    """
+    function = module["main"]
+    order = nodes(function)
+    readers: dict[Any, list[Any]] = {}
+    for node in order:
+        for each in _arguments(node):
+            readers.setdefault(each, []).append(node)
+    # The operators of each value's expression, as its readers have it.
+    sizes: dict[Any, int] = {}
+    stored = set()
+    for node in order:
+        sizes[node] = 1
+        if not _is_inlined(node):
+            continue
+        size = 1 + _copies(node) * sum(sizes[each] for each in _arguments(node))
+        read = readers.get(node, [])
+        if len(read) > 1 and not all(map(_is_inlined, read)):
+            # TVM stores it for the others.
+            continue
+        reads = sum(map(_copies, read))
+        if reads > 1 and size * reads > _MOST and _is_tensor(node, read):
+            stored.add(node)
+        else:
+            sizes[node] = size
+    return _stored(function, order, stored) if stored else module
+
+
+def _arguments(node: Any) -> list[Any]:
+    match node:
+        case relay.Call():
+            return list(node.args)
+        case relay.Tuple():
+            return list(node.fields)
+        case relay.TupleGetItem():
+            return [node.tuple_value]
+    return []
+
+
+def _is_inlined(node: Any) -> bool:
+    if not is_call(node):
+        return isinstance(node, relay.Tuple | relay.TupleGetItem)
+    kind = node.op.get_attr("TOpPattern")
+    return kind is not None and int(kind) <= _INJECTIVE
+
+
+def _copies(node: Any) -> int:
+    return _COPIES.get(node.op.name, 1) if is_call(node) else 1
+
+
+def _is_tensor(node: Any, readers: list[Any]) -> bool:
+    """Whether it is an operator's only output."""
+    parts = any(isinstance(each, relay.TupleGetItem) for each in readers)
+    return is_call(node) and not parts
+
+
+def _stored(function: Any, order: list[Any], stored: set[Any]) -> Any:
+    made: dict[Any, Any] = {}
+    for node in order:
+        arguments = [made[each] for each in _arguments(node)]
+        match node:
+            case relay.Call():
+                kept = node.op, arguments, node.attrs, node.type_args, node.span
+                new = relay.Call(*kept)
+            case relay.Tuple():
+                new = relay.Tuple(arguments, node.span)
+            case relay.TupleGetItem():
+                new = relay.TupleGetItem(*arguments, node.index)
+            case _:
+                new = node
+        made[node] = relay.annotation.stop_fusion(new) if node in stored else new
+    whole = relay.Function(function.params, made[function.body])
+    return relay.transform.InferType()(tvm.IRModule.from_expr(whole))
