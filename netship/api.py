@@ -95,11 +95,15 @@ class TuneOptions(TypedDict, total=False):
     warm: AnyPath | Sequence[AnyPath]
     tasks: str
     jobs: int
+    precision: Literal["float32", "float16"]
+    calibration: AnyPath | Sequence[AnyPath]
 
 
 class EstimateOptions(TypedDict, total=False):
-    """The options of ``netship meter`` for microcontrollers."""
+    """The options of ``netship meter``: the first two for a Cortex-A core, the others for a Cortex-M core."""
 
+    board: str
+    threads: Literal[1, 2, 4]
     part: str
     code: Literal["flash", "tcm"]
     weights: Literal["flash", "tcm", "external"]
@@ -387,7 +391,8 @@ def estimate(
     Args:
         bundle: a bundle or a standalone library for a Cortex-A core, or a C project for a Cortex-M core.
         cpu: a core that ``netship meter --cpu`` takes, such as cortex-a72 or cortex-m4.
-        options: ``part`` is the microcontroller whose flash and caches count, such as stm32l4r5; without it memory
+        options: ``board`` is the one whose memory a Cortex-A core has, such as rk3588; by default a Raspberry Pi.
+            ``part`` is the microcontroller whose flash and caches count, such as stm32l4r5; without it memory
             never waits. ``code`` and ``weights`` say where they lie in the part, by default in flash.
 
     Returns:
