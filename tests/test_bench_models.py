@@ -122,5 +122,5 @@ def test_the_reference_has_a_builds_settings(
     monkeypatch.setattr(onnx_runtime._Server, "ask", spy)
     case = measurement.read_case(path)
     (built,) = Reference(gate.load(path)).run(case.tensor)
-    assert case.quantised and made == [(1, "all", None)] * 2
+    assert case.quantised and made == [(1, "all", None, [])] * 2
     np.testing.assert_array_equal(case.expected, built)

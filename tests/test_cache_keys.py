@@ -213,7 +213,10 @@ def test_refining_builds_an_edited_model_again(
         "netship.bundle.store.open_bundle", lambda path: SimpleNamespace(path=path)
     )
     arguments = argparse.Namespace(
-        model=order.model, output=tmp_path / "chosen.json", threads=1
+        model=order.model,
+        output=tmp_path / "chosen.json",
+        threads=1,
+        calibration=[],
     )
     log = lookup.read(tuned(tmp_path))
     work = refine._Work(arguments, order.target, log, False, QUIET)
