@@ -432,7 +432,7 @@ def _int8(manifest: Manifest) -> list[tuple[str, str]]:
     else:
         agreement = measured["top1_agreement"]
         best = "" if agreement is None else f"top-1 {agreement:.0%}, "
-        if (found := measured["boxes"]) and found["judged"]:
+        if (found := measured.get("boxes")) and found["judged"]:
             best = (
                 f"{found['judged'] - found['wrong']} of {found['judged']} boxes agree, "
             )
