@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from netship.bench.baselines import runtimes
-from netship.meter.__main__ import threads_text
 from netship.meter.cycles import CORES
 from netship.targets.arguments import (
     add_result_options,
@@ -15,6 +14,7 @@ from netship.targets.arguments import (
     named_path,
     show_result,
 )
+from netship.targets.escapes import counted
 from netship.targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def table(result: Comparison) -> str:
         ).rstrip()
         for line in lines
     ]
-    title = f"{result.model} on {result.cpu}, {threads_text(result.threads)}, an inference: estimated, in millions"
+    title = f"{result.model} on {result.cpu}, {counted(result.threads, 'thread')}, an inference: estimated, in millions"
     return "\n".join([title, *shown, *refused, *result.notes])
 
 

@@ -15,7 +15,7 @@ from netship.targets.arguments import (
     show_result,
 )
 from netship.targets.errors import UserError, run_command
-from netship.targets.escapes import milliseconds
+from netship.targets.escapes import counted, milliseconds
 from netship.targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
         f"instructions {metered.instructions / 1e6:.1f} M{slowest}, exact (QEMU)",
         f"core         {metered.core_cycles / 1e6:.1f} M cycles, estimated (LLVM's model of {cycles.model(metered.cpu)}, no caches)",
         f"memory       {metered.memory_cycles / 1e6:.1f} M cycles, estimated (cache model of the {hierarchy.board}; no prefetching)",
-        f"time         {milliseconds(high, 1)} at {hierarchy.clock} GHz, {threads_text(metered.threads)}, estimated (core + memory; {milliseconds(low, 1)} if they overlapped)",
+        f"time         {milliseconds(high, 1)} at {hierarchy.clock} GHz, {counted(metered.threads, 'thread')}, estimated (core + memory; {milliseconds(low, 1)} if they overlapped)",
     ]
     if metered.threads > 1:
         lines.insert(
@@ -240,10 +240,6 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
             f"{calibration.factor:.2f} ({calibration.date})"
         )
     return "\n".join(lines)
-
-
-def threads_text(count: int) -> str:
-    return f"{count} thread{'s' if count > 1 else ''}"
 
 
 def _row(operator: Operator) -> str:

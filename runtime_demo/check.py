@@ -14,7 +14,6 @@ from netship.runtime_demo.options import (
     check_given,
     count,
     open_session,
-    threads_text,
 )
 from netship.targets import escapes
 from netship.targets.arguments import (
@@ -364,7 +363,7 @@ def _latency_lines(result: CheckResult) -> list[str]:
         how = "" if result.bundle.manifest.is_source else "; --repeat N asks for it"
         return [f"latency    not measured ({result.origin}{how})"]
     lines = [
-        f"latency    {_times(result.latency)}, {threads_text(result.threads)}, {result.origin}"
+        f"latency    {_times(result.latency)}, {counted(result.threads, 'thread')}, {result.origin}"
     ]
     if result.reference_latency is not None:
         ratio = result.latency.median / result.reference_latency.median

@@ -170,7 +170,3 @@ def open_session(
 
     open_it = fleet.opener(bundle, find, threads=threads, wait=wait, on_note=note)
     return fleet.Fleet([(open_it, open_it())], wait, note)
-
-
-def threads_text(threads: int) -> str:
-    return f"{threads} thread{'' if threads == 1 else 's'}"

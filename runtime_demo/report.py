@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from math import ceil, floor, isfinite, isnan, log10
 from pathlib import Path
 from typing import NamedTuple
@@ -19,11 +20,10 @@ from netship.bundle import photos
 from netship.bundle.store import Bundle
 from netship.devices.sessions.session import Origin
 from netship.runtime_demo import drawing, microcontroller
-from netship.runtime_demo.options import threads_text
 from netship.runtime_demo.result import CheckResult, InputResult
 from netship.targets import templates
 from netship.targets.errors import UserError
-from netship.targets.escapes import milliseconds
+from netship.targets.escapes import counted, milliseconds
 from netship.targets.presets import this_cpu
 
 GALLERY_LIMIT = 48
@@ -49,7 +49,7 @@ def write_report(result: CheckResult, path: Path) -> None:
             "scientific": _scientific,
             "megabytes": _megabytes,
             "shape": _shape,
-            "threads": threads_text,
+            "threads": partial(counted, noun="thread"),
             "milliseconds": milliseconds,
         },
         result=result,

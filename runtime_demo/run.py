@@ -13,7 +13,6 @@ from netship.runtime_demo.options import (
     add_input_option,
     check_given,
     open_session,
-    threads_text,
 )
 from netship.targets.arguments import (
     add_json,
@@ -216,7 +215,7 @@ def _table(answer: dict[str, Any]) -> str:
     else:
         rows.append(
             f"latency: median {milliseconds(times['median'])}, p90 {milliseconds(times['p90'])}, "
-            f"p99 {milliseconds(times['p99'])}, {threads_text(answer['threads'])}, {answer['device']}"
+            f"p99 {milliseconds(times['p99'])}, {counted(answer['threads'], 'thread')}, {answer['device']}"
         )
     return "\n".join(rows)
 

@@ -8,8 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    import onnx
+    from cortex_m_projects import Projects
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("NETSHIP_SHARED", ROOT.parent / "shared"))
@@ -144,3 +149,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if os.environ.get("CI"):
         for reason in (reason for reason in _skips if NOT_RUN not in reason):
             terminalreporter.write_line(f"a skip that CI does not allow: {reason}")
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, onnx.ModelProto]:
+    """The small int8 networks that C projects are tested with."""
+    from cortex_m_projects import small_networks
+
+    return small_networks(tmp_path_factory.mktemp("quantised"))
+
+
+@pytest.fixture(scope="module")
+def projects(
+    networks: dict[str, onnx.ModelProto], tmp_path_factory: pytest.TempPathFactory
+) -> Projects:
+    """A module's C projects of these networks, each built once."""
+    from cortex_m_projects import Projects
+
+    return Projects(networks, tmp_path_factory.mktemp("projects"))

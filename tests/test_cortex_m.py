@@ -18,7 +18,6 @@ from cortex_m_projects import (
     expected_output,
     graph_for_c,
     planned,
-    small_networks,
 )
 from integers import Graph as Writer
 from integers import patterns
@@ -45,18 +44,6 @@ from netship.devices.microcontroller.session import (
 from netship.targets.errors import UserError
 from netship.targets.presets import this_cpu
 from netship.targets.progress import Progress
-
-
-@pytest.fixture(scope="module")
-def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, onnx.ModelProto]:
-    return small_networks(tmp_path_factory.mktemp("quantised"))
-
-
-@pytest.fixture(scope="module")
-def projects(
-    networks: dict[str, onnx.ModelProto], tmp_path_factory: pytest.TempPathFactory
-) -> Projects:
-    return Projects(networks, tmp_path_factory.mktemp("projects"))
 
 
 def _inputs(bundle: Bundle, proto: onnx.ModelProto) -> np.ndarray:

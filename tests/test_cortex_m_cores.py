@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from cortex_m_projects import Projects, expected_output, graph_for_c, small_networks
+from cortex_m_projects import Projects, expected_output, graph_for_c
 from integers import patterns
 
 from netship.bundle.store import Bundle
@@ -34,18 +34,6 @@ BOARDS = {
     "cortex-m4-nofpu": "mps2-an386 (cortex-m4)",
     "cortex-m85": "mps3-an547 (cortex-m55, code compiled for cortex-m",
 }
-
-
-@pytest.fixture(scope="module")
-def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, onnx.ModelProto]:
-    return small_networks(tmp_path_factory.mktemp("quantised"))
-
-
-@pytest.fixture(scope="module")
-def projects(
-    networks: dict[str, onnx.ModelProto], tmp_path_factory: pytest.TempPathFactory
-) -> Projects:
-    return Projects(networks, tmp_path_factory.mktemp("projects"))
 
 
 @pytest.mark.parametrize("name", ["extremes", "oddities"])

@@ -16,7 +16,6 @@ from cortex_m_projects import (
     Projects,
     expected_output,
     graph_for_c,
-    small_networks,
 )
 from integers import tensors
 
@@ -24,19 +23,6 @@ from netship.compile.backends.c import ports
 from netship.devices.microcontroller.session import interface_of
 from netship.targets.escapes import C_TYPES, c_float
 from netship.targets.toolchain import run_zig, zig_path
-
-
-@pytest.fixture(scope="module")
-def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, onnx.ModelProto]:
-    return small_networks(tmp_path_factory.mktemp("quantised"))
-
-
-@pytest.fixture(scope="module")
-def projects(
-    networks: dict[str, onnx.ModelProto], tmp_path_factory: pytest.TempPathFactory
-) -> Projects:
-    return Projects(networks, tmp_path_factory.mktemp("projects"))
-
 
 PROBE = """
 #include "small.h"

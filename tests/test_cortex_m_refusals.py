@@ -10,7 +10,7 @@ import integers
 import onnx
 import pytest
 from conftest import run
-from cortex_m_projects import Projects, graph_for_c, planned, small_networks
+from cortex_m_projects import Projects, graph_for_c, planned
 from integers import project, quantised, residuals
 
 from netship.bundle.store import Bundle, open_bundle
@@ -18,18 +18,6 @@ from netship.compile.backends.c.steps import Generated, fuse
 from netship.devices.microcontroller.session import interface_of, open_firmware
 from netship.devices.sessions.opening import check_served
 from netship.targets.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, onnx.ModelProto]:
-    return small_networks(tmp_path_factory.mktemp("quantised"))
-
-
-@pytest.fixture(scope="module")
-def projects(
-    networks: dict[str, onnx.ModelProto], tmp_path_factory: pytest.TempPathFactory
-) -> Projects:
-    return Projects(networks, tmp_path_factory.mktemp("projects"))
 
 
 def test_an_arena_limit_says_what_is_missing_and_where(
