@@ -16,6 +16,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -258,7 +259,7 @@ def unpack_wheels(
     python += [word for name in abis for word in ("--abi", name)]
     python += [word for name in platforms for word in ("--platform", name)]
     what = ["--requirement", str(requirements)]
-    pip = [sys.executable, "-m", "pip", "download", "--quiet"]
+    pip = [*_pip(), "download", "--quiet"]
     site.mkdir(parents=True)
     with tempfile.TemporaryDirectory(dir=site.parent) as folder:
         _run([*pip, *options, *python, *what, "--dest", folder])
@@ -266,6 +267,15 @@ def unpack_wheels(
             with zipfile.ZipFile(wheel) as archive:
                 names = [name for name in archive.namelist() if wanted(name)]
                 archive.extractall(site, names)
+
+
+def _pip() -> list[str]:
+    """The command pip. An environment that uv makes, also for pipx, has none: Python's own copy of pip runs there."""
+    found = find_spec("ensurepip")
+    if find_spec("pip") is None and found is not None and found.origin is not None:
+        for wheel in Path(found.origin).parent.glob("_bundled/pip-*.whl"):
+            return [sys.executable, str(wheel / "pip")]
+    return [sys.executable, "-m", "pip"]
 
 
 def _run(
@@ -307,7 +317,7 @@ def _why(tool: str, output: str) -> str:
             f"with `{REFRESH}`"
         )
     if "No module named pip" in output:
-        return "this Python has no pip; run `python -m ensurepip`, then try again"
+        return f"this Python has no pip; run `{sys.executable} -m ensurepip`, then try again"
     if tool.startswith("python"):
         return f"{first}; check the network and the index that pip uses, then try again"
     if tool.startswith("apt"):

@@ -23,6 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name == "--version":
         print(f"netship {VERSION}")
         return 0
+    if name == "--licenses":
+        name, words = "build", ["--licenses"]
     if name not in COMMANDS:
         raise UserError(f"netship {name}: no such command; see netship --help")
     command = COMMANDS[name]
@@ -35,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _help() -> str:
     lines = [f"  netship {name:10} {each.summary}" for name, each in COMMANDS.items()]
-    return "\n".join(["usage: netship COMMAND …, each with --help", "", *lines])
+    usage = "usage: netship COMMAND …, each with --help; netship --version | --licenses"
+    return "\n".join([usage, "", *lines])
 
 
 def command() -> None:

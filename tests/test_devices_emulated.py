@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -289,6 +290,21 @@ def test_a_tool_that_fails_is_one_line(tool: str, output: str, words: str) -> No
     line = sysroot._why(tool, output)
     assert re.search(words, line)
     assert "\n" not in line
+
+
+def test_an_environment_without_pip_uses_pythons_own_copy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As uv makes environments, also for pipx."""
+    found = find_spec("ensurepip")
+    if found is None:
+        pytest.skip("this Python has no ensurepip, which Debian packs apart")
+    monkeypatch.setattr(
+        sysroot, "find_spec", lambda name: found if name == "ensurepip" else None
+    )
+    command = sysroot._pip()
+    assert "-m" not in command
+    assert sysroot._run([*command, "--version"]).startswith("pip ")
 
 
 def test_a_missing_tool_is_named() -> None:

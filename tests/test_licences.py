@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from netship.__main__ import main as netship
 from netship.compile import build
 from netship.compile.backends.registry import BACKENDS
 from netship.targets import VERSION
@@ -38,6 +39,15 @@ def test_options_that_print_and_end(
         for part in ("Apache License", "is yours", "MIT License", "picojson", "Zig"):
             assert part in printed
         assert not re.search(r"@[A-Z]+@", printed)
+
+
+def test_the_command_prints_the_licences_too(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        netship(["--licenses"])
+    assert ended.value.code == 0
+    assert "Apache License" in capsys.readouterr().out
 
 
 def test_names_from_outside_are_shown_without_controls() -> None:
