@@ -76,7 +76,7 @@ def _photographs() -> list[Path]:
     package = find_spec("skimage")
     if package is None or package.origin is None:
         raise UserError(
-            "scikit-image, whose photographs the demo shows, is missing; run make setup, or give --images FOLDER"
+            "scikit-image, whose photographs the demo shows, is missing; install it (make setup does), or give --images FOLDER"
         )
     folder = Path(package.origin).parent / "data"
     return [folder / name for name in _PHOTOS]

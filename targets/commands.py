@@ -46,13 +46,20 @@ _BY_MODULE = re.compile(
     rf"python\s+-m\s+({'|'.join(map(re.escape, _NAMES))})(?![\w.]*\w)"
 )
 
+_SETUP = re.compile("run make setup(?: again)?")
+
 
 def as_called(text: str) -> str:
     """A text for the user that names commands ``python -m MODULE``, with the names that work here.
 
     It stays as it is in a checkout, whose folders are links below ``netship/``, unless the command ``netship`` was called.
     """
-    netship = "netship" in Path([*sys.argv, ""][0]).parts[-2:]
-    if Path(__file__).parent.is_symlink() and not netship:
+    if not _is_checkout():
+        text = _SETUP.sub("install netship again", text)
+    elif "netship" not in Path([*sys.argv, ""][0]).parts[-2:]:
         return text
     return _BY_MODULE.sub(lambda match: f"netship {_NAMES[match[1]]}", text)
+
+
+def _is_checkout() -> bool:
+    return Path(__file__).parent.is_symlink()

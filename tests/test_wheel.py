@@ -18,6 +18,7 @@ import pytest
 from conftest import ROOT, hostile
 from test_layers import FLOORS
 
+from netship.targets import commands
 from netship.targets.commands import COMMANDS, as_called
 from netship.targets.errors import UserError
 
@@ -121,3 +122,10 @@ def test_texts_name_commands_as_they_are_called(
         assert str(UserError(text)) == called
     for name, command in COMMANDS.items():
         assert find_spec(f"netship.{command.module}"), name
+
+
+def test_only_a_checkout_is_set_up_with_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "zig is missing; run make setup again, and report it"
+    assert as_called(text) == text
+    monkeypatch.setattr(commands, "_is_checkout", lambda: False)
+    assert as_called(text) == "zig is missing; install netship again, and report it"
