@@ -264,7 +264,7 @@ def parser() -> argparse.ArgumentParser:
         (
             "fit",
             "FIT",
-            "crop (default); stretch: all of the photograph, without its aspect; letterbox: all of it, padded",
+            "crop (default, but for detect and segment); stretch: all of the photograph, without its aspect; letterbox: all of it, padded",
         ),
         ("pad", "0-255", "the value around a letterbox (default: 0)"),
         ("channel-order", "RGB|BGR", "of the input (default: RGB)"),
