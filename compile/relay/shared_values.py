@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from netship.compile.relay.expressions import is_call, nodes
+from netship.compile.relay.expressions import is_call, nodes, operands
 from netship.targets import engine
 
 tvm = engine.compiler()
@@ -42,7 +42,7 @@ def store(module: Any) -> Any:
     order = nodes(function)
     readers: dict[Any, list[Any]] = {}
     for node in order:
-        for each in _arguments(node):
+        for each in operands(node):
             readers.setdefault(each, []).append(node)
     # The operators of each value's expression, as its readers have it.
     sizes: dict[Any, int] = {}
@@ -51,7 +51,7 @@ def store(module: Any) -> Any:
         sizes[node] = 1
         if not _is_inlined(node):
             continue
-        size = 1 + _copies(node) * sum(sizes[each] for each in _arguments(node))
+        size = 1 + _copies(node) * sum(sizes[each] for each in operands(node))
         read = readers.get(node, [])
         if len(read) > 1 and not all(map(_is_inlined, read)):
             # TVM stores it for the others.
@@ -62,17 +62,6 @@ def store(module: Any) -> Any:
         else:
             sizes[node] = size
     return _stored(function, order, stored) if stored else module
-
-
-def _arguments(node: Any) -> list[Any]:
-    match node:
-        case relay.Call():
-            return list(node.args)
-        case relay.Tuple():
-            return list(node.fields)
-        case relay.TupleGetItem():
-            return [node.tuple_value]
-    return []
 
 
 def _is_inlined(node: Any) -> bool:
@@ -95,7 +84,7 @@ def _is_tensor(node: Any, readers: list[Any]) -> bool:
 def _stored(function: Any, order: list[Any], stored: set[Any]) -> Any:
     made: dict[Any, Any] = {}
     for node in order:
-        arguments = [made[each] for each in _arguments(node)]
+        arguments = [made[each] for each in operands(node)]
         match node:
             case relay.Call():
                 kept = node.op, arguments, node.attrs, node.type_args, node.span
