@@ -176,7 +176,7 @@ def write_page(
         builds: of one core, board and number of threads.
         calibration: of the core.
     """
-    from netship.meter import cycles
+    from netship.meter import cycles, power
     from netship.meter.builds import rows
     from netship.meter.counts import meter_version
     from netship.meter.drawing import drawing
@@ -190,6 +190,8 @@ def write_page(
         Path(__file__).with_name("operators.html.jinja"),
         builds=builds,
         advice=advice,
+        energy=power.words,
+        powers=power.powers(first),
         rows=rows(builds) if len(builds) > 1 else [],
         drawing=drawing(builds),
         cpu=first.cpu,
@@ -206,9 +208,10 @@ def to_json(metered: Metered) -> dict[str, object]:
     from netship.devices.sessions.session import Origin
     from netship.meter import cycles
     from netship.meter.counts import ORIGINS, meter_version
+    from netship.meter.power import energy
     from netship.meter.roofline import advice, roof
 
-    hierarchy = metered.hierarchy
+    hierarchy, joules = metered.hierarchy, energy(metered)
     over, next_steps = roof(metered), advice(metered)
     return {
         "cpu": metered.cpu,
@@ -224,6 +227,7 @@ def to_json(metered: Metered) -> dict[str, object]:
         "parallel_regions": metered.regions,
         "barrier_cycles": metered.barriers,
         "saturated_cycles": metered.saturated,
+        "joules": joules and joules._asdict(),
         "macs": metered.macs,
         "numbers": metered.numbers,
         "peak_macs_per_cycle": metered.peak,
@@ -287,7 +291,7 @@ def builds_table(builds: Sequence[Build]) -> str:
 
 def table(metered: Metered, calibration: Calibration | None) -> str:
     """The estimate for a terminal, operators in the order they run."""
-    from netship.meter import cycles
+    from netship.meter import cycles, power
     from netship.meter.roofline import advice
 
     hierarchy = metered.hierarchy
@@ -312,10 +316,11 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
         f"core         {metered.core_cycles / 1e6:.1f} M cycles, estimated (LLVM's model of {cycles.model(metered.cpu)}, no caches)",
         f"memory       {metered.memory_cycles / 1e6:.1f} M cycles, estimated (cache model of the {hierarchy.board}; no prefetching)",
         f"time         {milliseconds(high, 1)} at {hierarchy.clock} GHz, {counted(metered.threads, 'thread')}, estimated (core + memory; {milliseconds(low, 1)} if they overlapped)",
+        f"energy       {power.words(metered)}",
     ]
     if metered.threads > 1:
         lines.insert(
-            -1,
+            -2,
             f"threads      {metered.threads}: the rows are of each region's slowest; core and memory have "
             f"{metered.barriers / 1e6:.1f} M cycles more for the ends of {metered.regions} regions, "
             f"{metered.saturated / 1e6:.1f} M for the memory that all share",

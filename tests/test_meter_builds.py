@@ -13,9 +13,10 @@ from conftest import run, succeed
 
 from netship.bundle.manifest import Group, Records
 from netship.meter import drawing as drawings
-from netship.meter.__main__ import builds_json, builds_table, to_json, write_page
+from netship.meter.__main__ import builds_json, builds_table, table, to_json, write_page
 from netship.meter.builds import Build, check, names, rows
 from netship.meter.operators import Metered, Operator, _task
+from netship.meter.power import POWERS, energy
 from netship.meter.roofline import Roof, advice, roof
 from netship.targets.errors import UserError
 
@@ -213,6 +214,22 @@ def test_builds_that_have_nothing_in_common_are_refused() -> None:
     with pytest.raises(UserError, match="5 builds; give 4 at most"):
         check([Build("one", one)] * 6)
     assert names([Path("x/a"), Path("y/a"), Path("b")]) == ["x/a", "y/a", "b"]
+
+
+def test_energy_is_a_range_by_published_power_or_is_not_given() -> None:
+    one = metered(kernel("k", "a", core=100e6, memory=50e6))
+    found = energy(one)
+    assert found is not None and one.milliseconds(1.5)[1] == pytest.approx(100)
+    # Raspberry Pi 4: 2.1 W idle, 6.41 W on four cores; 2.7 and 6.4 W by the other source.
+    assert found.board == pytest.approx((0.1 * (2.1 + 4.31 / 4), 0.641))
+    assert found.above_idle == pytest.approx((0.1 * 3.7 / 4, 0.431))
+    assert energy(one._replace(threads=4)) == found, "in the same time"
+    assert "0.318 to 0.641 J of the whole board" in table(one, None)
+    other = one._replace(board="rk3399")
+    assert energy(other) is None and to_json(other)["joules"] is None
+    assert "no published power of RK3399 is known here" in table(other, None)
+    for sources in POWERS.values():
+        assert len(sources) > 1 and all(0.5 < x.idle < x.load < 15 for x in sources)
 
 
 @pytest.mark.slow
