@@ -249,6 +249,25 @@ def links(link: str, count: int) -> str:
             }""",
             ("c",),
         ),
+        (  # Views in other places than the end, and of images as outputs: C keeps channels last.
+            """agraph (float[1,4,6,5] x) => (float[1,3] y, float[1,120] f, float[1,2,6,5] z, float[1,120] r)
+            <float[4,1,3,3] d = {KERNEL}, float[120,3] w = {VALUES}, float[2,4,1,1] v = {1,2,3,4,-1,2,-3,4}> {
+              a = Conv <group = 4, pads = [1,1,1,1]> (x, d)
+              f = Flatten(a)
+              y = Gemm(f, w)
+              s = Constant <value = int64[4] {1,4,6,5}> ()
+              t = Constant <value = int64[4] {1,4,5,6}> ()
+              b = Reshape(a, t)
+              e = Sigmoid(b)
+              c = Reshape(e, s)
+              z = Conv(c, v)
+              g = Flatten(c)
+              r = Relu(g)
+            }""".replace("KERNEL", ",".join(str(n % 7 - 3) for n in range(36))).replace(
+                "VALUES", ",".join(str(n % 11 - 5) for n in range(360))
+            ),
+            ("native", "c", "int8", "c-int8"),
+        ),
         (_CHAIN.replace("LINKS", links("v{j} = PRelu(v{i}, w)", 20)), ("c",)),
         (_CHAIN.replace("LINKS", links("v{j} = LeakyRelu(v{i})", 24)), ("int8",)),
     ],
