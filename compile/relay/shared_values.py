@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from netship.compile.relay.expressions import is_call, nodes, operands
+from netship.compile.relay.ops.stored import stored as keep
 from netship.targets import engine
 
 tvm = engine.compiler()
@@ -20,7 +21,7 @@ _MOST = 1024
 _INJECTIVE = 2
 # How often the code of an operator has each of its operands, where more than once.
 _COPIES = {
-    **dict.fromkeys(("sign", "sinh", "cosh", "tan", "isinf", "floor_mod"), 2),
+    **dict.fromkeys(("sign", "sinh", "cosh", "tan", "isinf", "floor_mod", "take"), 2),
     **dict.fromkeys(("nn.leaky_relu", "nn.prelu", "isfinite"), 3),
     "tanh": 5,
     "image.resize1d": 4,
@@ -33,7 +34,7 @@ _COPIES = {
 
 
 def store(module: Any) -> Any:
-    """The module, fused no further at values whose copies would be more than _MOST operators; itself without such.
+    """The module, with values in memory whose copies would be more than _MOST operators; itself without such.
 
     Args:
         module: of one function without control flow.
@@ -95,6 +96,6 @@ def _stored(function: Any, order: list[Any], stored: set[Any]) -> Any:
                 new = relay.TupleGetItem(*arguments, node.index)
             case _:
                 new = node
-        made[node] = relay.annotation.stop_fusion(new) if node in stored else new
+        made[node] = keep(new) if node in stored else new
     whole = relay.Function(function.params, made[function.body])
     return relay.transform.InferType()(tvm.IRModule.from_expr(whole))
