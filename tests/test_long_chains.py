@@ -50,8 +50,12 @@ def chain(link: str, length: int = 40, end: str = "y = Identity(v{n})") -> bytes
         # TVM's rules for sums need a round for each.
         chain("h{i} = Mul(v{i}, half) v{j} = Add(h{i}, h{i})"),
         chain("v{j} = Add(v{i}, small)"),
+        chain(
+            "b{i} = Less(v{i}, half) n{i} = Neg(v{i}) v{j} = Where(b{i}, v{i}, n{i})",
+            20,
+        ),
     ],
-    ids=["silu", "mish", "tanh", "leaky", "doubled", "sums"],
+    ids=["silu", "mish", "tanh", "leaky", "doubled", "sums", "where"],
 )
 def test_a_chain_is_built(limited: ProcessPoolExecutor, network: bytes) -> None:
     got, expected, passed = limited.submit(through_product, network, _X).result()

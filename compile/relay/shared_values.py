@@ -22,7 +22,7 @@ _INJECTIVE = 2
 # How often the code of an operator has each of its operands, where more than once.
 _COPIES = {
     **dict.fromkeys(("sign", "sinh", "cosh", "tan", "isinf", "floor_mod", "take"), 2),
-    **dict.fromkeys(("nn.leaky_relu", "nn.prelu", "isfinite"), 3),
+    **dict.fromkeys(("nn.leaky_relu", "nn.prelu", "isfinite", "where"), 3),
     "tanh": 5,
     "image.resize1d": 4,
     "image.resize2d": 16,
