@@ -51,8 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     with Progress(quiet=arguments.json) as progress:
         from netship.compile.precision.search import build
+        from netship.targets.presets import faster_cores
 
         bundle = build(request(arguments), progress)
+        if cores := faster_cores(arguments.target):
+            progress.note(
+                f"{arguments.target} has slower cores, too: run this on its others, with taskset -c {cores}"
+            )
     if arguments.json:
         print(json.dumps(_summary(bundle), indent=2))
     else:
@@ -264,7 +269,7 @@ def parser() -> argparse.ArgumentParser:
         (
             "fit",
             "FIT",
-            "crop (default); stretch: all of the photograph, without its aspect; letterbox: all of it, padded",
+            "crop (default, but for detect and segment); stretch: all of the photograph, without its aspect; letterbox: all of it, padded",
         ),
         ("pad", "0-255", "the value around a letterbox (default: 0)"),
         ("channel-order", "RGB|BGR", "of the input (default: RGB)"),

@@ -124,7 +124,7 @@ def _stored(network: bytes) -> tuple[int, bool]:
     module = importer.to_relay(onnx_form.read(onnx.load_model_from_string(network)))
     made = shared_values.store(module)
     names = [each.op.name for each in calls(made["main"])]
-    return names.count("annotation.stop_fusion"), made is module
+    return names.count("netship.stored"), made is module
 
 
 def test_values_are_stored_where_their_copies_are_many(
@@ -138,3 +138,23 @@ def test_values_are_stored_where_their_copies_are_many(
     )
     # 2**9 products and 2**9 sigmoids are in each kernel.
     assert limited.submit(_stored, chain(silu, 40)).result() == (4, False)
+
+
+def _kernels(network: bytes) -> int:
+    """Kernels that sum, found as a build with tuning records finds them."""
+    from netship.compile.ir import onnx_form
+    from netship.compile.relay import importer, module_passes, tasks
+    from netship.targets.engine import compiler
+
+    module = importer.to_relay(onnx_form.read(onnx.load_model_from_string(network)))
+    passes = (*module_passes.FOLD, *module_passes.CHANNELS_LAST)
+    target = compiler().target.Target("llvm -keys=cpu")
+    return len(tasks.kernels(module_passes.run(passes, module), target))
+
+
+def test_stored_values_stay_stored_where_records_are_looked_for(
+    limited: ProcessPoolExecutor,
+) -> None:
+    """TVM fuses twice there, and `annotation.stop_fusion` is gone the second time."""
+    network = chain("v{j} = LeakyRelu(v{i})", 24)
+    assert limited.submit(_kernels, network).result() == 0
