@@ -195,10 +195,10 @@ def page(rows: dict[tuple[str, str, str], dict[str, Any]]) -> str:
         *("```", ""),
         "Every cell is a build, which compares its answers with the reference on at least four inputs: on this machine",
         "(native and C for Cortex-M), or on an emulated board (Cortex-A). A float32 cell has the largest error over all",
-        "outputs, an int8 cell the largest difference in steps of the output. A dash is explained below. The networks",
-        "have seeded weights, but for UltraFace, YuNet, DeepLabv3 and MLPerf Tiny's. In int8 the reference is our",
-        "interpreter in numpy, whose outputs are at most two steps from ONNX Runtime's, and equal where no operator",
-        "computes in float32.",
+        "outputs; an int8 cell the largest difference from ONNX Runtime on the same QDQ file, in steps of the output, and of",
+        "classes the share that differs. A dash is explained below. The networks have seeded weights, but for UltraFace,",
+        "YuNet, DeepLabv3 and MLPerf Tiny's. A network is quantised once for native, once for Cortex-A and once for",
+        "Cortex-M.",
         f"Made on {datetime.now(UTC):%Y-%m-%d} at {commit}.",
         "",
         "| network | precision | " + " | ".join(targets) + " |",
@@ -214,7 +214,8 @@ def page(rows: dict[tuple[str, str, str], dict[str, Any]]) -> str:
                 why = re.sub(r"^error: ", "", row["why"])
                 reasons.setdefault(f"{name}, {precision}: {why}", []).append(target)
             elif precision == "int8":
-                shown.append(f"{row['steps']:.3g}")
+                classes = f", {row['classes']:.2%}" if row["classes"] else ""
+                shown.append(f"{row['steps']:.3g}{classes}")
             else:
                 shown.append(f"{row['error']:.1e}")
         lines.append(f"| {name} | {precision} | " + " | ".join(shown) + " |")
