@@ -23,6 +23,10 @@ from netship.targets.files import cache_folder, write_whole
 from netship.targets.progress import Progress
 
 OURS = "netship"
+AT_BEST = (
+    "its threads cannot be counted apart: what it takes at best, if it does the same as on one thread, all of it divided "
+    "evenly"
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,9 @@ class Comparison:
 
     @property
     def best(self) -> float | None:
-        return min((r.counts.cycles for r in self.rows if r.counts), default=None)
+        """The fewest cycles that were counted; what a runtime takes at best was not."""
+        counted = (r.counts.cycles for r in self.rows if r.counts and not r.at_best)
+        return min(counted, default=None)
 
     def sorted_rows(self) -> list[Row]:
         return sorted(
@@ -56,6 +62,7 @@ class Comparison:
             Path(__file__).with_name("comparison.html.jinja"),
             result=self,
             worst=max(sums, default=1),
+            at_best=AT_BEST,
             meter=meter_version(),
         )
 
@@ -65,6 +72,7 @@ class Comparison:
             "model": self.model,
             "model_sha256": self.model_sha256,
             "cpu": self.cpu,
+            "board": self.board,
             "threads": self.threads,
             "meter": meter_version(),
             "origin": str(Origin.ESTIMATED),

@@ -29,7 +29,7 @@ from netship.compile.frontend.reference import Reference
 from netship.devices import sysroot
 from netship.devices.sessions.session import Origin
 from netship.meter.counting import Block, Part
-from netship.meter.counts import Counts, cost, count_program, counter_version
+from netship.meter.counts import Counts, at_best, cost, count_program, counter_version
 from netship.meter.memory import hierarchy
 from netship.targets.errors import UserError
 from netship.targets.files import cache_folder, cache_key, write_whole
@@ -54,6 +54,7 @@ class Row:
     Attributes:
         counts: of one inference; None where there are none, and ``refused`` says why.
         max_abs_error: of the first output, against ONNX Runtime on this machine.
+        at_best: whether the counts are the least that several threads can take, by those of one.
     """
 
     runtime: str
@@ -63,6 +64,7 @@ class Row:
     max_abs_error: float | None = None
     same_top1: bool | None = None
     refused: str = ""
+    at_best: bool = False
 
     def to_json(self) -> dict[str, Any]:
         counted = self.counts._asdict() if self.counts else {}
@@ -72,6 +74,7 @@ class Row:
             "version": self.version,
             **counted,
             "origin": str(Origin.ESTIMATED),
+            "at_best": self.at_best,
             "max_abs_error": self.max_abs_error,
             "same_top1": self.same_top1,
             "refused": self.refused or None,
@@ -143,16 +146,18 @@ def measure(
 
     Args:
         board: whose memory, by its name for the meter; the core's default one where empty.
-        threads: 4 at most; more than one for runtimes whose parallel parts can be counted apart.
+        threads: 4 at most; of a runtime whose parallel parts cannot be counted apart, what they take `at_best`.
         model_file: what the runtime loads in place of the case's graph, converted; only the best
             class of its answer is compared.
     """
     version = runtimes.version(runtime)
+    bounded = threads > 1 and not runtime.openmp
+    counted_on = 1 if bounded else threads
     path = kept(
         runtime.name,
         cpu,
         board,
-        threads,
+        counted_on,
         version,
         case.sha256,
         hashlib.sha256(case.tensor.tobytes()).digest(),
@@ -160,11 +165,11 @@ def measure(
         files=runtimes.SOURCES,
     )
     try:
-        if threads > 1 and not runtime.openmp:
-            raise UserError("its own pool of threads cannot be counted apart")
         counted = known = _read(path)
         if counted is None:
-            counted = _count(case, runtime, cpu, board, threads, progress, model_file)
+            counted = _count(
+                case, runtime, cpu, board, counted_on, progress, model_file
+            )
         if model_file is None:
             off, same = _compare(case, runtime, counted.answer)
         else:
@@ -173,9 +178,11 @@ def measure(
             _write(path, counted)
         progress.stage(f"{runtime.title}: estimating cycles")
         counts = cost(counted.parts, cpu, board)
+        if bounded:
+            counts = at_best(counts, counted.parts, cpu, board, threads)
     except UserError as error:
         return Row(runtime.name, runtime.title, version, None, refused=str(error))
-    return Row(runtime.name, runtime.title, version, counts, off, same)
+    return Row(runtime.name, runtime.title, version, counts, off, same, at_best=bounded)
 
 
 class _Counted(NamedTuple):

@@ -267,15 +267,18 @@ class Group(Section):
 
 
 class Records(Section):
-    """The tuning records a build used: ``covered`` of ``tasks`` found in ``file``.
+    """The tuning records a build used: ``covered`` of ``tasks`` found in ``file``, ``fitted`` by a neighbour's record.
 
-    ``refused`` names those that do not fit the task they are for, for a person.
+    ``gain`` is the share of the tasks' time that records of their own may save, estimated. ``refused`` names those that
+    do not fit the task they are for, for a person.
     """
 
     file: FileName
     measured: str
     tasks: int
     covered: int
+    fitted: int = 0
+    gain: FiniteFloat = 0.0
     refused: tuple[str, ...] = ()
 
 

@@ -315,7 +315,11 @@ def _name_records(built: Built, logs: Sequence[RecordLog], progress: Progress) -
 
 
 def _check_tuned(request: BuildRequest, built: Built) -> None:
-    if request.require_tuned and built.lowering.layout != "NHWC":
+    records = built.lowering.records
+    tuned = built.lowering.layout == "NHWC" and (
+        records is None or records.covered == records.tasks
+    )
+    if request.require_tuned and not tuned:
         raise UserError(
             f"--require-tuned: {built.lowering.reason} (target {request.target.name}); run python -m tuning.tune, "
             "give --records FILE, or leave --require-tuned out"

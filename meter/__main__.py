@@ -15,13 +15,15 @@ from netship.targets.arguments import (
     show_result,
 )
 from netship.targets.errors import UserError, run_command
-from netship.targets.escapes import counted, milliseconds
+from netship.targets.escapes import counted, milliseconds, shown
 from netship.targets.progress import Progress
 
 if TYPE_CHECKING:
+    from netship.meter.builds import Build
     from netship.meter.calibrate import Calibration
     from netship.meter.firmware import Inference
     from netship.meter.operators import Metered, Operator
+    from netship.meter.roofline import Advice
 
 _EPILOG = """\
 also:
@@ -37,6 +39,7 @@ Of a microcontroller core cycles are those of a memory that never waits; --part 
 
 examples:
   python -m meter out/model-arm-cortex-a72 --cpu cortex-a72 --report meter.html
+  python -m meter out/model-int8 --cpu cortex-a72 --against out/model-arm-cortex-a72 --report both.html
   python -m meter out/vww-m4 --cpu cortex-m4 --part stm32l4r5
 Exit codes: 0 estimated, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
 """
@@ -55,17 +58,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(words)
     with Progress(quiet=arguments.json) as progress:
         found = measure(arguments, progress.stage)
+        builds = _builds(found, arguments, progress.stage)
     from netship.meter import firmware_report
     from netship.meter.calibrate import factor
     from netship.meter.operators import Metered
 
     if isinstance(found, Metered):
         calibration = factor(arguments.cpu)
+        several = len(builds) > 1
         show_result(
             arguments,
-            to_json(found),
-            table(found, calibration),
-            lambda path: write_page(found, arguments.bundle, calibration, path),
+            builds_json(builds) if several else to_json(found),
+            builds_table(builds) if several else table(found, calibration),
+            lambda path: write_page(builds, calibration, path),
         )
     else:
         show_result(
@@ -96,7 +101,7 @@ def measure(
             f"--cpu {cpu}: no model of this core; there are {', '.join(cores)}"
         )
     if cpu.startswith("cortex-m"):
-        for option in ("board", "threads"):
+        for option in ("board", "threads", "against"):
             if getattr(arguments, option):
                 raise UserError(f"--{option}: is for Cortex-A; leave it out")
         bundle = open_bundle(arguments.bundle)
@@ -108,8 +113,30 @@ def measure(
     for option in ("part", "code", "weights"):
         if getattr(arguments, option):
             raise UserError(f"--{option}: is for microcontrollers; leave it out")
+    for path in arguments.against:
+        open_bundle(path)
     board, threads = arguments.board or "", arguments.threads or 1
     return measure_bundle(arguments.bundle, cpu, on_progress, board, threads)
+
+
+def _builds(
+    found: Metered | Inference,
+    arguments: argparse.Namespace,
+    on_progress: Callable[[str], None],
+) -> list[Build]:
+    """The build that was measured, and those of ``--against``, which are measured here; none of a C project."""
+    from netship.meter.builds import Build, check, names
+    from netship.meter.operators import Metered, measure_bundle
+
+    if not isinstance(found, Metered):
+        return []
+    metered = [found]
+    for path in arguments.against:
+        where = arguments.cpu, on_progress, found.board, found.threads
+        metered.append(measure_bundle(path, *where))
+    builds = list(map(Build, names([arguments.bundle, *arguments.against]), metered))
+    check(builds)
+    return builds
 
 
 def parser() -> argparse.ArgumentParser:
@@ -122,6 +149,14 @@ def parser() -> argparse.ArgumentParser:
     help_bundle = "a bundle or library for aarch64, or a C project for Cortex-M"
     option("bundle", type=named_path, help=help_bundle)
     option("--cpu", required=True, help="the core, such as cortex-a72 or cortex-m4")
+    option(
+        "--against",
+        type=named_path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="more builds of the network for aarch64, side by side",
+    )
     option("--board", help="whose memory the core has, rk3588 … (default: a Pi's)")
     option("--threads", type=int, choices=[1, 2, 4], help="(default: 1)")
     option("--part", help="microcontroller whose flash and caches count, stm32l4r5 …")
@@ -133,31 +168,39 @@ def parser() -> argparse.ArgumentParser:
 
 
 def write_page(
-    metered: Metered, bundle: Path, calibration: Calibration | None, path: Path
+    builds: Sequence[Build], calibration: Calibration | None, path: Path
 ) -> None:
-    """Write the estimate as one self-contained HTML page, whole or not at all."""
-    from netship.meter import cycles
+    """Write estimates as one self-contained HTML page, whole or not at all.
+
+    Args:
+        builds: of one core, board and number of threads.
+        calibration: of the core.
+    """
+    from netship.meter import cycles, power
+    from netship.meter.builds import rows
     from netship.meter.counts import meter_version
+    from netship.meter.drawing import drawing
+    from netship.meter.roofline import advice
     from netship.targets import templates
 
-    hierarchy = metered.hierarchy
-    low, high = metered.milliseconds(hierarchy.clock)
+    first = builds[0].metered
     templates.write_page(
         path,
         "--report",
         Path(__file__).with_name("operators.html.jinja"),
-        metered=metered,
-        bundle=bundle.name,
+        builds=builds,
+        advice=advice,
+        energy=power.words,
+        powers=power.powers(first),
+        rows=rows(builds) if len(builds) > 1 else [],
+        drawing=drawing(builds),
+        cpu=first.cpu,
+        threads=first.threads,
         calibration=calibration,
-        core_model=cycles.model(metered.cpu),
-        hierarchy=hierarchy,
-        peak=metered.peak,
-        worst=max(each.cycles for each in metered.operators),
-        total=metered.cycles,
-        low=low,
-        high=high,
+        core_model=cycles.model(first.cpu),
+        hierarchy=first.hierarchy,
         meter=meter_version(),
-        filters={"milliseconds": milliseconds},
+        filters={"milliseconds": milliseconds, "counted": counted},
     )
 
 
@@ -165,8 +208,11 @@ def to_json(metered: Metered) -> dict[str, object]:
     from netship.devices.sessions.session import Origin
     from netship.meter import cycles
     from netship.meter.counts import ORIGINS, meter_version
+    from netship.meter.power import energy
+    from netship.meter.roofline import advice, roof
 
-    hierarchy = metered.hierarchy
+    hierarchy, joules = metered.hierarchy, energy(metered)
+    over, next_steps = roof(metered), advice(metered)
     return {
         "cpu": metered.cpu,
         "meter": meter_version(),
@@ -181,6 +227,7 @@ def to_json(metered: Metered) -> dict[str, object]:
         "parallel_regions": metered.regions,
         "barrier_cycles": metered.barriers,
         "saturated_cycles": metered.saturated,
+        "joules": joules and joules._asdict(),
         "macs": metered.macs,
         "numbers": metered.numbers,
         "peak_macs_per_cycle": metered.peak,
@@ -189,15 +236,63 @@ def to_json(metered: Metered) -> dict[str, object]:
                 **operator._asdict(),
                 "missed_bytes": list(operator.missed_bytes),
                 "macs_per_cycle": operator.macs_per_cycle,
+                "roof_cycles": over and over.cycles(operator),
             }
             for operator in metered.operators
         ],
+        "roof": over and {"macs_per_cycle": over.macs, "bytes_per_cycle": over.bytes},
+        "next": next_steps
+        and {
+            **next_steps._asdict(),
+            "steps": [step._asdict() for step in next_steps.steps],
+        },
     }
+
+
+def builds_json(builds: Sequence[Build]) -> dict[str, object]:
+    """The first build as `to_json` has it, the others in ``against``, and ``rows`` with the cycles of each build."""
+    from netship.meter.builds import rows
+
+    (_, first), *others = builds
+    return {
+        **to_json(first),
+        "against": [{"name": name, **to_json(metered)} for name, metered in others],
+        "rows": [{"layers": row.title, "cycles": row.cycles} for row in rows(builds)],
+    }
+
+
+def builds_table(builds: Sequence[Build]) -> str:
+    """Builds side by side for a terminal: millions of cycles, core and memory, and their ratio to the first."""
+    from netship.meter.builds import LETTERS, rows
+    from netship.meter.roofline import advice
+
+    hierarchy = builds[0].metered.hierarchy
+    lines = [
+        f"{letter}  {shown(name, 60)}, {metered.numbers}: {metered.cycles / 1e6:.1f} M cycles, "
+        f"{milliseconds(metered.milliseconds(hierarchy.clock)[1], 1)} at {hierarchy.clock} GHz"
+        for letter, (name, metered) in zip(LETTERS, builds, strict=False)
+    ]
+    letters = LETTERS[: len(builds)]
+    ratios = [f"{letter} ÷ A" for letter in letters[1:]]
+    heads = [*letters, *ratios, " layers"]
+    lines += ["", "million cycles, core and memory, estimated"]
+    lines.append(" ".join(f"{head:>8}" for head in heads))
+    for row in rows(builds):
+        first, *others = row.cycles
+        cells = [
+            f"{count / 1e6:.3f}" if count is not None else "–" for count in row.cycles
+        ]
+        cells += [f"{each / first:.2f}" if each and first else "" for each in others]
+        lines.append(" ".join(f"{cell:>8}" for cell in cells) + f"  {row.title}")
+    for letter, build in zip(LETTERS, builds, strict=False):
+        lines += _next(advice(build.metered), f"{letter}: ")
+    return "\n".join(lines)
 
 
 def table(metered: Metered, calibration: Calibration | None) -> str:
     """The estimate for a terminal, operators in the order they run."""
-    from netship.meter import cycles
+    from netship.meter import cycles, power
+    from netship.meter.roofline import advice
 
     hierarchy = metered.hierarchy
     low, high = metered.milliseconds(hierarchy.clock)
@@ -221,10 +316,11 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
         f"core         {metered.core_cycles / 1e6:.1f} M cycles, estimated (LLVM's model of {cycles.model(metered.cpu)}, no caches)",
         f"memory       {metered.memory_cycles / 1e6:.1f} M cycles, estimated (cache model of the {hierarchy.board}; no prefetching)",
         f"time         {milliseconds(high, 1)} at {hierarchy.clock} GHz, {counted(metered.threads, 'thread')}, estimated (core + memory; {milliseconds(low, 1)} if they overlapped)",
+        f"energy       {power.words(metered)}",
     ]
     if metered.threads > 1:
         lines.insert(
-            -1,
+            -2,
             f"threads      {metered.threads}: the rows are of each region's slowest; core and memory have "
             f"{metered.barriers / 1e6:.1f} M cycles more for the ends of {metered.regions} regions, "
             f"{metered.saturated / 1e6:.1f} M for the memory that all share",
@@ -239,7 +335,22 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
             f"calibrated   {milliseconds(high * calibration.factor, 1)} by your board's factor of "
             f"{calibration.factor:.2f} ({calibration.date})"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *_next(advice(metered))])
+
+
+def _next(found: Advice | None, whose: str = "") -> list[str]:
+    if found is None:
+        return []
+    above = f"{found.above / 1e6:.1f} M cycles above the roofs of core and memory"
+    lines = ["", f"{whose}what to do next: {above}, {found.share:.1%} of the inference"]
+    if found.first:
+        lines += [f"   {found.first}", f"      {found.command}"]
+    for index, step in enumerate(found.steps, 1):
+        lines.append(
+            f"{index:2} {step.above / 1e6:.2f} M ({step.share:.1%}), {step.core / 1e6:.2f} M in the core: {step.operator}: {step.advice}"
+        )
+        lines += [f"      {step.command}"] if step.command else []
+    return lines
 
 
 def _row(operator: Operator) -> str:

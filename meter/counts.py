@@ -122,6 +122,28 @@ def cost(parts: Iterable[Part], cpu: str, board: str = "") -> Counts:
     )
 
 
+def at_best(
+    one: Counts, parts: Iterable[Part], cpu: str, board: str, threads: int
+) -> Counts:
+    """What a program takes on several cores at least, if it does the same there as on one.
+
+    Its instructions, core cycles and misses are divided evenly, all of it runs in parallel, and no region has an end. The
+    memory serves all cores no faster than `parallel.STREAMS` says.
+
+    Args:
+        one: the cost of ``parts``, which were counted on one core.
+    """
+    hierarchy = memory.hierarchy(cpu, board)
+    blocks = (block for part in parts for block in part.blocks)
+    lines = sum(block.misses[-1] for block in blocks if block.misses)
+    served = lines * sum(hierarchy.line_cycles) / parallel.STREAMS
+    return Counts(
+        round(one.instructions / threads),
+        round(one.core_cycles / threads),
+        round(max(one.memory_cycles / threads, served)),
+    )
+
+
 def cost_of(
     blocks: list[Block], costs: cycles.Costs, hierarchy: memory.Hierarchy
 ) -> Counts:

@@ -7,18 +7,19 @@ import shutil
 import tempfile
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from netship.bundle.manifest import Group
+from netship.bundle.manifest import Group, Records
 from netship.bundle.store import Bundle, open_bundle
 from netship.devices.board.programs import native_verifier
 from netship.devices.sysroot import prepare
 from netship.meter import counting, cycles, memory, parallel
 from netship.meter.counting import Block, Part
+from netship.records.workloads import operator_of
 from netship.targets.errors import UserError
 from netship.targets.toolchain import llvm_tool, run_tool
 
@@ -38,6 +39,8 @@ PEAKS = {"float32": PEAK_MACS, "int8": _INT8_MACS, "float16": _FLOAT16_MACS}
 OUTSIDE = "outside the kernels"
 _KERNEL = re.compile(r"tvmgen_(?:default|\w+?)_(fused_\w+?)(?:_compute_)?$")
 _PREFIX = re.compile(r"^(fused_)?(netship_int8_)?")
+# Two layers that a kernel joins, in the name of its group.
+_JOINED = " + "
 _LINE_BYTES = 64
 # How many blocks are asked for the place where the library was loaded.
 _VOTES = 64
@@ -53,6 +56,9 @@ class Operator(NamedTuple):
         layer: names of its layers in the ONNX graph; a kernel may serve several.
         calls: how often an inference runs it.
         missed_bytes: 64 bytes for each line that each level of the cache model did not have.
+        layers: the names in ``layer``, one by one.
+        task: what ``--tasks`` of a search calls it; empty where no tuning record gave the schedule.
+        own: whether this project wrote its code, which no search changes.
     """
 
     name: str
@@ -63,6 +69,9 @@ class Operator(NamedTuple):
     memory_cycles: float
     macs: int
     missed_bytes: tuple[int, ...]
+    layers: tuple[str, ...] = ()
+    task: str = ""
+    own: bool = False
 
     @property
     def title(self) -> str:
@@ -77,18 +86,25 @@ class Operator(NamedTuple):
     def macs_per_cycle(self) -> float:
         return self.macs / self.core_cycles if self.core_cycles else 0.0
 
+    @property
+    def memory_bytes(self) -> int:
+        """What it had to fetch from memory."""
+        return self.missed_bytes[-1] if self.missed_bytes else 0
+
 
 class Metered(NamedTuple):
     """One inference on one core, estimated; the operators' figures sum to the whole.
 
     Attributes:
         numbers: the network's, "float32", "float16" or "int8".
-        peak: multiply-adds a cycle that the core can do in these numbers.
+        peak: multiply-adds a cycle that the threads' cores can do in these numbers.
         board: whose memory, by its name for `memory.hierarchy`.
         threads: the operators' figures are those of each parallel region's slowest.
         regions: how many parallel regions an inference has.
         barriers: cycles of the core for their ends.
         saturated: cycles in which the memory has not yet served every thread.
+        target: that the build is for.
+        records: the tuning records that it used; None where it takes none.
     """
 
     cpu: str
@@ -100,6 +116,8 @@ class Metered(NamedTuple):
     regions: int = 0
     barriers: float = 0.0
     saturated: float = 0.0
+    target: str = ""
+    records: Records | None = None
 
     @property
     def hierarchy(self) -> memory.Hierarchy:
@@ -178,12 +196,14 @@ def measure_bundle(
         cpu,
         operators,
         numbers,
-        PEAKS[numbers][cpu],
+        PEAKS[numbers][cpu] * threads,
         board,
         threads,
         path_taken.regions,
         path_taken.barriers,
         path_taken.saturated,
+        bundle.manifest.target.name,
+        bundle.manifest.lowering.records,
     )
 
 
@@ -253,7 +273,27 @@ def _operators(
                 _LINE_BYTES * sum(block.misses[level] for block in own)
                 for level in range(len(hierarchy.caches))
             ),
+            layers=tuple(
+                layer
+                for group in described
+                for layer in group.layer.split(_JOINED)
+                if layer
+            ),
+            task=_task(described),
+            own=any(
+                group.symbol or each.startswith("netship.")
+                for group in described
+                for each in group.operators
+            ),
         )
+
+
+def _task(groups: Sequence[Group]) -> str:
+    """What a search calls the task of a kernel; a manifest is from outside."""
+    try:
+        return operator_of(groups[0].task) if groups and groups[0].task else ""
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return ""
 
 
 def _attribution(

@@ -123,7 +123,9 @@ def column(
     if result is not None:
         facts |= _speed(result) | _accuracy(result)
     if metered is not None:
-        facts |= estimated(metered.cpu, meter, metered.instructions, metered.cycles)
+        where = metered.hierarchy.board, threads(metered.threads)
+        figures = metered.instructions, metered.cycles
+        facts |= estimated(metered.cpu, meter, *figures, *where)
     words = [
         manifest.model.name,
         manifest.target.name,
@@ -140,10 +142,14 @@ def column(
 
 
 def estimated(
-    cpu: str, meter: str, instructions: float, cycles: float
+    cpu: str, meter: str, instructions: float, cycles: float, *where_else: str
 ) -> dict[str, Fact]:
-    """The facts of the meter, ours and of a result file: QEMU counts the instructions."""
-    where = f"{cpu}, meter {meter}"
+    """The facts of the meter, ours and of a result file: QEMU counts the instructions.
+
+    Args:
+        where_else: what the figures depend on, too: the board, the number of threads.
+    """
+    where = ", ".join([cpu, *where_else, f"meter {meter}"])
     return {
         "instructions": Fact(
             instructions, in_millions(instructions), Origin.EMULATED, where

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,6 +127,7 @@ def compare_builds(arguments: argparse.Namespace, progress: Progress) -> Compari
             or not one build can be run and there is no other column.
     """
     from netship.bundle.store import open_bundle
+    from netship.meter.builds import names
     from netship.runtime_demo.result_files import read
     from netship.runtime_demo.side_by_side import Comparison, check_number
 
@@ -141,24 +141,14 @@ def compare_builds(arguments: argparse.Namespace, progress: Progress) -> Compari
     if threads:
         # A session on an emulated board would give this process one thread.
         engine.runtime(threads)
-    names = _names([bundle.path for bundle in bundles])
+    labels = names([bundle.path for bundle in bundles])
     columns = [
         _column(name, bundle, threads, arguments, progress)
-        for name, bundle in zip(names, bundles, strict=True)
+        for name, bundle in zip(labels, bundles, strict=True)
     ]
     if all(column.refused for column in columns) and not others:
         raise UserError(columns[0].refused)
     return Comparison((*columns, *others))
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
-    """The folders' names, of those with one name the paths."""
-    names = [path.resolve().name for path in paths]
-    times = Counter(names)
-    return [
-        name if times[name] == 1 else str(path)
-        for name, path in zip(names, paths, strict=True)
-    ]
 
 
 def _check_inputs(bundles: Sequence[Bundle], arguments: argparse.Namespace) -> None:

@@ -271,6 +271,7 @@ class Findings(NamedTuple):
             rows.append(
                 f"           right by --masks: {ours}; the reference {reference}"
             )
+            rows.append(f"           IoU by class: {self.given[0].classes()}")
         return rows
 
     def to_json(self) -> dict[str, Any]:

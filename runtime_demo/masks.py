@@ -20,6 +20,7 @@ _MOST_CLASSES = 1 << 16
 """Larger numbers count as one class: they are no classes, and would need memory for all below them."""
 VOID = 255
 """What a given mask has where no class is known, as Pascal VOC has it; such pixels do not count."""
+_MOST_NAMED = 6
 
 
 class Agreement(NamedTuple):
@@ -48,8 +49,29 @@ class Agreement(NamedTuple):
             return None
         return float((self.intersections[some] / self.unions[some]).mean())
 
+    @property
+    def by_class(self) -> dict[int, float]:
+        """Intersection ÷ union of each class that one of the two has, the largest union first."""
+        order = np.argsort(-self.unions, kind="stable").tolist()
+        return {
+            each: float(self.intersections[each] / self.unions[each])
+            for each in order
+            if self.unions[each]
+        }
+
     def to_json(self) -> dict[str, Any]:
-        return {"pixel_agreement": self.share, "mean_iou": self.mean_iou}
+        return {
+            "pixel_agreement": self.share,
+            "mean_iou": self.mean_iou,
+            "iou": {str(number): iou for number, iou in self.by_class.items()},
+        }
+
+    def classes(self) -> str:
+        """The IoU of the largest classes, such as ``0: 0.9558, 3: 0.8180``."""
+        found = list(self.by_class.items())
+        said = [f"{number}: {iou:.4f}" for number, iou in found[:_MOST_NAMED]]
+        more = len(found) - len(said)
+        return ", ".join(said) + (f" and {more} more" if more else "")
 
     def text(self) -> str:
         """Such as ``99.98% of pixels, mIoU 0.9991``; 100% and 1 are of all pixels, not rounded up."""

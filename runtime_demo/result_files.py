@@ -26,6 +26,7 @@ from netship.targets.files import read_text
 _Count = Annotated[FiniteFloat, Field(ge=0, lt=1e18)]
 _Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 _Text = Annotated[str, Field(max_length=1000)]
+_Threads = Annotated[int, Field(gt=0, le=1024)]
 
 
 class _Runtime(BaseModel):
@@ -37,6 +38,7 @@ class _Runtime(BaseModel):
     max_abs_error: _Count | None = None
     same_top1: bool | None = None
     refused: _Text | None = None
+    at_best: bool = False
 
 
 class _Compared(BaseModel):
@@ -44,6 +46,8 @@ class _Compared(BaseModel):
 
     model: _Text
     cpu: _Text
+    board: _Text = "board not recorded"
+    threads: _Threads = 1
     meter: _Text
     origin: Literal["estimated"]
     runtimes: list[_Runtime]
@@ -55,7 +59,9 @@ class _Compared(BaseModel):
         facts = {}
         if row.instructions is not None:
             cycles = row.core_cycles + row.memory_cycles
-            facts = estimated(self.cpu, self.meter, row.instructions, cycles)
+            where = [self.board, threads(self.threads)]
+            where += ["at best"] if row.at_best else []
+            facts = estimated(self.cpu, self.meter, row.instructions, cycles, *where)
         if row.max_abs_error is not None:
             text = f"{row.max_abs_error:.1e}"
             facts["error"] = Fact(row.max_abs_error, text, Origin.EMULATED)
@@ -70,6 +76,8 @@ class _Metered(BaseModel):
     """`meter --json`."""
 
     cpu: _Text
+    memory_model: _Text = "board not recorded"
+    threads: _Threads = 1
     meter: _Text
     origin: Literal["estimated"]
     instructions: _Count
@@ -78,7 +86,9 @@ class _Metered(BaseModel):
 
     def columns(self, file: Path) -> list[Column]:
         cycles = self.core_cycles + self.memory_cycles
-        facts = estimated(self.cpu, self.meter, self.instructions, cycles)
+        # "Raspberry Pi 4, 1.5 GHz"
+        where = self.memory_model.rpartition(", ")[0], threads(self.threads)
+        facts = estimated(self.cpu, self.meter, self.instructions, cycles, *where)
         return [Column(file.stem, f"python -m meter, {self.cpu}", facts)]
 
 
@@ -123,7 +133,7 @@ class _Checked(BaseModel):
     device: Literal["measured on host", "measured on board", "emulated"]
     images: Annotated[int, Field(gt=0, lt=1 << 40)]
     compared: _Text
-    threads: Annotated[int, Field(gt=0, le=1024)]
+    threads: _Threads
     passed: bool
     board: dict[str, object] | _Text | None = None
     latency_ms: _Times | None = None

@@ -11,6 +11,7 @@ from netship.targets.errors import run_command
 from netship.targets.presets import (
     PRESETS,
     boards_of,
+    faster_cores,
     missing_features,
     native,
     this_cpu,
@@ -44,10 +45,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     for target in PRESETS:
         if boards := boards_of(target):
             print(f"{target.name:<{width}}  {', '.join(boards)}")
+    print("\nOn boards with two kinds of cores, bind the program to the faster ones:")
+    for cores, names in sorted(_faster().items()):
+        print(f"{'taskset -c ' + cores:<{width}}  {', '.join(names)}")
     print(
         "\nA TVM target string works too: --target 'llvm -keys=cpu -mtriple=aarch64-linux-gnu -mcpu=cortex-a35'"
     )
     return 0
+
+
+def _faster() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for target in PRESETS:
+        for board in boards_of(target):
+            if cores := faster_cores(board):
+                found.setdefault(cores, []).append(board)
+    return found
 
 
 if __name__ == "__main__":

@@ -224,6 +224,14 @@ _BOARDS = {
     ANY: ("esp32", "gd32v", "ch32v"),
 }
 _PRESET_OF = {board: preset for preset, boards in _BOARDS.items() for board in boards}
+# Of these, those with two kinds of cores: the faster ones, in Linux's numbers (Linux 6.12, arch/arm64/boot/dts:
+# rockchip/rk3588-base.dtsi, rockchip/rk3399-base.dtsi, amlogic/meson-g12b.dtsi, qcom/sc7280.dtsi).
+_FASTER_CORES = {
+    **dict.fromkeys(("rk3588", "orangepi5", "rock5"), "4-7"),
+    **dict.fromkeys(("qcs6490", "dragonq6a"), "4-7"),
+    "rk3399": "4-5",
+    "s922x": "2-5",
+}
 _WITHOUT_TARGET = {
     "cm3": "a Compute Module 3 is rpi3, a Cortex-M3 is cortex-m3",
     "cm4": "a Compute Module 4 is rpi4, a Cortex-M4 is cortex-m4",
@@ -335,6 +343,11 @@ def of_core(core: str) -> Target:
         if target.core == core and target.machine == "aarch64":
             return target
     raise UserError(f"no target has the core {core!r}; `python -m targets` lists them")
+
+
+def faster_cores(name: str) -> str:
+    """What ``taskset -c`` takes to keep a program on the cores that ``--target NAME`` is for; empty where all are."""
+    return _longest_prefix(_normalised(name), _FASTER_CORES) or ""
 
 
 def boards_of(target: Target) -> tuple[str, ...]:

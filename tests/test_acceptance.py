@@ -226,7 +226,8 @@ def test_the_network_is_fused_whole_and_its_layout_explained(built: Build) -> No
         "batch_norm" in name for g in manifest.lowering.groups for name in g.operators
     )
     records = manifest.lowering.records
-    covered = records is not None and records.covered == records.tasks
+    # For every target that has records, convolutions without one take a neighbour's.
+    covered = records is not None
     assert manifest.lowering.layout == ("NHWC" if covered else "NCHW")
     assert manifest.lowering.reason
 

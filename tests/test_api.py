@@ -303,4 +303,6 @@ def test_every_option_of_the_commands_is_an_option_here() -> None:
     tune = set(vars(tune_command.parser().parse_args(["--model", "x"]))) - {"json"}
     assert options(api.tune, api.TuneOptions) == tune
     meter = set(vars(meter_options().parse_args(["x", "--cpu", "x"])))
-    assert options(api.estimate, api.EstimateOptions) == meter - {"report", "json"}
+    # Of several builds `estimate` is called for each.
+    meter -= {"report", "json", "against"}
+    assert options(api.estimate, api.EstimateOptions) == meter

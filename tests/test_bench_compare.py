@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,34 @@ def test_the_json_labels_every_figure_estimated(
         assert row["instructions"] == instructions * 1_000_000
         assert (row["core_cycles"], row["memory_cycles"]) == (core * 1e6, memory * 1e6)
         assert row["ratio"] == pytest.approx((core + memory) / 70, abs=1e-4)
+
+
+def test_threads_that_cannot_be_counted_apart_have_a_bound(
+    model: Path, runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    words = ["--model", str(model), *OPTIONS, "--report", str(page)]
+    assert compare.main(words) == 0
+    assert "≥" not in capsys.readouterr().out + page.read_text()
+    assert compare.main([*words, "--threads", "4"]) == 0
+    shown = capsys.readouterr().out
+    assert "≥ its threads cannot be counted apart: what it takes at best" in shown
+    assert re.search(r"LiteRT.* 30\.0 +17\.5 +5\.0 +≥ 22\.5 +≥ 0\.32", shown)
+    assert re.search(r"\nncnn +1\S+ +\d+\.\d +\d+\.\d +\d+\.\d +\d+\.\d ", shown)
+    assert "≥ its threads" in page.read_text()
+    # The counts on one thread are those of the run before; ncnn is counted on four.
+    assert [name for name, _ in runs] == [*OPTIONS[3:], "ncnn"]
+    compare.main([*words, "--threads", "4", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    bounds = {row["runtime"]: row["at_best"] for row in found["runtimes"]}
+    assert bounds == {
+        "netship": False,
+        "litert": True,
+        "ncnn": False,
+        "onnxruntime": True,
+    }
+    counted = [row for row in found["runtimes"] if not row["at_best"]]
+    assert min(row["ratio"] for row in counted) == 1, "a bound is not the best"
 
 
 def _other_class(y: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import graphs
+import integers
 import networks
 import numpy as np
 import onnx
@@ -120,6 +121,19 @@ def test_a_keras_graph_in_int8_answers_the_same_in_litert(tmp_path: Path) -> Non
     # LiteRT's softmax in int8 has a scale of its own.
     assert file.codes[-4:] == ["DEQUANTIZE", "SOFTMAX", "QUANTIZE", "DEQUANTIZE"]
     assert np.abs(answers[0] - case.expected).max() < 0.02
+
+
+def test_what_litert_joins_has_one_scale(tmp_path: Path) -> None:
+    g = integers.Graph(3, 12)
+    parts = [
+        g.convolution("limited", "image", 3, 8),
+        g.convolution("free", "image", 3, 8, clip=False),
+    ]
+    g.classifier(g.node("Concat", "both", parts, axis=1), 16, 4)
+    case, file, answers = written(integers.quantised(g.finish((1, 4)), tmp_path))
+    end = file.codes.index("CONCATENATION")
+    assert "QUANTIZE" in file.codes[end - 2 : end]
+    assert np.abs(answers[0] - case.expected).max() < 0.05 * np.ptp(case.expected)
 
 
 def numbers(*shape: int) -> Array:

@@ -238,7 +238,9 @@ def test_results_that_other_commands_print_become_columns(
         BenchRow("ncnn", "ncnn", "1.0", Counts(10**8, 6e7, 4e7), 1e-5, True),
         BenchRow("mnn", "MNN", "3", None, refused="cannot be converted"),
     )
-    bench = BenchComparison("m.onnx", "0" * 64, "cortex-a72", "Pi", 1.5, rows)
+    bench = BenchComparison(
+        *("m.onnx", "0" * 64, "cortex-a72", "Raspberry Pi 4", 1.5, rows)
+    )
     ncnn, mnn = result_files.read(written(tmp_path, bench.to_json()))
     assert (ncnn.name, ncnn.facts["cycles"].text) == ("ncnn 1.0", "100.00 M")
     assert ncnn.facts["cycles"].origin == "estimated"
@@ -269,6 +271,30 @@ def test_results_that_other_commands_print_become_columns(
     assert file.facts["instructions"] == of(chip).facts["instructions"]
     assert file.facts["ram"] == of(chip).facts["ram"]
     assert of(on_microcontroller(result, 980)).facts["instructions"].text == "980"
+
+
+def test_estimates_of_another_board_or_more_threads_are_in_no_ratio(
+    tmp_path: Path,
+) -> None:
+    counts = Counts(10**8, 6e7, 4e7)
+    rows = (
+        BenchRow("ncnn", "ncnn", "1", counts, 1e-5, True),
+        BenchRow("mnn", "MNN", "1", counts, 1e-5, True, at_best=True),
+    )
+    columns = []
+    for board, threads in (("Raspberry Pi 5", 1), ("RK3588", 1), ("RK3588", 4)):
+        bench = BenchComparison("m.onnx", "0", "cortex-a76", board, 2.4, rows)
+        found = replace(bench, threads=threads).to_json()
+        columns += result_files.read(written(tmp_path, found))
+    operator = Operator("k", "conv", 1, 9, 4e6, 1e6, 8, ())
+    metered = Metered("cortex-a76", (operator,), "float32", 32, "rk3588", 4)
+    columns += result_files.read(written(tmp_path, meter_json(metered)))
+    places = [column.facts["cycles"].where for column in columns]
+    assert len(set(places)) == 6 and places[4] == places[6]
+    assert "RK3588, 4 threads, at best" in places[5]
+    (cycles,) = (row for row in Comparison(columns).rows if row.name == "cycles")
+    ratios = [cell and cell.ratio for cell in cycles.cells]
+    assert ratios == [None, None, None, None, 20.0, None, 1.0]
 
 
 @pytest.mark.parametrize(

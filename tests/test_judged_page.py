@@ -109,7 +109,12 @@ def test_masks_are_in_the_table_the_json_and_the_page(tmp_path: Path) -> None:
     assert "masks      same class in 87.50% of pixels, mIoU 0.7750" in text
     assert "right by --masks: 50.00% of pixels, mIoU 0.2500; the reference 37.50%" in text  # fmt: skip
     said = json.loads(json.dumps(whole.to_json(), allow_nan=False))
-    assert said["masks"] == {"pixel_agreement": 0.875, "mean_iou": 0.775}
+    assert "IoU by class: 3: 0.5000, 0: 0.0000" in text
+    assert said["masks"] == {
+        "pixel_agreement": 0.875,
+        "mean_iou": 0.775,
+        "iou": {"0": 0.8, "3": 0.75},
+    }
     assert said["given_masks"]["ours"]["pixel_agreement"] == 0.5
     page = written(whole, tmp_path)
     assert page.photographs() == 2

@@ -236,6 +236,14 @@ def test_masks_agree_by_pixel_and_by_class() -> None:
     both = masks.total([without, masks.agree(ours, ours)])
     assert (both.same, both.pixels) == (10, 11)
     assert both.mean_iou == pytest.approx((4 / 5 + 5 / 6 + 1) / 3)
+    assert both.classes() == "1: 0.8333, 0: 0.8000, 2: 1.0000"
+    assert both.to_json()["iou"] == {
+        "1": pytest.approx(5 / 6),
+        "0": pytest.approx(4 / 5),
+        "2": 1.0,
+    }
+    many = np.arange(9).reshape(3, 3)
+    assert masks.agree(many, many).classes().endswith("5: 1.0000 and 3 more")
 
 
 def test_nearly_all_pixels_are_not_all() -> None:
@@ -258,7 +266,7 @@ def test_numbers_that_are_no_classes_take_no_memory() -> None:
 def test_without_a_pixel_nothing_is_claimed() -> None:
     void = np.full((2, 2), masks.VOID)
     nothing = masks.agree(np.zeros((2, 2), int), void, masks.VOID)
-    assert nothing.to_json() == {"pixel_agreement": None, "mean_iou": None}
+    assert nothing.to_json() == {"pixel_agreement": None, "mean_iou": None, "iou": {}}
     assert nothing.text() == "no pixel to compare"
 
 

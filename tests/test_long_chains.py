@@ -50,8 +50,12 @@ def chain(link: str, length: int = 40, end: str = "y = Identity(v{n})") -> bytes
         # TVM's rules for sums need a round for each.
         chain("h{i} = Mul(v{i}, half) v{j} = Add(h{i}, h{i})"),
         chain("v{j} = Add(v{i}, small)"),
+        chain(
+            "b{i} = Less(v{i}, half) n{i} = Neg(v{i}) v{j} = Where(b{i}, v{i}, n{i})",
+            20,
+        ),
     ],
-    ids=["silu", "mish", "tanh", "leaky", "doubled", "sums"],
+    ids=["silu", "mish", "tanh", "leaky", "doubled", "sums", "where"],
 )
 def test_a_chain_is_built(limited: ProcessPoolExecutor, network: bytes) -> None:
     got, expected, passed = limited.submit(through_product, network, _X).result()
@@ -124,7 +128,7 @@ def _stored(network: bytes) -> tuple[int, bool]:
     module = importer.to_relay(onnx_form.read(onnx.load_model_from_string(network)))
     made = shared_values.store(module)
     names = [each.op.name for each in calls(made["main"])]
-    return names.count("annotation.stop_fusion"), made is module
+    return names.count("netship.stored"), made is module
 
 
 def test_values_are_stored_where_their_copies_are_many(
@@ -138,3 +142,23 @@ def test_values_are_stored_where_their_copies_are_many(
     )
     # 2**9 products and 2**9 sigmoids are in each kernel.
     assert limited.submit(_stored, chain(silu, 40)).result() == (4, False)
+
+
+def _kernels(network: bytes) -> int:
+    """Kernels that sum, found as a build with tuning records finds them."""
+    from netship.compile.ir import onnx_form
+    from netship.compile.relay import importer, module_passes, tasks
+    from netship.targets.engine import compiler
+
+    module = importer.to_relay(onnx_form.read(onnx.load_model_from_string(network)))
+    passes = (*module_passes.FOLD, *module_passes.CHANNELS_LAST)
+    target = compiler().target.Target("llvm -keys=cpu")
+    return len(tasks.kernels(module_passes.run(passes, module), target))
+
+
+def test_stored_values_stay_stored_where_records_are_looked_for(
+    limited: ProcessPoolExecutor,
+) -> None:
+    """TVM fuses twice there, and `annotation.stop_fusion` is gone the second time."""
+    network = chain("v{j} = LeakyRelu(v{i})", 24)
+    assert limited.submit(_kernels, network).result() == 0

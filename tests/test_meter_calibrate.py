@@ -10,6 +10,7 @@ import pytest
 
 from netship.meter import calibrate
 from netship.meter.__main__ import table, write_page
+from netship.meter.builds import Build
 from netship.meter.counts import Counts
 from netship.meter.operators import Metered, Operator
 from netship.targets.errors import UserError
@@ -88,7 +89,7 @@ def test_a_factor_of_another_meter_is_not_shown(
     page = tmp_path / "page.html"
 
     def shown() -> str:
-        write_page(metered, tmp_path, made, page)
+        write_page([Build("out", metered)], made, page)
         return table(metered, made) + page.read_text()
 
     assert "factor of 1.25" in table(metered, made) and "your own board" in shown()

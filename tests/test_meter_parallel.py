@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from netship.meter import counting, parallel
 from netship.meter.counting import Block, Cache, Part, count_parts
+from netship.meter.counts import at_best, cost
 from netship.meter.cycles import Trace, canonical
 from netship.meter.memory import hierarchy
 from netship.targets.toolchain import run_zig
@@ -136,6 +137,27 @@ def test_the_memory_serves_all_tasks_before_the_region_ends() -> None:
     found = parallel.critical(tasks, Costs(), PI4)  # type: ignore[arg-type]
     one = 1000 * sum(PI4.line_cycles)
     assert found.saturated == pytest.approx(4 * one / parallel.STREAMS - one)
+
+
+@pytest.mark.parametrize("lines", [0, 100, 100_000])
+def test_at_best_is_no_more_than_what_threads_take(
+    lines: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    whole = [part(None, 400_000, lines)]
+    one = cost(whole, "cortex-a72")
+    bound = at_best(one, whole, "cortex-a72", "", 4)
+    assert bound.core_cycles == pytest.approx(one.core_cycles / 4, abs=1)
+    tasks = [part(thread, 100_000, lines // 4) for thread in range(4)]
+    counted = cost(tasks, "cortex-a72")
+    barrier = parallel.BARRIER_NS * PI4.clock
+    assert bound.cycles == pytest.approx(counted.cycles - barrier, abs=2)
+    # The memory serves all cores together no faster than it can.
+    assert bound.memory_cycles == pytest.approx(
+        lines * sum(PI4.line_cycles) / parallel.STREAMS, abs=1
+    )
+    uneven = [part(0, 250_000, lines), *(part(n, 50_000) for n in (1, 2, 3))]
+    assert bound.cycles < cost(uneven, "cortex-a72").cycles
 
 
 @given(

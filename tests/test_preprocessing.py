@@ -148,6 +148,34 @@ def test_a_decoder_s_preprocessing_that_is_not_taken_is_said() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "fit"),
+    [
+        ({}, "crop"),
+        ({"task": "classify"}, "crop"),
+        ({"task": "segment"}, "stretch"),
+        ({"task": "detect", "scale": 1}, "stretch"),
+        ({"decode": "ssd"}, "stretch"),
+        ({"decode": "yolo"}, "letterbox"),
+        ({"task": "segment", "fit": "crop"}, "crop"),
+        ({"task": "segment", "resize": 256}, "crop"),
+        ({"task": "segment", "crop_fraction": 0.875}, "crop"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("own", [None, zoo.MODELS["mobilenetv2-12"].preprocessing])
+def test_a_detector_and_a_segmentation_see_all_of_the_photograph(
+    own: Preprocessing | None, given: dict[str, Any], fit: str
+) -> None:
+    if own is not None and given.get("decode") == "yolo":
+        fit = "stretch"  # The preset of a decoder is for models that say nothing.
+    overrides = Overrides.model_validate(given)
+    resolved, note = resolve_preprocessing(overrides, own, [IMAGE])
+    assert resolved is not None and resolved.fit == fit
+    assert ("see all of the photograph" in note) == (fit == "stretch")
+    assert ("stretch to 224×224" in note) == (fit == "stretch")
+
+
+@pytest.mark.parametrize(
     ("given", "says"),
     [
         ({"scale": 1, "mean": "1,2"}, "channel .three., each; see --mean, --std and"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from netship.targets.presets import (
     PRESETS,
     Cpu,
     boards_of,
+    faster_cores,
     missing_features,
     native,
     of_core,
@@ -107,6 +109,15 @@ def test_the_boards_are_listed_and_mean_presets() -> None:
     for board, target in boards.items():
         assert resolve(board) is target
         assert board in shown
+
+
+def test_boards_with_two_kinds_of_cores_say_which_are_meant() -> None:
+    assert faster_cores("Orange Pi 5 Plus") == faster_cores("rk3588s") == "4-7"
+    assert faster_cores("RK3399") == "4-5"
+    for name in ("rpi5", "arm-cortex-a76", "native", "llvm -mcpu=cortex-a76"):
+        assert faster_cores(name) == ""
+    shown = succeed("targets")
+    assert re.search(r"taskset -c 4-7 .*rk3588, orangepi5, rock5", shown)
 
 
 def test_every_core_of_the_meter_has_a_target_that_an_emulated_cpu_runs() -> None:

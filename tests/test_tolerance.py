@@ -175,3 +175,31 @@ def test_an_integer_is_exact_where_rounding_does_not_change_it() -> None:
     truth = np.array([True, False])
     assert tolerance(truth, [truth, ~truth]).tolist() == [1, 1]
     assert tolerance(truth, [truth, truth]).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("kind", ["Sub", "Add", "LogSoftmax", "Log"])
+def test_what_cancels_may_be_off_by_a_rounding_of_its_operands(
+    kind: str, tmp_path: Path
+) -> None:
+    """Where the reference says 0 whatever the disturbance, as of the class that is always the best."""
+    w = Writer(3, 8)
+    weights = w.constant("w", np.full((4, 3, 1, 1), 0.01, np.float32))
+    first = w.constant("first", np.array([300, 0, 0, 0], np.float32))
+    logits = w.node("Conv", "logits", ["image", weights, first])
+    if kind == "LogSoftmax":
+        w.node(kind, "found", [logits], axis=1)
+    elif kind == "Log":
+        w.node(kind, "found", [w.node("Softmax", "s", [logits], axis=1)])
+    else:
+        best = w.node("ReduceMax", "best", [logits], axes=[1], keepdims=1)
+        best = w.node("Neg", "less", [best]) if kind == "Add" else best
+        w.node(kind, "found", [logits, best])
+    onnx.save(w.finish((1, 4, 8, 8)), tmp_path / "m.onnx")
+    source = sources.find(str(tmp_path / "m.onnx"), {}, None, lambda stage: None)
+    check = Reference(source.model).check(an_image(3))
+    answer, near = check.outputs[0][:, :1], check.tolerances[0][:, :1]
+    assert not answer.any()
+    size = 1 if kind == "Log" else 300
+    off = np.full_like(answer, size * 2.0**-24)
+    assert compare([off], [answer], [near]).passed
+    assert not compare([64 * off], [answer], [near]).passed

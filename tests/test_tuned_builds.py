@@ -276,10 +276,13 @@ def test_a_task_whose_records_all_misfit_counts_as_not_covered(
     broken["i"][1][1] = [AXIS_77]
     log(folder / "tuned" / "mine.json", [json.dumps(broken), *lines[1:]])
     manifest = build(model, folder / "bundle")
-    assert manifest.lowering.layout == "NCHW" and manifest.lowering.records
-    covered = manifest.lowering.records.covered
-    assert covered == manifest.lowering.records.tasks - 1
-    assert manifest.lowering.reason == f"tuning records fit only {covered} of 4 tasks"
+    records = manifest.lowering.records
+    assert records and records.covered == records.tasks - 1 == 3
+    # The task takes a neighbour's.
+    assert manifest.lowering.layout == "NHWC" and records.fitted == 1
+    assert manifest.lowering.reason.startswith("tuning records cover 3 of 4 tasks, ")
+    with pytest.raises(UserError, match="cover 3 of 4 tasks"):
+        build(model, folder / "other", require=True)
 
 
 def test_records_that_give_wrong_answers_are_named_and_left_out(

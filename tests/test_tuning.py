@@ -25,9 +25,9 @@ from relay_worker import relay_worker
 
 from netship.records import lookup
 from netship.records.log import TuningLog
+from netship.records.workloads import operator_of
 from netship.targets.errors import UserError
 from netship.tuning import tune
-from netship.tuning.tasks import operator_of
 from netship.tuning.transfer import distance, refit
 
 HEADER, ROUND = tuning_worker.HEADER, tuning_worker.ROUND

@@ -321,7 +321,7 @@ def choose(costs: Sequence[Mapping[str, float]]) -> list[Choice]:
 
 
 def _table(choices: Sequence[Choice], here: bool) -> str:
-    from netship.tuning.tasks import operator_of
+    from netship.records.workloads import operator_of
 
     rows = [
         (operator_of(each.workload), each.build, each.costs[0], each.costs[each.build])

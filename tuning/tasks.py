@@ -6,7 +6,6 @@ import argparse
 import json
 import re
 from hashlib import md5
-from itertools import pairwise
 from math import prod
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from netship.compile.frontend.sources import Source
 from netship.compile.ir.graph import Graph
 from netship.meter.memory import hierarchy
 from netship.meter.operators import PEAKS
+from netship.records.workloads import operator_of
 from netship.targets import engine
 from netship.targets.errors import UserError, reason
 from netship.targets.presets import Target
@@ -135,24 +135,3 @@ def extract(name: str, graph: Graph, target: Target, threads: int = 1) -> list[T
 def _nbytes(tensor: Any) -> int:
     size: int = np.dtype(tensor.dtype).itemsize
     return prod(map(int, tensor.shape)) * size
-
-
-def shapes(key: str) -> list[tuple[int, ...]]:
-    """The shapes of a task's tensors, the output's last."""
-    return [tuple(shape) for shape in json.loads(key)[1:] if isinstance(shape, list)]
-
-
-def operator_of(key: str) -> str:
-    """What a task computes, for people, from its tensors' shapes."""
-    *inputs, output = shapes(key)
-    where = "×".join(map(str, output[1:-1] if len(output) > 2 else output))
-    for image, weight in pairwise(inputs):
-        if not len(image) == len(weight) == 4 or image[3] != weight[2]:
-            continue
-        filters = f"{weight[0]}×{weight[1]}"
-        if weight[3] == 1 and output[3] == image[3] > 1:
-            return f"depthwise {filters}, {image[3]}, {where}"
-        if weight[3] == output[3]:
-            residual = " + residual" if inputs.index(image) else ""
-            return f"conv {filters}, {image[3]}→{weight[3]}, {where}{residual}"
-    return f"other, {where}"

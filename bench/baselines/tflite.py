@@ -2,6 +2,8 @@
 
 It takes what a comparison needs: one image, float32 or the int8 of a QDQ graph. Batch normalisation and ReLU are
 fused as LiteRT's own converter does. The schema's Python classes come with LiteRT's wheel.
+
+Longer than 450 lines: each operator has a form of its own, and all share the tensors made so far.
 """
 
 from __future__ import annotations
@@ -401,8 +403,23 @@ class _Converter:
     def _concat(self, operator: Operator) -> None:
         rank = len(operator.output.shape)
         axis = _usual(rank).index(operator.attributes["axis"] % rank)
-        inputs = self._operands(operator)
+        inputs = [
+            self._rescaled(index, tensor, operator.output)
+            for index, tensor in zip(
+                self._operands(operator), filter(None, operator.inputs), strict=True
+            )
+        ]
         self._emit("CONCATENATION", operator, inputs, "ConcatenationOptions", axis=axis)
+
+    def _rescaled(self, index: int, tensor: Tensor, to: Tensor) -> int:
+        """The file's tensor with the scale of another: LiteRT joins int8 of one scale only."""
+        if tensor.quantisation == to.quantisation:
+            return index
+        name = f"{tensor.name}/as {to.name}"
+        made = replace(tensor, name=name, quantisation=to.quantisation, value=None)
+        rescaled = self._tensor(made)
+        self.file.operator("QUANTIZE", [index], rescaled)
+        return rescaled
 
     def _reshape(self, operator: Operator) -> None:
         shapes = operator.input.shape, operator.output.shape

@@ -30,56 +30,13 @@ from netship.bundle.manifest import (
 from netship.bundle.task import Task
 from netship.compile.frontend import family
 from netship.compile.frontend.decoding import MAX_TOML_BYTES
+from netship.compile.frontend.pixels import PIXELS, PRESETS, Preset
 from netship.targets.errors import UserError
 from netship.targets.files import read_text
 
 Layout = Literal["NCHW", "NHWC", "data"]
 """The order of an image's axes; or that the input is no image."""
-Preset = Literal[
-    "torchvision",
-    "keras-mobilenet",
-    "keras-resnet",
-    "tflite",
-    "yolo",
-    "yunet",
-    "ultraface",
-    "none",
-]
-
 _NOT_OF_PIXELS = {"layout", "labels", "task", "decode"}
-_PIXELS: dict[str, Any] = {"scale": 1.0, "mean": (0.0,), "std": (1.0,)}
-_SIGNED: dict[str, Any] = {"scale": 1 / 127.5, "mean": (1.0,), "std": (1.0,)}
-_PRESETS: dict[str, dict[str, Any]] = {
-    # torchvision 0.20, transforms/_presets.py, ImageClassification: resize_size 256 for crop_size 224, bilinear,
-    # and its mean and std.
-    "torchvision": {
-        "crop_fraction": 0.875,
-        "scale": 1 / 255,
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-    },
-    # Keras 3, applications/imagenet_utils.py, preprocess_input, mode "tf": x /= 127.5, x -= 1. Its examples read with
-    # utils.load_img(path, target_size=…), which stretches, and whose interpolation is "nearest".
-    "keras-mobilenet": {"fit": "stretch", "interpolation": "nearest", **_SIGNED},
-    # The same, mode "caffe": RGB to BGR, mean [103.939, 116.779, 123.68], no std.
-    "keras-resnet": {
-        "fit": "stretch",
-        "interpolation": "nearest",
-        "channel_order": "BGR",
-        "scale": 1.0,
-        "mean": (103.939, 116.779, 123.68),
-        "std": (1.0, 1.0, 1.0),
-    },
-    # TensorFlow Lite, examples/label_image: the whole image resized (bilinear) to the input, mean and std 127.5.
-    "tflite": {"fit": "stretch", **_SIGNED},
-    # Ultralytics 8, data/augment.py, LetterBox: centred, padding 114, cv2.INTER_LINEAR; pixels / 255, RGB.
-    "yolo": {"fit": "letterbox", "pad": 114, **_PIXELS, "scale": 1 / 255},
-    # libfacedetection.train, configs/yunet_n.py: mean 0, std 1, to_rgb False.
-    "yunet": {"fit": "letterbox", "channel_order": "BGR", **_PIXELS},
-    # Ultra-Light-Fast-Generic-Face-Detector-1MB, run_video_face_detect_onnx.py: resize, RGB, (image - 127) / 128.
-    "ultraface": {"fit": "stretch", "scale": 1.0, "mean": (127.0,), "std": (128.0,)},
-    "none": {"fit": "stretch", **_PIXELS},
-}
 
 
 def _number(value: Any) -> Any:
@@ -215,7 +172,8 @@ def resolve_preprocessing(
         own: what the built-in or Model Zoo network says of itself, of which the overrides replace a part.
             None for a user's model: with none of scale, mean and std it is assumed to take MobileNetV2's
             ``v / 127.5 − 1``. A preset replaces both, and the other overrides a part of the preset. With a scale
-            and neither, mean is 0 and std is 1.
+            and neither, mean is 0 and std is 1. A detector and a segmentation see all of the photograph, stretched,
+            where nothing says how it becomes the input's size.
 
     Returns:
         The note is empty where the network has its own preprocessing and nothing is overridden.
@@ -247,10 +205,10 @@ def _resolve(
     named = given.keys() & {"preprocessing", *_VALUES}
     plain = own is None and tensor is not None and tensor.dtype == "float32"
     unused = ""
-    if overrides.decode in _PRESETS and plain and not named:
+    if overrides.decode in PRESETS and plain and not named:
         # A decoder of known networks says how these see photographs.
         given["preprocessing"] = overrides.decode
-    elif overrides.decode in _PRESETS and plain and "preprocessing" not in named:
+    elif overrides.decode in PRESETS and plain and "preprocessing" not in named:
         options = " and ".join(f"--{name}" for name in _VALUES if name in named)
         unused = (
             f"; the preprocessing of --decode {overrides.decode} is not taken, because of {options}: "
@@ -273,7 +231,7 @@ def _resolve(
         # The network takes pixels as they are stored, and scales them itself.
         mean = 0.0 if tensor.dtype == "uint8" else 128.0
         own = family.preprocessing(height, width).model_copy(
-            update={**_PIXELS, "mean": (mean,)}
+            update={**PIXELS, "mean": (mean,)}
         )
     crop = given.get("crop", (height, width))
     if (crop[0], crop[-1]) != (height, width):
@@ -281,7 +239,7 @@ def _resolve(
         raise UserError(
             f"crop {shape}: the model's input is {height}×{width}; leave --crop out"
         )
-    preset = dict(_PRESETS.get(given.get("preprocessing", ""), {}))
+    preset = dict(PRESETS.get(given.get("preprocessing", ""), {}))
     if raw and preset:
         if given["preprocessing"] != "none":
             raise UserError(
@@ -302,6 +260,10 @@ def _resolve(
     neutral = "scale" in stated and (own is None or missing == ["mean", "std"])
     if neutral:
         values |= {"mean": (0.0,), "std": (1.0,)}
+    dense = overrides.decode is not None or overrides.task in ("detect", "segment")
+    whole = dense and values["fit"] == "crop" and not stated.keys() & _GEOMETRY
+    if whole:
+        values["fit"] = "stretch"
     values |= _geometry(values, stated, given, (height, width))
     kept = {"scale", "mean", "std", "interpolation", "pad", "channel_order"}
     values |= {name: value for name, value in stated.items() if name in kept}
@@ -331,10 +293,15 @@ def _resolve(
     if tensor.dtype != "float32" and not given:
         how = "quantised" if tensor.quantised else "as it takes pixels"
         note = f"preprocessing: {resolved.formula()}; the input is {tensor.dtype}, {how}; {resolved.geometry()}"
+    if whole and has_own:
+        note += f"{'; ' if note else 'preprocessing: '}{resolved.geometry()}"
+    if whole:
+        note += " (a detector and a segmentation see all of the photograph; --fit crop cuts its centre out)"
     return resolved, note + unused
 
 
 _VALUES = ("scale", "mean", "std")
+_GEOMETRY = {"fit", "resize", "crop", "crop_fraction"}
 
 
 def _geometry(

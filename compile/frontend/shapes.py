@@ -362,7 +362,8 @@ def outputs_of(proto: onnx.ModelProto) -> tuple[Tensor, ...]:
             raise Unfit(_wrong_dtype(label, value.dtype))
         if value.shape is None or len(value.shape) > 1 and value.shape[0] != 1:
             raise Unfit(
-                f"{label} has shape {value.shape}, need a batch of 1; export with batch 1"
+                f"{label} has shape {value.shape}, need a batch of 1 as the first axis; export with batch 1, or add "
+                "that axis (Unsqueeze)"
             )
         found.append(tensor_of(output.name, value, ""))
     if not found:

@@ -16,6 +16,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from netship.compile.frontend.fold import infer, values
+
 Array = NDArray[np.float32]
 
 # Relative; float32 rounds to 2^-24.
@@ -49,9 +51,13 @@ _SUMS = frozenset(
 _ABSOLUTE = {
     **dict.fromkeys(("Celu", "Elu", "Mish", "Selu"), 2.0**-28),
     **dict.fromkeys(("Sigmoid", "Softplus", "Tanh"), 2.0**-28),
+    **dict.fromkeys(("Log", "ReduceLogSum", "ReduceLogSumExp"), 2.0**-28),
     "Erf": 2.0**-24,
     "Gelu": 2.0**-26,
 }
+# Where operands cancel, what is left is off by what their rounding is: a fused multiply-add reads the product unrounded,
+# though another operator reads it rounded. Of the first operand, added to the answer; LogSoftmax subtracts the largest.
+_CANCELLED = 2.0**-28
 
 
 def disturbed(proto: onnx.ModelProto, random: np.random.Generator) -> onnx.ModelProto:
@@ -65,25 +71,68 @@ def disturbed(proto: onnx.ModelProto, random: np.random.Generator) -> onnx.Model
     for tensor in copy.graph.initializer:
         kinds = readers.get(tensor.name, set())
         if tensor.data_type == TensorProto.FLOAT and kinds and kinds <= _SUMS:
-            values = numpy_helper.to_array(tensor)
-            moves = np.abs(values) * _signs(values.shape, random)
-            moved = values + np.where(np.isfinite(values), moves, 0)
+            weights = numpy_helper.to_array(tensor)
+            moves = np.abs(weights) * _signs(weights.shape, random)
+            moved = weights + np.where(np.isfinite(weights), moves, 0)
             tensor.CopyFrom(
                 numpy_helper.from_array(moved.astype(np.float32), tensor.name)
             )
     nodes = list(copy.graph.node)
+    cancelling = _cancelling(proto)
     del copy.graph.node[:]
     for index, node in enumerate(nodes):
         copy.graph.node.append(node)
-        if node.op_type in _ABSOLUTE:
-            answer, exact = node.output[0], f"answer {index} before its disturbance"
-            move = np.float32(_ABSOLUTE[node.op_type])
-            size = numpy_helper.from_array(np.array(move), f"disturbance {index}")
-            copy.graph.initializer.append(size)
-            copy.graph.node[-1].output[0] = exact
-            moved_answer = onnx.helper.make_node("Add", [exact, size.name], [answer])
-            copy.graph.node.append(moved_answer)
+        if node.op_type not in _ABSOLUTE and node.output[0] not in cancelling:
+            continue
+        answer, exact = node.output[0], f"answer {index} before its disturbance"
+        move = np.float32(_ABSOLUTE.get(node.op_type, _CANCELLED))
+        size = numpy_helper.from_array(np.array(move), f"disturbance {index}")
+        copy.graph.initializer.append(size)
+        copy.graph.node[-1].output[0] = exact
+        moves = size.name
+        if answer in cancelling:
+            moves = f"{size.name} of the operand"
+            inputs = [node.input[0], size.name]
+            copy.graph.node.append(onnx.helper.make_node("Mul", inputs, [moves]))
+        moved_answer = onnx.helper.make_node("Add", [exact, moves], [answer])
+        copy.graph.node.append(moved_answer)
     return copy
+
+
+def _cancelling(proto: onnx.ModelProto) -> set[str]:
+    """The float32 tensors that a difference makes: Sub, LogSoftmax, or the sum with what Neg makes."""
+    negative = {n.output[0] for n in proto.graph.node if n.op_type == "Neg"}
+    found = {
+        node.output[0]
+        for node in proto.graph.node
+        if node.op_type in ("LogSoftmax", "Sub")
+        or (node.op_type == "Add" and not negative.isdisjoint(node.input))
+    }
+    types = values(infer(proto).graph) if found else {}
+    return {
+        name
+        for name in found
+        if name in types and types[name].dtype == TensorProto.FLOAT
+    }
+
+
+def rounded(
+    kind: str,
+    operands: Sequence[NDArray[Any]],
+    answer: NDArray[Any],
+    random: np.random.Generator,
+) -> NDArray[Any]:
+    """The answer of an operator, moved up or down as its rounding may, where that does not vanish in it."""
+    if answer.dtype != np.float32:
+        return answer
+    move: Any = _ABSOLUTE.get(kind)
+    if kind in ("Add", "Sub"):
+        move = _CANCELLED * operands[0]
+    if move is None:
+        return answer
+    signs = np.sign(_signs(answer.shape, random))
+    moved: Array = (answer + move * signs).astype(np.float32)
+    return moved
 
 
 def disturbed_input(tensor: NDArray[Any], random: np.random.Generator) -> NDArray[Any]:
@@ -151,7 +200,8 @@ def tolerance(
         for other in moved:
             change = np.abs(other.astype(np.float64) - answer)
             noise = np.fmax(noise, np.where(np.isfinite(change), change, 0))
-    units = np.spacing(size.astype(np.float32)).astype(np.float64)
+    with np.errstate(over="ignore"):
+        units = np.spacing(size.astype(np.float32)).astype(np.float64)
     allowed = factor * (noise + of_slices(noise, np.median) + _UNITS * units)
     allowed += _FLOOR * np.minimum(1, of_slices(size, np.max))
     allowed[~finite] = 0

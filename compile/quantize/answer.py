@@ -24,6 +24,7 @@ from netship.compile.frontend.tolerance import (
     index_axis,
     index_tolerance,
     makes_indices,
+    rounded,
     tolerance,
 )
 from netship.compile.ir import evaluate
@@ -99,7 +100,10 @@ class _Outputs:
                     changed[name] += (signs * move).astype(np.float32)
             known = {**values, **changed}
             for operator in self._tail:
-                known |= evaluate.apply(operator, known, self._graph.opset)
+                inputs = [known[each.name] for each in operator.activations]
+                made = evaluate.apply(operator, known, self._graph.opset)
+                for name, value in made.items():
+                    known[name] = rounded(operator.kind, inputs, value, random)
             answers.append([known[each.name] for each in self._graph.outputs])
         return answers
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -193,9 +193,6 @@ def run_jobs(
 def _quantised(
     model: Model, jobs: Sequence[Job], unsigned: bool, stage: Callable[[str], None]
 ) -> list[onnx.ModelProto]:
-    from onnxruntime import quantization
-
-    types = quantization.QuantType
     found = []
     with tempfile.TemporaryDirectory() as scratch:
         # Of a model in memory it writes external data, and loses them.
@@ -205,34 +202,47 @@ def _quantised(
             stage(
                 f"calibrating by {job.method} on {counted(len(job.samples), 'image')}"
             )
-
-            feeds = map(model.feeds, job.samples)
-            try:
-                quantization.quantize_static(
-                    source,
-                    path,
-                    SimpleNamespace(get_next=partial(next, feeds, None)),
-                    quant_format=quantization.QuantFormat.QDQ,
-                    nodes_to_exclude=job.kept,
-                    per_channel=True,
-                    weight_type=types.QInt8,
-                    activation_type=types.QUInt8 if unsigned else types.QInt8,
-                    calibrate_method=quantization.CalibrationMethod[
-                        METHODS[job.method]
-                    ],
-                    extra_options={
-                        "WeightSymmetric": True,
-                        "ActivationSymmetric": False,
-                    },
-                )
-            except Exception as error:
-                raise UserError(
-                    f"{model.identity.name}: ONNX Runtime's quantiser refuses it ({first_line(error)[:200]}); "
-                    "give a QDQ model, or build without --quantize"
-                ) from error
+            # There is no histogram of a tensor that is nearly constant, nor of a network without one to quantise.
+            for method in dict.fromkeys((job.method, "min-max")):
+                feeds = map(model.feeds, job.samples)
+                try:
+                    _quantise(source, path, feeds, job.kept, METHODS[method], unsigned)
+                    break
+                except Exception as error:
+                    if method != "min-max":
+                        continue
+                    raise UserError(
+                        f"{model.identity.name}: ONNX Runtime's quantiser refuses it ({first_line(error)[:200]}); "
+                        "give a QDQ model, or build without --quantize"
+                    ) from error
             found.append(_plain(onnx.load(path)))
             make_room(found[-1])
     return found
+
+
+def _quantise(
+    source: Path,
+    path: Path,
+    feeds: Iterator[dict[str, NDArray[Any]]],
+    kept: list[str],
+    method: str,
+    unsigned: bool,
+) -> None:
+    from onnxruntime import quantization
+
+    types = quantization.QuantType
+    quantization.quantize_static(
+        source,
+        path,
+        SimpleNamespace(get_next=partial(next, feeds, None)),
+        quant_format=quantization.QuantFormat.QDQ,
+        nodes_to_exclude=kept,
+        per_channel=True,
+        weight_type=types.QInt8,
+        activation_type=types.QUInt8 if unsigned else types.QInt8,
+        calibrate_method=quantization.CalibrationMethod[method],
+        extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
+    )
 
 
 def _plain(proto: onnx.ModelProto) -> onnx.ModelProto:

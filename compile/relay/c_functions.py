@@ -7,6 +7,7 @@ Between its operators no value that is read once is stored. Images lie in memory
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,6 +27,13 @@ from tvm import relay, te, tir
 _ALIGNMENT = 8
 # Arrays of at most these bytes lie on the stack.
 _ON_STACK = 64
+# Operators in one expression.
+_MOST = 64
+# Where TVM's expressions have others.
+_PARTS = (
+    *("a", "b", "value", "condition", "true_value", "false_value"),
+    *("args", "indices", "source"),
+)
 # Calls that cost next to nothing; a value that needs another, or a division, is not computed twice.
 _CHEAP = {
     "tir.if_then_else",
@@ -220,6 +228,7 @@ def _own_stage(output: Any, others: list[Any]) -> Any:
 def _place_stages(schedule: Any, outputs: list[Any]) -> None:
     """Each computation inside the one that reads it, where it then is not done twice."""
     final = {each.op for each in outputs}
+    large = _too_large([stage.op for stage in schedule.stages])
     # By an operation: those that read it, once what is inlined is.
     readers: dict[Any, set[Any]] = {}
     order = [stage.op for stage in schedule.stages]
@@ -232,17 +241,52 @@ def _place_stages(schedule: Any, outputs: list[Any]) -> None:
         after = readers[op]
         only = next(iter(after)) if len(after) == 1 else None
         once = only is not None and _volume(only) == _volume(op, sums=False)
-        if not op.reduce_axis:
-            if isinstance(only, te.ExternOp) or any(
-                isinstance(x, te.ExternOp) for x in after
-            ):
-                continue
+        if not op.reduce_axis and any(isinstance(x, te.ExternOp) for x in after):
+            continue
+        if not op.reduce_axis and op not in large:
             if once or not _is_costly(op):
                 schedule[op].compute_inline()
                 for tensor in op.input_tensors:
                     readers[tensor.op] = (readers[tensor.op] - {op}) | after
         elif once and isinstance(only, te.ComputeOp) and not only.reduce_axis:
             schedule[op].compute_at(schedule[only], only.axis[-1])
+
+
+def _too_large(order: Sequence[Any]) -> set[Any]:
+    """The computations of which several copies would be an expression of more than _MOST operators.
+
+    Args:
+        order: each after those that it reads.
+    """
+    loads = {op: _loads(op) for op in order}
+    reads: Counter[Any] = sum(loads.values(), Counter())
+    sizes: dict[Any, int] = {}
+    found = set()
+    for op in order:
+        sizes[op] = 1 + sum(n * sizes[each] for each, n in loads[op].items())
+        if reads[op] > 1 and sizes[op] * reads[op] > _MOST:
+            found.add(op)
+            sizes[op] = 1
+    return found
+
+
+def _loads(op: Any) -> Counter[Any]:
+    """How often the expression of an operation has a value of each other one."""
+    found: Counter[Any] = Counter()
+    left = list(op.body) if isinstance(op, te.ComputeOp) else []
+    # TVM's own visitors pass by a second place of the same expression.
+    while left:
+        node = left.pop()
+        if isinstance(node, tir.ProducerLoad):
+            found[node.producer.op] += 1
+        parts = (getattr(node, name, None) for name in _PARTS)
+        left += [x for part in parts for x in _expressions(part)]
+    return found
+
+
+def _expressions(part: Any) -> list[Any]:
+    several = list(part) if isinstance(part, tvm.ir.Array) else [part]
+    return [each for each in several if isinstance(each, tir.PrimExpr)]
 
 
 def _is_costly(op: Any) -> bool:

@@ -17,6 +17,18 @@ def nodes(function: Any) -> list[Any]:
     return found
 
 
+def operands(node: Any) -> list[Any]:
+    """What a node takes its values from."""
+    match node:
+        case relay.Call():
+            return list(node.args)
+        case relay.Tuple():
+            return list(node.fields)
+        case relay.TupleGetItem():
+            return [node.tuple_value]
+    return []
+
+
 def is_call(node: Any, *names: str) -> bool:
     """Whether it is a call of an operator; where ``names`` are given, of one of these."""
     return (

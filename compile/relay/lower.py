@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from netship.bundle.manifest import Lowering
-from netship.compile.relay import describe, module_passes, prefetch
+from netship.compile.relay import describe, module_passes, neighbours, prefetch
 from netship.compile.relay.convert import Converted
 from netship.compile.relay.fallbacks import accepted
 from netship.compile.relay.module_passes import CHANNELS_LAST, FOLD, FOLD_HALF, Dump
+from netship.compile.relay.neighbours import Vectors
 from netship.compile.relay.ops import half
 from netship.compile.relay.plan import UNTUNED, Plan, Schedules, make_plan
 from netship.compile.relay.tasks import kernels
@@ -53,7 +54,10 @@ def lower(
     fold = FOLD_HALF if network.half else FOLD
     folded = module_passes.run(fold, network.module, dump)
     if logs and not network.instruction:
-        plan, (factory, served) = _tuned(folded, tvm_target, logs, standalone, dump)
+        vectors = neighbours.vectors_of(target)
+        plan, (factory, served) = _tuned(
+            folded, tvm_target, logs, vectors, standalone, dump
+        )
     else:
         plan = UNTUNED
         if network.instruction:
@@ -77,6 +81,7 @@ def _tuned(
     folded: Any,
     tvm_target: Any,
     logs: Sequence[RecordLog],
+    vectors: Vectors,
     standalone: str | None,
     dump: Dump,
 ) -> tuple[Plan, tuple[Any, dict[str, str]]]:
@@ -89,7 +94,7 @@ def _tuned(
     try:
         laid_out = module_passes.run(CHANNELS_LAST, folded, dump)
         found = kernels(laid_out, tvm_target)
-        while (plan := make_plan(found, logs, rejected)).layout == "NHWC":
+        while (plan := make_plan(found, logs, vectors, rejected)).layout == "NHWC":
             try:
                 return plan, _compile(laid_out, plan, tvm_target, standalone)
             except Exception:

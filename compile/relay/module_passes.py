@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from netship.compile.relay import shared_values
+from netship.compile.relay import shared_values, vector_channels
 from netship.compile.relay.expressions import is_call, shape
 from netship.compile.relay.ops import conv2d_depthwise, half
 from netship.targets import engine
@@ -120,6 +120,7 @@ FOLD: tuple[tuple[str, Any], ...] = (
     ("fold constants", relay.transform.FoldConstant()),
     ("fold scales", relay.transform.FoldScaleAxis()),
     ("fold constants again", relay.transform.FoldConstant()),
+    ("whole vectors", vector_channels.fill),
     ("shared values", shared_values.store),
 )
 # Behind FOLD, of a network in float16.

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 from netship.bundle.manifest import Records
+from netship.compile.relay import neighbours
+from netship.compile.relay.neighbours import Fitted, Vectors
 from netship.compile.relay.tasks import Kernel
 from netship.records.lookup import Record, RecordLog
 from netship.targets import engine
@@ -14,13 +17,35 @@ from netship.targets import engine
 tvm = engine.compiler()
 from tvm import auto_scheduler
 
+# A neighbour's schedule that a kernel refuses is rare.
+_TRIES = 8
+
+
+# TOPI's schedules for NCHW are as good for dense convolutions of 3×3 and more.
+_MOST_STRANGE = 0.25
+
 
 class Choice(NamedTuple):
-    """The record that serves a kernel, and its schedule."""
+    """The record that serves a kernel, and its schedule.
+
+    Attributes:
+        fitted: where the record is a neighbour's.
+    """
 
     record: Record
     dag: Any
     state: Any
+    fitted: Fitted | None = None
+
+    @property
+    def strange(self) -> bool:
+        """Whether the record is of another kind of convolution."""
+        return self.fitted is not None and not self.fitted.alike
+
+    @property
+    def attained(self) -> float:
+        """Seconds of the kernel with a record of its own, as far as records show: at the neighbour's own rate."""
+        return self.fitted.attained if self.fitted else self.record.seconds
 
     def compiles(self) -> bool:
         """Whether the schedule, which can be applied, also gives code."""
@@ -56,49 +81,90 @@ UNTUNED = Plan("NCHW", "no tuning records for this target")
 def make_plan(
     kernels: Sequence[Kernel],
     logs: Sequence[RecordLog],
+    vectors: Vectors,
     rejected: frozenset[Record] = frozenset(),
 ) -> Plan:
-    """NHWC where each kernel has a record that fits, else NCHW: without one NHWC is several times slower.
+    """NHWC where each convolution has a record that fits or a neighbour's, else NCHW: without one NHWC is slow.
 
     Equal workload keys are not always equal kernels (the key leaves padding out), and a log may hold anything: a
     record whose steps a kernel refuses is named, and the next best one serves.
 
     Args:
         logs: the one to prefer first.
+        vectors: of the target, for neighbours' schedules.
         rejected: records that are known not to compile.
     """
     keys = dict.fromkeys(kernel.key for kernel in kernels)
     serving = [next((log for log in logs if key in log.best), None) for key in keys]
-    used = list({id(log): log for log in serving if log}.values())
-    covered = len(keys) - serving.count(None)
+    used = {id(log): log for log in serving if log}
     choices: dict[tuple[str, str], Choice] = {}
     refused: dict[str, None] = {}
-    without = set()
-    for kernel in kernels if covered == len(keys) else ():
+    own, fitted, slow = set(keys), set(), set()
+    estimated, attained = 0.0, 0.0
+    # Operations of all kernels, and of those that take a record of another kind of convolution.
+    work, strange = 0.0, 0.0
+    for kernel in kernels:
         identity = _identity(kernel.key, kernel.dag)
         if identity not in choices:
             choice = _first_fitting(kernel, logs, rejected, refused)
             if choice is None:
-                without.add(kernel.key)
-            else:
+                own.discard(kernel.key)
+                choice = _of_neighbour(kernel, logs, vectors, rejected)
+                if choice and choice.fitted:
+                    fitted.add(kernel.key)
+                    used[id(choice.fitted.log)] = choice.fitted.log
+                elif neighbours.multiplies(kernel.dag):
+                    slow.add(kernel.key)
+            if choice:
                 choices[identity] = choice
+        if choice := choices.get(identity):
+            estimated += choice.record.seconds
+            attained += choice.attained
+            work += kernel.dag.flop_ct
+            strange += choice.strange * kernel.dag.flop_ct
     records = Records(
-        file=", ".join(log.name for log in used),
-        measured="; ".join(dict.fromkeys(log.measured for log in used)),
+        file=", ".join(log.name for log in used.values()),
+        measured="; ".join(dict.fromkeys(log.measured for log in used.values())),
         tasks=len(keys),
-        covered=covered - len(without),
+        covered=len(own),
+        fitted=len(fitted),
+        gain=1 - attained / estimated if fitted else 0.0,
         refused=tuple(refused),
     )
+    cover = f"tuning records cover {len(own)} of {len(keys)} tasks"
     if not keys:
         reason = "it has no operator that can be tuned"
-    elif covered < len(keys):
-        reason = f"tuning records cover {covered} of {len(keys)} tasks"
-    elif without:
-        reason = f"tuning records fit only {records.covered} of {len(keys)} tasks"
-    else:
+    elif slow:
+        reason = f"{cover}; {len(slow)} of the others cannot take one of a neighbour"
+    elif strange > _MOST_STRANGE * work:
+        reason = (
+            f"{cover}; for {strange / work:.0%} of the operations there are only those of "
+            "another kind of convolution"
+        )
+    elif len(own) == len(keys):
         reason = f"tuning records cover all {len(keys)} tasks"
         return Plan("NHWC", reason, records, choices)
+    else:
+        reason = f"{cover}, fitted records of neighbours {len(fitted)} more"
+        return Plan("NHWC", reason, records, choices)
     return Plan("NCHW", reason, records)
+
+
+def _of_neighbour(
+    kernel: Kernel,
+    logs: Sequence[RecordLog],
+    vectors: Vectors,
+    rejected: frozenset[Record],
+) -> Choice | None:
+    """The schedule for a kernel without a record that is estimated to be the quickest."""
+    found = neighbours.fitting(kernel.key, kernel.dag, logs, vectors)
+    for fitted in islice(found, _TRIES):
+        state = None
+        if fitted.record not in rejected:
+            state = _applied(fitted.record, kernel.dag)
+        if state is not None:
+            return Choice(fitted.record, kernel.dag, state, fitted)
+    return None
 
 
 def _first_fitting(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from netship.compile.relay.expressions import is_call, nodes
+from netship.compile.relay.expressions import is_call, nodes, operands
+from netship.compile.relay.ops.stored import stored as keep
 from netship.targets import engine
 
 tvm = engine.compiler()
@@ -20,8 +21,8 @@ _MOST = 1024
 _INJECTIVE = 2
 # How often the code of an operator has each of its operands, where more than once.
 _COPIES = {
-    **dict.fromkeys(("sign", "sinh", "cosh", "tan", "isinf", "floor_mod"), 2),
-    **dict.fromkeys(("nn.leaky_relu", "nn.prelu", "isfinite"), 3),
+    **dict.fromkeys(("sign", "sinh", "cosh", "tan", "isinf", "floor_mod", "take"), 2),
+    **dict.fromkeys(("nn.leaky_relu", "nn.prelu", "isfinite", "where"), 3),
     "tanh": 5,
     "image.resize1d": 4,
     "image.resize2d": 16,
@@ -33,7 +34,7 @@ _COPIES = {
 
 
 def store(module: Any) -> Any:
-    """The module, fused no further at values whose copies would be more than _MOST operators; itself without such.
+    """The module, with values in memory whose copies would be more than _MOST operators; itself without such.
 
     Args:
         module: of one function without control flow.
@@ -42,7 +43,7 @@ def store(module: Any) -> Any:
     order = nodes(function)
     readers: dict[Any, list[Any]] = {}
     for node in order:
-        for each in _arguments(node):
+        for each in operands(node):
             readers.setdefault(each, []).append(node)
     # The operators of each value's expression, as its readers have it.
     sizes: dict[Any, int] = {}
@@ -51,7 +52,7 @@ def store(module: Any) -> Any:
         sizes[node] = 1
         if not _is_inlined(node):
             continue
-        size = 1 + _copies(node) * sum(sizes[each] for each in _arguments(node))
+        size = 1 + _copies(node) * sum(sizes[each] for each in operands(node))
         read = readers.get(node, [])
         if len(read) > 1 and not all(map(_is_inlined, read)):
             # TVM stores it for the others.
@@ -62,17 +63,6 @@ def store(module: Any) -> Any:
         else:
             sizes[node] = size
     return _stored(function, order, stored) if stored else module
-
-
-def _arguments(node: Any) -> list[Any]:
-    match node:
-        case relay.Call():
-            return list(node.args)
-        case relay.Tuple():
-            return list(node.fields)
-        case relay.TupleGetItem():
-            return [node.tuple_value]
-    return []
 
 
 def _is_inlined(node: Any) -> bool:
@@ -95,7 +85,7 @@ def _is_tensor(node: Any, readers: list[Any]) -> bool:
 def _stored(function: Any, order: list[Any], stored: set[Any]) -> Any:
     made: dict[Any, Any] = {}
     for node in order:
-        arguments = [made[each] for each in _arguments(node)]
+        arguments = [made[each] for each in operands(node)]
         match node:
             case relay.Call():
                 kept = node.op, arguments, node.attrs, node.type_args, node.span
@@ -106,6 +96,6 @@ def _stored(function: Any, order: list[Any], stored: set[Any]) -> Any:
                 new = relay.TupleGetItem(*arguments, node.index)
             case _:
                 new = node
-        made[node] = relay.annotation.stop_fusion(new) if node in stored else new
+        made[node] = keep(new) if node in stored else new
     whole = relay.Function(function.params, made[function.body])
     return relay.transform.InferType()(tvm.IRModule.from_expr(whole))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
@@ -56,12 +57,30 @@ def lp_normalisation(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]
     return chain.end("Div", x, chain.add("Max", norm, _LEAST))
 
 
+def softmax(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
+    """Of one class it is 1, which no kernel rounds: x - max of x as it is used and of x as it is stored may differ."""
+    if _classes(node, graph)[1] > 1:
+        return [node]
+    chain = Chain(node, graph)
+    # NaN and infinity are NaN here, too.
+    return chain.end("Add", chain.add("Mul", node.input[0], 0.0), 1.0)
+
+
+def _classes(node: onnx.NodeProto, graph: Graph) -> tuple[Sequence[int], int]:
+    """The axes of a softmax, and how many elements they have."""
+    shape = graph.shape(node.input[0])
+    axis = attributes_of(node).get("axis", -1 if graph.opset >= 13 else 1)
+    axis %= len(shape) or 1
+    axes = [axis] if graph.opset >= 13 else range(axis, len(shape))
+    return axes, math.prod(shape[each] for each in axes)
+
+
 def log_softmax(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
-    """log(softmax(x)) is -inf where the softmax underflows: x - max - log(sum(exp(x - max))) is not."""
+    """log(softmax(x)) is -inf where the softmax underflows: x - max - log(sum(exp(x - max))) is not. 0 of one class."""
     chain, x = Chain(node, graph), node.input[0]
-    rank = len(graph.shape(x))
-    axis = attributes_of(node).get("axis", -1 if graph.opset >= 13 else 1) % rank
-    axes = [axis] if graph.opset >= 13 else range(axis, rank)
+    axes, classes = _classes(node, graph)
+    if classes == 1:
+        return chain.end("Mul", x, 0.0)
 
     def reduced(op_type: str, source: str) -> str:
         inputs, attributes = axes_form(op_type, axes, graph)

@@ -67,6 +67,7 @@ _RULES: dict[str, Rule] = {
     "ScatterElements": indices.elements,
     "ScatterND": indices.slices,
     "Slice": forms.slice_axes,
+    "Softmax": decompositions.softmax,
     "Softplus": decompositions.softplus,
     "SpaceToDepth": decompositions.space_to_depth,
     "Split": forms.split,

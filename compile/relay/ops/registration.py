@@ -9,6 +9,7 @@ from netship.targets import engine
 
 tvm = engine.compiler()
 from tvm import relay, te
+from tvm.relay.transform.infer_layout_utils import InferCorrectLayoutOutput
 
 
 class _Described(NamedTuple):
@@ -80,6 +81,13 @@ def call(name: str, arguments: Sequence[Any], **attributes: Any) -> Any:
     """A call of an operator of ours."""
     attrs = tvm.ir.make_node("DictAttrs", **attributes)
     return relay.Call(relay.op.get(name), list(arguments), attrs)
+
+
+def layouts(attrs: Any, new: Any, old: Any, _: Any) -> Any:
+    """Whatever layout the first input has, for ``FInferCorrectLayout``."""
+    found = [*(new or ()), *old]
+    layout = next((each for each in found if each), tvm.tir.layout("NCHW"))
+    return InferCorrectLayoutOutput([layout] * len(old), [layout], attrs)
 
 
 def named(made: Any, layer: str) -> Any:

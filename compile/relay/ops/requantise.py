@@ -18,7 +18,6 @@ from netship.targets import engine
 tvm = engine.compiler()
 from tvm import relay, te, tir, topi
 from tvm.relay.op import op as registry
-from tvm.relay.transform.infer_layout_utils import InferCorrectLayoutOutput
 from tvm.target.codegen import target_has_features
 
 REQUANTISE, ADD = "netship.requantize", "netship.add"
@@ -128,13 +127,6 @@ def _float(value: Any) -> Any:
     return tir.const(float(value), "float32")
 
 
-def _layouts(attrs: Any, new: Any, old: Any, _: Any) -> Any:
-    """Whatever the first input has."""
-    found = [*(new or ()), *old]
-    layout = next((each for each in found if each), tir.layout("NCHW"))
-    return InferCorrectLayoutOutput([layout] * len(old), [layout], attrs)
-
-
 def _register(name: str, compute: Any, *arguments: str) -> None:
     operator = registration.register(
         name,
@@ -143,7 +135,7 @@ def _register(name: str, compute: Any, *arguments: str) -> None:
         lambda types, attrs: relay.TensorType(types[0].shape, "uint8"),
         relay.op.OpPattern.BROADCAST,
     )
-    operator.set_attr("FInferCorrectLayout", _layouts)
+    operator.set_attr("FInferCorrectLayout", registration.layouts)
     registry.register_compute(name, compute)
     registry.register_injective_schedule(name)
 
