@@ -113,6 +113,33 @@ def test_several_images_and_orders_of_axes_in_c(numbers: str, tmp_path: Path) ->
     built(proto, "cortex-m7", tmp_path)
 
 
+@pytest.mark.parametrize("target", ["native", "cortex-m7"])
+def test_recurrence_norms_and_best_in_int8(target: str, tmp_path: Path) -> None:
+    """What has biases of one number for all outputs, two outputs, or norms."""
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        rows (float[1, 3, 8, 8] image) => (float[1, 4, 8, 4] unit, float[1, 4, 8, 2] best, int64[1, 4, 8, 2] places,
+                                           float[1, 1, 4, 5] states) {
+          mixed = Conv<strides = [1, 2]>(image, mixing)
+          unit = LpNormalization<axis = 1>(mixed)
+          best, places = TopK<axis = 3>(mixed, two)
+          rows = ReduceMean<axes = [2], keepdims = 0>(mixed)
+          steps = Transpose<perm = [2, 0, 1]>(rows)
+          each = GRU<hidden_size = 5, direction = "reverse", linear_before_reset = 1>(steps, weights, again, biases)
+          states = Transpose<perm = [2, 1, 0, 3]>(each)
+        }"""
+    )
+    random = np.random.default_rng(0)
+    shapes = {"mixing": (4, 3, 1, 1), "weights": (1, 15, 4), "again": (1, 15, 5)}
+    shapes["biases"] = (1, 30)
+    proto.graph.initializer.extend(
+        numpy_helper.from_array(random.standard_normal(shape).astype(np.float32), name)
+        for name, shape in shapes.items()
+    )
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([2]), "two"))
+    built(quantised(proto, tmp_path), target, tmp_path)
+
+
 def built(proto: onnx.ModelProto, target: str, folder: Path) -> dict[str, Any]:
     """What a build that must succeed says of itself."""
     onnx.save(proto, folder / "all.onnx")

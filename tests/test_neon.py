@@ -22,7 +22,8 @@ from integer_operators import (
     per_tensor,
     quantised_tensor,
 )
-from integers import oddities, quantised, residuals
+from integers import Graph as Writer
+from integers import graph_of, oddities, quantised, residuals
 from numpy.typing import NDArray
 from relay_worker import relay_worker
 
@@ -177,6 +178,13 @@ def dot_product(network: Graph, words: str) -> tuple[bool, bool]:
 
     converted = convert.to_relay(network, resolve(words))
     return converted.source is not None, "SDOT" in converted.instruction
+
+
+def transpositions(network: Graph, target: Target) -> int:
+    """In the worker: how many operators of the network's Relay change the order of axes."""
+    from netship.compile.relay import convert
+
+    return str(convert.to_relay(network, target).module).count("transpose(")
 
 
 def channels_last(values: Array) -> Array:
@@ -356,3 +364,20 @@ def test_a_cpu_of_the_users_own_gets_the_instructions_it_has(
         target = f"llvm -mtriple=aarch64-linux-gnu {words}".strip()
         assert worker.submit(dot_product, network, target).result() == (True, dot)
     assert not worker.submit(dot_product, network, "arm-cortex-a7").result()[0]
+
+
+def test_pools_concatenations_tables_and_products_keep_channels_last(
+    worker: ProcessPoolExecutor, tmp_path: Path
+) -> None:
+    w = Writer(3, 16)
+    x = w.convolution("stem", "image", 3, 8)
+    pooled = w.node("MaxPool", "pooled", [x], kernel_shape=[2, 2], strides=[2, 2])
+    left = w.convolution("left", pooled, 8, 8)
+    right = w.convolution("right", pooled, 8, 8)
+    gated = w.node("Mul", "gated", [left, w.node("Sigmoid", "gate", [right])])
+    both = w.node("Concat", "both", [gated, right], axis=1)
+    w.classifier(w.convolution("last", both, 16, 8), 8, 5)
+    proto = quantised(w.finish((1, 5)), tmp_path)
+    network, target = graph_of(proto), resolve("arm-cortex-a76")
+    # Only the image comes in another order.
+    assert worker.submit(transpositions, network, target).result() <= 1

@@ -115,6 +115,18 @@ def from_the_end(
     return chain(nodes, tensors, 16, IMAGE)
 
 
+def normalised_zeros() -> onnx.ModelProto:
+    """LpNormalization where a row has nothing but zeros."""
+    node = helper.make_node
+    nodes = [
+        node("Mul", ["x", "mask"], ["some"]),
+        node("LpNormalization", ["some"], ["y"], axis=3),
+    ]
+    mask = np.ones((7, 5), np.float32)
+    mask[3] = 0
+    return chain(nodes, [numpy_helper.from_array(mask, "mask")], 17, IMAGE)
+
+
 # What TVM's importer gets wrong as it is.
 WRONG: dict[str, onnx.ModelProto] = {
     "arg-min-infinite": place_among_infinities("ArgMin", np.inf),
@@ -126,6 +138,9 @@ WRONG: dict[str, onnx.ModelProto] = {
         auto_pad="SAME_LOWER",
         ceil_mode=1,
     ),
+    "lp-normalisation-zeros": normalised_zeros(),
+    "lp-normalisation-1": single("LpNormalization", axis=1, p=1),
+    "lp-normalisation-22": single("LpNormalization", opset=22, axis=-2),
     "lp-pool-odd": single("LpPool", kernel_shape=[3, 2], p=3),
     "lp-pool-1": single("LpPool", kernel_shape=[2, 2], strides=[2, 2], p=1),
     "lp-pool-same": single(

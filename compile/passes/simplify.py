@@ -310,7 +310,16 @@ def dense_as_convolution(graph: Graph) -> Graph:
         matrix = weights.value if transposed else weights.value.T
         kernel = constant(weights.name, matrix[:, :, None, None], facts)
         limits = {"limits": operator.limits} if operator.limited else {}
-        inputs = [pixel, kernel, *operator.inputs[2:]]
+        inputs = [pixel, kernel]
+        if (
+            bias := operator.inputs[2] if len(operator.inputs) > 2 else None
+        ) is not None:
+            assert bias.value is not None
+            if bias.shape != (output.size,):
+                # A Gemm's bias may be one number for all outputs.
+                values = np.broadcast_to(bias.value, output.shape).reshape(-1)
+                bias = constant(fresh(f"{bias.name}/wide"), values, bias.quantisation)
+            inputs.append(bias)
         return [
             make("Reshape", "", [source], [pixel]),
             make("Conv", operator.name, inputs, [sums], limits),
@@ -325,8 +334,10 @@ def _is_plain(operator: Dense) -> bool:
     attributes, weights = operator.attributes, operator.inputs[1]
     along = 0 if attributes.get("transB", 0) else 1
     facts = weights.quantisation if weights else None
+    bias = operator.inputs[2] if len(operator.inputs) > 2 else None
     return (
         operator.constant(1) is not None
+        and (bias is None or bias.value is not None)
         and operator.input.value is None
         and (facts is None or facts.axis in (None, along))
         and operator.input.shape[0] == 1

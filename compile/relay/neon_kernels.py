@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 from netship.compile import passes
 from netship.compile.ir.graph import NHWC, Graph, Operator
-from netship.compile.ir.operators import Convolution, Quantise
+from netship.compile.ir.operators import Convolution, Multiplication, Quantise, Table
+from netship.compile.ir.pooling import MaxPool
 from netship.compile.kernels.neon import pack
 from netship.compile.passes.layout import channels_last
 from netship.compile.passes.storage import store_as_int8, store_as_uint8
+from netship.compile.relay import generic
 from netship.compile.relay.integer_kernels import IntegerKernels
 from netship.compile.relay.ops.neon import call
 from netship.targets import engine
@@ -76,7 +78,9 @@ class NeonKernels:
         return made if output.layout == NHWC else relay.reshape(made, output.shape)
 
     def _without_kernel(self, operator: Operator, inputs: list[Any]) -> Any | None:
-        """A convolution of integers by TVM's own code, in uint8 with channels first."""
+        """TVM's own code: with channels last where it has that; a convolution of integers in uint8 with channels first."""
+        if (last := _channels_last(operator, inputs)) is not None:
+            return last
         if not operator.output.quantisation or not isinstance(operator, Convolution):
             return None
         alone = Graph(operator.activations, operator.outputs, (operator,))
@@ -99,6 +103,33 @@ class NeonKernels:
         most = f"#define MOST_KERNEL {self._largest_kernel}"
         text = "\n".join([most, f'#include "{HEADER.name}"', "", *functions, ""])
         return Source(text, self._target)
+
+
+def _channels_last(operator: Operator, inputs: list[Any]) -> Any | None:
+    """An operator on stored values of images that lie with channels last; None of others."""
+    tensors = (*operator.activations, operator.output)
+    whole = isinstance(operator, Table) or len(inputs) == len(operator.inputs)
+    if not whole or not operator.output.quantisation:
+        return None
+    if any(each.layout != NHWC for each in tensors):
+        return None
+    match operator:
+        case Table() | Multiplication():
+            # Element by element, whatever the order of axes.
+            return generic.lower(operator, inputs, 0)[0]
+        case MaxPool() if len(operator.outputs) == 1:
+            (top, bottom), (left, right) = operator.pads
+            return relay.nn.max_pool2d(
+                inputs[0],
+                pool_size=operator.kernel,
+                strides=operator.strides,
+                dilation=operator.dilations,
+                padding=(top, left, bottom, right),
+                layout="NHWC",
+            )
+    if operator.kind == "Concat":
+        return relay.concatenate(inputs, (0, 3, 1, 2)[operator.attributes["axis"] % 4])
+    return None
 
 
 def has_dot_product(target: Target) -> bool:

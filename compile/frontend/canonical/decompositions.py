@@ -17,6 +17,8 @@ from netship.compile.frontend.canonical.graph import (
     text_of,
 )
 
+_LEAST = float(np.finfo(np.float32).tiny)
+
 
 def mean(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     """Inputs of different ranks are concatenated without broadcasting."""
@@ -42,6 +44,17 @@ def gelu(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     tanh = chain.add("Tanh", chain.add("Mul", cubic, math.sqrt(2 / math.pi)))
     twice = chain.add("Mul", x, chain.add("Add", tanh, 1.0))
     return chain.end("Mul", twice, 0.5)
+
+
+def lp_normalisation(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
+    """Unknown to the importer: x over its norm, and zeros where the norm is zero."""
+    attributes, x = attributes_of(node), node.input[0]
+    kind = "ReduceL1" if attributes.get("p", 2) == 1 else "ReduceL2"
+    axis = attributes.get("axis", -1) % len(graph.shape(x))
+    chain = Chain(node, graph)
+    inputs, named = axes_form(kind, [axis], graph)
+    norm = chain.add(kind, x, *inputs, **named)
+    return chain.end("Div", x, chain.add("Max", norm, _LEAST))
 
 
 def softmax(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:

@@ -52,6 +52,7 @@ _RULES: dict[str, Rule] = {
     "GroupNormalization": decompositions.group_normalisation,
     "LSTM": recurrent.recurrent,
     "LogSoftmax": decompositions.log_softmax,
+    "LpNormalization": decompositions.lp_normalisation,
     "LpPool": windows.lp_pool,
     "MatMul": decompositions.matrix_vector,
     "MaxPool": unpooling.max_pool,

@@ -83,10 +83,11 @@ def call(name: str, arguments: Sequence[Any], **attributes: Any) -> Any:
     return relay.Call(relay.op.get(name), list(arguments), attrs)
 
 
-def layouts(attrs: Any, new: Any, old: Any, _: Any) -> Any:
-    """Whatever layout the first input has, for ``FInferCorrectLayout``."""
+def layouts(attrs: Any, new: Any, old: Any, types: Any) -> Any:
+    """Whatever layout the first input has, for ``FInferCorrectLayout``; of what is no image none is made up."""
     found = [*(new or ()), *old]
-    layout = next((each for each in found if each), tvm.tir.layout("NCHW"))
+    default = "NCHW" if len(types[0].shape) == 4 else "__undef__"
+    layout = next((each for each in found if each), tvm.tir.layout(default))
     return InferCorrectLayoutOutput([layout] * len(old), [layout], attrs)
 
 
