@@ -268,7 +268,7 @@ def test_a_model_file_s_name_reaches_no_interpreter(tmp_path: Path) -> None:
     options = ("--format", "standalone", "--output", output, "--name", "small")
     built = run("compile.build", "--model", model, *options)
     assert built.returncode == 0, built.stderr
-    assert len(built.stdout.splitlines()) == 10
+    assert len(built.stdout.splitlines()) == 11
     said = built.stdout + built.stderr
     assert said.replace("\n", "").isprintable()
     assert open_bundle(output).manifest.model.name == WORST.replace("/", "") + "?.onnx"
