@@ -94,6 +94,10 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
         raise UserError(
             f"--save {arguments.save}: takes one image, not {len(found)}; give one --image"
         )
+    if arguments.save and arguments.save.resolve() == found[0].resolve():
+        raise UserError(
+            f"--save {arguments.save}: is the image itself, which it would replace; give another name"
+        )
     seen = []
     with open_session(bundle, arguments, progress, most=1) as session:
         progress.stage("running")

@@ -250,6 +250,9 @@ def test_a_segmentation_is_scores_or_a_map() -> None:
     )
     with pytest.raises(UserError, match="--task segment: found y"):
         resolve_task("segment", None, network(("y", (1, 10))))
+    # A detector's rows are no picture.
+    with pytest.raises(UserError, match="--task segment: found rows"):
+        resolve_task("segment", None, network(("rows", (1, 4420, 2))))
 
 
 def test_the_anchors_of_the_built_in_detector_are_its_own(tmp_path: Path) -> None:

@@ -126,6 +126,7 @@ def test_there_are_many_cases_of_images() -> None:
         ("photo.png", "marked.txt", "--save marked.txt|.jpg or .png"),
         ("photo.png", "no/marked.jpg", "no: no such folder|--save"),
         (".", "marked.jpg", "--save marked.jpg|one image, not 2"),
+        ("photo.png", "photo.png", "--save photo.png|the image itself|another name"),
         ("x.npy", "marked.jpg", "x.npy|no photograph"),
     ],
 )

@@ -292,7 +292,8 @@ def _segment(model: Model) -> tuple[Task, str]:
         return Task(kind="segment", class_axis=axis), (
             f"task: segment; {shown(model.outputs[0].name)} {list(shape)} scores {shape[axis]} classes (axis {axis})"
         )
-    if len([side for side in shape if side != 1]) == 2:
+    sides = [side for side in shape if side != 1]
+    if len(sides) == 2 and sides[0] * width == sides[1] * height:
         return Task(kind="segment"), (
             f"task: segment; {shown(model.outputs[0].name)} {list(shape)} is a map of classes"
         )
