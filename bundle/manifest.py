@@ -281,6 +281,11 @@ class Records(Section):
     gain: FiniteFloat = 0.0
     refused: tuple[str, ...] = ()
 
+    @property
+    def complete(self) -> bool:
+        """Whether each task has a record of its own."""
+        return self.covered == self.tasks
+
 
 class PlannedBuffer(Section):
     """A tensor's place in the arena, and the steps between which it lives."""

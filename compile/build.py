@@ -427,7 +427,7 @@ def _table(bundle: Bundle, model: str) -> str:
 def _tuning(manifest: Manifest, model: str) -> list[tuple[str, str]]:
     """What tuning would bring, where tasks have no records of their own."""
     records = manifest.lowering.records
-    if records is None or records.covered == records.tasks:
+    if records is None or records.complete:
         return []
     command = as_called("python -m tuning.tune")
     saved = f"may save up to {records.gain:.0%} of the time (estimated)"

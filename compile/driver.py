@@ -316,9 +316,7 @@ def _name_records(built: Built, logs: Sequence[RecordLog], progress: Progress) -
 
 def _check_tuned(request: BuildRequest, built: Built) -> None:
     records = built.lowering.records
-    tuned = built.lowering.layout == "NHWC" and (
-        records is None or records.covered == records.tasks
-    )
+    tuned = built.lowering.layout == "NHWC" and (records is None or records.complete)
     if request.require_tuned and not tuned:
         raise UserError(
             f"--require-tuned: {built.lowering.reason} (target {request.target.name}); run python -m tuning.tune, "

@@ -41,7 +41,7 @@ _KERNEL = re.compile(r"tvmgen_(?:default|\w+?)_(fused_\w+?)(?:_compute_)?$")
 _PREFIX = re.compile(r"^(fused_)?(netship_int8_)?")
 # Two layers that a kernel joins, in the name of its group.
 _JOINED = " + "
-_LINE_BYTES = 64
+LINE_BYTES = 64
 # How many blocks are asked for the place where the library was loaded.
 _VOTES = 64
 # The real network takes half a minute with the cache model.
@@ -270,7 +270,7 @@ def _operators(
             memory_cycles=hierarchy.cycles(own),
             macs=sum(group.macs for group in described),
             missed_bytes=tuple(
-                _LINE_BYTES * sum(block.misses[level] for block in own)
+                LINE_BYTES * sum(block.misses[level] for block in own)
                 for level in range(len(hierarchy.caches))
             ),
             layers=tuple(

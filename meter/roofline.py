@@ -5,12 +5,11 @@ from __future__ import annotations
 import shlex
 from typing import NamedTuple
 
-from netship.meter.operators import Metered, Operator
+from netship.meter.operators import LINE_BYTES, Metered, Operator
 
 # Of the inference: a kernel with less to gain is not named.
 _WORTH = 0.01
 _MOST = 5
-_LINE_BYTES = 64
 
 
 class Roof(NamedTuple):
@@ -28,7 +27,7 @@ def roof(metered: Metered) -> Roof | None:
     """The roof of a build; None on several threads, of which only the slowest one's bytes are known."""
     if metered.threads > 1:
         return None
-    return Roof(metered.peak, _LINE_BYTES / sum(metered.hierarchy.line_cycles))
+    return Roof(metered.peak, LINE_BYTES / sum(metered.hierarchy.line_cycles))
 
 
 class Step(NamedTuple):
@@ -83,11 +82,11 @@ def advice(metered: Metered) -> Advice | None:
 
 def _untuned(metered: Metered) -> str:
     found = metered.records
-    if found is None or found.covered == found.tasks:
+    if found is None or found.complete:
         return ""
     return (
-        f"{found.covered} of the network's {found.tasks} tasks have tuning records, and a build uses them where all "
-        "have: tune the network"
+        f"{found.covered} of the network's {found.tasks} tasks have tuning records of their own: tune the "
+        "network"
     )
 
 

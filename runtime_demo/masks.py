@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,10 +45,8 @@ class Agreement(NamedTuple):
     @property
     def mean_iou(self) -> float | None:
         """The mean of intersection ÷ union of the classes that one of the two has."""
-        some = self.unions > 0
-        if not some.any():
-            return None
-        return float((self.intersections[some] / self.unions[some]).mean())
+        found = self.by_class.values()
+        return fmean(found) if found else None
 
     @property
     def by_class(self) -> dict[int, float]:

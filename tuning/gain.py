@@ -28,7 +28,7 @@ class Gain(NamedTuple):
     Attributes:
         untuned: seconds, as built without records.
         tuned: seconds, as built with the log's records first.
-        used: whether the build takes the records: it does if they cover every task.
+        used: whether the build takes the records: it does if they, and those of neighbours, serve every convolution.
     """
 
     untuned: float
@@ -37,7 +37,7 @@ class Gain(NamedTuple):
 
     def __str__(self) -> str:
         if not self.used:
-            return f"untuned {self.untuned * 1e3:.3f} ms; not all tasks have records, so a build does not use them yet"
+            return f"untuned {self.untuned * 1e3:.3f} ms; some tasks have no records, so a build does not use them yet"
         return (
             f"untuned {self.untuned * 1e3:.3f} ms, tuned {self.tuned * 1e3:.3f} ms, "
             f"{self.untuned / self.tuned:.2f} × as quick: sums of the kernels of a build, each in isolation"

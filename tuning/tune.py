@@ -299,7 +299,7 @@ def _reach(states: Sequence[State], trials: int) -> str:
     if left < waiting:
         more = trials + waiting - left
         return (
-            f"{known}: too few for every task, and a build uses the records of all or none; "
+            f"{known}: too few for every task, and the others take fitted records of neighbours; "
             f"give --trials {more} or more"
         )
     each = f", about {left // len(states)} a task; 64 a task find most of the gain"

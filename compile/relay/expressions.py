@@ -29,6 +29,15 @@ def operands(node: Any) -> list[Any]:
     return []
 
 
+def readers(order: list[Any]) -> dict[Any, list[Any]]:
+    """What takes its values from each node, of nodes as `nodes` orders them; a node that nothing reads is not there."""
+    found: dict[Any, list[Any]] = {}
+    for node in order:
+        for each in operands(node):
+            found.setdefault(each, []).append(node)
+    return found
+
+
 def is_call(node: Any, *names: str) -> bool:
     """Whether it is a call of an operator; where ``names`` are given, of one of these."""
     return (

@@ -40,8 +40,8 @@ def lower(
 ) -> Lowered:
     """Compile a network for ``target``.
 
-    The layout is NHWC when ``logs`` cover every tuning task of the network and NCHW otherwise:
-    without records, NHWC schedules are several times slower than TOPI's own for NCHW.
+    The layout is NHWC where ``logs`` have a schedule for every convolution, own or a neighbour's, as `make_plan` says,
+    and NCHW otherwise: without records, NHWC schedules are several times slower than TOPI's own for NCHW.
 
     Args:
         logs: tuning records that this target may use; each task takes the first one's that has it.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from netship.compile.relay.expressions import is_call, nodes, operands
+from netship.compile.relay.expressions import is_call, nodes, operands, readers
 from netship.compile.relay.ops.stored import stored as keep
 from netship.targets import engine
 
@@ -41,10 +41,7 @@ def store(module: Any) -> Any:
     """
     function = module["main"]
     order = nodes(function)
-    readers: dict[Any, list[Any]] = {}
-    for node in order:
-        for each in operands(node):
-            readers.setdefault(each, []).append(node)
+    after = readers(order)
     # The operators of each value's expression, as its readers have it.
     sizes: dict[Any, int] = {}
     stored = set()
@@ -53,7 +50,7 @@ def store(module: Any) -> Any:
         if not _is_inlined(node):
             continue
         size = 1 + _copies(node) * sum(sizes[each] for each in operands(node))
-        read = readers.get(node, [])
+        read = after.get(node, [])
         if len(read) > 1 and not all(map(_is_inlined, read)):
             # TVM stores it for the others.
             continue

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from netship.compile.relay.expressions import is_call, nodes, operands, shape
+from netship.compile.relay.expressions import is_call, nodes, readers, shape
 from netship.targets import engine
 
 tvm = engine.compiler()
@@ -20,7 +20,7 @@ _UNITS = (16, 8, 4)
 # What the longest vectors may add to the multiply-adds; the shortest add less than a quarter.
 _MOST = 1.07
 _MOVES = {"transpose", "reshape", "squeeze", "concatenate", "nn.batch_flatten"}
-_BIAS = {"nn.bias_add"}
+_BIAS = "nn.bias_add"
 
 
 def fill(module: Any) -> Any:
@@ -29,11 +29,7 @@ def fill(module: Any) -> Any:
     Args:
         module: of one function, images as NCHW, with types.
     """
-    readers: dict[Any, list[Any]] = {}
-    for node in nodes(module["main"]):
-        for each in operands(node):
-            readers.setdefault(each, []).append(node)
-    filler = _Filler(readers)
+    filler = _Filler(readers(nodes(module["main"])))
     function = filler.visit(module["main"])
     if not filler.filled:
         return module
@@ -47,13 +43,13 @@ def whole(channels: int) -> int:
 
 
 class _Filler(relay.ExprMutator):  # type: ignore[misc]
-    def __init__(self, readers: dict[Any, list[Any]]) -> None:
+    def __init__(self, after: dict[Any, list[Any]]) -> None:
         super().__init__()
-        self._readers = readers
+        self._after = after
         self.filled = 0
 
     def visit_call(self, call: Any) -> Any:
-        convolution = call.args[0] if is_call(call, *_BIAS) else call
+        convolution = call.args[0] if is_call(call, _BIAS) else call
         if not self._is_odd(convolution) or not self._is_moved(call):
             return super().visit_call(call)
         self.filled += 1
@@ -81,9 +77,9 @@ class _Filler(relay.ExprMutator):  # type: ignore[misc]
 
     def _is_moved(self, call: Any) -> bool:
         """Whether nothing that could be of the same kernel reads it."""
-        if call.op.name in _BIAS and not isinstance(call.args[1], relay.Constant):
+        if call.op.name == _BIAS and not isinstance(call.args[1], relay.Constant):
             return False
-        read = self._readers.get(call, [])
+        read = self._after.get(call, [])
         return all(
             isinstance(each, relay.Tuple | relay.Function) or is_call(each, *_MOVES)
             for each in read
