@@ -163,7 +163,7 @@ def measure_bundle(
         path: a bundle or a standalone library for aarch64.
         cpu: a key of `cycles.CORES`.
         board: whose memory; the core's default one where empty.
-        threads: how many, 4 at most; more than one for a bundle alone.
+        threads: how many, 4 at most.
 
     Raises:
         UserError: not for aarch64, no model of the CPU, the CPU lacks an instruction, the answers are
@@ -181,11 +181,6 @@ def measure_bundle(
             "such as --target arm-cortex-a72"
         )
     counting.find_qemu()
-    if threads > 1 and bundle.manifest.format == "standalone":
-        raise UserError(
-            f"{path}: a library has its threads inside, where they cannot be counted apart; "
-            "give the bundle of the same model"
-        )
     parts = _count(bundle, cpu, hierarchy, threads, on_progress)
     on_progress("estimating cycles")
     numbers = bundle.manifest.numbers
@@ -216,6 +211,9 @@ def _count(
 ) -> list[Part]:
     verifier = native_verifier("aarch64", on_progress)
     root = prepare(on_progress)
+    own_launch = {}
+    if threads > 1 and bundle.manifest.format == "standalone":
+        own_launch["NETSHIP_METER_LAUNCH"] = f"{_launch(bundle.library):x}"
     on_progress("counting an inference")
     # A path of another length would shift the stack, and so change which lines share a set of a cache.
     with tempfile.TemporaryDirectory(prefix="netship-meter-") as scratch:
@@ -229,6 +227,7 @@ def _count(
                 caches=hierarchy.caches,
                 private=hierarchy.private,
                 threads=threads,
+                environment=own_launch,
                 seconds=_SECONDS,
             )
         except counting.CountingError as error:
@@ -334,6 +333,16 @@ def _functions(library: Path) -> list[tuple[int, str]]:
     )
     address, _, size = _text(library)
     return [*((int(at, 16), name) for at, name in names), (address + size, "")]
+
+
+def _launch(library: Path) -> int:
+    """The address in a standalone library of the function that runs a parallel loop (runtime.c)."""
+    for address, name in _functions(library):
+        if name == "TVMBackendParallelLaunch":
+            return address
+    raise UserError(
+        f"{library}: the function that starts its threads has no symbol (stripped, or an old build); build it again"
+    )
 
 
 def _text(library: Path) -> tuple[int, int, int]:

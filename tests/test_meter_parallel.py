@@ -17,6 +17,7 @@ from netship.meter.counting import Block, Cache, Part, count_parts
 from netship.meter.counts import at_best, cost
 from netship.meter.cycles import Trace, canonical
 from netship.meter.memory import hierarchy
+from netship.meter.operators import OUTSIDE
 from netship.targets.toolchain import run_zig
 
 NOP, RET = 0xD503201F, 0xD65F03C0
@@ -213,11 +214,36 @@ def test_a_bundle_on_several_threads(built: Callable[..., Path]) -> None:
 
 
 @pytest.mark.slow
-def test_a_library_on_several_threads_is_refused(built: Callable[..., Path]) -> None:
-    path = built("mobilenetv2-0.35-96", "arm-cortex-a72", "--format", "standalone")
-    result = run("meter", path, "--cpu", "cortex-a72", "--threads", "2")
-    assert result.returncode == 2
-    assert "give the bundle of the same model" in result.stderr
+def test_a_library_on_several_threads_costs_what_its_bundle_does(
+    built: Callable[..., Path],
+) -> None:
+    formats = ("standalone", "bundle")
+    library, bundle = (
+        built("mobilenetv2-0.35-96", "arm-cortex-a72", "--format", each)
+        for each in formats
+    )
+    mine, its = (
+        json.loads(
+            succeed("meter", path, "--cpu", "cortex-a72", "--threads", "4", "--json")
+        )
+        for path in (library, bundle)
+    )
+    assert mine["threads"] == 4
+    assert mine["parallel_regions"] == its["parallel_regions"]
+    kernels = [
+        {each["name"]: each["instructions"] for each in figures["operators"]}
+        for figures in (mine, its)
+    ]
+    assert kernels[0].keys() == kernels[1].keys()
+    for name, count in kernels[0].items():
+        # A bundle's kernels check their arguments too.
+        same = 0.9 * kernels[1][name] - 100 < count <= kernels[1][name]
+        assert same or name == OUTSIDE, (
+            "kernels are the same code, and so are the tasks"
+        )
+    # The library's own launch would run all tasks on one thread.
+    one = succeed("meter", library, "--cpu", "cortex-a72", "--json")
+    assert mine["core_cycles"] < 0.7 * json.loads(one)["core_cycles"]
 
 
 def test_another_boards_memory_costs_what_it_was_measured_to(

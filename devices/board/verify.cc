@@ -28,6 +28,7 @@
 #include "bundle_check.h"
 #include "compare.h"
 #include "json.h"
+#include "metered.h"
 #include "refusal.h"
 
 namespace netship {
@@ -123,18 +124,9 @@ bool is(const NDArray& array, const Tensor& tensor) {
          type.lanes() == 1;
 }
 
-// Under netship's meter a preloaded library runs parallel tasks in its own way (meter/serial.c).
-void give_launch_to_meter(const Bundle& bundle) {
-  void* meters = dlsym(RTLD_DEFAULT, "netship_parallel_launch");
-  if (meters == nullptr) return;
-  void* library = dlopen(bundle.library.c_str(), RTLD_LAZY | RTLD_NOLOAD);
-  auto place = library ? static_cast<void**>(dlsym(library, "__TVMBackendParallelLaunch")) : nullptr;
-  if (place != nullptr) *place = meters;
-}
-
 Network load_graph(const Bundle& bundle) {
   auto library = tvm::runtime::Module::LoadFromFile(bundle.library);
-  give_launch_to_meter(bundle);
+  give_launch_to_meter(bundle.library);
   const DLDevice cpu{kDLCPU, 0};
   PackedFunc create = library.GetFunction("default");
   if (create == nullptr) throw Refusal{bundle.library + ": holds no network; build the bundle again"};
@@ -207,6 +199,7 @@ Network load_standalone(const Bundle& bundle, int threads) {
   auto last_error = look_up<int()>(library, bundle, "last_error");
   auto error_text = look_up<const char*(int)>(library, bundle, "error_text");
   auto run = reinterpret_cast<void*>(look_up<void()>(library, bundle, "run"));
+  give_own_launch_to_meter(bundle.library, run);
   auto refuse_with = [=](int code) {
     const char* text = error_text(code);
     throw Refusal{bundle.library + ": error " + std::to_string(code) + " (" + (text ? text : "it has no text") + ")"};
@@ -255,19 +248,6 @@ std::vector<float> read_tolerances(const std::string& path, size_t size) {
     if (value < 0) throw Refusal{path + ": has a negative tolerance; build the bundle again"};
   }
   return values;
-}
-
-// Hints that do nothing on any CPU; the meter's QEMU plugin counts what lies between them: an inference.
-void begin_metered() {
-#ifdef __aarch64__
-  __asm__ volatile("hint #0x60" ::: "memory");
-#endif
-}
-
-void end_metered() {
-#ifdef __aarch64__
-  __asm__ volatile("hint #0x61" ::: "memory");
-#endif
 }
 
 // The error of each golden input.
