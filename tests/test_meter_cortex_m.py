@@ -245,11 +245,16 @@ def test_the_instructions_are_those_of_the_emulator_s_clock(bundle: Bundle) -> N
     assert 0 <= clock - counted < 250
 
 
-@pytest.mark.parametrize(
-    "cpu", ["cortex-m0plus", "cortex-m3", "cortex-m7", "cortex-m33", "cortex-m55"]
-)
+@pytest.mark.parametrize("cpu", ["cortex-m55", "cortex-m85"])
+def test_a_hardware_loop_ends_at_no_cost(cpu: str) -> None:
+    body = "ldr r3, [r2], #4; str r3, [r1], #4"
+    assert cycles(f"{body}; le lr, #-12", cpu, jumps=1) == cycles(body, cpu)
+    assert cycles("le lr, #-4", cpu, jumps=1) == 0
+
+
+@pytest.mark.parametrize("cpu", thumb_cycles.CORES)
 def test_every_core_has_an_estimate(projects: Projects, cpu: str) -> None:
-    target = cpu if cpu in ("cortex-m7", "cortex-m33", "cortex-m55") else "cortex-m4"
+    target = "cortex-m4" if cpu in ("cortex-m0plus", "cortex-m3") else cpu
     found = measure_project(projects["residuals", target], cpu)
     assert found.megahertz is None
     assert found.total.cycles == found.total.core_cycles > 0
