@@ -74,6 +74,22 @@ def squeezenet_like(resolution: int = 64, classes: int = 10) -> onnx.ModelProto:
     return net.close(classes, softmax=True)
 
 
+def gated(resolution: int = 32, classes: int = 10) -> onnx.ModelProto:
+    """Values below 0 in a padded max-pool, a HardSigmoid that multiplies, and a map made twice as large."""
+    net = Net(resolution)
+    net.convolve(16, 3, 2, normalise=False, relu=False)
+    net.pool(3, 2)
+    pooled = net.at
+    net.convolve(16, 1, normalise=False, relu=False)
+    net.node("Mul", [pooled, net.node("HardSigmoid", [net.at])])
+    net._weights.append(
+        numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales")
+    )
+    net.node("Resize", [net.at, "", "scales"], mode="nearest")
+    net.convolve(32, 3, 2, normalise=False)
+    return net.finish(classes)
+
+
 def quantised(proto: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
     """A network as a QDQ graph by ONNX Runtime's quantiser: uint8 activations, int8 weights per channel."""
     from onnxruntime import quantization

@@ -14,6 +14,7 @@ from onnx import helper
 
 from netship.bench import measurement
 from netship.bench.baselines import runtimes, tflite
+from netship.bench.baselines.tflite_pixels import same_pixels
 from netship.compile import mobilenet
 from netship.compile.frontend import family
 from netship.meter import board_files
@@ -142,6 +143,24 @@ def test_what_the_tflite_conversion_does_not_know_names_the_node(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("place", "rounding", "sizes", "same"),
+    [
+        ("asymmetric", "floor", [(5, 10), (4, 12)], "asymmetric"),
+        ("half_pixel", "round_prefer_floor", [(5, 10), (4, 8)], "asymmetric"),
+        ("half_pixel", "round_prefer_floor", [(6, 4)], "half_pixel"),
+        ("align_corners", "round_prefer_ceil", [(5, 9)], "align_corners"),
+        ("half_pixel", "floor", [(5, 10)], ""),
+        ("asymmetric", "floor", [(5, 10), (4, 4)], "asymmetric"),
+        ("tf_crop_and_resize", "floor", [(5, 10)], ""),
+    ],
+)
+def test_a_nearest_resize_takes_the_same_pixels_or_is_refused(
+    place: str, rounding: str, sizes: list[tuple[int, int]], same: str
+) -> None:
+    assert same_pixels(place, rounding, sizes) == same
+
+
 def test_runtimes_convert_a_network_answer_right_and_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,10 +176,12 @@ def test_runtimes_convert_a_network_answer_right_and_are_counted(
     small = family.build(0.35, 96)
     residual = networks.resnet18_like(64)
     int8 = networks.quantised(small, tmp_path)
+    gated = networks.quantised(networks.gated(), tmp_path)
     for proto, runtime, cpu in (
         (small, "mnn", "cortex-a72"),
         (residual, "litert", "cortex-a72"),
         (int8, "litert", "cortex-a76"),
+        (gated, "litert", "cortex-a76"),
         (int8, "ncnn", "cortex-a76"),
         (int8, "mnn", "cortex-a76"),
     ):

@@ -19,6 +19,7 @@ import numpy as np
 from netship.bench.baselines.int8_graph import int8_activations
 from netship.bench.baselines.plain import added_as_bias, no_bias, ordered
 from netship.bench.baselines.tflite_file import TfliteFile
+from netship.bench.baselines.tflite_pixels import same_pixels
 from netship.compile import passes
 from netship.compile.ir import onnx_form
 from netship.compile.ir.graph import Graph, Operator, Tensor, constant
@@ -102,6 +103,7 @@ class _Converter:
             "Gemm": self._dense,
             "HardSigmoid": self._hard_sigmoid,
             "Pad": self._pad,
+            "Resize": self._resize,
             "Softmax": self._softmax,
             "Transpose": self._transpose,
         }
@@ -251,18 +253,37 @@ class _Converter:
             ("ADD", 6 * beta, "RELU6"),
             ("MUL", 1 / 6, "NONE"),
         )
-        source = self._tensor(operator.input)
-        for number, (code, value, function) in enumerate(steps):
-            made = operator.output
-            if number < 2:
-                made = replace(made, name=f"{name}/step {number}")
-            inputs = [source, self._number(f"{name}/factor {number}", value)]
-            source = self._tensor(made)
-            fused = int(getattr(functions, function))
-            options = f"{code.title()}Options"
-            self.file.operator(
-                code, inputs, source, options, fusedActivationFunction=fused
-            )
+
+        def emit(source: int, target: int) -> None:
+            for number, (code, value, function) in enumerate(steps):
+                made = replace(operator.output.as_float(), name=f"{name}/step {number}")
+                inputs = [source, self._number(f"{name}/factor {number}", value)]
+                source = target if number == 2 else self._tensor(made)
+                fused = int(getattr(functions, function))
+                options = f"{code.title()}Options"
+                self.file.operator(
+                    code, inputs, source, options, fusedActivationFunction=fused
+                )
+
+        self._in_float(operator, emit)
+
+    def _in_float(self, operator: Operator, emit: Callable[[int, int], None]) -> None:
+        """What LiteRT has no int8 form of: dequantised, computed and quantised.
+
+        Args:
+            emit: adds what makes the second tensor of the first.
+        """
+        source, output = operator.input, operator.output
+        if output.quantisation is None:
+            emit(self._tensor(source), self._tensor(output))
+            return
+        given, made = (
+            self._tensor(replace(each.as_float(), name=f"{each.name}/float"))
+            for each in (source, output)
+        )
+        self.file.operator("DEQUANTIZE", [self._tensor(source)], given)
+        emit(given, made)
+        self.file.operator("QUANTIZE", [made], self._tensor(output))
 
     def _pad(self, operator: Operator) -> None:
         rank = len(operator.input.shape)
@@ -324,13 +345,13 @@ class _Converter:
         kernel: Sequence[int],
         dilations: Sequence[int],
         same: bool = True,
-        zeros: bool = True,
+        around: float | None = 0.0,
     ) -> tuple[int, dict[str, object]]:
-        """A window's input, and its padding and strides: SAME or VALID, or VALID after a PAD operator where neither fits.
+        """A window's input, and its padding and strides: SAME or VALID, or VALID after padding where neither fits.
 
         Args:
             same: whether the operator gives what LiteRT's padding SAME gives, where the sizes fit.
-            zeros: whether it gives what zeros around its input give.
+            around: what it takes to lie around its input; None where no number does.
         """
         attributes, source = operator.attributes, operator.input
         automatic = attributes.get("auto_pad", b"NOTSET")
@@ -346,13 +367,17 @@ class _Converter:
         same = same and np.array_equal(pads, [lower, upper])
         x = self._tensor(source)
         if pads.any() and not same:
-            if not zeros:
+            if around is None:
                 raise _unknown(operator, "padding")
             name, whole = operator.output.name, x
             rows = self._integers(f"{name}/pads", [[0, 0], *pads.T, [0, 0]])
             shape = (*source.shape[:2], *(size + pads.sum(axis=0)).tolist())
             x = self._tensor(replace(source, name=f"{name}/padded", shape=shape))
-            self.file.operator("PAD", [whole, rows], x, "PadOptions")
+            if around == 0:
+                self.file.operator("PAD", [whole, rows], x, "PadOptions")
+            else:
+                least = self._least(source, f"{name}/around")
+                self.file.operator("PADV2", [whole, rows, least], x, "PadV2Options")
         paddings = self.file.schema.Padding
         padding = paddings.SAME if pads.any() and same else paddings.VALID
         fields: dict[str, object] = {"padding": padding}
@@ -365,14 +390,21 @@ class _Converter:
             raise _unknown(operator, "ceil_mode=1")
         biggest = operator.kind == "MaxPool"
         counted = bool(attributes.get("count_include_pad", 0))
-        # A PAD operator adds zeros; they change no maximum where no value is negative.
-        zeros = self._is_rectified(operator.input) if biggest else counted
+        around = -math.inf if biggest else 0.0 if counted else None
+        if biggest and self._is_rectified(operator.input):
+            around = 0.0
         x, fields = self._window(
-            operator, kernel, [1, 1], biggest or not counted, zeros
+            operator, kernel, [1, 1], biggest or not counted, around
         )
         fields["filterHeight"], fields["filterWidth"] = kernel
         code = "MAX_POOL_2D" if biggest else "AVERAGE_POOL_2D"
         self._emit(code, operator, [x], "Pool2DOptions", **fields)
+
+    def _least(self, like: Tensor, name: str) -> int:
+        """A number that no value of a tensor is below."""
+        given = like.quantisation
+        value = np.float32(np.finfo(np.float32).min) if given is None else np.int8(-128)
+        return self.file.tensor(constant(name, np.array(value), given))
 
     def _is_rectified(self, tensor: Tensor | None) -> bool:
         """Whether no element of a tensor is negative."""
@@ -438,19 +470,66 @@ class _Converter:
         rank = len(operator.input.shape)
         if rank != 2 or operator.attributes.get("axis", -1) % rank != 1:
             raise _unknown(operator, "a softmax over another axis than the classes")
-        source, output = operator.input, operator.output
-        facts = output.quantisation
+        facts = operator.output.quantisation
         if facts is None or (facts.scale, facts.zero) == ((1 / 256,), (-128,)):
             self._emit("SOFTMAX", operator, (), "SoftmaxOptions", beta=1.0)
             return
         # LiteRT's int8 one has no other scale than 1/256.
-        given, made = (
-            self._tensor(replace(each.as_float(), name=f"{each.name}/float"))
-            for each in (source, output)
+        self._in_float(
+            operator,
+            lambda given, made: self.file.operator(
+                "SOFTMAX", [given], made, "SoftmaxOptions", beta=1.0
+            ),
         )
-        self.file.operator("DEQUANTIZE", [self._tensor(source)], given)
-        self.file.operator("SOFTMAX", [given], made, "SoftmaxOptions", beta=1.0)
-        self.file.operator("QUANTIZE", [made], self._tensor(output))
+
+    def _resize(self, operator: Operator) -> None:
+        """Height and width only, by the three ways that LiteRT has to place a pixel."""
+        attributes, source, output = (
+            operator.attributes,
+            operator.input,
+            operator.output,
+        )
+        mode = attributes.get("mode", b"nearest").decode()
+        place = attributes.get("coordinate_transformation_mode", b"half_pixel").decode()
+        old, new = source.shape[2:], output.shape[2:]
+        scales = operator.constant(2) if len(operator.inputs) > 2 else None
+        if len(old) != 2 or source.shape[:2] != output.shape[:2]:
+            raise _unknown(operator, "a resize of other axes than height and width")
+        if scales is not None and scales.size:
+            exact = [a * b for a, b in zip(old, scales[2:].tolist(), strict=True)]
+            if exact != [*new]:
+                raise _unknown(operator, "a scale that gives no whole number of pixels")
+        if attributes.get("antialias", 0) or mode not in ("nearest", "linear"):
+            raise _unknown(operator, "an antialiased or cubic resize")
+        if mode == "nearest":
+            rounding = attributes.get("nearest_mode", b"round_prefer_floor").decode()
+            place = same_pixels(place, rounding, (*zip(old, new, strict=True),))
+        if place == "pytorch_half_pixel" and min(new) > 1:
+            place = "half_pixel"
+        if place not in ("half_pixel", "align_corners", "asymmetric"):
+            raise _unknown(
+                operator, f"how the pixels of this resize ({place or mode}) are placed"
+            )
+        code, options = {
+            "nearest": ("RESIZE_NEAREST_NEIGHBOR", "ResizeNearestNeighborOptions"),
+            "linear": ("RESIZE_BILINEAR", "ResizeBilinearOptions"),
+        }[mode]
+        made = self._with_scale_of(source, output)
+        inputs = [self._tensor(source), self._integers(f"{output.name}/size", new)]
+        places = {
+            "halfPixelCenters": place == "half_pixel",
+            "alignCorners": place == "align_corners",
+        }
+        self.file.operator(code, inputs, self._tensor(made), options, **places)
+        if made is not output:
+            self.file.operator("QUANTIZE", [self._tensor(made)], self._tensor(output))
+
+    def _with_scale_of(self, source: Tensor, output: Tensor) -> Tensor:
+        """An output as LiteRT makes it that moves int8 values: with the scale of its input."""
+        if source.quantisation == output.quantisation:
+            return output
+        name = f"{output.name}/as {source.name}"
+        return replace(output, name=name, quantisation=source.quantisation)
 
 
 def _usual(rank: int) -> tuple[int, ...]:
