@@ -214,11 +214,8 @@ def _given(bundle: Bundle, arguments: argparse.Namespace) -> Given:
     """
     from netship.runtime_demo import coco
     from netship.runtime_demo.findings import Given
-    from netship.runtime_demo.result import scores_classes
 
-    task, first = bundle.manifest.task, bundle.manifest.outputs[0]
-    scores = scores_classes(first.shape, first.dtype)
-    kind = task.kind if task else "classify" if scores else "raw"
+    task, kind = bundle.manifest.task, bundle.manifest.kind
     labels = None
     if arguments.masks and kind != "segment":
         raise UserError(
@@ -245,11 +242,9 @@ def _known_classes(
     bundle: Bundle, found: Sequence[Path], arguments: argparse.Namespace
 ) -> Known:
     from netship.runtime_demo import known_classes
-    from netship.runtime_demo.result import scores_classes
 
-    first, task = bundle.manifest.outputs[0], bundle.manifest.task
-    other = task is not None and task.kind != "classify"
-    if other or not scores_classes(first.shape, first.dtype):
+    first, kind = bundle.manifest.outputs[0], bundle.manifest.kind
+    if kind != "classify" or not bundle.manifest.scores_classes:
         return known_classes.Known({})
     return known_classes.find(
         found, arguments.images, arguments.labels, bundle.labels(), first.shape[1]

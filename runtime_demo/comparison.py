@@ -235,11 +235,9 @@ def _result(
 ) -> InputResult:
     labels, probabilities = bundle.labels(), bundle.manifest.probabilities
     facts = bundle.manifest.quantisation
-    task = bundle.manifest.task
+    classifies = bundle.manifest.kind == "classify" and bundle.manifest.scores_classes
     own, reference = (
-        answers(outputs[0], probabilities, labels)
-        if task is None or task.kind == "classify"
-        else ()
+        answers(outputs[0], probabilities, labels) if classifies else ()
         for outputs in (ours, check.outputs)
     )
     best = np.sort(check.outputs[0].astype(np.float64).ravel())[::-1]

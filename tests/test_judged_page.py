@@ -22,6 +22,7 @@ from netship.bundle.photos import Placement
 from netship.bundle.store import Bundle
 from netship.bundle.task import Task
 from netship.runtime_demo import coco, comparison, drawing, findings
+from netship.runtime_demo import run as run_command
 from netship.runtime_demo.check import _given, _table
 from netship.runtime_demo.coco import Precision
 from netship.runtime_demo.findings import Boxes, Geometry, Given, Masks, Photograph
@@ -232,6 +233,23 @@ def test_what_looks_like_scores_of_classes_need_not_be(
     found = comparison._result(bundle, comparison.Input("a", None, (row,)), [row], check, Given())  # fmt: skip
     classifies = task is None or task.kind == "classify"
     assert bool(found.ours) == bool(found.reference) == classifies
+
+
+def test_rows_of_a_detector_are_no_classes(tmp_path: Path) -> None:
+    """Of several outputs [1, 64, 1] is the first stride's scores; alone it may be classes."""
+    outputs = (
+        Tensor(name="cls_8", shape=(1, 64, 1)),
+        Tensor(name="b", shape=(1, 64, 4)),
+    )
+    entry = Golden(inputs=("golden/in",), outputs=("golden/out",) * 2, tolerances=("golden/near",) * 2)  # fmt: skip
+    rows = manifest(outputs=outputs, golden=(entry,), labels=None)
+    assert rows.kind == "raw"
+    with pytest.raises(
+        UserError,
+        match=r"'cls_8' is 1×64×1, not one score a class, and there is 1 other; use check",
+    ):
+        run_command._reader(Bundle(tmp_path, rows))
+    assert manifest(outputs=outputs[:1], labels=None).kind == "classify"
 
 
 @pytest.mark.parametrize("name", ["marked.jpg", "marked.png"])
