@@ -140,8 +140,8 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
     if found or fixed:
         check_given(bundle, found, fixed)
     known = _known_classes(bundle, found, arguments)
-    given = _given(bundle, arguments)
-    for note in known.notes:
+    given = _given(bundle, found, arguments)
+    for note in (*known.notes, *(given.labels.notes if given.labels else ())):
         progress.note(note)
     references = None
     if arguments.model:
@@ -201,18 +201,20 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
             boards=session.done,
             labels=known.source,
             findings=findings.summary(
-                [(item.name, item.found) for item in results if item.found], given
+                [(item.path, item.found) for item in results if item.found], given
             ),
         )
 
 
-def _given(bundle: Bundle, arguments: argparse.Namespace) -> Given:
-    """Labels of boxes, and masks.
+def _given(
+    bundle: Bundle, found: Sequence[Path], arguments: argparse.Namespace
+) -> Given:
+    """Labels of boxes, and masks, of the files found.
 
     Raises:
         UserError: the network's answers are not of that kind, or the labels are broken.
     """
-    from netship.runtime_demo import coco
+    from netship.runtime_demo import coco, masks
     from netship.runtime_demo.findings import Given
 
     task, kind = bundle.manifest.task, bundle.manifest.kind
@@ -234,8 +236,10 @@ def _given(bundle: Bundle, arguments: argparse.Namespace) -> Given:
         detector = task.detector
         labels = coco.read(
             arguments.labels, bundle.labels(), detector.classes, detector.background
-        )
-    return Given(labels, arguments.masks)
+        ).of_photographs(found)
+    if arguments.masks:
+        return Given(labels, masks.of_photographs(arguments.masks, found))
+    return Given(labels)
 
 
 def _known_classes(

@@ -236,7 +236,7 @@ class CheckResult:
     @property
     def float_findings(self) -> Findings:
         """Boxes and masks of an int8 network against those of the float32 one."""
-        found = [(r.name, r.float_found) for r in self.inputs if r.float_found]
+        found = [(r.path, r.float_found) for r in self.inputs if r.float_found]
         return summary(found, Given())
 
     @property

@@ -48,7 +48,7 @@ def an_image(folder: Path, name: str, found: Boxes | Masks, **more: Any) -> Inpu
 
 
 def result(folder: Path, inputs: list[InputResult], **changes: Any) -> CheckResult:
-    found = [(item.name, item.found) for item in inputs if item.found]
+    found = [(item.path, item.found) for item in inputs if item.found]
     return a_result(
         folder, inputs, findings=findings.summary(found, findings.Given()), **changes
     )
@@ -111,6 +111,7 @@ def test_masks_are_in_the_table_the_json_and_the_page(tmp_path: Path) -> None:
     assert "right by --masks: 50.00% of pixels, mIoU 0.2500; the reference 37.50%" in text  # fmt: skip
     said = json.loads(json.dumps(whole.to_json(), allow_nan=False))
     assert "IoU by class: 3: 0.5000, 0: 0.0000" in text
+    assert "not counted" not in text and said["given_void"] == 0
     assert said["masks"] == {
         "pixel_agreement": 0.875,
         "mean_iou": 0.775,
@@ -123,6 +124,26 @@ def test_masks_are_in_the_table_the_json_and_the_page(tmp_path: Path) -> None:
         "Same class 87.50% of pixels, mIoU 0.7750" in page.text
         and "mIoU by --masks 0.2500" in page.text
     )
+
+
+def test_what_of_a_mask_is_void_is_said(tmp_path: Path) -> None:
+    both = (np.full((8, 10), 3, np.uint8),) * 2
+    mask = np.full((160, 200), 3, np.uint8)
+    mask[:40] = 255
+    known = []
+    for name in ("part", "all"):
+        Image.fromarray(mask).save(tmp_path / f"{name}.png")
+        found = Masks.of(WHERE, both, tmp_path / f"{name}.png", 21)
+        known.append(result(tmp_path, [an_image(tmp_path, "a.png", found)]))
+        mask[:] = 255
+    part, void = map(_table, known)
+    assert "           not counted: 25.0% of pixels are void (255)\n" in part
+    assert known[0].to_json()["given_void"] == 0.25
+    assert "25.0% of pixels are void (255)" in written(known[0], tmp_path).text
+    assert "not counted: 100.0% of pixels are void (255)\n" in void
+    assert "no pixel to compare" in void and "IoU by class" not in void
+    with pytest.raises(UserError, match=r"part.png: has class 3, the network has 3 classes; give numbers from 0 to 2"):  # fmt: skip
+        Masks.of(WHERE, both, tmp_path / "part.png", 3)
 
 
 def test_precision_is_in_the_table_the_json_and_the_page(
@@ -187,12 +208,23 @@ def test_outputs_become_boxes_of_the_photograph() -> None:
 
 
 def test_with_labels_boxes_of_low_scores_count_too() -> None:
-    labels = coco.Labels(Path("l.json"), {"a.png": 1}, [], [1, 2])
-    photograph, both = Photograph(Path("a.png"), (80, 40)), [ROWS, SCORES]
+    image = coco.LabelledImage(1, None)
+    box = {"bbox": [90.0, 0.0, 5.0, 5.0], "place": "annotations[0] (id 3)"}
+    path = Path("a.png")
+    labels = coco.Labels(Path("l.json"), {"a.png": image}, {}, [1, 2], {path: image})
+    photograph, both = Photograph(path, (80, 40)), [ROWS, SCORES]
     found = findings.find(detector(), photograph, both, both, Given(labels))
     assert isinstance(found, Boxes) and found.ranked is not None
     assert [len(each.scores) for each in found.ranked] == [3, 3]
     assert len(found.ours.scores) == 2
+    # The photograph's size is known only now.
+    outside = Given(labels._replace(annotations={1: [box]}))
+    with pytest.raises(UserError, match=r"l.json: annotations\[0\] \(id 3\): bbox is .*, outside its image of 80×40"):  # fmt: skip
+        findings.find(detector(), photograph, both, both, outside)
+    other = {path: image._replace(size=(40.0, 80.0))}
+    sized = Given(labels._replace(photographs=other))
+    with pytest.raises(UserError, match="l.json: image id 1: is 40×80, but a.png has 80×40 pixels; give"):  # fmt: skip
+        findings.find(detector(), photograph, both, both, sized)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, 0.0])
@@ -213,7 +245,8 @@ def test_a_map_of_classes_becomes_a_mask(tmp_path: Path) -> None:
     )
     ours = np.zeros(shape, np.int32)
     Image.new("L", (80, 80)).save(tmp_path / "a.png")
-    given = Given(None, tmp_path)
+    files = [Path("photos/a.jpg"), Path("a.jpg")]
+    given = Given(None, dict.fromkeys(files, tmp_path / "a.png"))
     photograph = Photograph(Path("photos/a.jpg"), (80, 80))
     found = findings.find(segmenting, photograph, [ours], [ours], given)
     assert isinstance(found, Masks) and found.same and found.given
@@ -313,7 +346,7 @@ def test_what_does_not_fit_the_task_is_refused(
     tmp_path: Path, known: Manifest, given: dict[str, Path], says: str
 ) -> None:
     with pytest.raises(UserError, match=says) as error:
-        _given(Bundle(tmp_path, known), options(**given))
+        _given(Bundle(tmp_path, known), [], options(**given))
     assert "\n" not in str(error.value)
 
 

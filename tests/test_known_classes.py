@@ -91,6 +91,10 @@ def test_a_table_next_to_the_images_is_used_where_it_fits(folder: Path) -> None:
         ("file,class_index\n1.jpg,-1\n", "it has class -1"),
         ("file,class_index,label\n1.jpg,0,cat\n", "its class 0 is 'cat'"),
         ("file,class_index\nother.jpg,1\n", "names none of the 3 images"),
+        (
+            "file,class_index\n1.jpg,1\n",
+            "'1.jpg' can be .*ash/1.jpg or .*elm/1.jpg; name",
+        ),
         ("file,class_index\n1.jpg,one\n", "whole number"),
         ("", "names none"),
         ("name,class_index\n1.jpg,1\n", "no column 'file'"),

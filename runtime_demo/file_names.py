@@ -1,0 +1,50 @@
+"""Which entry of a table or folder belongs to a photograph: by the end of its path, so that folders tell apart equal names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from netship.targets.errors import UserError
+from netship.targets.escapes import shown
+
+
+def ends(path: Path) -> Iterator[str]:
+    """The whole path, then without its first folder, and so on to the name alone."""
+    parts = PurePosixPath(os.path.abspath(path)).parts
+    yield str(PurePosixPath(*parts))
+    for first in range(1, len(parts)):
+        yield "/".join(parts[first:])
+
+
+def entries(
+    files: Sequence[Path], names: Collection[str], table: str
+) -> dict[Path, str]:
+    """The entry of each file that has one: the longest end of its path, else the only one with its name.
+
+    Args:
+        names: of the entries, such as ``a.jpg`` or ``street/a.jpg``; ``table``: what has them, for the error.
+
+    Raises:
+        UserError: two files have one entry.
+    """
+    by_name: dict[str, list[str]] = {}
+    for name in names:
+        by_name.setdefault(PurePosixPath(name).name, []).append(name)
+    found: dict[Path, str] = {}
+    owners: dict[str, Path] = {}
+    for path in files:
+        named = by_name.get(path.name, [])
+        exact = next((end for end in ends(path) if end in named), None)
+        if exact is None and len(named) == 1:
+            exact = named[0]
+        if exact is None:
+            continue
+        found[path] = exact
+        other = owners.setdefault(exact, path)
+        if os.path.abspath(other) != os.path.abspath(path):
+            raise UserError(
+                f"{table}: {shown(exact)!r} can be {other} or {path}; name it there with its folder, or give one of them"
+            )
+    return found
