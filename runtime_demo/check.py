@@ -238,7 +238,11 @@ def _given(
             arguments.labels, bundle.labels(), detector.classes, detector.background
         ).of_photographs(found)
     if arguments.masks:
-        return Given(labels, masks.of_photographs(arguments.masks, found))
+        axis = task.class_axis if task else None
+        classes = len(bundle.labels()) or None
+        if axis is not None:
+            classes = bundle.manifest.outputs[0].shape[axis]
+        return Given(None, masks.of_photographs(arguments.masks, found), classes)
     return Given(labels)
 
 

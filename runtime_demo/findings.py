@@ -161,10 +161,16 @@ class Masks(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What the user knows of the photographs: labels of boxes, and the file of the mask of each."""
+    """What the user knows of the photographs.
+
+    Attributes:
+        labels: of boxes.
+        masks: the file of the mask of each; ``classes``: how many these can have, None where it is not known.
+    """
 
     labels: Labels | None = None
     masks: Mapping[Path, Path] = {}
+    classes: int | None = None
 
 
 class Photograph(NamedTuple):
@@ -198,11 +204,9 @@ def find(
         return None
     geometry = Geometry.of(manifest, photograph.size)
     if task.kind == "segment":
-        axis = task.class_axis
-        classes = None if axis is None else manifest.outputs[0].shape[axis]
         both = segment(task, ours), segment(task, reference)
         mask = given.masks.get(photograph.path) if photograph.path else None
-        return Masks.of(geometry, both, mask, classes)
+        return Masks.of(geometry, both, mask, given.classes)
     pair = geometry.boxes(task, ours), geometry.boxes(task, reference)
     found = Boxes.of(geometry.size, *pair)
     if not given.labels or not task.detector:

@@ -350,6 +350,20 @@ def test_what_does_not_fit_the_task_is_refused(
     assert "\n" not in str(error.value)
 
 
+def test_a_mask_has_the_classes_of_the_scores_or_of_the_names(tmp_path: Path) -> None:
+    """A map of classes does not say how many there are; its names do."""
+    (tmp_path / "labels.txt").write_text("\n".join(LABELS))
+    scores = (Tensor(name="y", shape=(1, 21, 8, 8)),)
+    for known, classes in (
+        (manifest(task=Task(kind="segment", class_axis=1), outputs=scores), 21),
+        (manifest(task=Task(kind="segment")), len(LABELS)),
+        (manifest(task=Task(kind="segment"), labels=None), None),
+    ):
+        given = _given(Bundle(tmp_path, known), [Path("a.jpg")], options(masks=tmp_path))  # fmt: skip
+        assert given.masks == {Path("a.jpg"): tmp_path / "a.png"}
+        assert given.classes == classes
+
+
 def test_of_int8_boxes_are_compared_with_the_float32_network_too(
     boxed: CheckResult,
 ) -> None:
