@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -16,6 +17,17 @@ def ends(path: Path) -> Iterator[str]:
     yield str(PurePosixPath(*parts))
     for first in range(1, len(parts)):
         yield "/".join(parts[first:])
+
+
+def titles(files: Sequence[Path]) -> dict[Path, str]:
+    """For a person: the name of each file; where two have one name, with as many folders as tell them apart."""
+    ways = {path: list(ends(path))[::-1] for path in files}
+    each_once = {way[-1]: way for way in ways.values()}
+    count = Counter(end for way in each_once.values() for end in way)
+    return {
+        path: next((end for end in way if count[end] == 1), way[-1])
+        for path, way in ways.items()
+    }
 
 
 def entries(
