@@ -57,6 +57,13 @@ def _numbers(value: Any) -> Any:
     return tuple(map(_number, parts if isinstance(parts, list | tuple) else [parts]))
 
 
+def _whole(value: Any) -> Any:
+    # Python's booleans are numbers, TOML's are not.
+    if value is True or value is False:
+        raise ValueError(f"{str(value).lower()} is not a whole number")
+    return value
+
+
 def _sizes(value: Any) -> Any:
     if isinstance(value, str):
         return tuple(value.replace("x", ",").split(","))
@@ -67,7 +74,8 @@ def _upper(value: Any) -> Any:
     return value.upper() if isinstance(value, str) else value
 
 
-_Sizes = Annotated[tuple[Dimension, ...], Field(min_length=1, max_length=2)]
+_Side = Annotated[Dimension, BeforeValidator(_whole)]
+_Sizes = Annotated[tuple[_Side, ...], Field(min_length=1, max_length=2)]
 
 
 class Overrides(BaseModel):
@@ -87,7 +95,7 @@ class Overrides(BaseModel):
     ) = None
     interpolation: Interpolation | None = None
     fit: Fit | None = None
-    pad: Byte | None = None
+    pad: Annotated[Byte, BeforeValidator(_whole)] | None = None
     channel_order: Annotated[ChannelOrder, BeforeValidator(_upper)] | None = None
     scale: Annotated[float, BeforeValidator(_number)] | None = None
     mean: Annotated[tuple[float, ...], BeforeValidator(_numbers)] | None = None
