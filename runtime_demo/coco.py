@@ -167,13 +167,15 @@ def read(
     by_image: dict[int, list[dict[str, Any]]] = {}
     for annotation in annotations:
         by_image.setdefault(annotation["image_id"], []).append(annotation)
-    return Labels(
-        path,
-        images,
-        by_image,
-        _by_class(path, categories, names, classes, background),
-        notes=_beyond(path, annotations, sizes),
-    )
+    by_class = _by_class(path, categories, names, classes, background)
+    strange = [each for each in annotations if each["category_id"] not in by_class]
+    notes = _beyond(path, annotations, sizes)
+    if strange:
+        first = shown(categories[strange[0]["category_id"]], 40)
+        what = counted(len(strange), "annotation")
+        note = f"{path}: {what} of categories that are no class of the network, the first {first!r}: not in the mAP"
+        notes = (*notes, note)
+    return Labels(path, images, by_image, by_class, notes=notes)
 
 
 class _Row(NamedTuple):

@@ -274,6 +274,13 @@ def test_a_box_that_ends_outside_its_image_is_said(tmp_path: Path) -> None:
     assert "1 annotation end outside their image, the first annotations[1] (id 31)" in note  # fmt: skip
 
 
+def test_categories_that_are_no_class_are_said(tmp_path: Path) -> None:
+    path = written(tmp_path, labels())
+    assert coco.read(path, ["dog", "cat"], 2).notes == ()
+    (note,) = coco.read(path, ["cat", "cow"], 2).notes
+    assert note.endswith("1 annotation of categories that are no class of the network, the first 'dog': not in the mAP")  # fmt: skip
+
+
 def test_a_table_is_no_labels_of_a_detector(tmp_path: Path) -> None:
     path = tmp_path / "labels.csv"
     path.write_text("file,class_index\na.jpg,1\n")
