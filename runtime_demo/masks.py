@@ -178,8 +178,8 @@ def of_photographs(folder: Path, files: Sequence[Path]) -> dict[Path, Path]:
         other = owners.setdefault(mask, path)
         if os.path.abspath(other) != os.path.abspath(path):
             raise UserError(
-                f"{mask}: can be the mask of {other} or {path}; put each into a folder of that name in {folder}, or "
-                "rename them"
+                f"{mask}: can be the mask of {other} or {path}; give each its own in a folder called as the photograph's, "
+                f"such as {folder / Path(os.path.abspath(other)).parent.name / mask.name}, or rename the photographs"
             )
     return found
 

@@ -297,7 +297,7 @@ def test_each_photograph_has_its_own_mask(tmp_path: Path) -> None:
         one: tmp_path / "a.png",
         two: tmp_path / "two/a.png",
     }
-    with pytest.raises(UserError, match=r"a.png: can be the mask of one/a.jpg or three/a.jpg; put"):  # fmt: skip
+    with pytest.raises(UserError, match=r"a.png: can be the mask of one/a.jpg or three/a.jpg; give each its own .* such as .*one/a.png"):  # fmt: skip
         masks.of_photographs(tmp_path, [one, Path("three/a.jpg")])
 
 
