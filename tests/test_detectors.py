@@ -200,6 +200,7 @@ def test_a_file_states_a_decoder_or_changes_a_preset(tmp_path: Path) -> None:
         ('preset = "ultraface"\nclasses = 3', "classes: 3, but scores have room for 2"),
         ('preset = "ultraface"\nbox = "offsets"', "normalised: is for boxes that are corners or centre, these are offsets"),
         (LIST.replace("corners", "offsets"), "strides: boxes that are offsets need them"),
+        (LIST.replace("corners", "xyxy"), "box: Input should be 'corners', 'centre'"),
         (LIST + 'product = "root"', "product: the root is of score × objectness"),
         (LIST + 'most = "9"', "most: '9' where it takes numbers, without quotes; see"),
         (LIST + "strides = [8, true]", "strides: true where it takes numbers"),

@@ -211,10 +211,11 @@ def _contradiction(stated: Decoding, rest: dict[str, Any], gridded: bool) -> str
         gridded: a preset states the grids.
     """
     box = rest.get("box")
-    listed = box in ("corners", "centre")
-    if rest.get("normalised") and not listed:
+    # Of another box the manifest's reader says what there is.
+    relative = box in ("offsets", "distances", "dfl", "yolov5")
+    if rest.get("normalised") and relative:
         return f"normalised: is for boxes that are corners or centre, these are {box}; leave it out"
-    if not listed and box and not stated.strides and not gridded:
+    if relative and not stated.strides and not gridded:
         return f"strides: boxes that are {box} need them; state one for each grid"
     if rest.get("product") == "root" and not stated.objectness:
         return "product: the root is of score × objectness; state objectness, or leave it out"
