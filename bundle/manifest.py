@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from netship.bundle.fields import Dimension, FileName, RelativePath, Section, Sha256
-from netship.bundle.task import Task
+from netship.bundle.task import Kind, Task, scores_classes
 from netship.targets.errors import UserError
 from netship.targets.presets import Target
 
@@ -698,6 +698,19 @@ class Manifest(Section):
     def image(self) -> Tensor | None:
         """The input that photographs become; None where all are data."""
         return image_of(self.inputs)
+
+    @property
+    def scores_classes(self) -> bool:
+        """Whether the first output is one score a class."""
+        first = self.outputs[0]
+        return scores_classes(first.shape, first.dtype, len(self.outputs))
+
+    @property
+    def kind(self) -> Kind:
+        """What the outputs are for: what the task says, or what they look like."""
+        if self.task:
+            return self.task.kind
+        return "classify" if self.scores_classes else "raw"
 
     def _check_image(self) -> None:
         if len({each.name for each in self.inputs}) != len(self.inputs):

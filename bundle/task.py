@@ -13,6 +13,7 @@ from netship.bundle.fields import Dimension, FileName, Section
 Size = Annotated[FiniteFloat, Field(gt=0, le=1 << 16)]
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 Index = Annotated[int, Field(ge=0, lt=1 << 29)]
+Kind = Literal["classify", "detect", "segment", "raw"]
 MAX_ROWS = 1 << 20
 """Boxes that a network proposes, before any is left out."""
 
@@ -143,7 +144,7 @@ class Task(Section):
         class_axis: of a segmentation's first output; None where it is a map of classes already.
     """
 
-    kind: Literal["classify", "detect", "segment", "raw"]
+    kind: Kind
     detector: Detector | None = None
     class_axis: Annotated[int, Field(ge=0, lt=8)] | None = None
 
@@ -177,3 +178,13 @@ class Task(Section):
             read[values.output] += level.rows * count
             if read[values.output] > prod(shapes[values.output]):
                 raise ValueError(f"{name} are read twice of output {values.output}")
+
+
+def scores_classes(shape: tuple[int, ...], dtype: object, outputs: int) -> bool:
+    """Whether a network's first output is one score a class: float32 [1, classes], or with trailing 1s.
+
+    Of several ``outputs`` [1, n, 1] is none: a detector has such, for the n boxes of a stride.
+    """
+    listed = outputs > 1 and len(shape) == 3
+    one_each = len(shape) >= 2 and prod(shape) == shape[1]
+    return str(dtype).startswith("float") and one_each and not listed

@@ -30,7 +30,7 @@ from netship.meter.operators import Metered
 from netship.runtime_demo import check as check_command
 from netship.runtime_demo.findings import Geometry
 from netship.runtime_demo.options import add_device_options, open_session
-from netship.runtime_demo.result import Answer, CheckResult, answers, scores_classes
+from netship.runtime_demo.result import Answer, CheckResult, answers
 from netship.targets import VERSION
 from netship.targets.errors import UserError, refusal
 from netship.targets.escapes import shown
@@ -210,10 +210,9 @@ class Network:
 
     def _expect(self, kind: str) -> Task:
         """The network's task; an Error where it is of another kind."""
-        manifest, first = self.bundle.manifest, self.bundle.manifest.outputs[0]
-        scores = scores_classes(first.shape, first.dtype)
-        task = manifest.task or Task(kind="classify" if scores else "raw")
-        if task.kind != kind or (kind == "classify" and not scores):
+        manifest = self.bundle.manifest
+        task = manifest.task or Task(kind=manifest.kind)
+        if task.kind != kind or (kind == "classify" and not manifest.scores_classes):
             use = "run" if task.kind in ("raw", kind) else task.kind
             raise Error(
                 f"{self.bundle.path}: cannot {kind}, its task is {task.kind}; use {use}"

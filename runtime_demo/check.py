@@ -140,8 +140,8 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
     if found or fixed:
         check_given(bundle, found, fixed)
     known = _known_classes(bundle, found, arguments)
-    given = _given(bundle, arguments)
-    for note in known.notes:
+    given = _given(bundle, found, arguments)
+    for note in (*known.notes, *(given.labels.notes if given.labels else ())):
         progress.note(note)
     references = None
     if arguments.model:
@@ -201,24 +201,23 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
             boards=session.done,
             labels=known.source,
             findings=findings.summary(
-                [(item.name, item.found) for item in results if item.found], given
+                [(item.path, item.found) for item in results if item.found], given
             ),
         )
 
 
-def _given(bundle: Bundle, arguments: argparse.Namespace) -> Given:
-    """Labels of boxes, and masks.
+def _given(
+    bundle: Bundle, found: Sequence[Path], arguments: argparse.Namespace
+) -> Given:
+    """Labels of boxes, and masks, of the files found.
 
     Raises:
         UserError: the network's answers are not of that kind, or the labels are broken.
     """
-    from netship.runtime_demo import coco
+    from netship.runtime_demo import coco, masks
     from netship.runtime_demo.findings import Given
-    from netship.runtime_demo.result import scores_classes
 
-    task, first = bundle.manifest.task, bundle.manifest.outputs[0]
-    scores = scores_classes(first.shape, first.dtype)
-    kind = task.kind if task else "classify" if scores else "raw"
+    task, kind = bundle.manifest.task, bundle.manifest.kind
     labels = None
     if arguments.masks and kind != "segment":
         raise UserError(
@@ -237,19 +236,23 @@ def _given(bundle: Bundle, arguments: argparse.Namespace) -> Given:
         detector = task.detector
         labels = coco.read(
             arguments.labels, bundle.labels(), detector.classes, detector.background
-        )
-    return Given(labels, arguments.masks)
+        ).of_photographs(found)
+    if arguments.masks:
+        axis = task.class_axis if task else None
+        classes = len(bundle.labels()) or None
+        if axis is not None:
+            classes = bundle.manifest.outputs[0].shape[axis]
+        return Given(None, masks.of_photographs(arguments.masks, found), classes)
+    return Given(labels)
 
 
 def _known_classes(
     bundle: Bundle, found: Sequence[Path], arguments: argparse.Namespace
 ) -> Known:
     from netship.runtime_demo import known_classes
-    from netship.runtime_demo.result import scores_classes
 
-    first, task = bundle.manifest.outputs[0], bundle.manifest.task
-    other = task is not None and task.kind != "classify"
-    if other or not scores_classes(first.shape, first.dtype):
+    first, kind = bundle.manifest.outputs[0], bundle.manifest.kind
+    if kind != "classify" or not bundle.manifest.scores_classes:
         return known_classes.Known({})
     return known_classes.find(
         found, arguments.images, arguments.labels, bundle.labels(), first.shape[1]

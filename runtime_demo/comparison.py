@@ -23,7 +23,7 @@ from netship.compile.ir.graph import Graph
 from netship.compile.quantize import float16
 from netship.compile.quantize.answer import index_tolerances
 from netship.devices.sessions.session import Origin, Session
-from netship.runtime_demo import findings
+from netship.runtime_demo import file_names, findings
 from netship.runtime_demo.findings import Given, Photograph
 from netship.runtime_demo.result import InputResult, Latency, Steps, answers
 from netship.targets.errors import UserError
@@ -143,7 +143,7 @@ def read_inputs(
     if len(fixed) == len(manifest.inputs):
         yield Input("inputs", None, tuple(fixed[each.name] for each in manifest.inputs))
         return
-    left = len(files)
+    left, titles = len(files), file_names.titles(files)
     for path in files:
         try:
             read = inputs.read(path, manifest.inputs, manifest.preprocessing, fixed)
@@ -156,7 +156,7 @@ def read_inputs(
         for note in read.notes:
             progress.note(note)
         known = (classes or {}).get(path)
-        yield Input(path.name, path, read.tensors, known, read.size)
+        yield Input(titles[path], path, read.tensors, known, read.size)
 
 
 def compare_images(
@@ -235,11 +235,9 @@ def _result(
 ) -> InputResult:
     labels, probabilities = bundle.labels(), bundle.manifest.probabilities
     facts = bundle.manifest.quantisation
-    task = bundle.manifest.task
+    classifies = bundle.manifest.kind == "classify" and bundle.manifest.scores_classes
     own, reference = (
-        answers(outputs[0], probabilities, labels)
-        if task is None or task.kind == "classify"
-        else ()
+        answers(outputs[0], probabilities, labels) if classifies else ()
         for outputs in (ours, check.outputs)
     )
     best = np.sort(check.outputs[0].astype(np.float64).ravel())[::-1]

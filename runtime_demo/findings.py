@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,7 +107,11 @@ class Masks(NamedTuple):
 
     @classmethod
     def of(
-        cls, geometry: Geometry, both: tuple[Mask, Mask], path: Path | None = None
+        cls,
+        geometry: Geometry,
+        both: tuple[Mask, Mask],
+        path: Path | None = None,
+        classes: int | None = None,
     ) -> Masks:
         """Compare both with each other, and with the mask of the photograph where there is a ``path``.
 
@@ -118,7 +122,7 @@ class Masks(NamedTuple):
         if path is None:
             return cls(geometry, *both, agreement)
         size = geometry.size
-        known = masks.read(path, size)
+        known = masks.read(path, size, classes)
         ours, reference = (
             masks.agree(
                 masks.on_photograph(each, geometry.place, geometry.network, size, size),
@@ -157,10 +161,16 @@ class Masks(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What the user knows of the photographs: labels of boxes, and a folder of masks."""
+    """What the user knows of the photographs.
+
+    Attributes:
+        labels: of boxes.
+        masks: the file of the mask of each; ``classes``: how many these can have, None where it is not known.
+    """
 
     labels: Labels | None = None
-    masks: Path | None = None
+    masks: Mapping[Path, Path] = {}
+    classes: int | None = None
 
 
 class Photograph(NamedTuple):
@@ -186,7 +196,7 @@ def find(
     """What both networks found; None where the task is neither detection nor segmentation.
 
     Raises:
-        UserError: as `masks.read`.
+        UserError: as `masks.read` and `Labels.check_size`.
     """
     task = manifest.task
     judged = task is not None and task.kind in ("detect", "segment")
@@ -194,15 +204,15 @@ def find(
         return None
     geometry = Geometry.of(manifest, photograph.size)
     if task.kind == "segment":
-        mask = None
-        if given.masks and photograph.path:
-            mask = given.masks / f"{photograph.path.stem}.png"
         both = segment(task, ours), segment(task, reference)
-        return Masks.of(geometry, both, mask)
+        mask = given.masks.get(photograph.path) if photograph.path else None
+        return Masks.of(geometry, both, mask, given.classes)
     pair = geometry.boxes(task, ours), geometry.boxes(task, reference)
     found = Boxes.of(geometry.size, *pair)
     if not given.labels or not task.detector:
         return found
+    if photograph.path and photograph.size:
+        given.labels.check_size(photograph.path, photograph.size)
     detector = task.detector
     low = {
         "score_threshold": min(detector.score_threshold, _RANKED_SCORE),
@@ -271,7 +281,10 @@ class Findings(NamedTuple):
             rows.append(
                 f"           right by --masks: {ours}; the reference {reference}"
             )
-            rows.append(f"           IoU by class: {self.given[0].classes()}")
+            if self.given[0].pixels:
+                rows.append(f"           IoU by class: {self.given[0].classes()}")
+            if left := self.given[0].left_out():
+                rows.append(f"           {left}")
         return rows
 
     def to_json(self) -> dict[str, Any]:
@@ -284,24 +297,29 @@ class Findings(NamedTuple):
             "precision": both(self.precision, lambda each: each._asdict()),
             "masks": self.masks.to_json() if self.masks else None,
             "given_masks": both(self.given, lambda each: each.to_json()),
+            "given_void": self.given[0].void / self.given[0].all
+            if self.given and self.given[0].all
+            else None,
         }
 
 
-def summary(found: Sequence[tuple[str, Boxes | Masks]], given: Given) -> Findings:
-    """All photographs, each with its file's name, as one."""
+def summary(
+    found: Sequence[tuple[Path | None, Boxes | Masks]], given: Given
+) -> Findings:
+    """All photographs, each with its file, as one."""
     box = [each for _, each in found if isinstance(each, Boxes)]
     mask = [each for _, each in found if isinstance(each, Masks)]
     judged = [each.given for each in mask if each.given]
     precision = None
     if given.labels:
         ranked = [
-            (name, each.ranked)
-            for name, each in found
-            if isinstance(each, Boxes) and each.ranked
+            (path, each.ranked)
+            for path, each in found
+            if path and isinstance(each, Boxes) and each.ranked
         ]
         precision = (
-            coco.precision(given.labels, {name: pair[0] for name, pair in ranked}),
-            coco.precision(given.labels, {name: pair[1] for name, pair in ranked}),
+            coco.precision(given.labels, [(path, pair[0]) for path, pair in ranked]),
+            coco.precision(given.labels, [(path, pair[1]) for path, pair in ranked]),
         )
     return Findings(
         boxes.total([each.match for each in box]) if box else None,

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from netship.runtime_demo import file_names
 from netship.targets.errors import UserError
 from netship.targets.escapes import counted, shown
 from netship.targets.files import read_text
@@ -58,8 +59,8 @@ def find(
         if wrong := _other_classes(rows, names, count):
             raise UserError(f"{table}: {wrong}; give labels of the network's classes")
         by_name = {row.name: row.number for row in rows}
-        found = {path: _named(path, by_name) for path in files}
-        known = {path: index for path, index in found.items() if index is not None}
+        named = file_names.entries(files, by_name, str(table))
+        known = {path: by_name[name] for path, name in named.items()}
         if not known:
             raise UserError(
                 f"{table}: names none of the {counted(len(files), 'image')}; its column file has their names"
@@ -82,12 +83,6 @@ def find(
     if classes or notes:
         return Known(classes, TABLE if classes else "", tuple(notes))
     return _by_folders(files, given, names, count)
-
-
-def _named(path: Path, by_name: Mapping[str, int]) -> int | None:
-    """By the end of its path, such as ``cats/1.jpg``, or by its name alone."""
-    ends = ("/".join(path.parts[-parts:]) for parts in range(len(path.parts), 0, -1))
-    return next((by_name[end] for end in ends if end in by_name), None)
 
 
 def _by_folders(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -30,12 +31,31 @@ class Agreement(NamedTuple):
     Attributes:
         same, pixels: those of one class in both, and all.
         intersections, unions: of each class [classes].
+        void, unseen: pixels that do not count: void in the reference, and outside what the network saw.
     """
 
     same: int
     pixels: int
     intersections: NDArray[np.int64]
     unions: NDArray[np.int64]
+    void: int = 0
+    unseen: int = 0
+
+    @property
+    def all(self) -> int:
+        """Pixels, with those that do not count."""
+        return self.pixels + self.void + self.unseen
+
+    def left_out(self) -> str:
+        """The pixels that do not count, such as ``not counted: 5.1% of pixels are void (255)``; empty without any."""
+        parts = (
+            (self.void, f"are void ({VOID})"),
+            (self.unseen, "are outside what the network sees"),
+        )
+        said = [
+            f"{count / self.all:.1%} of pixels {what}" for count, what in parts if count
+        ]
+        return f"not counted: {', '.join(said)}" if said else ""
 
     @property
     def share(self) -> float | None:
@@ -87,15 +107,22 @@ def agree(ours: Mask, reference: Mask, void: int | None = None) -> Agreement:
 
     Where one is negative, or the reference has ``void``, nothing counts.
     """
-    kept = (ours >= 0) & (reference >= 0)
-    if void is not None:
-        kept &= reference != void
+    unknown = np.zeros(ours.shape, bool) if void is None else reference == void
+    unseen = ((ours < 0) | (reference < 0)) & ~unknown
+    kept = ~(unknown | unseen)
     own, given = ours[kept].astype(np.int64), reference[kept].astype(np.int64)
     same = own[own == given]
     counted = [np.minimum(each, _MOST_CLASSES) for each in (same, own, given)]
     classes = int(max(each.max(initial=-1) for each in counted)) + 1
     both, first, second = (np.bincount(each, minlength=classes) for each in counted)
-    return Agreement(len(same), len(own), both, first + second - both)
+    return Agreement(
+        len(same),
+        len(own),
+        both,
+        first + second - both,
+        int(unknown.sum()),
+        int(unseen.sum()),
+    )
 
 
 def total(agreements: Sequence[Agreement]) -> Agreement:
@@ -112,6 +139,8 @@ def total(agreements: Sequence[Agreement]) -> Agreement:
         sum(each.pixels for each in agreements),
         added([each.intersections for each in agreements]),
         added([each.unions for each in agreements]),
+        sum(each.void for each in agreements),
+        sum(each.unseen for each in agreements),
     )
 
 
@@ -134,14 +163,36 @@ def on_photograph(
     return map_on_photograph(mask.astype(np.int32), network[::-1], scaled, wanted)
 
 
-def read(path: Path, size: tuple[int, int]) -> Mask:
+def of_photographs(folder: Path, files: Sequence[Path]) -> dict[Path, Path]:
+    """The file of the mask of each photograph: of its name, in a folder that is called as its own, or in ``folder`` itself.
+
+    Raises:
+        UserError: two photographs have one mask.
+    """
+    found: dict[Path, Path] = {}
+    for path in files:
+        place = folder / Path(os.path.abspath(path)).parent.name / f"{path.stem}.png"
+        found[path] = place if place.is_file() else folder / f"{path.stem}.png"
+    owners: dict[Path, Path] = {}
+    for path, mask in found.items():
+        other = owners.setdefault(mask, path)
+        if os.path.abspath(other) != os.path.abspath(path):
+            raise UserError(
+                f"{mask}: can be the mask of {other} or {path}; give each its own in a folder called as the photograph's, "
+                f"such as {folder / Path(os.path.abspath(other)).parent.name / mask.name}, or rename the photographs"
+            )
+    return found
+
+
+def read(path: Path, size: tuple[int, int], classes: int | None = None) -> Mask:
     """A given mask: a PNG, grey or with a palette, whose values are class numbers.
 
     Args:
         size: (width, height) that it must have.
+        classes: how many the network has, where that is known.
 
     Raises:
-        UserError: it is missing, no such PNG, or of another size.
+        UserError: it is missing, no such PNG, of another size, or has a number that is no class.
     """
     if not path.is_file():
         raise UserError(
@@ -160,10 +211,18 @@ def read(path: Path, size: tuple[int, int]) -> Mask:
                 raise UserError(
                     f"{path}: has {found} pixels, its image {wanted}; give a mask of the image's size"
                 )
-            return np.asarray(image).astype(np.int64)
+            values = np.asarray(image).astype(np.int64)
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001  (decoders raise errors of any class on hostile input)
         raise UserError(
             f"{path}: not a PNG that Pillow can read ({shown(first_line(error), 160)}); save it as PNG"
         ) from None
+    if classes is not None:
+        wrong = values[(values != VOID) & (values >= classes)]
+        if len(wrong):
+            raise UserError(
+                f"{path}: has class {wrong.min()}, the network has {classes} classes; give numbers from 0 to "
+                f"{classes - 1}, and {VOID} where no class is known"
+            )
+    return values

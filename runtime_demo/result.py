@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from netship.bundle.accuracy import Accuracy, Swap, best_classes
 from netship.bundle.store import Bundle
@@ -237,7 +236,7 @@ class CheckResult:
     @property
     def float_findings(self) -> Findings:
         """Boxes and masks of an int8 network against those of the float32 one."""
-        found = [(r.name, r.float_found) for r in self.inputs if r.float_found]
+        found = [(r.path, r.float_found) for r in self.inputs if r.float_found]
         return summary(found, Given())
 
     @property
@@ -343,11 +342,6 @@ class CheckResult:
         }
 
 
-def scores_classes(shape: tuple[int, ...], dtype: DTypeLike) -> bool:
-    """Whether an output is one score a class: float32 [1, classes], or with trailing 1s."""
-    return np.dtype(dtype).kind == "f" and len(shape) >= 2 and prod(shape) == shape[1]
-
-
 def answers(
     output: NDArray[Any],
     probabilities: bool,
@@ -356,11 +350,8 @@ def answers(
 ) -> tuple[Answer, ...]:
     """The best classes of one output [1, classes] (or with trailing 1s), best first.
 
-    Logits go through a softmax; what already are probabilities do not. Empty for an output that
-    is not one score a class.
+    Logits go through a softmax; what already are probabilities do not.
     """
-    if not scores_classes(output.shape, output.dtype):
-        return ()
     scores = output.astype(np.float64).ravel()
     if not probabilities:
         powers = np.exp(scores - scores.max())

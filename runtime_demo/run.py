@@ -134,7 +134,7 @@ def _reader(
 
     from netship.bundle.decode import segment
     from netship.runtime_demo.findings import Geometry
-    from netship.runtime_demo.result import Answer, answers, scores_classes
+    from netship.runtime_demo.result import Answer, answers
 
     manifest, labels = bundle.manifest, bundle.labels()
     task, first = manifest.task, manifest.outputs[0]
@@ -179,12 +179,18 @@ def _reader(
     if task and task.kind == "segment":
         return areas
     raw = task is not None and task.kind == "raw"
-    if raw or not scores_classes(first.shape, first.dtype):
+    if raw or not manifest.scores_classes:
         shape = "×".join(map(str, first.shape))
         kind = "" if first.dtype == "float32" else f" of {first.dtype}"
+        rest = len(manifest.outputs) - 1
+        several = (
+            f", and there {'is' if rest == 1 else 'are'} {counted(rest, 'other')}"
+            if rest
+            else ""
+        )
         raise UserError(
             f"{bundle.path}: output {shown(first.name)!r} is {shape}{kind}, "
-            f"{'of a task that is raw' if raw else 'not one score a class'}; use check"
+            f"{'of a task that is raw' if raw else 'not one score a class'}{several}; use check, or build with --task"
         )
     return classes
 

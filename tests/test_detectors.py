@@ -141,6 +141,26 @@ def test_a_score_that_the_graph_activates_is_not_activated_again() -> None:
     assert found(model, "ssd").activation == "none"
 
 
+LIST = 'box = "corners"\nboxes = "boxes"\nscores = "scores"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("background = 0", "background: 0 is the only class, so nothing would be found"),
+        ('activation = "softmax"', "activation: softmax of one class is always 1"),
+    ],
+)  # fmt: skip
+def test_of_one_class_a_decoder_can_find_something(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(LIST + text)
+    one = network(("scores", (1, 30, 1)), ("boxes", (1, 30, 4)))
+    with pytest.raises(UserError, match=message):
+        resolve_task("detect", str(file), one)
+
+
 def test_a_file_states_a_decoder_or_changes_a_preset(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('preset = "yunet"\nscore_threshold = 0.9\nmost = 5\n')
@@ -165,18 +185,31 @@ def test_a_file_states_a_decoder_or_changes_a_preset(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("box = ", "not TOML"),
-        ('preset = "yola"', "preset: 'yola' is none of ssd, yolo, yunet, ultraface"),
+        ("most = 1\nbox = ", "not TOML: Invalid value (at the end of line 2); correct"),
+        ("most = 1\nbox = !\n", "not TOML: Invalid value (at line 2, column 7); correct"),
+        ('preset = "yola"', "preset: 'yola' is none of ssd, yolo, yunet, ultraface; state"),
         ('box = "corners"', "boxes and scores must name outputs"),
         (
             'box = "corners"\nboxes = "b"\nscores = "scores"',
             "no output is called 'b', there are scores, boxes",
         ),
         ('preset = "ultraface"\nmost = 0', "most: Input should be greater than"),
-        ('preset = "ultraface"\nstride = 1', "stride: Extra inputs are not permitted"),
+        ('preset = "ultraface"\nstride = 1', "there is no key 'stride'"),
         ('preset = "ultraface"\nstrides = [8]', "is not of 64 rows"),
+        ('preset = "ultraface"\nbackground = 2', ".toml: background 2 is none of 2 classes"),
+        ('preset = "ultraface"\nclasses = 3', "classes: 3, but scores have room for 2"),
+        ('preset = "ultraface"\nbox = "offsets"', "normalised: is for boxes that are corners or centre, these are offsets"),
+        (LIST.replace("corners", "offsets"), "strides: boxes that are offsets need them"),
+        (LIST.replace("corners", "xyxy"), "box: Input should be 'corners', 'centre'"),
+        (LIST + 'product = "root"', "product: the root is of score × objectness"),
+        (LIST + 'most = "9"', "most: '9' where it takes numbers, without quotes; see"),
+        (LIST + "strides = [8, true]", "strides: true where it takes numbers"),
+        (LIST + "background = false", "background: false where it takes numbers"),
+        (LIST + "normalised = 1", "normalised: 1 where it takes true or false"),
+        (LIST + "points = 5", "points: 5 where it takes names of outputs in quotes"),
+        ("preset = ['ssd']", "preset: ['ssd'] where it takes text in quotes"),
     ],
-)
+)  # fmt: skip
 def test_a_file_that_does_not_fit_is_refused(
     tmp_path: Path, text: str, message: str
 ) -> None:
@@ -185,7 +218,22 @@ def test_a_file_that_does_not_fit_is_refused(
     with pytest.raises(UserError, match="mine.toml") as refused:
         resolve_task("detect", str(file), network(*LISTED))
     assert message in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(refused.value) and ": :" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("decode", "message"),
+    [
+        ("", "--decode '': is empty; give ssd, yolo, yunet, ultraface, or a TOML"),
+        ("pnope", "--decode pnope: no such preset or file; give ssd, yolo, yunet"),
+        ("x" * 5000, "no such preset or file"),
+        (".", "--decode .: Is a directory; give ssd"),
+    ],
+)
+def test_what_is_no_decoder_lists_the_presets(decode: str, message: str) -> None:
+    with pytest.raises(UserError) as refused:
+        resolve_task("detect", decode, network(*LISTED))
+    assert message in str(refused.value)
 
 
 @pytest.mark.parametrize("preset", ["ssd", "yolo", "yunet"])
@@ -195,7 +243,7 @@ def test_a_preset_says_what_it_found_and_what_it_expects(preset: str) -> None:
     )
     with pytest.raises(UserError, match=expected):
         resolve_task("detect", preset, network(*LISTED))
-    with pytest.raises(UserError, match="No such file"):
+    with pytest.raises(UserError, match="no such preset or file"):
         resolve_task("detect", preset.upper(), network(*LISTED))
 
 
@@ -209,6 +257,22 @@ def test_what_is_not_stated_is_seen_and_noted() -> None:
         resolve_task("detect", None, network(*LISTED))
     with pytest.raises(UserError, match="is for --task detect, not classify"):
         resolve_task("classify", "ssd", network(*LISTED))
+
+
+def test_a_classifier_has_one_score_a_class() -> None:
+    """Of several outputs the first; a map or a detector's twelve are none."""
+    first = ("y", (1, 10, 1, 1))
+    assert resolve_task("classify", None, network(first))[0] == Task(kind="classify")
+    task, note = resolve_task("classify", None, network(first, ("z", (1, 3))))
+    assert task == Task(kind="classify") and "z [1, 3] is not used" in note
+    for outputs, says in (
+        (FACES, "outputs look like a detector's .* with --task detect --decode yunet"),
+        ([("y", (1, 21, 16, 16))], "state --task segment, --task detect"),
+        ([("n", (1,)), first], "found n .* in the first output"),
+    ):
+        with pytest.raises(UserError, match=f"^--task classify: .*{says}") as refused:
+            resolve_task("classify", None, network(*outputs))
+        assert "\n" not in str(refused.value)
 
 
 def test_labels_are_as_many_as_the_tasks_classes(tmp_path: Path) -> None:
@@ -239,6 +303,22 @@ def test_a_decoder_of_known_networks_brings_their_preprocessing() -> None:
     assert (kept.decode, kept.task, kept.scale) == ("yunet", "detect", None)
     ultra, _ = resolve_preprocessing(Overrides(decode="ultraface"), None, [image])
     assert ultra and set(ultra.normalised(255.0)) == {1}
+
+
+def test_a_file_with_a_preset_brings_its_preprocessing_too(tmp_path: Path) -> None:
+    image = network(*FACES).inputs[0]
+    file = tmp_path / "mine.toml"
+    file.write_text('preset = "yunet"\nscore_threshold = 0.9\n')
+    known, note = resolve_preprocessing(Overrides(decode="yunet"), None, [image])
+    mine = Overrides(decode=str(file), task="detect")
+    assert resolve_preprocessing(mine, None, [image]) == (known, note)
+    stated = mine.model_copy(update={"scale": 0.5})
+    found, said = resolve_preprocessing(stated, None, [image])
+    assert found and (found.scale, found.channel_order) == (0.5, "RGB")
+    assert said.endswith("because of --scale: --preprocessing yunet takes it")
+    file.write_text('box = "corners"\n')
+    none, said = resolve_preprocessing(mine, None, [image])
+    assert none and none.assumed and "preprocessing assumed" in said
 
 
 def test_a_segmentation_is_scores_or_a_map() -> None:

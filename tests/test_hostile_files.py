@@ -134,11 +134,15 @@ def test_a_boolean_is_0_or_1(tmp_path: Path) -> None:
     ("key", "change", "words"),
     [
         ("images", {"id": 1, "file_name": "b"}, "two images have one id"),
-        ("categories", {"id": 1, "name": "y"}, r"categories\[1\]: id 1 is there twice"),
+        (
+            "categories",
+            {"id": 1, "name": "y"},
+            r"categories\[1\] \(id 1\): another one has this id",
+        ),
         ("categories", {"id": 2, "name": "X "}, "two categories have one name"),
         (
             "annotations",
-            {"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "iscrowd": "0"},
+            {"image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9], "iscrowd": "0"},
             "iscrowd is 0, not 0 or 1",
         ),
     ],

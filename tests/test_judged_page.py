@@ -22,6 +22,7 @@ from netship.bundle.photos import Placement
 from netship.bundle.store import Bundle
 from netship.bundle.task import Task
 from netship.runtime_demo import coco, comparison, drawing, findings
+from netship.runtime_demo import run as run_command
 from netship.runtime_demo.check import _given, _table
 from netship.runtime_demo.coco import Precision
 from netship.runtime_demo.findings import Boxes, Geometry, Given, Masks, Photograph
@@ -47,7 +48,7 @@ def an_image(folder: Path, name: str, found: Boxes | Masks, **more: Any) -> Inpu
 
 
 def result(folder: Path, inputs: list[InputResult], **changes: Any) -> CheckResult:
-    found = [(item.name, item.found) for item in inputs if item.found]
+    found = [(item.path, item.found) for item in inputs if item.found]
     return a_result(
         folder, inputs, findings=findings.summary(found, findings.Given()), **changes
     )
@@ -110,6 +111,7 @@ def test_masks_are_in_the_table_the_json_and_the_page(tmp_path: Path) -> None:
     assert "right by --masks: 50.00% of pixels, mIoU 0.2500; the reference 37.50%" in text  # fmt: skip
     said = json.loads(json.dumps(whole.to_json(), allow_nan=False))
     assert "IoU by class: 3: 0.5000, 0: 0.0000" in text
+    assert "not counted" not in text and said["given_void"] == 0
     assert said["masks"] == {
         "pixel_agreement": 0.875,
         "mean_iou": 0.775,
@@ -122,6 +124,26 @@ def test_masks_are_in_the_table_the_json_and_the_page(tmp_path: Path) -> None:
         "Same class 87.50% of pixels, mIoU 0.7750" in page.text
         and "mIoU by --masks 0.2500" in page.text
     )
+
+
+def test_what_of_a_mask_is_void_is_said(tmp_path: Path) -> None:
+    both = (np.full((8, 10), 3, np.uint8),) * 2
+    mask = np.full((160, 200), 3, np.uint8)
+    mask[:40] = 255
+    known = []
+    for name in ("part", "all"):
+        Image.fromarray(mask).save(tmp_path / f"{name}.png")
+        found = Masks.of(WHERE, both, tmp_path / f"{name}.png", 21)
+        known.append(result(tmp_path, [an_image(tmp_path, "a.png", found)]))
+        mask[:] = 255
+    part, void = map(_table, known)
+    assert "           not counted: 25.0% of pixels are void (255)\n" in part
+    assert known[0].to_json()["given_void"] == 0.25
+    assert "25.0% of pixels are void (255)" in written(known[0], tmp_path).text
+    assert "not counted: 100.0% of pixels are void (255)\n" in void
+    assert "no pixel to compare" in void and "IoU by class" not in void
+    with pytest.raises(UserError, match=r"part.png: has class 3, the network has 3 classes; give numbers from 0 to 2"):  # fmt: skip
+        Masks.of(WHERE, both, tmp_path / "part.png", 3)
 
 
 def test_precision_is_in_the_table_the_json_and_the_page(
@@ -186,12 +208,23 @@ def test_outputs_become_boxes_of_the_photograph() -> None:
 
 
 def test_with_labels_boxes_of_low_scores_count_too() -> None:
-    labels = coco.Labels(Path("l.json"), {"a.png": 1}, [], [1, 2])
-    photograph, both = Photograph(Path("a.png"), (80, 40)), [ROWS, SCORES]
+    image = coco.LabelledImage(1, None)
+    box = {"bbox": [90.0, 0.0, 5.0, 5.0], "place": "annotations[0] (id 3)"}
+    path = Path("a.png")
+    labels = coco.Labels(Path("l.json"), {"a.png": image}, {}, [1, 2], {path: image})
+    photograph, both = Photograph(path, (80, 40)), [ROWS, SCORES]
     found = findings.find(detector(), photograph, both, both, Given(labels))
     assert isinstance(found, Boxes) and found.ranked is not None
     assert [len(each.scores) for each in found.ranked] == [3, 3]
     assert len(found.ours.scores) == 2
+    # The photograph's size is known only now.
+    outside = Given(labels._replace(annotations={1: [box]}))
+    with pytest.raises(UserError, match=r"l.json: annotations\[0\] \(id 3\): bbox is .*, outside its image of 80×40"):  # fmt: skip
+        findings.find(detector(), photograph, both, both, outside)
+    other = {path: image._replace(size=(40.0, 80.0))}
+    sized = Given(labels._replace(photographs=other))
+    with pytest.raises(UserError, match="l.json: image id 1: is 40×80, but a.png has 80×40 pixels; give"):  # fmt: skip
+        findings.find(detector(), photograph, both, both, sized)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, 0.0])
@@ -212,7 +245,8 @@ def test_a_map_of_classes_becomes_a_mask(tmp_path: Path) -> None:
     )
     ours = np.zeros(shape, np.int32)
     Image.new("L", (80, 80)).save(tmp_path / "a.png")
-    given = Given(None, tmp_path)
+    files = [Path("photos/a.jpg"), Path("a.jpg")]
+    given = Given(None, dict.fromkeys(files, tmp_path / "a.png"))
     photograph = Photograph(Path("photos/a.jpg"), (80, 80))
     found = findings.find(segmenting, photograph, [ours], [ours], given)
     assert isinstance(found, Masks) and found.same and found.given
@@ -232,6 +266,23 @@ def test_what_looks_like_scores_of_classes_need_not_be(
     found = comparison._result(bundle, comparison.Input("a", None, (row,)), [row], check, Given())  # fmt: skip
     classifies = task is None or task.kind == "classify"
     assert bool(found.ours) == bool(found.reference) == classifies
+
+
+def test_rows_of_a_detector_are_no_classes(tmp_path: Path) -> None:
+    """Of several outputs [1, 64, 1] is the first stride's scores; alone it may be classes."""
+    outputs = (
+        Tensor(name="cls_8", shape=(1, 64, 1)),
+        Tensor(name="b", shape=(1, 64, 4)),
+    )
+    entry = Golden(inputs=("golden/in",), outputs=("golden/out",) * 2, tolerances=("golden/near",) * 2)  # fmt: skip
+    rows = manifest(outputs=outputs, golden=(entry,), labels=None)
+    assert rows.kind == "raw"
+    with pytest.raises(
+        UserError,
+        match=r"'cls_8' is 1×64×1, not one score a class, and there is 1 other; use check",
+    ):
+        run_command._reader(Bundle(tmp_path, rows))
+    assert manifest(outputs=outputs[:1], labels=None).kind == "classify"
 
 
 @pytest.mark.parametrize("name", ["marked.jpg", "marked.png"])
@@ -295,8 +346,22 @@ def test_what_does_not_fit_the_task_is_refused(
     tmp_path: Path, known: Manifest, given: dict[str, Path], says: str
 ) -> None:
     with pytest.raises(UserError, match=says) as error:
-        _given(Bundle(tmp_path, known), options(**given))
+        _given(Bundle(tmp_path, known), [], options(**given))
     assert "\n" not in str(error.value)
+
+
+def test_a_mask_has_the_classes_of_the_scores_or_of_the_names(tmp_path: Path) -> None:
+    """A map of classes does not say how many there are; its names do."""
+    (tmp_path / "labels.txt").write_text("\n".join(LABELS))
+    scores = (Tensor(name="y", shape=(1, 21, 8, 8)),)
+    for known, classes in (
+        (manifest(task=Task(kind="segment", class_axis=1), outputs=scores), 21),
+        (manifest(task=Task(kind="segment")), len(LABELS)),
+        (manifest(task=Task(kind="segment"), labels=None), None),
+    ):
+        given = _given(Bundle(tmp_path, known), [Path("a.jpg")], options(masks=tmp_path))  # fmt: skip
+        assert given.masks == {Path("a.jpg"): tmp_path / "a.png"}
+        assert given.classes == classes
 
 
 def test_of_int8_boxes_are_compared_with_the_float32_network_too(

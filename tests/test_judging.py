@@ -150,6 +150,7 @@ def test_categories_are_found_by_name_or_by_order(tmp_path: Path) -> None:
         coco.read(path, [], 3)
 
 
+SIZED = {"id": 7, "file_name": "a", "width": 60, "height": 40}
 ROW = {"image_id": 7, "category_id": 1, "bbox": [1, 2, 3, 4]}
 
 
@@ -159,10 +160,19 @@ ROW = {"image_id": 7, "category_id": 1, "bbox": [1, 2, 3, 4]}
         ([], "no list 'images'"),
         ({"images": []}, "no list 'annotations'"),
         (labels(images=[3]), r"images\[0\]: is not an object"),
-        (labels(images=[{"id": "7", "file_name": "a"}]), r"images\[0\]: id is 7, not"),
-        (labels(images=[{"id": 7}]), r"images\[0\]: file_name is None"),
-        (labels(images=[{"id": 1, "file_name": "x/a"}, {"id": 2, "file_name": "a"}]), "twice"),
-        (labels(categories=[{"id": 1, "name": 4}]), r"categories\[0\]: name is 4"),
+        (labels(images=[{"id": "7", "file_name": "a"}]), r"images\[0\] \(id 7\): id is 7, not"),
+        (labels(images=[{"id": 7}]), r"images\[0\] \(id 7\): file_name is None"),
+        (labels(images=[{"id": 1, "file_name": "./a"}, {"id": 2, "file_name": "a"}]), r"images\[1\] \(id 2\): 'a' is there twice"),
+        (labels(images=[{"id": True, "file_name": "a"}]), "id is True, not an integer"),
+        (labels(images=[{"id": 7, "file_name": "a", "width": "9"}]), "width is 9, not a number of pixels"),
+        (labels(images=[{"id": 7, "file_name": "a", "height": True}]), "height is True, not"),
+        (labels(images=[SIZED], annotations=[ROW | {"id": 5, "bbox": [60, 2, 3, 4]}]), r"annotations\[0\] \(id 5\): bbox is \[60, 2, 3, 4\], outside its image of 60×40"),
+        (labels(annotations=[ROW | {"id": 5, "bbox": [0.1, 0.2, 0.3, 0.4]}]), r"\(id 5\): bbox is .*, in shares of the image; give pixels"),
+        (labels(annotations=[ROW | {"id": 5, "bbox": [1, 2, 0, 4]}]), r"\(id 5\): bbox is .* must be above 0; correct or remove"),
+        (labels(annotations=[ROW | {"bbox": [1, 2, True, 4]}]), r"bbox is \[1, 2, True, 4\], not \[x, y"),
+        (labels(annotations=[ROW | {"iscrowd": True}]), "iscrowd is True, not 0 or 1"),
+        (labels(annotations=[ROW | {"category_id": True}]), "category_id is True, not an integer"),
+        (labels(categories=[{"id": 1, "name": 4}]), r"categories\[0\] \(id 1\): name is 4"),
         (labels(annotations=[ROW, ROW | {"image_id": 8}]), r"annotations\[1\]: image_id 8 is not"),
         (labels(annotations=[ROW | {"category_id": 2}]), "category_id 2 is not"),
         (labels(annotations=[ROW | {"bbox": [1, 2, 3]}]), r"bbox is \[1, 2, 3\], not"),
@@ -203,22 +213,92 @@ def test_without_pycocotools_one_line_says_how_to_install_it(
 
 
 def test_precision_is_cocos(tmp_path: Path) -> None:
-    known = coco.read(written(tmp_path, labels()), ["cat", "dog"], 2)
+    a, b = Path("photos/a.jpg"), Path("photos/b.jpg")
+    known = coco.read(written(tmp_path, labels()), ["cat", "dog"], 2).of_photographs(
+        [a, b]
+    )
     half = (50, 50, 90, 62, 0.8, 1)  # IoU 0.6: right at 0.5, 0.55 and 0.6 of ten
-    right = coco.precision(known, {"a.jpg": found(CAT, DOG)})
+    right = coco.precision(known, [(a, found(CAT, DOG))])
     assert np.allclose(np.array(right, float), 1)
-    mixed = coco.precision(known, {"a.jpg": found(CAT, half), "c.jpg": found(CAT)})
+    mixed = coco.precision(known, [(a, found(CAT, half)), (Path("c.jpg"), found(CAT))])
     assert np.allclose(np.array(mixed, float), (1, (1 + 0.3) / 2))
-    assert coco.precision(known, {"a.jpg": found()}) == (0.0, 0.0)
-    assert coco.precision(known, {"b.jpg": found(CAT)}) == (None, None)
+    assert coco.precision(known, [(a, found())]) == (0.0, 0.0)
+    assert coco.precision(known, [(b, found(CAT))]) == (None, None)
     odd = (10, 10, 30, 30, NAN, 0)
-    assert coco.precision(known, {"a.jpg": found(odd)}) == (0.0, 0.0)
+    assert coco.precision(known, [(a, found(odd))]) == (0.0, 0.0)
+    assert coco.precision(known, []) == (None, None)
 
 
-def test_labels_of_other_images_are_refused(tmp_path: Path) -> None:
-    known = coco.read(written(tmp_path, labels()), [], 2)
+def test_photographs_of_one_name_are_told_apart_by_their_folders(
+    tmp_path: Path,
+) -> None:
+    names = ("one/a.jpg", "two/a.jpg", "deep/er/b.jpg")
+    images = [{"id": k, "file_name": name} for k, name in enumerate(names)]
+    rows = [{"image_id": 0, "category_id": 1, "bbox": [10, 10, 20, 20]}]
+    path = written(tmp_path, labels(images=images, annotations=rows))
+    read = coco.read(path, ["cat", "dog"], 2)
+    one, two, b = tmp_path / "one/a.jpg", tmp_path / "two/a.jpg", tmp_path / "b.jpg"
+    known = read.of_photographs([two, one, b])
+    assert {each: k.number for each, k in known.photographs.items()} == {
+        two: 1,
+        one: 0,
+        b: 2,
+    }
+    assert coco.precision(known, [(one, found(CAT)), (two, found())]) == pytest.approx(
+        (1, 1)
+    )
+    assert coco.precision(known, [(one, found()), (two, found(CAT))]) == (0, 0)
+    # Which of the two it is cannot be known.
+    other = read.of_photographs([one, tmp_path / "a.jpg"])
+    assert list(other.photographs) == [one]
+    plain = coco.read(written(tmp_path, labels()), [], 2)
+    with pytest.raises(UserError, match=r"'val/a.jpg' can be .*one/a.jpg or .*two/a.jpg; name it there with its folder"):  # fmt: skip
+        plain.of_photographs([one, two])
+
+
+def test_what_has_no_partner_in_the_labels_is_said(tmp_path: Path) -> None:
+    read = coco.read(written(tmp_path, labels()), [], 2)
+    assert read.of_photographs([Path("a.jpg"), Path("b.jpg")]).notes == ()
+    more, fewer = read.of_photographs([Path("c.jpg"), Path("a.jpg"), Path("d.jpg")]).notes  # fmt: skip
+    assert "has no labels of 2 of 3 images, the first c.jpg: their boxes" in more
+    assert "1 of its 2 images are not given, the first b.jpg: their labels" in fewer
     with pytest.raises(UserError, match="has none of the 1 image"):
-        coco.precision(known, {"c.jpg": found(CAT)})
+        read.of_photographs([Path("c.jpg")])
+
+
+def test_a_box_that_ends_outside_its_image_is_said(tmp_path: Path) -> None:
+    images = [{"id": 7, "file_name": "a.jpg", "width": 60, "height": 40}]
+    rows = [ROW | {"bbox": [40, 0, 20.5, 9]}, ROW | {"id": 31, "bbox": [50, 0, 20, 9]}]
+    path = written(tmp_path, labels(images=images, annotations=rows))
+    (note,) = coco.read(path, [], 2).notes
+    assert "1 annotation end outside their image, the first annotations[1] (id 31)" in note  # fmt: skip
+
+
+def test_categories_that_are_no_class_are_said(tmp_path: Path) -> None:
+    path = written(tmp_path, labels())
+    assert coco.read(path, ["dog", "cat"], 2).notes == ()
+    (note,) = coco.read(path, ["cat", "cow"], 2).notes
+    assert note.endswith("1 annotation of categories that are no class of the network, the first 'dog': not in the mAP")  # fmt: skip
+
+
+def test_a_table_is_no_labels_of_a_detector(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("file,class_index\na.jpg,1\n")
+    with pytest.raises(UserError, match=r"labels.csv: not JSON \(a .csv file\); of a detector --labels takes boxes, a JSON file as COCO's"):  # fmt: skip
+        coco.read(path, [], 2)
+
+
+def test_each_photograph_has_its_own_mask(tmp_path: Path) -> None:
+    (tmp_path / "two").mkdir()
+    for name in ("a.png", "two/a.png"):
+        (tmp_path / name).touch()
+    one, two = Path("one/a.jpg"), Path("two/a.jpg")
+    assert masks.of_photographs(tmp_path, [one, two]) == {
+        one: tmp_path / "a.png",
+        two: tmp_path / "two/a.png",
+    }
+    with pytest.raises(UserError, match=r"a.png: can be the mask of one/a.jpg or three/a.jpg; give each its own .* such as .*one/a.png"):  # fmt: skip
+        masks.of_photographs(tmp_path, [one, Path("three/a.jpg")])
 
 
 # Masks

@@ -8,7 +8,7 @@ import pytest
 from check_results import a_result, an_input
 
 from netship.bundle import photos
-from netship.runtime_demo import known_classes
+from netship.runtime_demo import file_names, known_classes
 from netship.runtime_demo.check import _table
 from netship.runtime_demo.known_classes import Known
 from netship.targets.errors import UserError
@@ -91,6 +91,10 @@ def test_a_table_next_to_the_images_is_used_where_it_fits(folder: Path) -> None:
         ("file,class_index\n1.jpg,-1\n", "it has class -1"),
         ("file,class_index,label\n1.jpg,0,cat\n", "its class 0 is 'cat'"),
         ("file,class_index\nother.jpg,1\n", "names none of the 3 images"),
+        (
+            "file,class_index\n1.jpg,1\n",
+            "'1.jpg' can be .*ash/1.jpg or .*elm/1.jpg; name",
+        ),
         ("file,class_index\n1.jpg,one\n", "whole number"),
         ("", "names none"),
         ("name,class_index\n1.jpg,1\n", "no column 'file'"),
@@ -104,6 +108,13 @@ def test_a_broken_or_foreign_table_is_refused_in_one_line(
     with pytest.raises(UserError, match=says) as error:
         found(folder, TREES, table=table)
     assert "mine.csv" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_files_of_one_name_are_shown_with_their_folders() -> None:
+    files = [Path(name) for name in ("x/a/1.jpg", "y/a/1.jpg", "b/1.jpg", "b/2.jpg")]
+    said = file_names.titles([*files, files[3]])
+    assert [said[each] for each in files] == ["x/a/1.jpg", "y/a/1.jpg", "b/1.jpg", "2.jpg"]  # fmt: skip
+    assert file_names.titles(files[:1]) == {files[0]: "1.jpg"}
 
 
 def test_a_table_that_is_not_there_is_refused(folder: Path) -> None:

@@ -245,6 +245,31 @@ def test_a_toml_scale_that_is_no_number_is_refused(value: str, tmp_path: Path) -
         load_sidecar(tmp_path / "model.onnx")
 
 
+@pytest.mark.parametrize("text", ["pad = true", "resize = true", "crop = [false, 5]"])
+def test_true_and_false_are_no_numbers_of_a_toml(text: str, tmp_path: Path) -> None:
+    (tmp_path / "model.toml").write_text(text)
+    with pytest.raises(UserError, match=f"model.toml: {text.split()[0]}.*: (true|false) is not a whole number"):  # fmt: skip
+        load_sidecar(tmp_path / "model.onnx")
+
+
+def test_a_broken_toml_says_its_line_and_the_page(tmp_path: Path) -> None:
+    (tmp_path / "model.toml").write_text("scale = 1\nmean = [0\n")
+    says = r"model.toml: not TOML: .* \(at the end of line 2\); correct this line, see docs/models.md$"
+    with pytest.raises(UserError, match=says):
+        load_sidecar(tmp_path / "model.onnx")
+    (tmp_path / "model.toml").write_bytes(b"scale = 1\nlayout = '\xff'\n")
+    with pytest.raises(UserError, match="not TOML: line 2 is not UTF-8; save it as"):
+        load_sidecar(tmp_path / "model.onnx")
+
+
+def test_a_toml_may_name_a_decoder_s_file_next_to_it(tmp_path: Path) -> None:
+    (tmp_path / "model.toml").write_text('task = "detect"\ndecode = "mine.toml"\n')
+    (tmp_path / "mine.toml").write_text('preset = "yunet"\n')
+    resolved, note = resolve_preprocessing(load_sidecar(tmp_path / "model.onnx"), None, [IMAGE])  # fmt: skip
+    assert resolved and resolved.channel_order == "BGR"
+    assert note.startswith("preprocessing yunet:")
+
+
 @pytest.mark.slow
 def test_a_build_says_what_an_option_and_the_toml_became(tmp_path: Path) -> None:
     onnx.save(graphs.torchscript_cnn(17), tmp_path / "mine.onnx")

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from math import ceil, prod
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 
 from netship.bundle.manifest import Tensor
 from netship.bundle.task import Detector, Level, Size, Values
+from netship.compile.frontend.toml_file import read_toml
+from netship.targets.errors import UserError
+from netship.targets.escapes import shown
 
 
 def _names(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-MAX_TOML_BYTES = 1 << 20
+_PAGE = "docs/detection.md"
+_TEXTS = frozenset({"preset", "box", "activation", "product"})
+_NAMES = frozenset({"boxes", "scores", "objectness", "points"})
+_BOOLEANS = frozenset({"normalised", "transposed", "per_class"})
+_MADE = frozenset({"grids", "steps", "levels", "decoder"})
+"""What presets state, and no file."""
 _MOST_LEVELS = Field(max_length=64)
 _Names = Annotated[tuple[str, ...], BeforeValidator(_names), _MOST_LEVELS]
 _Stride = Annotated[FiniteFloat, Field(ge=1, le=1 << 16)]
@@ -45,6 +55,53 @@ class Decoding(BaseModel):
     offset: float = 0.5
     anchors: Annotated[tuple[tuple[tuple[Size, Size], ...], ...], _MOST_LEVELS] = ()
     bins: Annotated[int, Field(ge=2, le=64)] = 16
+
+
+def read_decoding(path: Path, presets: str) -> dict[str, Any]:
+    """What a TOML file states of a decoder, each value of its key's type.
+
+    Args:
+        presets: their names, to give in its place.
+
+    Raises:
+        UserError: it cannot be read, is not TOML, or has another key or value.
+    """
+    name = f"--decode {path}"
+    if not os.path.exists(path):
+        raise UserError(
+            f"{name}: no such preset or file; give {presets}, or a TOML file"
+        )
+    given = read_toml(path, name, f"give {presets}, or a TOML file", _PAGE)
+    known = (Decoding.model_fields.keys() | Detector.model_fields.keys()) - _MADE
+    for key, value in given.items():
+        if key not in known:
+            raise UserError(f"{name}: there is no key {shown(key, 40)!r}; see {_PAGE}")
+        if wrong := _of_another_type(key, value):
+            raise UserError(f"{name}: {shown(key, 40)}: {wrong}; see {_PAGE}")
+    return given
+
+
+def _of_another_type(key: str, value: Any) -> str:
+    """Why a value cannot be the key's; empty where it can."""
+    kind: tuple[type, ...] = (int, float)
+    wanted = "numbers, without quotes"
+    if key in _BOOLEANS:
+        kind, wanted = (bool,), "true or false"
+    elif key in _TEXTS:
+        kind, wanted = (str,), "text in quotes"
+    elif key in _NAMES:
+        kind, wanted = (str,), "names of outputs in quotes"
+    values = [value]
+    while values:
+        each = values.pop()
+        if isinstance(each, list) and key not in _TEXTS | _BOOLEANS:
+            values += each
+        elif not isinstance(each, kind) or (
+            isinstance(each, bool) and bool not in kind
+        ):
+            text = str(each).lower() if isinstance(each, bool) else repr(each)
+            return f"{shown(text, 40)} where it takes {wanted}"
+    return ""
 
 
 def grids_of(size: tuple[int, int], strides: Sequence[float]) -> list[tuple[int, int]]:
@@ -76,6 +133,8 @@ def assemble(
     named = {x.name: (index, x.shape) for index, x in enumerate(outputs)}
     if not stated.boxes or not stated.scores:
         raise ValueError("boxes and scores must name outputs")
+    if wrong := _contradiction(stated, rest, bool(grids)):
+        raise ValueError(wrong)
     if stated.strides or not grids:
         grids, steps = grids_of(size, stated.strides), [(s, s) for s in stated.strides]
     if not grids:
@@ -92,7 +151,8 @@ def assemble(
     total = sum(prod(g) * len(a) for g, a in zip(grids, anchors, strict=True))
     wide = 4 * stated.bins if rest.get("box") == "dfl" else 4
     widths = {"boxes": wide, "objectness": 1}
-    levels, before = [], 0
+    levels: list[Level] = []
+    before = 0
     for index, (grid, sizes) in enumerate(zip(grids, anchors, strict=True)):
         geometry = _Geometry(grid[0], grid[1], len(sizes), before, total)
         before += prod(grid) * len(sizes)
@@ -107,6 +167,10 @@ def assemble(
                 if role == "scores"
                 else ("points", (counts.get(role) or 0) // 2)
             )
+            if key == "classes" and rest.get(key, count) != count and not levels:
+                raise ValueError(
+                    f"classes: {rest[key]}, but scores have room for {count}; leave it out"
+                )
             if rest.setdefault(key, count) != count:
                 raise ValueError(
                     f"{role}: {count} at one level, {rest[key]} at another"
@@ -128,8 +192,34 @@ def assemble(
                 **values,
             )
         )
+    if rest["classes"] == 1 and rest.get("activation") == "softmax":
+        raise ValueError(
+            "activation: softmax of one class is always 1; state sigmoid or none"
+        )
+    if rest["classes"] == 1 and rest.get("background") == 0:
+        raise ValueError(
+            "background: 0 is the only class, so nothing would be found; leave it out"
+        )
     facts = {"decoder": decoder, "levels": levels, "bins": stated.bins}
     return Detector.model_validate(facts | rest)
+
+
+def _contradiction(stated: Decoding, rest: dict[str, Any], gridded: bool) -> str:
+    """Why two values exclude each other; empty where they do not.
+
+    Args:
+        gridded: a preset states the grids.
+    """
+    box = rest.get("box")
+    # Of another box the manifest's reader says what there is.
+    relative = box in ("offsets", "distances", "dfl", "yolov5")
+    if rest.get("normalised") and relative:
+        return f"normalised: is for boxes that are corners or centre, these are {box}; leave it out"
+    if relative and not stated.strides and not gridded:
+        return f"strides: boxes that are {box} need them; state one for each grid"
+    if rest.get("product") == "root" and not stated.objectness:
+        return "product: the root is of score × objectness; state objectness, or leave it out"
+    return ""
 
 
 def _shape(named: dict[str, tuple[int, tuple[int, ...]]], name: str) -> tuple[int, ...]:

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import prod, sqrt
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import onnx
 from pydantic import ValidationError
 
 from netship.bundle.manifest import Tensor
-from netship.bundle.task import Detector, Task
-from netship.compile.frontend.decoding import MAX_TOML_BYTES, assemble, grids_of
+from netship.bundle.task import Detector, Kind, Task, scores_classes
+from netship.compile.frontend.decoding import assemble, grids_of, read_decoding
 from netship.compile.frontend.dense import box_specifications
 from netship.compile.frontend.model import Model
 from netship.targets.errors import UserError
 from netship.targets.escapes import shown
-from netship.targets.files import read_text
-
-Kind = Literal["classify", "detect", "segment", "raw"]
 
 
 class _Misfit(Exception):
@@ -245,6 +241,24 @@ PRESETS: dict[str, Callable[[_Network], dict[str, Any]]] = {
 }
 
 
+def preset_of(decode: str) -> str:
+    """The preset that ``--decode`` names, itself or in its file; empty where it has none.
+
+    Raises:
+        UserError: as `resolve_task`, of the file.
+    """
+    return str(_stated(decode).get("preset", ""))
+
+
+def _stated(decode: str) -> dict[str, Any]:
+    if decode in PRESETS:
+        return {"preset": decode}
+    known = ", ".join(PRESETS)
+    if not decode.strip():
+        raise UserError(f"--decode {decode!r}: is empty; give {known}, or a TOML file")
+    return read_decoding(Path(decode), known)
+
+
 def resolve_task(
     kind: Kind | None, decode: str | None, model: Model
 ) -> tuple[Task | None, str]:
@@ -268,13 +282,29 @@ def resolve_task(
         )
     if kind == "segment":
         return _segment(model)
-    assert kind is not None
-    return Task(kind=kind), ""
+    if kind == "classify":
+        return _classify(model)
+    return Task(kind="raw"), ""
 
 
 def _shapes(outputs: Sequence[Tensor], most: int = 12) -> str:
     texts = [f"{shown(x.name)} {list(x.shape)}" for x in outputs[:most]]
     return ", ".join(texts) + (", …" if len(outputs) > most else "")
+
+
+def _classify(model: Model) -> tuple[Task, str]:
+    first, *rest = model.outputs
+    shape, seen = first.shape, _seen(model)
+    if seen or not scores_classes(shape, first.dtype, len(model.outputs)):
+        raise UserError(
+            f"--task classify: found {_shapes(model.outputs)}; expects one score a class, float32 [1, classes], in the "
+            f"first output; {seen or 'state --task segment, --task detect --decode …, or --task raw'}"
+        )
+    if not rest:
+        return Task(kind="classify"), ""
+    return Task(kind="classify"), (
+        f"task: classify; {shown(first.name)} {list(shape)} has the scores, {_shapes(rest, 3)} {'is' if len(rest) == 1 else 'are'} not used"
+    )
 
 
 def _segment(model: Model) -> tuple[Task, str]:
@@ -350,8 +380,12 @@ def _detect(decode: str, model: Model) -> tuple[Task, str]:
             f"--decode: the input {list(model.inputs[0].shape)} is no image, so no boxes lie in it; leave it out"
         )
     network = _network(model, model.image)
-    given = {} if decode in PRESETS else _read(Path(decode))
-    preset = str(given.pop("preset", "")) if decode not in PRESETS else decode
+    given = _stated(decode)
+    preset = given.pop("preset", "")
+    if preset and preset not in PRESETS:
+        raise UserError(
+            f"--decode {decode}: preset: {shown(preset, 40)!r} is none of {', '.join(PRESETS)}; state one of these, or none"
+        )
     try:
         facts = PRESETS[preset](network) if preset else {}
         detector = assemble(
@@ -365,21 +399,23 @@ def _detect(decode: str, model: Model) -> tuple[Task, str]:
                 )
         task = Task(kind="detect", detector=detector)
         task.check([x.shape for x in model.outputs])
-    except KeyError:
-        raise UserError(
-            f"{decode}: preset: {preset!r} is none of {', '.join(PRESETS)}"
-        ) from None
     except _Misfit as misfit:
         raise UserError(
             f"--decode {decode}: found {_shapes(model.outputs)}; expects {misfit}"
         ) from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        what = first["msg"].removeprefix("Value error, ")
-        raise UserError(
-            f"--decode {decode}: {place}: {what}; see docs/detection.md"
-        ) from None
+        # What is wrong with several values together has no place.
+        text = ": ".join(
+            filter(
+                None,
+                [
+                    ".".join(map(str, first["loc"])),
+                    first["msg"].removeprefix("Value error, "),
+                ],
+            )
+        )
+        raise UserError(f"--decode {decode}: {text}; see docs/detection.md") from None
     except ValueError as error:
         raise UserError(f"--decode {decode}: {error}; see docs/detection.md") from None
     return task, _note(detector, model.outputs)
@@ -397,19 +433,3 @@ def _note(detector: Detector, outputs: Sequence[Tensor]) -> str:
         f"{detector.classes} class{'es' if detector.classes != 1 else ''}; {found}; "
         f"score at least {detector.score_threshold:g}, IoU at most {detector.iou_threshold:g}"
     )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        given = tomllib.loads(read_text(path, MAX_TOML_BYTES))
-    except OSError as error:
-        raise UserError(
-            f"--decode {path}: {error.strerror}; give {', '.join(PRESETS)} or a TOML file"
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"--decode {path}: not TOML ({error})") from None
-    if of_presets := sorted(given.keys() & {"grids", "steps", "levels", "decoder"}):
-        raise UserError(
-            f"--decode {path}: there is no key {of_presets[0]!r}; see docs/detection.md"
-        )
-    return given

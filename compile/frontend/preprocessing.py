@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
@@ -27,10 +26,11 @@ from netship.bundle.manifest import (
     Tensor,
     image_of,
 )
-from netship.bundle.task import Task
+from netship.bundle.task import Kind, Task
 from netship.compile.frontend import family
-from netship.compile.frontend.decoding import MAX_TOML_BYTES
+from netship.compile.frontend.detectors import preset_of
 from netship.compile.frontend.pixels import PIXELS, PRESETS, Preset
+from netship.compile.frontend.toml_file import read_toml
 from netship.targets.errors import UserError
 from netship.targets.files import read_text
 
@@ -57,6 +57,13 @@ def _numbers(value: Any) -> Any:
     return tuple(map(_number, parts if isinstance(parts, list | tuple) else [parts]))
 
 
+def _whole(value: Any) -> Any:
+    # Python's booleans are numbers, TOML's are not.
+    if value is True or value is False:
+        raise ValueError(f"{str(value).lower()} is not a whole number")
+    return value
+
+
 def _sizes(value: Any) -> Any:
     if isinstance(value, str):
         return tuple(value.replace("x", ",").split(","))
@@ -67,7 +74,8 @@ def _upper(value: Any) -> Any:
     return value.upper() if isinstance(value, str) else value
 
 
-_Sizes = Annotated[tuple[Dimension, ...], Field(min_length=1, max_length=2)]
+_Side = Annotated[Dimension, BeforeValidator(_whole)]
+_Sizes = Annotated[tuple[_Side, ...], Field(min_length=1, max_length=2)]
 
 
 class Overrides(BaseModel):
@@ -87,13 +95,13 @@ class Overrides(BaseModel):
     ) = None
     interpolation: Interpolation | None = None
     fit: Fit | None = None
-    pad: Byte | None = None
+    pad: Annotated[Byte, BeforeValidator(_whole)] | None = None
     channel_order: Annotated[ChannelOrder, BeforeValidator(_upper)] | None = None
     scale: Annotated[float, BeforeValidator(_number)] | None = None
     mean: Annotated[tuple[float, ...], BeforeValidator(_numbers)] | None = None
     std: Annotated[tuple[float, ...], BeforeValidator(_numbers)] | None = None
     labels: Path | None = None
-    task: Literal["classify", "detect", "segment", "raw"] | None = None
+    task: Kind | None = None
     decode: str | None = None
     # By name: the TOML file that states a value.
     _files: dict[str, Path] = PrivateAttr(default_factory=dict)
@@ -135,15 +143,11 @@ def load_sidecar(model: Path) -> Overrides:
     path = model.with_suffix(".toml") if model.name else model
     if not path.is_file():
         return Overrides()
+    stated = read_toml(path, str(path), "shorten or correct it", "docs/models.md")
     try:
-        stated = tomllib.loads(read_text(path, MAX_TOML_BYTES))
         overrides = Overrides.model_validate(
             {key.replace("-", "_"): value for key, value in stated.items()}
         )
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; shorten or correct it") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not TOML ({error})") from None
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"]))
         known = ", ".join(map(_option, Overrides.model_fields))
@@ -183,8 +187,10 @@ def resolve_preprocessing(
             without the scale that says what they are relative to.
     """
     given = overrides.model_dump(exclude_none=True, exclude=_NOT_OF_PIXELS)
+    decode = overrides.decode
+    preset = preset_of(decode) if decode is not None else ""
     try:
-        return _resolve(overrides, given, own, tensors)
+        return _resolve(overrides, given, preset, own, tensors)
     except UserError as error:
         stated = [name for name in overrides._files if name in given]
         if not stated:
@@ -198,6 +204,7 @@ def resolve_preprocessing(
 def _resolve(
     overrides: Overrides,
     given: dict[str, Any],
+    decoder: str,
     own: Preprocessing | None,
     tensors: Sequence[Tensor],
 ) -> tuple[Preprocessing | None, str]:
@@ -205,14 +212,14 @@ def _resolve(
     named = given.keys() & {"preprocessing", *_VALUES}
     plain = own is None and tensor is not None and tensor.dtype == "float32"
     unused = ""
-    if overrides.decode in PRESETS and plain and not named:
+    if decoder in PRESETS and plain and not named:
         # A decoder of known networks says how these see photographs.
-        given["preprocessing"] = overrides.decode
-    elif overrides.decode in PRESETS and plain and "preprocessing" not in named:
+        given["preprocessing"] = decoder
+    elif decoder in PRESETS and plain and "preprocessing" not in named:
         options = " and ".join(f"--{name}" for name in _VALUES if name in named)
         unused = (
             f"; the preprocessing of --decode {overrides.decode} is not taken, because of {options}: "
-            f"--preprocessing {overrides.decode} takes it"
+            f"--preprocessing {decoder} takes it"
         )
     if tensor is None:
         shapes = ", ".join(f"{list(each.shape)}" for each in tensors)
