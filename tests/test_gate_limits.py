@@ -182,6 +182,55 @@ def test_a_long_chain_of_shapes_is_folded_in_few_inferences(
     assert left == ["Reshape"] * 200 + ["Relu"]
 
 
+def test_any_operator_may_compute_a_shape(tmp_path: Path) -> None:
+    """As PyTorch exports padding SAME: of a size a Ceil, a Clip, and numbers that are turned round."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        same (float[1,3,9,9] x) => (float[1,3,10,10] y)
+        <float two = {2}, float zero = {0}, int64 first = {2}, int64[1] axis = {0}, int64[1] rest = {6},
+         int64[2] pairs = {-1,2}, int64[1] last = {-1}, int64[1] end = {-9223372036854775807}, int64[1] all = {-1}> {
+            sizes = Shape(x)
+            size = Gather(sizes, first)
+            number = Cast<to = 1>(size)
+            half = Div(number, two)
+            whole = Ceil(half)
+            twice = Mul(whole, two)
+            lacking = Sub(twice, number)
+            clipped = Clip(lacking, zero)
+            rounded = Round(clipped)
+            pad = Cast<to = 7>(rounded)
+            one = Unsqueeze(pad, axis)
+            none = Sub(one, one)
+            four = Concat<axis = 0>(none, one, none, one)
+            lower = Shape(four)
+            more = ConstantOfShape<value = int64[1] {0}>(lower)
+            eight = Concat<axis = 0>(four, more)
+            paired = Reshape(eight, pairs)
+            turned = Slice(paired, last, end, axis, all)
+            across = Transpose<perm = [1, 0]>(turned)
+            pads = Reshape(across, all)
+            y = Pad(x, pads)
+        }"""
+    )
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    loaded = gate.load(path)
+    assert [x.op_type for x in fold.fold(loaded.proto).graph.node] == ["Pad"]
+    assert loaded.outputs[0].shape == (1, 3, 10, 10)
+
+
+@pytest.mark.parametrize("kind", ["DequantizeLinear", "RandomNormalLike"])
+def test_weights_that_are_quantised_and_random_numbers_are_no_constants(
+    kind: str,
+) -> None:
+    inputs = ["w", "s"] if kind == "DequantizeLinear" else ["s"]
+    nodes = [node(kind, inputs, ["c"], "made"), node("Add", ["x", "c"], ["y"], "sum")]
+    scale = np.array(0.5, np.float32)
+    proto = small(nodes, {"w": np.array(3, np.int8), "s": scale})
+    kinds = [each.op_type for each in fold.fold(proto).graph.node]
+    assert kinds == [kind, "Add"]
+
+
 def test_many_nodes_of_one_name_get_names_of_their_own(tmp_path: Path) -> None:
     nodes = _chain("Relu", 5000)
     for each in nodes:

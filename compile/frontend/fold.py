@@ -27,6 +27,16 @@ _FOLDABLE = frozenset(
     """,
     )
 )
+# What is never folded: quantised weights stay as they are, and an answer that is random has no value.
+_KEPT = frozenset(
+    re.findall(
+        r"\w+",
+        """
+    Bernoulli DequantizeLinear Dropout DynamicQuantizeLinear Multinomial QuantizeLinear RandomNormal RandomNormalLike
+    RandomUniform RandomUniformLike
+    """,
+    )
+)
 # Rounds over the whole graph; what they leave is folded node by node, in one pass.
 _ROUNDS = 4
 # What a shape, padding or slice can have; inference needs the values of no larger constant.
@@ -310,9 +320,13 @@ def _evaluate(
         return None
     if node.op_type == "Constant":
         return constant_value(node)
-    if node.op_type not in _FOLDABLE or len(node.output) != 1:
+    if len(node.output) != 1:
         return None
     result = known.get(node.output[0], UNKNOWN)
+    if node.op_type not in _FOLDABLE:
+        limit = min(limit, _SHAPE_ELEMENTS)
+        if not _is_shape_arithmetic(node, constants):
+            return None
     if result.sizes is None or prod(result.sizes) > limit:
         return None
     if node.op_type in ("Shape", "Size"):
@@ -331,6 +345,20 @@ def _evaluate(
         return None
     tensor = numpy_helper.from_array(output, node.output[0])
     return tensor if tensor.data_type == result.dtype else None
+
+
+def _is_shape_arithmetic(
+    node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]
+) -> bool:
+    """Whether a node computes from constants that are no larger than a shape; any operator may."""
+    graphs = onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS
+    names = [name for name in node.input if name]
+    return (
+        node.op_type not in _KEPT
+        and not any(each.type in graphs for each in node.attribute)
+        and all(name in constants for name in names)
+        and all(prod(constants[name].dims) <= _SHAPE_ELEMENTS for name in names)
+    )
 
 
 def _run(

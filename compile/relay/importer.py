@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Sequence
+from functools import cache
+from hashlib import blake2b
 from typing import Any
 
 import onnx
 from onnx import helper, numpy_helper
 
-from netship.compile.frontend.fold import values
 from netship.compile.frontend.names import node_label
-from netship.compile.ir.graph import Graph, Operator
+from netship.compile.ir.graph import Graph, Operator, Tensor
 from netship.compile.ir.onnx_form import write
 from netship.targets.engine import compiler
 from netship.targets.errors import UserError, reason
@@ -27,44 +28,100 @@ _NOT_BUILT = {
 def to_relay(graph: Graph) -> Any:
     """A float32 network as a Relay module: static, its weights constants.
 
+    Each operator is imported alone. Of a whole graph TVM's importer folds and types at each node all that lies before it,
+    which takes minutes for a thousand nodes.
+
     Raises:
-        UserError: an operator that TVM does not know, a form it cannot import, or an output
-            whose shape is not the one ONNX gives it; the node or the output is named.
+        UserError: an operator that TVM does not know, a form it cannot import, or one to which it gives another
+            shape than ONNX does; the node is named.
     """
     tvm = compiler()
-    from tvm.relay.frontend import onnx as frontend
+    relay = tvm.relay
+    _check_known(graph.operators, graph.opset)
+    arguments = [relay.var(x.name, shape=x.shape, dtype=x.dtype) for x in graph.inputs]
+    values = dict(zip([x.name for x in graph.inputs], arguments, strict=True))
+    constants: dict[Any, Any] = {}
+    for each in graph.operators:
+        inputs = [values[x.name] for x in each.activations]
+        outputs = operator(each, inputs, graph.opset, constants)
+        values |= zip([x.name for x in each.outputs], outputs, strict=True)
+    results = [values[x.name] for x in graph.outputs]
+    body = results[0] if len(results) == 1 else relay.Tuple(results)
+    module = tvm.IRModule.from_expr(relay.Function(arguments, body))
+    return relay.transform.InferType()(module)
 
-    proto = _with_axes_as_attributes(write(graph))
-    known = frontend._get_convert_map(graph.opset).keys() - _NOT_BUILT
-    unknown = [node for node in proto.graph.node if node.op_type not in known]
-    if unknown:
-        named = listed([node_label(node) for node in unknown], 3)
-        raise UserError(
-            f"{named}: not an operator that TVM 0.19 can build; replace it before exporting"
-        )
-    module = _import(tvm, proto, graph.opset)
-    _compare_shapes(module, proto)
-    return module
 
-
-def operator(operator: Operator, inputs: list[Any], opset: int) -> list[Any]:
+def operator(
+    operator: Operator,
+    inputs: list[Any],
+    opset: int,
+    constants: dict[Any, Any] | None = None,
+) -> list[Any]:
     """The outputs of one operator as Relay expressions.
 
     Args:
         inputs: expressions, one for each of ``operator.activations``.
+        constants: those of the operators before, by their values; of two that are equal the library then has one.
+
+    Raises:
+        UserError: as `to_relay`.
     """
     tvm = compiler()
+    _check_known([operator], opset)
     # One may be read twice.
     given = dict(zip(operator.activations, inputs, strict=True))
     alone = Graph(tuple(given), operator.outputs, (operator,), opset)
-    function = to_relay(alone)["main"]
+    label = node_label(_node(operator))
+    function = _import(_with_axes_as_attributes(write(alone)), opset, label)
+    _compare_shapes(function, operator.outputs, label)
     bound = dict(zip(function.params, given.values(), strict=True))
-    body = tvm.relay.bind(function.body, bound)
+    body = _with_shared(function.body, {} if constants is None else constants)
+    body = tvm.relay.bind(body, bound)
     if len(operator.outputs) == 1:
         return [body]
     return [
         tvm.relay.TupleGetItem(body, index) for index in range(len(operator.outputs))
     ]
+
+
+def _with_shared(body: Any, constants: dict[Any, Any]) -> Any:
+    relay = compiler().relay
+
+    class Sharing(relay.ExprMutator):  # type: ignore[misc, name-defined]
+        def visit_constant(self, const: Any) -> Any:
+            value = const.data.numpy()
+            key = value.dtype.str, value.shape, blake2b(value.tobytes()).digest()
+            return constants.setdefault(key, const)
+
+    return Sharing().visit(body)
+
+
+def _check_known(operators: Sequence[Operator], opset: int) -> None:
+    known = _frontend()._get_convert_map(opset)
+    unknown = [
+        each for each in operators if each.kind not in known or each.kind in _NOT_BUILT
+    ]
+    if unknown:
+        named = listed([node_label(_node(each)) for each in unknown], 3)
+        raise UserError(
+            f"{named}: not an operator that TVM 0.19 can build; replace it before exporting"
+        )
+
+
+def _node(operator: Operator) -> onnx.NodeProto:
+    """What names the operator in an error."""
+    outputs = [each.name for each in operator.outputs]
+    return helper.make_node(operator.kind, [], outputs, operator.name)
+
+
+@cache
+def _frontend() -> Any:
+    compiler()
+    from tvm.relay.frontend import onnx as frontend
+
+    # It makes its table of operators anew three times for each import.
+    frontend._get_convert_map = cache(frontend._get_convert_map)
+    return frontend
 
 
 def _with_axes_as_attributes(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -77,47 +134,34 @@ def _with_axes_as_attributes(proto: onnx.ModelProto) -> onnx.ModelProto:
     return proto
 
 
-def _import(tvm: Any, proto: onnx.ModelProto, version: int) -> Any:
-    known = values(proto.graph)
-    # Beforehand: the importer gives nameless nodes names of its own.
-    labels = {node.output[0]: node_label(node) for node in proto.graph.node}
-    shapes = {each.name: known[each.name].shape for each in proto.graph.input}
+def _import(proto: onnx.ModelProto, opset: int, label: str) -> Any:
+    """The one node of a graph as a typed function."""
+    shapes = {
+        each.name: tuple(dim.dim_value for dim in each.type.tensor_type.shape.dim)
+        for each in proto.graph.input
+    }
     try:
         with warnings.catch_warnings():
             # The importer runs onnx.checker, which rightly objects to for_relay's reductions.
             warnings.simplefilter("ignore")
-            module, _ = tvm.relay.frontend.from_onnx(
-                proto, shapes, opset=version, freeze_params=True
+            module, _ = _frontend().from_onnx(
+                proto, shapes, opset=opset, freeze_params=True
             )
-        return tvm.relay.transform.InferType()(module)
+        return compiler().relay.transform.InferType()(module)["main"]
     except Exception as error:
         why = shown(reason(error), 120)
         raise UserError(
-            f"{_blamed(error, labels)}: TVM cannot import it ({why}); replace it before exporting"
+            f"{label}: TVM cannot import it ({why}); replace it before exporting"
         ) from error
 
 
-def _blamed(error: BaseException, labels: Mapping[str, str]) -> str:
-    """The node that was being converted, read from the importer's own frame; else the graph."""
-    trace = error.__traceback__
-    blamed = "the graph"
-    while trace is not None:
-        node = trace.tb_frame.f_locals.get("node")
-        if isinstance(node, onnx.NodeProto):
-            blamed = labels.get(node.output[0], blamed)
-        trace = trace.tb_next
-    return blamed
-
-
-def _compare_shapes(module: Any, proto: onnx.ModelProto) -> None:
-    made = module["main"].checked_type.ret_type
+def _compare_shapes(function: Any, outputs: Sequence[Tensor], label: str) -> None:
+    made = function.checked_type.ret_type
     types = list(getattr(made, "fields", [made]))
-    known = values(proto.graph)
-    for output, got in zip(proto.graph.output, types, strict=True):
-        expected = known[output.name].shape
+    for output, got in zip(outputs, types, strict=True):
         actual = tuple(int(dim) if hasattr(dim, "value") else None for dim in got.shape)
-        if actual != expected:
+        if actual != output.shape:
             raise UserError(
-                f"output {shown(output.name)!r}: TVM gives it the shape {actual}, ONNX {expected}; "
+                f"{label}: TVM gives {shown(output.name)!r} the shape {actual}, ONNX {output.shape}; "
                 "this is a fault of the importer: please report the model's operators"
             )
