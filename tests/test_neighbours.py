@@ -3,58 +3,27 @@
 from __future__ import annotations
 
 import json
-from math import prod
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
 from more_networks import _Wide
+from relay_worker import relay_worker
 
 from netship.bundle.store import open_bundle
 from netship.compile import driver
 from netship.compile.backends.request import BuildRequest
 from netship.compile.relay import neighbours
-from netship.compile.relay.neighbours import Loops, Stages, Vectors, vectors_of
-from netship.records.lookup import Record
+from netship.compile.relay.neighbours import Loops, Stages
+from netship.compile.relay.tiles import vectors_of
+from netship.records.lookup import SHIPPED, Record, find
 from netship.targets.presets import resolve
 from netship.targets.progress import Progress
 
-NEON = Vectors(4, 32)
 TILED = ((1, 1, 1), (7, 1, 2), (2, 2, 7), (12, 1, 16), (1,), (1,), (16,))
-
-
-@pytest.mark.parametrize(
-    "extents",
-    [
-        (1, 10, 10, 288, 1, 1, 48),
-        (1, 1, 1, 19, 1, 1, 1280),
-        (1, 13, 17, 24, 3, 3, 7),
-        (1, 1, 1, 1, 1, 1, 1),
-    ],
-)
-def test_splits_divide_the_extents(extents: tuple[int, ...]) -> None:
-    _, lengths = neighbours._lengths(TILED, extents, NEON)
-    assert all(
-        extent % prod(each) == 0 for extent, each in zip(extents, lengths, strict=True)
-    )
-    assert neighbours._lengths(TILED, extents, NEON)[1] == lengths
-
-
-def test_a_vector_has_a_power_of_two_where_the_channels_have_one() -> None:
-    # 24 numbers would divide 288 as well, and be nearer to none of the record's lengths; LLVM keeps no array of them.
-    for channels in (24, 48, 144, 288, 320):
-        _, lengths = neighbours._lengths(TILED, (1, 14, 14, channels, 1, 1, 64), NEON)
-        vector = lengths[3][-1]
-        assert vector & (vector - 1) == 0 and vector >= 8
-
-
-def test_sums_stay_within_the_registers() -> None:
-    for lanes in ("x86-64-v3", "znver4", "arm-cortex-a72"):
-        vectors = vectors_of(resolve(lanes))
-        _, lengths = neighbours._lengths(TILED, (1, 56, 56, 64, 1, 1, 64), vectors)
-        inner = prod(each[-1] for each in lengths[:4])
-        assert inner <= vectors.lanes * vectors.registers
 
 
 def _record(steps: list[list[Any]]) -> Record:
@@ -120,12 +89,12 @@ def test_a_log_may_hold_anything(steps: list[Any]) -> None:
 
 
 def _mobile(path: Path) -> Path:
-    """Odd sizes: prime rows and channels, 5×5, HardSwish, a residual, one pixel at the end."""
+    """Odd sizes: prime rows, prime channels once, 5×5, HardSwish, a residual, one pixel at the end."""
     net = _Wide(37)
-    net.activated("HardSwish", 13, 3, 2)
-    net.inverted("HardSwish", 26, 13, 5, 1, squeeze=True)
-    net.inverted("Relu", 26, 24, 3, 2)
-    net.inverted("Relu6", 72, 24, 3, 1)
+    net.activated("HardSwish", 16, 3, 2)
+    net.inverted("HardSwish", 48, 13, 5, 1, squeeze=True)
+    net.inverted("Relu", 48, 32, 3, 2)
+    net.inverted("Relu6", 192, 32, 3, 1)
     onnx.save(net.finish(7), path)
     return path
 
@@ -161,3 +130,84 @@ def test_odd_shapes_take_fitted_records_and_dense_ones_do_not(
     assert f"fitted records of neighbours {records.fitted} more" in lowering.reason
     lowering = _built(_dense(tmp_path / "dense.onnx"), tmp_path / "dense")
     assert lowering.layout == "NCHW" and lowering.records.covered == 0
+
+
+def _pointwise(path: Path, expanded: int, channels: int) -> Path:
+    """An inverted residual of the given numbers of channels, and a classifier."""
+    net = _Wide(32)
+    net.activated("Relu6", channels, 3, 2)
+    net.inverted("Relu6", expanded, channels, 3, 1)
+    onnx.save(net.finish(8), path)
+    return path
+
+
+def _plan(model: str, name: str) -> tuple[str, str]:
+    """Layout and reason of a model for a target, with the shipped records; nothing is compiled."""
+    from netship.targets.engine import compiler
+
+    tvm = compiler()
+
+    from netship.compile.ir import onnx_form
+    from netship.compile.relay import module_passes
+    from netship.compile.relay.convert import to_relay
+    from netship.compile.relay.plan import make_plan
+    from netship.compile.relay.tasks import kernels
+
+    target = resolve(name)
+    network = to_relay(onnx_form.read(onnx.load(model)), target)
+    passes = (*module_passes.FOLD, *module_passes.CHANNELS_LAST)
+    module = module_passes.run(passes, network.module)
+    logs, _ = find(target, folders=[SHIPPED])
+    known = kernels(module, tvm.target.Target(target.tvm))
+    plan = make_plan(known, logs, vectors_of(target))
+    return plan.layout, plan.reason
+
+
+def _lanes(numbers: str, channels: int) -> float:
+    """Lanes taken for each that computes, in the schedule fitted to a convolution on Cortex-A76."""
+    from netship.targets.engine import compiler
+
+    compiler()
+    from tvm import auto_scheduler, te, topi
+
+    shapes = [1, 14, 14, 64], [1, 1, 64, channels], [1, 14, 14, channels]
+    image, weights = (te.placeholder(each, numbers) for each in shapes[:2])
+    sums = topi.nn.conv2d_nhwc(image, weights, 1, 0, 1, numbers)
+    dag = auto_scheduler.ComputeDAG([image, weights, sums])
+    target = resolve("arm-cortex-a76")
+    logs, _ = find(target, folders=[SHIPPED], numbers=numbers)
+    key = json.dumps(["h", *shapes])
+    return next(neighbours.fitting(key, dag, logs, vectors_of(target))).lanes
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[ProcessPoolExecutor]:
+    with relay_worker() as pool:
+        yield pool
+
+
+@pytest.mark.slow
+def test_channels_that_leave_vectors_empty_take_no_fitted_records(
+    tmp_path: Path, worker: ProcessPoolExecutor
+) -> None:
+    odd = _pointwise(tmp_path / "odd.onnx", 44, 12)
+    whole = _pointwise(tmp_path / "whole.onnx", 96, 16)
+    layout, why = worker.submit(_plan, str(odd), "znver4").result()
+    assert layout == "NCHW" and "of the lanes of vectors would compute" in why
+    # Four lanes divide 44 and 12, sixteen do not.
+    for model, target in ((odd, "arm-cortex-a72"), (whole, "znver4")):
+        layout, _ = worker.submit(_plan, str(model), target).result()
+        assert layout == "NHWC"
+
+
+@pytest.mark.slow
+def test_a_vector_of_float16_has_twice_as_many_lanes(
+    worker: ProcessPoolExecutor,
+) -> None:
+    taken = {
+        (numbers, channels): worker.submit(_lanes, numbers, channels).result()
+        for numbers in ("float32", "float16")
+        for channels in (4, 8)
+    }
+    assert taken["float32", 4] == taken["float32", 8] == taken["float16", 8] == 1
+    assert taken["float16", 4] == 2

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
+from netship.compile.relay.tiles import nearest
 from netship.records.lookup import Record, RecordLog
 from netship.tuning.tasks import Task
 
@@ -146,14 +147,6 @@ def refit(lengths: Sequence[int], extent: int, unit: int = 1) -> list[int]:
     """
     found: list[int] = []
     for length in reversed(lengths):
-        divisors = _divisors(extent)
-        if extent % unit == 0 and not found:
-            divisors = [each for each in divisors if each % unit == 0]
-        fitting = min(divisors, key=lambda each: (abs(math.log(each / length)), -each))
-        found.insert(0, fitting)
-        extent //= fitting
+        found.insert(0, nearest(length, extent, 1 if found else unit))
+        extent //= found[0]
     return found
-
-
-def _divisors(number: int) -> list[int]:
-    return [each for each in range(1, number + 1) if number % each == 0]

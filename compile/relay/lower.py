@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from netship.bundle.manifest import Lowering
-from netship.compile.relay import describe, module_passes, neighbours, prefetch
+from netship.compile.relay import describe, module_passes, prefetch, tiles
 from netship.compile.relay.convert import Converted
 from netship.compile.relay.fallbacks import accepted
 from netship.compile.relay.module_passes import CHANNELS_LAST, FOLD, FOLD_HALF, Dump
-from netship.compile.relay.neighbours import Vectors
 from netship.compile.relay.ops import half
 from netship.compile.relay.plan import UNTUNED, Plan, Schedules, make_plan
 from netship.compile.relay.tasks import kernels
+from netship.compile.relay.tiles import Vectors
 from netship.records.lookup import Record, RecordLog
 from netship.targets import engine
 from netship.targets.errors import reason
@@ -54,7 +54,7 @@ def lower(
     fold = FOLD_HALF if network.half else FOLD
     folded = module_passes.run(fold, network.module, dump)
     if logs and not network.instruction:
-        vectors = neighbours.vectors_of(target)
+        vectors = tiles.vectors_of(target)
         plan, (factory, served) = _tuned(
             folded, tvm_target, logs, vectors, standalone, dump
         )

@@ -14,50 +14,23 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import pairwise, product
+from itertools import pairwise
 from typing import Any, NamedTuple
 
+from netship.compile.relay import tiles
+from netship.compile.relay.tiles import Vectors, vectors_of
 from netship.records.lookup import Record, RecordLog
-from netship.targets.presets import PRESETS, Target
+from netship.targets.presets import PRESETS
 
 _CONVOLUTION, _DEPTHWISE = "conv2d_nhwc", "depthwise_conv2d_nhwc"
 # A cost is this times higher for each factor e between the extents of two convolutions, and for a stride, a kernel or a
 # padding of another kind: a record is for the caches too, which the model leaves out.
 _STRANGE, _OTHER_KIND = 0.15, 0.3
-# Of the registers for vectors those that sums can have: others hold an input and the weights.
-_SPARE = 4
-# Sums at a time that keep a multiplier busy: its latency in cycles times the multiply-adds that begin in each.
-_BUSY = 8
-# How much a load costs of a multiply-add: there is room for one beside each, or for two beside three.
-_LOAD = 0.6
-# LLVM keeps an array of vectors in registers only where a vector's length is a power of two.
-_ODD_VECTOR = 3.0
-# What a factor e between two lengths adds to a cost where lengths are chosen: the record's own were measured.
-_CHANGED = 0.1
-# Statements of an innermost loop; more would fill the cache for instructions.
-_MOST_UNROLLED = 128
-# Between a length and the one that takes its place.
-_MOST_RATIO = 2.0
 
 
-class Vectors(NamedTuple):
-    """Of a CPU: how many numbers a vector holds, and how many registers there are for them."""
-
-    lanes: int
-    registers: int
-
-
-def vectors_of(target: Target) -> Vectors:
-    """Of float32, by the instructions that a build for ``target`` may use."""
-    if target.machine != "x86_64":
-        return Vectors(4, 16 if target.machine == "arm" else 32)
-    if "avx512f" in target.features:
-        return Vectors(16, 32)
-    return Vectors(8 if "avx2" in target.features else 4, 16)
-
-
-def _of_preset(name: str) -> Vectors | None:
-    return next((vectors_of(each) for each in PRESETS if each.name == name), None)
+def _of_preset(name: str, numbers: str) -> Vectors | None:
+    found = (vectors_of(each).of(numbers) for each in PRESETS if each.name == name)
+    return next(found, None)
 
 
 class Loops(NamedTuple):
@@ -125,12 +98,14 @@ class Fitted(NamedTuple):
         log: the neighbour's.
         attained: seconds of the kernel at the neighbour's rate.
         alike: whether the neighbour is a convolution of the same kind.
+        lanes: how many lanes of the vectors are taken for each that computes.
     """
 
     record: Record
     log: RecordLog
     attained: float
     alike: bool = True
+    lanes: float = 1.0
 
 
 def multiplies(dag: Any) -> bool:
@@ -150,6 +125,7 @@ def fitting(
     Args:
         key: AutoScheduler's workload key of the kernel.
         logs: the preferred one first, which of equal estimates decides.
+        vectors: of the target, in float32.
     """
     if not multiplies(dag):
         for log in logs:
@@ -168,6 +144,7 @@ def fitting(
     loops, stages = _loops_of(key, dag), _stages(dag)
     if loops is None or stages is None:
         return
+    vectors = vectors.of(str(dag.ops[stages.sums].output(0).dtype))
     found = []
     known: tuple[str, float] | None = None
     for order, log in enumerate(logs):
@@ -182,12 +159,14 @@ def fitting(
         quickest = min(rate for *_, rate in near)
         known = known or (log.measured, quickest)
         scale = 1.0 if log.measured == known[0] else known[1] / quickest
-        before = _of_preset(log.preset) or vectors
+        before = _of_preset(log.preset, log.numbers) or vectors
         for number, (record, other, rate) in enumerate(near):
             attained = rate * scale * math.prod(loops.extents)
             lengths = [step[4] for step in _steps(record) if step[0] == "SP"]
-            cost, chosen = _lengths(tuple(map(tuple, lengths)), loops.extents, vectors)
-            worse = cost / _cost(lengths, loops.depthwise, before)
+            cost, chosen = tiles.fitted(
+                tuple(map(tuple, lengths)), loops.extents, vectors
+            )
+            worse = cost / tiles.cost_of(lengths, loops.depthwise, before)
             seconds = attained * max(1.0, worse) * loops.away(other)
             whole = record, chosen, log, attained, loops.like(other)
             found.append((seconds, order, number, whole))
@@ -200,7 +179,8 @@ def fitting(
             continue
         if steps is not None:
             fitted_record = _record(key, record, steps, seconds)
-            yield Fitted(fitted_record, log, attained, alike)
+            lanes = tiles.lanes_taken(chosen, vectors)
+            yield Fitted(fitted_record, log, attained, alike, lanes)
 
 
 def _steps(record: Record) -> list[list[Any]]:
@@ -282,97 +262,6 @@ def _stages(dag: Any) -> Stages | None:
     return Stages(padding, copies, sums, tuple(after[:-1]), last)
 
 
-# Splits
-
-
-def _divisors(number: int) -> list[int]:
-    return [each for each in range(1, number + 1) if number % each == 0]
-
-
-def _nearest(length: int, extent: int) -> int:
-    return min(
-        _divisors(extent), key=lambda each: (abs(math.log(each / length)), -each)
-    )
-
-
-def _near(length: int, extent: int) -> list[int]:
-    """The divisors of an extent that are near a length, at least one from above and one from below where there are."""
-    divisors = _divisors(extent)
-    near = [e for e in divisors if 1 / _MOST_RATIO <= e / length <= _MOST_RATIO]
-    lower = [each for each in divisors if each < length][-1:]
-    higher = [each for each in divisors if each > length][:1]
-    powers = [each for each in divisors if each & (each - 1) == 0][-1:]
-    return sorted({*near, *lower, *higher, *powers})
-
-
-@lru_cache(maxsize=65536)
-def _lengths(
-    old: tuple[tuple[int, ...], ...], extents: tuple[int, ...], vectors: Vectors
-) -> tuple[float, list[list[int]]]:
-    """The cheapest lengths of splits near others that divide the extents, and what a multiply-add costs with them."""
-    depthwise = len(extents) == 6
-    sums = [
-        [_nearest(length, extent) for length in lengths]
-        for lengths, extent in zip(old[4:], extents[4:], strict=True)
-    ]
-    found: list[tuple[float, float, list[list[int]]]] = []
-    axes = list(zip(old[:4], extents[:4], strict=True))
-    for inner in product(*(_near(lengths[-1], extent) for lengths, extent in axes)):
-        chosen = []
-        for (lengths, extent), innermost in zip(axes, inner, strict=True):
-            middle = _nearest(lengths[-2], extent // innermost)
-            outer = _nearest(lengths[-3], extent // innermost // middle)
-            chosen.append([outer, middle, innermost])
-        changed = sum(
-            abs(math.log(a / b))
-            for (lengths, _), new in zip(axes, chosen, strict=True)
-            for a, b in zip(lengths, new, strict=True)
-        )
-        whole = [*chosen, *sums]
-        cost = _cost(whole, depthwise, vectors)
-        found.append((cost * (1 + _CHANGED * changed), cost, whole))
-    _, cost, best = min(found, key=lambda each: each[0])
-    return cost, best
-
-
-def _cost(lengths: Sequence[Sequence[int]], depthwise: bool, vectors: Vectors) -> float:
-    """What a multiply-add costs in the innermost loops, 1 where nothing but the multipliers limits it."""
-    inner = [each[-1] for each in lengths[:4]]
-    vector = inner[3]
-    if math.prod(each[-1] for each in lengths[4:]) == 1 or vector == 1:
-        # No loop of a sum lies between: the loops around are unrolled with them.
-        inner = [each[-1] * each[-2] for each in lengths[:4]]
-        vector = vector if vector > 1 else inner[3]
-    whole, rest = divmod(vector, vectors.lanes)
-    operations = whole + rest.bit_count()
-    cost = operations * vectors.lanes / vector
-    if vector & (vector - 1):
-        cost *= _ODD_VECTOR
-    channels, pixels = operations * inner[3] // vector, math.prod(inner[:3])
-    sums, outer = channels * pixels, 1
-    if inner[3] == lengths[3][-1]:
-        outer = math.prod(each[-2] for each in lengths[:4])
-    reads = 1.0 if depthwise else (channels + pixels) / sums
-    room = vectors.registers - _SPARE
-    if outer > 1 and sums * outer > room:
-        # The sums go to memory and come back between the inner loops of what is summed.
-        reads += 2 / math.prod(each[-1] for each in lengths[4:])
-    elif outer > 1:
-        sums *= outer
-    cost *= 1 + _LOAD * reads
-    if not depthwise:
-        cost *= max(1.0, _BUSY / sums) ** 0.5
-    return cost * max(1.0, sums / room)
-
-
-def _unrolled(lengths: Sequence[Sequence[int]]) -> int:
-    """How many statements TVM is to unroll: so many that each sum of the innermost loops has a register of its own."""
-    inner = math.prod(each[-1] for each in lengths[:3])
-    whole = inner * math.prod(each[-2] for each in lengths[:4])
-    whole *= math.prod(each[-1] for each in lengths[4:])
-    return whole if whole <= _MOST_UNROLLED else inner
-
-
 # Steps
 
 
@@ -422,7 +311,7 @@ def _moved(
             rest = [names[rest[0]], rest[1]]
         elif kind == "PR" and stage == sums:
             pragma, _, steps_unrolled = str(rest[1]).partition("$")
-            most = max(int(steps_unrolled), _unrolled(lengths))
+            most = max(int(steps_unrolled), tiles.unrolled(lengths))
             rest = [rest[0], f"{pragma}${most}"]
         elif kind not in ("RE", "FU", "AN", "CR", "CI", "PR"):
             return None
