@@ -15,8 +15,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,8 @@ SECONDS = 10
 MEMORY = 2 << 30
 # Seconds of the clock: for what waits and takes no CPU.
 _WAITING = 300
-_BATCH = 500
+# Starting a worker takes as long as 300 mutations.
+_BATCH = 2000
 _NUMBERS = (0, 1, -1, 2, 3, 7, 8, 255, 1 << 16, (1 << 31) - 1, 1 << 40, -(1 << 62))
 _TEXTS = ("", "x", "y", "w", "a\0b", "\x1b[31m", "ü" * 300, "../x", "ai.onnx", "N,C")
 
@@ -326,7 +329,10 @@ def _quantised() -> onnx.ModelProto:
 def work(
     seed: int, first: int, count: int, models: Sequence[bytes], place: Path
 ) -> None:
-    """In a process of its own, which a fault ends: say each number before it is tried and its outcome after it."""
+    """In a process of its own, which a fault ends: say each number before it is tried and its outcome after it.
+
+    Behind the outcome: its seconds of CPU, and the most kilobytes of memory that the process has had so far.
+    """
     from netship.compile import passes
     from netship.compile.frontend import gate
     from netship.targets.errors import UserError
@@ -336,7 +342,7 @@ def work(
         kind, data = mutated(models, seed, number)
         place.write_bytes(data)
         print(f"try {number} {kind}", flush=True)
-        fault = ""
+        fault, started = "", time.process_time()
         # Not caught: they end the process.
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         signal.setitimer(signal.ITIMER_REAL, _WAITING)
@@ -354,56 +360,68 @@ def work(
             fault = f"{type(error).__name__}: {error!s:.300}"
         if fault:
             raise SystemExit(fault.replace("\n", " "))
-        print(outcome, flush=True)
+        seconds = time.process_time() - started
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print(outcome, f"{seconds:.3f}", memory, flush=True)
 
 
-def campaign(
-    seed: int, count: int, models: Sequence[Path], keep: Path
-) -> tuple[Counter[str], list[str]]:
-    """Try ``count`` mutations; returns how many of each outcome, and a line for each fault."""
-    outcomes: Counter[str] = Counter()
-    faults: list[str] = []
+@dataclass
+class Outcomes:
+    """What became of the mutations: how many of each outcome, a line for each fault, and what the costliest took."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+    seconds: float = 0
+    megabytes: float = 0
+
+    def add(self, line: str) -> None:
+        outcome, seconds, kilobytes = line.split()
+        self.counts[outcome] += 1
+        self.seconds = max(self.seconds, float(seconds))
+        self.megabytes = max(self.megabytes, float(kilobytes) / 1024)
+
+    def __str__(self) -> str:
+        said = ", ".join(f"{n:,} {each}" for each, n in sorted(self.counts.items()))
+        return f"{said}; at most {self.seconds:.2f} s of CPU and {self.megabytes:.0f} MB of memory"
+
+
+def campaign(seed: int, count: int, models: Sequence[Path], keep: Path) -> Outcomes:
+    """Try ``count`` mutations."""
+    found = Outcomes()
     done = told = 0
     while done < count:
         batch = min(_BATCH, count - done)
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder) / "model.onnx"
-            options = [
-                "--seed",
-                seed,
-                "--work",
-                done,
-                "--count",
-                batch,
-                "--place",
-                place,
-            ]
+            options = f"--seed {seed} --work {done} --count {batch} --place"
             run = subprocess.run(
-                [sys.executable, __file__, *map(str, options), *map(str, models)],
+                [sys.executable, __file__, *options.split(), place, *models],
                 capture_output=True,
                 text=True,
                 check=False,
             )
             lines = run.stdout.splitlines()
-            outcomes.update(lines[1::2])
+            for line in lines[1::2]:
+                found.add(line)
             tries = len(lines[::2])
             if run.returncode:
                 said = (run.stderr.strip().splitlines() or [""])[-1]
                 ended = f"exit code {run.returncode} ({said[:300]})"
                 if not lines:
                     raise SystemExit(f"the worker cannot start: {ended}")
-                faults.append(f"{seed}:{lines[-1].removeprefix('try ')}: {ended}")
-                outcomes["fault"] += 1
+                found.faults.append(f"{seed}:{lines[-1].removeprefix('try ')}: {ended}")
+                found.counts["fault"] += 1
                 keep.mkdir(parents=True, exist_ok=True)
                 (keep / f"{seed}-{done + tries - 1}.onnx").write_bytes(
                     place.read_bytes()
                 )
             done += max(1, tries)
-        print("".join(f"\n{each}" for each in faults[told:]), end="", file=sys.stderr)
-        told = len(faults)
-        print(f"\r{done:,} of {count:,}: {dict(outcomes)}", end="", file=sys.stderr)
+        for each in found.faults[told:]:
+            print(f"\n{each}", end="", file=sys.stderr)
+        told = len(found.faults)
+        print(f"\r{done:,} of {count:,}: {found}", end="", file=sys.stderr)
     print(file=sys.stderr)
-    return outcomes, faults
+    return found
 
 
 def main() -> int:
@@ -420,12 +438,10 @@ def main() -> int:
         seed, first, count = arguments.seed, arguments.work, arguments.count
         work(seed, first, count, models, arguments.place)
         return 0
-    outcomes, faults = campaign(
-        arguments.seed, arguments.count, arguments.models, arguments.keep
-    )
-    print("\n".join(faults))
-    print(f"{sum(outcomes.values()):,} mutations: {dict(outcomes)}")
-    return 1 if faults else 0
+    found = campaign(arguments.seed, arguments.count, arguments.models, arguments.keep)
+    print("\n".join(found.faults))
+    print(f"{found.counts.total():,} mutations: {found}")
+    return 1 if found.faults else 0
 
 
 if __name__ == "__main__":

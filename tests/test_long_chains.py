@@ -33,11 +33,26 @@ def chain(link: str, length: int = 40, end: str = "y = Identity(v{n})") -> bytes
     proto = onnx.parser.parse_model(
         f"""<ir_version: 8, opset_import: ["": 18]>
         agraph (float[1,3,4,4] v0) => (float[1,3,4,4] y)
-        <float half = {{0.5}}, float small = {{0.01}}, int64[1] zero = {{0}}, int64[2] flat = {{1,48}}, int64[4] image = {{1,3,4,4}}> {{
+        <float half = {{0.5}}, float small = {{0.01}}, int64[1] zero = {{0}}, int64[2] flat = {{1,48}}, int64[4] image = {{1,3,4,4}},
+         int64[8] pads = {{0,0,1,1,0,0,1,1}}, int64[2] first = {{0,0}}, int64[2] last = {{4,4}}, int64[2] axes = {{2,3}},
+         int64[5] parts = {{1,3,2,2,4}}> {{
           {" ".join(links)} {end.format(n=length)}
         }}"""
     )
     return bytes(proto.SerializeToString())
+
+
+def padded(mode: str) -> str:
+    pad = f'p{{i}} = Pad <mode = "{mode}"> (v{{i}}, pads)'
+    return (
+        f"{pad} s{{i}} = Slice(p{{i}}, first, last, axes) v{{j}} = Add(v{{i}}, s{{i}})"
+    )
+
+
+SHUFFLED = (
+    "f{i} = Reshape(v{i}, parts) t{i} = Transpose <perm = [0,2,1,3,4]> (f{i}) "
+    "r{i} = Reshape(t{i}, image) v{j} = Add(v{i}, r{i})"
+)
 
 
 @pytest.mark.parametrize(
@@ -54,8 +69,10 @@ def chain(link: str, length: int = 40, end: str = "y = Identity(v{n})") -> bytes
             "b{i} = Less(v{i}, half) n{i} = Neg(v{i}) v{j} = Where(b{i}, v{i}, n{i})",
             20,
         ),
+        chain(padded("reflect"), 6),
+        chain(SHUFFLED, 10),
     ],
-    ids=["silu", "mish", "tanh", "leaky", "doubled", "sums", "where"],
+    ids=["silu", "mish", "tanh", "leaky", "doubled", "sums", "where", "pad", "shuffle"],
 )
 def test_a_chain_is_built(limited: ProcessPoolExecutor, network: bytes) -> None:
     got, expected, passed = limited.submit(through_product, network, _X).result()
@@ -142,6 +159,35 @@ def test_values_are_stored_where_their_copies_are_many(
     )
     # 2**9 products and 2**9 sigmoids are in each kernel.
     assert limited.submit(_stored, chain(silu, 40)).result() == (4, False)
+
+
+@pytest.mark.parametrize(
+    ("link", "length", "stored"),
+    [
+        (padded("reflect"), 8, 3),
+        (padded("edge"), 4, 1),
+        (padded("constant"), 4, 0),
+        (SHUFFLED, 20, 9),
+        (
+            "d{i} = SpaceToDepth <blocksize = 2> (v{i}) v{j} = Reshape(d{i}, image)",
+            20,
+            6,
+        ),
+        ("b{i} = IsInf(v{i}) v{j} = Where(b{i}, half, v{i})", 20, 9),
+        (
+            "f{i} = Unsqueeze(v{i}, zero) r{i} = Relu(f{i}) v{j} = Squeeze(r{i}, zero)",
+            20,
+            0,
+        ),
+    ],
+    ids=["reflect", "edge", "constant", "shuffle", "blocks", "isinf", "rank"],
+)
+def test_values_are_stored_where_their_indices_are_many(
+    limited: ProcessPoolExecutor, link: str, length: int, stored: int
+) -> None:
+    """An operator that computes an index from several, or several times, writes one into the next."""
+    network = chain(link, length, "y = Reshape(v{n}, image)")
+    assert limited.submit(_stored, network).result() == (stored, not stored)
 
 
 def _kernels(network: bytes) -> int:

@@ -17,9 +17,9 @@ from netship.targets.errors import UserError
 
 @pytest.mark.slow
 def test_broken_models_end_in_one_line(tmp_path: Path) -> None:
-    outcomes, faults = mutate_models.campaign(7, 1500, [], tmp_path)
-    assert not faults
-    assert outcomes["refused"] > 1000 and outcomes["accepted"] > 50
+    found = mutate_models.campaign(7, 1500, [], tmp_path)
+    assert not found.faults
+    assert found.counts["refused"] > 1000 and found.counts["accepted"] > 50
 
 
 def test_a_mutation_is_known_by_its_seed_and_number() -> None:

@@ -14,9 +14,11 @@ from onnx.reference import ReferenceEvaluator
 
 from netship.bundle.accuracy import Array, compare
 from netship.bundle.golden import Check, signed_inputs
-from netship.bundle.manifest import Preprocessing, Tensor
+from netship.bundle.manifest import ModelIdentity, Preprocessing, Tensor
 from netship.compile.backends.verify import verify
 from netship.compile.frontend import sources
+from netship.compile.frontend import tolerance as tolerances
+from netship.compile.frontend.gate import check
 from netship.compile.frontend.reference import Reference
 from netship.compile.frontend.tolerance import tolerance
 from netship.targets.errors import UserError
@@ -203,3 +205,87 @@ def test_what_cancels_may_be_off_by_a_rounding_of_its_operands(
     off = np.full_like(answer, size * 2.0**-24)
     assert compare([off], [answer], [near]).passed
     assert not compare([64 * off], [answer], [near]).passed
+
+
+def judged(text: str) -> tuple[Check, onnx.ModelProto]:
+    """What the network must answer to an image of [1, 3, 8, 8]."""
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["": 21]> agraph (float[1,3,8,8] image) => (float[] y)
+        <float[3] scale = {{1.3,-0.7,2.1}}, float[3] bias = {{0.1,0.2,-0.3}}, float many = {{30}}, float third = {{0.3}},
+         float less = {{-0.3}}, int64[1] last = {{3}}, int64[4] whole = {{1,3,8,8}}, float[8] ones = {{1,1,1,1,1,1,1,1}}>
+        {{ {text} }}"""
+    )
+    for number, each in enumerate(proto.graph.node):
+        each.name = f"node {number}"
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    proto = onnx.shape_inference.infer_shapes(proto)
+    model = check(proto, ModelIdentity(name="m", sha256="0" * 64), layout="NCHW")
+    return Reference(model).check(an_image(3)), proto
+
+
+EQUAL = "g = GlobalMaxPool(image) e = Mul(g, many)"
+BIAS = np.array([0.1, 0.2, -0.3], np.float32).reshape(1, 3, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        (f"{EQUAL} y = InstanceNormalization(e, scale, bias)", BIAS),
+        (
+            f"{EQUAL} f = Expand(e, whole) y = InstanceNormalization(f, scale, bias)",
+            BIAS,
+        ),
+        (f"{EQUAL} y = GroupNormalization <num_groups = 3> (e, scale, bias)", BIAS),
+        (
+            f"{EQUAL} f = Expand(e, whole) y = LayerNormalization <axis = 3> (f, ones, ones)",
+            np.float32(1),
+        ),
+    ],
+    ids=["one", "equal", "group", "layer"],
+)
+def test_a_group_of_equal_values_is_normalised_to_the_bias(
+    text: str, right: Array
+) -> None:
+    """ONNX Runtime's x·a + (b − mean·a) is b but for the rounding of x·a, where a is 300."""
+    found = judged(text)[0]
+    exact = np.broadcast_to(right, found.outputs[0].shape)
+    # As far off as the rounding of values up to 30 makes it: times 300.
+    off = exact + np.float32(30 * 300 * 2.0**-24)
+    for answer in (exact, off):
+        assert compare([answer], found.outputs, found.tolerances).passed
+    for wrong in (exact + np.float32(0.1), 0 * exact):
+        assert not compare([wrong], found.outputs, found.tolerances).passed
+
+
+def test_a_normalisation_of_different_values_is_as_near_as_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = "y = InstanceNormalization(image, scale, bias)"
+    found, proto = judged(text)
+    (exact,) = ReferenceEvaluator(proto).run(None, {"image": an_image(3)})
+    assert compare([np.asarray(exact)], found.outputs, found.tolerances).passed
+    monkeypatch.setattr(tolerances, "written_out", lambda proto, rounding: proto)
+    before = judged(text)[0].tolerances[0]
+    np.testing.assert_array_less(found.tolerances[0], before * 2)
+
+
+NEGATIVE = "m = Mul(image, third) n = Neg(m) c = Concat <axis = 3> (m, n)"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{NEGATIVE} y = ReduceSum(c, last)",
+        f"{NEGATIVE} y = ReduceMean(c, last)",
+        f"{NEGATIVE} y = AveragePool <kernel_shape = [1, 16]> (c)",
+        "m = Mul(image, third) n = Mul(image, less) y = Add(m, n)",
+    ],
+    ids=["sum", "mean", "pool", "add"],
+)
+def test_a_sum_that_is_0_in_the_reference_may_be_its_rounding(text: str) -> None:
+    """The order of a sum decides whether what cancels does so exactly."""
+    found = judged(text)[0]
+    off = np.full_like(found.outputs[0], 2.0**-26)
+    assert np.abs(found.outputs[0]).max() <= 2.0**-26
+    assert compare([off], found.outputs, found.tolerances).passed
+    assert not compare([off * 2**8], found.outputs, found.tolerances).passed

@@ -26,6 +26,7 @@ from netship.targets import interrupts
 from netship.targets.interrupts import Interrupted
 from netship.tuning import transfer, workers
 from netship.tuning.measure import RUNTIME_DEVICE, Kernel, Measurer
+from netship.tuning.supervision import Rounds
 from netship.tuning.tasks import Task
 from netship.tuning.workers import Failure
 
@@ -95,6 +96,7 @@ class Search:
         warm: other logs, the preferred one first: their best records of each task and of its neighbours
             (tuning/transfer.py) are measured first.
         report: called after each round with every task's state and that of the task measured.
+        rounds: told where the search is; tasks that it leaves are left.
 
     Attributes:
         misfits: how many of the log's records do not fit their task and are ignored.
@@ -111,17 +113,20 @@ class Search:
         jobs: int,
         warm: Sequence[RecordLog] = (),
         report: Callable[[list[State], State], None] = lambda states, current: None,
+        rounds: Rounds | None = None,
     ) -> None:
         self._measurer, self._log, self._limits = measurer, log, limits
         self._prover_target, self._report = prover, report
+        self._rounds = rounds or Rounds()
         self._builders = workers.Pool(jobs, _BUILD_SECONDS)
         self._provers = workers.Pool(1, _BUILD_SECONDS)
         self._ending: BaseException | None = None
         self._writing = threading.RLock()
-        self.states = [State(task) for task in tasks]
+        self.states = [self._begun(task) for task in tasks]
         self._by_key = {state.task.key: state for state in self.states}
         self._current = self.states[0]
-        self._folder = Path(tempfile.mkdtemp(prefix="netship-tune-"))
+        own = self._rounds.folder or tempfile.mkdtemp(prefix="netship-tune-")
+        self._folder = Path(own)
         self._model = auto_scheduler.XGBModel(
             verbose_eval=0, num_warmup_sample=64, adaptive_training=True
         )
@@ -137,6 +142,11 @@ class Search:
             else:
                 self.misfits += 1
         self._warm = warm
+
+    def _begun(self, task: Task) -> State:
+        lost = self._rounds.lost[task.operator]
+        is_left = self._rounds.is_left(task.operator)
+        return State(task, stale=lost, exhausted=is_left)
 
     def _remember(self, record: Record) -> None:
         state = self._by_key[record.workload]
@@ -183,12 +193,20 @@ class Search:
         for state in self.states:
             if self._is_over(started):
                 return
-            if suggested := self._untried(state):
-                self._current = state
-                self._again(state, suggested)
+            if self._rounds.lost[state.task.operator]:
+                # Perhaps one of them ended the process.
+                continue
+            with self._rounds.at(state.task.operator):
+                suggested = self._untried(state)
+                if suggested:
+                    self._current = state
+                    self._again(state, suggested)
+            if suggested:
                 self._report(self.states, state)
         for state in self.states:
-            state.policy = self._policy(state.task)
+            if not state.exhausted:
+                with self._rounds.at(state.task.operator):
+                    state.policy = self._policy(state.task)
         while not self._is_over(started):
             chosen = self._next()
             if chosen is None:
@@ -198,7 +216,8 @@ class Search:
 
     def _round(self, state: State, measurer: Any) -> None:
         self._current, best, trials = state, state.best, state.trials
-        state.policy.continue_search_one_round(self._share(state), measurer)
+        with self._rounds.at(state.task.operator):
+            state.policy.continue_search_one_round(self._share(state), measurer)
         # No exception may pass through AutoScheduler's C++.
         self._check()
         state.stale = 0 if state.best < best * _GAIN else state.stale + 1

@@ -29,6 +29,7 @@ from netship.targets.escapes import counted
 from netship.targets.interrupts import Interrupted
 from netship.targets.presets import Target, missing_features, native, resolve, this_cpu
 from netship.targets.progress import Progress
+from netship.tuning.supervision import Rounds, supervised
 
 if TYPE_CHECKING:
     from netship.compile.frontend.sources import Source
@@ -67,9 +68,12 @@ _count = count_up_to(10_000_000)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
+    return supervised(partial(_run, parser().parse_args(argv)))
+
+
+def _run(arguments: argparse.Namespace, rounds: Rounds) -> int:
     with Progress(quiet=arguments.json) as progress:
-        tuned = tune(arguments, progress, quiet=arguments.json)
+        tuned = tune(arguments, progress, quiet=arguments.json, rounds=rounds)
     if arguments.json:
         print(json.dumps(tuned.to_json(), indent=2, ensure_ascii=False))
     return 0
@@ -193,8 +197,16 @@ class Tuned(NamedTuple):
         }
 
 
-def tune(arguments: argparse.Namespace, progress: Progress, quiet: bool) -> Tuned:
+def tune(
+    arguments: argparse.Namespace,
+    progress: Progress,
+    quiet: bool,
+    rounds: Rounds | None = None,
+) -> Tuned:
     """Search as the options ask; without a table where ``quiet``.
+
+    Args:
+        rounds: of a search that is supervised.
 
     Raises:
         UserError: the options contradict each other, nothing can be tuned, or a device fails.
@@ -255,6 +267,7 @@ def tune(arguments: argparse.Namespace, progress: Progress, quiet: bool) -> Tune
                 jobs=arguments.jobs,
                 warm=warm,
                 report=table.update,
+                rounds=rounds,
             )
             cleanup.callback(search.close)
             progress.finish()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from netship.compile.frontend.fold import infer, values
+from netship.compile.frontend.normalisations import written_out
 
 Array = NDArray[np.float32]
 
@@ -56,8 +57,10 @@ _ABSOLUTE = {
     "Gelu": 2.0**-26,
 }
 # Where operands cancel, what is left is off by what their rounding is: a fused multiply-add reads the product unrounded,
-# though another operator reads it rounded. Of the first operand, added to the answer; LogSoftmax subtracts the largest.
+# though another operator reads it rounded, and another order of a sum rounds it otherwise. Of the first operand, or of the
+# sum of the operands' magnitudes, added to the answer; LogSoftmax subtracts the largest.
 _CANCELLED = 2.0**-28
+_SUM_ONE_INPUT = ("AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum")
 
 
 def disturbed(proto: onnx.ModelProto, random: np.random.Generator) -> onnx.ModelProto:
@@ -66,6 +69,7 @@ def disturbed(proto: onnx.ModelProto, random: np.random.Generator) -> onnx.Model
     for node in proto.graph.node:
         for name in node.input:
             readers.setdefault(name, set()).add(node.op_type)
+    proto = written_out(proto, _CANCELLED)
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     for tensor in copy.graph.initializer:
@@ -82,6 +86,7 @@ def disturbed(proto: onnx.ModelProto, random: np.random.Generator) -> onnx.Model
     del copy.graph.node[:]
     for index, node in enumerate(nodes):
         copy.graph.node.append(node)
+        operand = node.input[0] if node.input else ""
         if node.op_type not in _ABSOLUTE and node.output[0] not in cancelling:
             continue
         answer, exact = node.output[0], f"answer {index} before its disturbance"
@@ -92,7 +97,16 @@ def disturbed(proto: onnx.ModelProto, random: np.random.Generator) -> onnx.Model
         moves = size.name
         if answer in cancelling:
             moves = f"{size.name} of the operand"
-            inputs = [node.input[0], size.name]
+            if node.op_type in _SUM_ONE_INPUT:
+                magnitudes, sums = f"{moves}: magnitudes", f"{moves}: their sums"
+                make = onnx.helper.make_node
+                copy.graph.node.append(make("Abs", [operand], [magnitudes]))
+                copy.graph.node.append(node)
+                copy.graph.node[-1].input[0] = magnitudes
+                copy.graph.node[-1].output[0] = sums
+                copy.graph.node[-1].name = sums
+                operand = sums
+            inputs = [operand, size.name]
             copy.graph.node.append(onnx.helper.make_node("Mul", inputs, [moves]))
         moved_answer = onnx.helper.make_node("Add", [exact, moves], [answer])
         copy.graph.node.append(moved_answer)
@@ -100,13 +114,13 @@ def disturbed(proto: onnx.ModelProto, random: np.random.Generator) -> onnx.Model
 
 
 def _cancelling(proto: onnx.ModelProto) -> set[str]:
-    """The float32 tensors that a difference makes: Sub, LogSoftmax, or the sum with what Neg makes."""
-    negative = {n.output[0] for n in proto.graph.node if n.op_type == "Neg"}
+    """The float32 tensors that a difference makes: Sub, LogSoftmax, or the sum of values that the network computes."""
+    constant = {each.name for each in proto.graph.initializer}
     found = {
         node.output[0]
         for node in proto.graph.node
-        if node.op_type in ("LogSoftmax", "Sub")
-        or (node.op_type == "Add" and not negative.isdisjoint(node.input))
+        if node.op_type in ("LogSoftmax", "Sub", *_SUM_ONE_INPUT)
+        or (node.op_type == "Add" and constant.isdisjoint(node.input))
     }
     types = values(infer(proto).graph) if found else {}
     return {

@@ -1,14 +1,15 @@
 """Values that are read several times, stored where TVM would write them into a kernel too often.
 
 TVM writes a fused kernel of elementwise operators as one expression, and a value in it as often as it is read: n times
-v = v * sigmoid(v) is an expression of 2**n leaves, n times tanh one of 5**n.
+v = v * sigmoid(v) is an expression of 2**n leaves, n times tanh one of 5**n. It writes the indices of an element into
+each other in the same way: n reshapes between images of three axes have 3**n of them.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from netship.compile.relay.expressions import is_call, nodes, operands, readers
+from netship.compile.relay.expressions import is_call, nodes, operands, readers, shape
 from netship.compile.relay.ops.stored import stored as keep
 from netship.targets import engine
 
@@ -19,10 +20,12 @@ from tvm import relay
 _MOST = 1024
 # The last of TVM's kinds of operators that it computes where they are read: TOpPattern kElemWise, kBroadcast, kInjective.
 _INJECTIVE = 2
-# How often the code of an operator has each of its operands, where more than once.
+# How often the code of an operator has each of its operands, or the index of its result, where more than once.
 _COPIES = {
-    **dict.fromkeys(("sign", "sinh", "cosh", "tan", "isinf", "floor_mod", "take"), 2),
+    **dict.fromkeys(("sign", "sinh", "cosh", "tan", "floor_mod", "take"), 2),
+    **dict.fromkeys(("nn.depth_to_space", "nn.space_to_depth"), 2),
     **dict.fromkeys(("nn.leaky_relu", "nn.prelu", "isfinite", "where"), 3),
+    "isinf": 4,
     "tanh": 5,
     "image.resize1d": 4,
     "image.resize2d": 16,
@@ -31,6 +34,9 @@ _COPIES = {
     "nn.upsampling": 16,
     "nn.upsampling3d": 64,
 }
+# Of a Pad that repeats or mirrors the edge. Its index is there but six times, but each Pad around another one takes TVM
+# 16 times as long: it looks for bounds of choices within choices.
+_EDGE_COPIES = 16
 
 
 def store(module: Any) -> Any:
@@ -39,7 +45,7 @@ def store(module: Any) -> Any:
     Args:
         module: of one function without control flow.
     """
-    function = module["main"]
+    function = relay.transform.InferType()(module)["main"]
     order = nodes(function)
     after = readers(order)
     # The operators of each value's expression, as its readers have it.
@@ -70,7 +76,20 @@ def _is_inlined(node: Any) -> bool:
 
 
 def _copies(node: Any) -> int:
-    return _COPIES.get(node.op.name, 1) if is_call(node) else 1
+    if not is_call(node):
+        return 1
+    if is_call(node, "reshape", "nn.batch_flatten"):
+        # The index of each axis of the source is computed from those of all axes of the result.
+        source, result = (
+            [size for size in shape(each.checked_type) if size != 1]
+            for each in (node.args[0], node)
+        )
+        return 1 if source == result else max(1, len(source))
+    if is_call(node, "nn.mirror_pad") or (
+        is_call(node, "nn.pad") and str(node.attrs.pad_mode) != "constant"
+    ):
+        return _EDGE_COPIES
+    return _COPIES.get(node.op.name, 1)
 
 
 def _is_tensor(node: Any, readers: list[Any]) -> bool:
