@@ -389,7 +389,7 @@ def _table(bundle: Bundle, model: str) -> str:
     else:
         checked = (
             f"max-abs error {verification['max_abs_error']:.1e} against {verification['reference']}, "
-            f"{verification['relative_error']:.1e} of its range, {verification['inputs']} inputs, "
+            f"{verification['relative_error']:.1e} of its range, {counted(verification['inputs'], 'input')}, "
             f"{verification['origin']}"
         )
         board = " --board emulated" if verification["origin"] == Origin.EMULATED else ""
@@ -455,9 +455,7 @@ def _int8(manifest: Manifest) -> list[tuple[str, str]]:
         agreement = measured["top1_agreement"]
         best = "" if agreement is None else f"top-1 {agreement:.0%}, "
         if (found := measured.get("boxes")) and found["judged"]:
-            best = (
-                f"{found['judged'] - found['wrong']} of {found['judged']} boxes agree, "
-            )
+            best = f"{found['judged'] - found['wrong']} of {counted(found['judged'], 'box')} agree, "
         how = (
             f"{facts.method} of {counted(len(facts.images), 'image')}, {facts.skipped} skipped; against float32 on "
             f"{counted(measured['images'], 'image')}: {best}cosine {measured['cosine']:.4f}"
@@ -476,7 +474,7 @@ def _int8(manifest: Manifest) -> list[tuple[str, str]]:
         if lowering.float_operators:
             macs, elements = lowering.float_shares
             share = f" ({macs:.1%} of multiply-adds, {elements:.1%} of elements)"
-        how += f"; {lowering.float_operators} float operators inside{share}, sums rounded in float32 as ONNX Runtime does"
+        how += f"; {counted(lowering.float_operators, 'float operator')} inside{share}, sums rounded in float32 as ONNX Runtime does"
     return [("int8", how)]
 
 

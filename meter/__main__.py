@@ -322,7 +322,7 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
         lines.insert(
             -2,
             f"threads      {metered.threads}: the rows are of each region's slowest; core and memory have "
-            f"{metered.barriers / 1e6:.1f} M cycles more for the ends of {metered.regions} regions, "
+            f"{metered.barriers / 1e6:.1f} M cycles more for the ends of {counted(metered.regions, 'region')}, "
             f"{metered.saturated / 1e6:.1f} M for the memory that all share",
         )
     if calibration is not None and not calibration.is_current:

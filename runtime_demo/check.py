@@ -172,7 +172,7 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
         tensors = golden.read_golden(bundle)[0].inputs
         repeat = arguments.repeat or (0 if emulated else _DEFAULT_REPEAT)
         if repeat:
-            progress.stage(f"timing {repeat} inferences")
+            progress.stage(f"timing {counted(repeat, 'inference')}")
         # A ratio needs the same hardware under both.
         alternating = reference if session.origin is Origin.HOST else None
         ours, theirs = comparison.time_both(
@@ -275,7 +275,7 @@ def _table(result: CheckResult) -> str:
     if result.excess is not None:
         tolerance = f"at most {result.excess:.2g} of an element's tolerance"
     if result.steps is not None:
-        tolerance = f"{result.steps.found:.0f} steps of {result.step:.3g}, at most {result.steps.accepted} accepted"
+        tolerance = f"{result.steps.found:.0f} of {counted(result.steps.accepted, 'accepted step')} of {result.step:.3g}"
     worst = f"{result.max_abs_error:.2e}, {result.relative_error:.1e} of the reference's range"
     rms = max(r.accuracy.rms_error for r in result.inputs)
     cosine = min(r.accuracy.cosine for r in result.inputs)

@@ -194,7 +194,7 @@ def _accuracy(result: CheckResult) -> dict[str, Fact]:
         "of_range": Fact(result.relative_error, f"{result.relative_error:.1e}", origin),
     }
     if result.steps and (result.steps.accepted or not result.steps.found):
-        found = f"{result.steps.found:.0f} of {result.steps.accepted} steps"
+        found = f"{result.steps.found:.0f} of {counted(result.steps.accepted, 'step')}"
         if not result.steps.accepted:
             found = "exact"
         facts["of_tolerance"] = Fact(result.steps.found, found, origin)

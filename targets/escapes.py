@@ -132,8 +132,14 @@ def is_c_prefix(text: str) -> bool:
 
 
 def counted(number: int, noun: str) -> str:
-    """Such as "1 image" and "2 images"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    """Such as "1 image", "2 images" and "3 boxes"."""
+    plural = "es" if noun.endswith(("s", "x")) else "s"
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
+
+
+def all_counted(number: int, noun: str) -> str:
+    """Such as "the one image" and "all 2 images"."""
+    return f"the one {noun}" if number == 1 else f"all {counted(number, noun)}"
 
 
 def milliseconds(time: float, decimals: int = 2) -> str:

@@ -59,7 +59,7 @@ def test_folders_of_other_classes_are_not_counted(folder: Path) -> None:
     assert other.classes == {} and "'elm' is no class of the network" in other.notes[0]
     unnamed = found(folder, [], 1000)
     assert unnamed.classes == {}
-    assert "2 folders, but the network has 1000 classes" in unnamed.notes[0]
+    assert "2 folders, but the network has 1,000 classes" in unnamed.notes[0]
 
 
 def test_a_folder_of_images_has_no_classes(folder: Path) -> None:

@@ -12,7 +12,7 @@ from netship.__main__ import main as netship
 from netship.compile.build import parser
 from netship.targets.commands import COMMANDS
 from netship.targets.errors import UserError
-from netship.targets.escapes import counted
+from netship.targets.escapes import all_counted, counted
 
 
 @pytest.fixture
@@ -67,6 +67,8 @@ def test_refuses_an_option(place: Place, options: list[str], words: str) -> None
 
 def test_one_is_not_many() -> None:
     assert [counted(n, "image") for n in (1, 2)] == ["1 image", "2 images"]
+    assert [counted(n, "class") for n in (1, 2)] == ["1 class", "2 classes"]
+    assert [all_counted(n, "box") for n in (1, 2)] == ["the one box", "all 2 boxes"]
 
 
 def test_refuses_a_toml_with_a_misspelt_key(place: Place) -> None:

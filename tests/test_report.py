@@ -65,7 +65,7 @@ def test_a_passed_check_shows_photographs_answers_times_and_the_build(
         "Engine 0.19",
         "NHWC: tuning records cover all 7 tasks",
         "7 of 7 tasks, znver4.json on a Zen core",
-        "1 fused groups, 1 of them with multiply-adds, 2.0 M in all",
+        "1 fused group, 1 of them with multiply-adds, 2.0 M in all",
         "model.so 4.56 MB, the model’s weights not recorded, workspace 1.23 MB",
         "3 unless told otherwise, 2 in this check",
         "2 inputs against the reference: largest error 3.0 × 10⁻⁷ of the range emulated",
@@ -172,7 +172,7 @@ def test_golden_inputs_on_an_emulated_board_read_well_without_photographs_and_ti
     page = written(result, tmp_path)
     assert page.photographs() == 0
     text = page.text
-    assert "All 1 golden input: every output" in text
+    assert "The one golden input: every output" in text
     assert "golden input 0 ash, 87.3 % ash, 65.1 %" in text
     assert text.count("say nothing about a real one") == 2
     assert "measured on host" not in text.split("A figure’s origin")[0]

@@ -83,7 +83,7 @@ def test_a_log_has_a_line_a_round_and_no_escape_codes(
     out = capsys.readouterr().out
     assert "\x1b" not in out
     first, second, heading, row = out.splitlines()
-    assert "7 trials, 1 errors, total 1.000 ms" in first
+    assert "7 trials, 1 error, total 1.000 ms" in first
     with SearchTable(LIMITS) as table:
         table.update([*states, _state("none", math.inf)], states[0])
     assert "total 1.000 ms of 1 of 2 tasks" in capsys.readouterr().out

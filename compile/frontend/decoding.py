@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 
 from netship.bundle.manifest import Tensor
 from netship.bundle.task import Detector, Level, Size, Values
+from netship.targets.escapes import counted
 
 
 def _names(value: Any) -> Any:
@@ -83,7 +84,9 @@ def assemble(
         grids, steps = [(1, max(shape[1:], default=1))], [(1.0, 1.0)]
     anchors = stated.anchors or tuple(((float(w), float(h)),) for w, h in steps)
     if len(anchors) != len(grids):
-        raise ValueError(f"{len(anchors)} lists of anchors for {len(grids)} grids")
+        raise ValueError(
+            f"{len(anchors)} lists of anchors for {counted(len(grids), 'grid')}"
+        )
     roles = {
         role: getattr(stated, role)
         for role in ("boxes", "objectness", "scores", "points")
