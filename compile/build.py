@@ -54,14 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         from netship.targets.presets import faster_cores
 
         bundle = build(request(arguments), progress)
+        warnings = _warnings(bundle.manifest, arguments)
         if cores := faster_cores(arguments.target):
             progress.note(
                 f"{arguments.target} has slower cores, too: run this on its others, with taskset -c {cores}"
             )
     if arguments.json:
-        print(json.dumps(_summary(bundle), indent=2))
+        print(json.dumps(_summary(bundle, warnings), indent=2))
     else:
-        print(lines(_table(bundle, arguments.model)))
+        print(lines(_table(bundle, arguments.model, warnings)))
     return 0
 
 
@@ -354,7 +355,7 @@ def request(arguments: argparse.Namespace) -> BuildRequest:
     )
 
 
-def _summary(bundle: Bundle) -> dict[str, Any]:
+def _summary(bundle: Bundle, warnings: Sequence[str]) -> dict[str, Any]:
     manifest = bundle.manifest
     return {
         "bundle": str(bundle.path),
@@ -364,6 +365,7 @@ def _summary(bundle: Bundle) -> dict[str, Any]:
         "groups": len(manifest.lowering.groups),
         "macs": sum(group.macs for group in manifest.lowering.groups),
         "preprocessing_assumed": _assumed(manifest),
+        "warnings": warnings,
         "layers": {
             each.layer: each.numbers
             for each in (manifest.precision.layers if manifest.precision else ())
@@ -372,7 +374,7 @@ def _summary(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _table(bundle: Bundle, model: str) -> str:
+def _table(bundle: Bundle, model: str, warnings: Sequence[str] = ()) -> str:
     from netship.devices.sessions.session import Origin
 
     manifest, measured = bundle.manifest, bundle.manifest.measured
@@ -408,6 +410,7 @@ def _table(bundle: Bundle, model: str) -> str:
         ("size", _size(manifest)),
         ("memory", _memory_of(lowering)),
         *([("placed", firmware.placed)] if firmware and firmware.placed else []),
+        *(("warning", each) for each in warnings),
         *_int8(manifest),
         *_float16(manifest),
         *_precision(bundle),
@@ -438,6 +441,22 @@ def _tuning(manifest: Manifest, model: str) -> list[tuple[str, str]]:
             f"{gain}: {command} --target {manifest.target.name} --model {shown(quote(model), 1000)}",
         )
     ]
+
+
+def _warnings(manifest: Manifest, arguments: argparse.Namespace) -> list[str]:
+    """What no microcontroller of the target has room for, where the user stated no size."""
+    from netship.devices.microcontroller.parts import too_large
+    from netship.targets.cores import CORES
+
+    firmware = manifest.firmware
+    if firmware is None or firmware.arenas or not CORES[firmware.cpu].cpu:
+        return []
+    return too_large(
+        CORES[firmware.cpu].cpu,
+        0 if arguments.flash_limit else firmware.weights_bytes,
+        0 if arguments.arena_limit else firmware.arena_bytes,
+        manifest.quantisation is not None,
+    )
 
 
 def _assumed(manifest: Manifest) -> bool:
