@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -23,6 +24,7 @@ from netship.targets.escapes import (
     is_c_prefix,
     lines,
     listed,
+    one_line,
     shown,
 )
 from netship.targets.progress import Progress
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from netship.compile.backends.request import BuildRequest
 
 _positive = count_up_to(1 << 16)
+# Exit code of a build that was written and not compared.
+_NOT_COMPARED = 3
 _EPILOG = """\
 examples:
   python -m compile.build
@@ -43,7 +47,8 @@ examples:
       --std 0.229,0.224,0.225 --labels labels.txt --golden photos/
 
 Preprocessing may also stand in a model.toml next to model.onnx, with the options' names as keys.
-Exit codes: 0 built and checked, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
+Exit codes: 0 built and compared, 2 refused (one line says why), 3 built, but nothing here could run it for a
+comparison (one line says why; 0 with --accept-uncompared), 130 Ctrl-C, 143 SIGTERM.
 """
 
 
@@ -63,7 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(_summary(bundle, warnings), indent=2))
     else:
         print(lines(_table(bundle, arguments.model, warnings)))
-    return 0
+    why = bundle.manifest.measured.get("not_verified_because")
+    if why is None or arguments.accept_uncompared:
+        return 0
+    line = (
+        f"NOT compared with ONNX Runtime: {why}; the build is written: "
+        f"{_check_command(bundle, arguments.model)} compares it, --accept-uncompared ends with 0"
+    )
+    print(one_line(as_called(line)), file=sys.stderr)
+    return _NOT_COMPARED
 
 
 def parser() -> argparse.ArgumentParser:
@@ -238,6 +251,11 @@ def parser() -> argparse.ArgumentParser:
         "the golden data, at most 4 are taken (default: two seeded patterns)",
     )
     option(
+        "--accept-uncompared",
+        action="store_true",
+        help="end with exit code 0, not 3, where the build can run neither here nor on an emulated board",
+    )
+    option(
         "--dump",
         type=named_path,
         metavar="DIR",
@@ -366,6 +384,7 @@ def _summary(bundle: Bundle, warnings: Sequence[str]) -> dict[str, Any]:
         "macs": sum(group.macs for group in manifest.lowering.groups),
         "preprocessing_assumed": _assumed(manifest),
         "warnings": warnings,
+        "compared": manifest.measured["verification"] is not None,
         "layers": {
             each.layer: each.numbers
             for each in (manifest.precision.layers if manifest.precision else ())
@@ -375,17 +394,11 @@ def _summary(bundle: Bundle, warnings: Sequence[str]) -> dict[str, Any]:
 
 
 def _table(bundle: Bundle, model: str, warnings: Sequence[str] = ()) -> str:
-    from netship.devices.sessions.session import Origin
-
     manifest, measured = bundle.manifest, bundle.manifest.measured
     lowering, verification = manifest.lowering, measured["verification"]
     firmware = manifest.firmware
     macs = sum(group.macs for group in lowering.groups)
     place = shown(quote(str(bundle.path)), 1000)
-    board = ""
-    files = "PHOTOS" if manifest.preprocessing else "FILE.npy"
-    if len(manifest.inputs) > 1:
-        files = "FILE.npz"
     if verification is None:
         checked = "NOT compared with ONNX Runtime: " + measured["not_verified_because"]
     else:
@@ -394,7 +407,6 @@ def _table(bundle: Bundle, model: str, warnings: Sequence[str] = ()) -> str:
             f"{verification['relative_error']:.1e} of its range, {counted(verification['inputs'], 'input')}, "
             f"{verification['origin']}"
         )
-        board = " --board emulated" if verification["origin"] == Origin.EMULATED else ""
     if _assumed(manifest):
         checked += "; preprocessing assumed, not given: see --preprocessing"
     rows = [
@@ -419,12 +431,29 @@ def _table(bundle: Bundle, model: str, warnings: Sequence[str] = ()) -> str:
             "took",
             f"{measured['seconds']:.1f} s, peak memory {measured['peak_memory_bytes'] / 1e6:.0f} MB",
         ),
-        (
-            "next",
-            f"{as_called('python -m runtime_demo.check')} {place}{board} --model {shown(quote(model), 1000)} --images {files}",
-        ),
+        ("next", as_called(_check_command(bundle, model))),
     ]
     return "\n".join(f"{name:<8} {value}" for name, value in rows)
+
+
+def _check_command(bundle: Bundle, model: str) -> str:
+    """How the build is compared once more, with photographs, where it can run."""
+    from netship.devices.sessions.session import Origin
+
+    manifest = bundle.manifest
+    verification = manifest.measured["verification"]
+    board = ""
+    if verification is None:
+        board = " --ssh USER@BOARD"
+    elif verification["origin"] == Origin.EMULATED:
+        board = " --board emulated"
+    files = "PHOTOS" if manifest.preprocessing else "FILE.npy"
+    if len(manifest.inputs) > 1:
+        files = "FILE.npz"
+    return (
+        f"python -m runtime_demo.check {shown(quote(str(bundle.path)), 1000)}{board} "
+        f"--model {shown(quote(model), 1000)} --images {files}"
+    )
 
 
 def _tuning(manifest: Manifest, model: str) -> list[tuple[str, str]]:
