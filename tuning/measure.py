@@ -84,7 +84,9 @@ class LocalMeasurer:
             raise UserError(
                 f"--threads {threads}: this machine has {counted(len(cores), 'core')}"
             )
-        self.how = f"{self.origin}: {cpu.model}, {threads} thread(s), weights cold"
+        self.how = (
+            f"{self.origin}: {cpu.model}, {counted(threads, 'thread')}, weights cold"
+        )
         self._workers = workers.Pool(1, _SECONDS, threads, cores[-threads:])
 
     def measure(self, kernels: Sequence[Kernel]) -> list[list[float] | Failure]:

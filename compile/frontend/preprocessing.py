@@ -282,8 +282,8 @@ def _resolve(
         raise UserError(f"preprocessing: {text}; see {see}") from None
     if len(resolved.mean) not in (1, tensor.channels):
         raise UserError(
-            f"preprocessing: {counted(len(resolved.mean), 'mean')}, but the model's input has {tensor.channels} "
-            "channel(s); give --mean and --std one value each"
+            f"preprocessing: {counted(len(resolved.mean), 'mean')}, but the model's input has "
+            f"{counted(tensor.channels, 'channel')}; give --mean and --std one value each"
         )
     if resolved.channel_order == "BGR" and tensor.channels == 1:
         raise UserError(
