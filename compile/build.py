@@ -24,6 +24,8 @@ from netship.targets.escapes import (
     is_c_prefix,
     lines,
     listed,
+    megabytes,
+    millions,
     one_line,
     shown,
 )
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from netship.compile.backends.request import BuildRequest
 
 _positive = count_up_to(1 << 16)
+# A share of the time that is not worth the search.
+_NO_GAIN = 0.005
 # Exit code of a build that was written and not compared.
 _NOT_COMPARED = 3
 _EPILOG = """\
@@ -72,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if why is None or arguments.accept_uncompared:
         return 0
     line = (
-        f"NOT compared with ONNX Runtime: {why}; the build is written: "
-        f"{_check_command(bundle, arguments.model)} compares it, --accept-uncompared ends with 0"
+        f"NOT compared with ONNX Runtime: {why}; the build is written. Compare it: "
+        f"{_next(bundle, arguments.model)}; --accept-uncompared ends with 0"
     )
     print(one_line(as_called(line)), file=sys.stderr)
     return _NOT_COMPARED
@@ -416,7 +420,7 @@ def _table(bundle: Bundle, model: str, warnings: Sequence[str] = ()) -> str:
             f"{shown(manifest.model.name)}, SHA-256 {manifest.model.sha256[:12]}…",
         ),
         ("target", f"{manifest.target.name}: {manifest.target.tvm}"),
-        ("fused", f"{_fusion(lowering)}; {macs / 1e6:.1f} M multiply-adds"),
+        ("fused", f"{_fusion(lowering)}; {millions(macs, 1)} multiply-adds"),
         ("layout", f"{lowering.layout}: {lowering.reason}"),
         *_tuning(manifest, model),
         ("size", _size(manifest)),
@@ -431,18 +435,24 @@ def _table(bundle: Bundle, model: str, warnings: Sequence[str] = ()) -> str:
             "took",
             f"{measured['seconds']:.1f} s, peak memory {measured['peak_memory_bytes'] / 1e6:.0f} MB",
         ),
-        ("next", as_called(_check_command(bundle, model))),
+        ("next", as_called(_next(bundle, model))),
     ]
     return "\n".join(f"{name:<8} {value}" for name, value in rows)
 
 
-def _check_command(bundle: Bundle, model: str) -> str:
-    """How the build is compared once more, with photographs, where it can run."""
+def _next(bundle: Bundle, model: str) -> str:
+    """How the build is compared where it can run, with photographs if a server there takes it."""
     from netship.devices.sessions.session import Origin
 
     manifest = bundle.manifest
     verification = manifest.measured["verification"]
     board = ""
+    place = shown(quote(str(bundle.path)), 1000)
+    if verification is None and manifest.format == "standalone":
+        kit = f"python -m runtime_demo.board kit --target {manifest.target.name} --output kit.tar.gz"
+        return (
+            f"./verify FOLDER on its board, with a copy of {place} and the kit ({kit})"
+        )
     if verification is None:
         board = " --ssh USER@BOARD"
     elif verification["origin"] == Origin.EMULATED:
@@ -451,7 +461,7 @@ def _check_command(bundle: Bundle, model: str) -> str:
     if len(manifest.inputs) > 1:
         files = "FILE.npz"
     return (
-        f"python -m runtime_demo.check {shown(quote(str(bundle.path)), 1000)}{board} "
+        f"python -m runtime_demo.check {place}{board} "
         f"--model {shown(quote(model), 1000)} --images {files}"
     )
 
@@ -462,6 +472,8 @@ def _tuning(manifest: Manifest, model: str) -> list[tuple[str, str]]:
     if records is None or records.complete:
         return []
     command = as_called("python -m tuning.tune")
+    if records.fitted and records.gain < _NO_GAIN:
+        return []
     saved = f"may save up to {records.gain:.0%} of the time (estimated)"
     gain = saved if records.fitted else "makes faster kernels"
     return [
@@ -578,8 +590,8 @@ def _size(manifest: Manifest) -> str:
         where = firmware.weights_in or "flash"
         return f"weights {firmware.weights_bytes:,} bytes of {where}, without code"
     return (
-        f"{manifest.library} {measured['library_bytes'] / 1e6:.2f} MB, of it weights "
-        f"{measured['weight_bytes'] / 1e6:.2f} MB"
+        f"{manifest.library} {megabytes(measured['library_bytes'])}, of it weights "
+        f"{megabytes(measured['weight_bytes'])}"
     )
 
 
@@ -597,7 +609,7 @@ def _memory_of(lowering: Lowering) -> str:
     """What an instance takes, without the weights."""
     plan = lowering.memory
     if plan is None:
-        return f"{lowering.workspace_bytes / 1e6:.2f} MB for activations, by TVM's plan"
+        return f"{megabytes(lowering.workspace_bytes)} for activations, by TVM's plan"
     arena = f"arena {plan.arena_bytes:,} bytes (no plan can need less than {plan.lower_bound:,})"
     outer, inner = plan.outer_workspace_bytes, plan.inner_workspace_bytes
     if not outer and not inner:

@@ -244,6 +244,7 @@ def _given(bundle: Bundle, arguments: argparse.Namespace) -> Given:
 def _known_classes(
     bundle: Bundle, found: Sequence[Path], arguments: argparse.Namespace
 ) -> Known:
+    from netship.compile.frontend.sources import is_built_in
     from netship.runtime_demo import known_classes
     from netship.runtime_demo.result import scores_classes
 
@@ -251,9 +252,13 @@ def _known_classes(
     other = task is not None and task.kind != "classify"
     if other or not scores_classes(first.shape, first.dtype):
         return known_classes.Known({})
-    return known_classes.find(
+    known = known_classes.find(
         found, arguments.images, arguments.labels, bundle.labels(), first.shape[1]
     )
+    if known.classes and not arguments.labels and is_built_in(arguments.model):
+        why = f"{known.source}: not used, as the built-in network's weights are seeded"
+        return known_classes.Known({}, notes=(why,))
+    return known
 
 
 def calibrated_on(facts: Quantisation, found: Sequence[Path]) -> bool:

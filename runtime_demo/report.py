@@ -23,7 +23,7 @@ from netship.runtime_demo import drawing, microcontroller
 from netship.runtime_demo.result import CheckResult, InputResult
 from netship.targets import templates
 from netship.targets.errors import UserError
-from netship.targets.escapes import counted, milliseconds
+from netship.targets.escapes import counted, megabytes, milliseconds
 from netship.targets.presets import this_cpu
 
 GALLERY_LIMIT = 48
@@ -165,9 +165,9 @@ def _number(value: object) -> float | None:
 
 def _megabytes(value: object) -> str:
     number = _number(value)
-    return (
-        "not recorded" if number is None else f"{number / 1e6:,.2f}\N{NO-BREAK SPACE}MB"
-    )
+    if number is None:
+        return "not recorded"
+    return megabytes(number).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _shape(sizes: Sequence[int]) -> str:

@@ -148,6 +148,16 @@ def milliseconds(time: float, decimals: int = 2) -> str:
     return f"{text} ms"
 
 
+def megabytes(nbytes: float) -> str:
+    """A size such as "2.49 MB"; below 1 MB such as "12.3 kB"."""
+    return f"{nbytes / 1e6:,.2f} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:,.1f} kB"
+
+
+def millions(count: float, decimals: int = 2) -> str:
+    """A count such as "300.77 M"; below a million such as "13,568"."""
+    return f"{count / 1e6:,.{decimals}f} M" if count >= 1e6 else f"{count:,.0f}"
+
+
 def c_prefix(text: str) -> str:
     """A prefix for C functions out of any name."""
     name = re.sub(r"\W", "_", text, flags=re.ASCII).lower()[:_LONGEST_PREFIX]

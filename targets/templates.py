@@ -71,6 +71,9 @@ def _environment(folders: Sequence[Path], **more: Any) -> Environment:
         **more,
     )
     environment.filters |= {
-        each.__name__: each for each in (escapes.counted, escapes.all_counted)
+        "counted": escapes.counted,
+        "all_counted": escapes.all_counted,
+        "megabytes": escapes.megabytes,
+        "millions": escapes.millions,
     }
     return environment

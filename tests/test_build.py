@@ -17,7 +17,7 @@ from conftest import run, succeed
 
 from netship.bundle.golden import read_golden
 from netship.bundle.store import open_bundle, sha256_of
-from netship.compile.build import _table, main
+from netship.compile.build import _next, _table, main
 from netship.compile.precision import search
 from netship.targets.presets import this_cpu
 
@@ -100,6 +100,9 @@ def test_without_a_comparison_the_code_is_0_only_where_that_is_accepted(
     )
     made = [replace(bundle, manifest=manifest), bundle]
     monkeypatch.setattr(search, "build", lambda *_: made.pop(0))
+    standalone = manifest.model_copy(update={"format": "standalone"})
+    todo = _next(replace(bundle, manifest=standalone), SMALL)
+    assert re.match(r"./verify FOLDER on its board, .*board kit --target", todo)
     assert main(["--json", "--accept-uncompared"]) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["compared"] is False and not said.err

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 from check_results import a_result, an_input
+from tiny import tiny_bundle
 
 from netship.bundle import photos
 from netship.runtime_demo import known_classes
-from netship.runtime_demo.check import _table
+from netship.runtime_demo.check import _known_classes, _table
 from netship.runtime_demo.known_classes import Known
 from netship.targets.errors import UserError
+from netship.targets.presets import native
 
 TREES = ["ash", "birch", "Elm, field elm"]
 
@@ -45,6 +48,23 @@ def test_folders_are_classes_by_name(folder: Path) -> None:
     known = found(folder, ["birch", "Elm", "ash"])
     assert numbers(known) == [("ash/1.jpg", 2), ("ash/2.jpg", 2), ("elm/1.jpg", 1)]
     assert (known.source, known.notes) == ("the folders", ())
+
+
+def test_a_network_of_seeded_weights_is_not_judged_by_a_table_that_lies_there(
+    tmp_path: Path,
+) -> None:
+    bundle = tiny_bundle(tmp_path, native())
+    (tmp_path / "photo.png").touch()
+    (tmp_path / "labels.csv").write_text("file,class_index\nphoto.png,1\n")
+    for model, table, judged in (
+        ("mine.onnx", None, 1),
+        ("mobilenetv2-0.35-96", None, 0),
+        ("mobilenetv2-0.35-96", tmp_path / "labels.csv", 1),
+    ):
+        asked = Namespace(model=model, labels=table, images=[tmp_path])
+        known = _known_classes(bundle, [tmp_path / "photo.png"], asked)
+        assert len(known.classes) == judged
+        assert ["seeded" in each for each in known.notes] == [True] * (not judged)
 
 
 def test_folders_are_classes_by_number_or_in_order(folder: Path) -> None:

@@ -12,7 +12,7 @@ from netship.__main__ import main as netship
 from netship.compile.build import parser
 from netship.targets.commands import COMMANDS
 from netship.targets.errors import UserError
-from netship.targets.escapes import all_counted, counted
+from netship.targets.escapes import all_counted, counted, megabytes, millions
 
 
 @pytest.fixture
@@ -68,6 +68,9 @@ def test_refuses_an_option(place: Place, options: list[str], words: str) -> None
 def test_one_is_not_many() -> None:
     assert [counted(n, "image") for n in (1, 2)] == ["1 image", "2 images"]
     assert [counted(n, "class") for n in (1, 2)] == ["1 class", "2 classes"]
+    sizes = [megabytes(n) for n in (812, 99_000, 2_486_000)]
+    assert sizes == ["0.8 kB", "99.0 kB", "2.49 MB"]
+    assert [millions(n, 1) for n in (13_568, 300_774_272)] == ["13,568", "300.8 M"]
     assert [all_counted(n, "box") for n in (1, 2)] == ["the one box", "all 2 boxes"]
 
 
