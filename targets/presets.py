@@ -388,7 +388,9 @@ def _family(name: str) -> list[str]:
     return sorted(
         each
         for each in (*_BY_NAME, *_PRESET_OF)
-        if re.sub("[^a-z0-9]", "", each).startswith((begin, f"arm{begin}"))
+        if re.sub("[^a-z0-9]", "", each).startswith(
+            tuple(f"{before}{begin}" for before in ("", "arm", "cortex", "armcortex"))
+        )
     )
 
 

@@ -50,6 +50,8 @@ def test_the_list_names_every_target_and_what_native_is() -> None:
         ("x86-64v3", "x86-64-v3"),
         ("nativ", "native"),
         ("cortex-a72", r"did you mean arm-cortex-a72\?"),
+        ("m7", r"did you mean cortex-m7\?"),
+        ("A76", r"did you mean arm-cortex-a76\?"),
         ("esp", r"did you mean esp32\?"),
         ("rk3288", "did you mean rk3588"),
     ],
