@@ -255,7 +255,8 @@ def _known_classes(
     known = known_classes.find(
         found, arguments.images, arguments.labels, bundle.labels(), first.shape[1]
     )
-    if known.classes and not arguments.labels and is_built_in(arguments.model):
+    name = bundle.manifest.model.name
+    if known.classes and not arguments.labels and is_built_in(name):
         why = f"{known.source}: not used, as the built-in network's weights are seeded"
         return known_classes.Known({}, notes=(why,))
     return known
@@ -335,7 +336,10 @@ def _table(result: CheckResult) -> str:
     elif boxes and not result.passed:
         verdict += "; all boxes match"
     assumed = "; preprocessing assumed, not given" if result.assumed else ""
-    lines.append(f"verdict    {verdict}, {_compared(result)}, {result.origin}{assumed}")
+    seeded = "; seeded weights: its answers mean nothing" if result.seeded else ""
+    lines.append(
+        f"verdict    {verdict}, {_compared(result)}, {result.origin}{assumed}{seeded}"
+    )
     return "\n".join(lines)
 
 

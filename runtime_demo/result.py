@@ -208,6 +208,13 @@ class CheckResult:
         return preprocessing is not None and preprocessing.assumed
 
     @property
+    def seeded(self) -> bool:
+        """Whether the network is built in, and no weight of it was trained."""
+        from netship.compile.frontend.sources import is_built_in
+
+        return is_built_in(self.bundle.manifest.model.name)
+
+    @property
     def step(self) -> float | None:
         """Of an int8 network: what one step of its first output means."""
         facts = self.bundle.manifest.quantisation
@@ -323,6 +330,7 @@ class CheckResult:
             "boards": dict(self.boards),
             "passed": self.passed,
             "preprocessing_assumed": self.assumed,
+            "seeded_weights": self.seeded,
             "vs_quantised": self.vs_quantised,
             "vs_float": self.vs_float,
             **self.findings.to_json(),

@@ -10,6 +10,7 @@ from check_results import a_result, an_input
 from tiny import tiny_bundle
 
 from netship.bundle import photos
+from netship.bundle.store import Bundle
 from netship.runtime_demo import known_classes
 from netship.runtime_demo.check import _known_classes, _table
 from netship.runtime_demo.known_classes import Known
@@ -53,7 +54,7 @@ def test_folders_are_classes_by_name(folder: Path) -> None:
 def test_a_network_of_seeded_weights_is_not_judged_by_a_table_that_lies_there(
     tmp_path: Path,
 ) -> None:
-    bundle = tiny_bundle(tmp_path, native())
+    made = tiny_bundle(tmp_path, native())
     (tmp_path / "photo.png").touch()
     (tmp_path / "labels.csv").write_text("file,class_index\nphoto.png,1\n")
     for model, table, judged in (
@@ -61,7 +62,10 @@ def test_a_network_of_seeded_weights_is_not_judged_by_a_table_that_lies_there(
         ("mobilenetv2-0.35-96", None, 0),
         ("mobilenetv2-0.35-96", tmp_path / "labels.csv", 1),
     ):
-        asked = Namespace(model=model, labels=table, images=[tmp_path])
+        identity = made.manifest.model.model_copy(update={"name": model})
+        known_as = made.manifest.model_copy(update={"model": identity})
+        bundle = Bundle(made.path, known_as)
+        asked = Namespace(labels=table, images=[tmp_path])
         known = _known_classes(bundle, [tmp_path / "photo.png"], asked)
         assert len(known.classes) == judged
         assert ["seeded" in each for each in known.notes] == [True] * (not judged)

@@ -22,6 +22,7 @@ from netship.bundle.manifest import (
     Float16,
     Judging,
     LayerLoss,
+    ModelIdentity,
     Preprocessing,
     Quantisation,
     Quantised,
@@ -382,6 +383,24 @@ def test_an_assumed_preprocessing_is_said_with_every_verdict(
         assert ("preprocessing assumed, not given" in words) == assumed
     assert ("The preprocessing is assumed, not given: v. " in page) == assumed
     assert result.to_json()["preprocessing_assumed"] is assumed
+
+
+@pytest.mark.parametrize(
+    ("name", "seeded"), [("trees.onnx", False), ("mobilenetv2-0.35-96", True)]
+)
+def test_seeded_weights_are_said_with_the_verdict(
+    tree: Path, tmp_path: Path, name: str, seeded: bool
+) -> None:
+    identity = ModelIdentity(name=name, sha256="0" * 64)
+    bundle = Bundle(tmp_path, manifest(model=identity))
+    result = a_result(tmp_path, [an_input(tree)], bundle=bundle)
+    verdict = check_table(result).splitlines()[-1]
+    assert verdict.endswith("; seeded weights: its answers mean nothing") == seeded
+    page = written(result, tmp_path).text
+    assert (
+        "weights are seeded, not trained. Its answers mean nothing" in page
+    ) == seeded
+    assert result.to_json()["seeded_weights"] is seeded
 
 
 def test_skipped_files_are_counted_beside_the_verdict(

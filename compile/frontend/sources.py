@@ -59,7 +59,7 @@ def find(
         model = gate.load(path, input_shapes, "NCHW")
         note = "the ONNX Model Zoo's trained network"
         return Source(text, model, zoo.MODELS[text].preprocessing, Overrides(), note)
-    if is_built_in(text):
+    if is_built_in(text) and not path.exists():
         return _built_in(text)
     if re.fullmatch(r"[\w-]+(\.\d[^.]*)*", text) and not path.exists():
         # Without a file's suffix it is meant as a name.
@@ -81,9 +81,9 @@ def find(
 
 
 def is_built_in(text: str) -> bool:
-    """Whether ``--model TEXT`` names a network whose weights are seeded."""
+    """Whether ``--model TEXT`` names a network whose weights are seeded, where no file has that name."""
     named = r"(?:(?:ssdlite|deeplabv3)-)?mobilenetv2-[^/.]+\.?[^/]*-[^/.]+"
-    return re.fullmatch(named, text) is not None and not Path(text).exists()
+    return re.fullmatch(named, text) is not None
 
 
 def _built_in(name: str) -> Source:
