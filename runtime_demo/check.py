@@ -23,7 +23,7 @@ from netship.targets.arguments import (
     show_result,
 )
 from netship.targets.errors import UserError, run_command
-from netship.targets.escapes import counted, milliseconds, shown
+from netship.targets.escapes import counted, listed, milliseconds, shown
 from netship.targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -32,7 +32,13 @@ if TYPE_CHECKING:
     from netship.bundle.store import Bundle
     from netship.runtime_demo.findings import Given
     from netship.runtime_demo.known_classes import Known
-    from netship.runtime_demo.result import Answer, CheckResult, InputResult, Latency
+    from netship.runtime_demo.result import (
+        Answer,
+        CheckResult,
+        Confusion,
+        InputResult,
+        Latency,
+    )
 
 _EPILOG = (
     DEVICES_HELP
@@ -307,6 +313,9 @@ def _table(result: CheckResult) -> str:
             f"labels     {right} of {judged} with a known class are right, {result.labelled(5)[0]} among the best five "
             f"({result.labels})"
         )
+        wrong = [_taken(result, each) for each in result.confusion() if each.taken]
+        if wrong:
+            lines.append(f"confused   {listed(wrong, 4)}")
     if result.vs_float is not None:
         loss, found = result.vs_float, result.float_findings
         words = [f"cosine {loss['cosine']:.4f}"]
@@ -341,6 +350,16 @@ def _table(result: CheckResult) -> str:
         f"verdict    {verdict}, {_compared(result)}, {result.origin}{assumed}{seeded}"
     )
     return "\n".join(lines)
+
+
+def _taken(result: CheckResult, of: Confusion) -> str:
+    others = [f"{_short(result, k)} ({count})" for k, count in of.taken]
+    return f"{_short(result, of.expected)}: {of.right} of {of.size} right, taken for {listed(others, 3)}"
+
+
+def _short(result: CheckResult, number: int) -> str:
+    name, *_ = result.class_name(number).split(",")
+    return shown(name, 24)
 
 
 def _image_line(result: InputResult) -> str:

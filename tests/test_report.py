@@ -385,6 +385,19 @@ def test_an_assumed_preprocessing_is_said_with_every_verdict(
     assert result.to_json()["preprocessing_assumed"] is assumed
 
 
+def test_known_classes_say_what_they_were_taken_for(tree: Path, tmp_path: Path) -> None:
+    inputs = [an_input(tree, ours, ours, expected=known) for ours, known in ((0, 0), (1, 0), (1, 0), (3, 0), (3, 3))]  # fmt: skip
+    result = a_result(tmp_path, inputs)
+    ash, elm = result.confusion()
+    assert (ash.right, ash.size, ash.taken) == (1, 4, ((1, 2), (3, 1)))
+    assert (elm.expected, elm.right, elm.size, elm.taken) == (3, 1, 1, ())
+    said = f"confused   {LABELS[0]}: 1 of 4 right, taken for {LABELS[1]} (2), {LABELS[3]} (1)"
+    assert said in check_table(result).splitlines()
+    text = written(result, tmp_path).text
+    assert f"{LABELS[0]} 1 of 4 {LABELS[1]} (2), {LABELS[3]} (1)" in text
+    assert result.to_json()["confusion"][0]["taken"] == {1: 2, 3: 1}
+
+
 @pytest.mark.parametrize(
     ("name", "seeded"), [("trees.onnx", False), ("mobilenetv2-0.35-96", True)]
 )
