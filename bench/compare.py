@@ -168,7 +168,8 @@ def _least(row: Row) -> str:
 
 
 def _millions(count: float) -> str:
-    return f"{count / 1e6:.1f}"
+    # Of a small network a tenth of a million is nothing.
+    return f"{count / 1e6:.{1 if count >= 1e6 else 3}f}"
 
 
 def _error(row: Row) -> str:

@@ -32,6 +32,7 @@ from netship.meter.counting import Block, Part
 from netship.meter.counts import Counts, at_best, cost, count_program, counter_version
 from netship.meter.memory import hierarchy
 from netship.targets.errors import UserError
+from netship.targets.escapes import counted
 from netship.targets.files import cache_folder, cache_key, write_whole
 from netship.targets.progress import Progress
 
@@ -254,7 +255,7 @@ def _compare_best_class(case: Case, answer: list[float]) -> tuple[float | None, 
 def _check_elements(found: NDArray[Any], expected: Array) -> None:
     if found.size != expected.size or not np.isfinite(found).all():
         raise UserError(
-            f"its output has {found.size} values, not {expected.size} finite ones"
+            f"its output has {counted(found.size, 'value')}, not {expected.size} finite ones"
         )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from netship.bundle.detections import Detections
+from netship.targets.escapes import counted
 
 LEAST_IOU = 0.5
 """Intersection ÷ union from which on two boxes of one class show the same object."""
@@ -57,7 +58,7 @@ class Match(NamedTuple):
         """Such as ``3 of 3 boxes matched, 0 missing, 0 extra; IoU mean 1.0000, least 1.0000; scores to 1.2e-07``."""
         if not self.matched + self.missing + self.extra:
             return "no box in either answer"
-        text = f"{self.matched} of {self.matched + self.missing} boxes matched, {self.missing} missing, {self.extra} extra"
+        text = f"{self.matched} of {counted(self.matched + self.missing, 'box')} matched, {self.missing} missing, {self.extra} extra"
         if self.matched:
             text += (
                 f"; IoU mean {self.ious.mean():.4f}, least {self.ious.min():.4f}; "

@@ -37,8 +37,8 @@ class Read(NamedTuple):
 def find(
     paths: Sequence[Path], tensors: Sequence[Tensor], fixed: Mapping[str, Array] = {}
 ) -> list[Path]:
-    """The files that the paths name: files as they are; of folders the images, the .npy where the input is data, or the
-    .npz where there are several.
+    """The files that the paths name: files as they are; of folders the images, the .npy where the input is data or there
+    are no images, or the .npz where there are several.
 
     Args:
         fixed: inputs that are the same in each inference, by name (see `read_fixed`).
@@ -47,7 +47,7 @@ def find(
     if len(free) != 1:
         return photos.find(paths, _ARCHIVES, "archive")
     if free[0].is_image:
-        return photos.find(paths)
+        return photos.find(paths, otherwise=_ARRAYS)
     return photos.find(paths, _ARRAYS, "array")
 
 

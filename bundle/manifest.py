@@ -20,6 +20,7 @@ from pydantic import (
 from netship.bundle.fields import Dimension, FileName, RelativePath, Section, Sha256
 from netship.bundle.task import Kind, Task, scores_classes
 from netship.targets.errors import UserError
+from netship.targets.escapes import counted
 from netship.targets.presets import Target
 
 FORMAT_VERSION: Final = 4
@@ -728,7 +729,7 @@ class Manifest(Section):
             raise ValueError(f"crop {crop} is not the input's size {size}")
         if len(self.preprocessing.mean) not in (1, image.channels):
             raise ValueError(
-                f"{len(self.preprocessing.mean)} means for {image.channels} channels"
+                f"{counted(len(self.preprocessing.mean), 'mean')} for {counted(image.channels, 'channel')}"
             )
 
     def to_json(self) -> str:

@@ -44,11 +44,15 @@ class Photo(NamedTuple):
 
 
 def find(
-    paths: Sequence[Path], suffixes: frozenset[str] = SUFFIXES, kind: str = "image"
+    paths: Sequence[Path],
+    suffixes: frozenset[str] = SUFFIXES,
+    kind: str = "image",
+    otherwise: frozenset[str] = frozenset(),
 ) -> list[Path]:
     """The files of one kind that the paths name: files as they are, folders by suffix, sorted.
 
-    A folder that has none itself gives those of its folders, such as one a class.
+    A folder that has none itself gives those of its folders, such as one a class; where these have none either, its
+    files of the suffixes ``otherwise``.
     """
     found: list[Path] = []
     for path in paths:
@@ -61,6 +65,7 @@ def find(
             if not inside:
                 folders = sorted(p for p in path.iterdir() if p.is_dir())
                 inside = [p for each in folders for p in _of_kind(each, suffixes)]
+            inside = inside or _of_kind(path, otherwise)
             if not inside:
                 raise UserError(
                     f"{path}: no {kind}s in it ({', '.join(sorted(suffixes))})"

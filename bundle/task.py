@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, FiniteFloat, model_validator
 
 from netship.bundle.fields import Dimension, FileName, Section
+from netship.targets.escapes import counted
 
 Size = Annotated[FiniteFloat, Field(gt=0, le=1 << 16)]
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
@@ -129,7 +130,7 @@ class Detector(Section):
             raise ValueError(f"{self.rows} boxes are more than {MAX_ROWS}")
         if self.background is not None and self.background >= self.classes:
             raise ValueError(
-                f"background {self.background} is none of {self.classes} classes"
+                f"background {self.background} is none of {counted(self.classes, 'class')}"
             )
         if self.points and any(level.points is None for level in self.levels):
             raise ValueError("a level does not say where its points lie")

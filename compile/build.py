@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -23,6 +24,9 @@ from netship.targets.escapes import (
     is_c_prefix,
     lines,
     listed,
+    megabytes,
+    millions,
+    one_line,
     shown,
 )
 from netship.targets.progress import Progress
@@ -33,6 +37,10 @@ if TYPE_CHECKING:
     from netship.compile.backends.request import BuildRequest
 
 _positive = count_up_to(1 << 16)
+# A share of the time that is not worth the search.
+_NO_GAIN = 0.005
+# Exit code of a build that was written and not compared.
+_NOT_COMPARED = 3
 _EPILOG = """\
 examples:
   python -m compile.build
@@ -43,7 +51,8 @@ examples:
       --std 0.229,0.224,0.225 --labels labels.txt --golden photos/
 
 Preprocessing may also stand in a model.toml next to model.onnx, with the options' names as keys.
-Exit codes: 0 built and checked, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
+Exit codes: 0 built and compared, 2 refused (one line says why), 3 built, but nothing here could run it for a
+comparison (one line says why; 0 with --accept-uncompared), 130 Ctrl-C, 143 SIGTERM.
 """
 
 
@@ -54,15 +63,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         from netship.targets.presets import faster_cores
 
         bundle = build(request(arguments), progress)
+        warnings = _warnings(bundle.manifest, arguments)
         if cores := faster_cores(arguments.target):
             progress.note(
                 f"{arguments.target} has slower cores, too: run this on its others, with taskset -c {cores}"
             )
     if arguments.json:
-        print(json.dumps(_summary(bundle), indent=2))
+        print(json.dumps(_summary(bundle, warnings), indent=2))
     else:
-        print(lines(_table(bundle, arguments.model)))
-    return 0
+        print(lines(_table(bundle, arguments.model, warnings)))
+    why = bundle.manifest.measured.get("not_verified_because")
+    if why is None or arguments.accept_uncompared:
+        return 0
+    line = (
+        f"NOT compared with ONNX Runtime: {why}; the build is written. Compare it: "
+        f"{_next(bundle, arguments.model)}; --accept-uncompared ends with 0"
+    )
+    print(one_line(as_called(line)), file=sys.stderr)
+    return _NOT_COMPARED
 
 
 def parser() -> argparse.ArgumentParser:
@@ -237,6 +255,11 @@ def parser() -> argparse.ArgumentParser:
         "the golden data, at most 4 are taken (default: two seeded patterns)",
     )
     option(
+        "--accept-uncompared",
+        action="store_true",
+        help="end with exit code 0, not 3, where the build can run neither here nor on an emulated board",
+    )
+    option(
         "--dump",
         type=named_path,
         metavar="DIR",
@@ -354,7 +377,7 @@ def request(arguments: argparse.Namespace) -> BuildRequest:
     )
 
 
-def _summary(bundle: Bundle) -> dict[str, Any]:
+def _summary(bundle: Bundle, warnings: Sequence[str]) -> dict[str, Any]:
     manifest = bundle.manifest
     return {
         "bundle": str(bundle.path),
@@ -364,6 +387,8 @@ def _summary(bundle: Bundle) -> dict[str, Any]:
         "groups": len(manifest.lowering.groups),
         "macs": sum(group.macs for group in manifest.lowering.groups),
         "preprocessing_assumed": _assumed(manifest),
+        "warnings": warnings,
+        "compared": manifest.measured["verification"] is not None,
         "layers": {
             each.layer: each.numbers
             for each in (manifest.precision.layers if manifest.precision else ())
@@ -372,27 +397,20 @@ def _summary(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _table(bundle: Bundle, model: str) -> str:
-    from netship.devices.sessions.session import Origin
-
+def _table(bundle: Bundle, model: str, warnings: Sequence[str] = ()) -> str:
     manifest, measured = bundle.manifest, bundle.manifest.measured
     lowering, verification = manifest.lowering, measured["verification"]
     firmware = manifest.firmware
     macs = sum(group.macs for group in lowering.groups)
     place = shown(quote(str(bundle.path)), 1000)
-    board = ""
-    files = "PHOTOS" if manifest.preprocessing else "FILE.npy"
-    if len(manifest.inputs) > 1:
-        files = "FILE.npz"
     if verification is None:
         checked = "NOT compared with ONNX Runtime: " + measured["not_verified_because"]
     else:
         checked = (
             f"max-abs error {verification['max_abs_error']:.1e} against {verification['reference']}, "
-            f"{verification['relative_error']:.1e} of its range, {verification['inputs']} inputs, "
+            f"{verification['relative_error']:.1e} of its range, {counted(verification['inputs'], 'input')}, "
             f"{verification['origin']}"
         )
-        board = " --board emulated" if verification["origin"] == Origin.EMULATED else ""
     if _assumed(manifest):
         checked += "; preprocessing assumed, not given: see --preprocessing"
     rows = [
@@ -402,12 +420,13 @@ def _table(bundle: Bundle, model: str) -> str:
             f"{shown(manifest.model.name)}, SHA-256 {manifest.model.sha256[:12]}…",
         ),
         ("target", f"{manifest.target.name}: {manifest.target.tvm}"),
-        ("fused", f"{_fusion(lowering)}; {macs / 1e6:.1f} M multiply-adds"),
+        ("fused", f"{_fusion(lowering)}; {millions(macs, 1)} multiply-adds"),
         ("layout", f"{lowering.layout}: {lowering.reason}"),
         *_tuning(manifest, model),
         ("size", _size(manifest)),
         ("memory", _memory_of(lowering)),
         *([("placed", firmware.placed)] if firmware and firmware.placed else []),
+        *(("warning", each) for each in warnings),
         *_int8(manifest),
         *_float16(manifest),
         *_precision(bundle),
@@ -416,12 +435,35 @@ def _table(bundle: Bundle, model: str) -> str:
             "took",
             f"{measured['seconds']:.1f} s, peak memory {measured['peak_memory_bytes'] / 1e6:.0f} MB",
         ),
-        (
-            "next",
-            f"{as_called('python -m runtime_demo.check')} {place}{board} --model {shown(quote(model), 1000)} --images {files}",
-        ),
+        ("next", as_called(_next(bundle, model))),
     ]
     return "\n".join(f"{name:<8} {value}" for name, value in rows)
+
+
+def _next(bundle: Bundle, model: str) -> str:
+    """How the build is compared where it can run, with photographs if a server there takes it."""
+    from netship.devices.sessions.session import Origin
+
+    manifest = bundle.manifest
+    verification = manifest.measured["verification"]
+    board = ""
+    place = shown(quote(str(bundle.path)), 1000)
+    if verification is None and manifest.format == "standalone":
+        kit = f"python -m runtime_demo.board kit --target {manifest.target.name} --output kit.tar.gz"
+        return (
+            f"./verify FOLDER on its board, with a copy of {place} and the kit ({kit})"
+        )
+    if verification is None:
+        board = " --ssh USER@BOARD"
+    elif verification["origin"] == Origin.EMULATED:
+        board = " --board emulated"
+    files = "PHOTOS" if manifest.preprocessing else "FILE.npy"
+    if len(manifest.inputs) > 1:
+        files = "FILE.npz"
+    return (
+        f"python -m runtime_demo.check {place}{board} "
+        f"--model {shown(quote(model), 1000)} --images {files}"
+    )
 
 
 def _tuning(manifest: Manifest, model: str) -> list[tuple[str, str]]:
@@ -430,6 +472,8 @@ def _tuning(manifest: Manifest, model: str) -> list[tuple[str, str]]:
     if records is None or records.complete:
         return []
     command = as_called("python -m tuning.tune")
+    if records.fitted and records.gain < _NO_GAIN:
+        return []
     saved = f"may save up to {records.gain:.0%} of the time (estimated)"
     gain = saved if records.fitted else "makes faster kernels"
     return [
@@ -438,6 +482,22 @@ def _tuning(manifest: Manifest, model: str) -> list[tuple[str, str]]:
             f"{gain}: {command} --target {manifest.target.name} --model {shown(quote(model), 1000)}",
         )
     ]
+
+
+def _warnings(manifest: Manifest, arguments: argparse.Namespace) -> list[str]:
+    """What no microcontroller of the target has room for, where the user stated no size."""
+    from netship.devices.microcontroller.parts import too_large
+    from netship.targets.cores import CORES
+
+    firmware = manifest.firmware
+    if firmware is None or firmware.arenas or not CORES[firmware.cpu].cpu:
+        return []
+    return too_large(
+        CORES[firmware.cpu].cpu,
+        0 if arguments.flash_limit else firmware.weights_bytes,
+        0 if arguments.arena_limit else firmware.arena_bytes,
+        manifest.quantisation is not None,
+    )
 
 
 def _assumed(manifest: Manifest) -> bool:
@@ -455,9 +515,7 @@ def _int8(manifest: Manifest) -> list[tuple[str, str]]:
         agreement = measured["top1_agreement"]
         best = "" if agreement is None else f"top-1 {agreement:.0%}, "
         if (found := measured.get("boxes")) and found["judged"]:
-            best = (
-                f"{found['judged'] - found['wrong']} of {found['judged']} boxes agree, "
-            )
+            best = f"{found['judged'] - found['wrong']} of {counted(found['judged'], 'box')} agree, "
         how = (
             f"{facts.method} of {counted(len(facts.images), 'image')}, {facts.skipped} skipped; against float32 on "
             f"{counted(measured['images'], 'image')}: {best}cosine {measured['cosine']:.4f}"
@@ -476,7 +534,7 @@ def _int8(manifest: Manifest) -> list[tuple[str, str]]:
         if lowering.float_operators:
             macs, elements = lowering.float_shares
             share = f" ({macs:.1%} of multiply-adds, {elements:.1%} of elements)"
-        how += f"; {lowering.float_operators} float operators inside{share}, sums rounded in float32 as ONNX Runtime does"
+        how += f"; {counted(lowering.float_operators, 'float operator')} inside{share}, sums rounded in float32 as ONNX Runtime does"
     return [("int8", how)]
 
 
@@ -532,8 +590,8 @@ def _size(manifest: Manifest) -> str:
         where = firmware.weights_in or "flash"
         return f"weights {firmware.weights_bytes:,} bytes of {where}, without code"
     return (
-        f"{manifest.library} {measured['library_bytes'] / 1e6:.2f} MB, of it weights "
-        f"{measured['weight_bytes'] / 1e6:.2f} MB"
+        f"{manifest.library} {megabytes(measured['library_bytes'])}, of it weights "
+        f"{megabytes(measured['weight_bytes'])}"
     )
 
 
@@ -551,7 +609,7 @@ def _memory_of(lowering: Lowering) -> str:
     """What an instance takes, without the weights."""
     plan = lowering.memory
     if plan is None:
-        return f"{lowering.workspace_bytes / 1e6:.2f} MB for activations, by TVM's plan"
+        return f"{megabytes(lowering.workspace_bytes)} for activations, by TVM's plan"
     arena = f"arena {plan.arena_bytes:,} bytes (no plan can need less than {plan.lower_bound:,})"
     outer, inner = plan.outer_workspace_bytes, plan.inner_workspace_bytes
     if not outer and not inner:

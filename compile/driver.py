@@ -51,7 +51,7 @@ from netship.records.lookup import RecordLog
 from netship.targets import licences
 from netship.targets.child import EndedAbruptly
 from netship.targets.errors import UserError
-from netship.targets.escapes import c_prefix, shown
+from netship.targets.escapes import c_prefix, counted, shown
 from netship.targets.presets import this_cpu
 from netship.targets.progress import Progress
 
@@ -282,7 +282,7 @@ def _check_decided(
 ) -> None:
     """Say where classes tie, and refuse golden data in which too many do."""
     for name, (count, total) in golden.undecided(checks, model.outputs).items():
-        said = f"golden data: output {shown(name)!r} has {count:,} of {total:,} elements that rounding can change"
+        said = f"golden data: output {shown(name)!r} has {count:,} of {counted(total, 'element')} that rounding can change"
         if count > max(_FEW_UNDECIDED, _MOST_UNDECIDED * total):
             raise UserError(
                 f"{said}; at most {_MOST_UNDECIDED:.0%} are accepted: give photographs with --golden"

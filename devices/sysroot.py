@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 from netship.bundle.store import sha256_of
 from netship.targets.arguments import add_json, command_parser
 from netship.targets.errors import UserError, run_command
+from netship.targets.escapes import counted
 from netship.targets.files import cache_folder, make_once
 
 # Debian's names of the architectures, by Linux's names.
@@ -145,7 +146,7 @@ def relock(on_progress: Progress, machine: str = "aarch64") -> None:
             )
             lines.append(f"{package.name} {fields['Version']} {fields['SHA256']}")
     lock.write_text("\n".join([*comments, *lines]) + "\n")
-    on_progress(f"{lock}: {len(lines)} packages")
+    on_progress(f"{lock}: {counted(len(lines), 'package')}")
 
 
 def read_lock(machine: str = "aarch64") -> list[Package]:

@@ -15,7 +15,7 @@ from netship.targets.arguments import (
     show_result,
 )
 from netship.targets.errors import UserError, run_command
-from netship.targets.escapes import counted, milliseconds, shown
+from netship.targets.escapes import counted, millions, milliseconds, shown
 from netship.targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -312,9 +312,9 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
     lines += [
         "",
         "columns      a cycle, of peak: MACs a core cycle, and their share of what the core can do; missed: of each cache",
-        f"instructions {metered.instructions / 1e6:.1f} M{slowest}, exact (QEMU)",
-        f"core         {metered.core_cycles / 1e6:.1f} M cycles, estimated (LLVM's model of {cycles.model(metered.cpu)}, no caches)",
-        f"memory       {metered.memory_cycles / 1e6:.1f} M cycles, estimated (cache model of the {hierarchy.board}; no prefetching)",
+        f"instructions {millions(metered.instructions, 1)}{slowest}, exact (QEMU)",
+        f"core         {millions(metered.core_cycles, 1)} cycles, estimated (LLVM's model of {cycles.model(metered.cpu)}, no caches)",
+        f"memory       {millions(metered.memory_cycles, 1)} cycles, estimated (cache model of the {hierarchy.board}; no prefetching)",
         f"time         {milliseconds(high, 1)} at {hierarchy.clock} GHz, {counted(metered.threads, 'thread')}, estimated (core + memory; {milliseconds(low, 1)} if they overlapped)",
         f"energy       {power.words(metered)}",
     ]
@@ -322,8 +322,8 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
         lines.insert(
             -2,
             f"threads      {metered.threads}: the rows are of each region's slowest; core and memory have "
-            f"{metered.barriers / 1e6:.1f} M cycles more for the ends of {metered.regions} regions, "
-            f"{metered.saturated / 1e6:.1f} M for the memory that all share",
+            f"{millions(metered.barriers, 1)} cycles more for the ends of {counted(metered.regions, 'region')}, "
+            f"{millions(metered.saturated, 1)} for the memory that all share",
         )
     if calibration is not None and not calibration.is_current:
         lines.append(
@@ -341,13 +341,13 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
 def _next(found: Advice | None, whose: str = "") -> list[str]:
     if found is None:
         return []
-    above = f"{found.above / 1e6:.1f} M cycles above the roofs of core and memory"
+    above = f"{millions(found.above, 1)} cycles above the roofs of core and memory"
     lines = ["", f"{whose}what to do next: {above}, {found.share:.1%} of the inference"]
     if found.first:
         lines += [f"   {found.first}", f"      {found.command}"]
     for index, step in enumerate(found.steps, 1):
         lines.append(
-            f"{index:2} {step.above / 1e6:.2f} M ({step.share:.1%}), {step.core / 1e6:.2f} M in the core: {step.operator}: {step.advice}"
+            f"{index:2} {millions(step.above)} cycles ({step.share:.1%}), {millions(step.core)} in the core: {step.operator}: {step.advice}"
         )
         lines += [f"      {step.command}"] if step.command else []
     return lines

@@ -6,6 +6,7 @@ import shlex
 from typing import NamedTuple
 
 from netship.meter.operators import LINE_BYTES, Metered, Operator
+from netship.targets.escapes import counted
 
 # Of the inference: a kernel with less to gain is not named.
 _WORTH = 0.01
@@ -85,7 +86,7 @@ def _untuned(metered: Metered) -> str:
     if found is None or found.complete:
         return ""
     return (
-        f"{found.covered} of the network's {found.tasks} tasks have tuning records of their own: tune the "
+        f"{found.covered} of the network's {counted(found.tasks, 'task')} have tuning records of their own: tune the "
         "network"
     )
 

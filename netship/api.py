@@ -33,7 +33,7 @@ from netship.runtime_demo.options import add_device_options, open_session
 from netship.runtime_demo.result import Answer, CheckResult, answers
 from netship.targets import VERSION
 from netship.targets.errors import UserError, refusal
-from netship.targets.escapes import shown
+from netship.targets.escapes import counted, shown
 from netship.targets.progress import Progress
 from netship.tuning import tune as tune_command
 from netship.tuning.tune import Tuned
@@ -156,7 +156,7 @@ class Network:
         if len(tensors) != len(wanted):
             names = ", ".join(repr(shown(each.name)) for each in wanted)
             raise InputError(
-                f"run: {len(tensors)} arrays, not {len(wanted)}; give one for each of {names}"
+                f"run: {counted(len(tensors), 'array')}, not {len(wanted)}; give one for each of {names}"
             )
         for given, port in zip(tensors, wanted, strict=True):
             found, todo = type(given).__name__, "make it a numpy array"

@@ -23,7 +23,7 @@ from netship.targets.arguments import (
     show_result,
 )
 from netship.targets.errors import UserError, run_command
-from netship.targets.escapes import counted, milliseconds, shown
+from netship.targets.escapes import counted, listed, milliseconds, shown
 from netship.targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -32,7 +32,13 @@ if TYPE_CHECKING:
     from netship.bundle.store import Bundle
     from netship.runtime_demo.findings import Given
     from netship.runtime_demo.known_classes import Known
-    from netship.runtime_demo.result import Answer, CheckResult, InputResult, Latency
+    from netship.runtime_demo.result import (
+        Answer,
+        CheckResult,
+        Confusion,
+        InputResult,
+        Latency,
+    )
 
 _EPILOG = (
     DEVICES_HELP
@@ -172,7 +178,7 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
         tensors = golden.read_golden(bundle)[0].inputs
         repeat = arguments.repeat or (0 if emulated else _DEFAULT_REPEAT)
         if repeat:
-            progress.stage(f"timing {repeat} inferences")
+            progress.stage(f"timing {counted(repeat, 'inference')}")
         # A ratio needs the same hardware under both.
         alternating = reference if session.origin is Origin.HOST else None
         ours, theirs = comparison.time_both(
@@ -249,14 +255,20 @@ def _given(
 def _known_classes(
     bundle: Bundle, found: Sequence[Path], arguments: argparse.Namespace
 ) -> Known:
+    from netship.compile.frontend.sources import is_built_in
     from netship.runtime_demo import known_classes
 
     first, kind = bundle.manifest.outputs[0], bundle.manifest.kind
     if kind != "classify" or not bundle.manifest.scores_classes:
         return known_classes.Known({})
-    return known_classes.find(
+    known = known_classes.find(
         found, arguments.images, arguments.labels, bundle.labels(), first.shape[1]
     )
+    name = bundle.manifest.model.name
+    if known.classes and not arguments.labels and is_built_in(name):
+        why = f"{known.source}: not used, as the built-in network's weights are seeded"
+        return known_classes.Known({}, notes=(why,))
+    return known
 
 
 def calibrated_on(facts: Quantisation, found: Sequence[Path]) -> bool:
@@ -278,7 +290,7 @@ def _table(result: CheckResult) -> str:
     if result.excess is not None:
         tolerance = f"at most {result.excess:.2g} of an element's tolerance"
     if result.steps is not None:
-        tolerance = f"{result.steps.found:.0f} steps of {result.step:.3g}, at most {result.steps.accepted} accepted"
+        tolerance = f"{result.steps.found:.0f} of {counted(result.steps.accepted, 'accepted step')} of {result.step:.3g}"
     worst = f"{result.max_abs_error:.2e}, {result.relative_error:.1e} of the reference's range"
     rms = max(r.accuracy.rms_error for r in result.inputs)
     cosine = min(r.accuracy.cosine for r in result.inputs)
@@ -304,6 +316,9 @@ def _table(result: CheckResult) -> str:
             f"labels     {right} of {judged} with a known class are right, {result.labelled(5)[0]} among the best five "
             f"({result.labels})"
         )
+        wrong = [_taken(result, each) for each in result.confusion() if each.taken]
+        if wrong:
+            lines.append(f"confused   {listed(wrong, 4)}")
     if result.vs_float is not None:
         loss, found = result.vs_float, result.float_findings
         words = [f"cosine {loss['cosine']:.4f}"]
@@ -333,8 +348,21 @@ def _table(result: CheckResult) -> str:
     elif boxes and not result.passed:
         verdict += "; all boxes match"
     assumed = "; preprocessing assumed, not given" if result.assumed else ""
-    lines.append(f"verdict    {verdict}, {_compared(result)}, {result.origin}{assumed}")
+    seeded = "; seeded weights: its answers mean nothing" if result.seeded else ""
+    lines.append(
+        f"verdict    {verdict}, {_compared(result)}, {result.origin}{assumed}{seeded}"
+    )
     return "\n".join(lines)
+
+
+def _taken(result: CheckResult, of: Confusion) -> str:
+    others = [f"{_short(result, k)} ({count})" for k, count in of.taken]
+    return f"{_short(result, of.expected)}: {of.right} of {of.size} right, taken for {listed(others, 3)}"
+
+
+def _short(result: CheckResult, number: int) -> str:
+    name, *_ = result.class_name(number).split(",")
+    return shown(name, 24)
 
 
 def _image_line(result: InputResult) -> str:

@@ -327,7 +327,7 @@ def _by_class(
         objects = [number for number in range(classes) if number != background]
         if len(objects) != len(categories):
             raise UserError(
-                f"{path}: {len(categories)} categories, but the network has {len(objects)} classes; build it with "
+                f"{path}: {len(categories)} categories, but the network has {counted(len(objects), 'class')}; build it with "
                 "--labels NAMES.txt, by which they are found"
             )
         in_order = dict(zip(objects, sorted(categories), strict=True))

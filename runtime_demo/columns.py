@@ -11,7 +11,7 @@ from netship.bundle.store import Bundle
 from netship.devices.sessions.session import Origin
 from netship.runtime_demo import microcontroller
 from netship.runtime_demo.result import CheckResult
-from netship.targets.escapes import counted, milliseconds
+from netship.targets.escapes import counted, megabytes, millions, milliseconds
 
 if TYPE_CHECKING:
     from netship.meter.operators import Metered
@@ -152,9 +152,9 @@ def estimated(
     where = ", ".join([cpu, *where_else, f"meter {meter}"])
     return {
         "instructions": Fact(
-            instructions, in_millions(instructions), Origin.EMULATED, where
+            instructions, millions(instructions), Origin.EMULATED, where
         ),
-        "cycles": Fact(cycles, in_millions(cycles), Origin.ESTIMATED, where),
+        "cycles": Fact(cycles, millions(cycles), Origin.ESTIMATED, where),
     }
 
 
@@ -177,7 +177,7 @@ def _speed(result: CheckResult) -> dict[str, Fact]:
             f"{figures.interface.cpu}, {guess.megahertz} MHz, IPC 1",
         )
         count = figures.instructions
-        facts["instructions"] = Fact(count, in_millions(count), origin, figures.board)
+        facts["instructions"] = Fact(count, millions(count), origin, figures.board)
         for name, size in (
             ("flash", figures.flash_bytes),
             ("ram", figures.ram_bytes),
@@ -194,7 +194,7 @@ def _accuracy(result: CheckResult) -> dict[str, Fact]:
         "of_range": Fact(result.relative_error, f"{result.relative_error:.1e}", origin),
     }
     if result.steps and (result.steps.accepted or not result.steps.found):
-        found = f"{result.steps.found:.0f} of {result.steps.accepted} steps"
+        found = f"{result.steps.found:.0f} of {counted(result.steps.accepted, 'step')}"
         if not result.steps.accepted:
             found = "exact"
         facts["of_tolerance"] = Fact(result.steps.found, found, origin)
@@ -289,12 +289,7 @@ def in_ms(value: float, origin: str, where: str) -> Fact:
 
 
 def in_bytes(value: float, origin: str, where: str = "") -> Fact:
-    text = f"{value / 1e6:,.2f} MB" if value >= 1e6 else f"{value / 1e3:,.1f} kB"
-    return Fact(value, text, origin, where)
-
-
-def in_millions(value: float) -> str:
-    return f"{value / 1e6:,.2f} M" if value >= 1e6 else f"{value:,.0f}"
+    return Fact(value, megabytes(value), origin, where)
 
 
 def threads(count: int) -> str:

@@ -116,7 +116,7 @@ def _not_classes(
     where = folders[0].parent
     if not numbers:
         return (
-            f"{where}: {len(folders)} folders, but the network has {count} classes without names: not counted; "
+            f"{where}: {counted(len(folders), 'folder')}, but the network has {counted(count, 'class')} without names: not counted; "
             "name the folders by class numbers, or build with --labels"
         )
     unknown = next(
@@ -131,7 +131,9 @@ def _other_classes(rows: Sequence[_Row], names: Sequence[str], count: int) -> st
     """Why the classes of a table are not the network's; empty where they can be."""
     for row in rows:
         if not 0 <= row.number < count:
-            return f"it has class {row.number}, the network has {count} classes"
+            return (
+                f"it has class {row.number}, the network has {counted(count, 'class')}"
+            )
     labelled = [row for row in rows if row.label and names]
     other = [row for row in labelled if not _alike(row.label, names[row.number])]
     if 2 * len(other) > len(labelled):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from netship.meter import thumb_cycles
 from netship.targets.cores import CORES
-from netship.targets.escapes import ending, milliseconds
+from netship.targets.escapes import counted, ending, milliseconds
 
 if TYPE_CHECKING:
     from netship.devices.microcontroller.figures import Figures
@@ -80,7 +80,7 @@ def lines(figures: Figures) -> list[str]:
     if "float32" in {each.dtype for each in interface.inputs}:
         time += "; those that load many registers at once take more"
     error = (
-        f"{figures.max_error:.0f} steps of the output"
+        f"{counted(round(figures.max_error), 'step')} of the output"
         if all(each.quantised for each in interface.outputs)
         else f"{figures.max_error:.1e}"
     )

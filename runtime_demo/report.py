@@ -23,7 +23,7 @@ from netship.runtime_demo import drawing, microcontroller
 from netship.runtime_demo.result import CheckResult, InputResult
 from netship.targets import templates
 from netship.targets.errors import UserError
-from netship.targets.escapes import counted, milliseconds
+from netship.targets.escapes import counted, megabytes, milliseconds
 from netship.targets.presets import this_cpu
 
 GALLERY_LIMIT = 48
@@ -165,9 +165,9 @@ def _number(value: object) -> float | None:
 
 def _megabytes(value: object) -> str:
     number = _number(value)
-    return (
-        "not recorded" if number is None else f"{number / 1e6:,.2f}\N{NO-BREAK SPACE}MB"
-    )
+    if number is None:
+        return "not recorded"
+    return megabytes(number).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _shape(sizes: Sequence[int]) -> str:
@@ -273,7 +273,7 @@ def histogram(errors: NDArray[np.float64], tolerance: float | None) -> Chart | N
         parts.append(_line("bad", at, _TOP, at, _BOTTOM))
         parts.append(_text("bad", at - 6, _TOP + 12, "tolerance", "end"))
     under = int((errors < 10.0**low).sum())
-    notes = f"{errors.size:,} outputs in all"
+    notes = f"{counted(errors.size, 'output')} in all"
     if under:
         notes += (
             f"; {under:,} of them, equal or nearer than {_power(low)}, are not drawn"
@@ -322,7 +322,7 @@ def distribution(series: Sequence[Series]) -> Chart:
     slow = everything[everything > limit]
     notes = ""
     if slow.size:
-        notes = f"{slow.size} slower ones, up to {slow.max():.1f} ms, are off the axis."
+        notes = f"{counted(slow.size, 'slower one')}, up to {slow.max():.1f} ms, are off the axis."
     return Chart(_svg("Latency distribution", notes, parts), notes)
 
 

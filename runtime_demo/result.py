@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +66,20 @@ class Steps(NamedTuple):
 
     found: float
     accepted: int
+
+
+class Confusion(NamedTuple):
+    """The inputs that are known to show one class.
+
+    Attributes:
+        right: how many of the ``size`` have it as our best class.
+        taken: our best classes of the others and how often, the most frequent first.
+    """
+
+    expected: int
+    right: int
+    size: int
+    taken: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -207,6 +222,13 @@ class CheckResult:
         return preprocessing is not None and preprocessing.assumed
 
     @property
+    def seeded(self) -> bool:
+        """Whether the network is built in, and no weight of it was trained."""
+        from netship.compile.frontend.sources import is_built_in
+
+        return is_built_in(self.bundle.manifest.model.name)
+
+    @property
     def step(self) -> float | None:
         """Of an int8 network: what one step of its first output means."""
         facts = self.bundle.manifest.quantisation
@@ -289,6 +311,24 @@ class CheckResult:
         right = [r.expected in [a.class_index for a in r.ours[:top]] for r in judged]
         return sum(right), len(judged)
 
+    def confusion(self) -> list[Confusion]:
+        """By known class, those with the most mistakes first."""
+        answered: dict[int, Counter[int]] = {}
+        for each in self.inputs:
+            if each.expected is not None and each.ours:
+                counts = answered.setdefault(each.expected, Counter())
+                counts[each.ours[0].class_index] += 1
+        found = []
+        for expected, counts in answered.items():
+            size, right = counts.total(), counts.pop(expected, 0)
+            found.append(Confusion(expected, right, size, (*counts.most_common(),)))
+        return sorted(found, key=lambda x: (x.right - x.size, x.expected))
+
+    def class_name(self, number: int) -> str:
+        labels = self.bundle.labels()
+        name = labels[number] if 0 <= number < len(labels) else ""
+        return name or f"class {number}"
+
     def to_json(self) -> dict[str, Any]:
         right, judged = self.labelled()
         return {
@@ -310,6 +350,10 @@ class CheckResult:
             "labelled_right": right,
             "labelled_right_top5": self.labelled(5)[0],
             "labels": self.labels,
+            "confusion": [
+                each._asdict() | {"taken": dict(each.taken)}
+                for each in self.confusion()
+            ],
             "threads": self.threads,
             "latency_ms": self.latency.to_json() if self.latency else None,
             "reference": self.reference,
@@ -322,6 +366,7 @@ class CheckResult:
             "boards": dict(self.boards),
             "passed": self.passed,
             "preprocessing_assumed": self.assumed,
+            "seeded_weights": self.seeded,
             "vs_quantised": self.vs_quantised,
             "vs_float": self.vs_float,
             **self.findings.to_json(),

@@ -15,12 +15,11 @@ from netship.runtime_demo.columns import (
     Fact,
     estimated,
     in_bytes,
-    in_millions,
     in_ms,
     threads,
 )
 from netship.targets.errors import UserError
-from netship.targets.escapes import counted
+from netship.targets.escapes import counted, millions
 from netship.targets.files import read_text
 
 _Count = Annotated[FiniteFloat, Field(ge=0, lt=1e18)]
@@ -179,7 +178,7 @@ class _Checked(BaseModel):
             text = f"{self.labelled_right}/{self.labelled}"
             facts["labelled"] = Fact(share, text, origin)
         if self.instructions is not None and isinstance(self.board, str):
-            text = in_millions(self.instructions)
+            text = millions(self.instructions)
             facts["instructions"] = Fact(self.instructions, text, origin, self.board)
         for name, size, of in (
             ("ram", self.ram_bytes, origin),

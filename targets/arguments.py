@@ -7,7 +7,9 @@ import json
 import math
 import re
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
+from typing import NoReturn
 
 from netship.targets import VERSION
 from netship.targets.commands import as_called
@@ -16,10 +18,24 @@ from netship.targets.files import check_writable
 
 
 class _Parser(argparse.ArgumentParser):
-    """Its help names the commands as `as_called` does."""
+    """Its help names the commands as `as_called` does; options that it does not take are a UserError of one line."""
 
     def format_help(self) -> str:
         return as_called(super().format_help())
+
+    def error(self, message: str) -> NoReturn:
+        said = message.removeprefix("argument ")
+        raise UserError(f"{said}; {self._todo(said)}see {self.prog} --help")
+
+    def _todo(self, message: str) -> str:
+        """What the first word that was not taken stood for; empty where nothing is near."""
+        _, _, words = message.partition("unrecognized arguments: ")
+        option = words.partition(" ")[0].partition("=")[0]
+        known = list(self._option_string_actions)
+        if Path(option).suffix in (".onnx", ".tflite") and "--model" in known:
+            return f"give it as --model {option}; "
+        near = get_close_matches(option, known, 1) if option.startswith("--") else []
+        return f"did you mean {near[0]}? " if near else ""
 
 
 def command_parser(

@@ -76,7 +76,7 @@ def run_command(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
     """Run a command line's ``main(argv)`` and exit with its code.
 
     Exit codes: 0 success; 1 a check did not pass; 2 the user's input was refused, in one
-    line on stderr; 130 Ctrl-C; 143 SIGTERM.
+    line on stderr; 3 a build was not compared; 130 Ctrl-C; 143 SIGTERM.
     """
     try:
         interrupts.raise_them()

@@ -132,14 +132,30 @@ def is_c_prefix(text: str) -> bool:
 
 
 def counted(number: int, noun: str) -> str:
-    """Such as "1 image" and "2 images"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    """Such as "1 image", "2 images" and "3 boxes"."""
+    plural = "es" if noun.endswith(("s", "x")) else "s"
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
+
+
+def all_counted(number: int, noun: str) -> str:
+    """Such as "the one image" and "all 2 images"."""
+    return f"the one {noun}" if number == 1 else f"all {counted(number, noun)}"
 
 
 def milliseconds(time: float, decimals: int = 2) -> str:
     """A time such as "12.60 ms"; below 1 ms three significant digits, such as "0.000591 ms"."""
     text = f"{time:.{decimals}f}" if time >= 1 else f"{Decimal(f'{time:.3g}'):f}"
     return f"{text} ms"
+
+
+def megabytes(nbytes: float) -> str:
+    """A size such as "2.49 MB"; below 1 MB such as "12.3 kB"."""
+    return f"{nbytes / 1e6:,.2f} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:,.1f} kB"
+
+
+def millions(count: float, decimals: int = 2) -> str:
+    """A count such as "300.77 M"; below a million such as "13,568"."""
+    return f"{count / 1e6:,.{decimals}f} M" if count >= 1e6 else f"{count:,.0f}"
 
 
 def c_prefix(text: str) -> str:

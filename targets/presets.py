@@ -191,7 +191,7 @@ _BY_NAME = {target.name: target for target in PRESETS}
 _BOARDS = {
     "arm-cortex-a7": ("rpi2", "stm32mp1"),
     "arm-cortex-a53": ("rpi3", "zero2w", "imx8m", "am62", "stm32mp2"),
-    "arm-cortex-a72": ("rpi4", "jetsonnano", "rk3399", "s922x"),
+    "arm-cortex-a72": ("rpi4", "jetsonnano", "jetsontx", "rk3399", "s922x"),
     "arm-cortex-a76": ("rpi5", "cm5", "rk3588", "orangepi5", "rock5"),
     "arm-cortex-a55": (
         *(
@@ -237,6 +237,15 @@ _WITHOUT_TARGET = {
     "cm4": "a Compute Module 4 is rpi4, a Cortex-M4 is cortex-m4",
     "rpi1": "an ARMv6 core without NEON",
     "rpizero": "an ARMv6 core without NEON",
+    "jetsonxavier": "has cores without dot product, for which arm-cortex-a72 builds",
+}
+# A maker's name alone means its boards; before a board's name it means nothing.
+_MAKERS = {
+    "nvidia": "jetson",
+    "rockchip": "rk",
+    "nxp": "imx",
+    "nordic": "nrf",
+    "espressif": "esp",
 }
 
 # "CPU part" of /proc/cpuinfo, implementer 0x41 (Arm Ltd): Arm's MIDR_EL1 part numbers.
@@ -324,7 +333,15 @@ def resolve(name: str) -> Target:
         raise UserError(
             f"target {name!r}: {found}; `python -m targets` lists what can be built"
         )
-    near = difflib.get_close_matches(name, [*_BY_NAME, "native"], n=3, cutoff=0.6)
+    family = _family(board)
+    if len(family) > 1:
+        raise UserError(
+            f"target {name!r}: names several; give one of {', '.join(family)}"
+        )
+    near = family or (
+        difflib.get_close_matches(name, [*_BY_NAME, "native"], n=3, cutoff=0.6)
+        or difflib.get_close_matches(board, _PRESET_OF, n=3, cutoff=0.6)
+    )
     hint = (
         f"did you mean {' or '.join(near)}?"
         if near
@@ -358,8 +375,23 @@ def boards_of(target: Target) -> tuple[str, ...]:
 def _normalised(name: str) -> str:
     """``Raspberry Pi 4B``, ``rpi-4`` → ``rpi4b``, ``rpi4``."""
     plain = re.sub(r"[^a-z0-9]", "", name.lower())
-    plain = re.sub(r"^(raspberrypi|raspi|pi)(?=[0-9z])", "rpi", plain)
+    plain = re.sub(rf"^({'|'.join(_MAKERS)})(?=.)", "", plain)
+    plain = re.sub(r"^(raspberry|raspberrypi|raspi|pi)(?=[0-9z]|$)", "rpi", plain)
     return plain.replace("rpizero2", "zero2")
+
+
+def _family(name: str) -> list[str]:
+    """The targets and boards whose names go on where ``name`` ends."""
+    begin = _MAKERS.get(name, name)
+    if not begin:
+        return []
+    return sorted(
+        each
+        for each in (*_BY_NAME, *_PRESET_OF)
+        if re.sub("[^a-z0-9]", "", each).startswith(
+            tuple(f"{before}{begin}" for before in ("", "arm", "cortex", "armcortex"))
+        )
+    )
 
 
 def _longest_prefix(name: str, table: Mapping[str, str]) -> str | None:

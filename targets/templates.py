@@ -62,7 +62,7 @@ def _require_filter(value: object) -> object:
 
 
 def _environment(folders: Sequence[Path], **more: Any) -> Environment:
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(folders),
         autoescape=True,
         undefined=StrictUndefined,
@@ -70,3 +70,10 @@ def _environment(folders: Sequence[Path], **more: Any) -> Environment:
         lstrip_blocks=True,
         **more,
     )
+    environment.filters |= {
+        "counted": escapes.counted,
+        "all_counted": escapes.all_counted,
+        "megabytes": escapes.megabytes,
+        "millions": escapes.millions,
+    }
+    return environment

@@ -231,3 +231,7 @@ def test_nothing_of_ours_is_built_where_it_could_not_be_counted(
     words = ["--model", str(model), "--cpu", "cortex-a72", "--runtimes"]
     assert compare.main(words) == 1
     assert "this project: no qemu-aarch64" in capsys.readouterr().out
+
+
+def test_a_small_network_has_more_than_a_tenth_of_a_million() -> None:
+    assert [compare._millions(x) for x in (28_304, 22_500_000)] == ["0.028", "22.5"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +17,9 @@ from conftest import run, succeed
 
 from netship.bundle.golden import read_golden
 from netship.bundle.store import open_bundle, sha256_of
-from netship.compile.build import _table
+from netship.compile.build import _next, _table, main
+from netship.compile.precision import search
+from netship.targets.presets import this_cpu
 
 Build = Callable[..., Path]
 SMALL = "mobilenetv2-0.35-96"
@@ -67,6 +70,44 @@ def test_the_json_is_one_object(small_cnn: Path, tmp_path: Path) -> None:
     assert answer["bundle"] == str(tmp_path / "b")
     assert answer["verification"]["origin"] == "measured on host"
     assert answer["verification"]["relative_error"] <= 1e-4
+
+
+def test_what_cannot_run_here_is_built_and_ends_with_a_code_of_its_own(
+    small_cnn: Path, tmp_path: Path
+) -> None:
+    target = "x86-64-v3" if this_cpu().machine == "aarch64" else "rpi4"
+    output = tmp_path / "b"
+    asked = ["--model", small_cnn, "--target", target, "--output", output]
+    done = run("compile.build", *asked, PATH="/nowhere")
+    assert done.returncode == 3
+    why = "(no QEMU for aarch64; install it with `apt install|this machine lacks)"
+    line = done.stderr.splitlines()[-1]
+    assert re.match(f"NOT compared with ONNX Runtime: {why}", line)
+    assert "--ssh USER@BOARD" in line and "--accept-uncompared" in line
+    assert "checked  NOT compared with ONNX Runtime: " in done.stdout
+    measured = open_bundle(output).manifest.measured
+    assert measured["verification"] is None
+    assert re.match(why, measured["not_verified_because"])
+
+
+def test_without_a_comparison_the_code_is_0_only_where_that_is_accepted(
+    built: Build, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = open_bundle(built(SMALL))
+    facts = {"verification": None, "not_verified_because": "no QEMU"}
+    manifest = bundle.manifest.model_copy(
+        update={"measured": {**bundle.manifest.measured, **facts}}
+    )
+    made = [replace(bundle, manifest=manifest), bundle]
+    monkeypatch.setattr(search, "build", lambda *_: made.pop(0))
+    standalone = manifest.model_copy(update={"format": "standalone"})
+    todo = _next(replace(bundle, manifest=standalone), SMALL)
+    assert re.match(r"./verify FOLDER on its board, .*board kit --target", todo)
+    assert main(["--json", "--accept-uncompared"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["compared"] is False and not said.err
+    assert main(["--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["compared"] is True
 
 
 def test_the_next_command_checks_where_the_build_was_verified(built: Build) -> None:

@@ -213,9 +213,9 @@ def test_all_boards_are_busy(bundle: Bundle, tmp_path: Path) -> None:
         other = busy(bundle, *where)
         try:
             result = check(bundle, *where, "--wait", 1)
-            words = "waiting up to 1 s for one of 1 board(s) with key 'pi', all busy"
+            words = "waiting up to 1 s for one of 1 board with key 'pi', all busy"
             assert words in result.stderr
-            assert "all 1 board(s) with key 'pi' stayed busy for 1 s" in refused(result)
+            assert "the one board with key 'pi' stayed busy for 1 s" in refused(result)
         finally:
             leave(other)
         result = check(bundle, *where, "--repeat", 1)

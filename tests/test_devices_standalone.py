@@ -248,7 +248,10 @@ def test_a_server_is_refused_before_anybody_is_asked(
     names = ("ssh", "rpc", "tracker", "key", "board", "cpu", "threads")
     options = {**dict.fromkeys(names), "wait": 1, "priority": 1}
     arguments = SimpleNamespace(**{**options, **place})
-    with pytest.raises(UserError, match="needs no RPC server; .* fake_self_test there"):
+    with pytest.raises(
+        UserError,
+        match="needs no RPC server; .* ./verify FOLDER of the kit .* fake_self_test",
+    ):
         open_session(library, arguments, Progress(quiet=True))  # type: ignore[arg-type]
 
 

@@ -284,7 +284,9 @@ def test_grey_has_no_channel_order() -> None:
     grey = Tensor(name="x", shape=(1, 1, 32, 48), layout="NCHW")
     with pytest.raises(UserError, match="--channel-order BGR: .* 1 channel"):
         resolved({"channel_order": "bgr"}, tensor=grey)
-    with pytest.raises(UserError, match="3 means, but the model's input has 1"):
+    with pytest.raises(
+        UserError, match="3 means, but the model's input has 1 channel;"
+    ):
         resolved({"preprocessing": "keras-resnet"}, tensor=grey)
 
 

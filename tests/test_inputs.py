@@ -109,6 +109,8 @@ def test_a_folder_gives_the_files_that_fit_the_input(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     assert [p.name for p in inputs.find([tmp_path], [ROW])] == ["a.npy", "b.npy"]
     assert [p.name for p in inputs.find([tmp_path], [INPUT])] == ["c.jpg"]
+    (tmp_path / "c.jpg").unlink()
+    assert [p.name for p in inputs.find([tmp_path], [INPUT])] == ["a.npy", "b.npy"]
     with pytest.raises(UserError, match="no such file or folder; give an array or a"):
         inputs.find([tmp_path / "e"], [ROW])
 

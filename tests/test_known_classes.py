@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 from check_results import a_result, an_input
+from tiny import tiny_bundle
 
 from netship.bundle import photos
+from netship.bundle.store import Bundle
 from netship.runtime_demo import file_names, known_classes
-from netship.runtime_demo.check import _table
+from netship.runtime_demo.check import _known_classes, _table
 from netship.runtime_demo.known_classes import Known
 from netship.targets.errors import UserError
+from netship.targets.presets import native
 
 TREES = ["ash", "birch", "Elm, field elm"]
 
@@ -47,6 +51,26 @@ def test_folders_are_classes_by_name(folder: Path) -> None:
     assert (known.source, known.notes) == ("the folders", ())
 
 
+def test_a_network_of_seeded_weights_is_not_judged_by_a_table_that_lies_there(
+    tmp_path: Path,
+) -> None:
+    made = tiny_bundle(tmp_path, native())
+    (tmp_path / "photo.png").touch()
+    (tmp_path / "labels.csv").write_text("file,class_index\nphoto.png,1\n")
+    for model, table, judged in (
+        ("mine.onnx", None, 1),
+        ("mobilenetv2-0.35-96", None, 0),
+        ("mobilenetv2-0.35-96", tmp_path / "labels.csv", 1),
+    ):
+        identity = made.manifest.model.model_copy(update={"name": model})
+        known_as = made.manifest.model_copy(update={"model": identity})
+        bundle = Bundle(made.path, known_as)
+        asked = Namespace(labels=table, images=[tmp_path])
+        known = _known_classes(bundle, [tmp_path / "photo.png"], asked)
+        assert len(known.classes) == judged
+        assert ["seeded" in each for each in known.notes] == [True] * (not judged)
+
+
 def test_folders_are_classes_by_number_or_in_order(folder: Path) -> None:
     assert numbers(found(folder, [], 2)) == [*IN_ORDER, ("elm/1.jpg", 1)]
     (folder / "ash").rename(folder / "7")
@@ -59,7 +83,7 @@ def test_folders_of_other_classes_are_not_counted(folder: Path) -> None:
     assert other.classes == {} and "'elm' is no class of the network" in other.notes[0]
     unnamed = found(folder, [], 1000)
     assert unnamed.classes == {}
-    assert "2 folders, but the network has 1000 classes" in unnamed.notes[0]
+    assert "2 folders, but the network has 1,000 classes" in unnamed.notes[0]
 
 
 def test_a_folder_of_images_has_no_classes(folder: Path) -> None:

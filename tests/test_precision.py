@@ -352,12 +352,12 @@ def test_what_cannot_be_reached_is_refused_in_one_line(
     ],
 )
 def test_options_that_do_not_fit_are_refused(
-    options: str, said: str, model: Path, capsys: pytest.CaptureFixture[str]
+    options: str, said: str, model: Path
 ) -> None:
-    with pytest.raises((UserError, SystemExit)) as refused:
+    with pytest.raises(UserError) as refused:
         parsed = command.parser().parse_args(["--model", str(model), *options.split()])
         search.build(command.request(parsed), Progress(quiet=True))
-    assert said in f"{refused.value}{capsys.readouterr().err}"
+    assert said in str(refused.value)
 
 
 def test_a_network_that_cannot_be_quantised_is_left_in_float(

@@ -232,7 +232,7 @@ def test_check_names_each_line_and_says_why(
     assert f"{path}:3: torn" in said
     assert f"{path}:4: not a tuning record" in said
     assert f"{path}:5: a record of version 'v0.5'" in said
-    assert "1 records are of target 'llvm -keys=cpu -mcpu=skylake" in said
+    assert "1 record of target 'llvm -keys=cpu -mcpu=skylake" in said
     assert main(["check", str(log(path, record()))]) == 0
 
 

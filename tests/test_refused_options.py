@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from refusals import BUILD, CHECK, VALID, Place, expect
 
-from netship.targets.escapes import counted
+from netship.__main__ import main as netship
+from netship.compile.build import parser
+from netship.targets.commands import COMMANDS
+from netship.targets.errors import UserError
+from netship.targets.escapes import all_counted, counted, megabytes, millions
 
 
 @pytest.fixture
@@ -62,6 +67,11 @@ def test_refuses_an_option(place: Place, options: list[str], words: str) -> None
 
 def test_one_is_not_many() -> None:
     assert [counted(n, "image") for n in (1, 2)] == ["1 image", "2 images"]
+    assert [counted(n, "class") for n in (1, 2)] == ["1 class", "2 classes"]
+    sizes = [megabytes(n) for n in (812, 99_000, 2_486_000)]
+    assert sizes == ["0.8 kB", "99.0 kB", "2.49 MB"]
+    assert [millions(n, 1) for n in (13_568, 300_774_272)] == ["13,568", "300.8 M"]
+    assert [all_counted(n, "box") for n in (1, 2)] == ["the one box", "all 2 boxes"]
 
 
 def test_refuses_a_toml_with_a_misspelt_key(place: Place) -> None:
@@ -84,14 +94,41 @@ def test_refuses_a_toml_with_a_misspelt_key(place: Place) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_misused_option_is_named_below_the_usage(
+def test_a_misused_option_is_named_in_one_line(
     place: Place, module: str, options: list[str], words: str
 ) -> None:
-    with place.start(module, *options) as process:
-        out, err = process.communicate()
-    assert process.returncode == 2 and not out
-    assert err.startswith("usage: ") and "Traceback" not in err
-    expect(err.splitlines()[-1], f"python -m {module}: error: |{words}")
+    line = place.refused(module, *options)
+    expect(line, f"; see python -m {module} --help|{words}")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_names_an_option_that_it_does_not_take(name: str) -> None:
+    words = ["merge", "a", "--output", "b"] if name == "records" else []
+    words += ["compare"] if name == "bench" else []
+    words += ["emulate"] if name == "board" else []
+    with pytest.raises(UserError) as refused:
+        netship([name, *words, "--no-such-option"])
+    line = str(refused.value)
+    assert "\n" not in line and "usage" not in line
+    assert "--no-such-option" in line or re.search(
+        "(are|is) required; |required: ", line
+    )
+    assert re.search(r"; see python -m \S+( \w+)? --help$", line)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--quantise", "int8"], "--quantise int8; did you mean --quantize? see"),
+        (["mine.onnx"], "mine.onnx; give it as --model mine.onnx; see"),
+        (["mine"], "unrecognized arguments: mine; see"),
+        (["--threads"], "--threads: expected one argument; see"),
+        (["--format", "elf"], "--format: invalid choice: 'elf' (choose from 'bundle',"),
+    ],
+)
+def test_the_line_says_what_to_write_instead(words: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        parser().parse_args(words)
 
 
 # Where the bundle goes

@@ -22,6 +22,7 @@ from netship.bundle.manifest import (
     Float16,
     Judging,
     LayerLoss,
+    ModelIdentity,
     Preprocessing,
     Quantisation,
     Quantised,
@@ -65,7 +66,7 @@ def test_a_passed_check_shows_photographs_answers_times_and_the_build(
         "Engine 0.19",
         "NHWC: tuning records cover all 7 tasks",
         "7 of 7 tasks, znver4.json on a Zen core",
-        "1 fused groups, 1 of them with multiply-adds, 2.0 M in all",
+        "1 fused group, 1 of them with multiply-adds, 2.0 M in all",
         "model.so 4.56 MB, the model’s weights not recorded, workspace 1.23 MB",
         "3 unless told otherwise, 2 in this check",
         "2 inputs against the reference: largest error 3.0 × 10⁻⁷ of the range emulated",
@@ -172,7 +173,7 @@ def test_golden_inputs_on_an_emulated_board_read_well_without_photographs_and_ti
     page = written(result, tmp_path)
     assert page.photographs() == 0
     text = page.text
-    assert "All 1 golden input: every output" in text
+    assert "The one golden input: every output" in text
     assert "golden input 0 ash, 87.3 % ash, 65.1 %" in text
     assert text.count("say nothing about a real one") == 2
     assert "measured on host" not in text.split("A figure’s origin")[0]
@@ -298,7 +299,8 @@ def test_a_microcontroller_has_memory_and_steps_instead_of_times(
         "Flash 34,000 bytes: code, tables and weights",
         "Instructions 4.80 M of one inference counted by QEMU",
         "10.0 ms at 480 MHz, if an instruction takes one cycle",
-        "int8, 192 bytes, real value = (q − -3) × 0.5, channels last",
+        "Input of the model",
+        "Input in C int8, 192 bytes, real value = (q − -3) × 0.5, channels last",
         "float32, 20 bytes",
         "1 stem 1,500,000 3,600,000 75.0 % – – – 0.42",
         "500,000 1,200,000 25.0 % 700,000 400,000 100,000 0.42",
@@ -381,6 +383,37 @@ def test_an_assumed_preprocessing_is_said_with_every_verdict(
         assert ("preprocessing assumed, not given" in words) == assumed
     assert ("The preprocessing is assumed, not given: v. " in page) == assumed
     assert result.to_json()["preprocessing_assumed"] is assumed
+
+
+def test_known_classes_say_what_they_were_taken_for(tree: Path, tmp_path: Path) -> None:
+    inputs = [an_input(tree, ours, ours, expected=known) for ours, known in ((0, 0), (1, 0), (1, 0), (3, 0), (3, 3))]  # fmt: skip
+    result = a_result(tmp_path, inputs)
+    ash, elm = result.confusion()
+    assert (ash.right, ash.size, ash.taken) == (1, 4, ((1, 2), (3, 1)))
+    assert (elm.expected, elm.right, elm.size, elm.taken) == (3, 1, 1, ())
+    said = f"confused   {LABELS[0]}: 1 of 4 right, taken for {LABELS[1]} (2), {LABELS[3]} (1)"
+    assert said in check_table(result).splitlines()
+    text = written(result, tmp_path).text
+    assert f"{LABELS[0]} 1 of 4 {LABELS[1]} (2), {LABELS[3]} (1)" in text
+    assert result.to_json()["confusion"][0]["taken"] == {1: 2, 3: 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "seeded"), [("trees.onnx", False), ("mobilenetv2-0.35-96", True)]
+)
+def test_seeded_weights_are_said_with_the_verdict(
+    tree: Path, tmp_path: Path, name: str, seeded: bool
+) -> None:
+    identity = ModelIdentity(name=name, sha256="0" * 64)
+    bundle = Bundle(tmp_path, manifest(model=identity))
+    result = a_result(tmp_path, [an_input(tree)], bundle=bundle)
+    verdict = check_table(result).splitlines()[-1]
+    assert verdict.endswith("; seeded weights: its answers mean nothing") == seeded
+    page = written(result, tmp_path).text
+    assert (
+        "weights are seeded, not trained. Its answers mean nothing" in page
+    ) == seeded
+    assert result.to_json()["seeded_weights"] is seeded
 
 
 def test_skipped_files_are_counted_beside_the_verdict(

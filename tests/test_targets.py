@@ -49,6 +49,11 @@ def test_the_list_names_every_target_and_what_native_is() -> None:
         ("arm-cortex-a722", "arm-cortex-a72"),
         ("x86-64v3", "x86-64-v3"),
         ("nativ", "native"),
+        ("cortex-a72", r"did you mean arm-cortex-a72\?"),
+        ("m7", r"did you mean cortex-m7\?"),
+        ("A76", r"did you mean arm-cortex-a76\?"),
+        ("esp", r"did you mean esp32\?"),
+        ("rk3288", "did you mean rk3588"),
     ],
 )
 def test_an_unknown_name_gets_the_nearest(name: str, near: str) -> None:
@@ -65,6 +70,7 @@ def test_an_unknown_name_gets_the_nearest(name: str, near: str) -> None:
         ("pi3", "arm-cortex-a53"),
         ("jetson-nano", "arm-cortex-a72"),
         ("jetson-orin-nano", "arm-cortex-a78"),
+        ("NVIDIA Jetson TX2", "arm-cortex-a72"),
         ("RK3588S", "arm-cortex-a76"),
         ("orange-pi-5-plus", "arm-cortex-a76"),
         ("rk3568", "arm-cortex-a55"),
@@ -95,11 +101,39 @@ def test_a_board_or_part_means_the_target_of_its_core(name: str, target: str) ->
         ("cm3", "rpi3.*cortex-m3"),
         ("cm4", "rpi4.*cortex-m4"),
         ("rpi-zero", "NEON"),
+        ("jetson-xavier", "arm-cortex-a72"),
     ],
 )
 def test_a_part_that_nothing_builds_for_says_why(name: str, why: str) -> None:
     with pytest.raises(UserError, match=why):
         resolve(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "some"),
+    [
+        ("jetson", "jetsonnano, jetsonorin, jetsontx"),
+        ("nvidia", "jetsonnano, jetsonorin, jetsontx"),
+        ("raspberry", "rpi2, rpi3, rpi4, rpi5"),
+        ("Raspberry Pi", "rpi2, rpi3, rpi4, rpi5"),
+        ("rpi", "rpi2, rpi3, rpi4, rpi5"),
+        ("stm32", "stm32h5, stm32h7"),
+        ("i.MX", "imx8m, imx93, imxrt10"),
+        ("nrf", "nrf51, nrf52"),
+        ("orange-pi", "orangepi5, orangepicm4"),
+        ("rk", "rk3399, rk3566, rk3568, rk3588"),
+        ("cortex-m", "cortex-m33, cortex-m4, "),
+        ("cortex-a", "arm-cortex-a53, "),
+        ("arm", "arm-cortex-a53, "),
+        ("x86", "x86-64-v2, x86-64-v3, x86-64-v4"),
+    ],
+)
+def test_a_family_of_boards_gets_the_names_of_its_members(name: str, some: str) -> None:
+    with pytest.raises(UserError, match="names several; give one of") as refused:
+        resolve(name)
+    _, _, members = str(refused.value).partition("give one of ")
+    assert some in members
+    assert all(resolve(each) for each in members.split(", "))
 
 
 def test_the_boards_are_listed_and_mean_presets() -> None:

@@ -53,13 +53,17 @@ def log(tmp_path: Path) -> lookup.RecordLog:
     return lookup.read(path)
 
 
-def test_the_curve_begins_where_every_task_has_a_time(log: lookup.RecordLog) -> None:
+def test_the_curve_begins_at_the_first_time_though_tasks_have_none_yet(
+    log: lookup.RecordLog,
+) -> None:
     found = curve(log, {'["a", [1]]': 2, '["b", [1]]': 1})
     assert found is not None
     trials, seconds = zip(*found.points, strict=True)
-    assert trials == (3, 5, 6)
+    assert trials == (1, 5, 6)
     assert seconds == pytest.approx((13e-3, 7e-3, 7e-3))
-    assert curve(log, {'["a", [1]]': 2, '["c", [1]]': 1}) is None
+    partial = curve(log, {'["a", [1]]': 2, '["c", [1]]': 1})
+    assert partial is not None and [x for x, _ in partial.points] == [1, 3, 3]
+    assert curve(log, {'["c", [1]]': 1}) is None
 
 
 def test_the_table_orders_tasks_by_their_share() -> None:
@@ -83,7 +87,7 @@ def test_a_log_has_a_line_a_round_and_no_escape_codes(
     out = capsys.readouterr().out
     assert "\x1b" not in out
     first, second, heading, row = out.splitlines()
-    assert "7 trials, 1 errors, total 1.000 ms" in first
+    assert "7 trials, 1 error, total 1.000 ms" in first
     with SearchTable(LIMITS) as table:
         table.update([*states, _state("none", math.inf)], states[0])
     assert "total 1.000 ms of 1 of 2 tasks" in capsys.readouterr().out

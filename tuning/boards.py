@@ -21,6 +21,7 @@ from netship.devices.transport.pool import Pool
 from netship.devices.transport.ssh import open_server
 from netship.devices.transport.tracker import boards_of, request_board
 from netship.targets.errors import UserError
+from netship.targets.escapes import counted
 from netship.targets.presets import Target
 from netship.targets.toolchain import link_shared
 from netship.tuning.measure import RUNTIME_DEVICE, Kernel
@@ -87,7 +88,7 @@ class BoardMeasurer:
         self._target, self._threads = target, threads
         self.origin = _origin(boards)
         names = ", ".join(board.name for board in boards)
-        self.how = f"{self.origin}: {names} over RPC, {threads} thread(s), warm caches"
+        self.how = f"{self.origin}: {names} over RPC, {counted(threads, 'thread')}, warm caches"
         places = [(self._connect(board), None) for board in boards]
         self._pool: Pool[_Connection] = Pool(places, patience, _LOSSES)
 

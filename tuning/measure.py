@@ -15,6 +15,7 @@ from netship.meter.counting import Block, CountingError
 from netship.meter.cycles import CORES
 from netship.meter.memory import hierarchy
 from netship.targets.errors import UserError
+from netship.targets.escapes import counted
 from netship.targets.presets import Target, missing_features, this_cpu
 from netship.tuning import workers
 from netship.tuning.workers import Failure
@@ -80,8 +81,12 @@ class LocalMeasurer:
             )
         cores = sorted(os.sched_getaffinity(0))
         if threads > len(cores):
-            raise UserError(f"--threads {threads}: this machine has {len(cores)} cores")
-        self.how = f"{self.origin}: {cpu.model}, {threads} thread(s), weights cold"
+            raise UserError(
+                f"--threads {threads}: this machine has {counted(len(cores), 'core')}"
+            )
+        self.how = (
+            f"{self.origin}: {cpu.model}, {counted(threads, 'thread')}, weights cold"
+        )
         self._workers = workers.Pool(1, _SECONDS, threads, cores[-threads:])
 
     def measure(self, kernels: Sequence[Kernel]) -> list[list[float] | Failure]:

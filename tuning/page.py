@@ -52,21 +52,25 @@ class Curve(NamedTuple):
 
 
 def curve(log: RecordLog, weights: Mapping[str, int]) -> Curve | None:
-    """The tuning curve of the tasks in ``weights``, by workload key; None if one has no time."""
+    """The tuning curve of those tasks in ``weights``, by workload key, that have a time; None if none has.
+
+    A task's first time counts before its first trial, too: a small budget has a curve.
+    """
+    records = [each for each in log.records if each.workload in weights]
     best: dict[str, float] = {}
+    for record in records:
+        if not record.error:
+            best.setdefault(record.workload, record.seconds)
     points: list[tuple[int, float]] = []
     trials = 0
-    for record in log.records:
-        key = record.workload
-        if key not in weights:
-            continue
+    for record in records:
         trials += 1
-        if record.error or record.seconds >= best.get(key, math.inf):
+        key = record.workload
+        if record.error or (points and record.seconds >= best[key]):
             continue
         best[key] = record.seconds
-        if len(best) == len(weights):
-            total = sum(weights[each] * seconds for each, seconds in best.items())
-            points.append((trials, total))
+        total = sum(weights[each] * seconds for each, seconds in best.items())
+        points.append((trials, total))
     if not points:
         return None
     return Curve((*points, (trials, points[-1][1])))

@@ -161,7 +161,7 @@ def _merge(arguments: argparse.Namespace) -> int:
     whole = merge(logs)
     done = _write(arguments, whole, [line for log in logs for line in log.skipped])
     repeats = sum(len(log.lines) for log in logs) - len(whole.lines)
-    print(f"{done}, {repeats} repeats dropped")
+    print(f"{done}, {counted(repeats, 'repeat')} dropped")
     return 0
 
 
@@ -182,7 +182,7 @@ def _check(arguments: argparse.Namespace) -> int:
         for target, count in Counter(map(_line_target, log.lines)).items():
             if ours and lookup.canonical(target) != ours:
                 problems.append(
-                    f"{path}: {count} records are of target {target!r}, the header says {ours!r}"
+                    f"{path}: {counted(count, 'record')} of target {target!r}, the header says {ours!r}"
                 )
         found.append(
             {
@@ -201,7 +201,7 @@ def _check(arguments: argparse.Namespace) -> int:
             print(line)
         if "records" in each:
             print(
-                f"{each['file']}: {each['records']} records of {each['tasks']} tasks, "
+                f"{each['file']}: {counted(each['records'], 'record')} of {counted(each['tasks'], 'task')}, "
                 f"{each['errors']} of them errors, {each['origin'] or 'origin not said'}"
             )
     return int(any(each["problems"] for each in found))
@@ -272,7 +272,7 @@ def _coverage(arguments: argparse.Namespace) -> int:
     else:
         print("\n".join([*notes, *_table(rows)]))
         where = f"{target.name}, {numbers}"
-        print(f"{covered} of {len(rows)} tasks have records for {where}")
+        print(f"{covered} of {counted(len(rows), 'task')} have records for {where}")
     return int(covered < len(rows))
 
 

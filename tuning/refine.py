@@ -281,7 +281,7 @@ def time_in_turn(
 
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
     tvm = engine.runtime(threads)
-    stage(f"timing {len(paths)} builds in turn, {rounds} rounds")
+    stage(f"timing {len(paths)} builds in turn, {counted(rounds, 'round')}")
     executors = []
     for bundle in map(open_bundle, paths):
         library = tvm.runtime.load_module(str(bundle.library))

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from netship.targets.escapes import counted
+
 if TYPE_CHECKING:
     from netship.tuning.search import Limits, State
 
@@ -59,8 +61,8 @@ class SearchTable:
         known = [each for each in self._states if math.isfinite(each.best)]
         total = f"total {estimated_seconds(known) * 1e3:.3f} ms"
         if len(known) < len(self._states):
-            total += f" of {len(known)} of {len(self._states)} tasks"
-        words = [f"{trials} trials", f"{errors} errors", total]
+            total += f" of {len(known)} of {counted(len(self._states), 'task')}"
+        words = [counted(trials, "trial"), counted(errors, "error"), total]
         seconds = time.monotonic() - self._started
         new = trials - (self._before or 0)
         if new > 0 and seconds > 0:

@@ -308,7 +308,7 @@ def _reach(states: Sequence[State], trials: int) -> str:
     """What a search of so many trials can come to, before it begins."""
     waiting = sum(math.isinf(state.best) for state in states)
     left = max(0, trials - sum(state.trials for state in states))
-    known = f"{len(states) - waiting} of {len(states)} tasks have a time; {left} trials are left"
+    known = f"{len(states) - waiting} of {counted(len(states), 'task')} have a time, {counted(left, 'trial')} to go"
     if left < waiting:
         more = trials + waiting - left
         return (

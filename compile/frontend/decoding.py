@@ -14,7 +14,7 @@ from netship.bundle.manifest import Tensor
 from netship.bundle.task import Detector, Level, Size, Values
 from netship.compile.frontend.toml_file import read_toml
 from netship.targets.errors import UserError
-from netship.targets.escapes import shown
+from netship.targets.escapes import counted, shown
 
 
 def _names(value: Any) -> Any:
@@ -142,7 +142,9 @@ def assemble(
         grids, steps = [(1, max(shape[1:], default=1))], [(1.0, 1.0)]
     anchors = stated.anchors or tuple(((float(w), float(h)),) for w, h in steps)
     if len(anchors) != len(grids):
-        raise ValueError(f"{len(anchors)} lists of anchors for {len(grids)} grids")
+        raise ValueError(
+            f"{len(anchors)} lists of anchors for {counted(len(grids), 'grid')}"
+        )
     roles = {
         role: getattr(stated, role)
         for role in ("boxes", "objectness", "scores", "points")

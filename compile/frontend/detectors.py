@@ -18,7 +18,7 @@ from netship.compile.frontend.decoding import assemble, grids_of, read_decoding
 from netship.compile.frontend.dense import box_specifications
 from netship.compile.frontend.model import Model
 from netship.targets.errors import UserError
-from netship.targets.escapes import shown
+from netship.targets.escapes import counted, shown
 
 
 class _Misfit(Exception):
@@ -320,7 +320,7 @@ def _segment(model: Model) -> tuple[Task, str]:
     if model.outputs[0].dtype == "float32" and planes:
         axis = planes[-1] if image and image.layout == "NHWC" else planes[0]
         return Task(kind="segment", class_axis=axis), (
-            f"task: segment; {shown(model.outputs[0].name)} {list(shape)} scores {shape[axis]} classes (axis {axis})"
+            f"task: segment; {shown(model.outputs[0].name)} {list(shape)} scores {counted(shape[axis], 'class')} (axis {axis})"
         )
     sides = [side for side in shape if side != 1]
     if len(sides) == 2 and sides[0] * width == sides[1] * height:
@@ -429,7 +429,7 @@ def _note(detector: Detector, outputs: Sequence[Tensor]) -> str:
         f"{what} in {', '.join(dict.fromkeys(names))}" for what, names in places.items()
     )
     return (
-        f"task: detect ({detector.decoder}), {detector.rows:,} boxes, "
-        f"{detector.classes} class{'es' if detector.classes != 1 else ''}; {found}; "
+        f"task: detect ({detector.decoder}), {counted(detector.rows, 'box')}, "
+        f"{counted(detector.classes, 'class')}; {found}; "
         f"score at least {detector.score_threshold:g}, IoU at most {detector.iou_threshold:g}"
     )

@@ -32,6 +32,7 @@ from netship.compile.frontend.detectors import preset_of
 from netship.compile.frontend.pixels import PIXELS, PRESETS, Preset
 from netship.compile.frontend.toml_file import read_toml
 from netship.targets.errors import UserError
+from netship.targets.escapes import counted
 from netship.targets.files import read_text
 
 Layout = Literal["NCHW", "NHWC", "data"]
@@ -288,8 +289,8 @@ def _resolve(
         raise UserError(f"preprocessing: {text}; see {see}") from None
     if len(resolved.mean) not in (1, tensor.channels):
         raise UserError(
-            f"preprocessing: {len(resolved.mean)} means, but the model's input has {tensor.channels} "
-            "channel(s); give --mean and --std one value each"
+            f"preprocessing: {counted(len(resolved.mean), 'mean')}, but the model's input has "
+            f"{counted(tensor.channels, 'channel')}; give --mean and --std one value each"
         )
     if resolved.channel_order == "BGR" and tensor.channels == 1:
         raise UserError(
@@ -413,7 +414,7 @@ def read_labels(
         classes = [len(names) if axis is None else outputs[0].shape[axis]]
     if len(names) not in classes:
         raise UserError(
-            f"{path}: {len(names)} labels, but the model has "
-            f"{' or '.join(map(str, classes))} classes"
+            f"{path}: {counted(len(names), 'label')}, but the model has "
+            f"{' or '.join(counted(each, 'class') for each in classes)}"
         )
     return names

@@ -59,8 +59,7 @@ def find(
         model = gate.load(path, input_shapes, "NCHW")
         note = "the ONNX Model Zoo's trained network"
         return Source(text, model, zoo.MODELS[text].preprocessing, Overrides(), note)
-    named = r"(?:(?:ssdlite|deeplabv3)-)?mobilenetv2-[^/.]+\.?[^/]*-[^/.]+"
-    if re.fullmatch(named, text) and not path.exists():
+    if is_built_in(text) and not path.exists():
         return _built_in(text)
     if re.fullmatch(r"[\w-]+(\.\d[^.]*)*", text) and not path.exists():
         # Without a file's suffix it is meant as a name.
@@ -79,6 +78,12 @@ def find(
     )
     note = f"preprocessing by default: pixels are the stored values of the input, {own.formula()}; {own.geometry()}"
     return Source(name, model, own, overrides, note)
+
+
+def is_built_in(text: str) -> bool:
+    """Whether ``--model TEXT`` names a network whose weights are seeded, where no file has that name."""
+    named = r"(?:(?:ssdlite|deeplabv3)-)?mobilenetv2-[^/.]+\.?[^/]*-[^/.]+"
+    return re.fullmatch(named, text) is not None
 
 
 def _built_in(name: str) -> Source:

@@ -40,7 +40,7 @@ class Boxes(NamedTuple):
 
     def text(self) -> str:
         return (
-            f"{self.judged - self.wrong} of {self.judged} boxes of int8 and float32 agree (IoU at least {LEAST_IOU}, "
+            f"{self.judged - self.wrong} of {counted(self.judged, 'box')} of int8 and float32 agree (IoU at least {LEAST_IOU}, "
             f"scores at most {SCORE_DIFFERENCE} apart): {self.matched.text()}"
         )
 

@@ -14,6 +14,7 @@ from netship.compile.relay.tasks import Kernel
 from netship.compile.relay.tiles import Vectors
 from netship.records.lookup import Record, RecordLog
 from netship.targets import engine
+from netship.targets.escapes import all_counted, counted
 
 tvm = engine.compiler()
 from tvm import auto_scheduler
@@ -144,7 +145,7 @@ def make_plan(
         gain=1 - attained / estimated if fitted else 0.0,
         refused=tuple(refused),
     )
-    cover = f"tuning records cover {len(own)} of {len(keys)} tasks"
+    cover = f"tuning records cover {len(own)} of {counted(len(keys), 'task')}"
     if not keys:
         reason = "it has no operator that can be tuned"
     elif slow:
@@ -160,7 +161,7 @@ def make_plan(
             f"too few for the layout NHWC"
         )
     elif len(own) == len(keys):
-        reason = f"tuning records cover all {len(keys)} tasks"
+        reason = f"tuning records cover {all_counted(len(keys), 'task')}"
         return Plan("NHWC", reason, records, choices)
     else:
         reason = f"{cover}, fitted records of neighbours {len(fitted)} more"

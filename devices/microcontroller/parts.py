@@ -211,6 +211,38 @@ PARTS = {
 }
 
 
+def too_large(cpu: str, weights: int, arena: int, quantised: bool) -> list[str]:
+    """What of a network no known part of a core has room for, and what to do; of a core without known parts, no part.
+
+    Args:
+        weights, arena: bytes, without code and stack; 0 leaves one out.
+        quantised: int8 is no advice.
+    """
+    known = {name: each for name, each in PARTS.items() if "-" not in name}
+    same = {name: each for name, each in known.items() if each.cpu == cpu}
+    whose = cpu if same else "part"
+    found = []
+    for what, nbytes, memory, given in (
+        ("weights", weights, "flash", "sram=1M,qspi"),
+        ("activations", arena, "RAM", "sdram"),
+    ):
+        parts = (same or known).items()
+        sizes = {x: _K * getattr(each.sizes, memory.lower()) for x, each in parts}
+        most = max(sizes.values())
+        if nbytes <= most:
+            continue
+        smaller = "take a narrower network"
+        if not quantised and nbytes <= 4 * most:
+            smaller = "--quantize int8 takes about a quarter of it"
+        listed = ", ".join(f"{name} has {each:,}" for name, each in sizes.items())
+        found.append(
+            f"the {what} take {nbytes:,} bytes, {nbytes - most:,} more than the {memory} of any {whose} known here "
+            f"({listed}): {smaller}, --memory {given}={1 << (nbytes // _M).bit_length()}M uses external memory, or "
+            "choose another --target"
+        )
+    return found
+
+
 def part(name: str) -> Part:
     """Raises: UserError where it is not known."""
     if name not in PARTS:

@@ -66,7 +66,8 @@ _FORMATS = {
         open_standalone,
         open_standalone_emulated,
         "a standalone library needs no RPC server; leave --ssh, --rpc and --tracker "
-        "out, copy the folder to the board and run {name}_self_test there",
+        "out, copy the folder to the board and run ./verify FOLDER of the kit (python -m runtime_demo.board kit) "
+        "or {name}_self_test() there",
     ),
     "c": _Format(
         lambda bundle, threads: open_c(bundle, threads=threads),

@@ -29,6 +29,7 @@ from netship.devices.transport.link import (
 )
 from netship.devices.transport.server import Server, start_server, this_python
 from netship.targets.errors import UserError
+from netship.targets.escapes import counted
 from netship.targets.presets import this_cpu
 
 _CALL_SECONDS = 60.0
@@ -223,7 +224,7 @@ def _set_threads(link: Link, remote: Any, wanted: int | None, usual: int) -> int
     actual = link(configure, "its number of threads")
     if wanted and actual != wanted:
         raise UserError(
-            f"{link.where}: the board's server has {actual} thread(s), not {wanted}; start it "
+            f"{link.where}: the board's server has {counted(actual, 'thread')}, not {wanted}; start it "
             f"with TVM_NUM_THREADS={wanted} in its environment, or leave --threads out"
         )
     return actual

@@ -15,7 +15,7 @@ from netship.bundle.manifest import Tensor
 from netship.devices.board.board_state import BoardState
 from netship.devices.microcontroller.figures import Figures
 from netship.targets.errors import UserError
-from netship.targets.escapes import shown
+from netship.targets.escapes import counted, shown
 
 T = TypeVar("T")
 Array = NDArray[Any]
@@ -42,7 +42,7 @@ class OperatorTime(NamedTuple):
 def check_inputs(tensors: Sequence[Array], wanted: Sequence[Tensor]) -> None:
     """`check_input` of each; a ValueError where there are more or fewer."""
     if len(tensors) != len(wanted):
-        raise ValueError(f"{len(tensors)} inputs, not {len(wanted)}")
+        raise ValueError(f"{counted(len(tensors), 'input')}, not {len(wanted)}")
     for tensor, each in zip(tensors, wanted, strict=True):
         check_input(tensor, each)
 

@@ -22,6 +22,7 @@ from netship.devices.transport.link import (
 )
 from netship.targets import engine
 from netship.targets.errors import UserError
+from netship.targets.escapes import all_counted, counted
 
 # tvm/rpc/base.py
 _TRACKER_MAGIC = 0x2F271
@@ -60,7 +61,7 @@ def request_board(
         boards, free = _queue(connection, tracker)
         if not free:
             on_note(
-                f"waiting up to {wait:g} s for one of {boards} board(s) with key {key!r}, all busy"
+                f"waiting up to {wait:g} s for one of {counted(boards, 'board')} with key {key!r}, all busy"
             )
         connection.settimeout(wait)
         try:
@@ -71,7 +72,7 @@ def request_board(
             return Address(str(host), int(port), str(match))
         except TimeoutError:
             raise UserError(
-                f"{where}: all {boards} board(s) with key {key!r} stayed busy for "
+                f"{where}: {all_counted(boards, 'board')} with key {key!r} stayed busy for "
                 f"{wait:g} s; try again later, or with a higher --priority"
             ) from None
         except (OSError, ValueError, TypeError):

@@ -42,6 +42,7 @@ from netship.devices.microcontroller.regions import Region
 from netship.targets.child import run_in_child
 from netship.targets.cores import CORES
 from netship.targets.errors import UserError
+from netship.targets.escapes import counted
 from netship.targets.presets import Target
 from netship.targets.progress import Progress
 
@@ -227,7 +228,9 @@ def _generated(project: Project) -> str:
     if not made:
         return ""
     also = f", {len(floats)} of them in float32" if floats else ""
-    return f"; {len(made)} of {len(project.steps)} steps have no kernel{also}"
+    return (
+        f"; {len(made)} of {counted(len(project.steps), 'step')} have no kernel{also}"
+    )
 
 
 def _kind(operator: Operator) -> str:

@@ -104,7 +104,7 @@ def convolution(graph: Builder, operator: Operator) -> None:
     name, channels = graph.image(source), graph.shape(source)[3]
     shape = graph.value(operator.inputs[1]).shape
     if len(shape) != 4:
-        raise Unfit(f"{operator.label}: weights of {len(shape)} axes; convert it again")
+        raise Unfit(f"{operator.label}: weights of rank {len(shape)}; convert it again")
     if operator.kind == "CONV_2D":
         perm, group = (0, 3, 1, 2), channels // shape[3]
     else:
