@@ -132,7 +132,7 @@ def _reader(
     """What the outputs mean: a function of them and of the photograph's width and height, if it is one."""
     import numpy as np
 
-    from netship.bundle.decode import segment
+    from netship.bundle.decode import NO_CLASS, segment
     from netship.runtime_demo.findings import Geometry
     from netship.runtime_demo.result import Answer, answers
 
@@ -162,13 +162,19 @@ def _reader(
     def areas(outputs: Sequence[NDArray[Any]], _size: object) -> dict[str, Any]:
         assert task
         pixels = segment(task, outputs)
-        classes, counts = np.unique(pixels, return_counts=True)
+        known = pixels[pixels != NO_CLASS]
+        classes, counts = np.unique(known, return_counts=True)
         order = np.argsort(-counts, kind="stable")[:5]
         top = [
             Answer(int(classes[i]), label(int(classes[i])), counts[i] / pixels.size)
             for i in order
         ]
-        return {"top": [each._asdict() for each in top]}
+        answer = {"top": [each._asdict() for each in top], "without_class": 0.0}
+        if known.size < pixels.size:
+            answer["without_class"] = 1 - known.size / pixels.size
+            wrong = "no whole number from 0" if task.class_axis is None else "NaN"
+            answer["note"] = f"output {shown(first.name)!r} has {wrong} there"
+        return answer
 
     def classes(outputs: Sequence[NDArray[Any]], _size: object) -> dict[str, Any]:
         top = answers(outputs[0], manifest.probabilities, labels)
@@ -219,6 +225,8 @@ def _table(answer: dict[str, Any]) -> str:
             rows += map(_box, found)
             continue
         rows += [f"  {top['probability']:6.1%}  {_named(top)}" for top in image["top"]]
+        if without := image.get("without_class"):
+            rows.append(f"  {without:6.1%}  without a class: {image['note']}")
     times = answer["latency_ms"]
     if times is None:
         rows.append(f"latency: not measured ({answer['device']})")

@@ -116,6 +116,8 @@ def test_masks_are_in_the_table_the_json_and_the_page(tmp_path: Path) -> None:
         "pixel_agreement": 0.875,
         "mean_iou": 0.775,
         "iou": {"0": 0.8, "3": 0.75},
+        "without_class": 0,
+        "reference_without_class": 0,
     }
     assert said["given_masks"]["ours"]["pixel_agreement"] == 0.5
     page = written(whole, tmp_path)
@@ -144,6 +146,41 @@ def test_what_of_a_mask_is_void_is_said(tmp_path: Path) -> None:
     assert "no pixel to compare" in void and "IoU by class" not in void
     with pytest.raises(UserError, match=r"part.png: has class 3, the network has 3 classes; give numbers from 0 to 2"):  # fmt: skip
         Masks.of(WHERE, both, tmp_path / "part.png", 3)
+
+
+def test_what_of_a_segmentation_is_nan_is_said(tmp_path: Path) -> None:
+    """By run, and by check in the table, the JSON and the page; a photograph keeps its colours there."""
+    task = Task(kind="segment", class_axis=1)
+    scores = np.zeros((1, 3, 2, 4), np.float32)
+    scores[0, 1] = 1
+    broken = scores.copy()
+    broken[0, 0, 0, :3] = np.nan
+    known = manifest(
+        task=task, outputs=(Tensor(name="y", shape=scores.shape),), labels=None
+    )
+    read = run_command._reader(Bundle(tmp_path, known))
+    answer = read([broken], None)
+    top = {"class_index": 1, "label": "", "probability": 0.625}
+    assert answer["top"] == [top] and answer["without_class"] == 0.375
+    table = run_command._table(
+        {"images": [{"name": "a", **answer}], "latency_ms": None, "device": "d"}
+    )
+    assert "\n   37.5%  without a class: output 'y' has NaN there\n" in table
+    assert read([scores], None)["without_class"] == 0
+    assert read([np.full_like(scores, np.nan)], None)["top"] == []
+
+    for ours, reference, says, same in (
+        (broken, scores, "62.50% of pixels, mIoU 0.6250; without a class, such as of NaN: 3 pixels of ours, 0 of the reference's", 0.625),
+        (broken, broken, "100% of pixels, mIoU 1; without a class, such as of NaN: 3 pixels of ours, 3 of", 1),
+        (np.full_like(scores, np.nan),) * 2 + ("no pixel to compare; without a class, such as of NaN: 8 pixels of ours, 8 of", None),
+    ):  # fmt: skip
+        found = findings.find(known, Photograph(None, None), [ours], [reference], Given())  # fmt: skip
+        assert isinstance(found, Masks)
+        whole = result(tmp_path, [an_image(tmp_path, "a.png", found)])
+        assert f"masks      same class in {says}" in _table(whole)
+        said = json.loads(json.dumps(whole.to_json(), allow_nan=False))["masks"]
+        assert said["pixel_agreement"] == same and said["without_class"] >= 3
+        assert says.split("; ")[1] in written(whole, tmp_path).text
 
 
 def test_precision_is_in_the_table_the_json_and_the_page(
