@@ -208,6 +208,14 @@ def test_a_file_states_a_decoder_or_changes_a_preset(tmp_path: Path) -> None:
         (LIST + "normalised = 1", "normalised: 1 where it takes true or false"),
         (LIST + "points = 5", "points: 5 where it takes names of outputs in quotes"),
         ("preset = ['ssd']", "preset: ['ssd'] where it takes text in quotes"),
+        ('preset = ""', "preset: '' is none of ssd, yolo"),
+        ('preset = "ultraface"\nbins = 8', "bins: is for boxes that are dfl, these are corners; leave it out"),
+        (LIST + "variances = [0.1, 0.2]", "variances: is for boxes that are offsets and for points, these boxes are corners"),
+        (LIST + "offset = 0.5", "offset: is for anchors, which boxes that are corners or centre have none of"),
+        (LIST + "anchors = [[[8, 8]]]", "anchors: is for anchors, which boxes that are corners"),
+        (LIST + "candidates = 9\nmost = 10", "most: 10 boxes are not found of 9 candidates; leave it out"),
+        (LIST.replace('"boxes"', '["boxes", "scores"]'), "boxes: 2 outputs for 1 grid; name one for all, or one for each of strides"),
+        (LIST + "anchors = [[[8, 8]], [[8, 8]]]", "2 lists of anchors for 1 grid;"),
     ],
 )  # fmt: skip
 def test_a_file_that_does_not_fit_is_refused(
@@ -219,6 +227,21 @@ def test_a_file_that_does_not_fit_is_refused(
         resolve_task("detect", str(file), network(*LISTED))
     assert message in str(refused.value)
     assert "\n" not in str(refused.value) and ": :" not in str(refused.value)
+
+
+def test_keys_that_have_an_effect_are_taken(tmp_path: Path) -> None:
+    """Of corners too, where these have points or several anchors in a cell."""
+    file = tmp_path / "mine.toml"
+    boxes, scores = ("boxes", (1, 128, 4)), ("scores", (1, 128, 2))
+    points = ("points", (1, 128, 10))
+    file.write_text(LIST + "strides = [8]\nanchors = [[[8, 8], [9, 9]]]\n")
+    assert found(network(boxes, scores), str(file)).rows == 128
+    file.write_text(
+        LIST
+        + 'points = "points"\nstrides = [8]\nanchors = [[[8, 8], [9, 9]]]\n'
+        + "offset = 0\nvariances = [0.1, 0.2]\ncandidates = 9\n"
+    )
+    assert found(network(boxes, scores, points), str(file)).points == 5
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,12 @@ from pydantic import ValidationError
 
 from netship.bundle.manifest import Tensor
 from netship.bundle.task import Detector, Kind, Task, scores_classes
-from netship.compile.frontend.decoding import assemble, grids_of, read_decoding
+from netship.compile.frontend.decoding import (
+    assemble,
+    grids_of,
+    read_decoding,
+    without_effect,
+)
 from netship.compile.frontend.dense import box_specifications
 from netship.compile.frontend.model import Model
 from netship.targets.errors import UserError
@@ -381,8 +386,8 @@ def _detect(decode: str, model: Model) -> tuple[Task, str]:
         )
     network = _network(model, model.image)
     given = _stated(decode)
-    preset = given.pop("preset", "")
-    if preset and preset not in PRESETS:
+    preset = given.pop("preset", None)
+    if preset is not None and preset not in PRESETS:
         raise UserError(
             f"--decode {decode}: preset: {shown(preset, 40)!r} is none of {', '.join(PRESETS)}; state one of these, or none"
         )
@@ -391,6 +396,8 @@ def _detect(decode: str, model: Model) -> tuple[Task, str]:
         detector = assemble(
             Path(decode).name, facts | given, network.outputs, network.size
         )
+        if useless := without_effect(given, detector):
+            raise ValueError(useless)
         for _, _, values, _ in detector.parts():
             output = model.outputs[values.output]
             if output.dtype != "float32":
