@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -356,6 +357,18 @@ def test_a_segmentation_is_scores_or_a_map() -> None:
     # A detector's rows are no picture.
     with pytest.raises(UserError, match="--task segment: found rows"):
         resolve_task("segment", None, network(("rows", (1, 4420, 2))))
+
+
+def test_a_share_of_each_pixel_is_no_map_of_classes() -> None:
+    model = network(("y", (1, 1, 16, 16)))
+    task = Task(kind="segment")
+    assert resolve_task("segment", None, model)[0] == task
+    model.proto.graph.node.append(onnx.helper.make_node("Sigmoid", ["a"], ["y"]))
+    with pytest.raises(UserError, match=r"y \[1, 1, 16, 16\] is one share a pixel, of a Sigmoid .* end the network with Round"):  # fmt: skip
+        resolve_task("segment", None, model)
+    model.proto.graph.node.append(onnx.helper.make_node("Round", ["y"], ["z"]))
+    rounded = replace(model, outputs=network(("z", (1, 1, 16, 16))).outputs)
+    assert resolve_task("segment", None, rounded)[0] == task
 
 
 def test_the_anchors_of_the_built_in_detector_are_its_own(tmp_path: Path) -> None:

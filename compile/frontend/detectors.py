@@ -329,8 +329,14 @@ def _segment(model: Model) -> tuple[Task, str]:
         )
     sides = [side for side in shape if side != 1]
     if len(sides) == 2 and sides[0] * width == sides[1] * height:
+        name = model.outputs[0].name
+        if image and name in _network(model, image).activated:
+            raise UserError(
+                f"--task segment: {shown(name)} {list(shape)} is one share a pixel, of a Sigmoid or Softmax, and no class; "
+                "end the network with Round, which makes 0 and 1 of it, or state --task raw"
+            )
         return Task(kind="segment"), (
-            f"task: segment; {shown(model.outputs[0].name)} {list(shape)} is a map of classes"
+            f"task: segment; {shown(name)} {list(shape)} is a map of classes"
         )
     raise UserError(
         f"--task segment: found {_shapes(model.outputs)}; expects a map [1, height, width] of classes, or scores "
