@@ -166,11 +166,13 @@ class Given(NamedTuple):
     Attributes:
         labels: of boxes.
         masks: the file of the mask of each; ``classes``: how many these can have, None where it is not known.
+        notes: what a person should know of them, a line each.
     """
 
     labels: Labels | None = None
     masks: Mapping[Path, Path] = {}
     classes: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Photograph(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -204,6 +204,27 @@ def of_photographs(folder: Path, files: Sequence[Path]) -> dict[Path, Path]:
                 f"such as {folder / Path(os.path.abspath(other)).parent.name / mask.name}, or rename the photographs"
             )
     return found
+
+
+def without_photograph(folder: Path, found: Mapping[Path, Path]) -> tuple[str, ...]:
+    """A note of the masks in a folder that are of no photograph.
+
+    Args:
+        found: as `of_photographs` gives it.
+    """
+    known = {path.resolve() for pair in found.items() for path in pair}
+    names = {Path(os.path.abspath(path)).parent.name for path in found}
+    left = [
+        path
+        for place in (folder, *(folder / name for name in sorted(names)))
+        for path in sorted(place.glob("*.png"))
+        if path.resolve() not in known
+    ]
+    if not left:
+        return ()
+    first = shown(left[0].relative_to(folder))
+    what = f"{counted(len(left), 'mask')} {'is' if len(left) == 1 else 'are'}"
+    return (f"{folder}: {what} of no image given, the first {first}: not compared",)
 
 
 def read(path: Path, size: tuple[int, int], classes: int | None = None) -> Mask:

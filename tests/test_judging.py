@@ -302,6 +302,23 @@ def test_each_photograph_has_its_own_mask(tmp_path: Path) -> None:
         masks.of_photographs(tmp_path, [one, Path("three/a.jpg")])
 
 
+def test_masks_of_no_photograph_are_said(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "other").mkdir()
+    for name in ("a", "one/a", "one/b", "other/c", "d"):
+        (tmp_path / f"{name}.png").touch()
+    files = masks.of_photographs(tmp_path, [Path("one/a.jpg"), Path("e.jpg")])
+    said = masks.without_photograph(tmp_path, files)
+    assert said == (f"{tmp_path}: 3 masks are of no image given, the first a.png: not compared",)  # fmt: skip
+    # A photograph next to its mask is none.
+    inside = [tmp_path / f"{name}.png" for name in ("a", "d")]
+    files = masks.of_photographs(tmp_path / "one", inside)
+    (tmp_path / "one/d.png").touch()
+    said = masks.without_photograph(tmp_path / "one", files)
+    assert said == (f"{tmp_path / 'one'}: 1 mask is of no image given, the first b.png: not compared",)  # fmt: skip
+    assert masks.without_photograph(tmp_path / "other", {Path("c.jpg"): tmp_path / "other/c.png"}) == ()  # fmt: skip
+
+
 # Masks
 
 
