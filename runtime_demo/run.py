@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from netship.runtime_demo.options import (
 )
 from netship.targets.arguments import (
     add_json,
+    as_json,
     command_parser,
     file_to_write,
     named_path,
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     with Progress(quiet=arguments.json) as progress:
         answer = _run(arguments, progress)
-    print(json.dumps(answer, indent=2) if arguments.json else lines(_table(answer)))
+    print(as_json(answer) if arguments.json else lines(_table(answer)))
     return 0
 
 

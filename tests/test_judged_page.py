@@ -274,6 +274,27 @@ def test_an_output_of_nan_or_without_boxes_is_judged(wrong: float) -> None:
     assert found.text()
 
 
+@pytest.mark.filterwarnings("error")
+def test_run_prints_json_of_any_score(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "labels.txt").write_text("\n".join(LABELS))
+    for known, outputs, name in (
+        (detector(), [ROWS, np.where(SCORES > 0.8, np.inf, SCORES)], "boxes"),
+        (manifest(), [np.full((1, 5), np.nan, np.float32)], "top"),
+    ):
+        seen = {"name": "a", **run_command._reader(Bundle(tmp_path, known))(outputs, (80, 40))}  # fmt: skip
+        answer = {"images": [seen], "latency_ms": None, "device": "d"}
+        monkeypatch.setattr(run_command, "_run", lambda *_, answer=answer: answer)
+        for words in (["--json"], []):
+            assert run_command.main(["out", *words]) == 0
+            printed = capsys.readouterr().out
+            if words:
+                said = json.loads(printed, parse_constant=pytest.fail)
+                (first, *_) = said["images"][0][name]
+                assert first.get("score") is first.get("probability") is None
+
+
 def test_a_map_of_classes_becomes_a_mask(tmp_path: Path) -> None:
     shape = (1, 8, 8)
     segmenting = manifest(
