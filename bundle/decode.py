@@ -174,7 +174,8 @@ def _scores(
     if detector.background is not None:
         objects[:, detector.background] = -np.inf
     best = objects.argmax(axis=1).astype(np.int32)
-    score = objects.max(axis=1)
+    # Not the maximum: of 0 and −0, which are equal, that could be the other.
+    score = objects[np.arange(len(best)), best]
     score[score == -np.inf] = np.nan
     if detector.activation == "sigmoid":
         score = sigmoid(score)
