@@ -172,8 +172,9 @@ def _reader(
         answer = {"top": [each._asdict() for each in top], "without_class": 0.0}
         if known.size < pixels.size:
             answer["without_class"] = 1 - known.size / pixels.size
-            wrong = "no whole number from 0" if task.class_axis is None else "NaN"
-            answer["note"] = f"output {shown(first.name)!r} has {wrong} there"
+            wrong = "NaN" if task.class_axis is not None else "no whole number from 0"
+            where = counted(pixels.size - known.size, "pixel")
+            answer["note"] = f"output {shown(first.name)!r} has {wrong} in {where}"
         return answer
 
     def classes(outputs: Sequence[NDArray[Any]], _size: object) -> dict[str, Any]:

@@ -165,7 +165,7 @@ def test_what_of_a_segmentation_is_nan_is_said(tmp_path: Path) -> None:
     table = run_command._table(
         {"images": [{"name": "a", **answer}], "latency_ms": None, "device": "d"}
     )
-    assert "\n   37.5%  without a class: output 'y' has NaN there\n" in table
+    assert "\n   37.5%  without a class: output 'y' has NaN in 3 pixels\n" in table
     assert read([scores], None)["without_class"] == 0
     assert read([np.full_like(scores, np.nan)], None)["top"] == []
 
