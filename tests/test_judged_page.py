@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from check_results import LABELS, a_result, an_input, manifest, written
+from check_results import LABELS, Page, a_result, an_input, manifest, written
 from conftest import run
 from PIL import Image
 from refusals import labelled_bundle
@@ -21,12 +21,14 @@ from netship.bundle.manifest import Golden, Manifest, Preprocessing, Tensor
 from netship.bundle.photos import Placement
 from netship.bundle.store import Bundle
 from netship.bundle.task import Task
-from netship.runtime_demo import coco, comparison, drawing, findings
+from netship.runtime_demo import coco, compare, comparison, drawing, findings
 from netship.runtime_demo import run as run_command
 from netship.runtime_demo.check import _given, _table
 from netship.runtime_demo.coco import Precision
+from netship.runtime_demo.columns import column
 from netship.runtime_demo.findings import Boxes, Geometry, Given, Masks, Photograph
 from netship.runtime_demo.result import CheckResult, InputResult
+from netship.runtime_demo.side_by_side import Comparison
 from netship.targets.errors import UserError
 
 WHERE = Geometry((200, 160), (100, 80), Placement(0.5, 0.5, 0, 0))
@@ -126,6 +128,30 @@ def test_masks_are_in_the_table_the_json_and_the_page(tmp_path: Path) -> None:
         "Same class 87.50% of pixels, mIoU 0.7750" in page.text
         and "mIoU by --masks 0.2500" in page.text
     )
+
+
+def test_two_detectors_are_compared_by_their_boxes(
+    boxed: CheckResult, tmp_path: Path
+) -> None:
+    """Equal numbers are not equal boxes: another threshold finds others."""
+    size = (200, 160)
+    none = boxes()
+    numbers = np.arange(8, dtype=np.float32)
+    first, second = (replace(each, output=numbers) for each in boxed.inputs)
+    boxed = replace(boxed, inputs=(first, second))
+    fewer = replace(first, found=Boxes.of(size, boxes(ASH), none))
+    empty = replace(second, found=Boxes.of(size, none, none))
+    other = replace(boxed, inputs=(fewer, empty))
+    (tmp_path / "model.so").write_bytes(b"x")
+    columns = [column(name, each.bundle, each) for name, each in (("a", boxed), ("b", other))]  # fmt: skip
+    whole = Comparison(columns)
+    said = compare.table(whole)
+    counts = "boxes: 1 in both (mean IoU 1.0000), 2 only in A, 0 only in B"
+    assert f"largest difference 0.0e+00, least cosine 1.000000, {counts}" in said
+    compare.write_page(whole, tmp_path / "page.html")
+    assert counts in Page((tmp_path / "page.html").read_text(encoding="utf-8")).text
+    (pair,) = json.loads(json.dumps(whole.to_json(), allow_nan=False))["pairs"]
+    assert (pair["boxes"]["missing"], pair["masks"]) == (2, None)
 
 
 def test_what_of_a_mask_is_void_is_said(tmp_path: Path) -> None:
