@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -228,6 +229,21 @@ def test_a_file_that_does_not_fit_is_refused(
         resolve_task("detect", str(file), network(*LISTED))
     assert message in str(refused.value)
     assert "\n" not in str(refused.value) and ": :" not in str(refused.value)
+
+
+def test_names_of_outputs_in_a_refusal_are_one_short_line(tmp_path: Path) -> None:
+    file, odd = tmp_path / "mine.toml", "s\x1b[1m" + "x" * 300
+    for boxes, shape, says in (
+        ("none", (1, 30, 2), "no output is called 'none', there are boxes, s\ufffd[1mxx"),
+        ("boxes", (1, 2), "xx… [1, 2] is not of 30 rows"),
+    ):  # fmt: skip
+        file.write_text(
+            f'box = "corners"\nboxes = "{boxes}"\nscores = {json.dumps(odd)}\n'
+        )
+        with pytest.raises(UserError) as refused:
+            found(network(("boxes", (1, 30, 4)), (odd, shape)), str(file))
+        assert says in str(refused.value) and len(str(refused.value)) < 400
+        assert str(refused.value).isprintable()
 
 
 def test_keys_that_have_an_effect_are_taken(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from netship.bundle.manifest import Tensor
 from netship.bundle.task import Detector, Level, Size, Values
 from netship.compile.frontend.toml_file import read_toml
 from netship.targets.errors import UserError
-from netship.targets.escapes import counted, shown
+from netship.targets.escapes import counted, listed, shown
 
 
 def _names(value: Any) -> Any:
@@ -256,7 +256,8 @@ def without_effect(given: dict[str, Any], detector: Detector) -> str:
 
 def _shape(named: dict[str, tuple[int, tuple[int, ...]]], name: str) -> tuple[int, ...]:
     if name not in named:
-        raise ValueError(f"no output is called {name!r}, there are {', '.join(named)}")
+        there = listed([shown(each) for each in named], 12)
+        raise ValueError(f"no output is called {shown(name)!r}, there are {there}")
     return named[name][1]
 
 
@@ -283,7 +284,7 @@ def _columns(
             counts.get(each, 0) for each in here if each != role
         )
         if counts[role] < 1 or (role == "points" and counts[role] % 2):
-            raise ValueError(f"{places[role]} has no room for {role}")
+            raise ValueError(f"{shown(places[role])} has no room for {role}")
     return counts
 
 
@@ -325,5 +326,5 @@ def _arrange(
     if len(sides) == 4 and sides[:3] == (a, *grid):
         return sides[3], 0, sides[3], sides[3] * cells, 1
     raise ValueError(
-        f"{name} {list(shape)} is not of {level.total} rows, nor of {a} anchors on a grid {level.lines}×{level.columns}"
+        f"{shown(name)} {list(shape)} is not of {level.total} rows, nor of {a} anchors on a grid {level.lines}×{level.columns}"
     )
