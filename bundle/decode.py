@@ -21,7 +21,7 @@ NOT_SEEN = -1
 """In a map of classes on a photograph: outside what the network saw."""
 NO_CLASS = -2
 """In a map of classes: a pixel with a score that is NaN, or of a map with a value that is no class."""
-MOST_CLASSES = 1 << 16
+MOST_CLASSES = 1 << 15
 
 
 def decode(
@@ -68,7 +68,7 @@ def segment(task: Task, outputs: Sequence[NDArray[Any]]) -> NDArray[np.int32]:
     """The class of each pixel, int32 [height, width], as the first output has them or scores them.
 
     Of equal scores the lower class. `NO_CLASS` where one of a pixel's scores is NaN, which numpy takes for the largest
-    and C for none, or where a map has no whole number from 0 to 65,535.
+    and C for none, or where a map has no whole number from 0 to 32,767.
     """
     first, axis = outputs[0], task.class_axis
     if axis is not None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import onnx
 from pydantic import ValidationError
 
+from netship.bundle.decode import MOST_CLASSES
 from netship.bundle.manifest import Tensor
 from netship.bundle.task import Detector, Kind, Task, scores_classes
 from netship.compile.frontend.decoding import (
@@ -320,7 +321,9 @@ def _segment(model: Model) -> tuple[Task, str]:
     planes = [
         a
         for a, rest in ratios
-        if rest[0] == 1 and rest[1] * width == rest[2] * height and shape[a] > 1
+        if rest[0] == 1
+        and rest[1] * width == rest[2] * height
+        and 1 < shape[a] <= MOST_CLASSES
     ]
     if model.outputs[0].dtype == "float32" and planes:
         axis = planes[-1] if image and image.layout == "NHWC" else planes[0]
