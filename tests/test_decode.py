@@ -186,6 +186,20 @@ def test_a_pixel_whose_scores_hold_nan_has_no_class() -> None:
     assert segment(Task(kind="segment", class_axis=3), [last]).tolist() == expected
 
 
+Shaped = tuple[int | None, tuple[int, ...]]
+
+
+def test_a_map_has_two_sides() -> None:
+    """Also where a manifest says otherwise."""
+    wrong: list[Shaped] = [(None, (1, 3, 8, 8)), (0, (1, 3, 8, 8)), (None, (2, 2, 2))]
+    for axis, shape in wrong:
+        with pytest.raises(ValueError, match=r"output 0 .* is no map of classes"):
+            Task(kind="segment", class_axis=axis).check([shape])
+    right: list[Shaped] = [(1, (1, 3, 8, 8)), (None, (8, 8)), (None, (1, 8, 1, 1))]
+    for axis, shape in right:
+        Task(kind="segment", class_axis=axis).check([shape])
+
+
 @pytest.mark.parametrize("dtype", ["float32", "int64", "int8", "uint8"])
 def test_a_map_has_whole_numbers_as_classes(dtype: str) -> None:
     """One score a pixel, such as a Sigmoid's, is no class; nor is what would wrap around in 32 bits."""
