@@ -17,6 +17,11 @@ from netship.bundle.task import Detector, Level, Task, Values
 
 Floats = NDArray[np.float32]
 _ONE = np.float32(1)
+NOT_SEEN = -1
+"""In a map of classes on a photograph: outside what the network saw."""
+NO_CLASS = -2
+"""In a map of classes: a pixel with a score that is NaN, or of a map with a value that is no class."""
+MOST_CLASSES = 1 << 15
 
 
 def decode(
@@ -60,13 +65,19 @@ def decode(
 
 
 def segment(task: Task, outputs: Sequence[NDArray[Any]]) -> NDArray[np.int32]:
-    """The class of each pixel, int32 [height, width], as the first output has them or scores them."""
-    first = outputs[0]
-    if task.class_axis is not None:
-        first = first.argmax(axis=task.class_axis)
-    return first.reshape([side for side in first.shape if side != 1] or [1]).astype(
-        np.int32
-    )
+    """The class of each pixel, int32 [height, width], as the first output has them or scores them.
+
+    Of equal scores the lower class. `NO_CLASS` where one of a pixel's scores is NaN, which numpy takes for the largest
+    and C for none, or where a map has no whole number from 0 to 32,767.
+    """
+    first, axis = outputs[0], task.class_axis
+    if axis is not None:
+        known = ~np.isnan(first).any(axis=axis)
+        first = first.argmax(axis=axis)
+    else:
+        known = (first >= 0) & (first < MOST_CLASSES) & (first == np.trunc(first))
+    classes = np.where(known, first, NO_CLASS).astype(np.int32)
+    return classes.reshape([side for side in classes.shape if side != 1] or [1])
 
 
 def map_on_photograph(
@@ -75,7 +86,7 @@ def map_on_photograph(
     placement: Placement,
     size: tuple[int, int],
 ) -> NDArray[np.int32]:
-    """A map of classes at each pixel of the photograph: int32 [height, width], −1 where the network did not see it.
+    """A map of classes at each pixel of the photograph: int32 [height, width], `NOT_SEEN` where the network did not see it.
 
     Args:
         classes: int32 [height, width], of all of the input.
@@ -102,7 +113,7 @@ def map_on_photograph(
             ),
         )
     )
-    framed = np.pad(classes, 1, constant_values=-1)
+    framed = np.pad(classes, 1, constant_values=NOT_SEEN)
     y = np.clip(lines, -1, classes.shape[0]).astype(np.intp) + 1
     x = np.clip(columns, -1, classes.shape[1]).astype(np.intp) + 1
     seen: NDArray[np.int32] = framed[np.ix_(y, x)]
@@ -163,7 +174,8 @@ def _scores(
     if detector.background is not None:
         objects[:, detector.background] = -np.inf
     best = objects.argmax(axis=1).astype(np.int32)
-    score = objects.max(axis=1)
+    # Not the maximum: of 0 and −0, which are equal, that could be the other.
+    score = objects[np.arange(len(best)), best]
     score[score == -np.inf] = np.nan
     if detector.activation == "sigmoid":
         score = sigmoid(score)

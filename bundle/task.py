@@ -163,6 +163,9 @@ class Task(Section):
         """
         if self.class_axis is not None and self.class_axis >= len(shapes[0]):
             raise ValueError(f"output 0 has no axis {self.class_axis}")
+        sides = [n for axis, n in enumerate(shapes[0]) if axis != self.class_axis]
+        if self.kind == "segment" and sum(side != 1 for side in sides) > 2:
+            raise ValueError(f"output 0 {list(shapes[0])} is no map of classes")
         read = [0] * len(shapes)
         for name, level, values, count in (
             self.detector.parts() if self.detector else ()

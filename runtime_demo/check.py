@@ -147,7 +147,7 @@ def check(arguments: argparse.Namespace, progress: Progress) -> CheckResult:
         check_given(bundle, found, fixed)
     known = _known_classes(bundle, found, arguments)
     given = _given(bundle, found, arguments)
-    for note in (*known.notes, *(given.labels.notes if given.labels else ())):
+    for note in (*known.notes, *given.notes):
         progress.note(note)
     references = None
     if arguments.model:
@@ -248,8 +248,10 @@ def _given(
         classes = len(bundle.labels()) or None
         if axis is not None:
             classes = bundle.manifest.outputs[0].shape[axis]
-        return Given(None, masks.of_photographs(arguments.masks, found), classes)
-    return Given(labels)
+        files = masks.of_photographs(arguments.masks, found)
+        left = masks.without_photograph(arguments.masks, files)
+        return Given(None, files, classes, left)
+    return Given(labels, notes=labels.notes if labels else ())
 
 
 def _known_classes(

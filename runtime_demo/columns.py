@@ -60,6 +60,7 @@ KINDS = {
     "boxes": Kind("Against ONNX Runtime", "boxes matched"),
     "precision": Kind("Against ONNX Runtime", "mAP@0.5 by labels"),
     "masks": Kind("Against ONNX Runtime", "pixels of the same class"),
+    "without_class": Kind("Against ONNX Runtime", "pixels without a class (NaN)"),
     "given_masks": Kind("Against ONNX Runtime", "pixels right by masks"),
     "float_top1": Kind("int8 against float32", "same best class"),
     "float_cosine": Kind("int8 against float32", "least cosine"),
@@ -235,6 +236,8 @@ def _found(result: CheckResult) -> dict[str, Fact]:
     ):
         if masks and masks.share is not None:
             facts[name] = Fact(masks.share, masks.text(), origin)
+    if found.masks and (without := found.masks.without[0]):
+        facts["without_class"] = Fact(without, f"{without:,}", origin)
     return facts
 
 

@@ -285,7 +285,7 @@ def table(result: Comparison) -> str:
         lines += _block(rows, cells[:most])
         cells = cells[most:]
     if result.pairs:
-        lines += ["", "Between two"]
+        lines += ["", "Between two, differences of the first output"]
     for pair in result.pairs:
         note = f"; {pair.note}" if pair.note else ""
         lines.append(

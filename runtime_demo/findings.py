@@ -138,7 +138,7 @@ class Masks(NamedTuple):
         return self.agreement.same == self.agreement.pixels
 
     def text(self) -> str:
-        return f"same class in {self.agreement.text()}"
+        return f"same class in {self.agreement.text()}{self.agreement.unanswered()}"
 
     def to_json(self) -> dict[str, Any]:
         given = None
@@ -166,11 +166,13 @@ class Given(NamedTuple):
     Attributes:
         labels: of boxes.
         masks: the file of the mask of each; ``classes``: how many these can have, None where it is not known.
+        notes: what a person should know of them, a line each.
     """
 
     labels: Labels | None = None
     masks: Mapping[Path, Path] = {}
     classes: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Photograph(NamedTuple):
@@ -275,7 +277,9 @@ class Findings(NamedTuple):
             ours, reference = (each.text() for each in self.precision)
             rows.append(f"labels     {ours}; the reference {reference}")
         if self.masks:
-            rows.append(f"masks      same class in {self.masks.text()}")
+            rows.append(
+                f"masks      same class in {self.masks.text()}{self.masks.unanswered()}"
+            )
         if self.given:
             ours, reference = (each.text() for each in self.given)
             rows.append(

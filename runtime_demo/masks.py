@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -12,14 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from netship.bundle.decode import map_on_photograph
+from netship.bundle.decode import MOST_CLASSES, NO_CLASS, map_on_photograph
 from netship.bundle.photos import MAX_PIXELS, Placement
 from netship.targets.errors import UserError, first_line
-from netship.targets.escapes import shown
+from netship.targets.escapes import counted, shown
 
 Mask = NDArray[np.integer]
-_MOST_CLASSES = 1 << 16
-"""Larger numbers count as one class: they are no classes, and would need memory for all below them."""
 VOID = 255
 """What a given mask has where no class is known, as Pascal VOC has it; such pixels do not count."""
 _MOST_NAMED = 6
@@ -32,6 +30,8 @@ class Agreement(NamedTuple):
         same, pixels: those of one class in both, and all.
         intersections, unions: of each class [classes].
         void, unseen: pixels that do not count: void in the reference, and outside what the network saw.
+        without: pixels that ours gives no class, the reference, and both. Those of both do not count, those of one of
+            them are wrong.
     """
 
     same: int
@@ -40,11 +40,12 @@ class Agreement(NamedTuple):
     unions: NDArray[np.int64]
     void: int = 0
     unseen: int = 0
+    without: tuple[int, int, int] = (0, 0, 0)
 
     @property
     def all(self) -> int:
         """Pixels, with those that do not count."""
-        return self.pixels + self.void + self.unseen
+        return self.pixels + self.void + self.unseen + self.without[2]
 
     def left_out(self) -> str:
         """The pixels that do not count, such as ``not counted: 5.1% of pixels are void (255)``; empty without any."""
@@ -83,6 +84,8 @@ class Agreement(NamedTuple):
             "pixel_agreement": self.share,
             "mean_iou": self.mean_iou,
             "iou": {str(number): iou for number, iou in self.by_class.items()},
+            "without_class": self.without[0],
+            "reference_without_class": self.without[1],
         }
 
     def classes(self) -> str:
@@ -94,27 +97,40 @@ class Agreement(NamedTuple):
 
     def text(self) -> str:
         """Such as ``99.98% of pixels, mIoU 0.9991``; 100% and 1 are of all pixels, not rounded up."""
-        if self.share is None or self.mean_iou is None:
-            return "no pixel to compare"
-        if self.same == self.pixels:
-            return "100% of pixels, mIoU 1"
-        share, iou = min(self.share, 0.9999), min(self.mean_iou, 0.9999)
-        return f"{share:.2%} of pixels, mIoU {iou:.4f}"
+        text = "no pixel to compare"
+        if self.share is not None and self.same == self.pixels:
+            text = "100% of pixels, mIoU 1"
+        elif self.share is not None:
+            share, iou = min(self.share, 0.9999), min(self.mean_iou or 0, 0.9999)
+            text = f"{share:.2%} of pixels, mIoU {iou:.4f}"
+        return text
+
+    def unanswered(self) -> str:
+        """The pixels that a network gives no class, as the end of a line; empty without any."""
+        ours, reference, _ = self.without
+        if not ours and not reference:
+            return ""
+        return f"; without a class, such as of NaN: {counted(ours, 'pixel')} of ours, {reference:,} of the reference's"
 
 
 def agree(ours: Mask, reference: Mask, void: int | None = None) -> Agreement:
     """Compare two maps [height, width] of class numbers from 0.
 
-    Where one is negative, or the reference has ``void``, nothing counts.
+    Where one is negative, or the reference has ``void``, nothing counts; but `NO_CLASS` in one of them is wrong.
     """
     unknown = np.zeros(ours.shape, bool) if void is None else reference == void
-    unseen = ((ours < 0) | (reference < 0)) & ~unknown
-    kept = ~(unknown | unseen)
+    # Of a mask that the user gives, every number but the void is a class.
+    without = [(each == NO_CLASS) & ~unknown for each in (ours, reference)]
+    neither = without[0] & without[1]
+    unseen = ((ours < 0) & ~without[0]) | ((reference < 0) & ~without[1])
+    unseen &= ~unknown
+    kept = ~(unknown | unseen | neither)
     own, given = ours[kept].astype(np.int64), reference[kept].astype(np.int64)
     same = own[own == given]
-    counted = [np.minimum(each, _MOST_CLASSES) for each in (same, own, given)]
-    classes = int(max(each.max(initial=-1) for each in counted)) + 1
-    both, first, second = (np.bincount(each, minlength=classes) for each in counted)
+    # Larger numbers are no classes, and would need memory for all below them.
+    numbers = [np.minimum(each[each >= 0], MOST_CLASSES) for each in (same, own, given)]
+    classes = int(max(each.max(initial=-1) for each in numbers)) + 1
+    both, first, second = (np.bincount(each, minlength=classes) for each in numbers)
     return Agreement(
         len(same),
         len(own),
@@ -122,6 +138,7 @@ def agree(ours: Mask, reference: Mask, void: int | None = None) -> Agreement:
         first + second - both,
         int(unknown.sum()),
         int(unseen.sum()),
+        (int(without[0].sum()), int(without[1].sum()), int(neither.sum())),
     )
 
 
@@ -141,6 +158,11 @@ def total(agreements: Sequence[Agreement]) -> Agreement:
         added([each.unions for each in agreements]),
         sum(each.void for each in agreements),
         sum(each.unseen for each in agreements),
+        (
+            sum(each.without[0] for each in agreements),
+            sum(each.without[1] for each in agreements),
+            sum(each.without[2] for each in agreements),
+        ),
     )
 
 
@@ -182,6 +204,27 @@ def of_photographs(folder: Path, files: Sequence[Path]) -> dict[Path, Path]:
                 f"such as {folder / Path(os.path.abspath(other)).parent.name / mask.name}, or rename the photographs"
             )
     return found
+
+
+def without_photograph(folder: Path, found: Mapping[Path, Path]) -> tuple[str, ...]:
+    """A note of the masks in a folder that are of no photograph.
+
+    Args:
+        found: as `of_photographs` gives it.
+    """
+    known = {path.resolve() for pair in found.items() for path in pair}
+    names = {Path(os.path.abspath(path)).parent.name for path in found}
+    left = [
+        path
+        for place in (folder, *(folder / name for name in sorted(names)))
+        for path in sorted(place.glob("*.png"))
+        if path.resolve() not in known
+    ]
+    if not left:
+        return ()
+    first = shown(left[0].relative_to(folder))
+    what = f"{counted(len(left), 'mask')} {'is' if len(left) == 1 else 'are'}"
+    return (f"{folder}: {what} of no image given, the first {first}: not compared",)
 
 
 def read(path: Path, size: tuple[int, int], classes: int | None = None) -> Mask:

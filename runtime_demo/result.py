@@ -399,8 +399,9 @@ def answers(
     """
     scores = output.astype(np.float64).ravel()
     if not probabilities:
-        powers = np.exp(scores - scores.max())
-        scores = powers / powers.sum()
+        with np.errstate(invalid="ignore"):
+            powers = np.exp(scores - scores.max())
+            scores = powers / powers.sum()
     return tuple(
         Answer(int(i), labels[i] if i < len(labels) else "", float(scores[i]))
         for i in best_classes(output, top)

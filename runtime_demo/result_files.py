@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,6 +25,8 @@ from netship.targets.files import read_text
 
 _Count = Annotated[FiniteFloat, Field(ge=0, lt=1e18)]
 _Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
+# An infinite error is null.
+_Error = _Count | None
 _Text = Annotated[str, Field(max_length=1000)]
 _Threads = Annotated[int, Field(gt=0, le=1024)]
 
@@ -136,8 +139,8 @@ class _Checked(BaseModel):
     passed: bool
     board: dict[str, object] | _Text | None = None
     latency_ms: _Times | None = None
-    max_abs_error: _Count
-    relative_error: _Count
+    max_abs_error: _Error
+    relative_error: _Error
     cosine: Annotated[FiniteFloat, Field(ge=-1.001, le=1.001)]
     top1_agreement: _Share | None = None
     top5_agreement: _Share | None = None
@@ -156,11 +159,13 @@ class _Checked(BaseModel):
 
     def columns(self, file: Path) -> list[Column]:
         origin = self.device
-        facts = {
-            "error": Fact(self.max_abs_error, f"{self.max_abs_error:.1e}", origin),
-            "of_range": Fact(self.relative_error, f"{self.relative_error:.1e}", origin),
-            "cosine": Fact(self.cosine, f"{self.cosine:.6f}", origin),
-        }
+        facts = {"cosine": Fact(self.cosine, f"{self.cosine:.6f}", origin)}
+        for name, error in (
+            ("error", self.max_abs_error),
+            ("of_range", self.relative_error),
+        ):
+            value = inf if error is None else error
+            facts[name] = Fact(value, f"{value:.1e}", origin)
         # Another machine or another time: never in one ratio with what is measured now.
         where = f"{threads(self.threads)}, {self._board() or 'machine not recorded'}, {file}"
         if self.latency_ms:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from netship.runtime_demo.options import (
 )
 from netship.targets.arguments import (
     add_json,
+    as_json,
     command_parser,
     file_to_write,
     named_path,
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     with Progress(quiet=arguments.json) as progress:
         answer = _run(arguments, progress)
-    print(json.dumps(answer, indent=2) if arguments.json else lines(_table(answer)))
+    print(as_json(answer) if arguments.json else lines(_table(answer)))
     return 0
 
 
@@ -132,7 +132,7 @@ def _reader(
     """What the outputs mean: a function of them and of the photograph's width and height, if it is one."""
     import numpy as np
 
-    from netship.bundle.decode import segment
+    from netship.bundle.decode import NO_CLASS, segment
     from netship.runtime_demo.findings import Geometry
     from netship.runtime_demo.result import Answer, answers
 
@@ -162,13 +162,20 @@ def _reader(
     def areas(outputs: Sequence[NDArray[Any]], _size: object) -> dict[str, Any]:
         assert task
         pixels = segment(task, outputs)
-        classes, counts = np.unique(pixels, return_counts=True)
+        known = pixels[pixels != NO_CLASS]
+        classes, counts = np.unique(known, return_counts=True)
         order = np.argsort(-counts, kind="stable")[:5]
         top = [
             Answer(int(classes[i]), label(int(classes[i])), counts[i] / pixels.size)
             for i in order
         ]
-        return {"top": [each._asdict() for each in top]}
+        answer = {"top": [each._asdict() for each in top], "without_class": 0.0}
+        if known.size < pixels.size:
+            answer["without_class"] = 1 - known.size / pixels.size
+            wrong = "NaN" if task.class_axis is not None else "no whole number from 0"
+            where = counted(pixels.size - known.size, "pixel")
+            answer["note"] = f"output {shown(first.name)!r} has {wrong} in {where}"
+        return answer
 
     def classes(outputs: Sequence[NDArray[Any]], _size: object) -> dict[str, Any]:
         top = answers(outputs[0], manifest.probabilities, labels)
@@ -219,6 +226,8 @@ def _table(answer: dict[str, Any]) -> str:
             rows += map(_box, found)
             continue
         rows += [f"  {top['probability']:6.1%}  {_named(top)}" for top in image["top"]]
+        if without := image.get("without_class"):
+            rows.append(f"  {without:6.1%}  without a class: {image['note']}")
     times = answer["latency_ms"]
     if times is None:
         rows.append(f"latency: not measured ({answer['device']})")

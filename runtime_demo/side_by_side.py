@@ -9,7 +9,11 @@ from string import ascii_uppercase
 from typing import Any, NamedTuple
 
 from netship.bundle.accuracy import compare
+from netship.bundle.boxes import Match, match, total
 from netship.runtime_demo.columns import KINDS, Column, Fact, Kind
+from netship.runtime_demo.findings import Boxes, Masks
+from netship.runtime_demo.masks import Agreement, agree
+from netship.runtime_demo.masks import total as all_masks
 from netship.runtime_demo.result import CheckResult, InputResult
 from netship.targets.errors import UserError
 
@@ -45,7 +49,12 @@ class Bars(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Two builds on the inputs that both had; None where their outputs cannot be compared so."""
+    """Two builds on the inputs that both had; None where their outputs cannot be compared so.
+
+    Attributes:
+        boxes: the second's against the first's.
+        masks: likewise.
+    """
 
     letters: tuple[str, str]
     inputs: int
@@ -55,6 +64,25 @@ class Pair(NamedTuple):
     same_top5: int | None
     origin: str
     note: str
+    boxes: Match | None = None
+    masks: Agreement | None = None
+
+    def found(self) -> str:
+        """What the two found in photographs, in words; empty of other tasks."""
+        if self.masks:
+            return f"same class in {self.masks.text()}"
+        if not self.boxes:
+            return ""
+        text = f"boxes: {self.boxes.matched} in both"
+        if self.boxes.matched:
+            text += f" (mean IoU {self.boxes.ious.mean():.4f})"
+        first, second = self.letters
+        return f"{text}, {self.boxes.missing} only in {first}, {self.boxes.extra} only in {second}"
+
+    def to_json(self) -> dict[str, Any]:
+        judged = {"boxes": self.boxes, "masks": self.masks}
+        said = {name: each and each.to_json() for name, each in judged.items()}
+        return self._asdict() | said
 
     def text(self) -> str:
         parts = []
@@ -65,7 +93,8 @@ class Pair(NamedTuple):
         if self.same_top1 is not None:
             parts.append(f"same best class {self.same_top1}/{self.inputs}")
             parts.append(f"same best five {self.same_top5}/{self.inputs}")
-        return ", ".join(parts or ["outputs of other shapes"])
+        parts = parts or ["outputs of other shapes"]
+        return ", ".join([*parts, *filter(None, [self.found()])])
 
 
 @dataclass(frozen=True)
@@ -147,7 +176,7 @@ class Comparison:
                     zip(self.letters, self.columns, strict=True)
                 )
             ],
-            "pairs": [pair._asdict() for pair in self.pairs],
+            "pairs": [pair.to_json() for pair in self.pairs],
         }
 
 
@@ -191,6 +220,29 @@ def _pair(one: tuple[str, CheckResult], other: tuple[str, CheckResult]) -> Pair 
         sum(set(mine) == set(yours) for mine, yours in tops) if classify else None,
         " and ".join(dict.fromkeys([str(a.origin), str(b.origin)])),
         ", ".join(note for note in notes if note),
+        *_found(both),
+    )
+
+
+def _found(
+    both: Sequence[tuple[InputResult, InputResult]],
+) -> tuple[Match | None, Agreement | None]:
+    """Boxes and masks of the second build against those of the first; of photographs of one size."""
+    found = [(x.found, y.found) for x, y in both]
+    boxes = [
+        match(y.ours, x.ours)
+        for x, y in found
+        if isinstance(x, Boxes) and isinstance(y, Boxes) and x.size == y.size
+    ]
+    masks = [
+        agree(y.ours, x.ours)
+        for x, y in found
+        if isinstance(x, Masks) and isinstance(y, Masks)
+        if x.geometry == y.geometry and x.ours.shape == y.ours.shape
+    ]
+    return (
+        total(boxes) if len(boxes) == len(found) else None,
+        all_masks(masks) if len(masks) == len(found) else None,
     )
 
 

@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
@@ -99,7 +99,22 @@ def show_result(
     if arguments.report:
         write_page(arguments.report)
         text += f"\nreport     {arguments.report}"
-    print(json.dumps(data, indent=2) if arguments.json else as_called(text))
+    print(as_json(data) if arguments.json else as_called(text))
+
+
+def as_json(data: object) -> str:
+    """One JSON object; NaN and infinity, which JSON has not, are null."""
+    return json.dumps(_finite(data), indent=2, allow_nan=False)
+
+
+def _finite(data: object) -> object:
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return data
 
 
 def file_to_write(option: str) -> Callable[[str], Path]:

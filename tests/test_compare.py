@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from whole_bundles import fill
 from netship.bench.comparison import Comparison as BenchComparison
 from netship.bench.measurement import Row as BenchRow
 from netship.bundle.accuracy import Accuracy
+from netship.bundle.accuracy import compare as accuracy
 from netship.bundle.manifest import Firmware, FirmwareTensor, Float16, Quantisation
 from netship.bundle.store import MANIFEST, Bundle
 from netship.devices.microcontroller.figures import Figures, Part
@@ -29,8 +31,15 @@ from netship.meter.counts import Counts
 from netship.meter.operators import Metered, Operator
 from netship.runtime_demo import compare, result_files
 from netship.runtime_demo.columns import Column, column
-from netship.runtime_demo.result import CheckResult, InputResult, Latency, Steps
+from netship.runtime_demo.result import (
+    CheckResult,
+    InputResult,
+    Latency,
+    Steps,
+    answers,
+)
 from netship.runtime_demo.side_by_side import Comparison
+from netship.targets.arguments import as_json, show_result
 from netship.targets.errors import UserError
 from netship.targets.progress import Progress
 
@@ -271,6 +280,35 @@ def test_results_that_other_commands_print_become_columns(
     assert file.facts["instructions"] == of(chip).facts["instructions"]
     assert file.facts["ram"] == of(chip).facts["ram"]
     assert of(on_microcontroller(result, 980)).facts["instructions"].text == "980"
+
+
+def test_an_answer_of_nan_is_json_and_a_column(
+    result: CheckResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An infinite error is null in JSON, which has no infinity; a column shows it."""
+    nan = np.array([[np.nan, 2, 1, 0, 0]], np.float32)
+    fixed = item().output
+    assert fixed is not None
+    wrong = replace(
+        item(),
+        output=nan,
+        accuracy=accuracy([nan], [fixed], [np.ones_like(nan)]),
+        ours=answers(nan, False, []),
+    )
+    broken = replace(result, inputs=(wrong,))
+    options = argparse.Namespace(report=None, json=True)
+    show_result(options, broken.to_json(), "", lambda _: None)
+    printed = capsys.readouterr().out
+    found = json.loads(printed, parse_constant=pytest.fail)
+    assert not found["passed"] and found["max_abs_error"] is None
+    assert found["results"][0]["ours"][0]["probability"] is None
+    (tmp_path / "board.json").write_text(printed)
+    (board,) = result_files.read(tmp_path / "board.json")
+    for name in ("error", "of_range"):
+        assert board.facts[name].text == of(broken).facts[name].text == "inf"
+    whole = Comparison([of(result), of(broken), board])
+    assert "inf" in compare.table(whole) and page_of(whole, tmp_path).text
+    as_json(whole.to_json())
 
 
 def test_estimates_of_another_board_or_more_threads_are_in_no_ratio(

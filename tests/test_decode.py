@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from netship.bundle.decode import decode, exp, map_on_photograph, segment
+from netship.bundle.decode import NO_CLASS, decode, exp, map_on_photograph, segment
 from netship.bundle.detections import Detections, on_photograph
 from netship.bundle.photos import Placement
 from netship.bundle.task import Detector, Level, Task, Values
@@ -170,6 +170,50 @@ def test_a_map_has_the_best_class_of_each_pixel() -> None:
     assert segment(planes, [scores]).tolist() == scores[0].argmax(axis=0).tolist()
     ready = np.arange(12).reshape(1, 4, 3)
     assert segment(Task(kind="segment"), [ready]).tolist() == ready[0].tolist()
+
+
+def test_a_pixel_whose_scores_hold_nan_has_no_class() -> None:
+    scores = np.zeros((1, 3, 2, 3), np.float32)
+    scores[0, 2, 0, 0] = 1
+    scores[0, :, 0, 1] = math.nan
+    scores[0, 1, 0, 2] = math.nan
+    scores[0, :, 1, 0] = -math.inf
+    scores[0, 1, 1, 1] = math.inf
+    scores[0, 1:, 1, 2] = 5
+    expected = [[2, NO_CLASS, NO_CLASS], [0, 1, 1]]
+    assert segment(Task(kind="segment", class_axis=1), [scores]).tolist() == expected
+    last = scores.transpose(0, 2, 3, 1)
+    assert segment(Task(kind="segment", class_axis=3), [last]).tolist() == expected
+
+
+Shaped = tuple[int | None, tuple[int, ...]]
+
+
+def test_a_map_has_two_sides() -> None:
+    """Also where a manifest says otherwise."""
+    wrong: list[Shaped] = [(None, (1, 3, 8, 8)), (0, (1, 3, 8, 8)), (None, (2, 2, 2))]
+    for axis, shape in wrong:
+        with pytest.raises(ValueError, match=r"output 0 .* is no map of classes"):
+            Task(kind="segment", class_axis=axis).check([shape])
+    right: list[Shaped] = [(1, (1, 3, 8, 8)), (None, (8, 8)), (None, (1, 8, 1, 1))]
+    for axis, shape in right:
+        Task(kind="segment", class_axis=axis).check([shape])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64", "int8", "uint8"])
+def test_a_map_has_whole_numbers_as_classes(dtype: str) -> None:
+    """One score a pixel, such as a Sigmoid's, is no class; nor is what would wrap around in 32 bits."""
+    given: list[float] = [0, 3, 100]
+    odds: dict[str, list[float]] = {
+        "float32": [0.7, math.nan, math.inf, -math.inf, -1, 65536, 1e30],
+        "int64": [-1, 2**32 + 3, 65536],
+        "int8": [-1, -128],
+    }
+    odd = odds.get(dtype, [])
+    found = segment(Task(kind="segment"), [np.array([[given + odd]], dtype)])
+    assert found.tolist() == [*given, *[NO_CLASS] * len(odd)]
+    both = segment(Task(kind="segment"), [np.array([[[True, False]]])])
+    assert both.tolist() == [1, 0]
 
 
 def test_a_map_lies_on_the_photograph() -> None:

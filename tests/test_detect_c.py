@@ -69,6 +69,8 @@ KINDS: dict[str, tuple[Detector, list[Port]]] = {
     "sigmoids": heads(2, PLAIN, box="distances", activation="sigmoid", candidates=40),
     "faces": heads(1, {"scores": 1, "objectness": 1, "boxes": 4, "points": 10}, box="offsets", product="root", most=7),
     "bins": heads(1, {"boxes": 32, "scores": 4}, box="dfl", bins=8, activation="sigmoid"),
+    "negative": listed(300, 3, box="corners", score_threshold=0, iou_threshold=0, per_class=False),
+    "all": listed(300, 2, box="corners", score_threshold=0, iou_threshold=1, candidates=60, most=50),
     "five": heads(3, {"boxes": 4, "objectness": 1, "scores": 4}, box="yolov5", activation="sigmoid"),
 }  # fmt: skip
 
@@ -119,38 +121,67 @@ def equal(
     return len(expected.scores)
 
 
+SPECIAL = np.array(
+    [np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-42, -0.0, 0, 1, -1, 88, -87, 1e-30],
+    np.float32,
+)
+
+
 def random_outputs(
     name: str, ports: Sequence[Port], seed: int
 ) -> list[NDArray[np.float32]]:
-    """Shares and logits of many sizes; every fourth seed has few values, so that many are equal."""
+    """Shares and logits of many sizes; of the other seeds many are equal, odd, negative or too large."""
     random = np.random.default_rng(seed)
     outputs: list[NDArray[Any]] = [
         random.normal(0, 2, port.shape).astype(np.float32) for port in ports
     ]
     if name in ("corners", "centre", "one", "faces"):
         outputs = [np.abs(output) / 4 for output in outputs]
-    if seed % 4 == 1:
-        outputs = [np.rint(output * 4) / 4 for output in outputs]
-    if seed % 4 == 2:
-        for output in outputs:
-            odd = random.integers(output.size, size=output.size // 20 + 1)
-            special = [np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-42]
-            output.ravel()[odd] = random.choice(special, odd.size)
-    if seed % 4 == 3:
-        outputs = [output - 100 for output in outputs]
-    return [output.astype(np.float32) for output in outputs]
+    match seed % 8:
+        case 1:
+            outputs = [np.rint(output * 4) / 4 for output in outputs]
+        case 2:
+            for output in outputs:
+                odd = random.integers(output.size, size=output.size // 20 + 1)
+                output.ravel()[odd] = random.choice(SPECIAL, odd.size)
+        case 3:
+            outputs = [output - 100 for output in outputs]
+        case 4:  # All scores equal.
+            outputs = [
+                output if port.name.startswith("b") else np.full_like(output, 0.75)
+                for port, output in zip(ports, outputs, strict=True)
+            ]
+        case 5:
+            outputs = [random.choice(SPECIAL, port.shape) for port in ports]
+        case 6:
+            outputs = [output * 1e30 for output in outputs]
+        case 7:
+            outputs = [np.full_like(x, random.choice(SPECIAL)) for x in outputs]
+    with np.errstate(over="ignore"):
+        return [output.astype(np.float32) for output in outputs]
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_c_and_numpy_find_the_same(library: CDLL, name: str) -> None:
     detector, ports = KINDS[name]
     counts = []
-    for seed in range(8):
+    for seed in range(24):
         outputs = random_outputs(name, ports, seed)
         ours = found_by_c(library, name, detector, outputs)
         counts.append(equal(ours, detector, outputs))
     assert max(counts) >= min(5, detector.rows)
     assert min(counts) == 0
+
+
+def test_of_0_and_minus_0_both_take_the_first(library: CDLL) -> None:
+    detector, ports = KINDS["negative"]
+    outputs = [np.full(port.shape, -1, np.float32) for port in ports]
+    for row, scores in enumerate(((0.0, -0.0), (-0.0, 0.0))):
+        outputs[0][0, row] = (9 * row, 0, 9 * row + 5, 5)
+        outputs[1][0, row, :2] = scores
+    ours = found_by_c(library, "negative", detector, outputs)
+    assert equal(ours, detector, outputs) == 2
+    assert np.signbit(ours["score"]).tolist() == [False, True]
 
 
 def test_c_reads_the_order_and_the_integers_of_a_microcontroller(library: CDLL) -> None:

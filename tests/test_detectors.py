@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -208,6 +210,14 @@ def test_a_file_states_a_decoder_or_changes_a_preset(tmp_path: Path) -> None:
         (LIST + "normalised = 1", "normalised: 1 where it takes true or false"),
         (LIST + "points = 5", "points: 5 where it takes names of outputs in quotes"),
         ("preset = ['ssd']", "preset: ['ssd'] where it takes text in quotes"),
+        ('preset = ""', "preset: '' is none of ssd, yolo"),
+        ('preset = "ultraface"\nbins = 8', "bins: is for boxes that are dfl, these are corners; leave it out"),
+        (LIST + "variances = [0.1, 0.2]", "variances: is for boxes that are offsets and for points, these boxes are corners"),
+        (LIST + "offset = 0.5", "offset: is for anchors, which boxes that are corners or centre have none of"),
+        (LIST + "anchors = [[[8, 8]]]", "anchors: is for anchors, which boxes that are corners"),
+        (LIST + "candidates = 9\nmost = 10", "most: 10 boxes are not found of 9 candidates; leave it out"),
+        (LIST.replace('"boxes"', '["boxes", "scores"]'), "boxes: 2 outputs for 1 grid; name one for all, or one for each of strides"),
+        (LIST + "anchors = [[[8, 8]], [[8, 8]]]", "2 lists of anchors for 1 grid;"),
     ],
 )  # fmt: skip
 def test_a_file_that_does_not_fit_is_refused(
@@ -219,6 +229,36 @@ def test_a_file_that_does_not_fit_is_refused(
         resolve_task("detect", str(file), network(*LISTED))
     assert message in str(refused.value)
     assert "\n" not in str(refused.value) and ": :" not in str(refused.value)
+
+
+def test_names_of_outputs_in_a_refusal_are_one_short_line(tmp_path: Path) -> None:
+    file, odd = tmp_path / "mine.toml", "s\x1b[1m" + "x" * 300
+    for boxes, shape, says in (
+        ("none", (1, 30, 2), "no output is called 'none', there are boxes, s\ufffd[1mxx"),
+        ("boxes", (1, 2), "xx… [1, 2] is not of 30 rows"),
+    ):  # fmt: skip
+        file.write_text(
+            f'box = "corners"\nboxes = "{boxes}"\nscores = {json.dumps(odd)}\n'
+        )
+        with pytest.raises(UserError) as refused:
+            found(network(("boxes", (1, 30, 4)), (odd, shape)), str(file))
+        assert says in str(refused.value) and len(str(refused.value)) < 400
+        assert str(refused.value).isprintable()
+
+
+def test_keys_that_have_an_effect_are_taken(tmp_path: Path) -> None:
+    """Of corners too, where these have points or several anchors in a cell."""
+    file = tmp_path / "mine.toml"
+    boxes, scores = ("boxes", (1, 128, 4)), ("scores", (1, 128, 2))
+    points = ("points", (1, 128, 10))
+    file.write_text(LIST + "strides = [8]\nanchors = [[[8, 8], [9, 9]]]\n")
+    assert found(network(boxes, scores), str(file)).rows == 128
+    file.write_text(
+        LIST
+        + 'points = "points"\nstrides = [8]\nanchors = [[[8, 8], [9, 9]]]\n'
+        + "offset = 0\nvariances = [0.1, 0.2]\ncandidates = 9\n"
+    )
+    assert found(network(boxes, scores, points), str(file)).points == 5
 
 
 @pytest.mark.parametrize(
@@ -333,6 +373,18 @@ def test_a_segmentation_is_scores_or_a_map() -> None:
     # A detector's rows are no picture.
     with pytest.raises(UserError, match="--task segment: found rows"):
         resolve_task("segment", None, network(("rows", (1, 4420, 2))))
+
+
+def test_a_share_of_each_pixel_is_no_map_of_classes() -> None:
+    model = network(("y", (1, 1, 16, 16)))
+    task = Task(kind="segment")
+    assert resolve_task("segment", None, model)[0] == task
+    model.proto.graph.node.append(onnx.helper.make_node("Sigmoid", ["a"], ["y"]))
+    with pytest.raises(UserError, match=r"y \[1, 1, 16, 16\] is one share a pixel, of a Sigmoid .* end the network with Round"):  # fmt: skip
+        resolve_task("segment", None, model)
+    model.proto.graph.node.append(onnx.helper.make_node("Round", ["y"], ["z"]))
+    rounded = replace(model, outputs=network(("z", (1, 1, 16, 16))).outputs)
+    assert resolve_task("segment", None, rounded)[0] == task
 
 
 def test_the_anchors_of_the_built_in_detector_are_its_own(tmp_path: Path) -> None:

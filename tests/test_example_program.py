@@ -141,6 +141,21 @@ def test_comments_and_spaces_in_a_header_are_read(
         assert done.returncode == 2 and "cannot be" in done.stderr
 
 
+def test_a_file_that_is_longer_than_the_input_is_no_input(
+    detector: Bundle, tmp_path: Path
+) -> None:
+    """Such as a photograph whose name does not end with .ppm: its first bytes are no numbers."""
+    golden = (detector.path / "golden/0.input.bin").read_bytes()
+    for name, data in (("a.jpg", golden + b"x"), ("b.PPM", b"P6" + golden)):
+        (tmp_path / name).write_bytes(data)
+        words = [detector.path.parent / "example", tmp_path / name]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert done.stderr == (
+            f"{tmp_path / name}: cannot be read as 3072 float32 and nothing more; of a photograph give a .ppm file\n"
+        )
+
+
 def test_a_classifiers_example_prints_the_best_five(tmp_path: Path) -> None:
     weights = np.random.default_rng(2).normal(size=(7, 3, 6, 4)).astype(np.float32)
     nodes = [

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from check_results import LABELS, a_result, an_input, manifest, written
+from check_results import LABELS, Page, a_result, an_input, manifest, written
 from conftest import run
 from PIL import Image
 from refusals import labelled_bundle
@@ -21,12 +21,14 @@ from netship.bundle.manifest import Golden, Manifest, Preprocessing, Tensor
 from netship.bundle.photos import Placement
 from netship.bundle.store import Bundle
 from netship.bundle.task import Task
-from netship.runtime_demo import coco, comparison, drawing, findings
+from netship.runtime_demo import coco, compare, comparison, drawing, findings
 from netship.runtime_demo import run as run_command
 from netship.runtime_demo.check import _given, _table
 from netship.runtime_demo.coco import Precision
+from netship.runtime_demo.columns import column
 from netship.runtime_demo.findings import Boxes, Geometry, Given, Masks, Photograph
 from netship.runtime_demo.result import CheckResult, InputResult
+from netship.runtime_demo.side_by_side import Comparison
 from netship.targets.errors import UserError
 
 WHERE = Geometry((200, 160), (100, 80), Placement(0.5, 0.5, 0, 0))
@@ -116,6 +118,8 @@ def test_masks_are_in_the_table_the_json_and_the_page(tmp_path: Path) -> None:
         "pixel_agreement": 0.875,
         "mean_iou": 0.775,
         "iou": {"0": 0.8, "3": 0.75},
+        "without_class": 0,
+        "reference_without_class": 0,
     }
     assert said["given_masks"]["ours"]["pixel_agreement"] == 0.5
     page = written(whole, tmp_path)
@@ -124,6 +128,30 @@ def test_masks_are_in_the_table_the_json_and_the_page(tmp_path: Path) -> None:
         "Same class 87.50% of pixels, mIoU 0.7750" in page.text
         and "mIoU by --masks 0.2500" in page.text
     )
+
+
+def test_two_detectors_are_compared_by_their_boxes(
+    boxed: CheckResult, tmp_path: Path
+) -> None:
+    """Equal numbers are not equal boxes: another threshold finds others."""
+    size = (200, 160)
+    none = boxes()
+    numbers = np.arange(8, dtype=np.float32)
+    first, second = (replace(each, output=numbers) for each in boxed.inputs)
+    boxed = replace(boxed, inputs=(first, second))
+    fewer = replace(first, found=Boxes.of(size, boxes(ASH), none))
+    empty = replace(second, found=Boxes.of(size, none, none))
+    other = replace(boxed, inputs=(fewer, empty))
+    (tmp_path / "model.so").write_bytes(b"x")
+    columns = [column(name, each.bundle, each) for name, each in (("a", boxed), ("b", other))]  # fmt: skip
+    whole = Comparison(columns)
+    said = compare.table(whole)
+    counts = "boxes: 1 in both (mean IoU 1.0000), 2 only in A, 0 only in B"
+    assert f"largest difference 0.0e+00, least cosine 1.000000, {counts}" in said
+    compare.write_page(whole, tmp_path / "page.html")
+    assert counts in Page((tmp_path / "page.html").read_text(encoding="utf-8")).text
+    (pair,) = json.loads(json.dumps(whole.to_json(), allow_nan=False))["pairs"]
+    assert (pair["boxes"]["missing"], pair["masks"]) == (2, None)
 
 
 def test_what_of_a_mask_is_void_is_said(tmp_path: Path) -> None:
@@ -144,6 +172,41 @@ def test_what_of_a_mask_is_void_is_said(tmp_path: Path) -> None:
     assert "no pixel to compare" in void and "IoU by class" not in void
     with pytest.raises(UserError, match=r"part.png: has class 3, the network has 3 classes; give numbers from 0 to 2"):  # fmt: skip
         Masks.of(WHERE, both, tmp_path / "part.png", 3)
+
+
+def test_what_of_a_segmentation_is_nan_is_said(tmp_path: Path) -> None:
+    """By run, and by check in the table, the JSON and the page; a photograph keeps its colours there."""
+    task = Task(kind="segment", class_axis=1)
+    scores = np.zeros((1, 3, 2, 4), np.float32)
+    scores[0, 1] = 1
+    broken = scores.copy()
+    broken[0, 0, 0, :3] = np.nan
+    known = manifest(
+        task=task, outputs=(Tensor(name="y", shape=scores.shape),), labels=None
+    )
+    read = run_command._reader(Bundle(tmp_path, known))
+    answer = read([broken], None)
+    top = {"class_index": 1, "label": "", "probability": 0.625}
+    assert answer["top"] == [top] and answer["without_class"] == 0.375
+    table = run_command._table(
+        {"images": [{"name": "a", **answer}], "latency_ms": None, "device": "d"}
+    )
+    assert "\n   37.5%  without a class: output 'y' has NaN in 3 pixels\n" in table
+    assert read([scores], None)["without_class"] == 0
+    assert read([np.full_like(scores, np.nan)], None)["top"] == []
+
+    for ours, reference, says, same in (
+        (broken, scores, "62.50% of pixels, mIoU 0.6250; without a class, such as of NaN: 3 pixels of ours, 0 of the reference's", 0.625),
+        (broken, broken, "100% of pixels, mIoU 1; without a class, such as of NaN: 3 pixels of ours, 3 of", 1),
+        (np.full_like(scores, np.nan),) * 2 + ("no pixel to compare; without a class, such as of NaN: 8 pixels of ours, 8 of", None),
+    ):  # fmt: skip
+        found = findings.find(known, Photograph(None, None), [ours], [reference], Given())  # fmt: skip
+        assert isinstance(found, Masks)
+        whole = result(tmp_path, [an_image(tmp_path, "a.png", found)])
+        assert f"masks      same class in {says}" in _table(whole)
+        said = json.loads(json.dumps(whole.to_json(), allow_nan=False))["masks"]
+        assert said["pixel_agreement"] == same and said["without_class"] >= 3
+        assert says.split("; ")[1] in written(whole, tmp_path).text
 
 
 def test_precision_is_in_the_table_the_json_and_the_page(
@@ -235,6 +298,27 @@ def test_an_output_of_nan_or_without_boxes_is_judged(wrong: float) -> None:
     assert isinstance(found, Boxes)
     assert found.match.missing >= (2 if not wrong > 0 else 0)
     assert found.text()
+
+
+@pytest.mark.filterwarnings("error")
+def test_run_prints_json_of_any_score(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "labels.txt").write_text("\n".join(LABELS))
+    for known, outputs, name in (
+        (detector(), [ROWS, np.where(SCORES > 0.8, np.inf, SCORES)], "boxes"),
+        (manifest(), [np.full((1, 5), np.nan, np.float32)], "top"),
+    ):
+        seen = {"name": "a", **run_command._reader(Bundle(tmp_path, known))(outputs, (80, 40))}  # fmt: skip
+        answer = {"images": [seen], "latency_ms": None, "device": "d"}
+        monkeypatch.setattr(run_command, "_run", lambda *_, answer=answer: answer)
+        for words in (["--json"], []):
+            assert run_command.main(["out", *words]) == 0
+            printed = capsys.readouterr().out
+            if words:
+                said = json.loads(printed, parse_constant=pytest.fail)
+                (first, *_) = said["images"][0][name]
+                assert first.get("score") is first.get("probability") is None
 
 
 def test_a_map_of_classes_becomes_a_mask(tmp_path: Path) -> None:

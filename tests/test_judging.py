@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from netship.bundle import boxes, photos
+from netship.bundle.decode import NO_CLASS
 from netship.bundle.detections import Detections
 from netship.bundle.manifest import Preprocessing
 from netship.runtime_demo import coco, drawing, masks
@@ -301,6 +302,23 @@ def test_each_photograph_has_its_own_mask(tmp_path: Path) -> None:
         masks.of_photographs(tmp_path, [one, Path("three/a.jpg")])
 
 
+def test_masks_of_no_photograph_are_said(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "other").mkdir()
+    for name in ("a", "one/a", "one/b", "other/c", "d"):
+        (tmp_path / f"{name}.png").touch()
+    files = masks.of_photographs(tmp_path, [Path("one/a.jpg"), Path("e.jpg")])
+    said = masks.without_photograph(tmp_path, files)
+    assert said == (f"{tmp_path}: 3 masks are of no image given, the first a.png: not compared",)  # fmt: skip
+    # A photograph next to its mask is none.
+    inside = [tmp_path / f"{name}.png" for name in ("a", "d")]
+    files = masks.of_photographs(tmp_path / "one", inside)
+    (tmp_path / "one/d.png").touch()
+    said = masks.without_photograph(tmp_path / "one", files)
+    assert said == (f"{tmp_path / 'one'}: 1 mask is of no image given, the first b.png: not compared",)  # fmt: skip
+    assert masks.without_photograph(tmp_path / "other", {Path("c.jpg"): tmp_path / "other/c.png"}) == ()  # fmt: skip
+
+
 # Masks
 
 
@@ -346,7 +364,13 @@ def test_numbers_that_are_no_classes_take_no_memory() -> None:
 def test_without_a_pixel_nothing_is_claimed() -> None:
     void = np.full((2, 2), masks.VOID)
     nothing = masks.agree(np.zeros((2, 2), int), void, masks.VOID)
-    assert nothing.to_json() == {"pixel_agreement": None, "mean_iou": None, "iou": {}}
+    assert nothing.to_json() == {
+        "pixel_agreement": None,
+        "mean_iou": None,
+        "iou": {},
+        "without_class": 0,
+        "reference_without_class": 0,
+    }
     assert nothing.text() == "no pixel to compare"
 
 
@@ -374,6 +398,24 @@ def test_a_mask_lies_on_the_photograph_as_the_photograph_in_the_input(
 def test_what_the_network_did_not_see_does_not_count() -> None:
     seen = masks.agree(np.array([[-1, 2]]), np.array([[1, 2]]), masks.VOID)
     assert (seen.same, seen.pixels) == (1, 1)
+
+
+def test_a_pixel_without_a_class_is_wrong_unless_both_have_none() -> None:
+    none = NO_CLASS
+    ours, reference = np.array([[none, none, 1, 1]]), np.array([[none, 1, none, 1]])
+    both = masks.agree(ours, reference)
+    assert (both.same, both.pixels, both.without) == (1, 3, (2, 2, 1))
+    assert both.all == 4 and both.by_class == {1: pytest.approx(1 / 3)}
+    assert both.unanswered() == "; without a class, such as of NaN: 2 pixels of ours, 2 of the reference's"  # fmt: skip
+    whole = masks.total([both, both])
+    assert whole.without == (4, 4, 2)
+    assert whole.to_json()["reference_without_class"] == 4
+    # By a given mask a network that says nothing is not right.
+    known = masks.agree(ours, np.array([[masks.VOID, 1, 1, 1]]), masks.VOID)
+    assert (known.same, known.pixels, known.void) == (2, 3, 1)
+    nothing = masks.agree(ours[:, :1], ours[:, :1])
+    assert nothing.text() == "no pixel to compare"
+    assert not masks.agree(reference[:, 3:], ours[:, 3:]).unanswered()
 
 
 def test_a_given_mask_is_read_and_another_refused(tmp_path: Path) -> None:

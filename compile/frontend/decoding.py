@@ -14,7 +14,7 @@ from netship.bundle.manifest import Tensor
 from netship.bundle.task import Detector, Level, Size, Values
 from netship.compile.frontend.toml_file import read_toml
 from netship.targets.errors import UserError
-from netship.targets.escapes import counted, shown
+from netship.targets.escapes import counted, listed, shown
 
 
 def _names(value: Any) -> Any:
@@ -142,14 +142,18 @@ def assemble(
         grids, steps = [(1, max(shape[1:], default=1))], [(1.0, 1.0)]
     anchors = stated.anchors or tuple(((float(w), float(h)),) for w, h in steps)
     if len(anchors) != len(grids):
-        raise ValueError(
-            f"{len(anchors)} lists of anchors for {counted(len(grids), 'grid')}"
-        )
+        lists = counted(len(anchors), "list")
+        raise ValueError(f"{lists} of anchors for {counted(len(grids), 'grid')}")
     roles = {
         role: getattr(stated, role)
         for role in ("boxes", "objectness", "scores", "points")
         if getattr(stated, role)
     }
+    for role, names in roles.items():
+        if len(names) not in (1, len(grids)):
+            raise ValueError(
+                f"{role}: {len(names)} outputs for {counted(len(grids), 'grid')}; name one for all, or one for each of strides"
+            )
     total = sum(prod(g) * len(a) for g, a in zip(grids, anchors, strict=True))
     wide = 4 * stated.bins if rest.get("box") == "dfl" else 4
     widths = {"boxes": wide, "objectness": 1}
@@ -224,9 +228,36 @@ def _contradiction(stated: Decoding, rest: dict[str, Any], gridded: bool) -> str
     return ""
 
 
+def without_effect(given: dict[str, Any], detector: Detector) -> str:
+    """Why a key that a file states changes nothing; empty where each does something."""
+    box, points = detector.box, detector.points
+    anchored = points or box not in ("corners", "centre")
+    alone = all(len(level.anchors) == 1 for level in detector.levels)
+    placed = "is for anchors, which boxes that are corners or centre have none of"
+    for key, useless, why in (
+        ("bins", box != "dfl", f"is for boxes that are dfl, these are {box}"),
+        (
+            "variances",
+            box != "offsets" and not points,
+            f"is for boxes that are offsets and for points, these boxes are {box}",
+        ),
+        ("offset", not anchored, placed),
+        ("anchors", not anchored and alone, placed),
+        (
+            "most",
+            detector.most > detector.candidates,
+            f"{detector.most} boxes are not found of {detector.candidates} candidates",
+        ),
+    ):
+        if useless and key in given:
+            return f"{key}: {why}; leave it out"
+    return ""
+
+
 def _shape(named: dict[str, tuple[int, tuple[int, ...]]], name: str) -> tuple[int, ...]:
     if name not in named:
-        raise ValueError(f"no output is called {name!r}, there are {', '.join(named)}")
+        there = listed([shown(each) for each in named], 12)
+        raise ValueError(f"no output is called {shown(name)!r}, there are {there}")
     return named[name][1]
 
 
@@ -253,7 +284,7 @@ def _columns(
             counts.get(each, 0) for each in here if each != role
         )
         if counts[role] < 1 or (role == "points" and counts[role] % 2):
-            raise ValueError(f"{places[role]} has no room for {role}")
+            raise ValueError(f"{shown(places[role])} has no room for {role}")
     return counts
 
 
@@ -295,5 +326,5 @@ def _arrange(
     if len(sides) == 4 and sides[:3] == (a, *grid):
         return sides[3], 0, sides[3], sides[3] * cells, 1
     raise ValueError(
-        f"{name} {list(shape)} is not of {level.total} rows, nor of {a} anchors on a grid {level.lines}×{level.columns}"
+        f"{shown(name)} {list(shape)} is not of {level.total} rows, nor of {a} anchors on a grid {level.lines}×{level.columns}"
     )

@@ -12,9 +12,15 @@ from typing import Any, NamedTuple
 import onnx
 from pydantic import ValidationError
 
+from netship.bundle.decode import MOST_CLASSES
 from netship.bundle.manifest import Tensor
 from netship.bundle.task import Detector, Kind, Task, scores_classes
-from netship.compile.frontend.decoding import assemble, grids_of, read_decoding
+from netship.compile.frontend.decoding import (
+    assemble,
+    grids_of,
+    read_decoding,
+    without_effect,
+)
 from netship.compile.frontend.dense import box_specifications
 from netship.compile.frontend.model import Model
 from netship.targets.errors import UserError
@@ -315,7 +321,9 @@ def _segment(model: Model) -> tuple[Task, str]:
     planes = [
         a
         for a, rest in ratios
-        if rest[0] == 1 and rest[1] * width == rest[2] * height and shape[a] > 1
+        if rest[0] == 1
+        and rest[1] * width == rest[2] * height
+        and 1 < shape[a] <= MOST_CLASSES
     ]
     if model.outputs[0].dtype == "float32" and planes:
         axis = planes[-1] if image and image.layout == "NHWC" else planes[0]
@@ -324,8 +332,14 @@ def _segment(model: Model) -> tuple[Task, str]:
         )
     sides = [side for side in shape if side != 1]
     if len(sides) == 2 and sides[0] * width == sides[1] * height:
+        name = model.outputs[0].name
+        if image and name in _network(model, image).activated:
+            raise UserError(
+                f"--task segment: {shown(name)} {list(shape)} is one share a pixel, of a Sigmoid or Softmax, and no class; "
+                "end the network with Round, which makes 0 and 1 of it, or state --task raw"
+            )
         return Task(kind="segment"), (
-            f"task: segment; {shown(model.outputs[0].name)} {list(shape)} is a map of classes"
+            f"task: segment; {shown(name)} {list(shape)} is a map of classes"
         )
     raise UserError(
         f"--task segment: found {_shapes(model.outputs)}; expects a map [1, height, width] of classes, or scores "
@@ -381,8 +395,8 @@ def _detect(decode: str, model: Model) -> tuple[Task, str]:
         )
     network = _network(model, model.image)
     given = _stated(decode)
-    preset = given.pop("preset", "")
-    if preset and preset not in PRESETS:
+    preset = given.pop("preset", None)
+    if preset is not None and preset not in PRESETS:
         raise UserError(
             f"--decode {decode}: preset: {shown(preset, 40)!r} is none of {', '.join(PRESETS)}; state one of these, or none"
         )
@@ -391,6 +405,8 @@ def _detect(decode: str, model: Model) -> tuple[Task, str]:
         detector = assemble(
             Path(decode).name, facts | given, network.outputs, network.size
         )
+        if useless := without_effect(given, detector):
+            raise ValueError(useless)
         for _, _, values, _ in detector.parts():
             output = model.outputs[values.output]
             if output.dtype != "float32":

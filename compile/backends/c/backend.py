@@ -19,6 +19,7 @@ from netship.compile.backends.dump import Dump
 from netship.compile.backends.image import emit as images
 from netship.compile.backends.image.emit import Image, byte_values
 from netship.compile.backends.request import BuildRequest, Format
+from netship.compile.backends.segmentation import emit as segmentation
 from netship.compile.backends.verify import Verification, verify_c
 from netship.compile.frontend.model import Model
 from netship.compile.ir.graph import NHWC, Graph
@@ -71,12 +72,14 @@ class CBackend:
             if how and how.inside and source and graph.quantised:
                 graph = bytes_as_given(drop_identities(graph), source.name)
         detector = job.task.detector if job.task else None
+        segments = job.task is not None and job.task.kind == "segment"
         extras = [
             kind
             for kind, there in (
                 ("image", job.preprocessing),
                 ("labels", job.labels),
                 ("detect", detector),
+                ("segment", segments and job.model.image),
             )
             if there
         ]
@@ -100,7 +103,7 @@ class CBackend:
             images.write(job.folder, job.name, job.version, image)
         if job.labels:
             images.write_labels(job.folder, job.name, job.version, job.labels)
-        if detector and built.firmware:
+        if built.firmware and job.model.image and (detector or segments):
             ports = [
                 Port(
                     port.name,
@@ -113,9 +116,11 @@ class CBackend:
                     job.model.outputs, built.firmware.outputs, strict=True
                 )
             ]
-            assert job.model.image is not None
-            size = job.model.image.size
-            write(job.folder, job.name, job.version, detector, size, ports)
+            size, facts = job.model.image.size, (job.folder, job.name, job.version)
+            if detector:
+                write(*facts, detector, size, ports)
+            elif job.task:
+                segmentation.write(*facts, job.task, size, ports[0])
         for kind in dict.fromkeys(job.packages):
             packages.write(job.folder, kind, job.name, job.target.name)
         return built

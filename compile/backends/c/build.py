@@ -85,7 +85,7 @@ def build(
         graph: after passes.INTEGERS or passes.FLOATS.
         inputs: the model's.
         expected: the reference: inputs in the order that the C takes them in → each output and its tolerances as the C gives it.
-        extras: what else the project has, written after this: "image", "labels", "detect".
+        extras: what else the project has, written after this: "image", "labels", "detect", "segment".
         regions: the memories for activations and weights; without them there is one arena, wherever the caller likes.
 
     Raises:

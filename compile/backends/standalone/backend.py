@@ -49,6 +49,7 @@ class StandaloneBackend(BundleBackend):
     def build(self, job: Job, logs: Sequence[RecordLog], progress: Progress) -> Built:
         ranges, image = job.input_ranges, job.model.image
         detector = job.task.detector if job.task else None
+        segments = job.task is not None and job.task.kind == "segment"
         pairs = zip(ranges, job.model.inputs, strict=True)
         check = job.check(*(self_test_input(*each, port) for each, port in pairs))
         wanted = Standalone(
@@ -65,7 +66,8 @@ class StandaloneBackend(BundleBackend):
             image=_image(job),
             labels=job.labels,
             detector=detector,
-            input_size=image.size if detector and image else (0, 0),
+            segmentation=job.task if image and segments else None,
+            input_size=image.size if (detector or segments) and image else (0, 0),
         )
         return self._compile(job, logs, progress, partial(link, wanted), job.name)
 

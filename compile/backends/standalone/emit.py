@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from netship.bundle.manifest import MemoryPlan
 from netship.bundle.manifest import Tensor as Port
-from netship.bundle.task import Detector
+from netship.bundle.task import Detector, Task
 from netship.compile.backends.detector import emit as detector
 from netship.compile.backends.dump import writing
 from netship.compile.backends.image import emit as images
 from netship.compile.backends.image.emit import Image
+from netship.compile.backends.segmentation import emit as segmentation
 from netship.compile.program.planner import Plan, aligned, plan
 from netship.compile.program.program import Program, Tensor
 from netship.compile.program.verifier import verify
@@ -123,7 +124,7 @@ class Standalone:
         answers: the reference's outputs for it.
         image: the input that photographs become; None where all are data.
         labels: of classes; empty where there are none.
-        detector: of a detector, with its input's height and width.
+        detector: of a detector; ``segmentation``: of a segmenting network; with the input's height and width.
     """
 
     name: str
@@ -134,6 +135,7 @@ class Standalone:
     image: Image | None = None
     labels: Sequence[str] = ()
     detector: Detector | None = None
+    segmentation: Task | None = None
     input_size: tuple[int, int] = (0, 0)
 
 
@@ -178,6 +180,14 @@ def emit(
             shutil.copy(parts / header, folder)
             sources.append(parts / code)
             exported.append(f"{wanted.name}_detect")
+        if wanted.segmentation:
+            port = _output_ports(wanted, program)[0]
+            facts = (wanted.name, wanted.version, wanted.segmentation)
+            segmentation.write(parts, *facts, wanted.input_size, port)
+            header, code = segmentation.files(wanted.name)
+            shutil.copy(parts / header, folder)
+            sources.append(parts / code)
+            exported += [f"{wanted.name}_segment", f"{wanted.name}_class_at"]
         for header, code, functions in _write_image(parts, wanted):
             shutil.copy(parts / header, folder)
             sources.append(parts / code)
@@ -205,14 +215,18 @@ def emit(
 
 def _write_detector(folder: Path, wanted: Standalone, program: Program) -> None:
     assert wanted.detector
-    tensors = [program.tensors[index] for index in program.outputs]
-    ports = [
-        detector.Port(answer.name, tensor.shape, tensor.dtype)
-        for answer, tensor in zip(wanted.answers, tensors, strict=True)
-    ]
+    ports = _output_ports(wanted, program)
     detector.write(
         folder, wanted.name, wanted.version, wanted.detector, wanted.input_size, ports
     )
+
+
+def _output_ports(wanted: Standalone, program: Program) -> list[detector.Port]:
+    tensors = [program.tensors[index] for index in program.outputs]
+    return [
+        detector.Port(answer.name, tensor.shape, tensor.dtype)
+        for answer, tensor in zip(wanted.answers, tensors, strict=True)
+    ]
 
 
 def _write_image(
@@ -277,9 +291,15 @@ def _values(
     numbers = {index: number for number, index in enumerate(used)}
     inputs, test_bytes = _inputs(wanted, program, layout)
     outputs, test_bytes = _outputs(wanted, program, layout, test_bytes)
+    sides = [(0, 0)] * 2
+    if wanted.segmentation:
+        port = _output_ports(wanted, program)[0]
+        sides = segmentation.map_sides(wanted.segmentation, port)
     return {
         **vars(wanted),
         "features": sorted(target.features),
+        "map_lines": sides[0][0],
+        "map_columns": sides[1][0],
         "program": program,
         "places": layout.places,
         "tensors": [
