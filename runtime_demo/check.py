@@ -268,7 +268,8 @@ def calibrated_on(facts: Quantisation, found: Sequence[Path]) -> bool:
 
 
 def _table(result: CheckResult) -> str:
-    lines = [_image_line(r) for r in result.inputs]
+    mapped = result.other_classes
+    lines = [_image_line(r, mapped is not None) for r in result.inputs]
     lines += [
         f"note: {shown(r.name)}: {_swapped(r.swap)}" for r in result.inputs if r.swap
     ]
@@ -282,10 +283,8 @@ def _table(result: CheckResult) -> str:
     worst = f"{result.max_abs_error:.2e}, {result.relative_error:.1e} of the reference's range"
     rms = max(r.accuracy.rms_error for r in result.inputs)
     cosine = min(r.accuracy.cosine for r in result.inputs)
-    lines += [
-        "",
-        f"error      max-abs {worst} ({tolerance}); RMS {rms:.1e}; cosine {cosine:.9f}",
-    ]
+    error = f"max-abs {worst} ({tolerance}); RMS {rms:.1e}; cosine {cosine:.9f}"
+    lines += ["", f"error      {mapped.text() if mapped else error}"]
     if result.classifies:
         size = len(result.inputs)
         same = [
@@ -337,14 +336,18 @@ def _table(result: CheckResult) -> str:
     return "\n".join(lines)
 
 
-def _image_line(result: InputResult) -> str:
+def _image_line(result: InputResult, mapped: bool) -> str:
+    error = f"max-abs {result.accuracy.max_abs_error:.1e}"
+    if mapped:
+        error = f"{counted(result.differing, 'class number')} {'differs' if result.differing == 1 else 'differ'}"
     if result.found:
-        return f"{shown(result.name):<22} {result.found.text()}; max-abs {result.accuracy.max_abs_error:.1e}"
+        end = "" if mapped else f"; {error}"
+        return f"{shown(result.name):<22} {result.found.text()}{end}"
     if not result.ours:
-        return f"{shown(result.name):<22} max-abs {result.accuracy.max_abs_error:.1e}"
+        return f"{shown(result.name):<22} {error}"
     return (
         f"{shown(result.name):<22} ours {_answer(result.ours[0]):<36} "
-        f"reference {_answer(result.reference[0]):<36} max-abs {result.accuracy.max_abs_error:.1e}"
+        f"reference {_answer(result.reference[0]):<36} {error}"
     )
 
 

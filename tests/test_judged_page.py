@@ -15,6 +15,7 @@ from conftest import run
 from PIL import Image
 from refusals import labelled_bundle
 
+from netship.bundle.accuracy import Worst
 from netship.bundle.detections import Detections
 from netship.bundle.golden import Check
 from netship.bundle.manifest import Golden, Manifest, Preprocessing, Tensor
@@ -123,7 +124,38 @@ def test_masks_are_in_the_table_the_json_and_the_page(tmp_path: Path) -> None:
     assert (
         "Same class 87.50% of pixels, mIoU 0.7750" in page.text
         and "mIoU by --masks 0.2500" in page.text
+        and "Pixels of the same class 70 of 80" in page.text
     )
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_of_class_numbers_it_is_counted_how_many_differ(
+    tmp_path: Path, passed: bool
+) -> None:
+    ours, reference = np.zeros((8, 10), np.uint8), np.zeros((8, 10), np.uint8)
+    ours[0] = 7
+    item = an_image(tmp_path, "a.png", Masks.of(WHERE, (ours, reference), None))
+    apart = np.abs(ours.astype(float) - reference).ravel()
+    worst = Worst(0, (0, 0), 7.0, 0.0, 1.0 if passed else 7.0)
+    item = replace(
+        item, errors=apart, accuracy=item.accuracy._replace(max_abs_error=7.0, worst=worst)
+    )  # fmt: skip
+    classes = Tensor(name="map", shape=(1, 8, 10), dtype="int64")
+    mapped = manifest(task=Task(kind="segment"), outputs=(classes,))
+    whole = result(tmp_path, [item], bundle=Bundle(tmp_path, mapped))
+    why = "explains each" if passed else "does not explain all"
+    said = f"10 of 80 class numbers differ; rounding {why}"
+    text, page = _table(whole), written(whole, tmp_path).text
+    assert f"error      {said}\n" in text and "max-abs" not in text
+    assert said in page and "Class numbers that differ 10 of 80" in page
+    assert "Largest error" not in page
+    assert whole.to_json()["other_classes"] == 10
+    assert result(tmp_path, [item]).to_json()["other_classes"] is None
+    golden = replace(item, name="golden input 0", path=None, found=None)
+    whole = replace(whole, inputs=(golden,), compared="golden inputs")
+    assert _table(whole).startswith("golden input 0         10 class numbers differ\n")
+    page = written(whole, tmp_path).text
+    assert "golden input 0 10" in page and "Largest error" not in page
 
 
 def test_what_of_a_mask_is_void_is_said(tmp_path: Path) -> None:
