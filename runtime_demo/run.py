@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_device_options(parser)
     parser.add_argument(
         "--image",
+        "--images",
         type=named_path,
         nargs="+",
         default=[],
