@@ -366,7 +366,10 @@ def _swapped(swap: Swap) -> str:
 def _latency_lines(result: CheckResult) -> list[str]:
     if result.latency is None:
         # An emulator of C has no times even then.
-        how = "" if result.bundle.manifest.is_source else "; --repeat N asks for it"
+        manifest = result.bundle.manifest
+        how = "" if manifest.is_source else "; --repeat N asks for it"
+        if result.origin == "emulated" and manifest.target.machine == "aarch64":
+            how = "; python -m meter estimates it"
         return [f"latency    not measured ({result.origin}{how})"]
     lines = [
         f"latency    {_times(result.latency)}, {counted(result.threads, 'thread')}, {result.origin}"

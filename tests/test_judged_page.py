@@ -18,10 +18,17 @@ from refusals import labelled_bundle
 from netship.bundle.accuracy import Worst
 from netship.bundle.detections import Detections
 from netship.bundle.golden import Check
-from netship.bundle.manifest import Golden, Manifest, Preprocessing, Tensor
+from netship.bundle.manifest import (
+    Golden,
+    Manifest,
+    Preprocessing,
+    TargetIdentity,
+    Tensor,
+)
 from netship.bundle.photos import Placement
 from netship.bundle.store import Bundle
 from netship.bundle.task import Task
+from netship.devices.sessions.session import Origin
 from netship.runtime_demo import coco, comparison, drawing, findings
 from netship.runtime_demo import run as run_command
 from netship.runtime_demo.check import _given, _table
@@ -341,6 +348,31 @@ def test_what_one_network_found_is_saved(tmp_path: Path, name: str) -> None:
         assert np.asarray(saved).std() > 0
     with pytest.raises(UserError, match="--save: .*x.npy is no photograph"):
         findings.marked(Bundle(tmp_path, manifest()), Photograph(Path("x.npy"), None), [], "")  # fmt: skip
+
+
+@pytest.mark.parametrize("machine", ["aarch64", "arm"])
+def test_an_emulated_board_s_time_is_estimated_by_the_meter(
+    tmp_path: Path, machine: str
+) -> None:
+    own = TargetIdentity(name="board", tvm="llvm", machine=machine)
+    timeless = a_result(
+        tmp_path,
+        [an_input(None)],
+        bundle=Bundle(tmp_path, manifest(target=own)),
+        origin=Origin.EMULATED,
+        latency=None,
+        reference_latency=None,
+        operators=(),
+    )
+    text, page = _table(timeless), written(timeless, tmp_path).text
+    assert ("; python -m meter estimates it)" in text) == (machine == "aarch64")
+    assert page.count("python -m meter estimates them") == 2 * (machine == "aarch64")
+
+
+def test_where_the_photograph_is_saved_is_said() -> None:
+    answer: dict[str, Any] = {"images": [], "saved": "marked.jpg", "latency_ms": None, "device": "emulated"}  # fmt: skip
+    assert "saved: marked.jpg" in run_command._table(answer)
+    assert "saved" not in run_command._table(answer | {"saved": None})
 
 
 def test_a_check_in_a_process_judges_boxes(tmp_path: Path) -> None:

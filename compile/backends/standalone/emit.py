@@ -280,6 +280,7 @@ def _values(
     return {
         **vars(wanted),
         "features": sorted(target.features),
+        "machine": target.machine,
         "program": program,
         "places": layout.places,
         "tensors": [
