@@ -86,6 +86,8 @@ def build(
     preprocessing, note = resolve_preprocessing(
         overrides, source.preprocessing, source.model.inputs
     )
+    if preprocessing and source.model.pixels and not note:
+        note = f"preprocessing: {preprocessing.geometry()}"
     task, seen = resolve_task(overrides.task, overrides.decode, source.model)
     labels = read_labels(overrides.labels, source.model.outputs, task)
     taken, given = source.model, preprocessing

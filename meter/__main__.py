@@ -34,7 +34,7 @@ also:
 Instructions are exact: QEMU counts them, and every run has the same. Cycles are estimated: core cycles by LLVM's
 scheduling model of the core, without branch prediction; memory cycles by a cache model without prefetching, in which
 every missed line costs bandwidth. The time is their sum: published times of real boards fit it best (bench validate).
-A core that overlaps them takes less, but not less than the larger one. One thread; the operating system is not counted.
+A core that overlaps them takes less, but not less than the larger one. The operating system is not counted.
 Of a microcontroller core cycles are those of a memory that never waits; --part adds what its flash makes it wait.
 
 examples:
@@ -269,12 +269,16 @@ def builds_table(builds: Sequence[Build]) -> str:
     hierarchy = builds[0].metered.hierarchy
     lines = [
         f"{letter}  {shown(name, 60)}, {metered.numbers}: {metered.cycles / 1e6:.1f} M cycles, "
-        f"{milliseconds(metered.milliseconds(hierarchy.clock)[1], 1)} at {hierarchy.clock} GHz"
+        f"{milliseconds(metered.milliseconds(hierarchy.clock)[1], 1)}"
         for letter, (name, metered) in zip(LETTERS, builds, strict=False)
     ]
     letters = LETTERS[: len(builds)]
     ratios = [f"{letter} ÷ A" for letter in letters[1:]]
     heads = [*letters, *ratios, " layers"]
+    threads = counted(builds[0].metered.threads, "thread")
+    lines.append(
+        f"estimated for {builds[0].metered.cpu}, {hierarchy.board} at {hierarchy.clock} GHz, {threads}, core + memory"
+    )
     lines += ["", "million cycles, core and memory, estimated"]
     lines.append(" ".join(f"{head:>8}" for head in heads))
     for row in rows(builds):

@@ -59,25 +59,29 @@ def _milliseconds(inference: Inference) -> float | None:
 def table(inference: Inference) -> str:
     """The estimate for a terminal, steps in the order they run."""
     total, part = inference.total, PARTS.get(inference.part)
+    heads = f"{'0 waits':>12} {'code waits':>11} {'weights w.':>11} " if part else ""
     lines = [
-        f"{'cycles':>12} {'share':>6} {'0 waits':>12} {'code waits':>11} {'weights w.':>11} {'instr.':>12} {'MACs':>11} {'a cycle':>8}  step"
+        f"{'cycles':>12} {'share':>6} {heads}{'instr.':>12} {'MACs':>11} {'a cycle':>8}  step"
     ]
     for each in (*inference.steps, total):
         rate = f"{each.macs / each.cycles:.2f}" if each.macs else ""
+        waits = f"{each.core_cycles:>12,.0f} {each.code_cycles:>11,.0f} {each.weight_cycles:>11,.0f} "
         lines.append(
-            f"{each.cycles:>12,.0f} {each.cycles / total.cycles:>6.1%} {each.core_cycles:>12,.0f} "
-            f"{each.code_cycles:>11,.0f} {each.weight_cycles:>11,.0f} {each.instructions:>12,} "
-            f"{each.macs:>11,} {rate:>8}  {ending(each.name, 60)}"
+            f"{each.cycles:>12,.0f} {each.cycles / total.cycles:>6.1%} {waits if part else ''}"
+            f"{each.instructions:>12,} {each.macs:>11,} {rate:>8}  {ending(each.name, 60)}"
         )
+    columns = "cycles: of the core, as if memory never waited"
+    if part:
+        columns = "0 waits: core cycles; code waits, weights w.: cycles that code and weights wait for flash"
     lines += [
         "",
-        "columns      0 waits: core cycles; code waits, weights w.: cycles that code and weights wait for flash; a cycle: MACs a cycle",
+        f"columns      {columns}; a cycle: MACs a cycle",
         f"instructions {total.instructions:,}, exact (QEMU), without the call's checks of its pointers",
         f"core         {total.core_cycles / 1e6:.3f} M cycles with a memory that never waits, estimated ({thumb_cycles.core(inference.cpu).source})",
     ]
     milliseconds = _milliseconds(inference)
     if part is None or milliseconds is None:
-        return "\n".join([*lines, _no_part(inference.cpu)])
+        return "\n".join([*lines, f"memory       {_no_part(inference.cpu)}"])
     place = f"code in {inference.places.code}, weights in {inference.places.weights}"
     return "\n".join(
         [
@@ -102,7 +106,7 @@ def _no_part(cpu: str) -> str:
     advice = (
         f"--part {' or '.join(names)}" if names else "no part with this core is known"
     )
-    return f"memory       not estimated; {advice}"
+    return f"not estimated; {advice}"
 
 
 def write_page(inference: Inference, project: Path, path: Path) -> None:
@@ -118,5 +122,6 @@ def write_page(inference: Inference, project: Path, path: Path) -> None:
         total=inference.total,
         worst=max(each.cycles for each in inference.steps),
         milliseconds=_milliseconds(inference),
-        filters={"milliseconds": in_ms},
+        no_part="" if inference.part else _no_part(inference.cpu),
+        filters={"milliseconds": in_ms, "ending": ending},
     )

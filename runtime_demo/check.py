@@ -282,7 +282,8 @@ def calibrated_on(facts: Quantisation, found: Sequence[Path]) -> bool:
 
 
 def _table(result: CheckResult) -> str:
-    lines = [_image_line(r) for r in result.inputs]
+    mapped = result.other_classes
+    lines = [_image_line(r, mapped is not None) for r in result.inputs]
     lines += [
         f"note: {shown(r.name)}: {_swapped(r.swap)}" for r in result.inputs if r.swap
     ]
@@ -296,10 +297,8 @@ def _table(result: CheckResult) -> str:
     worst = f"{result.max_abs_error:.2e}, {result.relative_error:.1e} of the reference's range"
     rms = max(r.accuracy.rms_error for r in result.inputs)
     cosine = min(r.accuracy.cosine for r in result.inputs)
-    lines += [
-        "",
-        f"error      max-abs {worst} ({tolerance}); RMS {rms:.1e}; cosine {cosine:.9f}",
-    ]
+    error = f"max-abs {worst} ({tolerance}); RMS {rms:.1e}; cosine {cosine:.9f}"
+    lines += ["", f"error      {mapped.text() if mapped else error}"]
     if result.classifies:
         size = len(result.inputs)
         same = [
@@ -367,14 +366,18 @@ def _short(result: CheckResult, number: int) -> str:
     return shown(name, 24)
 
 
-def _image_line(result: InputResult) -> str:
+def _image_line(result: InputResult, mapped: bool) -> str:
+    error = f"max-abs {result.accuracy.max_abs_error:.1e}"
+    if mapped:
+        error = f"{counted(result.differing, 'class number')} {'differs' if result.differing == 1 else 'differ'}"
     if result.found:
-        return f"{shown(result.name):<22} {result.found.text()}; max-abs {result.accuracy.max_abs_error:.1e}"
+        end = "" if mapped else f"; {error}"
+        return f"{shown(result.name):<22} {result.found.text()}{end}"
     if not result.ours:
-        return f"{shown(result.name):<22} max-abs {result.accuracy.max_abs_error:.1e}"
+        return f"{shown(result.name):<22} {error}"
     return (
         f"{shown(result.name):<22} ours {_answer(result.ours[0]):<36} "
-        f"reference {_answer(result.reference[0]):<36} max-abs {result.accuracy.max_abs_error:.1e}"
+        f"reference {_answer(result.reference[0]):<36} {error}"
     )
 
 
@@ -393,7 +396,10 @@ def _swapped(swap: Swap) -> str:
 def _latency_lines(result: CheckResult) -> list[str]:
     if result.latency is None:
         # An emulator of C has no times even then.
-        how = "" if result.bundle.manifest.is_source else "; --repeat N asks for it"
+        manifest = result.bundle.manifest
+        how = "" if manifest.is_source else "; --repeat N asks for it"
+        if result.origin == "emulated" and manifest.target.machine == "aarch64":
+            how = "; python -m meter estimates it"
         return [f"latency    not measured ({result.origin}{how})"]
     lines = [
         f"latency    {_times(result.latency)}, {counted(result.threads, 'thread')}, {result.origin}"

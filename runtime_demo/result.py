@@ -82,6 +82,22 @@ class Confusion(NamedTuple):
     taken: tuple[tuple[int, int], ...]
 
 
+class ClassNumbers(NamedTuple):
+    """Of maps of class numbers how many elements are not the reference's, and whether rounding explains each."""
+
+    differ: int
+    elements: int
+    explained: bool
+
+    def text(self) -> str:
+        """Such as ``33 of 263,169 class numbers differ; rounding explains each``."""
+        said = f"{self.differ:,} of {self.elements:,} class numbers differ"
+        if not self.differ:
+            return said
+        why = "explains each" if self.explained else "does not explain all"
+        return f"{said}; rounding {why}"
+
+
 @dataclass(frozen=True)
 class InputResult:
     """One input through both networks.
@@ -115,6 +131,11 @@ class InputResult:
     float_top1: int | None = None
     found: Boxes | Masks | None = None
     float_found: Boxes | Masks | None = None
+
+    @property
+    def differing(self) -> int:
+        """How many elements of the first output are not the reference's."""
+        return int(np.count_nonzero(self.errors))
 
     @property
     def same_top1_as_float(self) -> bool:
@@ -288,6 +309,19 @@ class CheckResult:
         return max(known) if len(known) == len(found) else None
 
     @property
+    def other_classes(self) -> ClassNumbers | None:
+        """Of a network whose one output is a map of class numbers: their distance says nothing. None for others."""
+        task, outputs = self.bundle.manifest.task, self.bundle.manifest.outputs
+        mapped = task and task.kind == "segment" and task.class_axis is None
+        if not mapped or len(outputs) != 1 or "int" not in outputs[0].dtype:
+            return None
+        return ClassNumbers(
+            sum(result.differing for result in self.inputs),
+            sum(result.errors.size for result in self.inputs),
+            self.passed,
+        )
+
+    @property
     def classifies(self) -> bool:
         return all(result.ours for result in self.inputs)
 
@@ -343,6 +377,7 @@ class CheckResult:
             "relative_error": self.relative_error,
             "of_tolerance": self.excess,
             "cosine": min(r.accuracy.cosine for r in self.inputs),
+            "other_classes": self.other_classes.differ if self.other_classes else None,
             "top1_agreement": self.agreement(1),
             "top5_agreement": self.agreement(5),
             "top5_order_agreement": self.order_agreement,

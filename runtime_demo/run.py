@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_device_options(parser)
     parser.add_argument(
         "--image",
+        "--images",
         type=named_path,
         nargs="+",
         default=[],
@@ -119,6 +120,7 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
         return {
             "bundle": str(bundle.path),
             "images": seen,
+            "saved": str(arguments.save) if arguments.save else None,
             "threads": session.threads,
             "latency_ms": latency.to_json() if latency else None,
             "origin": session.origin.split()[0],
@@ -228,6 +230,8 @@ def _table(answer: dict[str, Any]) -> str:
         rows += [f"  {top['probability']:6.1%}  {_named(top)}" for top in image["top"]]
         if without := image.get("without_class"):
             rows.append(f"  {without:6.1%}  without a class: {image['note']}")
+    if answer["saved"]:
+        rows.append(f"saved: {shown(answer['saved'], 1 << 10)}")
     times = answer["latency_ms"]
     if times is None:
         rows.append(f"latency: not measured ({answer['device']})")

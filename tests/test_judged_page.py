@@ -15,12 +15,20 @@ from conftest import run
 from PIL import Image
 from refusals import labelled_bundle
 
+from netship.bundle.accuracy import Worst
 from netship.bundle.detections import Detections
 from netship.bundle.golden import Check
-from netship.bundle.manifest import Golden, Manifest, Preprocessing, Tensor
+from netship.bundle.manifest import (
+    Golden,
+    Manifest,
+    Preprocessing,
+    TargetIdentity,
+    Tensor,
+)
 from netship.bundle.photos import Placement
 from netship.bundle.store import Bundle
 from netship.bundle.task import Task
+from netship.devices.sessions.session import Origin
 from netship.runtime_demo import coco, compare, comparison, drawing, findings
 from netship.runtime_demo import run as run_command
 from netship.runtime_demo.check import _given, _table
@@ -127,6 +135,7 @@ def test_masks_are_in_the_table_the_json_and_the_page(tmp_path: Path) -> None:
     assert (
         "Same class 87.50% of pixels, mIoU 0.7750" in page.text
         and "mIoU by --masks 0.2500" in page.text
+        and "Pixels of the same class 70 of 80" in page.text
     )
 
 
@@ -152,6 +161,36 @@ def test_two_detectors_are_compared_by_their_boxes(
     assert counts in Page((tmp_path / "page.html").read_text(encoding="utf-8")).text
     (pair,) = json.loads(json.dumps(whole.to_json(), allow_nan=False))["pairs"]
     assert (pair["boxes"]["missing"], pair["masks"]) == (2, None)
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_of_class_numbers_it_is_counted_how_many_differ(
+    tmp_path: Path, passed: bool
+) -> None:
+    ours, reference = np.zeros((8, 10), np.uint8), np.zeros((8, 10), np.uint8)
+    ours[0] = 7
+    item = an_image(tmp_path, "a.png", Masks.of(WHERE, (ours, reference), None))
+    apart = np.abs(ours.astype(float) - reference).ravel()
+    worst = Worst(0, (0, 0), 7.0, 0.0, 1.0 if passed else 7.0)
+    item = replace(
+        item, errors=apart, accuracy=item.accuracy._replace(max_abs_error=7.0, worst=worst)
+    )  # fmt: skip
+    classes = Tensor(name="map", shape=(1, 8, 10), dtype="int64")
+    mapped = manifest(task=Task(kind="segment"), outputs=(classes,))
+    whole = result(tmp_path, [item], bundle=Bundle(tmp_path, mapped))
+    why = "explains each" if passed else "does not explain all"
+    said = f"10 of 80 class numbers differ; rounding {why}"
+    text, page = _table(whole), written(whole, tmp_path).text
+    assert f"error      {said}\n" in text and "max-abs" not in text
+    assert said in page and "Class numbers that differ 10 of 80" in page
+    assert "Largest error" not in page
+    assert whole.to_json()["other_classes"] == 10
+    assert result(tmp_path, [item]).to_json()["other_classes"] is None
+    golden = replace(item, name="golden input 0", path=None, found=None)
+    whole = replace(whole, inputs=(golden,), compared="golden inputs")
+    assert _table(whole).startswith("golden input 0         10 class numbers differ\n")
+    page = written(whole, tmp_path).text
+    assert "golden input 0 10" in page and "Largest error" not in page
 
 
 def test_what_of_a_mask_is_void_is_said(tmp_path: Path) -> None:
@@ -393,6 +432,31 @@ def test_what_one_network_found_is_saved(tmp_path: Path, name: str) -> None:
         assert np.asarray(saved).std() > 0
     with pytest.raises(UserError, match="--save: .*x.npy is no photograph"):
         findings.marked(Bundle(tmp_path, manifest()), Photograph(Path("x.npy"), None), [], "")  # fmt: skip
+
+
+@pytest.mark.parametrize("machine", ["aarch64", "arm"])
+def test_an_emulated_board_s_time_is_estimated_by_the_meter(
+    tmp_path: Path, machine: str
+) -> None:
+    own = TargetIdentity(name="board", tvm="llvm", machine=machine)
+    timeless = a_result(
+        tmp_path,
+        [an_input(None)],
+        bundle=Bundle(tmp_path, manifest(target=own)),
+        origin=Origin.EMULATED,
+        latency=None,
+        reference_latency=None,
+        operators=(),
+    )
+    text, page = _table(timeless), written(timeless, tmp_path).text
+    assert ("; python -m meter estimates it)" in text) == (machine == "aarch64")
+    assert page.count("python -m meter estimates them") == 2 * (machine == "aarch64")
+
+
+def test_where_the_photograph_is_saved_is_said() -> None:
+    answer: dict[str, Any] = {"images": [], "saved": "marked.jpg", "latency_ms": None, "device": "emulated"}  # fmt: skip
+    assert "saved: marked.jpg" in run_command._table(answer)
+    assert "saved" not in run_command._table(answer | {"saved": None})
 
 
 def test_a_check_in_a_process_judges_boxes(tmp_path: Path) -> None:

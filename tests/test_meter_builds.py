@@ -178,6 +178,7 @@ def test_the_page_needs_nothing_and_takes_any_name(
     assert ("svg" in page.tags) == ("What to do next" in page.text) == (threads == 1)
     assert ("Layer by layer" in page.text) == several
     assert f"estimated, {threads} thread" in page.text
+    assert ("instructions on each region's slowest" in page.text) == (threads > 1)
     assert ("B none" in page.text) == several, "the second has no pool"
     if threads == 1:
         assert "8.00 M cycles above its roof" in page.text
@@ -199,6 +200,7 @@ def test_json_and_table_have_what_the_page_has(tmp_path: Path) -> None:
     assert found["operators"][0]["roof_cycles"] == 2e6
     assert found["next"]["steps"][0]["command"].endswith(f"--tasks '{TASK}'")
     text = builds_table(builds)
+    assert "for cortex-a72, Raspberry Pi 4 at 1.5 GHz, 1 thread, core + memory" in text
     assert re.search(r"10\.000 +5\.000 +0\.50 +a\n", text)
     assert re.search(r"5\.000 +– +pool\n", text)
     assert "A: what to do next: " in text and "B: what to do next: " in text

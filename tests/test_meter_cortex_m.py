@@ -28,6 +28,7 @@ from netship.meter.firmware import Places, measure_project
 from netship.meter.thumb import MISSES, Block, is_mark, read_steps, run_llvm, split
 from netship.runtime_demo import result_files
 from netship.targets.errors import UserError
+from netship.targets.escapes import ending
 
 
 def assembled(text: str, cpu: str) -> bytes:
@@ -360,8 +361,20 @@ def test_the_page_and_the_table_have_every_step(bundle: Bundle, tmp_path: Path) 
         "estimated" in shown and "estimated" in text and '<table class="steps">' in text
     )
     assert all(name[-40:] in shown and name[:40] in text for name in names)
+    assert all(ending(name, 60) in shown and ending(name, 60) in text for name in names)
     assert "zero wait states" in text and "0 waits" in shown
     assert "weights w.: cycles that" in shown and "a cycle: MACs a cycle" in shown
+
+
+def test_without_a_part_no_column_says_that_nothing_waits(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    page = tmp_path / "meter.html"
+    shown = succeed("meter", bundle.path, "--cpu", "cortex-m4", "--report", page)
+    for text in (shown, page.read_text()):
+        assert "not estimated; --part stm32l4r5" in text
+        assert "as if memory never waited" in text
+    assert "code waits" not in shown and "wait states" not in page.read_text()
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from netship.bundle.manifest import (
     Quantisation,
     Quantised,
     QuantisedWay,
+    Tensor,
 )
 from netship.bundle.store import Bundle
 from netship.compile import build
@@ -362,6 +363,15 @@ def test_the_ways_that_int8_was_tried_in_are_on_the_page(
         "on 16 images that did not calibrate: best class on 15, cosine 0.9000" in said
     )
     assert said.endswith("; kept in float32: stem<b>") or "float32: stem<b>;" in said
+
+
+def test_of_many_outputs_the_page_says_how_many_it_leaves_out(tmp_path: Path) -> None:
+    outputs = tuple(Tensor(name=f"head{i}", shape=(1, 4)) for i in range(12))
+    result = a_result(tmp_path, [an_input(None)])
+    many = manifest().model_copy(update={"outputs": outputs})
+    result = replace(result, bundle=Bundle(tmp_path, many))
+    text = written(result, tmp_path).text
+    assert "head7: float32 1 × 4 and 4 more" in text and "head8" not in text
 
 
 @pytest.mark.parametrize("assumed", [True, False])

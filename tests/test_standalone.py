@@ -107,6 +107,8 @@ def test_the_folder_is_what_an_engineer_links_against(small: Path) -> None:
         manifest.measured["weight_bytes"],
     )
     assert size <= 1.03 * weights
+    machine = manifest.target.machine
+    assert f"`cc` is a compiler for {machine}:" in (small / "README.md").read_text()
 
 
 def test_only_the_prefix_is_visible_and_only_libc_is_wanted(small: Path) -> None:

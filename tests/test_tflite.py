@@ -18,7 +18,8 @@ from tflite_cases import CASES, Case, float_file, quantised_file
 from tflite_models import SAME, VALID, Array, TfliteFile, convolution, network
 
 from netship.bundle.store import open_bundle
-from netship.compile import passes
+from netship.compile import build, passes
+from netship.compile.backends.engine import named_once
 from netship.compile.frontend import gate, sources
 from netship.compile.frontend.names import Unfit
 from netship.compile.frontend.preprocessing import Overrides, resolve_preprocessing
@@ -367,12 +368,7 @@ def test_an_input_of_another_type_is_refused_by_the_gate(tmp_path: Path) -> None
         gate.load(path)
 
 
-@pytest.mark.parametrize(
-    ("scale", "zero"), [(1 / 255, -128), (1 / 127.5, -1), (1.0, -128)]
-)
-def test_pixels_are_the_stored_values_of_a_quantised_image(
-    tmp_path: Path, scale: float, zero: int
-) -> None:
+def pooled_image(scale: float, zero: int) -> bytes:
     file = TfliteFile()
     x = file.tensor((1, 6, 4, 3), "int8", scale=scale, zero=zero)
     y = file.tensor((1, 3, 2, 3), "int8", scale=scale, zero=zero)
@@ -383,8 +379,17 @@ def test_pixels_are_the_stored_values_of_a_quantised_image(
         "StrideW": 2,
     }
     file.operator("MAX_POOL_2D", [x], [y], "Pool2DOptions", **fields)
+    return file.serialised([x], [y])
+
+
+@pytest.mark.parametrize(
+    ("scale", "zero"), [(1 / 255, -128), (1 / 127.5, -1), (1.0, -128)]
+)
+def test_pixels_are_the_stored_values_of_a_quantised_image(
+    tmp_path: Path, scale: float, zero: int
+) -> None:
     path = tmp_path / "net.tflite"
-    path.write_bytes(file.serialised([x], [y]))
+    path.write_bytes(pooled_image(scale, zero))
     source = sources.find(str(path), {}, None, lambda line: None)
     resolved, _ = resolve_preprocessing(
         Overrides(), source.preprocessing, source.model.inputs
@@ -399,6 +404,24 @@ def test_pixels_are_the_stored_values_of_a_quantised_image(
         given, source.preprocessing, source.model.inputs
     )
     assert resolved is not None and set(resolved.normalised(8)) == {4.0}
+
+
+@pytest.mark.parametrize("task", [(), ("--task", "segment"), ("--fit", "crop")])
+def test_how_an_image_becomes_the_input_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], task: tuple[str, ...]
+) -> None:
+    path, out = tmp_path / "net.tflite", tmp_path / "out"
+    path.write_bytes(pooled_image(1 / 255, -128))
+    c = ("--model", str(path), "--target", "c99", "--output", str(out))
+    assert build.main([*c, *task]) == 0
+    fit = open_bundle(out).manifest.preprocessing
+    said = capsys.readouterr().err
+    assert fit and said.count(fit.geometry()) == 1
+
+
+def test_operators_of_one_name_are_named_once_with_their_number() -> None:
+    named = named_once(["resize", "softmax", "resize", "resize"])
+    assert named == ["'resize' (3 operators)", "'softmax'"]
 
 
 @pytest.mark.parametrize("target", ["native", "cortex-m7"])

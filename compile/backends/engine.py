@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import shutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,14 +76,20 @@ def compile_network(
         )
     facts: dict[str, Any] = {"memory": memory}
     if job.graph.quantised:
-        islands = [repr(shown(name)) for name in network.islands]
-        floats = f"; in float32: {listed(islands, 6)}" if islands else ""
+        named = named_once(network.islands)
+        floats = f"; in float32: {listed(named, 6)}" if named else ""
         facts |= {
             "reason": network.instruction + floats,
-            "float_operators": len(islands),
+            "float_operators": len(network.islands),
             "float_shares": network.float_shares,
         }
     return lowered.description.model_copy(update=facts)
+
+
+def named_once(operators: Sequence[str]) -> list[str]:
+    """Each name in quotes; where several operators have it, how many. One of a .tflite file may become several."""
+    counts = Counter(repr(shown(name)) for name in operators)
+    return [f"{name} ({n} operators)" if n > 1 else name for name, n in counts.items()]
 
 
 def _lower(job: EngineJob, network: Converted, dump: Dump) -> Lowered:

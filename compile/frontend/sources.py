@@ -76,7 +76,7 @@ def find(
     own = family.preprocessing(*model.inputs[0].size).model_copy(
         update={"scale": (high - low) / 255, "mean": (-low,), "std": (1.0,)}
     )
-    note = f"preprocessing by default: pixels are the stored values of the input, {own.formula()}; {own.geometry()}"
+    note = f"preprocessing by default: pixels are the stored values of the input, {own.formula()}"
     return Source(name, model, own, overrides, note)
 
 

@@ -300,6 +300,7 @@ def _values(
         "features": sorted(target.features),
         "map_lines": sides[0][0],
         "map_columns": sides[1][0],
+        "machine": target.machine,
         "program": program,
         "places": layout.places,
         "tensors": [
