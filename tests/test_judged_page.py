@@ -228,7 +228,12 @@ def test_what_of_a_segmentation_is_nan_is_said(tmp_path: Path) -> None:
     top = {"class_index": 1, "label": "", "probability": 0.625}
     assert answer["top"] == [top] and answer["without_class"] == 0.375
     table = run_command._table(
-        {"images": [{"name": "a", **answer}], "latency_ms": None, "device": "d"}
+        {
+            "images": [{"name": "a", **answer}],
+            "saved": None,
+            "latency_ms": None,
+            "device": "d",
+        }
     )
     assert "\n   37.5%  without a class: output 'y' has NaN in 3 pixels\n" in table
     assert read([scores], None)["without_class"] == 0
@@ -349,7 +354,7 @@ def test_run_prints_json_of_any_score(
         (manifest(), [np.full((1, 5), np.nan, np.float32)], "top"),
     ):
         seen = {"name": "a", **run_command._reader(Bundle(tmp_path, known))(outputs, (80, 40))}  # fmt: skip
-        answer = {"images": [seen], "latency_ms": None, "device": "d"}
+        answer = {"images": [seen], "saved": None, "latency_ms": None, "device": "d"}
         monkeypatch.setattr(run_command, "_run", lambda *_, answer=answer: answer)
         for words in (["--json"], []):
             assert run_command.main(["out", *words]) == 0
