@@ -219,6 +219,27 @@ def test_any_operator_may_compute_a_shape(tmp_path: Path) -> None:
     assert loaded.outputs[0].shape == (1, 3, 10, 10)
 
 
+def test_weights_that_are_standardised_are_constants() -> None:
+    """As PyTorch exports convolutions of NFNet: a BatchNormalization in training mode, of the weights."""
+    random = np.random.default_rng(0)
+    weights = random.normal(3, 2, (1, 4, 27)).astype(np.float32)
+    inputs = ["w", "ones", "zeros", "zeros", "ones"]
+    made = node(
+        "BatchNormalization", inputs, ["y", "m", "v"], "standard", training_mode=1
+    )
+    shape = node("Reshape", ["y", "shape"], ["kernel"], "shape")
+    convolution = node("Conv", ["x", "kernel"], ["out"], "conv")
+    constants = {"w": weights, "shape": np.array([4, 3, 3, 3])}
+    constants |= {"ones": np.ones(4, np.float32), "zeros": np.zeros(4, np.float32)}
+    proto = small([made, shape, convolution], constants, opset=15)
+    proto.graph.output[0].name = "out"
+    folded = fold.fold(proto).graph
+    assert [each.op_type for each in folded.node] == ["Conv"]
+    kernel = onnx.numpy_helper.to_array(folded.initializer[0]).reshape(4, -1)
+    assert np.abs(kernel.mean(axis=1)).max() < 1e-6
+    assert np.abs(kernel.std(axis=1) - 1).max() < 1e-5
+
+
 @pytest.mark.parametrize("kind", ["DequantizeLinear", "RandomNormalLike"])
 def test_weights_that_are_quantised_and_random_numbers_are_no_constants(
     kind: str,

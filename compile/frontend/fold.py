@@ -21,9 +21,9 @@ _FOLDABLE = frozenset(
     re.findall(
         r"\w+",
         """
-    Abs Add And Cast Ceil Concat ConstantOfShape Div Equal Exp Expand Flatten Floor Gather Greater Identity Less
-    Max Min Mod Mul Neg Not Or Pow Range Reciprocal ReduceMax ReduceMin ReduceProd ReduceSum Reshape Shape Size
-    Slice Sqrt Squeeze Sub Tile Transpose Unsqueeze Where
+    Abs Add And BatchNormalization Cast Ceil Concat ConstantOfShape Div Equal Exp Expand Flatten Floor Gather Greater Identity Less
+    Max Min Mod Mul Neg Not Or Pow Range Reciprocal ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Reshape Shape
+    Size Slice Sqrt Squeeze Sub Tile Transpose Unsqueeze Where
     """,
     )
 )
@@ -217,11 +217,11 @@ def fold(proto: onnx.ModelProto) -> onnx.ModelProto:
         proto = infer(proto)
         known = values(proto.graph)
         constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+        read = _read(proto.graph)
         kept = []
         for node in proto.graph.node:
-            folded = _evaluate(
-                node, known, constants, opset(proto), min(budget, _LARGEST)
-            )
+            limit = min(budget, _LARGEST)
+            folded = _evaluate(node, known, constants, opset(proto), limit, read)
             if folded is None:
                 kept.append(node)
                 continue
@@ -243,6 +243,7 @@ def _folded_in_order(proto: onnx.ModelProto, budget: int) -> onnx.ModelProto:
     types = _types(proto.graph)
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     weights = {name: list(each.dims) for name, each in constants.items()}
+    read = _read(proto.graph)
     kept = []
     for node in proto.graph.node:
         known_form, *shapes = _stand_in(node, weights, "a stand-in's shape") or [node]
@@ -260,13 +261,20 @@ def _folded_in_order(proto: onnx.ModelProto, budget: int) -> onnx.ModelProto:
             for name in (*node.input, *node.output)
             if name in types
         }
-        folded = _evaluate(node, known, constants, version, min(budget, _LARGEST))
+        limit = min(budget, _LARGEST)
+        folded = _evaluate(node, known, constants, version, limit, read)
         if folded is None:
             kept.append(node)
             continue
         budget -= prod(folded.dims) if node.op_type != "Constant" else 0
         constants[folded.name] = folded
     return with_nodes(proto, kept, constants)
+
+
+def _read(graph: onnx.GraphProto) -> set[str]:
+    """The names of the tensors that a node reads, or that are outputs."""
+    names = (name for node in graph.node for name in node.input)
+    return {*names, *(each.name for each in graph.output)}
 
 
 def _infer_node(
@@ -314,14 +322,17 @@ def _evaluate(
     constants: dict[str, onnx.TensorProto],
     version: int,
     limit: int,
+    read: set[str],
 ) -> onnx.TensorProto | None:
-    """The node's single output where it is a constant of at most ``limit`` elements."""
-    if not is_onnx(node.domain):
+    """The node's first output where it is a constant of at most ``limit`` elements.
+
+    Args:
+        read: names that something needs; of the node's outputs none but the first may be one.
+    """
+    if not is_onnx(node.domain) or read.intersection(node.output[1:]):
         return None
     if node.op_type == "Constant":
         return constant_value(node)
-    if len(node.output) != 1:
-        return None
     result = known.get(node.output[0], UNKNOWN)
     if node.op_type not in _FOLDABLE:
         limit = min(limit, _SHAPE_ELEMENTS)
