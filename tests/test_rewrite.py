@@ -172,6 +172,8 @@ WRONG: dict[str, onnx.ModelProto] = {
 RIGHT: dict[str, onnx.ModelProto] = {
     "shape-chain": shape_chain(),
     "conv": single("Conv", KERNEL, weights(4), pads=[0, 2, 1, 0], strides=[2, 1]),
+    "trilu-lower": single("Trilu", np.array(1), opset=14, upper=0),
+    "trilu-upper": single("Trilu", np.array(-2), opset=14),
     "conv-grouped": single("Conv", weights(6, 1, 3, 3), group=3, opset=22),
     "conv-valid": single("Conv", KERNEL, auto_pad="VALID", opset=11),
     "conv-transpose": single(

@@ -91,6 +91,19 @@ def log_softmax(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     return chain.end("Sub", less, chain.add("Log", total))
 
 
+def trilu(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
+    """TVM cannot compile two in one kernel: x where a constant says so, 0 elsewhere."""
+    x = node.input[0]
+    if graph.dtype(x) != onnx.TensorProto.FLOAT:
+        return [node]
+    given = graph.constant(node, 1)
+    diagonal = 0 if given is None else int(given)
+    ones = np.ones(graph.shape(x)[-2:])
+    part = np.triu if attributes_of(node).get("upper", 1) else np.tril
+    chain = Chain(node, graph)
+    return chain.end("Where", chain.add("Greater", part(ones, diagonal), 0.5), x, 0.0)
+
+
 def matrix_vector(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     """A vector on the right of more than two dimensions is a type error: a one-column matrix instead."""
     left, vector = node.input

@@ -71,6 +71,7 @@ _RULES: dict[str, Rule] = {
     "Softplus": decompositions.softplus,
     "SpaceToDepth": decompositions.space_to_depth,
     "Split": forms.split,
+    "Trilu": decompositions.trilu,
     "Unsqueeze": forms.unsqueeze,
     "Upsample": resize.resize,
     **{
