@@ -44,6 +44,8 @@ _SHAPE_ELEMENTS = 64
 # Elements that folding may add to a model: a hostile Expand must not fill the memory.
 _LARGEST = 1 << 22
 _BUDGET = 1 << 25
+# And as often as that each weight may be computed anew, up to so many elements.
+_PASSES, _MOST_WEIGHTS = 4, 1 << 27
 
 
 class Value(NamedTuple):
@@ -207,10 +209,11 @@ def _stand_in(
 def fold(proto: onnx.ModelProto) -> onnx.ModelProto:
     """A new model with the same outputs: constants folded, shapes inferred, dead nodes removed.
 
-    ``Constant`` nodes become initializers. Folding stops, silently, at 2^25 elements
-    in all or 2^22 in one tensor: the nodes then stay.
+    ``Constant`` nodes become initializers. Folding stops, silently, at 2^25 elements beside four times those of the
+    weights in all, or at 2^22 in one tensor: the nodes then stay.
     """
-    budget = _BUDGET
+    weights = sum(prod(each.dims) for each in proto.graph.initializer)
+    budget = _BUDGET + min(_PASSES * weights, _MOST_WEIGHTS)
     for round_ in count(1):
         if round_ == _ROUNDS:
             proto = _folded_in_order(proto, budget)
