@@ -376,7 +376,11 @@ def test_options_that_do_not_fit_are_refused_in_one_line(
         (residuals(), (False, (tmp_path,)), "goes with --quantize"),
         (residuals(), (True, (tmp_path / "absent",)), "no such file or folder"),
         (residuals(), (True, (tmp_path / "empty",)), "empty: no images in it"),
-        (residuals(), (True, (tmp_path,)), "none of 1 files is an image"),
+        (
+            residuals(),
+            (True, (tmp_path,)),
+            "no image or .npy file that can be read among 1 file;",
+        ),
     ):
         with pytest.raises(UserError, match=said):
             given(proto, *options)

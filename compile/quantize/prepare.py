@@ -237,7 +237,7 @@ def read_images(
         images.append(CalibrationImage(name=path.name, sha256=sha256_of(path)))
     if not images:
         raise UserError(
-            f"--calibration: none of {counted(len(found), 'file')} is an image or a .npy file that can be read; give some"
+            f"--calibration: no image or .npy file that can be read among {counted(len(found), 'file')}; give some"
         )
     skipped = len(found) - len(images)
     if skipped:
