@@ -130,7 +130,7 @@ class Detector(Section):
             raise ValueError(f"{self.rows} boxes are more than {MAX_ROWS}")
         if self.background is not None and self.background >= self.classes:
             raise ValueError(
-                f"background {self.background} is none of {counted(self.classes, 'class')}"
+                f"background {self.background} is beyond the last of {counted(self.classes, 'class')}"
             )
         if self.points and any(level.points is None for level in self.levels):
             raise ValueError("a level does not say where its points lie")

@@ -322,7 +322,7 @@ def distribution(series: Sequence[Series]) -> Chart:
     slow = everything[everything > limit]
     notes = ""
     if slow.size:
-        notes = f"{counted(slow.size, 'slower one')}, up to {slow.max():.1f} ms, are off the axis."
+        notes = f"Off the axis: {counted(slow.size, 'slower one')}, up to {slow.max():.1f} ms."
     return Chart(_svg("Latency distribution", notes, parts), notes)
 
 

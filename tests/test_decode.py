@@ -148,7 +148,9 @@ def test_what_lies_outside_an_output_is_refused() -> None:
         decode(listed(5), [np.zeros((1, 4, 4)), np.zeros((1, 5, 1))], (64, 64))
     with pytest.raises(ValueError, match="scores do not lie in output 1"):
         decode(listed(5), [np.zeros((1, 5, 4))], (64, 64))
-    with pytest.raises(ValidationError, match="background 1 is none of 1 class"):
+    with pytest.raises(
+        ValidationError, match="background 1 is beyond the last of 1 class"
+    ):
         listed(5, background=1)
 
 

@@ -198,7 +198,7 @@ def test_a_file_states_a_decoder_or_changes_a_preset(tmp_path: Path) -> None:
         ('preset = "ultraface"\nmost = 0', "most: Input should be greater than"),
         ('preset = "ultraface"\nstride = 1', "there is no key 'stride'"),
         ('preset = "ultraface"\nstrides = [8]', "is not of 64 rows"),
-        ('preset = "ultraface"\nbackground = 2', ".toml: background 2 is none of 2 classes"),
+        ('preset = "ultraface"\nbackground = 2', ".toml: background 2 is beyond the last of 2 classes"),
         ('preset = "ultraface"\nclasses = 3', "classes: 3, but scores have room for 2"),
         ('preset = "ultraface"\nbox = "offsets"', "normalised: is for boxes that are corners or centre, these are offsets"),
         (LIST.replace("corners", "offsets"), "strides: boxes that are offsets need them"),

@@ -86,7 +86,7 @@ def test_the_distribution_counts_every_time_once_and_names_the_unit() -> None:
     )
     drawn = re.findall(r"<title>[^<]* ms: (\d+)</title>", chart.svg)
     assert sum(map(int, drawn)) == 20
-    assert "1 slower ones, up to 90.0 ms" in chart.notes
+    assert "Off the axis: 1 slower one, up to 90.0 ms." in chart.notes
     assert "in ms" in chart.svg
     assert "a &amp; b, median 7.00 ms" in chart.svg
 
