@@ -421,16 +421,10 @@ def _detect(decode: str, model: Model) -> tuple[Task, str]:
         ) from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+        what = first["msg"].removeprefix("Value error, ")
         # What is wrong with several values together has no place.
-        text = ": ".join(
-            filter(
-                None,
-                [
-                    ".".join(map(str, first["loc"])),
-                    first["msg"].removeprefix("Value error, "),
-                ],
-            )
-        )
+        place = ".".join(map(str, first["loc"]))
+        text = f"{place}: {what}" if place else what
         raise UserError(f"--decode {decode}: {text}; see docs/detection.md") from None
     except ValueError as error:
         raise UserError(f"--decode {decode}: {error}; see docs/detection.md") from None
