@@ -1,4 +1,7 @@
-"""Boxes and masks in the table, the JSON and the page of a check."""
+"""Boxes and masks in the table, the JSON and the page of a check.
+
+Longer than 450 lines: table, JSON and page show one result, and each test reads all three.
+"""
 
 from __future__ import annotations
 

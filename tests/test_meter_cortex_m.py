@@ -1,4 +1,7 @@
-"""The meter on Cortex-M: exact cycles of short sequences, steps that sum to the whole, refusals, the page."""
+"""The meter on Cortex-M: exact cycles of short sequences, steps that sum to the whole, refusals, the page.
+
+Longer than 450 lines: the cores' rules, the parts and the command share an assembler and the projects.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A .tflite file as the ONNX model that is made of it: every operator against numpy, hostile files, and builds."""
+"""A .tflite file as the ONNX model that is made of it: every operator against numpy, hostile files, and builds.
+
+Longer than 450 lines: operators, hostile files and builds share the models that it makes.
+"""
 
 from __future__ import annotations
 
