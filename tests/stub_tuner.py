@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from netship.devices.sessions.session import Origin
+from netship.targets.engine import compiler
 from netship.targets.errors import run_command
 from netship.tuning import tune
 
@@ -43,6 +44,7 @@ def main() -> None:
     _, mode, flag, *options = sys.argv
 
     def measurer(*_: object) -> _Measurer:
+        compiler()
         from netship.tuning import search
 
         vars(search)["_ROUND"] = ROUND
