@@ -124,6 +124,19 @@ def test_a_layer_that_stays_in_float32_keeps_its_bias() -> None:
     assert bias.corrected(proto, feeds, []).graph.node[0].input[2] != "b"
 
 
+def test_a_dense_layer_of_a_transposed_input_keeps_its_bias() -> None:
+    nodes = [
+        helper.make_node("Reshape", ["x", "column"], ["c"]),
+        helper.make_node("Gemm", ["c", "w", "b"], ["y"], transA=1),
+    ]
+    constants = {"w": heavy(144, 6), "b": np.ones(6, np.float32)}
+    constants["column"] = np.array([144, 1])
+    proto = small(nodes, constants, shape=list(SHAPE))
+    feeds = [{"x": RANDOM.uniform(0, 1, SHAPE).astype(np.float32)}]
+    kept = bias.corrected(proto, feeds, [])
+    assert kept.SerializeToString() == proto.SerializeToString()
+
+
 def test_a_channel_that_is_nearly_dead_leaves_room_for_its_sums(
     tmp_path: Path,
 ) -> None:

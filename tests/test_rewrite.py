@@ -172,6 +172,33 @@ WRONG: dict[str, onnx.ModelProto] = {
 RIGHT: dict[str, onnx.ModelProto] = {
     "shape-chain": shape_chain(),
     "conv": single("Conv", KERNEL, weights(4), pads=[0, 2, 1, 0], strides=[2, 1]),
+    # Clipped to the range of the integers that it becomes.
+    **{
+        f"clip-cast-{kind.__name__}": chain(
+            [
+                helper.make_node("Mul", ["x", "scale"], ["scaled"]),
+                helper.make_node("Clip", ["scaled", "low", "high"], ["clipped"]),
+                helper.make_node(
+                    "Cast",
+                    ["clipped"],
+                    ["whole"],
+                    to=helper.np_dtype_to_tensor_dtype(np.dtype(kind)),
+                ),
+                helper.make_node("Cast", ["whole"], ["y"], to=TensorProto.FLOAT),
+            ],
+            [
+                numpy_helper.from_array(np.array(value, np.float32), name)
+                for name, value in (
+                    ("scale", 50),
+                    ("low", np.iinfo(kind).min),
+                    ("high", np.iinfo(kind).max),
+                )
+            ],
+            13,
+            IMAGE,
+        )
+        for kind in (np.uint8, np.int8, np.int16)
+    },
     "trilu-lower": single("Trilu", np.array(1), opset=14, upper=0),
     "trilu-upper": single("Trilu", np.array(-2), opset=14),
     "conv-grouped": single("Conv", weights(6, 1, 3, 3), group=3, opset=22),

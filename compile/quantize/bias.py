@@ -43,6 +43,8 @@ def corrected(
         and node.name not in kept
         and node.input[1] in constants
         and node.input[0] not in constants
+        # Its channels would lie along the first axis.
+        and not attributes_of(node).get("transA", 0)
         and all(name in constants for name in node.input[2:3] if name)
     ]
     means = _means(proto, {node.input[0] for node in nodes}, images)

@@ -68,6 +68,9 @@ def operator(
     """
     tvm = compiler()
     _check_known([operator], opset)
+    if _drops_fractions(operator):
+        # TVM's SimplifyExpr takes clip, cast to the clip's range and cast back for the clip alone: fractions would stay.
+        inputs = [tvm.relay.trunc(each) for each in inputs]
     # One may be read twice.
     given = dict(zip(operator.activations, inputs, strict=True))
     alone = Graph(tuple(given), operator.outputs, (operator,), opset)
@@ -82,6 +85,13 @@ def operator(
     return [
         tvm.relay.TupleGetItem(body, index) for index in range(len(operator.outputs))
     ]
+
+
+def _drops_fractions(operator: Operator) -> bool:
+    if operator.kind != "Cast":
+        return False
+    source, to = operator.input.dtype, operator.output.dtype
+    return source.startswith("float") and to.startswith(("int", "uint"))
 
 
 def _with_shared(body: Any, constants: dict[Any, Any]) -> Any:
