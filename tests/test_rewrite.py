@@ -1,4 +1,7 @@
-"""Operators of CNNs, in the forms that exporters write, answer in TVM as in ONNX Runtime."""
+"""Operators of CNNs, in the forms that exporters write, answer in TVM as in ONNX Runtime.
+
+Longer than 450 lines: a table of forms.
+"""
 
 from __future__ import annotations
 
