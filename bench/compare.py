@@ -118,6 +118,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def table(result: Comparison) -> str:
     """The comparison for a terminal: millions of instructions and cycles, best first."""
+    from netship.bench.comparison import AT_BEST, in_millions
+
     best = result.best
     header = (
         "runtime",
@@ -139,10 +141,10 @@ def table(result: Comparison) -> str:
             (
                 row.title,
                 row.version,
-                _millions(row.counts.instructions),
-                _millions(row.counts.core_cycles),
-                _millions(row.counts.memory_cycles),
-                _least(row) + _millions(row.counts.cycles),
+                in_millions(row.counts.instructions),
+                in_millions(row.counts.core_cycles),
+                in_millions(row.counts.memory_cycles),
+                _least(row) + in_millions(row.counts.cycles),
                 _least(row) + f"{row.counts.cycles / best:.2f}" if best else "",
                 _error(row),
             )
@@ -157,19 +159,12 @@ def table(result: Comparison) -> str:
     ]
     title = f"{result.model} on {result.cpu}, {counted(result.threads, 'thread')}, an inference: estimated, in millions"
     if any(row.at_best for row in result.rows):
-        from netship.bench.comparison import AT_BEST
-
         refused.append(f"≥ {AT_BEST}")
     return "\n".join([title, *shown, *refused, *result.notes])
 
 
 def _least(row: Row) -> str:
     return "≥ " if row.at_best else ""
-
-
-def _millions(count: float) -> str:
-    # Of a small network a tenth of a million is nothing.
-    return f"{count / 1e6:.{1 if count >= 1e6 else 3}f}"
 
 
 def _error(row: Row) -> str:

@@ -29,6 +29,11 @@ AT_BEST = (
 )
 
 
+def in_millions(count: float) -> str:
+    """With three digits of a small network's, of which a tenth of a million would be nothing."""
+    return f"{count / 1e6:.{1 if count >= 1e6 else 3}f}"
+
+
 @dataclass(frozen=True)
 class Comparison:
     """All runtimes on one model and one core; ``clock`` is that of the board named, in GHz."""
@@ -64,6 +69,7 @@ class Comparison:
             worst=max(sums, default=1),
             at_best=AT_BEST,
             meter=meter_version(),
+            filters={"in_millions": in_millions},
         )
 
     def to_json(self) -> dict[str, Any]:

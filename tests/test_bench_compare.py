@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from compared import MILLIONS, OPTIONS, Answer, Runs, replace_runtimes, tiny_model
 
-from netship.bench import compare, measurement
+from netship.bench import compare, comparison, measurement
 from netship.bench.baselines import converters, emulated, runtimes
 from netship.bench.baselines.runtimes import Baseline
 from netship.targets.errors import UserError
@@ -234,4 +234,7 @@ def test_nothing_of_ours_is_built_where_it_could_not_be_counted(
 
 
 def test_a_small_network_has_more_than_a_tenth_of_a_million() -> None:
-    assert [compare._millions(x) for x in (28_304, 22_500_000)] == ["0.028", "22.5"]
+    assert [comparison.in_millions(x) for x in (28_304, 22_500_000)] == [
+        "0.028",
+        "22.5",
+    ]

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from netship.bundle.decode import decode
 from netship.bundle.task import Detector, Level, Task, Values
-from netship.compile.backends.detector.emit import Port, files, write
+from netship.compile.backends.companions import Port, files
+from netship.compile.backends.detector.emit import write
 from netship.targets.presets import native
 from netship.targets.toolchain import run_zig
 
@@ -81,13 +82,13 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CDLL]:
     sources = []
     for name, (detector, ports) in KINDS.items():
         write(folder, name, "test", detector, SIZE, ports)
-        sources.append(folder / files(name)[1])
+        sources.append(folder / files(name, "detect")[1])
     detector, ports = KINDS["ssd"]
     moved = [Port(p.name, p.shape, channels_last=True) for p in ports]
     write(folder, "last", "test", detector, SIZE, moved)
     eight = [Port(p.name, p.shape, "int8", scale=0.125, zero=-3) for p in ports]
     write(folder, "eight", "test", detector, SIZE, eight)
-    sources += [folder / files(name)[1] for name in ("last", "eight")]
+    sources += [folder / files(name, "detect")[1] for name in ("last", "eight")]
     options = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Wpedantic")
     output = folder / "detect.so"
     target = ("-target", native().linker, "-shared", "-fPIC", "-lm")

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from netship.bundle.decode import NO_CLASS, map_on_photograph, segment
 from netship.bundle.photos import Placement
 from netship.bundle.task import Task
-from netship.compile.backends.detector.emit import Port
-from netship.compile.backends.segmentation.emit import files, write
+from netship.compile.backends.companions import Port, files
+from netship.compile.backends.segmentation.emit import write
 from netship.targets.presets import native
 from netship.targets.toolchain import run_zig
 
@@ -43,7 +43,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CDLL]:
     for name, (axis, port) in KINDS.items():
         task = Task(kind="segment", class_axis=axis)
         write(folder, name, "test", task, SIZE, port)
-        sources.append(folder / files(name)[1])
+        sources.append(folder / files(name, "segment")[1])
     options = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Wpedantic")
     target = ("-target", native().linker, "-shared", "-fPIC")
     output = folder / "segment.so"

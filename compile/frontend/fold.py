@@ -220,7 +220,7 @@ def fold(proto: onnx.ModelProto) -> onnx.ModelProto:
         proto = infer(proto)
         known = values(proto.graph)
         constants = {tensor.name: tensor for tensor in proto.graph.initializer}
-        read = _read(proto.graph)
+        read = names_read(proto.graph)
         kept = []
         for node in proto.graph.node:
             limit = min(budget, _LARGEST)
@@ -246,7 +246,7 @@ def _folded_in_order(proto: onnx.ModelProto, budget: int) -> onnx.ModelProto:
     types = _types(proto.graph)
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     weights = {name: list(each.dims) for name, each in constants.items()}
-    read = _read(proto.graph)
+    read = names_read(proto.graph)
     kept = []
     for node in proto.graph.node:
         known_form, *shapes = _stand_in(node, weights, "a stand-in's shape") or [node]
@@ -274,7 +274,7 @@ def _folded_in_order(proto: onnx.ModelProto, budget: int) -> onnx.ModelProto:
     return with_nodes(proto, kept, constants)
 
 
-def _read(graph: onnx.GraphProto) -> set[str]:
+def names_read(graph: onnx.GraphProto) -> set[str]:
     """The names of the tensors that a node reads, or that are outputs."""
     names = (name for node in graph.node for name in node.input)
     return {*names, *(each.name for each in graph.output)}

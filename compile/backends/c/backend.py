@@ -14,7 +14,8 @@ from netship.compile import passes
 from netship.compile.backends.backend import Array, Built, Job
 from netship.compile.backends.c import packages
 from netship.compile.backends.c.build import build
-from netship.compile.backends.detector.emit import Port, write
+from netship.compile.backends.companions import Port
+from netship.compile.backends.detector import emit as detectors
 from netship.compile.backends.dump import Dump
 from netship.compile.backends.image import emit as images
 from netship.compile.backends.image.emit import Image, byte_values
@@ -118,7 +119,7 @@ class CBackend:
             ]
             size, facts = job.model.image.size, (job.folder, job.name, job.version)
             if detector:
-                write(*facts, detector, size, ports)
+                detectors.write(*facts, detector, size, ports)
             elif job.task:
                 segmentation.write(*facts, job.task, size, ports[0])
         for kind in dict.fromkeys(job.packages):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
 from pathlib import Path
@@ -11,37 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from netship.bundle.task import Detector, Values
-from netship.targets import templates
-from netship.targets.escapes import C_TYPES, c_float
+from netship.compile.backends import companions
+from netship.compile.backends.companions import Port
+from netship.targets.escapes import c_float
 
 _HERE = Path(__file__).parent
-
-
-@dataclass(frozen=True)
-class Port:
-    """An output as the network's C function writes it.
-
-    Attributes:
-        shape: the manifest's.
-        channels_last: [1, channels, height, width] lies as height, width, channels.
-        scale, zero: what stored integers mean: (q − zero) × scale.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str = "float32"
-    channels_last: bool = False
-    scale: float = 1.0
-    zero: int = 0
-
-    @property
-    def c_type(self) -> str:
-        return C_TYPES[self.dtype]
-
-
-def files(name: str) -> tuple[str, str]:
-    """The header and the source."""
-    return f"{name}_detect.h", f"{name}_detect.c"
 
 
 def write(
@@ -63,8 +36,6 @@ def write(
     used = sorted({values.output for _, _, values, _ in detector.parts()})
     rows = [0, *accumulate(level.rows for level in detector.levels)]
     values = {
-        "name": name,
-        "NAME": name.upper(),
         "version": version,
         "detector": detector,
         "height": input_size[0],
@@ -84,12 +55,8 @@ def write(
             if (values := getattr(level, part)) is not None
         },
     }
-    environment = templates.code_environment(_HERE)
-    environment.filters["c_float"] = c_float
-    environment.filters["c_decimal"] = lambda value: f"{np.float32(value)}f"
-    for file, template in zip(files(name), ("detect.h", "detect.c"), strict=True):
-        text = environment.get_template(f"{template}.jinja").render(values)
-        (folder / file).write_text(text, encoding="utf-8")
+    filters = {"c_float": c_float, "c_decimal": lambda value: f"{np.float32(value)}f"}
+    companions.write(folder, name, "detect", _HERE, values, **filters)
 
 
 def _place(values: Values, ports: Sequence[Port]) -> list[int]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from netship.bundle.golden import normalise
 from netship.bundle.manifest import Preprocessing, Tensor
 from netship.bundle.photos import LONGEST_RATIO
-from netship.targets import templates
+from netship.compile.backends import companions
 from netship.targets.escapes import C_TYPES, c_float
 
 _HERE = Path(__file__).parent
@@ -61,11 +61,6 @@ def byte_values(preprocessing: Preprocessing, tensor: Tensor) -> NDArray[Any]:
     return normalise(pixels, preprocessing, in_order)
 
 
-def files(name: str, kind: str) -> tuple[str, str]:
-    """The header and the source of ``kind``: "image" or "labels"."""
-    return f"{name}_{kind}.h", f"{name}_{kind}.c"
-
-
 def write(folder: Path, name: str, version: str, image: Image) -> None:
     """Write ``NAME_image.h`` and ``NAME_image.c`` into ``folder``.
 
@@ -100,17 +95,10 @@ def write(folder: Path, name: str, version: str, image: Image) -> None:
         "formula": how.formula(),
         "quantised": image.values.dtype == np.int8,
     }
-    _write(folder, name, "image", values)
+    companions.write(folder, name, "image", _HERE, values)
 
 
 def write_labels(folder: Path, name: str, version: str, labels: Sequence[str]) -> None:
     """Write ``NAME_labels.h`` and ``NAME_labels.c`` into ``folder``."""
-    _write(folder, name, "labels", {"version": version, "labels": labels})
-
-
-def _write(folder: Path, name: str, kind: str, values: dict[str, Any]) -> None:
-    environment = templates.code_environment(_HERE)
-    for file, template in zip(files(name, kind), files("", kind), strict=True):
-        found = environment.get_template(f"{template[1:]}.jinja")
-        text = found.render(values, name=name, NAME=name.upper())
-        (folder / file).write_text(text, encoding="utf-8")
+    values = {"version": version, "labels": labels}
+    companions.write(folder, name, "labels", _HERE, values)

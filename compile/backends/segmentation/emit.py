@@ -7,16 +7,11 @@ from pathlib import Path
 
 from netship.bundle.decode import MOST_CLASSES, NO_CLASS, NOT_SEEN
 from netship.bundle.task import Task
-from netship.compile.backends.detector.emit import Port
-from netship.targets import templates
+from netship.compile.backends import companions
+from netship.compile.backends.companions import Port
 from netship.targets.escapes import c_float
 
 _HERE = Path(__file__).parent
-
-
-def files(name: str) -> tuple[str, str]:
-    """The header and the source."""
-    return f"{name}_segment.h", f"{name}_segment.c"
 
 
 def write(
@@ -38,8 +33,6 @@ def write(
     axis, strides = task.class_axis, _strides(port)
     (lines, down), (columns, across) = map_sides(task, port)
     values = {
-        "name": name,
-        "NAME": name.upper(),
         "version": version,
         "height": input_size[0],
         "width": input_size[1],
@@ -53,11 +46,7 @@ def write(
         "no_class": NO_CLASS,
         "not_seen": NOT_SEEN,
     }
-    environment = templates.code_environment(_HERE)
-    environment.filters["c_float"] = c_float
-    for file, template in zip(files(name), ("segment.h", "segment.c"), strict=True):
-        text = environment.get_template(f"{template}.jinja").render(values)
-        (folder / file).write_text(text, encoding="utf-8")
+    companions.write(folder, name, "segment", _HERE, values, c_float=c_float)
 
 
 def map_sides(task: Task, port: Port) -> list[tuple[int, int]]:

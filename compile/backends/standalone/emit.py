@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from netship.bundle.manifest import MemoryPlan
 from netship.bundle.manifest import Tensor as Port
 from netship.bundle.task import Detector, Task
+from netship.compile.backends import companions
 from netship.compile.backends.detector import emit as detector
 from netship.compile.backends.dump import writing
 from netship.compile.backends.image import emit as images
@@ -174,21 +175,8 @@ def emit(
         parts = Path(scratch) / "parts"
         sources = _write_sources(parts, values, layout.weights)
         exported = [f"{wanted.name}_{function}" for function in _EXPORTED]
-        if wanted.detector:
-            _write_detector(parts, wanted, program)
-            header, code = detector.files(wanted.name)
-            shutil.copy(parts / header, folder)
-            sources.append(parts / code)
-            exported.append(f"{wanted.name}_detect")
-        if wanted.segmentation:
-            port = _output_ports(wanted, program)[0]
-            facts = (wanted.name, wanted.version, wanted.segmentation)
-            segmentation.write(parts, *facts, wanted.input_size, port)
-            header, code = segmentation.files(wanted.name)
-            shutil.copy(parts / header, folder)
-            sources.append(parts / code)
-            exported += [f"{wanted.name}_segment", f"{wanted.name}_class_at"]
-        for header, code, functions in _write_image(parts, wanted):
+        for kind, functions in _write_companions(parts, wanted, program):
+            header, code = companions.files(wanted.name, kind)
             shutil.copy(parts / header, folder)
             sources.append(parts / code)
             exported += [f"{wanted.name}_{function}" for function in functions]
@@ -213,33 +201,32 @@ def emit(
     return layout.plan.describe(program)
 
 
-def _write_detector(folder: Path, wanted: Standalone, program: Program) -> None:
-    assert wanted.detector
-    ports = _output_ports(wanted, program)
-    detector.write(
-        folder, wanted.name, wanted.version, wanted.detector, wanted.input_size, ports
-    )
-
-
-def _output_ports(wanted: Standalone, program: Program) -> list[detector.Port]:
+def _output_ports(wanted: Standalone, program: Program) -> list[companions.Port]:
     tensors = [program.tensors[index] for index in program.outputs]
     return [
-        detector.Port(answer.name, tensor.shape, tensor.dtype)
+        companions.Port(answer.name, tensor.shape, tensor.dtype)
         for answer, tensor in zip(wanted.answers, tensors, strict=True)
     ]
 
 
-def _write_image(
-    folder: Path, wanted: Standalone
-) -> Iterator[tuple[str, str, list[str]]]:
-    """Headers, sources and functions of what comes before and after the network."""
-    name, version = wanted.name, wanted.version
+def _write_companions(
+    folder: Path, wanted: Standalone, program: Program
+) -> Iterator[tuple[str, list[str]]]:
+    """The kinds and functions of what comes before and after the network."""
+    where, size = (folder, wanted.name, wanted.version), wanted.input_size
+    ports = _output_ports(wanted, program)
+    if wanted.detector:
+        detector.write(*where, wanted.detector, size, ports)
+        yield "detect", ["detect"]
+    if wanted.segmentation:
+        segmentation.write(*where, wanted.segmentation, size, ports[0])
+        yield "segment", ["segment", "class_at"]
     if wanted.image:
-        images.write(folder, name, version, wanted.image)
-        yield *images.files(name, "image"), ["image", "place"]
+        images.write(*where, wanted.image)
+        yield "image", ["image", "place"]
     if wanted.labels:
-        images.write_labels(folder, name, version, wanted.labels)
-        yield *images.files(name, "labels"), ["label"]
+        images.write_labels(*where, wanted.labels)
+        yield "labels", ["label"]
 
 
 @dataclass(frozen=True)

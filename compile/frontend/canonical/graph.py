@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from netship.compile.frontend.fold import opset, values
+from netship.compile.frontend.fold import names_read, opset, values
 from netship.compile.frontend.names import fresh_names, node_label
 from netship.targets.errors import UserError
 
@@ -28,8 +28,7 @@ class Graph:
     def __init__(self, proto: onnx.ModelProto) -> None:
         self.opset, self.made = opset(proto), 0
         self.constants = {tensor.name: tensor for tensor in proto.graph.initializer}
-        self.read = {name for node in proto.graph.node for name in node.input}
-        self.read.update(output.name for output in proto.graph.output)
+        self.read = names_read(proto.graph)
         self._values = values(proto.graph)
         self._dequantised = {
             node.output[0]: node.input
