@@ -4,6 +4,8 @@ SHELL := /bin/sh
 VENV := .venv
 MODEL ?=
 IMAGES ?=
+# A file's tests share what they built, so a file stays with one worker.
+PYTEST := $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 .PHONY: help setup demo test test-fast lint wheel lock clean
 
@@ -23,10 +25,10 @@ demo: setup
 	@$(VENV)/bin/python -m runtime_demo.demo $(if $(MODEL),--model "$(MODEL)") $(if $(IMAGES),--images "$(IMAGES)")
 
 test: setup
-	@$(VENV)/bin/python -m pytest
+	@$(PYTEST)
 
 test-fast: setup
-	@$(VENV)/bin/python -m pytest -m "not slow"
+	@$(PYTEST) -m "not slow"
 
 lint: setup
 	@$(VENV)/bin/ruff format --check . && $(VENV)/bin/ruff check . && $(VENV)/bin/mypy
