@@ -310,7 +310,7 @@ def _table(result: CheckResult) -> str:
             f"agreement  top-1 {same[0]}/{size}, top-5 {same[1]}/{size}, in the same order {same[2]}/{size}, "
             f"with {result.reference}"
         )
-    lines += result.findings.lines()
+    lines += result.findings.lines(result.bundle.labels())
     right, judged = result.labelled()
     if judged:
         lines.append(

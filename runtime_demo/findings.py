@@ -268,8 +268,8 @@ class Findings(NamedTuple):
     masks: Agreement | None = None
     given: tuple[Agreement, Agreement] | None = None
 
-    def lines(self) -> list[str]:
-        """For the table."""
+    def lines(self, names: Sequence[str]) -> list[str]:
+        """For the table; ``names`` are those of the classes."""
         rows = []
         if self.boxes:
             rows.append(f"boxes      {self.boxes.text()}")
@@ -286,7 +286,7 @@ class Findings(NamedTuple):
                 f"           right by --masks: {ours}; the reference {reference}"
             )
             if self.given[0].pixels:
-                rows.append(f"           IoU by class: {self.given[0].classes()}")
+                rows.append(f"           IoU by class: {self.given[0].classes(names)}")
             if left := self.given[0].left_out():
                 rows.append(f"           {left}")
         return rows

@@ -88,10 +88,13 @@ class Agreement(NamedTuple):
             "reference_without_class": self.without[1],
         }
 
-    def classes(self) -> str:
-        """The IoU of the largest classes, such as ``0: 0.9558, 3: 0.8180``."""
+    def classes(self, names: Sequence[str] = ()) -> str:
+        """The IoU of the largest classes, such as ``0: 0.9558, bird: 0.8180``; a number is a class without a name."""
         found = list(self.by_class.items())
-        said = [f"{number}: {iou:.4f}" for number, iou in found[:_MOST_NAMED]]
+        said = [
+            f"{shown(names[number], 30) if number < len(names) else number}: {iou:.4f}"
+            for number, iou in found[:_MOST_NAMED]
+        ]
         more = len(found) - len(said)
         return ", ".join(said) + (f" and {more} more" if more else "")
 

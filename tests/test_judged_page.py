@@ -123,7 +123,7 @@ def test_masks_are_in_the_table_the_json_and_the_page(tmp_path: Path) -> None:
     assert "masks      same class in 87.50% of pixels, mIoU 0.7750" in text
     assert "right by --masks: 50.00% of pixels, mIoU 0.2500; the reference 37.50%" in text  # fmt: skip
     said = json.loads(json.dumps(whole.to_json(), allow_nan=False))
-    assert "IoU by class: 3: 0.5000, 0: 0.0000" in text
+    assert f"IoU by class: {LABELS[3]}: 0.5000, {LABELS[0]}: 0.0000" in text
     assert "not counted" not in text and said["given_void"] == 0
     assert said["masks"] == {
         "pixel_agreement": 0.875,
@@ -137,6 +137,7 @@ def test_masks_are_in_the_table_the_json_and_the_page(tmp_path: Path) -> None:
     assert page.photographs() == 2
     assert (
         "Same class 87.50% of pixels, mIoU 0.7750" in page.text
+        and f"by class: {LABELS[3]}: 0.5000, {LABELS[0]}: 0.0000" in page.text
         and "mIoU by --masks 0.2500" in page.text
         and "Pixels of the same class 70 of 80" in page.text
     )

@@ -338,6 +338,10 @@ def test_masks_agree_by_pixel_and_by_class() -> None:
     assert (both.same, both.pixels) == (10, 11)
     assert both.mean_iou == pytest.approx((4 / 5 + 5 / 6 + 1) / 3)
     assert both.classes() == "1: 0.8333, 0: 0.8000, 2: 1.0000"
+    named = both.classes(["ground", "a bird\x1b[2J"])
+    assert (
+        named == "a bird\N{REPLACEMENT CHARACTER}[2J: 0.8333, ground: 0.8000, 2: 1.0000"
+    )
     assert both.to_json()["iou"] == {
         "1": pytest.approx(5 / 6),
         "0": pytest.approx(4 / 5),
