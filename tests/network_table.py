@@ -1,8 +1,8 @@
 """Networks × precisions × targets, each built and compared: the table of docs/networks.md.
 
-``python -m tests.network_table --log FILE`` builds every cell and appends a line of JSON for each; a second run with the
-same log goes on where the first ended. ``--write docs/networks.md`` writes the page from the log. Networks of
-``NETSHIP_SHARED`` are taken where they are.
+``python -m tests.network_table`` builds every cell and appends a line of JSON for each to docs/networks.jsonl, with the
+commit that built it; a second run goes on where the first ended. A line that is removed is built again. ``--write
+docs/networks.md`` writes the page from the log. Networks of ``NETSHIP_SHARED`` are taken where they are.
 """
 
 from __future__ import annotations
@@ -178,8 +178,8 @@ def cells(networks: dict[str, tuple[Path, str]]) -> Iterator[tuple[str, str, str
                 yield name, precision, target
 
 
-def page(rows: dict[tuple[str, str, str], dict[str, Any]]) -> str:
-    """The Markdown of docs/networks.md: the targets for which every network was built."""
+def made() -> dict[str, str]:
+    """The commit and the day of a build."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],
         cwd=ROOT,
@@ -187,11 +187,17 @@ def page(rows: dict[tuple[str, str, str], dict[str, Any]]) -> str:
         text=True,
         check=False,
     ).stdout.strip()
+    return {"commit": commit, "date": f"{datetime.now(UTC):%Y-%m-%d}"}
+
+
+def page(rows: dict[tuple[str, str, str], dict[str, Any]]) -> str:
+    """The Markdown of docs/networks.md: the targets for which every network was built."""
+    commits = sorted({(row["date"], row["commit"]) for row in rows.values()})
     names = dict.fromkeys((name, precision) for name, precision, _ in rows)
     targets = [x for x in TARGETS if all((*name, x) in rows for name in names)]
     lines = [
         *("# Networks", "", "```"),
-        "python -m tests.network_table --log out/networks.jsonl --write docs/networks.md",
+        "python -m tests.network_table --write docs/networks.md",
         *("```", ""),
         "Every cell is a build, which compares its answers with the reference on at least four inputs: on this machine",
         "(native and C for Cortex-M), or on an emulated board (Cortex-A). A float32 cell has the largest error over all",
@@ -199,7 +205,7 @@ def page(rows: dict[tuple[str, str, str], dict[str, Any]]) -> str:
         "classes the share that differs. A dash is explained below. The networks have seeded weights, but for UltraFace,",
         "YuNet, DeepLabv3 and MLPerf Tiny's. A network is quantised once for native, once for Cortex-A and once for",
         "Cortex-M.",
-        f"Made on {datetime.now(UTC):%Y-%m-%d} at {commit}.",
+        f"Made at {', '.join(f'{commit} ({date})' for date, commit in commits)}.",
         "",
         "| network | precision | " + " | ".join(targets) + " |",
         "|---|---|" + "--:|" * len(targets),
@@ -228,12 +234,11 @@ def page(rows: dict[tuple[str, str, str], dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--log", type=Path, default=Path("out/networks.jsonl"))
+    parser.add_argument("--log", type=Path, default=ROOT / "docs/networks.jsonl")
     parser.add_argument("--write", type=Path)
     parser.add_argument("--targets", default=",".join(TARGETS))
     parser.add_argument("--only", default="", help="part of a network's name")
     arguments = parser.parse_args()
-    arguments.log.parent.mkdir(parents=True, exist_ok=True)
     rows: dict[tuple[str, str, str], dict[str, Any]] = {}
     if arguments.log.exists():
         for line in arguments.log.read_text(encoding="utf-8").splitlines():
@@ -254,7 +259,7 @@ def main() -> None:
                 given = None if keep.exists() else photos
                 model = keep if keep.exists() else model
             verdict = build(name, model, target, given, keep)
-            row = {"network": name, "precision": precision, "target": target}
+            row = {"network": name, "precision": precision, "target": target, **made()}
             rows[name, precision, target] = row | verdict
             with arguments.log.open("a", encoding="utf-8") as log:
                 log.write(json.dumps(row | verdict) + "\n")
