@@ -440,8 +440,21 @@ class Float16(Section):
     float32_sums: tuple[str, ...]
 
 
+class BFloat16(Section):
+    """What of a network in bfloat16 stays in float32, and by how many inputs that was found.
+
+    Attributes:
+        images, seeded: photographs or arrays of the user's, and inputs that the build made.
+        float32: of convolutions and fully connected layers; every other operator computes in float32.
+    """
+
+    images: int = Field(ge=0)
+    seeded: int = Field(ge=0)
+    float32: tuple[InFloat32, ...]
+
+
 Numbers = Literal["int8", "float16", "float32"]
-"""What a layer computes in."""
+"""What a layer computes in, of those that --precision auto chooses from."""
 
 
 class LayerPrecision(Section):
@@ -644,6 +657,7 @@ class Manifest(Section):
     firmware: Firmware | None = None
     quantisation: Quantisation | None = None
     float16: Float16 | None = None
+    bfloat16: BFloat16 | None = None
     precision: Precision | None = None
     golden: Annotated[tuple[Golden, ...], Field(min_length=1)]
     files: dict[RelativePath, Sha256]
@@ -655,10 +669,12 @@ class Manifest(Section):
         return _IS_SOURCE[self.format]
 
     @property
-    def numbers(self) -> Numbers:
+    def numbers(self) -> Numbers | Literal["bfloat16"]:
         """What the network computes in."""
         if self.quantisation:
             return "int8"
+        if self.bfloat16:
+            return "bfloat16"
         return "float16" if self.float16 else "float32"
 
     @model_validator(mode="after")
@@ -675,10 +691,11 @@ class Manifest(Section):
         if any(len(entry.inputs) != len(self.inputs) for entry in self.golden):
             raise ValueError("golden data and inputs differ in number")
         facts = [
-            self.measured.get(x) or {} for x in ("verification", "int8", "float16")
+            self.measured.get(x) or {}
+            for x in ("verification", "int8", "float16", "bfloat16")
         ]
         if not all(isinstance(each, dict) for each in facts):
-            raise ValueError("verification, int8 or float16 of measured is no object")
+            raise ValueError("a verdict or a loss of measured is no object")
         self._check_image()
         self._check_firmware()
         if self.task:

@@ -137,9 +137,9 @@ def parser() -> argparse.ArgumentParser:
     )
     option(
         "--precision",
-        choices=["float32", "float16", "auto"],
+        choices=["float32", "float16", "bfloat16", "auto"],
         default="float32",
-        help="float16: arithmetic and weights of 16 bits where they are accurate enough, on a CPU that has them; "
+        help="float16, bfloat16: arithmetic and weights of 16 bits where they are accurate enough, on a CPU that has them; "
         "inputs and outputs stay float32; auto: int8, float16 or float32 for each layer, the fastest that loses at "
         "most --max-loss on --calibration (default: %(default)s)",
     )
@@ -169,12 +169,12 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="NODE",
-        help="nodes that --quantize int8 or --precision float16 leaves in float32",
+        help="nodes that --quantize int8 or --precision float16 or bfloat16 leaves in float32",
     )
     option(
         "--accept-loss",
         action="store_true",
-        help="build an int8 or float16 network although it loses more against float32 than a build accepts",
+        help="build a network of int8, float16 or bfloat16 although it loses more against float32 than a build accepts",
     )
     option(
         "--strict-int8",
@@ -365,7 +365,7 @@ def request(arguments: argparse.Namespace) -> BuildRequest:
         memory=arguments.memory,
         part=arguments.part,
         quantize=arguments.quantize is not None,
-        float16=arguments.precision == "float16",
+        precision="float32" if auto else arguments.precision,
         max_loss=arguments.max_loss,
         input_type=arguments.input_type,
         calibration=tuple(arguments.calibration),
@@ -429,6 +429,7 @@ def _table(bundle: Bundle, model: str, warnings: Sequence[str] = ()) -> str:
         *(("warning", each) for each in warnings),
         *_int8(manifest),
         *_float16(manifest),
+        *_bfloat16(manifest),
         *_precision(bundle),
         ("checked", checked),
         (
@@ -542,17 +543,31 @@ def _float16(manifest: Manifest) -> list[tuple[str, str]]:
     facts, measured = manifest.float16, manifest.measured.get("float16") or {}
     if facts is None:
         return []
-    agreement = measured["top1_agreement"]
-    best = "" if agreement is None else f"top-1 {agreement:.0%}, "
     counts = Counter(each.reason for each in facts.float32)
     kept = listed([f"{n} ({reason})" for reason, n in counts.most_common()], 4)
     sums = len(facts.float32_sums)
-    how = (
-        f"against float32 on {counted(measured['images'], 'input')}, simulated: {best}cosine {measured['cosine']:.6f}, worst at "
-        f"{shown(measured['worst_layer'])} ({measured['worst_decibels']} dB); operators in float32: "
-        f"{kept or 'none'}; {sums} with sums in float32"
-    )
+    how = f"{_lost(measured)}; operators in float32: {kept or 'none'}; {sums} with sums in float32"
     return [("float16", how)]
+
+
+def _bfloat16(manifest: Manifest) -> list[tuple[str, str]]:
+    facts, lost = manifest.bfloat16, manifest.measured.get("bfloat16") or {}
+    if facts is None:
+        return []
+    kept = listed(
+        [f"{ending(each.node, 40)} ({each.reason})" for each in facts.float32], 4
+    )
+    return [("bfloat16", f"{_lost(lost)}; layers in float32: {kept or 'none'}")]
+
+
+def _lost(measured: dict[str, Any]) -> str:
+    """What 16 bits lose against float32."""
+    agreement = measured["top1_agreement"]
+    best = "" if agreement is None else f"top-1 {agreement:.0%}, "
+    return (
+        f"against float32 on {counted(measured['images'], 'input')}, simulated: {best}cosine {measured['cosine']:.6f}, worst at "
+        f"{shown(measured['worst_layer'])} ({measured['worst_decibels']} dB)"
+    )
 
 
 def _precision(bundle: Bundle) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from netship.bundle import golden, inputs
 from netship.bundle.manifest import (
+    BFloat16,
     Float16,
     Golden,
     Manifest,
@@ -23,7 +24,7 @@ from netship.bundle.manifest import (
 )
 from netship.bundle.store import MANIFEST, Bundle, check_replaceable, sha256_of, staging
 from netship.bundle.task import Task
-from netship.compile import half_precision, passes
+from netship.compile import passes, sixteen_bits
 from netship.compile.backends.backend import Backend, Built, Job
 from netship.compile.backends.dump import Dump
 from netship.compile.backends.registry import BACKENDS
@@ -36,7 +37,9 @@ from netship.compile.frontend.preprocessing import read_labels, resolve_preproce
 from netship.compile.frontend.reference import Reference
 from netship.compile.frontend.sources import Source
 from netship.compile.ir.graph import Graph
+from netship.compile.passes.bfloat16 import weight_bytes
 from netship.compile.quantize.answer import check as integer_check
+from netship.compile.quantize.bfloat16 import BFloat16Reference
 from netship.compile.quantize.float16 import Float16Reference
 from netship.compile.quantize.mixture import AS_ASKED, Chosen
 from netship.compile.quantize.prepare import (
@@ -46,6 +49,7 @@ from netship.compile.quantize.prepare import (
     taking_bytes,
     write_reference,
 )
+from netship.compile.quantize.reduced import Reduced
 from netship.records import lookup
 from netship.records.lookup import RecordLog
 from netship.targets import licences
@@ -74,8 +78,8 @@ def build(
     for field, why in backend.refused_options.items():
         if getattr(request, field) != getattr(BuildRequest, field):
             raise UserError(why.format(target=request.target.name))
-    if request.float16:
-        half_precision.check(request)
+    if request.precision != "float32":
+        sixteen_bits.check(request)
     if request.output is not None:
         _check_places(request.output, request.dump)
     progress.stage("reading the model")
@@ -106,12 +110,13 @@ def build(
     output = request.output or Path("out") / f"{source.name}-{request.target.name}"
     _check_places(output, request.dump)
     dump = Dump(request.dump, fresh=True).graph if request.dump else passes.no_dump
-    int8, half = None, None
+    int8: Int8 | None = None
+    half: Reduced[Float16] | Reduced[BFloat16] | None = None
     mixed = chosen.mixed
     if mixed:
         int8, taken = chosen.int8, mixed.model
-    elif request.float16:
-        half = half_precision.network(
+    elif request.precision != "float32":
+        half = sixteen_bits.network(
             request, replace(source, model=taken), given, progress, dump
         )
     else:
@@ -124,12 +129,16 @@ def build(
     graph = made.graph if made else backend.prepare(model, dump)
     progress.stage("asking ONNX Runtime for the golden outputs")
     rounded = mixed.rounded if mixed else half and half.graph
-    reference = Float16Reference(model, rounded) if rounded else Reference(model)
+    reference = Reference(model)
+    if rounded:
+        of_bfloat16 = request.precision == "bfloat16"
+        kind = BFloat16Reference if of_bfloat16 else Float16Reference
+        reference = kind(model, rounded)
     exact = int8 is not None and not rounded
     check = (
         partial(integer_check, graph, model, reference) if exact else reference.check
     )
-    numbers = "int8" if int8 else "float16" if half else "float32"
+    numbers = "int8" if int8 else request.precision
     name = backend.name(request.name or c_prefix(source.name))
     # Signed inputs judge the compiled code, which is the same wherever it runs: they are not written, as noise does not
     # compress.
@@ -199,11 +208,12 @@ def build(
                 progress.note("building again without them")
                 (folder / MANIFEST).unlink(missing_ok=True)
         progress.finish()
+        lost: dict[str, Any] = {numbers: reduced.measured} if reduced else {}
         measured = _verification(
             checked, "its integers in numpy" if exact else reference.version
         ) | {
             **({"precision": chosen.judge(folder)} if chosen.judge else {}),
-            **({numbers: reduced.measured} if reduced else {}),
+            **lost,
             "seconds": round(time.monotonic() - started, 1),
             "peak_memory_bytes": _peak_memory(),
             "built_on": this_cpu().model,
@@ -333,7 +343,7 @@ def _manifest(
     preprocessing: Preprocessing | None,
     written: Sequence[Golden],
     quantisation: Quantisation | None,
-    float16: Float16 | None,
+    sixteen: Float16 | BFloat16 | None,
     built: Built,
 ) -> Manifest:
     folder, model = job.folder, job.model
@@ -358,7 +368,8 @@ def _manifest(
         task=job.task,
         labels="labels.txt" if "labels.txt" in files else None,
         quantisation=quantisation,
-        float16=float16,
+        float16=sixteen if isinstance(sixteen, Float16) else None,
+        bfloat16=sixteen if isinstance(sixteen, BFloat16) else None,
         lowering=built.lowering,
         firmware=built.firmware,
         golden=tuple(written),
@@ -373,8 +384,7 @@ def _sizes(
     if manifest.firmware:
         return {"weight_bytes": manifest.firmware.weights_bytes}
     if graph:
-        tensors = graph.tensors.values()
-        weights = sum(each.nbytes for each in tensors if each.value is not None)
+        weights = weight_bytes(graph)
     else:
         weights = sum(
             len(w.raw_data) or 4 * len(w.float_data)

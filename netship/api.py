@@ -238,7 +238,7 @@ def build(
     output: AnyPath | None = None,
     format: Format | None = None,
     quantize: Literal["int8"] | None = None,
-    precision: Literal["float32", "float16", "auto"] = "float32",
+    precision: Literal["float32", "float16", "bfloat16", "auto"] = "float32",
     preprocessing: Mapping[str, object] | str | None = None,
     on_progress: OnProgress | None = None,
     **options: Unpack[BuildOptions],
@@ -251,7 +251,7 @@ def build(
         output: the folder of the build; ``out/MODEL-TARGET`` where None. A build that is there is replaced.
         format: "bundle", "standalone" or "c"; the target's where None.
         quantize: needs ``calibration``, the paths of at least 16 photographs.
-        precision: of a float network's arithmetic; float16 for targets that have it; "auto" chooses for each layer, and needs
+        precision: of a float network's arithmetic; float16 and bfloat16 for targets that have them; "auto" chooses for each layer, and needs
             ``max_loss`` and ``calibration``.
         preprocessing: as the keys of a model.toml, such as ``{"scale": "1/255"}``, or the name of a preset.
 

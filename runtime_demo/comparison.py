@@ -20,7 +20,7 @@ from netship.compile.frontend import byte_input, gate, sources
 from netship.compile.frontend.model import Model
 from netship.compile.frontend.reference import Reference
 from netship.compile.ir.graph import Graph
-from netship.compile.quantize import float16
+from netship.compile.quantize import bfloat16, float16
 from netship.compile.quantize.answer import index_tolerances
 from netship.devices.sessions.session import Origin, Session
 from netship.runtime_demo import file_names, findings
@@ -92,6 +92,9 @@ def reference_for(
     if half is not None:
         graph = float16.graph_of(source.model, half)
         reference = float16.Float16Reference(source.model, graph, threads)
+    if (short := bundle.manifest.bfloat16) is not None:
+        graph = bfloat16.graph_of(source.model, short)
+        reference = bfloat16.BFloat16Reference(source.model, graph, threads)
     facts = bundle.manifest.quantisation
     if facts is None:
         return References(reference, None)

@@ -56,6 +56,11 @@ class Target:
         return "asimdhp" in self.features
 
     @property
+    def has_bfloat16(self) -> bool:
+        """Whether it multiplies vectors of bfloat16."""
+        return "avx512_bf16" in self.features
+
+    @property
     def format(self) -> Literal["bundle", "c"]:
         """What a build for it is by default."""
         return "c" if self.microcontroller else "bundle"

@@ -292,11 +292,8 @@ def test_every_option_of_the_commands_is_an_option_here() -> None:
         named = inspect.signature(function).parameters  # type: ignore[arg-type]
         return {*named, *more.__annotations__} - {"options", "device", "on_progress"}
 
-    fields = set(BuildRequest.__dataclass_fields__) - {"overrides", "float16"}
-    assert options(api.build, api.BuildOptions) == fields | {
-        "preprocessing",
-        "precision",
-    }
+    fields = set(BuildRequest.__dataclass_fields__) - {"overrides"}
+    assert options(api.build, api.BuildOptions) == fields | {"preprocessing"}
     # Pages and JSON are for people and for machines that read no Python.
     check = set(vars(check_command.parser().parse_args(["x"]))) - {"report", "json"}
     assert options(api.check, api.DeviceOptions) == check

@@ -27,9 +27,10 @@ from netship.compile.frontend import sources
 from netship.compile.frontend.gate import check
 from netship.compile.frontend.model import Model
 from netship.compile.frontend.reference import Reference
-from netship.compile.half_precision import tuned_graph
 from netship.compile.passes.half import LONGEST_SUM
 from netship.compile.quantize import float16, simulation
+from netship.compile.quantize.reduced import Reduced
+from netship.compile.sixteen_bits import tuned_graph
 from netship.records import lookup
 from netship.runtime_demo.comparison import reference_for
 from netship.targets.errors import UserError
@@ -58,7 +59,7 @@ def weights(scale: float = 1, inputs: int = 4, outputs: int = 4) -> Any:
     return scale * random.standard_normal((outputs, inputs, 1, 1)) / inputs
 
 
-def guarded(model: Model) -> tuple[float16.Half, dict[str, str]]:
+def guarded(model: Model) -> tuple[Reduced[Float16], dict[str, str]]:
     """The float16 network, and the reason of each operator in float32; nothing of it is infinite in ONNX Runtime."""
     images = golden.of_all(golden.signed_inputs, model.inputs, None)
     half = float16.prepare(model, images, 0, (), passes.no_dump)
@@ -195,7 +196,7 @@ def test_tolerances_are_those_of_float16() -> None:
 
 
 def refused(**options: Any) -> str:
-    request = BuildRequest("mobilenetv2-0.35-96", **options, float16=True)
+    request = BuildRequest("mobilenetv2-0.35-96", **options, precision="float16")
     with pytest.raises(UserError) as error:
         build(request, Progress(quiet=True))
     return str(error.value)
@@ -265,7 +266,7 @@ def naive_records(model: str) -> list[str]:
 
     target = resolve("arm-cortex-a76")
     source = sources.find(model, {}, None, lambda stage: None)
-    request = BuildRequest(model, target, float16=True, accept_loss=True)
+    request = BuildRequest(model, target, precision="float16", accept_loss=True)
     graph = tuned_graph(request, source, Progress(quiet=True))
     lines = []
     for task in extract(model, graph, target):
@@ -296,7 +297,7 @@ def test_a_build_with_records_of_float16(tmp_path: Path) -> None:
     request = BuildRequest(str(model), target, tmp_path / "bundle", require_tuned=True)
     with pytest.raises(UserError, match=r"half.json: its records are of float16"):
         build(replace(request, records=(log,)), Progress(quiet=True))
-    half = replace(request, float16=True, accept_loss=True)
+    half = replace(request, precision="float16", accept_loss=True)
     manifest = build(half, Progress(quiet=True)).manifest
     assert manifest.lowering.layout == "NHWC"
     assert manifest.lowering.records and manifest.lowering.records.file == "half.json"

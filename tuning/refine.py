@@ -219,7 +219,7 @@ class _Work:
             threads=self._arguments.threads,
             records=(path,),
             require_tuned=True,
-            float16=self._log.numbers == "float16",
+            precision="float16" if self._log.numbers == "float16" else "float32",
             calibration=tuple(self._arguments.calibration),
         )
         output = self._folder / request.key(self._progress.stage)

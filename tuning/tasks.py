@@ -72,12 +72,12 @@ def graph_of(
         UserError: as a build.
     """
     from netship.compile.backends.request import BuildRequest
-    from netship.compile.half_precision import tuned_graph
+    from netship.compile.sixteen_bits import tuned_graph
 
     request = BuildRequest(
         arguments.model,
         target,
-        float16=arguments.precision == "float16",
+        precision=arguments.precision,
         calibration=tuple(arguments.calibration),
         accept_loss=True,
     )
@@ -97,7 +97,7 @@ def extract(name: str, graph: Graph, target: Target, threads: int = 1) -> list[T
 
     Args:
         name: the network's, for errors.
-        graph: as of `netship.compile.half_precision.tuned_graph`.
+        graph: as of `netship.compile.sixteen_bits.tuned_graph`.
 
     Raises:
         UserError: TVM cannot find them, or there are none.

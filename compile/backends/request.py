@@ -27,6 +27,7 @@ _PACKAGES = (
 _NOT_BY_NAME = {"output", "dump", "model", "target", "overrides", "records"}
 
 Format = Literal["bundle", "standalone", "c"]
+Precision = Literal["float32", "float16", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class BuildRequest:
     memory: tuple[Region, ...] = ()
     part: str | None = None
     quantize: bool = False
-    float16: bool = False
+    precision: Precision = "float32"
     max_loss: float | None = None
     input_type: Literal["uint8"] | None = None
     calibration: tuple[Path, ...] = ()
@@ -61,8 +62,8 @@ class BuildRequest:
 
     @property
     def numbers(self) -> str:
-        """What a network that is not quantised computes in."""
-        return "float16" if self.float16 else "float32"
+        """What the kernels that have tuning records compute in; those of bfloat16 have none."""
+        return "float16" if self.precision == "float16" else "float32"
 
     def key(self, on_progress: Callable[[str], None]) -> str:
         """A name for the result: the same for two builds that differ in nothing but where their model and output lie.

@@ -19,7 +19,7 @@ from netship.bundle.store import (
     Bundle,
 )
 from netship.compile import driver
-from netship.compile.backends.request import BuildRequest
+from netship.compile.backends.request import BuildRequest, Precision
 from netship.compile.backends.verify import Array, answers
 from netship.compile.frontend import sources
 from netship.compile.frontend.preprocessing import resolve_preprocessing
@@ -127,9 +127,9 @@ class Network:
 
     def build_plain(self, kind: Numbers, output: Path) -> Bundle:
         """A build as --precision ``kind`` makes it, with tuning records where there are any."""
-        half = kind == "float16"
-        request = replace(self._request, output=output, float16=half)
-        if not half:
+        precision: Precision = "float16" if kind == "float16" else "float32"
+        request = replace(self._request, output=output, precision=precision)
+        if precision == "float32":
             request = replace(request, calibration=())
         chosen = Chosen(judge=partial(self._judged, self.mixture.uniform(kind)))
         return driver.build(request, self._progress, chosen)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,12 +10,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from netship.bundle.accuracy import cosine
 from netship.bundle.manifest import Float16, InFloat32
 from netship.compile import passes
 from netship.compile.frontend.model import Model
-from netship.compile.frontend.reference import Reference
-from netship.compile.frontend.tolerance import of_slices, tolerance
 from netship.compile.ir.graph import Graph, Operator, Tensor, check
 from netship.compile.ir.operators import Convolution
 from netship.compile.passes.half import (
@@ -31,10 +26,15 @@ from netship.compile.passes.half import (
     to_float16,
 )
 from netship.compile.passes.simplify import limits_of
+from netship.compile.quantize.reduced import (
+    Reduced,
+    RoundedReference,
+    measured,
+    noise,
+)
 from netship.compile.quantize.simulation import Probe, Sample, costly, written
 from netship.targets.errors import UserError
 from netship.targets.escapes import shown
-from netship.targets.onnx_runtime import Session
 
 Array = NDArray[Any]
 
@@ -42,12 +42,8 @@ Array = NDArray[Any]
 _MARGIN = 8
 # float16 rounds to 2^-11.
 _ROUNDING = 2.0**-11
-_RUNS = 4
-# How many times as far as the roundings move the reference an answer may be off.
-_FACTOR = 4.0
 # Numbers near zero become very large in these, or are divided by.
 _SENSITIVE = ("Div", "Log", "Pow", "Reciprocal", "Sqrt")
-_LEAST_COSINE = 0.99
 _OTHER = Tensor("", ())
 
 
@@ -59,28 +55,13 @@ class Range(NamedTuple):
     finite: bool
 
 
-@dataclass(frozen=True)
-class Half:
-    """A network in float16.
-
-    Attributes:
-        graph: with float16 tensors.
-        facts: for the manifest.
-        measured: what it loses against float32, simulated by ONNX Runtime.
-    """
-
-    graph: Graph
-    facts: Float16
-    measured: dict[str, Any]
-
-
 def prepare(
     model: Model,
     samples: Sequence[Sample],
     calibration: int,
     keep_float: Sequence[str],
     dump: passes.Dump,
-) -> Half:
+) -> Reduced[Float16]:
     """The float16 form of a float32 network; what may overflow or vanish stays in float32.
 
     Args:
@@ -102,7 +83,7 @@ def prepare(
                 "or that of its output"
             )
         kept[names[name].outputs[0].name] = "--keep-float"
-    kept |= costly(graph, model, kept, samples)
+    kept |= costly(graph, model, kept, samples, to_float16, is_half)
     half = to_float16(graph, kept)
     check(half)
     dump("to_float16", half)
@@ -131,7 +112,13 @@ def prepare(
             if is_long_sum(each) and is_half(each, kept)
         ),
     )
-    return Half(half, facts, _measured(model, graph, half, samples))
+    layers = {
+        operator.output.name: operator
+        for operator in graph.operators
+        if half.tensors.get(operator.output.name, _OTHER).dtype == "float16"
+    }
+    lost = measured(model, graph, half, layers, samples, "float16")
+    return Reduced(half, facts, lost)
 
 
 def graph_of(model: Model, facts: Float16) -> Graph:
@@ -140,62 +127,18 @@ def graph_of(model: Model, facts: Float16) -> Graph:
     return to_float16(graph, {each.tensor for each in facts.float32})
 
 
-class Float16Reference(Reference):
-    """ONNX Runtime in float32, with tolerances for float16.
+class Float16Reference(RoundedReference):
+    """Of a network in float16.
 
-    They are what the roundings of float16 move the answer by: the network is run with weights and activations of 16
-    bits, its input and weights disturbed at random by as much as they are rounded, and the weights of a sum by as much as
-    its partial sums are. The roundings of n products of random signs have a variance of n u²/3 (u: 2^-11; two factors
-    each, u²/6 being the mean over a binade), those of their n partial sums one of n² u²/12.
+    Weights of a sum are disturbed by as much as its partial sums are, too. The roundings of n products of random signs
+    have a variance of n u²/3 (u: 2^-11; two factors each, u²/6 being the mean over a binade), those of their n partial
+    sums one of n² u²/12.
     """
 
-    def __init__(self, model: Model, graph: Graph, threads: int = 1) -> None:
-        super().__init__(model, threads)
-        self._graph = graph
-        self._moved: list[Session] = []
+    rounding = _ROUNDING
 
-    def tolerances(
-        self, tensors: Sequence[NDArray[Any]], answer: Sequence[NDArray[Any]]
-    ) -> list[NDArray[np.float32]]:
-        """Of each element of each output how far from ``answer``, which `run` gave for ``tensors``, it may be."""
-        random = np.random.default_rng(1)
-        names = [each.name for each in self._graph.outputs]
-        if not self._moved:
-            for _ in range(_RUNS):
-                data = disturbed(self._graph, random).SerializeToString()
-                self._moved.append(Session(data, self._model.identity.name))
-        moved = []
-        for session in self._moved:
-            given = [
-                each
-                if each.dtype.kind != "f"
-                else (each * (1 + _noise(each.shape, random))).astype(np.float32)
-                for each in tensors
-            ]
-            moved.append(session.run(names, self._model.feeds(given)))
-        found = []
-        for k, output in enumerate(answer):
-            near = tolerance(output, [each[k] for each in moved], _FACTOR)
-            if output.dtype.kind == "f":
-                # A few runs may leave one element, and a Relu half of them, where they were.
-                changes = [
-                    np.abs(each[k].astype(np.float64) - output) for each in moved
-                ]
-                noise = np.nan_to_num(np.max(changes, axis=0), posinf=0.0)
-                size = np.where(np.isfinite(output), np.abs(output), 0)
-                floor = of_slices(np.atleast_1d(noise), _root_mean_square)
-                floor = floor.reshape(output.shape) + _ROUNDING * size
-                near = near + (_FACTOR * floor).astype(np.float32)
-            found.append(near)
-        return found
-
-
-def _root_mean_square(values: Array, **axes: Any) -> Any:
-    return np.sqrt(np.mean(np.square(values), **axes))
-
-
-def _noise(shape: tuple[int, ...], random: np.random.Generator) -> Array:
-    return random.uniform(-_ROUNDING, _ROUNDING, shape)
+    def disturbed(self, random: np.random.Generator) -> onnx.ModelProto:
+        return disturbed(self._graph, random)
 
 
 def disturbed(
@@ -216,7 +159,9 @@ def disturbed(
         if graph.tensors.get(tensor.name, _OTHER).dtype == "float16":
             value = numpy_helper.to_array(tensor)
             partial = np.sqrt(1 + terms.get(tensor.name, 0) / 4)
-            moved = value * (1 + share * partial * _noise(value.shape, random))
+            moved = value * (
+                1 + share * partial * noise(value.shape, random, _ROUNDING)
+            )
             inside = np.where(
                 np.isfinite(value), np.clip(moved, -LARGEST, LARGEST), value
             )
@@ -324,62 +269,3 @@ def _unfit_sum(operator: Operator, most: Mapping[str, float]) -> str:
     if bound.max() > LARGEST:
         return f"partial sums may reach {bound.max():.3g}"
     return ""
-
-
-def _measured(
-    model: Model, graph: Graph, half: Graph, samples: Sequence[Sample]
-) -> dict[str, Any]:
-    """What float16 loses against float32 on the samples, and the layer with the least signal to noise."""
-    layers = {
-        operator.output.name: operator
-        for operator in graph.operators
-        if half.tensors.get(operator.output.name) is not None
-        and half.tensors[operator.output.name].dtype == "float16"
-    }
-    outputs = [each.name for each in graph.outputs]
-    names = list(dict.fromkeys([*layers, *outputs]))
-    noise, signal = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
-    same, least = 0, 1.0
-    floating, rounded = (Probe(each, names, model) for each in (graph, half))
-    for sample in samples:
-        exact, ours = floating.run(sample), rounded.run(sample)
-        for name in names:
-            finite = np.isfinite(exact[name])
-            if not np.isfinite(ours[name][finite]).all():
-                raise UserError(
-                    f"{model.identity.name}: tensor {shown(name)!r} is infinite or NaN in float16 and not in float32; "
-                    f"leave what makes it in float32 (--keep-float {shown(name)!r}), or build without --precision float16"
-                )
-            real = exact[name][finite].astype(np.float64)
-            signal[name] += float((real**2).sum())
-            noise[name] += float(((ours[name][finite] - real) ** 2).sum())
-        first = outputs[0]
-        same += int(exact[first].argmax() == ours[first].argmax())
-        for name in outputs:
-            if exact[name].dtype == np.float32:
-                least = min(least, cosine(ours[name], exact[name]))
-    ratios = {
-        name: 10 * np.log10((signal[name] or 1e-30) / (noise[name] or 1e-30))
-        for name in names
-    }
-    worst = min(ratios, key=ratios.__getitem__)
-    label = layers[worst].label if worst in layers else worst
-    shape = model.outputs[0].shape
-    classifies = len(outputs) == 1 and prod(shape) == max(shape, default=1)
-    return {
-        "cosine": round(least, 6),
-        "top1_agreement": same / len(samples) if classifies else None,
-        "images": len(samples),
-        "worst_layer": label,
-        "worst_decibels": round(float(ratios[worst]), 1),
-    }
-
-
-def loss(measured: Mapping[str, Any]) -> str:
-    """What float16 loses, if it is too much; else empty."""
-    if measured["cosine"] >= _LEAST_COSINE:
-        return ""
-    return (
-        f"float16 loses too much: cosine {measured['cosine']:.4f} (at least {_LEAST_COSINE}); least signal to noise at "
-        f"{shown(measured['worst_layer'])} ({measured['worst_decibels']:.1f} dB)"
-    )

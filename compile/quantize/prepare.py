@@ -104,7 +104,9 @@ def prepare(
         )
     if not given and not wanted:
         for name in [*named, *(["--strict-int8"] if strict else [])]:
-            also = "" if name == "--strict-int8" else " or --precision float16"
+            also = (
+                "" if name == "--strict-int8" else " or --precision float16 or bfloat16"
+            )
             raise UserError(f"{name}: goes with --quantize int8{also}; add it")
         return None
     if given:

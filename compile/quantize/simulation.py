@@ -1,8 +1,8 @@
-"""A float16 network run by ONNX Runtime: its convolutions sum in float32, each result is rounded to 16 bits."""
+"""A network of float16 or bfloat16 run by ONNX Runtime: its convolutions sum in float32, what is of 16 bits is rounded."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ from onnx import TensorProto, numpy_helper
 from netship.compile.frontend.model import Model
 from netship.compile.frontend.reference import with_outputs
 from netship.compile.ir import onnx_form
-from netship.compile.ir.graph import Graph
-from netship.compile.passes.half import LARGEST, is_half, to_float16
+from netship.compile.ir.graph import Graph, Operator
+from netship.compile.passes import bfloat16
+from netship.compile.passes.half import LARGEST
 from netship.targets.onnx_runtime import Session
 
 Array = NDArray[Any]
@@ -22,8 +23,8 @@ Sample = Sequence[Array]
 
 # Bytes of tensors that are read from one inference.
 _AT_ONCE = 1 << 28
-# 2^13 + 1 splits float32's 24 bits into 11 and the rest; at 0.75 float32 has steps of 2^-24.
-_ROUNDERS = {"split": 8193.0, "grid": 0.75}
+# 2^13 + 1 splits float32's 24 bits into 11 and the rest, 2^16 + 1 into 8; at 0.75 float32 has steps of 2^-24.
+_ROUNDERS = {"split": 8193.0, "grid": 0.75, "halve": 65537.0}
 # Operators of float16 whose results have more bits than their inputs.
 _INEXACT = ("Add", "Conv", "LeakyRelu", "Mul", "PRelu", "Sub")
 # An error, of the range of an output, that no operator is searched for.
@@ -38,7 +39,7 @@ _FEW_IMAGES = 4
 
 
 def written(graph: Graph) -> onnx.ModelProto:
-    """A float16 network in ONNX, in float32 with each tensor of 16 bits rounded by arithmetic.
+    """A network of float16 or bfloat16 in ONNX, in float32 with each tensor of 16 bits rounded by arithmetic.
 
     ONNX Runtime leaves out casts between operators that it computes in float32. Nodes have no names: a rule of
     compile.frontend.canonical gives those that it makes the name of one.
@@ -67,12 +68,29 @@ def written(graph: Graph) -> onnx.ModelProto:
             if dtypes == {"float16", "float32"}:
                 node.op_type = "Identity"
                 del node.attribute[:]
+        if node.op_type == bfloat16.KIND:
+            node.op_type, short = "Conv", f"{name}/short"
+            proto.graph.node.extend(_shortened(node.input[0], short))
+            node.input[0] = short
         if half and node.op_type in (*_INEXACT, "Identity"):
             node.output[0] = f"{name}/exact"
             proto.graph.node.extend([node, *_rounding(node.output[0], name)])
         else:
             proto.graph.node.append(node)
     return proto
+
+
+def _shortened(x: str, output: str) -> list[onnx.NodeProto]:
+    """Nodes that round to bfloat16's 8 bits."""
+    scaled, rest = f"{output}/a", f"{output}/b"
+    return [
+        onnx.helper.make_node(kind, inputs, [made])
+        for kind, inputs, made in (
+            ("Mul", [x, "halve"], scaled),
+            ("Sub", [scaled, x], rest),
+            ("Sub", [scaled, rest], output),
+        )
+    ]
 
 
 def _rounding(x: str, output: str) -> list[onnx.NodeProto]:
@@ -121,7 +139,12 @@ class Probe:
 
 
 def costly(
-    graph: Graph, model: Model, kept: Collection[str], samples: Sequence[Sample]
+    graph: Graph,
+    model: Model,
+    kept: Collection[str],
+    samples: Sequence[Sample],
+    reduce: Callable[[Graph, Collection[str]], Graph],
+    is_reduced: Callable[[Operator, Collection[str]], bool],
 ) -> dict[str, str]:
     """The neighbours that cause most of the error at the outputs, where it is large, by the name of the first output.
 
@@ -130,6 +153,7 @@ def costly(
 
     Args:
         kept: the operators that stay in float32 in any case.
+        reduce: the network with fewer bits but for these; ``is_reduced``: whether an operator then has fewer.
 
     Returns:
         the reason of each.
@@ -139,7 +163,7 @@ def costly(
     exact = [Probe(graph, outputs, model).run(each) for each in few]
 
     def error(group: Sequence[str]) -> float:
-        probe = Probe(to_float16(graph, {*kept, *group}), outputs, model)
+        probe = Probe(reduce(graph, {*kept, *group}), outputs, model)
         return max(
             (
                 _error(probe.run(sample)[name], known[name])
@@ -149,7 +173,7 @@ def costly(
             default=0.0,
         )
 
-    found = [x.outputs[0].name for x in graph.operators if is_half(x, kept)]
+    found = [x.outputs[0].name for x in graph.operators if is_reduced(x, kept)]
     before = error(())
     if before <= _SMALL_ERROR:
         return {}

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from netship.compile import passes
-from netship.compile.ir.graph import NHWC, Graph, Tensor
-from netship.compile.ir.operators import float_shares, islands
+from netship.compile.ir.graph import NHWC, Graph, Operator, Tensor
+from netship.compile.ir.operators import Convolution, float_shares, islands
+from netship.compile.passes.bfloat16 import KIND
 from netship.compile.passes.views import dequantise_before_views
 from netship.compile.relay import generic, importer
 from netship.compile.relay.integer_kernels import IntegerKernels
 from netship.compile.relay.neon_kernels import NeonKernels, Source
+from netship.compile.relay.ops import conv2d_bfloat16
 from netship.targets import engine
 from netship.targets.presets import Target
 
@@ -28,6 +32,7 @@ class Converted(NamedTuple):
         islands: the operators that compute in float32 within an integer network, for a person.
         float_shares: of multiply-adds and of elements, see compile.ir.operators.
         half: it computes in float16.
+        bfloat16: it has convolutions of bfloat16, which need channels last.
     """
 
     module: Any
@@ -36,6 +41,7 @@ class Converted(NamedTuple):
     islands: tuple[str, ...] = ()
     float_shares: tuple[float, float] = (0.0, 0.0)
     half: bool = False
+    bfloat16: bool = False
 
 
 def to_relay(
@@ -47,6 +53,8 @@ def to_relay(
         UserError: an operator that TVM does not know, or a sum that does not fit 32 bits.
     """
     half = any(each.dtype == "float16" for each in graph.tensors.values())
+    if any(each.kind == KIND for each in graph.operators):
+        return Converted(importer.to_relay(graph, _in_bfloat16), bfloat16=True)
     if not graph.quantised:
         return Converted(importer.to_relay(graph), half=half)
     kernels: IntegerKernels | NeonKernels = (
@@ -92,6 +100,23 @@ def to_relay(
         float_shares(graph),
         half=half,
     )
+
+
+def _in_bfloat16(operator: Operator, inputs: list[Any]) -> list[Any] | None:
+    """A convolution of bfloat16; None of every other operator."""
+    if operator.kind != KIND or not isinstance(operator, Convolution):
+        return None
+    weights = operator.constant(1)
+    assert weights is not None
+    made = conv2d_bfloat16.convolution(
+        inputs[0],
+        weights,
+        operator.label,
+        strides=operator.strides,
+        dilation=operator.dilations,
+        padding=operator.pads,
+    )
+    return [relay.nn.bias_add(made, relay.const(operator.bias.astype(np.float32)))]
 
 
 def _stored_as(x: Any, dtype: str, wanted: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from hashlib import blake2b
 from typing import Any
@@ -25,11 +25,16 @@ _NOT_BUILT = {
 }
 
 
-def to_relay(graph: Graph) -> Any:
+def to_relay(
+    graph: Graph, own: Callable[[Operator, list[Any]], list[Any] | None] | None = None
+) -> Any:
     """A float32 network as a Relay module: static, its weights constants.
 
     Each operator is imported alone. Of a whole graph TVM's importer folds and types at each node all that lies before it,
     which takes minutes for a thousand nodes.
+
+    Args:
+        own: makes the outputs of operators of ours from their inputs, and None of others.
 
     Raises:
         UserError: an operator that TVM does not know, a form it cannot import, or one to which it gives another
@@ -37,13 +42,17 @@ def to_relay(graph: Graph) -> Any:
     """
     tvm = compiler()
     relay = tvm.relay
-    _check_known(graph.operators, graph.opset)
+    # Operators of ours have kinds in lower case.
+    of_onnx = [each for each in graph.operators if not each.kind.islower()]
+    _check_known(of_onnx, graph.opset)
     arguments = [relay.var(x.name, shape=x.shape, dtype=x.dtype) for x in graph.inputs]
     values = dict(zip([x.name for x in graph.inputs], arguments, strict=True))
     constants: dict[Any, Any] = {}
     for each in graph.operators:
         inputs = [values[x.name] for x in each.activations]
-        outputs = operator(each, inputs, graph.opset, constants)
+        outputs = own(each, inputs) if own else None
+        if outputs is None:
+            outputs = operator(each, inputs, graph.opset, constants)
         values |= zip([x.name for x in each.outputs], outputs, strict=True)
     results = [values[x.name] for x in graph.outputs]
     body = results[0] if len(results) == 1 else relay.Tuple(results)

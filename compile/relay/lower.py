@@ -53,20 +53,21 @@ def lower(
         half.patch_topi()
     fold = FOLD_HALF if network.half else FOLD
     folded = module_passes.run(fold, network.module, dump)
-    if logs and not network.instruction:
+    if network.bfloat16 or (logs and not network.instruction):
         vectors = tiles.vectors_of(target)
         plan, (factory, served) = _tuned(
-            folded, tvm_target, logs, vectors, standalone, dump
+            folded, tvm_target, logs, vectors, standalone, dump, network.bfloat16
         )
     else:
         plan = UNTUNED
         if network.instruction:
             plan = Plan("NHWC" if network.source else "NCHW", network.instruction)
         factory, served = _compile(folded, plan, tvm_target, standalone)
+    numbers = "float16" if network.half else "bfloat16" if network.bfloat16 else ""
     (workspace,) = factory.function_metadata["__tvm_main__"].workspace_sizes.values()
     description = Lowering(
         layout=plan.layout,
-        reason=f"float16: {plan.reason}" if network.half else plan.reason,
+        reason=f"{numbers}: {plan.reason}" if numbers else plan.reason,
         records=plan.records,
         operators=describe.operators(folded),
         groups=describe.groups(
@@ -84,17 +85,23 @@ def _tuned(
     vectors: Vectors,
     standalone: str | None,
     dump: Dump,
+    channels_last: bool,
 ) -> tuple[Plan, tuple[Any, dict[str, str]]]:
     """The plan and what is compiled by it; records that do not compile are left out.
 
     No record keeps a network from being built: what TVM cannot do in the layout for records, it does without them.
+
+    Args:
+        channels_last: it has kernels that need the layout for records.
     """
     rejected: frozenset[Record] = frozenset()
     plan = UNTUNED
     try:
         laid_out = module_passes.run(CHANNELS_LAST, folded, dump)
         found = kernels(laid_out, tvm_target)
-        while (plan := make_plan(found, logs, vectors, rejected)).layout == "NHWC":
+        while (
+            plan := make_plan(found, logs, vectors, rejected, channels_last)
+        ).layout == "NHWC":
             try:
                 return plan, _compile(laid_out, plan, tvm_target, standalone)
             except Exception:
@@ -102,7 +109,9 @@ def _tuned(
                 if not failing:
                     raise
                 rejected |= failing
-    except Exception as error:  # noqa: BLE001 - TVM has no class for it
+    except Exception as error:
+        if channels_last:
+            raise
         why = f"TVM cannot use tuning records for this network ({reason(error)[:200]})"
         plan = Plan("NCHW", why, plan.records)
     return plan, _compile(folded, plan, tvm_target, standalone)

@@ -9,7 +9,7 @@ import numpy as np
 
 from netship.compile.relay import shared_values, vector_channels
 from netship.compile.relay.expressions import is_call, shape
-from netship.compile.relay.ops import conv2d_depthwise, half
+from netship.compile.relay.ops import conv2d_bfloat16, conv2d_depthwise, half
 from netship.targets import engine
 
 tvm = engine.compiler()
@@ -22,6 +22,7 @@ _LAYOUTS = {
         f"nn.{kind}_pool2d": ["NHWC"]
         for kind in ("max", "avg", "global_max", "global_avg")
     },
+    conv2d_bfloat16.OPERATOR: ["NHWC", "default"],
 }
 
 Dump = Callable[[str, Any], None]

@@ -93,6 +93,7 @@ def make_plan(
     logs: Sequence[RecordLog],
     vectors: Vectors,
     rejected: frozenset[Record] = frozenset(),
+    channels_last: bool = False,
 ) -> Plan:
     """NHWC where each convolution has a record that fits or a neighbour's, else NCHW: without one NHWC is slow.
 
@@ -106,6 +107,7 @@ def make_plan(
         logs: the one to prefer first.
         vectors: of the target in float32, for neighbours' schedules.
         rejected: records that are known not to compile.
+        channels_last: it is NHWC in any case, as other kernels of the network need it.
     """
     keys = dict.fromkeys(kernel.key for kernel in kernels)
     serving = [next((log for log in logs if key in log.best), None) for key in keys]
@@ -146,6 +148,11 @@ def make_plan(
         refused=tuple(refused),
     )
     cover = f"tuning records cover {len(own)} of {counted(len(keys), 'task')}"
+    if channels_last:
+        reason = f"{cover}, fitted records of neighbours {len(fitted)} more"
+        if slow:
+            reason += f"; {len(slow)} others are slow without one"
+        return Plan("NHWC", reason, records, choices)
     if not keys:
         reason = "it has no operator that can be tuned"
     elif slow:

@@ -10,7 +10,7 @@ from netship.compile.relay import module_passes
 from netship.compile.relay.convert import Converted
 from netship.compile.relay.expressions import calls, nodes
 from netship.compile.relay.fallbacks import accepted
-from netship.compile.relay.ops import conv2d_depthwise
+from netship.compile.relay.ops import conv2d_bfloat16, conv2d_depthwise
 from netship.targets import engine
 from netship.targets.presets import Target
 
@@ -84,14 +84,14 @@ def _kernels(module: Any, target: Any, more: Mapping[str, Any]) -> list[Kernel]:
 
 
 def _fused(function: Any) -> list[Any]:
-    """The fused functions that a function calls, but pairs of convolutions, which have code of their own."""
+    """The fused functions that a function calls, but those of operators of ours, which have schedules of their own."""
     found = [
         node.op
         for node in nodes(function)
         if isinstance(node, relay.Call) and isinstance(node.op, relay.Function)
     ]
-    pair = conv2d_depthwise.OPERATOR
-    return [each for each in found if all(c.op.name != pair for c in calls(each))]
+    own = {conv2d_depthwise.OPERATOR, conv2d_bfloat16.OPERATOR}
+    return [each for each in found if all(c.op.name not in own for c in calls(each))]
 
 
 def tuning_tasks(

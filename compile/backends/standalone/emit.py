@@ -44,12 +44,9 @@ _C_TYPES = {**C_TYPES, "bool": "uint8_t"}
 _ARRAY_TYPES = {"float32": "f", "int32": "i", "int64": "q", "int8": "b"}
 # DLDataType codes (dlpack.h): signed integer, unsigned integer, float.
 _DTYPES = {
-    "float32": (2, 32),
-    "float16": (2, 16),
-    "int32": (0, 32),
-    "int64": (0, 64),
-    "int8": (0, 8),
-    "uint8": (1, 8),
+    **{f"float{bits}": (2, bits) for bits in (16, 32, 64)},
+    **{f"int{bits}": (0, bits) for bits in (8, 16, 32, 64)},
+    **{f"uint{bits}": (1, bits) for bits in (8, 16, 32, 64)},
     "bool": (1, 1),
 }
 

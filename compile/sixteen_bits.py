@@ -1,29 +1,35 @@
-"""A build in float16: what it refuses, and its network from what the user gave."""
+"""A build in float16 or bfloat16: what it refuses, and its network from what the user gave."""
 
 from __future__ import annotations
 
 from netship.bundle import golden, inputs
-from netship.bundle.manifest import Preprocessing
+from netship.bundle.manifest import BFloat16, Float16, Preprocessing
 from netship.compile import passes
 from netship.compile.backends.request import BuildRequest
 from netship.compile.frontend.preprocessing import resolve_preprocessing
 from netship.compile.frontend.sources import Source
 from netship.compile.ir import onnx_form
 from netship.compile.ir.graph import Graph
-from netship.compile.quantize import float16
-from netship.compile.quantize.float16 import Half
+from netship.compile.quantize import bfloat16, float16
 from netship.compile.quantize.prepare import MAX_IMAGES, is_quantised
+from netship.compile.quantize.reduced import Reduced, loss
 from netship.records import lookup
 from netship.targets.errors import UserError
 from netship.targets.progress import Progress
 
 
 def check(request: BuildRequest) -> None:
-    """Raises: UserError: the target has no float16, or another option contradicts it, or a named log does."""
-    if not request.target.has_float16:
+    """Raises: UserError: the target has no such numbers, or another option contradicts them, or a named log does."""
+    precision, target = request.precision, request.target
+    if precision == "float16" and not target.has_float16:
         raise UserError(
-            f"--precision float16: {request.target.name} has no float16 arithmetic; leave the option out, or build for "
+            f"--precision float16: {target.name} has no float16 arithmetic; leave the option out, or build for "
             "arm-cortex-a76"
+        )
+    if precision == "bfloat16" and not target.has_bfloat16:
+        raise UserError(
+            f"--precision bfloat16: {target.name} has no bfloat16 arithmetic; leave the option out, or build for "
+            "znver4 or sapphirerapids"
         )
     for name, given in (
         ("--quantize", request.quantize),
@@ -31,7 +37,7 @@ def check(request: BuildRequest) -> None:
     ):
         if given:
             raise UserError(
-                f"{name}: --precision float16 makes no int8; leave one of them out"
+                f"{name}: --precision {precision} makes no int8; leave one of them out"
             )
     # What stays in float32 takes a while to find: a log that cannot be used is refused before.
     lookup.find(request.target, request.records, (), numbers=request.numbers)
@@ -43,7 +49,7 @@ def tuned_graph(request: BuildRequest, source: Source, progress: Progress) -> Gr
     Raises:
         UserError: as a build.
     """
-    if not request.float16:
+    if request.precision == "float32":
         return onnx_form.read(source.model.proto)
     check(request)
     preprocessing, _ = resolve_preprocessing(
@@ -60,12 +66,12 @@ def network(
     preprocessing: Preprocessing | None,
     progress: Progress,
     dump: passes.Dump,
-) -> Half:
-    """The float16 network, its ranges from the calibration images, or else from seeded inputs."""
-    model = source.model
+) -> Reduced[Float16] | Reduced[BFloat16]:
+    """The network of 16 bits, its ranges from the calibration images, or else from seeded inputs."""
+    model, precision = source.model, request.precision
     if is_quantised(model.proto):
         raise UserError(
-            f"{model.identity.name}: is quantised; leave --precision float16 out"
+            f"{model.identity.name}: is quantised; leave --precision {precision} out"
         )
     found = (
         inputs.find(request.calibration, model.inputs) if request.calibration else []
@@ -76,18 +82,18 @@ def network(
     ]
     if not samples:
         progress.note(
-            "float16: ranges are those of seeded inputs; give photographs with --calibration"
+            f"{precision}: {'ranges' if precision == 'float16' else 'losses'} are those of seeded inputs; give photographs "
+            "with --calibration"
         )
     seeded = [
         *golden.of_all(golden.seeded_inputs, model.inputs, preprocessing),
         *golden.of_all(golden.signed_inputs, model.inputs, preprocessing),
     ]
     progress.stage("finding what stays in float32")
-    half = float16.prepare(
-        model, [*samples, *seeded], len(samples), request.keep_float, dump
-    )
+    prepare = float16.prepare if precision == "float16" else bfloat16.prepare
+    half = prepare(model, [*samples, *seeded], len(samples), request.keep_float, dump)
     progress.finish()
-    if lost := float16.loss(half.measured):
+    if lost := loss(half.measured, precision):
         if source.trained and not request.accept_loss:
             raise UserError(
                 f"{lost}: leave that layer in float32 (--keep-float NODE), take it as it is (--accept-loss), or build "
