@@ -15,13 +15,19 @@ from functools import partial
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from netship.targets.arguments import command_parser, count_up_to, named_path
+from netship.targets.arguments import (
+    command_parser,
+    count_up_to,
+    named_path,
+)
 from netship.targets.commands import as_called
 from netship.targets.errors import UserError, run_command
 from netship.targets.escapes import (
+    c_prefix,
     counted,
     ending,
     is_c_prefix,
+    is_taken,
     lines,
     listed,
     megabytes,
@@ -630,8 +636,12 @@ class _Licenses(argparse.Action):
 
 def _identifier(text: str) -> str:
     if not is_c_prefix(text):
+        other = c_prefix(text)
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a C identifier that is free, such as mobilenetv2"
+            f"{text!r} is taken: lib{text}, {text}.h or {text}.py would hide a system's, or C, C++ or Python has the "
+            f"word; give another, such as {other}"
+            if is_taken(text)
+            else f"{text!r} is not a C identifier of at most 64 characters; give one, such as {other}"
         )
     return text
 
