@@ -6,7 +6,6 @@ Longer than 450 lines: every option, and the table that a build prints, are in o
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections import Counter
@@ -16,6 +15,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from netship.targets.arguments import (
+    as_json,
     command_parser,
     count_up_to,
     named_path,
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{arguments.target} has slower cores, too: run this on its others, with taskset -c {cores}"
             )
     if arguments.json:
-        print(json.dumps(_summary(bundle, warnings), indent=2))
+        print(as_json(_summary(bundle, warnings)))
     else:
         print(lines(_table(bundle, arguments.model, warnings)))
     why = bundle.manifest.measured.get("not_verified_because")
