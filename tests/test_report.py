@@ -14,7 +14,7 @@ import pytest
 from check_results import LABELS, a_result, an_input, manifest, written
 from PIL import Image
 
-from netship.bundle.accuracy import Accuracy
+from netship.bundle.accuracy import Accuracy, Worst
 from netship.bundle.manifest import (
     CalibrationImage,
     Firmware,
@@ -242,6 +242,36 @@ def test_the_error_in_the_page_is_in_units_of_the_tolerance(tmp_path: Path) -> N
         )
         stated = f"farthest off is at {share} of its tolerance."
         assert stated in page.text and verdict in page.text
+
+
+def test_an_int8_network_s_page_says_what_it_loses_against_float32(
+    tree: Path, tmp_path: Path
+) -> None:
+    image = CalibrationImage(name="a.png", sha256="0" * 64)
+    quantised = Quantisation(method="min-max", images=(image,), output_steps=(0.1,))
+    same = replace(
+        an_input(tree, expected=0),
+        accuracy=Accuracy(0.0, 0.0, 0.0, 1.0, Worst(0, (0, 0), 1.0, 1.0, 0.0)),
+        errors=np.zeros(5),
+        vs_float=Accuracy(0.3, 0.1, 0.01, 0.987),
+        float_top1=0,
+    )
+    items = [same, replace(same, name="second.png", float_top1=3)]
+    known = Bundle(tmp_path, manifest(quantisation=quantised))
+    text = written(a_result(tmp_path, items, bundle=known), tmp_path).text
+    for words in (
+        "trees.onnx in int8 on znver4",
+        "exactly the reference’s, which is the int8 network in ONNX Runtime",
+        "Against float32 50 % same best class as the network that was quantised; cosine at least 0.9870",
+        "Same best class as float32 50.0 %",
+        "Cosine similarity with float32 0.9870",
+        "Every output is exactly the reference’s",
+        "Computes in int8",
+        "Right ash",
+    ):
+        assert words in text
+    # No class was taken for another.
+    assert "Taken for" not in text
 
 
 def test_a_microcontroller_has_memory_and_steps_instead_of_times(
