@@ -30,6 +30,7 @@ from netship.targets.escapes import (
     is_taken,
     lines,
     listed,
+    magnitude,
     megabytes,
     millions,
     one_line,
@@ -413,8 +414,8 @@ def _table(bundle: Bundle, model: str, warnings: Sequence[str] = ()) -> str:
         checked = "NOT compared with ONNX Runtime: " + measured["not_verified_because"]
     else:
         checked = (
-            f"max-abs error {verification['max_abs_error']:.1e} against {verification['reference']}, "
-            f"{verification['relative_error']:.1e} of its range, {counted(verification['inputs'], 'input')}, "
+            f"max-abs error {magnitude(verification['max_abs_error'])} against {verification['reference']}, "
+            f"{magnitude(verification['relative_error'])} of its range, {counted(verification['inputs'], 'input')}, "
             f"{verification['origin']}"
         )
     if _assumed(manifest):

@@ -172,6 +172,11 @@ def megabytes(nbytes: float) -> str:
     return f"{nbytes / 1e6:,.2f} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:,.1f} kB"
 
 
+def magnitude(value: float, decimals: int = 1) -> str:
+    """An error or a difference such as "5.7e-06"; none is "0"."""
+    return f"{value:.{decimals}e}" if value else "0"
+
+
 def millions(count: float, decimals: int = 2) -> str:
     """A count such as "300.77 M"; below a million such as "13,568"."""
     return f"{count / 1e6:,.{decimals}f} M" if count >= 1e6 else f"{count:,.0f}"
