@@ -283,11 +283,10 @@ def _layers(
         rows = (Layer(each.name, each.macs, each.instructions) for each in parts)
         return Layers("instructions", str(result.origin), tuple(rows))
     if result and result.operators:
-        known = {group.name: group for group in groups}
+        names = [each.name.removeprefix("tvmgen_default_") for each in result.operators]
+        known = bundle.manifest.lowering.groups_of(names)
         timed = []
-        for operator in result.operators:
-            name = operator.name.removeprefix("tvmgen_default_")
-            group = known.get(name)
+        for operator, name, group in zip(result.operators, names, known, strict=True):
             title, macs = (group.layer or name, group.macs) if group else (name, 0)
             timed.append(Layer(title, macs, operator.seconds * 1e6))
         return Layers("µs", str(result.origin), tuple(timed))

@@ -307,7 +307,9 @@ def test_a_microcontroller_has_memory_and_steps_instead_of_times(
             Part(name, 500_000, 1_200_000.0, 700_000.0, 400_000.0, 100_000.0),
         ),
     )
-    (tmp_path / "memory.svg").write_text("<svg><script>alert(1)</script></svg>")
+    (tmp_path / "memory.svg").write_text(
+        '<svg viewBox="0 0 2170 540"><script>alert(1)</script></svg>'
+    )
     files = manifest().files | {"memory.svg": "0" * 64, "m.c": "0" * 64}
     bundle = Bundle(
         tmp_path, manifest(format="c", library="m.c", files=files, firmware=firmware)
@@ -331,7 +333,7 @@ def test_a_microcontroller_has_memory_and_steps_instead_of_times(
         "Instructions 4.80 M of one inference counted by QEMU",
         "10.0 ms at 480 MHz, if an instruction takes one cycle",
         "Input of the model",
-        "Input in C int8, 192 bytes, real value = (q − -3) × 0.5, channels last",
+        "Input in C int8, 192 bytes, real value = (q + 3) × 0.5, channels last",
         "float32, 20 bytes",
         "1 stem 1,500,000 3,600,000 75.0 % – – – 0.42",
         "500,000 1,200,000 25.0 % 700,000 400,000 100,000 0.42",
@@ -340,10 +342,26 @@ def test_a_microcontroller_has_memory_and_steps_instead_of_times(
         "The same C on the host the same bits",
     ):
         assert words in text
+    # The drawing keeps its size, and scrolls where the page is narrower.
+    assert ("style", "min-width: 2170px") in page.attributes
     for words in ("model.so", "Latency", "Time by kernel"):
         assert words not in text
     assert "script" not in page.tags and "b" not in page.tags
     assert sum(v.startswith("data:image/svg+xml") for _, v in page.attributes) == 1
+
+
+def test_layers_that_share_a_kernel_keep_their_own_names() -> None:
+    lowering = manifest().lowering
+    (one,) = lowering.groups
+    layers = ("stem", "head", "last")
+    names = ("fused_conv", "fused_conv", "fused_other")
+    groups = tuple(
+        one.model_copy(update={"layer": layer, "name": name})
+        for layer, name in zip(layers, names, strict=True)
+    )
+    kernels = [*(f"tvmgen_default_{name}" for name in names), "fused_unknown"]
+    found = lowering.model_copy(update={"groups": groups}).groups_of(kernels)
+    assert [each and each.layer for each in found] == [*layers, None]
 
 
 def test_the_loss_of_int8_and_float16_says_of_how_many_images(tmp_path: Path) -> None:
