@@ -111,7 +111,8 @@ def build(
     project = Project(name, version, target.name, *facts)
     progress.stage("writing C")
     constants = emit.emit(project, folder)
-    arrange.check_flash(constants.nbytes, constants.largest, flash_limit)
+    sizes = constants.nbytes, constants.largest
+    arrange.check_flash(*sizes, flash_limit, graph.quantised)
     interface = _interface(project, constants)
     unknown = [np.zeros(each.tensor.size) for each in project.outputs]
     emit.emit_golden(project, folder, constants, unknown, unknown)
