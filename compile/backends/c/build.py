@@ -229,9 +229,8 @@ def _generated(project: Project) -> str:
     if not made:
         return ""
     also = f", {len(floats)} of them in float32" if floats else ""
-    return (
-        f"; {len(made)} of {counted(len(project.steps), 'step')} have no kernel{also}"
-    )
+    steps = counted(len(project.steps), "step")
+    return f"; in plain C by TVM, as they have no kernel: {len(made)} of {steps}{also}"
 
 
 def _kind(operator: Operator) -> str:
