@@ -68,6 +68,7 @@ def write_report(result: CheckResult, path: Path) -> None:
         ),
         latencies=distribution(_series(result)) if result.latency else None,
         memory=_drawing(result.bundle),
+        misfits=microcontroller.misfits(result.figures) if result.figures else [],
         estimate=microcontroller.estimate(result.figures) if result.figures else None,
         bars=bars([(k.operators or k.name, k.microseconds) for k in kernels])
         if kernels

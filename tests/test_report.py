@@ -343,12 +343,52 @@ def test_a_microcontroller_has_memory_and_steps_instead_of_times(
         "The same C on the host the same bits",
     ):
         assert words in text
+    assert "No known part is large enough" not in text
     # The drawing keeps its size, and scrolls where the page is narrower.
     assert ("style", "min-width: 2170px") in page.attributes
     for words in ("model.so", "Latency", "Time by kernel"):
         assert words not in text
     assert "script" not in page.tags and "b" not in page.tags
     assert sum(v.startswith("data:image/svg+xml") for _, v in page.attributes) == 1
+
+
+def test_a_passed_check_says_where_no_known_part_has_room(tmp_path: Path) -> None:
+    """The emulated board has more memory than any part, so the answers are right all the same."""
+    tensor = FirmwareTensor(dtype="float32", nbytes=20)
+    firmware = Firmware(
+        cpu="cortex-m7",
+        inputs=(tensor.model_copy(update={"nbytes": 768}),),
+        outputs=(tensor,),
+        exact=False,
+        arena_bytes=1_192,
+        input_offsets=(0,),
+        peak="stem",
+        steps=1,
+        weights_bytes=8_929_872,
+    )
+    part = Part("stem", 1_500_000, 3_600_000.0, 0.0, 0.0, 0.0)
+    sizes = (300, 8, 4_000, 8_929_872, 3_600_000)
+    figures = Figures("an500 (cortex-m7)", firmware, *sizes, 0.0, (part,))
+    files = manifest().files | {"m.c": "0" * 64}
+    known = manifest(format="c", library="m.c", files=files, firmware=firmware)
+    result = a_result(
+        tmp_path,
+        [an_input(None)],
+        bundle=Bundle(tmp_path, known),
+        origin=Origin.EMULATED,
+        latency=None,
+        reference_latency=None,
+        operators=(),
+        figures=figures,
+    )
+    said = "the weights take 8,929,872 bytes, 6,832,720 more than the flash of any"
+    text = written(result, tmp_path).text
+    assert f"No known part is large enough: {said} cortex-m7" in text
+    table = check_table(result)
+    assert f"\nwarning    {said}" in table
+    assert "host       the same C on this machine gives the same bits" in table
+    [line] = result.to_json()["warnings"]
+    assert line.startswith(said)
 
 
 def test_layers_that_share_a_kernel_keep_their_own_names() -> None:
