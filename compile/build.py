@@ -449,12 +449,21 @@ def _table(bundle: Bundle, model: str, warnings: Sequence[str] = ()) -> str:
 
 def _next(bundle: Bundle, model: str) -> str:
     """How the build is compared where it can run, with photographs if a server there takes it."""
+    from netship.devices.microcontroller.boards import BOARDS
+    from netship.devices.microcontroller.firmware import misfit
     from netship.devices.sessions.session import Origin
 
     manifest = bundle.manifest
     verification = manifest.measured["verification"]
     board = ""
     place = shown(quote(str(bundle.path)), 1000)
+    firmware = manifest.firmware
+    emulated = BOARDS.get(firmware.cpu) if firmware else None
+    if firmware and emulated and misfit(firmware, emulated):
+        return (
+            f"example/main.c of {place} on your board: the emulated {emulated.machine} has no room for this "
+            "network"
+        )
     if verification is None and manifest.format == "standalone":
         kit = f"python -m runtime_demo.board kit --target {manifest.target.name} --output kit.tar.gz"
         return (

@@ -15,6 +15,7 @@ from cortex_m_projects import Projects, graph_for_c, planned
 from integers import project, quantised, residuals
 
 from netship.bundle.store import Bundle, open_bundle
+from netship.compile import build
 from netship.compile.backends.c.arrange import check_arena, check_flash
 from netship.compile.backends.c.placement import split, weights_in
 from netship.compile.backends.c.steps import Generated, fuse
@@ -73,11 +74,21 @@ def test_a_network_too_large_for_the_board_says_by_how_much(
 ) -> None:
     bundle = projects["residuals", "cortex-m55"]
     firmware = interface_of(bundle).model_copy(update={"arena_bytes": 1 << 20})
-    manifest = bundle.manifest.model_copy(update={"firmware": firmware})
+    compared = {"verification": {"origin": "measured on host"}}
+    manifest = bundle.manifest.model_copy(update={"measured": compared})
+    fitting = Bundle(bundle.path, manifest)
+    manifest = manifest.model_copy(update={"firmware": firmware})
+    larger = Bundle(bundle.path, manifest)
     with pytest.raises(
-        UserError, match=r"mps3-an547: .* bytes, [\d,]+ more than its RAM; the peak is"
+        UserError,
+        match=r"mps3-an547: .* bytes, [\d,]+ more than its RAM; the peak is .*: choose .* on your own board",
     ):
-        open_firmware(Bundle(bundle.path, manifest))
+        open_firmware(larger)
+    # The build does not send the user there.
+    assert "runtime_demo.check" in build._next(fitting, "m.onnx")
+    assert "on your board: the emulated mps3-an547 has no room" in build._next(
+        larger, "m.onnx"
+    )
 
 
 def test_missing_tools_give_the_line_that_installs_them(
