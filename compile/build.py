@@ -606,7 +606,7 @@ def _size(manifest: Manifest) -> str:
         where = firmware.weights_in or "flash"
         return f"weights {firmware.weights_bytes:,} bytes of {where}, without code"
     return (
-        f"{manifest.library} {megabytes(measured['library_bytes'])}, of it weights "
+        f"{manifest.library} {megabytes(measured['library_bytes'])}; the network's weights take "
         f"{megabytes(measured['weight_bytes'])}"
     )
 

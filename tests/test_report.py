@@ -484,6 +484,17 @@ def test_an_assumed_preprocessing_is_said_with_every_verdict(
     assert result.to_json()["preprocessing_assumed"] is assumed
 
 
+def test_weights_are_not_said_to_be_in_a_library_that_is_smaller(
+    tmp_path: Path,
+) -> None:
+    """The build counts the network's constants, of which the compiler folds some."""
+    sizes = {"library_bytes": 2_480_000, "weight_bytes": 2_490_000}
+    others = {"seconds": 1.0, "peak_memory_bytes": 1, "not_verified_because": "x"}
+    known = manifest(measured=sizes | others | {"verification": None})
+    table = build_table(Bundle(tmp_path, known), "m")
+    assert "size     model.so 2.48 MB; the network's weights take 2.49 MB\n" in table
+
+
 def test_known_classes_say_what_they_were_taken_for(tree: Path, tmp_path: Path) -> None:
     inputs = [an_input(tree, ours, ours, expected=known) for ours, known in ((0, 0), (1, 0), (1, 0), (3, 0), (3, 3))]  # fmt: skip
     result = a_result(tmp_path, inputs)
