@@ -335,6 +335,17 @@ class Lowering(Section):
     float_operators: int | None = None
     float_shares: tuple[FiniteFloat, FiniteFloat] = (0.0, 0.0)
 
+    def groups_of(self, kernels: Iterable[str]) -> list[Group | None]:
+        """The group of each kernel, of names in the order they run: layers of one shape share a kernel, and its name."""
+        left: dict[str, list[Group]] = {}
+        for group in self.groups:
+            left.setdefault(group.name, []).append(group)
+        found = (left.get(name.removeprefix("tvmgen_default_")) for name in kernels)
+        return [
+            each.pop(0) if each and len(each) > 1 else each[0] if each else None
+            for each in found
+        ]
+
 
 class CalibrationImage(Section):
     """A photograph by which the ranges of activations were calibrated."""

@@ -6,7 +6,6 @@ Longer than 450 lines: every option, and the table that a build prints, are in o
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections import Counter
@@ -15,15 +14,23 @@ from functools import partial
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from netship.targets.arguments import command_parser, count_up_to, named_path
+from netship.targets.arguments import (
+    as_json,
+    command_parser,
+    count_up_to,
+    named_path,
+)
 from netship.targets.commands import as_called
 from netship.targets.errors import UserError, run_command
 from netship.targets.escapes import (
+    c_prefix,
     counted,
     ending,
     is_c_prefix,
+    is_taken,
     lines,
     listed,
+    magnitude,
     megabytes,
     millions,
     one_line,
@@ -69,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{arguments.target} has slower cores, too: run this on its others, with taskset -c {cores}"
             )
     if arguments.json:
-        print(json.dumps(_summary(bundle, warnings), indent=2))
+        print(as_json(_summary(bundle, warnings)))
     else:
         print(lines(_table(bundle, arguments.model, warnings)))
     why = bundle.manifest.measured.get("not_verified_because")
@@ -407,8 +414,8 @@ def _table(bundle: Bundle, model: str, warnings: Sequence[str] = ()) -> str:
         checked = "NOT compared with ONNX Runtime: " + measured["not_verified_because"]
     else:
         checked = (
-            f"max-abs error {verification['max_abs_error']:.1e} against {verification['reference']}, "
-            f"{verification['relative_error']:.1e} of its range, {counted(verification['inputs'], 'input')}, "
+            f"max-abs error {magnitude(verification['max_abs_error'])} against {verification['reference']}, "
+            f"{magnitude(verification['relative_error'])} of its range, {counted(verification['inputs'], 'input')}, "
             f"{verification['origin']}"
         )
     if _assumed(manifest):
@@ -443,12 +450,21 @@ def _table(bundle: Bundle, model: str, warnings: Sequence[str] = ()) -> str:
 
 def _next(bundle: Bundle, model: str) -> str:
     """How the build is compared where it can run, with photographs if a server there takes it."""
+    from netship.devices.microcontroller.boards import BOARDS
+    from netship.devices.microcontroller.firmware import misfit
     from netship.devices.sessions.session import Origin
 
     manifest = bundle.manifest
     verification = manifest.measured["verification"]
     board = ""
     place = shown(quote(str(bundle.path)), 1000)
+    firmware = manifest.firmware
+    emulated = BOARDS.get(firmware.cpu) if firmware else None
+    if firmware and emulated and misfit(firmware, emulated):
+        return (
+            f"example/main.c of {place} on your board: the emulated {emulated.machine} has no room for this "
+            "network"
+        )
     if verification is None and manifest.format == "standalone":
         kit = f"python -m runtime_demo.board kit --target {manifest.target.name} --output kit.tar.gz"
         return (
@@ -605,7 +621,7 @@ def _size(manifest: Manifest) -> str:
         where = firmware.weights_in or "flash"
         return f"weights {firmware.weights_bytes:,} bytes of {where}, without code"
     return (
-        f"{manifest.library} {megabytes(measured['library_bytes'])}, of it weights "
+        f"{manifest.library} {megabytes(measured['library_bytes'])}; the network's weights take "
         f"{megabytes(measured['weight_bytes'])}"
     )
 
@@ -645,8 +661,12 @@ class _Licenses(argparse.Action):
 
 def _identifier(text: str) -> str:
     if not is_c_prefix(text):
+        other = c_prefix(text)
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a C identifier that is free, such as mobilenetv2"
+            f"{text!r} is taken: lib{text}, {text}.h or {text}.py would hide a system's, or C, C++ or Python has the "
+            f"word; give another, such as {other}"
+            if is_taken(text)
+            else f"{text!r} is not a C identifier of at most 64 characters; give one, such as {other}"
         )
     return text
 

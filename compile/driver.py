@@ -321,9 +321,9 @@ def _name_records(built: Built, logs: Sequence[RecordLog], progress: Progress) -
     used = built.lowering.records
     if used is None or built.lowering.layout != "NHWC":
         return
-    for log in logs:
-        if log.name in used.file.split(", "):
-            progress.note(f"tuning records: {log.path}, {log.measured}")
+    taken = [log for log in logs if log.name in used.file.split(", ")]
+    for line in lookup.described(taken):
+        progress.note(f"tuning records: {line}")
 
 
 def _check_tuned(request: BuildRequest, built: Built) -> None:

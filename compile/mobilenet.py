@@ -5,7 +5,6 @@ They are counted from the ONNX graphs and printed next to the published figures.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from netship.compile.frontend.dense import DEEPLABV3_CLASSES, PREDICTION, Network, parse
 from netship.compile.frontend.family import DEFAULT, RESOLUTIONS, WIDTHS
-from netship.targets.arguments import command_parser, named_path
+from netship.targets.arguments import add_json, as_json, command_parser, named_path
 from netship.targets.errors import UserError, run_command
 from netship.targets.files import write_whole
 
@@ -248,9 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FILE.onnx",
         help="write one network as an ONNX file",
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object, for machines"
-    )
+    add_json(parser)
     arguments = parser.parse_args(argv)
     networks = [
         *(Network("", width, resolution, 32) for width, resolution in RELEASED),
@@ -279,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
     tasks = {network.name for network in networks if network.head}
     if arguments.json:
-        print(json.dumps({"networks": reports}, indent=2))
+        print(as_json({"networks": reports}))
         return 0
     classifiers = [x for x in reports if x["name"] not in tasks]
     if classifiers:

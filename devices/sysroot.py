@@ -8,7 +8,6 @@ unpacked in the user's cache folder. Nothing on the machine is installed or chan
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import subprocess
@@ -22,7 +21,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from netship.bundle.store import sha256_of
-from netship.targets.arguments import add_json, command_parser
+from netship.targets.arguments import add_json, as_json, command_parser
 from netship.targets.errors import UserError, run_command
 from netship.targets.escapes import counted
 from netship.targets.files import cache_folder, make_once
@@ -77,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = prepare(_say, arguments.machine)
     size = sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
     if arguments.json:
-        print(json.dumps({"path": str(path), "bytes": size}))
+        print(as_json({"path": str(path), "bytes": size}))
     else:
         print(f"{path}: {size / 1e6:.0f} MB")
     return 0

@@ -354,6 +354,10 @@ def _next(found: Advice | None, whose: str = "") -> list[str]:
             f"{index:2} {millions(step.above)} cycles ({step.share:.1%}), {millions(step.core)} in the core: {step.operator}: {step.advice}"
         )
         lines += [f"      {step.command}"] if step.command else []
+    if found.fixed:
+        lines.append(
+            f"   {millions(found.fixed)} of them are in this project's own kernels, which no search changes"
+        )
     return lines
 
 

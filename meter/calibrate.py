@@ -22,6 +22,7 @@ from netship.meter.counts import Counts, count_bundle, meter_version, millisecon
 from netship.meter.memory import hierarchy
 from netship.targets.arguments import (
     add_json,
+    as_json,
     command_parser,
     named_path,
     number_between,
@@ -193,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     clock = arguments.clock or hierarchy(measured.cpu).clock
     made = calibrate(measured, clock, count_bundle)
     if arguments.json:
-        print(json.dumps(asdict(made), indent=2))
+        print(as_json(asdict(made)))
     else:
         print(
             f"{made.cpu}: {made.measured_ms:.2f} ms {Origin.BOARD}, {made.estimated_ms:.2f} ms "
@@ -203,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _forget(cpu: str, as_json: bool) -> int:
+def _forget(cpu: str, json_only: bool) -> int:
     entries = _stored()
     if cpu not in entries:
         stored = (
@@ -212,8 +213,8 @@ def _forget(cpu: str, as_json: bool) -> int:
         raise UserError(f"--forget {cpu}: nothing is stored for it, {stored}")
     del entries[cpu]
     _store(entries)
-    if not as_json:
-        print(f"{cpu}: its factor is removed from {config_file()}")
+    said = f"{cpu}: its factor is removed from {config_file()}"
+    print(as_json({"cpu": cpu, "removed": True}) if json_only else said)
     return 0
 
 

@@ -112,7 +112,7 @@ class _Axis:
         return self._start + (self._end - self._start) * min(max(share, 0.0), 1.0)
 
     def marks(self) -> Iterator[tuple[float, str]]:
-        step = ceil((self._last - self._first) / 8)
+        step = ceil((self._last - self._first) / 6)
         for power in range(self._first, self._last + 1, step):
             text = f"{2**power:,}" if power >= 0 else f"1/{2**-power}"
             yield self.at(2.0**power), text

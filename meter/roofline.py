@@ -39,7 +39,7 @@ class Step(NamedTuple):
         above: cycles above the roof.
         core: of them, those in the core; the rest waits for memory.
         share: of the inference.
-        advice: in words.
+        advice: in words; empty where nothing can be done.
         command: what tunes it; empty where no search does.
     """
 
@@ -57,7 +57,8 @@ class Advice(NamedTuple):
     Attributes:
         above: cycles that all kernels together are above their roofs.
         first: what comes before all kernels, with its command; empty where there is nothing.
-        steps: the kernels, most to gain first.
+        steps: the kernels for which something can be done, most to gain first.
+        fixed: cycles that kernels which no search changes, being this project's own code, are above their roofs.
     """
 
     above: float
@@ -65,6 +66,7 @@ class Advice(NamedTuple):
     first: str
     command: str
     steps: tuple[Step, ...]
+    fixed: float
 
 
 def advice(metered: Metered) -> Advice | None:
@@ -75,10 +77,12 @@ def advice(metered: Metered) -> Advice | None:
     first = _untuned(metered)
     steps = [_step(metered, each, over) for each in metered.operators]
     steps.sort(key=lambda step: -step.above)
-    worth = tuple(step for step in steps if step.share >= _WORTH)[:_MOST]
+    worth = [step for step in steps if step.advice and step.share >= _WORTH]
     above = sum(step.above for step in steps)
+    fixed = sum(step.above for step in steps if not step.advice)
     command = tuning_command(metered) if first else ""
-    return Advice(above, above / metered.cycles, first, command, worth)
+    share = above / metered.cycles
+    return Advice(above, share, first, command, tuple(worth[:_MOST]), fixed)
 
 
 def _untuned(metered: Metered) -> str:
@@ -98,13 +102,14 @@ def _step(metered: Metered, operator: Operator, over: Roof) -> Step:
     if operator.task:
         words = "tune it"
     elif operator.own:
-        words = "its code is this project's own, which no search changes"
+        words = ""
     elif operator.macs:
         words = "no tuning record gave its schedule"
     else:
         words = "it has no multiply-adds: it moves data"
     if 2 * core < above and metered.numbers == "float32":
-        words += "; most of it waits for caches and memory, and int8 moves fewer bytes"
+        waits = "most of it waits for caches and memory, and int8 moves fewer bytes"
+        words = f"{words}; {waits}" if words else waits
     share = above / metered.cycles
     return Step(operator.title, above, core, share, words, command)
 

@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from netship.targets.errors import UserError
+from netship.targets.escapes import listed
 from netship.targets.presets import PRESETS, Target
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -241,6 +242,18 @@ def find(
             found.append((ORIGINS.index(log.origin), distance, strange, log))
     logs += [log for *_, log in sorted(found, key=lambda each: each[:3])]
     return logs, notes + [line for log in logs for line in log.skipped]
+
+
+def described(logs: Sequence[RecordLog]) -> list[str]:
+    """For a person: each log of the user's with its path and on what it was measured, the shipped ones in one line."""
+    own = [log for log in logs if log.path.parent != SHIPPED]
+    ours = [log for log in logs if log.path.parent == SHIPPED]
+    said = [f"{log.path}, {log.measured}" for log in own]
+    if ours:
+        origins = " and ".join(sorted({log.origin for log in ours}))
+        names = listed([log.name for log in ours], 2)
+        said.append(f"{names}, of those that netship brings, {origins}")
+    return said
 
 
 def shipped(target: Target) -> list[RecordLog]:

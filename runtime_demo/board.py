@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import time
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from netship.runtime_demo.options import count
 from netship.targets import escapes
 from netship.targets.arguments import (
     add_json,
+    as_json,
     command_parser,
     host_and_port,
     named_path,
@@ -157,17 +157,15 @@ def _doctor(arguments: argparse.Namespace) -> int:
     rows = doctor.checks(found)
     fit = doctor.fit(rows)
     print(
-        _as_json(found, rows, fit)
-        if arguments.json
-        else escapes.lines(_table(rows, fit))
+        _json(found, rows, fit) if arguments.json else escapes.lines(_table(rows, fit))
     )
     return 0 if fit else 1
 
 
-def _as_json(found: Found, rows: list[Check], fit: bool) -> str:
+def _json(found: Found, rows: list[Check], fit: bool) -> str:
     checks = [row._asdict() for row in rows]
     board = found.state.model_dump()
-    return json.dumps({"fit": fit, "checks": checks, "board": board}, indent=2)
+    return as_json({"fit": fit, "checks": checks, "board": board})
 
 
 def _table(rows: list[Check], fit: bool) -> str:

@@ -23,7 +23,7 @@ from netship.targets.arguments import (
     show_result,
 )
 from netship.targets.errors import UserError, run_command
-from netship.targets.escapes import counted, listed, milliseconds, shown
+from netship.targets.escapes import counted, listed, magnitude, milliseconds, shown
 from netship.targets.progress import Progress
 
 if TYPE_CHECKING:
@@ -294,10 +294,10 @@ def _table(result: CheckResult) -> str:
         tolerance = f"at most {result.excess:.2g} of an element's tolerance"
     if result.steps is not None:
         tolerance = f"{result.steps.found:.0f} of {counted(result.steps.accepted, 'accepted step')} of {result.step:.3g}"
-    worst = f"{result.max_abs_error:.2e}, {result.relative_error:.1e} of the reference's range"
+    worst = f"{magnitude(result.max_abs_error, 2)}, {magnitude(result.relative_error)} of the reference's range"
     rms = max(r.accuracy.rms_error for r in result.inputs)
     cosine = min(r.accuracy.cosine for r in result.inputs)
-    error = f"max-abs {worst} ({tolerance}); RMS {rms:.1e}; cosine {cosine:.9f}"
+    error = f"max-abs {worst} ({tolerance}); RMS {magnitude(rms)}; cosine {cosine:.9f}"
     lines += ["", f"error      {mapped.text() if mapped else error}"]
     if result.classifies:
         size = len(result.inputs)
@@ -367,7 +367,7 @@ def _short(result: CheckResult, number: int) -> str:
 
 
 def _image_line(result: InputResult, mapped: bool) -> str:
-    error = f"max-abs {result.accuracy.max_abs_error:.1e}"
+    error = f"max-abs {magnitude(result.accuracy.max_abs_error)}"
     if mapped:
         error = f"{counted(result.differing, 'class number')} {'differs' if result.differing == 1 else 'differ'}"
     if result.found:

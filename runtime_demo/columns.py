@@ -11,7 +11,13 @@ from netship.bundle.store import Bundle
 from netship.devices.sessions.session import Origin
 from netship.runtime_demo import microcontroller
 from netship.runtime_demo.result import CheckResult
-from netship.targets.escapes import counted, megabytes, millions, milliseconds
+from netship.targets.escapes import (
+    counted,
+    magnitude,
+    megabytes,
+    millions,
+    milliseconds,
+)
 
 if TYPE_CHECKING:
     from netship.meter.operators import Metered
@@ -51,8 +57,8 @@ KINDS = {
     "stack": Kind("Memory", "stack"),
     "ram": Kind("Memory", "RAM of an inference", drawn=True),
     "error": Kind("Against ONNX Runtime", "largest error"),
-    "of_range": Kind("Against ONNX Runtime", "of the reference’s range"),
-    "of_tolerance": Kind("Against ONNX Runtime", "of the tolerance"),
+    "of_range": Kind("Against ONNX Runtime", "error, of the reference’s range"),
+    "of_tolerance": Kind("Against ONNX Runtime", "error, of the tolerance"),
     "cosine": Kind("Against ONNX Runtime", "least cosine"),
     "top1": Kind("Against ONNX Runtime", "same best class"),
     "top5": Kind("Against ONNX Runtime", "same best five"),
@@ -191,8 +197,10 @@ def _speed(result: CheckResult) -> dict[str, Fact]:
 def _accuracy(result: CheckResult) -> dict[str, Fact]:
     origin, size = str(result.origin), len(result.inputs)
     facts = {
-        "error": Fact(result.max_abs_error, f"{result.max_abs_error:.1e}", origin),
-        "of_range": Fact(result.relative_error, f"{result.relative_error:.1e}", origin),
+        "error": Fact(result.max_abs_error, magnitude(result.max_abs_error), origin),
+        "of_range": Fact(
+            result.relative_error, magnitude(result.relative_error), origin
+        ),
     }
     if result.steps and (result.steps.accepted or not result.steps.found):
         found = f"{result.steps.found:.0f} of {counted(result.steps.accepted, 'step')}"
@@ -275,11 +283,10 @@ def _layers(
         rows = (Layer(each.name, each.macs, each.instructions) for each in parts)
         return Layers("instructions", str(result.origin), tuple(rows))
     if result and result.operators:
-        known = {group.name: group for group in groups}
+        names = [each.name.removeprefix("tvmgen_default_") for each in result.operators]
+        known = bundle.manifest.lowering.groups_of(names)
         timed = []
-        for operator in result.operators:
-            name = operator.name.removeprefix("tvmgen_default_")
-            group = known.get(name)
+        for operator, name, group in zip(result.operators, names, known, strict=True):
             title, macs = (group.layer or name, group.macs) if group else (name, 0)
             timed.append(Layer(title, macs, operator.seconds * 1e6))
         return Layers("µs", str(result.origin), tuple(timed))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from netship.devices.microcontroller.parts import too_large
 from netship.meter import thumb_cycles
 from netship.targets.cores import CORES
 from netship.targets.escapes import counted, ending, milliseconds
@@ -36,6 +37,16 @@ def estimate(figures: Figures) -> Estimate:
     return Estimate(figures.instructions / megahertz / 1e3, megahertz)
 
 
+def misfits(figures: Figures) -> list[str]:
+    """What no known part of the core has room for: the emulated board has more memory than any."""
+    interface, cpu = figures.interface, CORES[figures.interface.cpu].cpu
+    if interface.arenas or not cpu:
+        return []
+    ports = (*interface.inputs, *interface.outputs)
+    quantised = any(each.quantised for each in ports)
+    return too_large(cpu, interface.weights_bytes, interface.arena_bytes, quantised)
+
+
 def to_json(figures: Figures | None, quantised: bool) -> dict[str, Any]:
     """The keys that ``check --json`` adds; none except for a microcontroller.
 
@@ -51,6 +62,7 @@ def to_json(figures: Figures | None, quantised: bool) -> dict[str, Any]:
         "stack_bytes": figures.stack_bytes,
         "flash_bytes": figures.flash_bytes,
         "code_bytes": figures.code_bytes,
+        "warnings": misfits(figures),
         "instructions": figures.instructions,
         "max_error_lsb": round(figures.max_error) if quantised else None,
         "max_error_host": figures.max_error,
@@ -80,9 +92,11 @@ def lines(figures: Figures) -> list[str]:
     if "float32" in {each.dtype for each in interface.inputs}:
         time += "; those that load many registers at once take more"
     error = (
-        f"{counted(round(figures.max_error), 'step')} of the output"
+        "gives the same bits"
+        if not figures.max_error
+        else f"differs by at most {counted(round(figures.max_error), 'step')} of the output"
         if all(each.quantised for each in interface.outputs)
-        else f"{figures.max_error:.1e}"
+        else f"differs by at most {figures.max_error:.1e}"
     )
     cpu = CORES[interface.cpu].cpu
     cycles = f"cycles     python -m meter estimates them: --cpu {cpu}"
@@ -96,5 +110,6 @@ def lines(figures: Figures) -> list[str]:
         f"work       {work}, counted by QEMU on {figures.board}",
         f"estimate   {time}",
         *([cycles] if cpu in thumb_cycles.CORES else []),
-        f"host       the same C on this machine differs by at most {error}",
+        f"host       the same C on this machine {error}",
+        *(f"warning    {each}" for each in misfits(figures)),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
@@ -67,6 +68,7 @@ def write_report(result: CheckResult, path: Path) -> None:
         ),
         latencies=distribution(_series(result)) if result.latency else None,
         memory=_drawing(result.bundle),
+        misfits=microcontroller.misfits(result.figures) if result.figures else [],
         estimate=microcontroller.estimate(result.figures) if result.figures else None,
         bars=bars([(k.operators or k.name, k.microseconds) for k in kernels])
         if kernels
@@ -106,12 +108,14 @@ def _data_uri(image: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode()
 
 
-def _drawing(bundle: Bundle) -> str | None:
-    """The arena's plan as a data URI, for an image: there no script runs. None where there is none."""
+def _drawing(bundle: Bundle) -> tuple[str, int] | None:
+    """The arena's plan as a data URI, for an image: there no script runs; and its width. None where there is none."""
     if not bundle.manifest.is_source or _MEMORY not in bundle.manifest.files:
         return None
     drawing = (bundle.path / _MEMORY).read_bytes()
-    return "data:image/svg+xml;base64," + base64.b64encode(drawing).decode()
+    size = re.search(rb'viewBox="0 0 ([0-9]{1,4}) ', drawing[:500])
+    uri = "data:image/svg+xml;base64," + base64.b64encode(drawing).decode()
+    return uri, int(size[1]) if size else 0
 
 
 class _Kernel(NamedTuple):
@@ -129,12 +133,12 @@ class _Kernel(NamedTuple):
 
 def _kernels(result: CheckResult) -> list[_Kernel]:
     """The measured kernels, in order, with what the manifest says of each."""
-    groups = {group.name: group for group in result.bundle.manifest.lowering.groups}
+    lowering = result.bundle.manifest.lowering
+    groups = lowering.groups_of(operator.name for operator in result.operators)
     total = sum(operator.seconds for operator in result.operators)
     rows = []
-    for operator in result.operators:
+    for operator, group in zip(result.operators, groups, strict=True):
         name = operator.name.removeprefix("tvmgen_default_")
-        group = groups.get(name)
         macs = _number(group.macs) if group else None
         rate = macs / operator.seconds / 1e9 if macs and operator.seconds else None
         rows.append(

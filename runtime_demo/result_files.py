@@ -20,7 +20,7 @@ from netship.runtime_demo.columns import (
     threads,
 )
 from netship.targets.errors import UserError
-from netship.targets.escapes import counted, millions
+from netship.targets.escapes import counted, magnitude, millions
 from netship.targets.files import read_text
 
 _Count = Annotated[FiniteFloat, Field(ge=0, lt=1e18)]
@@ -65,7 +65,7 @@ class _Compared(BaseModel):
             where += ["at best"] if row.at_best else []
             facts = estimated(self.cpu, self.meter, row.instructions, cycles, *where)
         if row.max_abs_error is not None:
-            text = f"{row.max_abs_error:.1e}"
+            text = magnitude(row.max_abs_error)
             facts["error"] = Fact(row.max_abs_error, text, Origin.EMULATED)
         if row.same_top1 is not None:
             same = int(row.same_top1)
@@ -165,7 +165,7 @@ class _Checked(BaseModel):
             ("of_range", self.relative_error),
         ):
             value = inf if error is None else error
-            facts[name] = Fact(value, f"{value:.1e}", origin)
+            facts[name] = Fact(value, magnitude(value), origin)
         # Another machine or another time: never in one ratio with what is measured now.
         where = f"{threads(self.threads)}, {self._board() or 'machine not recorded'}, {file}"
         if self.latency_ms:

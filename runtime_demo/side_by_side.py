@@ -16,6 +16,7 @@ from netship.runtime_demo.masks import Agreement, agree
 from netship.runtime_demo.masks import total as all_masks
 from netship.runtime_demo.result import CheckResult, InputResult
 from netship.targets.errors import UserError
+from netship.targets.escapes import magnitude
 
 MOST_COLUMNS = len(ascii_uppercase)
 
@@ -88,7 +89,7 @@ class Pair(NamedTuple):
         parts = []
         if self.max_abs_error is not None and self.cosine is not None:
             parts.append(
-                f"largest difference {self.max_abs_error:.1e}, least cosine {self.cosine:.6f}"
+                f"largest difference {magnitude(self.max_abs_error)}, least cosine {self.cosine:.6f}"
             )
         if self.same_top1 is not None:
             parts.append(f"same best class {self.same_top1}/{self.inputs}")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from netship.targets.arguments import add_json, command_parser
+from netship.targets.arguments import add_json, as_json, command_parser
 from netship.targets.errors import run_command
 from netship.targets.presets import (
     PRESETS,
@@ -33,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             }
             for t in PRESETS
         }
-        print(json.dumps({"native": here.name, "targets": table}, indent=2))
+        print(as_json({"native": here.name, "targets": table}))
         return 0
     width = max(len(target.name) for target in PRESETS)
     print(f"{'target':<{width}}  runs here  what it means")

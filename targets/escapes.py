@@ -7,6 +7,7 @@ megabyte long. Of ordinary names no function here changes a character.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from decimal import Decimal
 from keyword import kwlist
@@ -81,16 +82,29 @@ C_RESERVED = frozenset(
 )
 """Keywords, and what <stdint.h> and <string.h> declare."""
 
-# A library's header is C++ too and defines NAME_t, and it has NAME.py: what C++, systems' headers and the Python
-# module have already; and golden.h of a C project.
+# libNAME, NAME.h and NAME.py of a build, which -L., -I. and a script in the folder find first: glibc's and the compiler's
+# libraries, headers of C and POSIX without the library's own types, and Python's modules with numpy.
+_SHADOWED = frozenset(
+    re.findall(
+        r"\w+",
+        """
+    c m g rt dl pthread util crypt resolv nsl anl mvec gcc gcc_s gcc_eh atomic gomp quadmath ssp supc asan tsan ubsan
+    assert complex ctype errno features fenv inttypes iso646 limits malloc math memory poll sched semaphore setjmp signal
+    stdalign stdarg stdatomic stdbool stddef stdint stdio stdlib stdnoreturn string strings tgmath threads unistd wctype
+    """,
+    )
+).union(sys.stdlib_module_names, ["numpy"])
+
+# A library's header is C++ too and defines NAME_t: what C++ and systems' headers have already; and golden.h of a C
+# project.
 _NO_PREFIX = C_RESERVED.union(
     kwlist,
+    _SHADOWED,
     re.findall(
         r"\w+",
         """
     bool catch constexpr decltype delete explicit export false friend mutable namespace new noexcept nullptr operator
-    private protected public requires template this throw true typeid typename using virtual xor array ctypes mmap
-    pathlib int8 int16 int32 int64 uint8 uint16 uint32 uint64 intptr uintptr intmax uintmax ptrdiff size ssize wchar max_align
+    private protected public requires template this throw true typeid typename using virtual xor int8 int16 int32 int64 uint8 uint16 uint32 uint64 intptr uintptr intmax uintmax ptrdiff size ssize wchar max_align
     div ldiv lldiv clock clockid time timer key id pid uid gid mode off dev ino nlink locale va_list golden
     """,
     ),
@@ -128,7 +142,12 @@ def c_float(value: float, suffix: str = "f") -> str:
 def is_c_prefix(text: str) -> bool:
     """Whether a library's functions can be called ``text_run`` and so on."""
     valid = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text) is not None
-    return valid and len(text) <= _LONGEST_PREFIX and text not in _NO_PREFIX
+    return valid and len(text) <= _LONGEST_PREFIX and not is_taken(text)
+
+
+def is_taken(text: str) -> bool:
+    """Whether C, C++, Python or a system has this name already."""
+    return text in _NO_PREFIX
 
 
 def counted(number: int, noun: str) -> str:
@@ -151,6 +170,11 @@ def milliseconds(time: float, decimals: int = 2) -> str:
 def megabytes(nbytes: float) -> str:
     """A size such as "2.49 MB"; below 1 MB such as "12.3 kB"."""
     return f"{nbytes / 1e6:,.2f} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:,.1f} kB"
+
+
+def magnitude(value: float, decimals: int = 1) -> str:
+    """An error or a difference such as "5.7e-06"; none is "0"."""
+    return f"{value:.{decimals}e}" if value else "0"
 
 
 def millions(count: float, decimals: int = 2) -> str:

@@ -74,6 +74,7 @@ def _environment(folders: Sequence[Path], **more: Any) -> Environment:
         "counted": escapes.counted,
         "all_counted": escapes.all_counted,
         "megabytes": escapes.megabytes,
+        "magnitude": escapes.magnitude,
         "millions": escapes.millions,
     }
     return environment

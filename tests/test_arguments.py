@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import json
+import math
 import re
+from pathlib import Path
 
 import pytest
 from conftest import succeed
 from hypothesis import example, given
 from hypothesis import strategies as st
+from whole_bundles import fill
 
-from netship.compile.build import parser
-from netship.targets.arguments import count_up_to, host_and_port
+import netship
+from netship.bundle.store import Bundle
+from netship.compile.build import main, parser
+from netship.compile.precision import search
+from netship.targets.arguments import as_json, count_up_to, host_and_port
 from netship.targets.commands import COMMANDS
 from netship.targets.errors import UserError
 
@@ -89,3 +96,33 @@ def test_the_help_has_the_units_that_a_limit_takes() -> None:
         assert f"{unit}: {size}" in text
         given = parser().parse_args(["--arena-limit", f"2{unit}"])
         assert given.arena_limit == 2 * size
+
+
+def test_json_has_no_number_that_other_programs_refuse() -> None:
+    data = {"a": [math.nan, 1.5], "b": (math.inf, {"c": -math.inf})}
+    expected = {"a": [None, 1.5], "b": [None, {"c": None}]}
+    assert json.loads(as_json(data), parse_constant=pytest.fail) == expected
+
+
+def test_a_build_without_a_finite_error_prints_valid_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = fill(tmp_path)
+    wrong = {"verification": {"max_abs_error": math.nan, "relative_error": math.inf}}
+    bundle = Bundle(tmp_path, manifest.model_copy(update={"measured": wrong}))
+    monkeypatch.setattr(search, "build", lambda *_: bundle)
+    assert main(["--model", "m.onnx", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert said["verification"] == {"max_abs_error": None, "relative_error": None}
+
+
+def test_every_command_prints_json_by_the_function_that_leaves_out_nan() -> None:
+    product = [
+        path
+        for folder in Path(netship.__file__).parent.iterdir()
+        if folder.is_dir()
+        for path in folder.rglob("*.py")
+    ]
+    assert len(product) > 100
+    direct = re.compile(r"print\(\s*json|stdout\.write\(\s*json")
+    assert [path for path in product if direct.search(path.read_text())] == []

@@ -50,10 +50,10 @@ def test_an_image_of_bytes_stays_one(tmp_path: Path, format: str, kind: str) -> 
     )
     built, model = tmp_path / "built", ("--model", tmp_path / "m.onnx")
     said = run(
-        "compile.build", *model, "--format", format, "--name", "m", "--output", built
+        "compile.build", *model, "--format", format, "--name", "net", "--output", built
     )
     assert said.returncode == 0, said.stderr
-    assert ("--name m: a bundle has no C" in said.stderr) == (format == "bundle")
+    assert ("--name net: a bundle has no C" in said.stderr) == (format == "bundle")
     formula = {"uint8": "v", "int8": "v − 128"}[kind]
     assert f"preprocessing: {formula}; the input is {kind}" in said.stderr
     bundle = open_bundle(built)
@@ -82,20 +82,22 @@ def test_an_image_of_bytes_stays_one(tmp_path: Path, format: str, kind: str) -> 
             session.run(np.zeros((1, 3, 8, 6), np.float32))
         if isinstance(session, StandaloneSession):
             session.self_test()
-            header = (built / "m.h").read_text()
-            assert f"int m_run(m_t *, const {kind}_t *input, float *output);" in header
+            header = (built / "net.h").read_text()
+            assert (
+                f"int net_run(net_t *, const {kind}_t *input, float *output);" in header
+            )
     if format == "standalone":
         words = (
             built / "example.c",
             f"-I{built}",
-            built / "libm.a",
+            built / "libnet.a",
             "-lpthread",
             "-lm",
         )
         run_zig("cc", built / "example", "-Wall", "-Wextra", "-Werror", *words)
         subprocess.run([built / "example", built / "golden/0.input.bin"], check=True)
         program = (
-            "from pathlib import Path; from m import Network\n"
+            "from pathlib import Path; from net import Network\n"
             "print(len(Network().run(Path('golden/1.input.bin').read_bytes())))"
         )
         subprocess.run([sys.executable, "-c", program], cwd=built, check=True)

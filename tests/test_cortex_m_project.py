@@ -17,7 +17,7 @@ from cortex_m_projects import (
     expected_output,
     graph_for_c,
 )
-from integers import tensors
+from integers import Graph, project, tensors
 
 from netship.compile.backends.c import ports
 from netship.devices.microcontroller.session import interface_of
@@ -198,6 +198,18 @@ def _said(*command: str | Path) -> str:
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout
+
+
+def test_the_readme_names_the_functions_of_libm_as_the_header_does(
+    tmp_path: Path,
+) -> None:
+    g = Graph(3, 8)
+    x = g.convolution("stem", "image", 3, 8, 3, 2, (1, 1, 1, 1))
+    g.classifier(g.node("Sigmoid", "gate", [x]), 8, 5)
+    made = project(g.finish((1, 5)), tmp_path / "c").path
+    said = "nothing of libc but {0}memcpy{0} and {0}memset{0}, and of libm expf"
+    assert said.format("") in (made / "small.h").read_text()
+    assert said.format("`") in (made / "README.md").read_text()
 
 
 @pytest.mark.parametrize("cpu", CPUS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import integers
@@ -14,7 +15,11 @@ from cortex_m_projects import Projects, graph_for_c, planned
 from integers import project, quantised, residuals
 
 from netship.bundle.store import Bundle, open_bundle
+from netship.compile import build
+from netship.compile.backends.c.arrange import check_arena, check_flash
+from netship.compile.backends.c.placement import split, weights_in
 from netship.compile.backends.c.steps import Generated, fuse
+from netship.devices.microcontroller.regions import parse
 from netship.devices.microcontroller.session import interface_of, open_firmware
 from netship.devices.sessions.opening import check_served
 from netship.targets.errors import UserError
@@ -69,11 +74,21 @@ def test_a_network_too_large_for_the_board_says_by_how_much(
 ) -> None:
     bundle = projects["residuals", "cortex-m55"]
     firmware = interface_of(bundle).model_copy(update={"arena_bytes": 1 << 20})
-    manifest = bundle.manifest.model_copy(update={"firmware": firmware})
+    compared = {"verification": {"origin": "measured on host"}}
+    manifest = bundle.manifest.model_copy(update={"measured": compared})
+    fitting = Bundle(bundle.path, manifest)
+    manifest = manifest.model_copy(update={"firmware": firmware})
+    larger = Bundle(bundle.path, manifest)
     with pytest.raises(
-        UserError, match=r"mps3-an547: .* bytes, [\d,]+ more than its RAM; the peak is"
+        UserError,
+        match=r"mps3-an547: .* bytes, [\d,]+ more than its RAM; the peak is .*: choose .* on your own board",
     ):
-        open_firmware(Bundle(bundle.path, manifest))
+        open_firmware(larger)
+    # The build does not send the user there.
+    assert "runtime_demo.check" in build._next(fitting, "m.onnx")
+    assert "on your board: the emulated mps3-an547 has no room" in build._next(
+        larger, "m.onnx"
+    )
 
 
 def test_missing_tools_give_the_line_that_installs_them(
@@ -122,3 +137,24 @@ def test_c_source_is_not_sent_to_a_server(
 ) -> None:
     with pytest.raises(UserError, match="is C source for a microcontroller; leave"):
         check_served(projects["residuals", "cortex-m7"])
+
+
+def test_int8_is_no_advice_for_a_network_in_int8(
+    networks: dict[str, onnx.ModelProto],
+) -> None:
+    """Of limits and memories: float32 is told of --quantize int8, int8 is not."""
+    for proto, told in ((residuals(), True), (networks["residuals"], False)):
+        graph = graph_for_c(proto)
+        arranged = planned(graph)
+        largest, flash = ("a", 90), parse("sram=10,flash=10")
+        said = []
+        for refusal in (
+            partial(check_arena, arranged, 100),
+            partial(check_flash, 100, largest, 10, graph.quantised),
+            partial(weights_in, 100, largest, flash, graph.quantised),
+            partial(split, arranged, parse("sram=100"), "cortex-m7"),
+        ):
+            with pytest.raises(UserError) as refused:
+                refusal()
+            said.append("--quantize int8" in str(refused.value))
+        assert said == [told] * 4

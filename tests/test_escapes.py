@@ -244,6 +244,8 @@ def test_a_layer_may_be_called_as_c_calls_something(word: str, tmp_path: Path) -
         ("class", "model_class"),
         ("golden", "model_golden"),
         ("array", "model_array"),
+        *((name, f"model_{name}") for name in ("c", "m", "pthread", "rt", "dl")),
+        *((name, f"model_{name}") for name in ("math", "stdio", "json", "numpy")),
         ("x" * 200, "x" * 64),
         ("9" * 200, "model_" + "9" * 58),
     ],

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -14,10 +15,12 @@ from integers import patterns, residuals
 from onnx import helper, numpy_helper
 from test_quantise import IDENTITY, given, write_images
 
+from netship.bundle.manifest import Judging, QuantisedWay
 from netship.compile.frontend import gate
 from netship.compile.frontend.reference import Reference
 from netship.compile.ir.operators import float_shares, islands
-from netship.compile.quantize import answer, judge
+from netship.compile.quantize import answer, judge, search
+from netship.compile.quantize.calibrate import Calibrated, Method
 from netship.compile.quantize.judge import Judged
 from netship.targets.errors import UserError
 from netship.targets.progress import Progress
@@ -151,3 +154,29 @@ def test_chance_refuses_no_network() -> None:
     assert Judged(0.98, 20, 16, None).refused
     low, high = sixteen[14].interval
     assert (round(low, 2), round(high, 2)) == (0.64, 0.97)
+
+
+def test_a_usual_way_that_is_good_is_taken_before_a_better_one_and_says_so() -> None:
+    def way(method: Method, cosine: float, own: bool = False) -> QuantisedWay:
+        return QuantisedWay(
+            method=method,
+            bias_correction=not own,
+            kept=(),
+            cosine=cosine,
+            decibels=20,
+            images=16,
+            same=16,
+            ties=0,
+        )
+
+    ways = (
+        way("percentile", 0.995),
+        way("min-max", 0.999),
+        way("min-max", 0.98, True),
+    )
+    calibrated = cast(Calibrated, SimpleNamespace(method="percentile"))
+    judged = Judged(0.995, 20.0, 16, 16)
+    for taken, why in ((0, ", the usual way, which is within these limits"), (1, "")):
+        tried = Judging(ways=ways, taken=taken, layers=())
+        said = search.report(search.Found(calibrated, (), judged, tried), "lost")
+        assert f"taken: percentile{why}, no further layer in float32; " in said[-2]

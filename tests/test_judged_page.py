@@ -160,7 +160,7 @@ def test_two_detectors_are_compared_by_their_boxes(
     whole = Comparison(columns)
     said = compare.table(whole)
     counts = "boxes: 1 in both (mean IoU 1.0000), 2 only in A, 0 only in B"
-    assert f"largest difference 0.0e+00, least cosine 1.000000, {counts}" in said
+    assert f"largest difference 0, least cosine 1.000000, {counts}" in said
     compare.write_page(whole, tmp_path / "page.html")
     assert counts in Page((tmp_path / "page.html").read_text(encoding="utf-8")).text
     (pair,) = json.loads(json.dumps(whole.to_json(), allow_nan=False))["pairs"]

@@ -73,6 +73,10 @@ def test_the_command_line_stores_shows_and_forgets(
     assert calibrate.main(["--forget", "cortex-a72"]) == 0
     assert "cortex-a72: its factor is removed from" in capsys.readouterr().out
     assert calibrate.factor("cortex-a72") is None
+    assert calibrate.main([path]) == 0
+    capsys.readouterr()
+    assert calibrate.main(["--forget", "cortex-a72", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"cpu": "cortex-a72", "removed": True}
     with pytest.raises(UserError, match="for it, nor for any other CPU$"):
         calibrate.main(["--forget", "cortex-a72"])
 

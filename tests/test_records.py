@@ -6,6 +6,7 @@ import json
 import math
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,18 @@ def test_what_the_user_names_comes_first_and_what_cannot_be_read_is_named(
     assert len(notes) == 1 and "broken.json: line 1" in notes[0]
     with pytest.raises(UserError, match="absent.json"):
         find(resolve("znver4"), [tmp_path / "absent.json"], [])
+
+
+def test_a_person_sees_the_path_of_an_own_log_and_the_shipped_ones_in_one_line() -> (
+    None
+):
+    logs, _ = find(resolve("arm-cortex-a72"), (), [SHIPPED])
+    own = replace(logs[0], path=Path("tuned/mine.json"))
+    mine, ours = lookup.described([*logs[:3], own])
+    assert mine == f"tuned/mine.json, {own.measured}"
+    assert ours == (
+        f"{logs[0].name}, {logs[1].name} and 1 more, of those that netship brings, estimated"
+    )
 
 
 def test_a_failed_trial_is_no_record_of_its_task(tmp_path: Path) -> None:

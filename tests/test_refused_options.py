@@ -85,6 +85,8 @@ def test_refuses_a_toml_with_a_misspelt_key(place: Place) -> None:
     ("module", "options", "words"),
     [
         (BUILD, ["--threads", "0"], "--threads|'0'"),
+        (BUILD, ["--name", "m"], "--name|'m' is taken|libm|model_m"),
+        (BUILD, ["--name", "3d"], "--name|'3d' is not a C identifier|model_3d"),
         (BUILD, ["--scale", "1/0"], "--scale|'1/0'"),
         (BUILD, ["--dump", ""], "--dump|an empty name"),
         (BUILD, ["--golden", ""], "--golden|an empty name"),

@@ -14,7 +14,7 @@ import pytest
 from check_results import LABELS, a_result, an_input, manifest, written
 from PIL import Image
 
-from netship.bundle.accuracy import Accuracy
+from netship.bundle.accuracy import Accuracy, Worst
 from netship.bundle.manifest import (
     CalibrationImage,
     Firmware,
@@ -244,6 +244,37 @@ def test_the_error_in_the_page_is_in_units_of_the_tolerance(tmp_path: Path) -> N
         assert stated in page.text and verdict in page.text
 
 
+def test_an_int8_network_s_page_says_what_it_loses_against_float32(
+    tree: Path, tmp_path: Path
+) -> None:
+    image = CalibrationImage(name="a.png", sha256="0" * 64)
+    quantised = Quantisation(method="min-max", images=(image,), output_steps=(0.1,))
+    same = replace(
+        an_input(tree, expected=0),
+        accuracy=Accuracy(0.0, 0.0, 0.0, 1.0, Worst(0, (0, 0), 1.0, 1.0, 0.0)),
+        errors=np.zeros(5),
+        vs_float=Accuracy(0.3, 0.1, 0.01, 0.987),
+        float_top1=0,
+    )
+    items = [same, replace(same, name="second.png", float_top1=3)]
+    known = Bundle(tmp_path, manifest(quantisation=quantised))
+    text = written(a_result(tmp_path, items, bundle=known), tmp_path).text
+    for words in (
+        "trees.onnx in int8 on znver4",
+        "exactly the reference’s, which is the int8 network in ONNX Runtime",
+        "Against float32 50 % same best class as the network that was quantised; cosine at least 0.9870",
+        "Same best class as float32 50.0 %",
+        "Cosine similarity with float32 0.9870",
+        "Computes in int8",
+        "Right ash",
+    ):
+        assert words in text
+    # No class was taken for another.
+    assert "Taken for" not in text
+    # There is no error to draw.
+    assert "Errors of the first output" not in text
+
+
 def test_a_microcontroller_has_memory_and_steps_instead_of_times(
     tmp_path: Path,
 ) -> None:
@@ -277,7 +308,9 @@ def test_a_microcontroller_has_memory_and_steps_instead_of_times(
             Part(name, 500_000, 1_200_000.0, 700_000.0, 400_000.0, 100_000.0),
         ),
     )
-    (tmp_path / "memory.svg").write_text("<svg><script>alert(1)</script></svg>")
+    (tmp_path / "memory.svg").write_text(
+        '<svg viewBox="0 0 2170 540"><script>alert(1)</script></svg>'
+    )
     files = manifest().files | {"memory.svg": "0" * 64, "m.c": "0" * 64}
     bundle = Bundle(
         tmp_path, manifest(format="c", library="m.c", files=files, firmware=firmware)
@@ -301,7 +334,7 @@ def test_a_microcontroller_has_memory_and_steps_instead_of_times(
         "Instructions 4.80 M of one inference counted by QEMU",
         "10.0 ms at 480 MHz, if an instruction takes one cycle",
         "Input of the model",
-        "Input in C int8, 192 bytes, real value = (q − -3) × 0.5, channels last",
+        "Input in C int8, 192 bytes, real value = (q + 3) × 0.5, channels last",
         "float32, 20 bytes",
         "1 stem 1,500,000 3,600,000 75.0 % – – – 0.42",
         "500,000 1,200,000 25.0 % 700,000 400,000 100,000 0.42",
@@ -310,10 +343,66 @@ def test_a_microcontroller_has_memory_and_steps_instead_of_times(
         "The same C on the host the same bits",
     ):
         assert words in text
+    assert "No known part is large enough" not in text
+    # The drawing keeps its size, and scrolls where the page is narrower.
+    assert ("style", "min-width: 2170px") in page.attributes
     for words in ("model.so", "Latency", "Time by kernel"):
         assert words not in text
     assert "script" not in page.tags and "b" not in page.tags
     assert sum(v.startswith("data:image/svg+xml") for _, v in page.attributes) == 1
+
+
+def test_a_passed_check_says_where_no_known_part_has_room(tmp_path: Path) -> None:
+    """The emulated board has more memory than any part, so the answers are right all the same."""
+    tensor = FirmwareTensor(dtype="float32", nbytes=20)
+    firmware = Firmware(
+        cpu="cortex-m7",
+        inputs=(tensor.model_copy(update={"nbytes": 768}),),
+        outputs=(tensor,),
+        exact=False,
+        arena_bytes=1_192,
+        input_offsets=(0,),
+        peak="stem",
+        steps=1,
+        weights_bytes=8_929_872,
+    )
+    part = Part("stem", 1_500_000, 3_600_000.0, 0.0, 0.0, 0.0)
+    sizes = (300, 8, 4_000, 8_929_872, 3_600_000)
+    figures = Figures("an500 (cortex-m7)", firmware, *sizes, 0.0, (part,))
+    files = manifest().files | {"m.c": "0" * 64}
+    known = manifest(format="c", library="m.c", files=files, firmware=firmware)
+    result = a_result(
+        tmp_path,
+        [an_input(None)],
+        bundle=Bundle(tmp_path, known),
+        origin=Origin.EMULATED,
+        latency=None,
+        reference_latency=None,
+        operators=(),
+        figures=figures,
+    )
+    said = "the weights take 8,929,872 bytes, 6,832,720 more than the flash of any"
+    text = written(result, tmp_path).text
+    assert f"No known part is large enough: {said} cortex-m7" in text
+    table = check_table(result)
+    assert f"\nwarning    {said}" in table
+    assert "host       the same C on this machine gives the same bits" in table
+    [line] = result.to_json()["warnings"]
+    assert line.startswith(said)
+
+
+def test_layers_that_share_a_kernel_keep_their_own_names() -> None:
+    lowering = manifest().lowering
+    (one,) = lowering.groups
+    layers = ("stem", "head", "last")
+    names = ("fused_conv", "fused_conv", "fused_other")
+    groups = tuple(
+        one.model_copy(update={"layer": layer, "name": name})
+        for layer, name in zip(layers, names, strict=True)
+    )
+    kernels = [*(f"tvmgen_default_{name}" for name in names), "fused_unknown"]
+    found = lowering.model_copy(update={"groups": groups}).groups_of(kernels)
+    assert [each and each.layer for each in found] == [*layers, None]
 
 
 def test_the_loss_of_int8_and_float16_says_of_how_many_images(tmp_path: Path) -> None:
@@ -393,6 +482,17 @@ def test_an_assumed_preprocessing_is_said_with_every_verdict(
         assert ("preprocessing assumed, not given" in words) == assumed
     assert ("The preprocessing is assumed, not given: v. " in page) == assumed
     assert result.to_json()["preprocessing_assumed"] is assumed
+
+
+def test_weights_are_not_said_to_be_in_a_library_that_is_smaller(
+    tmp_path: Path,
+) -> None:
+    """The build counts the network's constants, of which the compiler folds some."""
+    sizes = {"library_bytes": 2_480_000, "weight_bytes": 2_490_000}
+    others = {"seconds": 1.0, "peak_memory_bytes": 1, "not_verified_because": "x"}
+    known = manifest(measured=sizes | others | {"verification": None})
+    table = build_table(Bundle(tmp_path, known), "m")
+    assert "size     model.so 2.48 MB; the network's weights take 2.49 MB\n" in table
 
 
 def test_known_classes_say_what_they_were_taken_for(tree: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from netship.records.lookup import Record, RecordLog
 from netship.targets.arguments import (
     add_json,
     add_precision,
+    as_json,
     command_parser,
     count_up_to,
     file_to_write,
@@ -195,7 +196,7 @@ def _check(arguments: argparse.Namespace) -> int:
             }
         )
     if arguments.json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print(as_json(found))
     for each in [] if arguments.json else found:
         for line in each["problems"]:
             print(line)
@@ -268,7 +269,7 @@ def _coverage(arguments: argparse.Namespace) -> int:
             "covered": covered,
             "rows": [_fields(row) for row in rows],
         }
-        print(json.dumps(whole, indent=2, ensure_ascii=False))
+        print(as_json(whole))
     else:
         print("\n".join([*notes, *_table(rows)]))
         where = f"{target.name}, {numbers}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import time
@@ -17,6 +16,7 @@ from netship.records import lookup
 from netship.targets import interrupts
 from netship.targets.arguments import (
     add_precision,
+    as_json,
     check_key,
     command_parser,
     count_up_to,
@@ -75,7 +75,7 @@ def _run(arguments: argparse.Namespace, rounds: Rounds) -> int:
     with Progress(quiet=arguments.json) as progress:
         tuned = tune(arguments, progress, quiet=arguments.json, rounds=rounds)
     if arguments.json:
-        print(json.dumps(tuned.to_json(), indent=2, ensure_ascii=False))
+        print(as_json(tuned.to_json()))
     return 0
 
 

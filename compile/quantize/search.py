@@ -157,7 +157,12 @@ def report(found: Found, lost: str) -> list[str]:
     theirs = next(x.decibels for x in found.tried.ways if not x.bias_correction)
     better = found.judged.decibels - theirs
     kept = f"kept in float32: {listed([ending(x, 40) for x in found.kept], _KEPT)}"
-    taken = f"taken: {found.calibrated.method}, {kept if found.kept else 'no further layer in float32'}"
+    if not found.kept:
+        kept = "no further layer in float32"
+    # The usual way is the first that is judged.
+    usual = found.tried.taken == 0 and found.judged.good
+    why = ", the usual way, which is within these limits" if usual else ""
+    taken = f"taken: {found.calibrated.method}{why}, {kept}"
     lines += [
         f"{taken}; {better:+.1f} dB against ONNX Runtime's own quantiser",
         found.judged.text(),

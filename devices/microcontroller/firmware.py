@@ -131,7 +131,8 @@ def compile_firmware(
         flags: more of the compiler's, for the network's source.
     """
     _find_tools()
-    _check_fits(interface, board)
+    if too_large := misfit(interface, board):
+        raise UserError(too_large)
     if board.older and not _knows(board.cpu):
         board = replace(board, cpu=board.older, unknown=board.cpu)
     options = [
@@ -255,19 +256,23 @@ def run_firmware(
     )
 
 
-def _check_fits(interface: Firmware, board: Board) -> None:
+def misfit(interface: Firmware, board: Board) -> str:
+    """What the emulated board has no room for, for a person; empty where it has room."""
     needs = interface.arena_bytes + interface.output_bytes + _STACK
+    weights = interface.weights_bytes
     if needs > board.data.size:
-        raise UserError(
-            f"{board.machine}: arena, output and stack take {needs:,} bytes, "
-            f"{needs - board.data.size:,} more than its RAM; the peak is {interface.peak!r}: choose a "
-            "smaller width or resolution"
+        said = (
+            f"arena, output and stack take {needs:,} bytes, {needs - board.data.size:,} more than its RAM; the peak is "
+            f"{interface.peak!r}"
         )
-    if interface.weights_bytes > board.weights.size:
-        raise UserError(
-            f"{board.machine}: the weights take {interface.weights_bytes:,} bytes, "
-            f"{interface.weights_bytes - board.weights.size:,} more than its flash; choose a smaller width"
-        )
+    elif weights > board.weights.size:
+        said = f"the weights take {weights:,} bytes, {weights - board.weights.size:,} more than its flash"
+    else:
+        return ""
+    return (
+        f"the emulated board {board.machine}: {said}: choose a smaller width or resolution, or run the project's "
+        "example/main.c on your own board; the build compared the same C on this machine"
+    )
 
 
 def _section_bytes(file: Path, *prefixes: str) -> int:

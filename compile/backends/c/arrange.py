@@ -33,6 +33,12 @@ class Arranged:
     plan: Plan
     index: dict[str, int]
 
+    @property
+    def quantised(self) -> bool:
+        """Whether int8 makes nothing smaller: it is int8."""
+        tensors = (x for step in self.steps for x in (*step.inputs, *step.outputs))
+        return any(tensor.quantisation for tensor in tensors)
+
     def owner(self, tensor: Tensor) -> int:
         """The program's tensor whose memory ``tensor`` is."""
         return self.program.storage(self.index[tensor.name])
@@ -150,23 +156,28 @@ def check_arena(arranged: Arranged, limit: int | None) -> None:
     arena = arranged.plan
     if limit is None or arena.nbytes <= limit:
         return
+    int8 = "" if arranged.quantised else ", or --quantize int8"
     raise UserError(
         f"--arena-limit {limit:,} bytes: the arena takes {arena.nbytes:,}, {arena.nbytes - limit:,} too "
         f"many; the peak is {arranged.steps[arena.peak].name!r}; no plan can take less than "
-        f"{arena.lower_bound:,}, the most bytes live at once: choose a smaller width or resolution"
+        f"{arena.lower_bound:,}, the most bytes live at once: choose a smaller width or resolution{int8}"
     )
 
 
-def check_flash(nbytes: int, largest: tuple[str, int], limit: int | None) -> None:
+def check_flash(
+    nbytes: int, largest: tuple[str, int], limit: int | None, quantised: bool
+) -> None:
     """Refuse weights that take more than the user's ``--flash-limit`` in a UserError.
 
     Args:
         largest: the layer with the most of them, and its bytes.
+        quantised: int8 is no advice.
     """
     if limit is None or nbytes <= limit:
         return
     name, its_bytes = largest
+    int8 = "" if quantised else ", or --quantize int8"
     raise UserError(
         f"--flash-limit {limit:,} bytes: the weights take {nbytes:,}, {nbytes - limit:,} too many; most are of "
-        f"{name!r} ({its_bytes:,}): choose a smaller width or fewer classes, or --quantize int8"
+        f"{name!r} ({its_bytes:,}): choose a smaller width or fewer classes{int8}"
     )

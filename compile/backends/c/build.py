@@ -111,7 +111,8 @@ def build(
     project = Project(name, version, target.name, *facts)
     progress.stage("writing C")
     constants = emit.emit(project, folder)
-    arrange.check_flash(constants.nbytes, constants.largest, flash_limit)
+    sizes = constants.nbytes, constants.largest
+    arrange.check_flash(*sizes, flash_limit, graph.quantised)
     interface = _interface(project, constants)
     unknown = [np.zeros(each.tensor.size) for each in project.outputs]
     emit.emit_golden(project, folder, constants, unknown, unknown)
@@ -228,9 +229,8 @@ def _generated(project: Project) -> str:
     if not made:
         return ""
     also = f", {len(floats)} of them in float32" if floats else ""
-    return (
-        f"; {len(made)} of {counted(len(project.steps), 'step')} have no kernel{also}"
-    )
+    steps = counted(len(project.steps), "step")
+    return f"; in plain C by TVM, as they have no kernel: {len(made)} of {steps}{also}"
 
 
 def _kind(operator: Operator) -> str:

@@ -77,7 +77,9 @@ def emit(project: Project, folder: Path) -> Constants:
     layers = [_layer(project, step, data) for step in project.steps]
     weights, constants = np.concatenate(data.weights), np.concatenate(data.constants)
     found = _sizes(data, weights, constants)
-    where = placement.weights_in(found.nbytes, found.largest, project.regions)
+    where = placement.weights_in(
+        found.nbytes, found.largest, project.regions, project.graph.quantised
+    )
     found = found._replace(weights_in=where)
     addresses = [
         str(layer.get(key, ""))

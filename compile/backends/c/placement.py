@@ -82,8 +82,14 @@ def arenas(
     return tuple(found)
 
 
-def weights_in(nbytes: int, largest: tuple[str, int], regions: Sequence[Region]) -> str:
+def weights_in(
+    nbytes: int, largest: tuple[str, int], regions: Sequence[Region], quantised: bool
+) -> str:
     """The memory for the weights: internal flash, or external where they are more; empty where no flash is given.
+
+    Args:
+        largest: the layer with the most of them, and its bytes.
+        quantised: int8 is no advice.
 
     Raises:
         UserError: they are more than each of them.
@@ -96,9 +102,10 @@ def weights_in(nbytes: int, largest: tuple[str, int], regions: Sequence[Region])
         return ""
     most = max(flashes, key=lambda each: each.size)
     name, its_bytes = largest
+    int8 = "" if quantised else " --quantize int8,"
     raise UserError(
         f"memory of {listed(flashes)} bytes: the weights take {nbytes:,} bytes, {nbytes - most.size:,} more than {most.name} has; most are of "
-        f"{shown(name)!r} ({its_bytes:,}): choose a smaller width, --quantize int8, or add memory such as qspi=16M"
+        f"{shown(name)!r} ({its_bytes:,}): choose a smaller width,{int8} or add memory such as qspi=16M"
     )
 
 
@@ -242,7 +249,10 @@ def _too_small(
         max(ranked, key=lambda each: each.size),
     )
     peak = needs.index(max(needs))
-    advice = "choose a smaller width or resolution, --quantize int8, or add memory such as sdram=8M"
+    int8 = "" if arranged.quantised else " --quantize int8,"
+    advice = (
+        f"choose a smaller width or resolution,{int8} or add memory such as sdram=8M"
+    )
     given = f"memory of {listed(ranked)} bytes"
     if needs[peak] > total:
         return UserError(
