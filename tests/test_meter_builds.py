@@ -160,6 +160,13 @@ def test_points_lie_under_their_roofs_and_inside_the_drawing() -> None:
     assert drawings.drawing([Build("A", threads)]) is None
 
 
+def test_a_network_that_fits_the_caches_has_its_points_at_the_right_edge() -> None:
+    small = metered(kernel("a", "a", fetched=0), kernel("b", "b", fetched=0))
+    found = drawings.drawing([Build("A", small)])
+    assert found is not None
+    assert [point.x for point in found.points] == [drawings.WIDTH - 14] * 2
+
+
 @pytest.mark.parametrize("several", [False, True], ids=["one", "two"])
 @pytest.mark.parametrize("threads", [1, 4])
 def test_the_page_needs_nothing_and_takes_any_name(
