@@ -196,7 +196,11 @@ def write_page(
         drawing=drawing(builds),
         cpu=first.cpu,
         threads=first.threads,
-        calibration=calibration,
+        calibration=calibration
+        if calibration
+        and calibration.is_current
+        and calibration.suits(first.board, first.threads)
+        else None,
         core_model=cycles.model(first.cpu),
         hierarchy=first.hierarchy,
         meter=meter_version(),
@@ -329,17 +333,27 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
             f"{millions(metered.barriers, 1)} cycles more for the ends of {counted(metered.regions, 'region')}, "
             f"{millions(metered.saturated, 1)} for the memory that all share",
         )
-    if calibration is not None and not calibration.is_current:
-        lines.append(
-            f"calibrated   no: your board's factor is of meter {calibration.meter}, this is another one; run "
+    lines += _calibrated(metered, calibration)
+    return "\n".join([*lines, *_next(advice(metered))])
+
+
+def _calibrated(metered: Metered, calibration: Calibration | None) -> list[str]:
+    if calibration is None:
+        return []
+    if not calibration.is_current:
+        words = (
+            f"no: your board's factor is of meter {calibration.meter}, this is another one; run "
             "python -m meter calibrate again"
         )
-    elif calibration is not None:
-        lines.append(
-            f"calibrated   {milliseconds(high * calibration.factor, 1)} by your board's factor of "
+    elif not calibration.suits(metered.board, metered.threads):
+        words = f"no: your board's factor is of the {calibration.hierarchy.board}'s memory and 1 thread"
+    else:
+        time = metered.milliseconds(metered.hierarchy.clock)[1] * calibration.factor
+        words = (
+            f"{milliseconds(time, 1)} by your board's factor of "
             f"{calibration.factor:.2f} ({calibration.date})"
         )
-    return "\n".join([*lines, *_next(advice(metered))])
+    return [f"calibrated   {words}"]
 
 
 def _next(found: Advice | None, whose: str = "") -> list[str]:
