@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from netship.meter.operators import Metered, Operator
 from netship.targets.errors import UserError
-from netship.targets.escapes import listed
+from netship.targets.escapes import ending, listed
 
 LETTERS = "ABCDE"
 """Of builds on a page: so many colours tell them apart."""
@@ -107,4 +107,4 @@ def _kind(operator: Operator) -> str:
 def _title(found: Sequence[Sequence[Operator]]) -> str:
     every = [each for operators in found for each in operators]
     names = dict.fromkeys(layer for each in every for layer in each.layers)
-    return listed(list(names), 8) if names else _kind(every[0])
+    return listed([ending(name, 60) for name in names], 8) if names else _kind(every[0])

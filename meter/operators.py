@@ -21,6 +21,7 @@ from netship.meter import counting, cycles, memory, parallel
 from netship.meter.counting import Block, Part
 from netship.records.workloads import operator_of
 from netship.targets.errors import UserError
+from netship.targets.escapes import ending, listed
 from netship.targets.toolchain import llvm_tool, run_tool
 
 # Multiply-adds a cycle in float32: four lanes for each 128-bit FMLA that a core issues in a cycle. Cortex-A53 one (LLVM 22,
@@ -41,6 +42,10 @@ _KERNEL = re.compile(r"tvmgen_(?:default|\w+?)_(fused_\w+?)(?:_compute_)?$")
 _PREFIX = re.compile(r"^(fused_)?(netship_int8_)?")
 # Two layers that a kernel joins, in the name of its group.
 _JOINED = " + "
+# Two layers that share a kernel, in `Operator.layer`.
+_NEXT = ", "
+# Of a name for people, characters; of a kernel's layers, how many.
+_SHOWN, _LISTED = 60, 6
 LINE_BYTES = 64
 # How many blocks are asked for the place where the library was loaded.
 _VOTES = 64
@@ -75,8 +80,14 @@ class Operator(NamedTuple):
 
     @property
     def title(self) -> str:
-        """For people: its layers, or what the kernel does if no layer of the graph is its own."""
-        return self.layer or _PREFIX.sub("", self.name).replace("_", " ")
+        """For people: its layers by the ends of their names, or what the kernel does if no layer is its own."""
+        if not self.layer:
+            return _PREFIX.sub("", self.name).replace("_", " ")
+        layers = [
+            _JOINED.join(ending(part, _SHOWN) for part in each.split(_JOINED))
+            for each in self.layer.split(_NEXT)
+        ]
+        return listed(layers, _LISTED)
 
     @property
     def cycles(self) -> float:
@@ -262,7 +273,7 @@ def _operators(
         own, described = by_kernel.get(name, []), groups.get(name, [])
         yield Operator(
             name=name,
-            layer=", ".join(group.layer for group in described if group.layer),
+            layer=_NEXT.join(group.layer for group in described if group.layer),
             calls=len(described),
             instructions=sum(block.instructions * block.executions for block in own),
             core_cycles=core.get(name, 0.0),

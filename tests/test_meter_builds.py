@@ -80,6 +80,24 @@ def test_a_row_has_the_layers_that_no_build_joins_with_others() -> None:
         assert total == pytest.approx(build.cycles)
 
 
+def test_long_names_are_shown_by_their_ends_and_kept_in_json() -> None:
+    names = [f"model/relu_{n};model/bias_{n};model/conv_{n}" for n in range(8)]
+    one = metered(
+        kernel("k", *names), kernel("pad\x1b[31m", "/a/" + "b/" * 90 + "conv")
+    )
+    shared, long = one.operators
+    assert shared.title == (
+        "model/conv_0, model/conv_1, model/conv_2, model/conv_3, model/conv_4, model/conv_5 and 2 more"
+    )
+    assert long.title.startswith("…") and long.title.endswith("/b/conv")
+    assert max(map(len, table(one, None).splitlines())) < 250
+    assert to_json(one)["operators"][0]["layers"] == tuple(names)  # type: ignore[index]
+    joined = shared._replace(layer="a;b + c;d")
+    assert joined.title == "b + d"
+    (row, _) = rows([Build("one", one), Build("two", one)])
+    assert row.title.startswith("model/conv_0, model/conv_1, ")
+
+
 def test_a_kernel_is_judged_by_the_nearer_roof() -> None:
     over = Roof(macs=4, bytes=2)
     assert over.cycles(kernel("k", macs=8_000_000, fetched=1000)) == 2e6
