@@ -91,8 +91,9 @@ def measure(
         UserError: as `measure_bundle` and `measure_project`; options of microcontrollers for another core.
     """
     from netship.bundle.store import open_bundle
+    from netship.meter.builds import check_number
     from netship.meter.firmware import Places, measure_project
-    from netship.meter.operators import PEAK_MACS, measure_bundle
+    from netship.meter.operators import PEAK_MACS, measure_bundle, open_countable
     from netship.meter.thumb_cycles import CORES
 
     cpu, part, cores = arguments.cpu, arguments.part or "", (*PEAK_MACS, *CORES)
@@ -113,8 +114,9 @@ def measure(
     for option in ("part", "code", "weights"):
         if getattr(arguments, option):
             raise UserError(f"--{option}: is for microcontrollers; leave it out")
+    check_number(len(arguments.against))
     for path in arguments.against:
-        open_bundle(path)
+        open_countable(path, cpu)
     board, threads = arguments.board or "", arguments.threads or 1
     return measure_bundle(arguments.bundle, cpu, on_progress, board, threads)
 
@@ -157,7 +159,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="more builds of the network for aarch64, side by side",
     )
-    option("--board", help="whose memory the core has, rk3588 … (default: a Pi's)")
+    option(
+        "--board",
+        help="whose memory the core has, rk3588 … (default: a Raspberry Pi's, where one has the core)",
+    )
     option("--threads", type=int, choices=[1, 2, 4], help="(default: 1)")
     option("--part", help="microcontroller whose flash and caches count, stm32l4r5 …")
     option("--code", choices=["flash", "tcm"], help="of the part (default: flash)")

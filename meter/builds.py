@@ -33,12 +33,14 @@ def names(paths: Sequence[Path]) -> list[str]:
     ]
 
 
+def check_number(others: int) -> None:
+    """Refuse more builds beside the first than a page has colours for."""
+    if others >= len(LETTERS):
+        raise UserError(f"--against: {others} builds; give {len(LETTERS) - 1} at most")
+
+
 def check(builds: Sequence[Build]) -> None:
-    """Refuse builds that have no layer in common, and more than a page has colours for."""
-    if len(builds) > len(LETTERS):
-        raise UserError(
-            f"--against: {len(builds) - 1} builds; give {len(LETTERS) - 1} at most"
-        )
+    """Refuse builds that have no layer in common with the first."""
     first, *others = [
         {layer for each in build.metered.operators for layer in each.layers}
         for build in builds

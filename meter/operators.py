@@ -180,17 +180,8 @@ def measure_bundle(
         UserError: not for aarch64, no model of the CPU, the CPU lacks an instruction, the answers are
             wrong, or QEMU cannot count.
     """
-    bundle = open_bundle(path)
+    bundle = open_countable(path, cpu)
     hierarchy = memory.hierarchy(cpu, board)
-    cycles.model(cpu)
-    if bundle.manifest.firmware:
-        core = bundle.manifest.firmware.cpu
-        raise UserError(f"{path}: is a C project for {core}; give --cpu {core}")
-    if bundle.manifest.target.machine != "aarch64":
-        raise UserError(
-            f"{path}: model.so is for {bundle.manifest.target.machine}; the meter takes aarch64, "
-            "such as --target arm-cortex-a72"
-        )
     counting.find_qemu()
     parts = _count(bundle, cpu, hierarchy, threads, on_progress)
     on_progress("estimating cycles")
@@ -211,6 +202,25 @@ def measure_bundle(
         bundle.manifest.target.name,
         bundle.manifest.lowering.records,
     )
+
+
+def open_countable(path: Path, cpu: str) -> Bundle:
+    """A build of which an inference can be counted on a core.
+
+    Raises:
+        UserError: it is not for aarch64, or there is no model of the CPU.
+    """
+    bundle = open_bundle(path)
+    cycles.model(cpu)
+    if bundle.manifest.firmware:
+        core = bundle.manifest.firmware.cpu
+        raise UserError(f"{path}: is a C project for {core}; give --cpu {core}")
+    if bundle.manifest.target.machine != "aarch64":
+        raise UserError(
+            f"{path}: model.so is for {bundle.manifest.target.machine}; the meter takes aarch64, "
+            "such as --target arm-cortex-a72"
+        )
+    return bundle
 
 
 def _count(

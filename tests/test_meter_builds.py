@@ -14,7 +14,7 @@ from conftest import run, succeed
 from netship.bundle.manifest import Group, Records
 from netship.meter import drawing as drawings
 from netship.meter.__main__ import builds_json, builds_table, table, to_json, write_page
-from netship.meter.builds import Build, check, names, rows
+from netship.meter.builds import Build, check, check_number, names, rows
 from netship.meter.operators import Metered, Operator, _task
 from netship.meter.power import POWERS, energy
 from netship.meter.roofline import Roof, advice, roof
@@ -239,7 +239,7 @@ def test_builds_that_have_nothing_in_common_are_refused() -> None:
     with pytest.raises(UserError, match="has no layer of one; give builds of one"):
         check([Build("one", one), Build("other", other)])
     with pytest.raises(UserError, match="5 builds; give 4 at most"):
-        check([Build("one", one)] * 6)
+        check_number(5)
     assert names([Path("x/a"), Path("y/a"), Path("b")]) == ["x/a", "y/a", "b"]
 
 
@@ -279,6 +279,8 @@ def test_against_is_refused_before_anything_is_counted(
     path = built("mobilenetv2-0.35-96")
     for options, words in (
         (("--cpu", "cortex-a72", "--against", tmp_path), "not a bundle"),
+        (("--cpu", "cortex-a72", "--against", path), "model.so is for x86_64"),
+        (("--cpu", "cortex-a72", "--against", *[path] * 5), "give 4 at most"),
         (("--cpu", "cortex-m7", "--against", path), "--against: is for Cortex-A"),
     ):
         result = run("meter", path, *options)
