@@ -56,15 +56,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] and words[0] in _MOVED:
         raise UserError(f"python -m meter {words[0]}: is now {_MOVED[words[0]]}")
     arguments = parser().parse_args(words)
+    from netship.meter import firmware_report
+    from netship.meter.calibrate import factor
+    from netship.meter.cycles import CORES
+    from netship.meter.operators import Metered
+
+    # A damaged store is refused before anything is counted.
+    calibration = factor(arguments.cpu) if arguments.cpu in CORES else None
     with Progress(quiet=arguments.json) as progress:
         found = measure(arguments, progress.stage)
         builds = _builds(found, arguments, progress.stage)
-    from netship.meter import firmware_report
-    from netship.meter.calibrate import factor
-    from netship.meter.operators import Metered
-
     if isinstance(found, Metered):
-        calibration = factor(arguments.cpu)
         several = len(builds) > 1
         show_result(
             arguments,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import tempfile
 from bisect import bisect_right
 from collections import Counter
@@ -22,6 +21,7 @@ from netship.meter.counting import Block, Part
 from netship.records.workloads import operator_of
 from netship.targets.errors import UserError
 from netship.targets.escapes import ending, listed
+from netship.targets.files import copy_folder
 from netship.targets.toolchain import llvm_tool, run_tool
 
 # Multiply-adds a cycle in float32: four lanes for each 128-bit FMLA that a core issues in a cycle. Cortex-A53 one (LLVM 22,
@@ -239,7 +239,7 @@ def _count(
     # A path of another length would shift the stack, and so change which lines share a set of a cache.
     with tempfile.TemporaryDirectory(prefix="netship-meter-") as scratch:
         copied = Path(scratch, "bundle")
-        shutil.copytree(bundle.path, copied)
+        copy_folder(bundle.path, copied)
         try:
             parts, _ = counting.count_parts(
                 [str(verifier), "--repeat", "0", "--threads", "1", str(copied)],

@@ -11,6 +11,7 @@ from check_results import manifest
 
 from netship.bundle.manifest import ModelIdentity
 from netship.bundle.store import Bundle
+from netship.meter import __main__ as meter
 from netship.meter import calibrate
 from netship.meter.__main__ import table, write_page
 from netship.meter.builds import Build
@@ -189,6 +190,20 @@ def test_a_damaged_store_is_named(text: str) -> None:
     path.write_text(text)
     with pytest.raises(UserError, match=str(path)):
         calibrate.factor("cortex-a72")
+
+
+def test_a_damaged_store_is_refused_before_anything_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def never(*_: Any) -> None:
+        raise AssertionError("counted before the refusal")
+
+    path = calibrate.config_file()
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    monkeypatch.setattr(meter, "measure", never)
+    with pytest.raises(UserError, match="not what `python -m meter calibrate` wrote"):
+        meter.main(["out/model", "--cpu", "cortex-a72"])
 
 
 @pytest.mark.parametrize(
