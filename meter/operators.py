@@ -17,6 +17,7 @@ from netship.bundle.store import Bundle, open_bundle
 from netship.devices.board.programs import native_verifier
 from netship.devices.sysroot import prepare
 from netship.meter import counting, cycles, memory, parallel
+from netship.meter.board_files import check_threads
 from netship.meter.counting import Block, Part
 from netship.records.workloads import operator_of
 from netship.targets.errors import UserError
@@ -177,11 +178,12 @@ def measure_bundle(
         threads: how many, 4 at most.
 
     Raises:
-        UserError: not for aarch64, no model of the CPU, the CPU lacks an instruction, the answers are
+        UserError: not for aarch64, no model of the CPU, the board has fewer cores, the CPU lacks an instruction, the answers are
             wrong, or QEMU cannot count.
     """
-    bundle = open_countable(path, cpu)
     hierarchy = memory.hierarchy(cpu, board)
+    check_threads(cpu, board, threads)
+    bundle = open_countable(path, cpu)
     counting.find_qemu()
     parts = _count(bundle, cpu, hierarchy, threads, on_progress)
     on_progress("estimating cycles")
