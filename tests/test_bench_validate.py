@@ -83,6 +83,16 @@ def test_no_figure_stands_twice() -> None:
     assert len(pairs) == len(set(pairs))
 
 
+def test_a_source_is_taken_whole() -> None:
+    found: dict[validation.Source, set[str]] = {}
+    for each in validation.read().pairs:
+        found.setdefault(each.source, set()).add(each.network)
+    for source, networks in found.items():
+        # Its table has no ResNet-18.
+        absent = {"resnet18"} if source.board == "AX630C" else set()
+        assert networks == published_networks.NETWORKS.keys() - absent, source.title
+
+
 @pytest.mark.parametrize(
     ("network", "macs"),
     # By hand from the layers and the shapes in benchncnn's files, benchmark/models/*.param.
