@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         "--board",
         metavar="NAME",
         default="",
-        help="whose memory the core has, rk3588 … (default: a Raspberry Pi's)",
+        help="whose memory the core has, rk3588 … (default: a Raspberry Pi's, where one has the core)",
     )
     option(
         "--threads",

@@ -14,6 +14,7 @@ from netship.bench.measurement import Case, Row, kept, measure, read_case
 from netship.bundle.store import MANIFEST, open_bundle
 from netship.devices.board import programs
 from netship.devices.sessions.session import Origin
+from netship.meter.board_files import check_threads
 from netship.meter.counting import find_qemu
 from netship.meter.counts import ORIGINS, Counts, count_bundle, meter_version
 from netship.meter.memory import hierarchy
@@ -116,6 +117,7 @@ def compare(
 ) -> Comparison:
     """Count our bundle and each runtime."""
     where = hierarchy(cpu, board)
+    check_threads(cpu, board, threads)
     machine = Machine(cpu, board, threads)
     progress.stage("reading the model")
     case = read_case(model, progress.stage)

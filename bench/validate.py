@@ -13,7 +13,8 @@ from netship.targets.progress import Progress
 _EPILOG = """\
 examples:
   python -m bench validate --report validation.html
-  python -m bench validate --measure        run every network again under the meter (a quarter of an hour)
+  python -m bench validate --measure            run every network again under the meter (an hour)
+  python -m bench validate --measure missing    only what published.json has and no estimate is stored of
 
 Published times were `measured on board` by their sources; ours are `estimated`.
 Exit codes: 0 shown, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.measure:
         with Progress(quiet=arguments.json) as progress:
-            measure(read(), progress)
+            measure(read(), progress, arguments.measure == "missing")
     validation = read()
     from netship.bench.validation_page import write_validation
 
@@ -40,13 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "bench validate",
-        "Compare the meter's estimates with published measurements on Raspberry Pis.",
+        "Compare the meter's estimates with published measurements on boards.",
         _EPILOG,
     )
     parser.add_argument(
         "--measure",
-        action="store_true",
-        help="estimate everything again and store the results in the project",
+        nargs="?",
+        const="all",
+        choices=["all", "missing"],
+        help="estimate everything again, or only what has no estimate, and store the results in the project",
     )
     add_result_options(parser)
     return parser

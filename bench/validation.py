@@ -10,9 +10,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+from pydantic import AfterValidator, Field, TypeAdapter
 
 from netship.bench import published_networks
 from netship.bench.baselines import runtimes
@@ -53,14 +54,14 @@ class Source(NamedTuple):
     date: str
     board: str
     cpu: str
-    clock: float
+    clock: Annotated[float, Field(gt=0, lt=10)]
     os: str
     runtime: str
     version: str
-    threads: int
+    threads: Literal[1, 2, 4]
     method: str
     memory: str
-    half: str
+    half: Literal["fit", "judge"]
 
 
 class LeftOut(NamedTuple):
@@ -233,6 +234,28 @@ def _ranks(values: Sequence[float]) -> list[float]:
     return [ordered.index(value) + (ordered.count(value) - 1) / 2 for value in values]
 
 
+class _Measurement(NamedTuple):
+    """One row of ``published.json``; ``source`` is a key of its sources."""
+
+    source: str
+    network: str
+    ms: Annotated[float, Field(gt=0, lt=1e6)]
+
+
+def _sensible(counts: Counts) -> Counts:
+    if not all(0 <= figure < _MOST for figure in counts) or not counts.cycles:
+        raise ValueError("no such counts")
+    return counts
+
+
+_MOST = 1e15
+_ESTIMATES = TypeAdapter(dict[str, Annotated[Counts, AfterValidator(_sensible)]])
+_SOURCES = TypeAdapter(dict[str, Source])
+_LEFT_OUT = TypeAdapter(tuple[LeftOut, ...])
+_MEASUREMENTS = TypeAdapter(list[_Measurement])
+_VERSIONS = TypeAdapter(dict[str, str])
+
+
 def read() -> Validation:
     """The published measurements with the stored estimates."""
     results: dict[str, Any] = {"meter": "", "versions": {}, "estimates": {}}
@@ -240,15 +263,19 @@ def read() -> Validation:
         published = json.loads(PUBLISHED.read_text(encoding="utf-8"))
         if RESULTS.exists():
             results = json.loads(RESULTS.read_text(encoding="utf-8"))
-        estimates = {key: Counts(**each) for key, each in results["estimates"].items()}
-        sources = {key: Source(**each) for key, each in published["sources"].items()}
-        left_out = tuple(LeftOut(**each) for each in published["left_out"])
+        estimates = _ESTIMATES.validate_python(results["estimates"])
+        sources = _SOURCES.validate_python(published["sources"])
+        left_out = _LEFT_OUT.validate_python(published["left_out"])
         pairs = []
-        for each in published["measurements"]:
-            source, network = sources[each["source"]], each["network"]
-            counts = estimates.get(_key(network, source))
-            pairs.append(Pair(source, network, each["ms"], counts))
-        return Validation(tuple(pairs), left_out, results["meter"], results["versions"])
+        for each in _MEASUREMENTS.validate_python(published["measurements"]):
+            source = sources[each.source]
+            counts = estimates.get(_key(each.network, source))
+            pairs.append(Pair(source, each.network, each.ms, counts))
+        meter, versions = (
+            str(results["meter"]),
+            _VERSIONS.validate_python(results["versions"]),
+        )
+        return Validation(tuple(pairs), left_out, meter, versions)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{PUBLISHED.parent}: published.json or validation_results.json is damaged ({error}); "
@@ -262,16 +289,32 @@ def _key(network: str, source: Source) -> str:
     return ", ".join((source.runtime, network, *where))
 
 
-def measure(validation: Validation, progress: Progress) -> None:
-    """Estimate every pair's runtime and network on its core, and write the results."""
+def measure(
+    validation: Validation, progress: Progress, only_missing: bool = False
+) -> None:
+    """Estimate every pair's runtime and network on its core, and write the results.
+
+    Args:
+        only_missing: keep the estimates that are there.
+
+    Raises:
+        UserError: a network cannot be run, or the estimates to keep are of another version.
+    """
     from netship.bench.measurement import case_of
     from netship.bench.measurement import measure as measure_row
 
+    if only_missing and validation.stale:
+        raise UserError(
+            f"--measure missing: the stored estimates are {validation.stale}; --measure all makes all of them again"
+        )
     wanted = {_key(pair.network, pair.source): pair for pair in validation.pairs}
     counts: dict[str, Counts] = {}
     cases = {}
     for key, pair in sorted(wanted.items()):
         network, source = pair.network, pair.source
+        if only_missing and pair.counts is not None:
+            counts[key] = pair.counts
+            continue
         progress.note(key)
         if network not in cases:
             cases[network] = case_of(published_networks.build(network), network)

@@ -264,7 +264,7 @@ class Group(Section):
     symbol: str = ""
     operators: tuple[str, ...]
     output_shape: tuple[int, ...]
-    macs: int
+    macs: Annotated[int, Field(ge=0, lt=1 << 60)]
 
 
 class Records(Section):
@@ -722,6 +722,8 @@ class Manifest(Section):
         found = [each.nbytes / _ITEM_BYTES.get(each.dtype, 1) for each in ports]
         if found != [each.elements for each in (*self.inputs, *self.outputs)]:
             raise ValueError("the firmware's inputs and outputs have other sizes")
+        if len(self.lowering.groups) != self.firmware.steps:
+            raise ValueError("the firmware's steps and groups differ in number")
 
     @property
     def image(self) -> Tensor | None:

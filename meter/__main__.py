@@ -56,15 +56,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] and words[0] in _MOVED:
         raise UserError(f"python -m meter {words[0]}: is now {_MOVED[words[0]]}")
     arguments = parser().parse_args(words)
+    from netship.meter import firmware_report
+    from netship.meter.calibrate import factor
+    from netship.meter.cycles import CORES
+    from netship.meter.operators import Metered
+
+    # A damaged store is refused before anything is counted.
+    calibration = factor(arguments.cpu) if arguments.cpu in CORES else None
     with Progress(quiet=arguments.json) as progress:
         found = measure(arguments, progress.stage)
         builds = _builds(found, arguments, progress.stage)
-    from netship.meter import firmware_report
-    from netship.meter.calibrate import factor
-    from netship.meter.operators import Metered
-
     if isinstance(found, Metered):
-        calibration = factor(arguments.cpu)
         several = len(builds) > 1
         show_result(
             arguments,
@@ -91,8 +93,9 @@ def measure(
         UserError: as `measure_bundle` and `measure_project`; options of microcontrollers for another core.
     """
     from netship.bundle.store import open_bundle
+    from netship.meter.builds import check_number
     from netship.meter.firmware import Places, measure_project
-    from netship.meter.operators import PEAK_MACS, measure_bundle
+    from netship.meter.operators import PEAK_MACS, measure_bundle, open_countable
     from netship.meter.thumb_cycles import CORES
 
     cpu, part, cores = arguments.cpu, arguments.part or "", (*PEAK_MACS, *CORES)
@@ -113,8 +116,9 @@ def measure(
     for option in ("part", "code", "weights"):
         if getattr(arguments, option):
             raise UserError(f"--{option}: is for microcontrollers; leave it out")
+    check_number(len(arguments.against))
     for path in arguments.against:
-        open_bundle(path)
+        open_countable(path, cpu)
     board, threads = arguments.board or "", arguments.threads or 1
     return measure_bundle(arguments.bundle, cpu, on_progress, board, threads)
 
@@ -157,7 +161,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="more builds of the network for aarch64, side by side",
     )
-    option("--board", help="whose memory the core has, rk3588 … (default: a Pi's)")
+    option(
+        "--board",
+        help="whose memory the core has, rk3588 … (default: a Raspberry Pi's, where one has the core)",
+    )
     option("--threads", type=int, choices=[1, 2, 4], help="(default: 1)")
     option("--part", help="microcontroller whose flash and caches count, stm32l4r5 …")
     option("--code", choices=["flash", "tcm"], help="of the part (default: flash)")
@@ -196,7 +203,11 @@ def write_page(
         drawing=drawing(builds),
         cpu=first.cpu,
         threads=first.threads,
-        calibration=calibration,
+        calibration=calibration
+        if calibration
+        and calibration.is_current
+        and calibration.suits(first.board, first.threads)
+        else None,
         core_model=cycles.model(first.cpu),
         hierarchy=first.hierarchy,
         meter=meter_version(),
@@ -329,17 +340,27 @@ def table(metered: Metered, calibration: Calibration | None) -> str:
             f"{millions(metered.barriers, 1)} cycles more for the ends of {counted(metered.regions, 'region')}, "
             f"{millions(metered.saturated, 1)} for the memory that all share",
         )
-    if calibration is not None and not calibration.is_current:
-        lines.append(
-            f"calibrated   no: your board's factor is of meter {calibration.meter}, this is another one; run "
+    lines += _calibrated(metered, calibration)
+    return "\n".join([*lines, *_next(advice(metered))])
+
+
+def _calibrated(metered: Metered, calibration: Calibration | None) -> list[str]:
+    if calibration is None:
+        return []
+    if not calibration.is_current:
+        words = (
+            f"no: your board's factor is of meter {calibration.meter}, this is another one; run "
             "python -m meter calibrate again"
         )
-    elif calibration is not None:
-        lines.append(
-            f"calibrated   {milliseconds(high * calibration.factor, 1)} by your board's factor of "
+    elif not calibration.suits(metered.board, metered.threads):
+        words = f"no: your board's factor is of the {calibration.hierarchy.board}'s memory and 1 thread"
+    else:
+        time = metered.milliseconds(metered.hierarchy.clock)[1] * calibration.factor
+        words = (
+            f"{milliseconds(time, 1)} by your board's factor of "
             f"{calibration.factor:.2f} ({calibration.date})"
         )
-    return "\n".join([*lines, *_next(advice(metered))])
+    return [f"calibrated   {words}"]
 
 
 def _next(found: Advice | None, whose: str = "") -> list[str]:

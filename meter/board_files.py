@@ -41,6 +41,17 @@ BOARDS = {
     "neoverse-n1": Board(0x413FD0C1, _V8_2),
 }
 _LINE = 64
+# Cores of one kind, of boards that have fewer than the four threads of a core's other boards.
+_FEWER = {("cortex-a72", "rk3399"): 2}
+
+
+def check_threads(cpu: str, board: str, threads: int) -> None:
+    """Raises: UserError for more threads than the board has cores of this kind."""
+    cores = _FEWER.get((cpu, board), threads)
+    if threads > cores:
+        raise UserError(
+            f"--threads {threads}: {board} has {cores} {cpu}; give {cores} at most"
+        )
 
 
 def board(cpu: str) -> Board:

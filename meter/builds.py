@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from netship.meter.operators import Metered, Operator
 from netship.targets.errors import UserError
-from netship.targets.escapes import listed
+from netship.targets.escapes import ending, listed
 
 LETTERS = "ABCDE"
 """Of builds on a page: so many colours tell them apart."""
@@ -33,12 +33,14 @@ def names(paths: Sequence[Path]) -> list[str]:
     ]
 
 
+def check_number(others: int) -> None:
+    """Refuse more builds beside the first than a page has colours for."""
+    if others >= len(LETTERS):
+        raise UserError(f"--against: {others} builds; give {len(LETTERS) - 1} at most")
+
+
 def check(builds: Sequence[Build]) -> None:
-    """Refuse builds that have no layer in common, and more than a page has colours for."""
-    if len(builds) > len(LETTERS):
-        raise UserError(
-            f"--against: {len(builds) - 1} builds; give {len(LETTERS) - 1} at most"
-        )
+    """Refuse builds that have no layer in common with the first."""
     first, *others = [
         {layer for each in build.metered.operators for layer in each.layers}
         for build in builds
@@ -107,4 +109,4 @@ def _kind(operator: Operator) -> str:
 def _title(found: Sequence[Sequence[Operator]]) -> str:
     every = [each for operators in found for each in operators]
     names = dict.fromkeys(layer for each in every for layer in each.layers)
-    return listed(list(names), 8) if names else _kind(every[0])
+    return listed([ending(name, 60) for name in names], 8) if names else _kind(every[0])

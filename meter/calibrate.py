@@ -11,15 +11,16 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from netship.bundle.store import open_bundle
 from netship.devices.sessions.session import Origin
 from netship.meter import board_files
 from netship.meter.counts import Counts, count_bundle, meter_version, milliseconds
-from netship.meter.memory import hierarchy
+from netship.meter.memory import Hierarchy, boards, hierarchy
 from netship.targets.arguments import (
     add_json,
     as_json,
@@ -35,9 +36,13 @@ example:
   python -m runtime_demo.check out/model-arm-cortex-a72 --ssh pi@raspberrypi --json > result.json
   python -m meter calibrate result.json --clock 1.8
 
-One factor is kept for each CPU, the last one given; `--forget CPU` removes it.
+One factor is kept for each CPU, the last one given; `--forget CPU` removes it. It is shown with estimates for the
+same board on one thread.
 Exit codes: 0 stored, 2 refused (one line says why), 130 Ctrl-C, 143 SIGTERM.
 """
+
+# Of milliseconds, and of a factor.
+_MOST = 1e9
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class Calibration:
         model_sha256: of the ONNX that the bundle was built from.
         meter: the meter's version.
         date: when it was stored, ISO 8601.
+        board: whose memory the estimate took, by the meter's name; empty for the core's default one.
     """
 
     cpu: str
@@ -63,11 +69,20 @@ class Calibration:
     model_sha256: str
     meter: str
     date: str
+    board: str = ""
+
+    @property
+    def hierarchy(self) -> Hierarchy:
+        return hierarchy(self.cpu, self.board)
 
     @property
     def is_current(self) -> bool:
         """Whether the factor is of this meter's estimates."""
         return self.meter == meter_version()
+
+    def suits(self, board: str, threads: int) -> bool:
+        """Whether it is of estimates for a board and so many threads."""
+        return threads == 1 and self.hierarchy == hierarchy(self.cpu, board)
 
 
 def factor(cpu: str) -> Calibration | None:
@@ -75,10 +90,25 @@ def factor(cpu: str) -> Calibration | None:
     stored = _stored().get(cpu)
     if stored is None:
         return None
-    try:
-        return Calibration(**stored)
-    except TypeError:
-        raise _damaged() from None
+    if not (isinstance(stored, dict) and _is_calibration(stored, cpu)):
+        raise _damaged()
+    return Calibration(**stored)
+
+
+def _is_calibration(stored: dict[str, Any], cpu: str) -> bool:
+    kinds = {each.name: each.type for each in fields(Calibration)}
+    if not kinds.keys() - {"board"} <= stored.keys() <= kinds.keys():
+        return False
+    texts, numbers = (
+        [value for name, value in stored.items() if kinds[name] == kind]
+        for kind in ("str", "float")
+    )
+    return (
+        all(isinstance(value, str) for value in texts)
+        and all(type(value) in (int, float) and 0 < value < _MOST for value in numbers)
+        and stored["cpu"] == cpu
+        and stored.get("board", "") in ("", *boards(cpu))
+    )
 
 
 def config_file() -> Path:
@@ -147,7 +177,7 @@ def read_result(path: Path) -> Measured:
         )
     if threads != 1:
         raise UserError(
-            f"{path}: {threads} threads; the meter estimates one: check with --threads 1"
+            f"{path}: {threads} threads; a factor is of one: check with --threads 1"
         )
     if not (math.isfinite(median) and median > 0):
         raise UserError(f"{path}: has no times; check with --repeat 50")
@@ -160,14 +190,16 @@ def read_result(path: Path) -> Measured:
     return Measured(bundle, model, cpu, median)
 
 
-Estimate = Callable[[Path, str], Counts]
-"""A bundle and a CPU → an inference's counts."""
+Estimate = Callable[[Path, str, str], Counts]
+"""A bundle, a CPU and a board → an inference's counts."""
 
 
-def calibrate(measured: Measured, clock: float, estimate: Estimate) -> Calibration:
+def calibrate(
+    measured: Measured, clock: float, estimate: Estimate, board: str = ""
+) -> Calibration:
     """Estimate the measured bundle and store the factor for its CPU; ``clock`` in GHz."""
-    counts = estimate(measured.bundle, measured.cpu)
-    estimated = milliseconds(counts, measured.cpu, clock)
+    counts = estimate(measured.bundle, measured.cpu, board)
+    estimated = milliseconds(counts, measured.cpu, clock, board)
     made = Calibration(
         cpu=measured.cpu,
         factor=round(measured.milliseconds / estimated, 4),
@@ -177,6 +209,7 @@ def calibrate(measured: Measured, clock: float, estimate: Estimate) -> Calibrati
         model_sha256=measured.model_sha256,
         meter=meter_version(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
+        board=board,
     )
     _store({**_stored(), made.cpu: asdict(made)})
     return made
@@ -191,8 +224,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     measured = read_result(arguments.result)
     if arguments.bundle is not None:
         measured = replace(measured, bundle=arguments.bundle)
-    clock = arguments.clock or hierarchy(measured.cpu).clock
-    made = calibrate(measured, clock, count_bundle)
+    built = open_bundle(measured.bundle).manifest.model.sha256
+    if built != measured.model_sha256:
+        raise UserError(
+            f"{measured.bundle}: is of another network than the one that {arguments.result} measured; give --bundle"
+        )
+    board = arguments.board or ""
+    clock = arguments.clock or hierarchy(measured.cpu, board).clock
+    made = calibrate(measured, clock, _estimate, board)
     if arguments.json:
         print(as_json(asdict(made)))
     else:
@@ -202,6 +241,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"in {config_file()}"
         )
     return 0
+
+
+def _estimate(bundle: Path, cpu: str, board: str) -> Counts:
+    return count_bundle(bundle, cpu, board=board)
 
 
 def _forget(cpu: str, json_only: bool) -> int:
@@ -242,7 +285,11 @@ def _parser() -> argparse.ArgumentParser:
         "--clock",
         type=number_between(0.1, 10, "a clock in GHz, such as 1.5"),
         metavar="GHZ",
-        help="the board's clock (default: as the Raspberry Pi with that CPU is sold)",
+        help="the board's clock (default: as the meter has it for the board)",
+    )
+    option(
+        "--board",
+        help="whose memory the core has, as of python -m meter (default: a Raspberry Pi's, where one has the core)",
     )
     option("--forget", metavar="CPU", help="remove what is stored for a CPU")
     add_json(parser)

@@ -61,7 +61,8 @@ def drawing(builds: Sequence[Build]) -> Drawing | None:
     ridges = [each.macs / each.bytes for each in roofs]
     dense = [m.macs / m.memory_bytes for _, _, m in heavy if m.memory_bytes]
     rates = [each.macs / each.cycles for _, _, each in heavy]
-    x = _Axis(min(*dense, *ridges) / 2, max(*dense, *ridges) * 2, _LEFT, WIDTH - _RIGHT)
+    across = [*dense, *ridges]
+    x = _Axis(min(across) / 2, max(across) * 2, _LEFT, WIDTH - _RIGHT)
     low = max(min(rates), peaks[-1] / 1024)
     y = _Axis(low, peaks[-1] * 1.2, HEIGHT - _BOTTOM, _TOP)
     points = [

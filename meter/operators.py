@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import tempfile
 from bisect import bisect_right
 from collections import Counter
@@ -18,9 +17,12 @@ from netship.bundle.store import Bundle, open_bundle
 from netship.devices.board.programs import native_verifier
 from netship.devices.sysroot import prepare
 from netship.meter import counting, cycles, memory, parallel
+from netship.meter.board_files import check_threads
 from netship.meter.counting import Block, Part
 from netship.records.workloads import operator_of
 from netship.targets.errors import UserError
+from netship.targets.escapes import ending, listed
+from netship.targets.files import copy_folder
 from netship.targets.toolchain import llvm_tool, run_tool
 
 # Multiply-adds a cycle in float32: four lanes for each 128-bit FMLA that a core issues in a cycle. Cortex-A53 one (LLVM 22,
@@ -41,6 +43,10 @@ _KERNEL = re.compile(r"tvmgen_(?:default|\w+?)_(fused_\w+?)(?:_compute_)?$")
 _PREFIX = re.compile(r"^(fused_)?(netship_int8_)?")
 # Two layers that a kernel joins, in the name of its group.
 _JOINED = " + "
+# Two layers that share a kernel, in `Operator.layer`.
+_NEXT = ", "
+# Of a name for people, characters; of a kernel's layers, how many.
+_SHOWN, _LISTED = 60, 6
 LINE_BYTES = 64
 # How many blocks are asked for the place where the library was loaded.
 _VOTES = 64
@@ -75,8 +81,14 @@ class Operator(NamedTuple):
 
     @property
     def title(self) -> str:
-        """For people: its layers, or what the kernel does if no layer of the graph is its own."""
-        return self.layer or _PREFIX.sub("", self.name).replace("_", " ")
+        """For people: its layers by the ends of their names, or what the kernel does if no layer is its own."""
+        if not self.layer:
+            return _PREFIX.sub("", self.name).replace("_", " ")
+        layers = [
+            _JOINED.join(ending(part, _SHOWN) for part in each.split(_JOINED))
+            for each in self.layer.split(_NEXT)
+        ]
+        return listed(layers, _LISTED)
 
     @property
     def cycles(self) -> float:
@@ -166,20 +178,12 @@ def measure_bundle(
         threads: how many, 4 at most.
 
     Raises:
-        UserError: not for aarch64, no model of the CPU, the CPU lacks an instruction, the answers are
+        UserError: not for aarch64, no model of the CPU, the board has fewer cores, the CPU lacks an instruction, the answers are
             wrong, or QEMU cannot count.
     """
-    bundle = open_bundle(path)
     hierarchy = memory.hierarchy(cpu, board)
-    cycles.model(cpu)
-    if bundle.manifest.firmware:
-        core = bundle.manifest.firmware.cpu
-        raise UserError(f"{path}: is a C project for {core}; give --cpu {core}")
-    if bundle.manifest.target.machine != "aarch64":
-        raise UserError(
-            f"{path}: model.so is for {bundle.manifest.target.machine}; the meter takes aarch64, "
-            "such as --target arm-cortex-a72"
-        )
+    check_threads(cpu, board, threads)
+    bundle = open_countable(path, cpu)
     counting.find_qemu()
     parts = _count(bundle, cpu, hierarchy, threads, on_progress)
     on_progress("estimating cycles")
@@ -202,6 +206,25 @@ def measure_bundle(
     )
 
 
+def open_countable(path: Path, cpu: str) -> Bundle:
+    """A build of which an inference can be counted on a core.
+
+    Raises:
+        UserError: it is not for aarch64, or there is no model of the CPU.
+    """
+    bundle = open_bundle(path)
+    cycles.model(cpu)
+    if bundle.manifest.firmware:
+        core = bundle.manifest.firmware.cpu
+        raise UserError(f"{path}: is a C project for {core}; give --cpu {core}")
+    if bundle.manifest.target.machine != "aarch64":
+        raise UserError(
+            f"{path}: model.so is for {bundle.manifest.target.machine}; the meter takes aarch64, "
+            "such as --target arm-cortex-a72"
+        )
+    return bundle
+
+
 def _count(
     bundle: Bundle,
     cpu: str,
@@ -218,7 +241,7 @@ def _count(
     # A path of another length would shift the stack, and so change which lines share a set of a cache.
     with tempfile.TemporaryDirectory(prefix="netship-meter-") as scratch:
         copied = Path(scratch, "bundle")
-        shutil.copytree(bundle.path, copied)
+        copy_folder(bundle.path, copied)
         try:
             parts, _ = counting.count_parts(
                 [str(verifier), "--repeat", "0", "--threads", "1", str(copied)],
@@ -262,7 +285,7 @@ def _operators(
         own, described = by_kernel.get(name, []), groups.get(name, [])
         yield Operator(
             name=name,
-            layer=", ".join(group.layer for group in described if group.layer),
+            layer=_NEXT.join(group.layer for group in described if group.layer),
             calls=len(described),
             instructions=sum(block.instructions * block.executions for block in own),
             core_cycles=core.get(name, 0.0),

@@ -75,6 +75,29 @@ def write_whole(path: Path, content: bytes, option: str) -> None:
         part.unlink(missing_ok=True)
 
 
+def copy_folder(source: Path, to: Path) -> None:
+    """Copy all files of a folder into another one, which may exist.
+
+    Raises:
+        OSError: of the first file that cannot be copied; `shutil.Error` has a list, without numbers.
+    """
+    failed: list[OSError] = []
+
+    def copy(file: str, copied: str) -> str:
+        try:
+            return shutil.copy2(file, copied)
+        except OSError as error:
+            failed.append(error)
+            raise
+
+    try:
+        shutil.copytree(source, to, copy_function=copy, dirs_exist_ok=True)
+    except shutil.Error:
+        if failed:
+            raise failed[0] from None
+        raise
+
+
 def cache_folder(program: str = "netship") -> Path:
     """Where what can be made again is kept: ``$XDG_CACHE_HOME/netship``, by default below ``~/.cache``."""
     base = os.environ.get("XDG_CACHE_HOME", "")

@@ -17,6 +17,7 @@ from netship.compile.mobilenet import count
 from netship.meter import board_files, memory
 from netship.meter.counts import Counts, meter_version
 from netship.targets.errors import UserError
+from netship.targets.progress import Progress
 
 SOURCE = validation.Source(
     title="Somebody's table",
@@ -80,6 +81,16 @@ def test_every_published_figure_has_a_stored_estimate() -> None:
 def test_no_figure_stands_twice() -> None:
     pairs = [(p.source, p.network) for p in validation.read().pairs]
     assert len(pairs) == len(set(pairs))
+
+
+def test_a_source_is_taken_whole() -> None:
+    found: dict[validation.Source, set[str]] = {}
+    for each in validation.read().pairs:
+        found.setdefault(each.source, set()).add(each.network)
+    for source, networks in found.items():
+        # Its table has no ResNet-18.
+        absent = {"resnet18"} if source.board == "AX630C" else set()
+        assert networks == published_networks.NETWORKS.keys() - absent, source.title
 
 
 @pytest.mark.parametrize(
@@ -212,6 +223,36 @@ def test_measuring_estimates_every_pair_once_and_stores_it(
     assert all(each["ratio"] > 0 for each in shown["pairs"])
 
 
+def test_only_what_is_missing_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def measure_row(
+        case: str, runtime: runtimes.Baseline, cpu: str, *_: object, **_more: object
+    ) -> Row:
+        asked.append((case, cpu))
+        return Row(runtime.name, runtime.title, "1", Counts(5, 80e6, 10e6))
+
+    monkeypatch.setattr(validation, "RESULTS", tmp_path / "results.json")
+    monkeypatch.setattr("netship.bench.measurement.case_of", lambda proto, name: name)
+    monkeypatch.setattr("netship.bench.measurement.measure", measure_row)
+    monkeypatch.setattr(published_networks, "build", lambda name: None)
+    known, missing = pair(100, 150e6), pair(50, None, "Raspberry Pi 5")
+    missing = replace(
+        missing, source=missing.source._replace(cpu="cortex-a76", memory="rpi5")
+    )
+    with pytest.raises(UserError, match="--measure missing: the stored estimates are"):
+        validation.measure(page_of(known, meter="old"), Progress(quiet=True), True)
+    assert not asked and not validation.RESULTS.exists()
+    validation.measure(page_of(known, missing), Progress(quiet=True), True)
+    assert asked == [("mobilenet_v2", "cortex-a76")]
+    stored = json.loads(validation.RESULTS.read_text())
+    figures = [tuple(each.values()) for _, each in sorted(stored["estimates"].items())]
+    assert figures == [known.counts, Counts(5, 80e6, 10e6)]
+    assert stored["meter"] == meter_version()
+
+
 def test_a_network_that_cannot_be_run_stops_the_measuring(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,7 +272,18 @@ def test_a_network_that_cannot_be_run_stops_the_measuring(
 
 @pytest.mark.parametrize(
     "damage",
-    ["", "{}", '{"meter": 1}', '{"meter": "", "versions": {}, "estimates": {"a": {}}}'],
+    [
+        "",
+        "{}",
+        '{"meter": 1}',
+        '{"meter": "", "versions": {}, "estimates": {"a": {}}}',
+        '{"meter": "", "versions": 1, "estimates": {}}',
+        '{"meter": "", "versions": {}, "estimates": 0}',
+        *(
+            f'{{"meter": "", "versions": {{}}, "estimates": {{"a": [1, {damaged}]}}}}'
+            for damaged in ("0, 0", "-1, 5", '"x", 5', "NaN, 5", "1e308, 5")
+        ),
+    ],
 )
 def test_damaged_results_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
@@ -240,6 +292,33 @@ def test_damaged_results_are_named(
     path.write_text(damage)
     monkeypatch.setattr(validation, "RESULTS", path)
     with pytest.raises(UserError, match=r"validation_results\.json is damaged"):
+        validation.read()
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("sources", "clock", 0),
+        ("sources", "clock", "fast"),
+        ("sources", "threads", 3),
+        ("sources", "half", "best"),
+        ("sources", "board", []),
+        ("measurements", "ms", 0),
+        ("measurements", "ms", float("inf")),
+        ("measurements", "source", "nobody"),
+    ],
+)
+def test_damaged_published_figures_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, name: str, value: Any
+) -> None:
+    found = json.loads(validation.PUBLISHED.read_text())
+    (next(iter(found[part].values())) if part == "sources" else found[part][0])[
+        name
+    ] = value
+    path = tmp_path / "published.json"
+    path.write_text(json.dumps(found))
+    monkeypatch.setattr(validation, "PUBLISHED", path)
+    with pytest.raises(UserError, match=r"published\.json or .* is damaged"):
         validation.read()
 
 

@@ -47,6 +47,19 @@ def without_figures() -> str:
 
 
 TEXT = without_figures()
+GROUP = {"name": "k", "operators": [], "output_shape": [1], "macs": 1}
+# Of one step, where the manifest's groups name none.
+FIRMWARE = {
+    "cpu": "cortex-m4",
+    "inputs": [{"dtype": "float32", "nbytes": 288}],
+    "outputs": [{"dtype": "float32", "nbytes": 20}],
+    "exact": True,
+    "arena_bytes": 288,
+    "input_offsets": [0],
+    "peak": "stem",
+    "steps": 1,
+    "weights_bytes": 0,
+}
 
 
 @settings(max_examples=400, deadline=None, derandomize=True)
@@ -133,6 +146,9 @@ def test_no_manifest_at_all(text: bytes) -> None:
         (("preprocessing", "resize"), 40_000),
         (("outputs", 0, "shape"), [1, 1 << 20, 1 << 20]),
         (("threads",), 0),
+        (("lowering", "groups"), [GROUP | {"macs": -1}]),
+        (("lowering", "groups"), [GROUP | {"macs": 10**30}]),
+        (("firmware",), FIRMWARE),
         (("unheard_of",), 1),
     ],
     ids=str,
@@ -147,6 +163,12 @@ def test_a_manifest_that_contradicts_itself_is_refused(
     parent[path[-1]] = value
     with pytest.raises(UserError, match="build the bundle again"):
         parse(json.dumps(manifest).encode(), "m.json")
+
+
+def test_a_projects_steps_are_as_many_as_its_groups() -> None:
+    manifest = json.loads(TEXT) | {"firmware": FIRMWARE}
+    manifest["lowering"]["groups"] = [GROUP]
+    assert parse(json.dumps(manifest).encode(), "m.json").firmware
 
 
 @pytest.mark.parametrize("version", [1, 2, 7])

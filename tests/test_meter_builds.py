@@ -14,7 +14,7 @@ from conftest import run, succeed
 from netship.bundle.manifest import Group, Records
 from netship.meter import drawing as drawings
 from netship.meter.__main__ import builds_json, builds_table, table, to_json, write_page
-from netship.meter.builds import Build, check, names, rows
+from netship.meter.builds import Build, check, check_number, names, rows
 from netship.meter.operators import Metered, Operator, _task
 from netship.meter.power import POWERS, energy
 from netship.meter.roofline import Roof, advice, roof
@@ -78,6 +78,24 @@ def test_a_row_has_the_layers_that_no_build_joins_with_others() -> None:
     for index, build in enumerate((joined, apart)):
         total = sum(row.cycles[index] or 0 for row in found)
         assert total == pytest.approx(build.cycles)
+
+
+def test_long_names_are_shown_by_their_ends_and_kept_in_json() -> None:
+    names = [f"model/relu_{n};model/bias_{n};model/conv_{n}" for n in range(8)]
+    one = metered(
+        kernel("k", *names), kernel("pad\x1b[31m", "/a/" + "b/" * 90 + "conv")
+    )
+    shared, long = one.operators
+    assert shared.title == (
+        "model/conv_0, model/conv_1, model/conv_2, model/conv_3, model/conv_4, model/conv_5 and 2 more"
+    )
+    assert long.title.startswith("…") and long.title.endswith("/b/conv")
+    assert max(map(len, table(one, None).splitlines())) < 250
+    assert to_json(one)["operators"][0]["layers"] == tuple(names)  # type: ignore[index]
+    joined = shared._replace(layer="a;b + c;d")
+    assert joined.title == "b + d"
+    (row, _) = rows([Build("one", one), Build("two", one)])
+    assert row.title.startswith("model/conv_0, model/conv_1, ")
 
 
 def test_a_kernel_is_judged_by_the_nearer_roof() -> None:
@@ -161,6 +179,13 @@ def test_points_lie_under_their_roofs_and_inside_the_drawing() -> None:
     assert drawings.drawing([Build("A", threads)]) is None
 
 
+def test_a_network_that_fits_the_caches_has_its_points_at_the_right_edge() -> None:
+    small = metered(kernel("a", "a", fetched=0), kernel("b", "b", fetched=0))
+    found = drawings.drawing([Build("A", small)])
+    assert found is not None
+    assert [point.x for point in found.points] == [drawings.WIDTH - 14] * 2
+
+
 @pytest.mark.parametrize("several", [False, True], ids=["one", "two"])
 @pytest.mark.parametrize("threads", [1, 4])
 def test_the_page_needs_nothing_and_takes_any_name(
@@ -215,7 +240,7 @@ def test_builds_that_have_nothing_in_common_are_refused() -> None:
     with pytest.raises(UserError, match="has no layer of one; give builds of one"):
         check([Build("one", one), Build("other", other)])
     with pytest.raises(UserError, match="5 builds; give 4 at most"):
-        check([Build("one", one)] * 6)
+        check_number(5)
     assert names([Path("x/a"), Path("y/a"), Path("b")]) == ["x/a", "y/a", "b"]
 
 
@@ -255,6 +280,8 @@ def test_against_is_refused_before_anything_is_counted(
     path = built("mobilenetv2-0.35-96")
     for options, words in (
         (("--cpu", "cortex-a72", "--against", tmp_path), "not a bundle"),
+        (("--cpu", "cortex-a72", "--against", path), "model.so is for x86_64"),
+        (("--cpu", "cortex-a72", "--against", *[path] * 5), "give 4 at most"),
         (("--cpu", "cortex-m7", "--against", path), "--against: is for Cortex-A"),
     ):
         result = run("meter", path, *options)

@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from check_results import manifest
 
+from netship.bundle.manifest import ModelIdentity
+from netship.bundle.store import Bundle
+from netship.meter import __main__ as meter
 from netship.meter import calibrate
 from netship.meter.__main__ import table, write_page
 from netship.meter.builds import Build
@@ -37,9 +41,14 @@ def result(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def estimate(bundle: Path, cpu: str) -> Counts:
+def estimate(bundle: Path, cpu: str, board: str = "") -> Counts:
     assert (bundle, cpu) == (Path("out/model-arm-cortex-a72"), "cortex-a72")
     return Counts(100_000_000, 45e6, 45e6)
+
+
+def a_bundle(_path: Path) -> Bundle:
+    model = ModelIdentity(name="m.onnx", sha256="ab" * 32)
+    return Bundle(Path("out"), manifest(model=model))
 
 
 def test_no_factor_before_a_calibration() -> None:
@@ -59,6 +68,7 @@ def test_the_command_line_stores_shows_and_forgets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(calibrate, "count_bundle", estimate)
+    monkeypatch.setattr(calibrate, "open_bundle", a_bundle)
     path = str(result(tmp_path))
     assert calibrate.main([path, "--clock", "1.8", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
@@ -100,6 +110,45 @@ def test_a_factor_of_another_meter_is_not_shown(
     monkeypatch.setattr(calibrate, "meter_version", lambda: "new")
     assert "python -m meter calibrate again" in table(metered, made)
     assert "your own board" not in shown() and "1.25" not in shown()
+
+
+def test_a_factor_is_shown_for_its_board_and_one_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(calibrate, "count_bundle", estimate)
+    monkeypatch.setattr(calibrate, "open_bundle", a_bundle)
+    assert calibrate.main([str(result(tmp_path)), "--board", "rk3399"]) == 0
+    assert "at 1.80 GHz: factor 1.50" in capsys.readouterr().out
+    made = calibrate.factor("cortex-a72")
+    assert made is not None and made.board == "rk3399"
+    operators = (Operator("k", "", 1, 1, 45e6, 45e6, 1, (64, 64)),)
+    of_pi = Metered("cortex-a72", operators, "float32", 4)
+    for metered, suits in (
+        (of_pi._replace(board="rk3399"), True),
+        (of_pi, False),
+        (of_pi._replace(board="rk3399", threads=4), False),
+    ):
+        page = tmp_path / "page.html"
+        write_page([Build("out", metered)], made, page)
+        for text in (table(metered, made), page.read_text()):
+            assert ("factor of 1.50" in " ".join(text.split())) == suits
+        words = "no: your board's factor is of the RK3399's memory and 1 thread"
+        assert (words in table(metered, made)) != suits
+    default = calibrate.calibrate(
+        calibrate.read_result(result(tmp_path)), 1.5, estimate
+    )
+    assert default.suits("", 1) and default.suits("rpi4", 1)
+    with pytest.raises(UserError, match="--board rpi5: no memory of it is known"):
+        calibrate.main([str(result(tmp_path)), "--board", "rpi5"])
+
+
+def test_a_result_of_another_network_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "open_bundle", a_bundle)
+    path = result(tmp_path, model_sha256="cd" * 32)
+    with pytest.raises(UserError, match="is of another network than the one"):
+        calibrate.main([str(path)])
 
 
 @pytest.mark.parametrize(
@@ -144,6 +193,44 @@ def test_a_damaged_store_is_named(text: str) -> None:
     path.parent.mkdir(parents=True)
     path.write_text(text)
     with pytest.raises(UserError, match=str(path)):
+        calibrate.factor("cortex-a72")
+
+
+def test_a_damaged_store_is_refused_before_anything_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def never(*_: Any) -> None:
+        raise AssertionError("counted before the refusal")
+
+    path = calibrate.config_file()
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    monkeypatch.setattr(meter, "measure", never)
+    with pytest.raises(UserError, match="not what `python -m meter calibrate` wrote"):
+        meter.main(["out/model", "--cpu", "cortex-a72"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"factor": "1.25"},
+        {"factor": -1},
+        {"factor": 10**400},
+        {"factor": True},
+        {"date": 7},
+        {"cpu": "cortex-a53"},
+        {"board": "rpi5"},
+        {"unheard_of": 1},
+    ],
+    ids=str,
+)
+def test_a_changed_factor_is_named(tmp_path: Path, changes: dict[str, Any]) -> None:
+    calibrate.calibrate(calibrate.read_result(result(tmp_path)), 1.5, estimate)
+    path = calibrate.config_file()
+    stored = json.loads(path.read_text())
+    stored["cortex-a72"] |= changes
+    path.write_text(json.dumps(stored))
+    with pytest.raises(UserError, match="not what `python -m meter calibrate` wrote"):
         calibrate.factor("cortex-a72")
 
 

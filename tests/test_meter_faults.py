@@ -100,6 +100,30 @@ def test_a_cache_folder_without_room_is_one_line(tmp_path: Path) -> None:
     assert "meter-costs.sqlite" in line and "make room" in line
 
 
+def test_a_temporary_folder_without_room_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "model.so").write_bytes(bytes(4096))
+    script = (
+        "import resource\n"
+        "from pathlib import Path\n"
+        "from netship.targets.errors import run_command\n"
+        "from netship.targets.files import copy_folder\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))\n"
+        "run_command(lambda words: copy_folder(Path('bundle'), Path('copied')) or 0)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2, result.stderr
+    [line] = result.stderr.splitlines()
+    assert line.endswith("make room there") and "[" not in line
+
+
 def test_the_static_qemu_does_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

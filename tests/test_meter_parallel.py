@@ -12,12 +12,16 @@ from conftest import run, succeed
 from hypothesis import given
 from hypothesis import strategies as st
 
+from netship.bench.comparison import compare
 from netship.meter import counting, parallel
+from netship.meter.board_files import check_threads
 from netship.meter.counting import Block, Cache, Part, count_parts
 from netship.meter.counts import at_best, cost
 from netship.meter.cycles import Trace, canonical
 from netship.meter.memory import hierarchy
 from netship.meter.operators import OUTSIDE
+from netship.targets.errors import UserError
+from netship.targets.progress import Progress
 from netship.targets.toolchain import run_zig
 
 NOP, RET = 0xD503201F, 0xD65F03C0
@@ -244,6 +248,21 @@ def test_a_library_on_several_threads_costs_what_its_bundle_does(
     # The library's own launch would run all tasks on one thread.
     one = succeed("meter", library, "--cpu", "cortex-a72", "--json")
     assert mine["core_cycles"] < 0.7 * json.loads(one)["core_cycles"]
+
+
+def test_more_threads_than_a_board_has_cores_are_refused() -> None:
+    check_threads("cortex-a72", "rk3399", 2)
+    check_threads("cortex-a53", "rk3399", 4)
+    check_threads("cortex-a72", "", 4)
+    words = "--threads 4: rk3399 has 2 cortex-a72; give 2 at most"
+    with pytest.raises(UserError, match=words):
+        check_threads("cortex-a72", "rk3399", 4)
+    with pytest.raises(UserError, match=words):
+        compare(
+            *(Path("none.onnx"), "cortex-a72", (), Progress(quiet=True)),
+            board="rk3399",
+            threads=4,
+        )
 
 
 def test_another_boards_memory_costs_what_it_was_measured_to(

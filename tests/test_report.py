@@ -291,7 +291,7 @@ def test_a_microcontroller_has_memory_and_steps_instead_of_times(
         arena_bytes=1_192,
         input_offsets=(0,),
         peak="stem",
-        steps=2,
+        steps=1,
         weights_bytes=30_000,
     )
     figures = Figures(

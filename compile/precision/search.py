@@ -8,7 +8,6 @@ most what is asked for is built, and judged by its own answers.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ from netship.compile.precision.page import PAGE, write_page
 from netship.compile.quantize.tradeoff import PRECISIONS, Choice
 from netship.targets.errors import UserError
 from netship.targets.escapes import counted
+from netship.targets.files import copy_folder
 from netship.targets.progress import Progress
 
 # Choices that are built before float32 is taken.
@@ -94,7 +94,7 @@ def build(request: BuildRequest, progress: Progress) -> Bundle:
         search = Search(network, request.max_loss, Path(scratch), progress)
         found, facts = search.best()
         with staging(output) as folder:
-            shutil.copytree(found.path, folder, dirs_exist_ok=True)
+            copy_folder(found.path, folder)
             manifest = found.manifest.model_copy(update={"precision": facts})
             (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
             (folder / PAGE).parent.mkdir(exist_ok=True)
