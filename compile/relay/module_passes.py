@@ -89,6 +89,41 @@ class _DenseAsConvolution(relay.ExprMutator):  # type: ignore[misc]
         )
 
 
+class _ProductsApart(relay.ExprMutator):  # type: ignore[misc]
+    """Products of matrices end their kernel where the rank changes: their schedules take outputs of their own rank."""
+
+    def visit_call(self, call: Any) -> Any:
+        new = super().visit_call(call)
+        if not is_call(call) or isinstance(call.checked_type, tvm.ir.TupleType):
+            return new
+        rank = len(call.checked_type.shape)
+        arguments = [
+            relay.annotation.stop_fusion(made)
+            if _ends_product(each) and len(each.checked_type.shape) != rank
+            else made
+            for each, made in zip(call.args, new.args, strict=True)
+        ]
+        if arguments == list(new.args):
+            return new
+        return relay.Call(new.op, arguments, new.attrs, new.type_args, new.span)
+
+
+def _ends_product(node: Any) -> bool:
+    """Whether only elementwise operators, if any, lie between it and a product of matrices."""
+    seen, left = set(), [node]
+    while left:
+        each = left.pop()
+        if each in seen or not is_call(each):
+            continue
+        seen.add(each)
+        if is_call(each, "nn.dense", "nn.batch_matmul"):
+            return True
+        pattern = each.op.get_attr("TOpPattern")
+        if pattern is not None and int(pattern) <= relay.op.OpPattern.BROADCAST:
+            left += each.args
+    return False
+
+
 class _NotDepthwise(relay.ExprMutator):  # type: ignore[misc]
     """Convolutions of one channel with the layout that their schedules assert: ConvertLayout takes them for depthwise."""
 
@@ -123,6 +158,9 @@ FOLD: tuple[tuple[str, Any], ...] = (
     ("fold constants again", relay.transform.FoldConstant()),
     ("whole vectors", vector_channels.fill),
     ("shared values", shared_values.store),
+    ("types of products", relay.transform.InferType()),
+    ("products apart", _mutator(_ProductsApart)),
+    ("types of kernels", relay.transform.InferType()),
 )
 # Behind FOLD, of a network in float16.
 LONG_SUMS: tuple[tuple[str, Any], ...] = (
