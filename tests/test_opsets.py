@@ -15,7 +15,6 @@ from test_rewrite import IMAGE, chain, number, real, single, weights
 
 from netship.bundle.manifest import ModelIdentity
 from netship.compile.frontend import gate
-from netship.compile.frontend.canonical.rules import canonical
 from netship.compile.frontend.fold import opset
 from netship.compile.frontend.model import Model
 from netship.targets.errors import UserError
@@ -122,7 +121,7 @@ def test_it_is_taken_and_answers_as_onnxruntime(
 def test_scales_that_are_neither_of_groups_nor_of_channels_are_refused() -> None:
     model = group_norm(3, 18)
     with pytest.raises(UserError, match="one value a group or a channel"):
-        canonical(gated(model).proto)
+        gated(model)
 
 
 def repeated(*operator: str, count: int = 201) -> onnx.ModelProto:

@@ -137,7 +137,7 @@ def _shown_shape(source: onnx.ValueInfoProto) -> str:
     return f"[{', '.join(words[:8])}{', …' if len(words) > 8 else ''}]"
 
 
-def _named_apart(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+def named_apart(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
     """Nodes of which no two have one name: ONNX allows that, ONNX Runtime does not."""
     nodes = list(nodes)
     given, seen = {node.name for node in nodes}, set[str]()
@@ -168,7 +168,7 @@ def static_model(
     graph = static.graph
     graph.name = proto.graph.name or "graph"
     graph.input.extend(sources)
-    graph.node.extend(_named_apart(proto.graph.node))
+    graph.node.extend(named_apart(proto.graph.node))
     graph.initializer.extend(proto.graph.initializer)
     graph.output.extend(proto.graph.output)
     shapes = [output.type.tensor_type for output in graph.output]

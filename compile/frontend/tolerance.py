@@ -41,7 +41,6 @@ _SUMS = frozenset(
         "ConvTranspose",
         "Div",
         "Gemm",
-        "GroupNormalization",
     ]
     + ["InstanceNormalization", "LayerNormalization", "MatMul", "Mul", "PRelu", "Sub"]
 )

@@ -49,7 +49,6 @@ _RULES: dict[str, Rule] = {
     "GlobalLpPool": windows.global_lp_pool,
     "GlobalMaxPool": windows.global_max_pool,
     "GridSample": sampling.grid_sample,
-    "GroupNormalization": decompositions.group_normalisation,
     "LSTM": recurrent.recurrent,
     "LogSoftmax": decompositions.log_softmax,
     "LpNormalization": decompositions.lp_normalisation,
