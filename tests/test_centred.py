@@ -27,7 +27,8 @@ def units(x: Array, axes: tuple[int, ...], least: float, added: float = 0) -> Ar
     wide = x.astype(np.float64)
     apart = wide - wide.mean(axes, keepdims=True)
     square = (apart * apart).mean(axes, keepdims=True) + least
-    return (apart / (np.sqrt(square) + added)).astype(np.float32)
+    found: Array = (apart / (np.sqrt(square) + added)).astype(np.float32)
+    return found
 
 
 def by_channel(values: Array) -> Array:
