@@ -44,6 +44,27 @@ TAKEN: dict[str, tuple[onnx.ModelProto, int]] = {
     "swish-alpha": (single("Swish", opset=28, alpha=1.5), 22),
     "swiglu": (single("SwiGLU", weights(*IMAGE), opset=28), 22),
     "rms-norm": (single("RMSNormalization", weights(5), opset=23), 22),
+    "rotary": (
+        single(
+            *("RotaryEmbedding", weights(1, 6, 2), weights(1, 6, 2)),
+            opset=24,
+            shape=(1, 6, 12),
+            num_heads=3,
+        ),
+        24,
+    ),
+    "rotary-part": (
+        single(
+            *("RotaryEmbedding", weights(9, 2), weights(9, 2)),
+            np.array([[8, 1, 0, 3, 2, 7]]),
+            opset=23,
+            shape=(1, 3, 6, 8),
+            rotary_embedding_dim=4,
+            num_heads=3,
+            interleaved=1,
+        ),
+        23,
+    ),
     "attention": (
         single(
             "Attention", weights(1, 3, 6, 5), weights(1, 3, 6, 4), opset=25, is_causal=1

@@ -365,11 +365,11 @@ def _as_c(function: Any) -> tuple[Any, list[str]]:
             return tir.call_pure_extern(dtype, name, node.a, node.b)
         if isinstance(node, tir.Call):
             # Of a call of another function ``op`` is that.
-            name = _UNKNOWN.get(getattr(node.op, "name", ""))
-            if name is None:
+            function = _UNKNOWN.get(getattr(node.op, "name", ""))
+            if function is None:
                 return node
-            name += "f" if dtype == "float32" else ""
-            return tir.call_pure_extern(dtype, name, *node.args)
+            suffix = "f" if dtype == "float32" else ""
+            return tir.call_pure_extern(dtype, function + suffix, *node.args)
         literals.append(_literal(node.value, dtype))
         return tir.call_pure_extern(dtype, f"literal_{len(literals) - 1}")
 
