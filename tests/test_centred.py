@@ -16,6 +16,7 @@ from netship.bundle.accuracy import compare
 from netship.bundle.manifest import ModelIdentity
 from netship.compile.frontend import gate
 from netship.compile.frontend.reference import Reference
+from netship.targets.errors import UserError
 
 Array = NDArray[np.float32]
 SHAPE = (1, 3, 8, 8)
@@ -125,3 +126,29 @@ def test_layer_normalisation_gives_its_mean_and_deviation(
     assert passed
     for name, each in zip(filter(None, outputs), got, strict=True):
         np.testing.assert_allclose(each, answers[name], atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "model, said",
+    [
+        (
+            single("GroupNormalization", SCALE, BIAS, opset=21, num_groups=0),
+            "num_groups 0 does not divide 3 channels",
+        ),
+        (
+            single(
+                *("LayerNormalization", SCALE),
+                opset=17,
+                outputs=("y", "mean"),
+                axis=9,
+            ),
+            "it has no axis 9 of 4",
+        ),
+    ],
+    ids=["groups", "axis"],
+)
+def test_groups_and_axes_that_cannot_be_are_refused(
+    model: onnx.ModelProto, said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        reference(model)

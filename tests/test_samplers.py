@@ -266,3 +266,18 @@ def test_indices_that_are_computed_are_written_in_c(tmp_path: Path) -> None:
     options = ("--model", tmp_path / "m.onnx", "--target", "cortex-m7", "--name", "m")
     succeed("compile.build", *options, "--output", tmp_path / "built")
     assert "truncf(" in (tmp_path / "built" / "m.c").read_text()
+
+
+@pytest.mark.parametrize("sizes", [(100_000, 4), (3, 100_000)])
+def test_a_long_axis_that_stays_takes_no_memory(sizes: tuple[int, int]) -> None:
+    shape = (1, 1, *sizes)
+    scales = [1 if each == 100_000 else 2 for each in sizes]
+    model = single("Resize", None, real(1, 1, *scales), shape=shape, mode="linear")
+    products = [n for n in canonical(model).graph.node if n.op_type == "MatMul"]
+    assert len(products) == 1
+
+
+def test_a_long_axis_that_is_resized_is_refused() -> None:
+    model = single("Resize", None, real(1, 1, 1e-4, 1), shape=(1, 1, 100_000, 1))
+    with pytest.raises(UserError, match="from 100000 to 9, too large to compute"):
+        canonical(model)

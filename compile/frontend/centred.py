@@ -75,6 +75,10 @@ def _of_groups(
     """
     attributes = attributes_of(node)
     groups, (batch, channels, *sizes) = attributes["num_groups"], shape
+    if groups < 1 or channels % groups:
+        raise Unfit(
+            f"{node_label(node)}: num_groups {groups} does not divide {channels} channels; export again"
+        )
     chain, epsilon = Chain(node, graph), attributes.get("epsilon", 1e-5)
     grouped = chain.add("Reshape", node.input[0], (batch, groups, -1))
     if factors not in ([(groups,)] * 2, [(channels,)] * 2):
@@ -98,7 +102,12 @@ def _of_layers(
 ) -> list[onnx.NodeProto]:
     """With its second and third output: mean, and 1 / √(variance + ε)."""
     attributes, chain = attributes_of(node), Chain(node, graph)
-    first = attributes.get("axis", -1) % len(shape)
+    axis = attributes.get("axis", -1)
+    if axis not in range(-len(shape), len(shape)):
+        raise Unfit(
+            f"{node_label(node)}: it has no axis {axis} of {len(shape)}; export again"
+        )
+    first = axis % len(shape)
     axes = list(range(first, len(shape)))
     mean, apart, variance = _apart(chain, graph, node.input[0], axes)
     sum_ = chain.add("Add", variance, attributes.get("epsilon", 1e-5))

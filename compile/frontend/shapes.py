@@ -274,8 +274,28 @@ def _work(node: onnx.NodeProto, known: Mapping[str, Value]) -> int:
         return prod(first) * prod(second[1:])
     if node.op_type in ("Gemm", "MatMul"):
         return output * max((*first[-2:], 1))
+    if node.op_type == "Einsum":
+        return _einsum_work(node, known)
+    if node.op_type == "LRN":
+        size: int = next((a.i for a in node.attribute if a.name == "size"), 1)
+        return output * size
     kernel = next((a.ints for a in node.attribute if a.name == "kernel_shape"), ())
     return output * prod(kernel) if kernel else 0
+
+
+def _einsum_work(node: onnx.NodeProto, known: Mapping[str, Value]) -> int:
+    """TVM's loops go over every letter at once."""
+    equation = next((a.s for a in node.attribute if a.name == "equation"), b"")
+    terms = bytes(equation).replace(b" ", b"").partition(b"->")[0].split(b",")
+    sizes, others = dict[int, int](), 1
+    for term, name in zip(terms, node.input, strict=False):
+        shape = known.get(name, UNKNOWN).sizes or ()
+        left, dots, right = term.partition(b"...")
+        sizes |= zip(left, shape, strict=False)
+        sizes |= zip(right[::-1], shape[::-1], strict=False)
+        if dots:
+            others = max(others, prod(shape[len(left) : len(shape) - len(right)]))
+    return prod(sizes.values()) * others
 
 
 def _wrong_dtype(label: str, dtype: int) -> str:

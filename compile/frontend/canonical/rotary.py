@@ -20,13 +20,18 @@ def rotary_embedding(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]
     x, shape = node.input[0], graph.shape(node.input[0])
     batch, steps = shape[0], shape[-2]
     heads = shape[1] if len(shape) == 4 else attributes.get("num_heads", 0)
-    if not heads:
+    if heads < 1:
         raise refusal(node, "of three dimensions it needs num_heads; export again")
     size = shape[-1] if len(shape) == 4 else shape[-1] // heads
     if len(shape) == 3:
         x = chain.add("Reshape", x, (batch, steps, heads, size))
         x = chain.add("Transpose", x, perm=[0, 2, 1, 3])
     turned = attributes.get("rotary_embedding_dim", 0) or size
+    if turned % 2 or turned > size or graph.shape(node.input[1])[-1] * 2 != turned:
+        raise refusal(
+            node,
+            f"turns {turned} of {size} elements of a head, which its angles do not fit; export again",
+        )
     half, interleaved = turned // 2, attributes.get("interleaved", 0)
 
     def part(start: int, end: int, step: int = 1) -> str:

@@ -115,7 +115,7 @@ def canonical(proto: onnx.ModelProto) -> onnx.ModelProto:
 def _rewritten(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     try:
         return _RULES.get(node.op_type, _unchanged)(node, graph)
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:
         # ONNX's checker and inference let operands pass that the operator's definition does not allow.
