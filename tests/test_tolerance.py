@@ -147,6 +147,9 @@ def test_a_build_refuses_what_the_range_of_the_output_hides(tmp_path: Path) -> N
         verify(
             folder, [right, Check([image], [changed], near)], False, lambda stage: None
         )
+    changed[0, 3, 0, 5] = np.nan
+    with pytest.raises(UserError, match="the network itself makes NaN of an input"):
+        verify(folder, [Check([image], [changed], near)], False, lambda stage: None)
 
 
 @pytest.mark.parametrize("kind", ["Sigmoid", "Softplus", "Elu"])

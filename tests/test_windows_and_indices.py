@@ -140,6 +140,12 @@ def rounded(*numbers: float) -> onnx.ModelProto:
     return chain(nodes, tensors, 13, (1, 1, 1, len(numbers)))
 
 
+def smallest() -> onnx.ModelProto:
+    model = single("TopK", whole(4), outputs=["y", "places"], largest=0)
+    del model.graph.output[1:]
+    return model
+
+
 def sign_by_division() -> onnx.ModelProto:
     """x / 0 between -1 and 1."""
     nodes = [
@@ -193,6 +199,22 @@ WRONG: dict[str, onnx.ModelProto] = {
     "div-by-0": sign_by_division(),
     "mod": whole_numbers("Mod", 1, -2, 3, -4, 5),
     "round-near-half": rounded(-0.49999997, 0.49999997, -0.5, 0.5, 1.5, -1.5, -2.5),
+    "top-smallest": smallest(),
+    "scatter-nd-none": single(
+        "ScatterND",
+        whole(0, 2, 0, 1).reshape(1, 2, 2),
+        weights(1, 2, 7, 5),
+        opset=16,
+        reduction="none",
+    ),
+    "scatter-elements-none": single(
+        "ScatterElements",
+        np.full((1, 1, 7, 5), 2),
+        weights(1, 1, 7, 5),
+        opset=18,
+        axis=1,
+        reduction="none",
+    ),
     "slice-before-the-start": single(
         "Slice", whole(-9, 3), whole(-(2**31), -99), whole(3, -2), whole(-1, -2)
     ),

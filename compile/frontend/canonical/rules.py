@@ -73,6 +73,7 @@ _RULES: dict[str, Rule] = {
     "Softplus": decompositions.softplus,
     "SpaceToDepth": decompositions.space_to_depth,
     "Split": forms.split,
+    "TopK": indices.top,
     "Trilu": decompositions.trilu,
     "Unsqueeze": forms.unsqueeze,
     "Upsample": resize.resize,
