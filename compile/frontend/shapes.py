@@ -57,6 +57,11 @@ def real_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
         raise Unfit(f"{len(real)} inputs, more than the {MAX_INPUTS} allowed")
     copies = []
     for each in real:
+        # TVM writes it into JSON as it is.
+        if any(ord(letter) < ord(" ") for letter in each.name):
+            raise Unfit(
+                f"input {shown(each.name)!r} has a control character in its name; give it another name"
+            )
         copies.append(onnx.ValueInfoProto())
         copies[-1].CopyFrom(each)
     return copies
