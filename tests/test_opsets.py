@@ -15,6 +15,7 @@ from test_rewrite import IMAGE, chain, number, real, single, weights
 
 from netship.bundle.manifest import ModelIdentity
 from netship.compile.frontend import gate
+from netship.compile.frontend.canonical.rules import canonical
 from netship.compile.frontend.fold import opset
 from netship.compile.frontend.model import Model
 from netship.targets.errors import UserError
@@ -143,6 +144,15 @@ def test_scales_that_are_neither_of_groups_nor_of_channels_are_refused() -> None
     model = group_norm(3, 18)
     with pytest.raises(UserError, match="one value a group or a channel"):
         gated(model)
+
+
+def test_angles_that_do_not_fit_are_refused() -> None:
+    few = single("RotaryEmbedding", weights(9, 2), weights(9, 2), opset=23)
+    with pytest.raises(UserError, match="4 of 5 elements .* its angles do not fit"):
+        few.graph.node[0].attribute.append(
+            helper.make_attribute("rotary_embedding_dim", 4)
+        )
+        canonical(gated(few).proto)
 
 
 def repeated(*operator: str, count: int = 201) -> onnx.ModelProto:

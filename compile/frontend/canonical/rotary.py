@@ -27,10 +27,13 @@ def rotary_embedding(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]
         x = chain.add("Reshape", x, (batch, steps, heads, size))
         x = chain.add("Transpose", x, perm=[0, 2, 1, 3])
     turned = attributes.get("rotary_embedding_dim", 0) or size
-    if turned % 2 or turned > size or graph.shape(node.input[1])[-1] * 2 != turned:
+    places = node.input[3] if len(node.input) > 3 else ""
+    of_each = graph.shape(places) if places else graph.shape(node.input[1])[:-1]
+    widths = {2 * graph.shape(name)[-1] for name in node.input[1:3]}
+    if turned > size or widths != {turned} or of_each != (batch, steps):
         raise refusal(
             node,
-            f"turns {turned} of {size} elements of a head, which its angles do not fit; export again",
+            f"turns {turned} of {size} elements of a head at {steps} places, which its angles do not fit; export again",
         )
     half, interleaved = turned // 2, attributes.get("interleaved", 0)
 
@@ -42,8 +45,8 @@ def rotary_embedding(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]
         pair = [part(0, turned, 2), part(1, turned, 2)]
     angles = []
     for name in node.input[1:3]:
-        if len(node.input) > 3 and node.input[3]:
-            name = chain.add("Gather", name, node.input[3], axis=0)
+        if places:
+            name = chain.add("Gather", name, places, axis=0)
         angles.append(chain.add("Reshape", name, (-1, 1, steps, half)))
     cosine, sine = angles
 
