@@ -35,6 +35,7 @@ from netship.targets import VERSION
 from netship.targets.errors import UserError, refusal
 from netship.targets.escapes import counted, shown
 from netship.targets.progress import Progress
+from netship.tuning import apart
 from netship.tuning import tune as tune_command
 from netship.tuning.tune import Tuned
 
@@ -375,7 +376,7 @@ def tune(
     given = {**options, "model": model, "target": target, "trials": trials}
     parsed = arguments.arguments(tune_command.parser(), given)
     with _Reported(on_progress) as progress:
-        return tune_command.tune(parsed, progress, quiet=True)
+        return apart.run(tune_command.tune, parsed, progress)
 
 
 def estimate(

@@ -20,6 +20,7 @@ from netship.compile.backends.c.arrange import check_arena, check_flash
 from netship.compile.backends.c.placement import split, weights_in
 from netship.compile.backends.c.steps import Generated, fuse
 from netship.devices.microcontroller.regions import parse
+from netship.devices.microcontroller.firmware import definitions
 from netship.devices.microcontroller.session import interface_of, open_firmware
 from netship.devices.sessions.opening import check_served
 from netship.targets.errors import UserError
@@ -41,6 +42,14 @@ def test_an_operator_without_c_is_named() -> None:
     g.node("Hardmax", "gate", [x], axis=1)
     with pytest.raises(UserError, match=r"node 'gate' \(Hardmax\): not an operator"):
         planned(graph_for_c(g.finish((1, 8, 6, 6))))
+
+
+def test_a_folder_that_no_compiler_includes_from_is_refused(
+    projects: Projects, tmp_path: Path
+) -> None:
+    bundle = projects["float-residuals", "cortex-m4"]
+    with pytest.raises(UserError, match="double quote or a new line; take another"):
+        definitions(tmp_path / 'a "b"', "small", interface_of(bundle))
 
 
 def test_operators_that_are_not_quantised_are_steps_in_float32(tmp_path: Path) -> None:

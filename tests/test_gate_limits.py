@@ -133,6 +133,17 @@ CASES: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     ),
     "rank of an Einsum": (equation, "9 dimensions"),
     "work of a pool": (work_of_a_pool, "multiply-adds, more than the 1e\\+12 allowed"),
+    "work of an Einsum": (
+        lambda: small(
+            [node("Einsum", ["x", "w", "w"], ["y"], equation="abcd,...ef,...gh->a")],
+            {"w": np.ones((3000, 3000), np.float32)},
+        ),
+        "multiply-adds, more than",
+    ),
+    "work of an LRN": (
+        lambda: small([node("LRN", ["x"], ["y"], size=1 << 40)]),
+        "multiply-adds, more than",
+    ),
     "work of a convolution": (
         lambda: small(
             [node("Conv", ["x", "w"], ["y"], pads=[5000] * 4)],

@@ -45,6 +45,27 @@ TAKEN: dict[str, tuple[onnx.ModelProto, int]] = {
     "swish-alpha": (single("Swish", opset=28, alpha=1.5), 22),
     "swiglu": (single("SwiGLU", weights(*IMAGE), opset=28), 22),
     "rms-norm": (single("RMSNormalization", weights(5), opset=23), 22),
+    "rotary": (
+        single(
+            *("RotaryEmbedding", weights(1, 6, 2), weights(1, 6, 2)),
+            opset=24,
+            shape=(1, 6, 12),
+            num_heads=3,
+        ),
+        24,
+    ),
+    "rotary-part": (
+        single(
+            *("RotaryEmbedding", weights(9, 2), weights(9, 2)),
+            np.array([[8, 1, 0, 3, 2, 7]]),
+            opset=23,
+            shape=(1, 3, 6, 8),
+            rotary_embedding_dim=4,
+            num_heads=3,
+            interleaved=1,
+        ),
+        23,
+    ),
     "attention": (
         single(
             "Attention", weights(1, 3, 6, 5), weights(1, 3, 6, 4), opset=25, is_causal=1
@@ -122,7 +143,16 @@ def test_it_is_taken_and_answers_as_onnxruntime(
 def test_scales_that_are_neither_of_groups_nor_of_channels_are_refused() -> None:
     model = group_norm(3, 18)
     with pytest.raises(UserError, match="one value a group or a channel"):
-        canonical(gated(model).proto)
+        gated(model)
+
+
+def test_angles_that_do_not_fit_are_refused() -> None:
+    few = single("RotaryEmbedding", weights(9, 2), weights(9, 2), opset=23)
+    with pytest.raises(UserError, match="4 of 5 elements .* its angles do not fit"):
+        few.graph.node[0].attribute.append(
+            helper.make_attribute("rotary_embedding_dim", 4)
+        )
+        canonical(gated(few).proto)
 
 
 def repeated(*operator: str, count: int = 201) -> onnx.ModelProto:

@@ -53,6 +53,10 @@ def second_input(graph: Any) -> None:
     graph.output[0].name = "sum"
 
 
+def rename_input(graph: Any) -> None:
+    graph.input[0].name = graph.node[0].input[0] = "an\x1b[31m image\n"
+
+
 def cycle(graph: Any) -> None:
     graph.node[0].input[0] = "mean"
 
@@ -73,6 +77,10 @@ MODELS: dict[str, tuple[bytes, str]] = {
     "random bytes": (RANDOM, "not an ONNX model|export or copy it again"),
     "text": (b"This is a text about models.\n", "not an ONNX model|export"),
     "no nodes": (spoilt(lambda g: g.ClearField("node")), "no nodes|export a network"),
+    "a control character in an input's name": (
+        spoilt(rename_input),
+        "has a control character in its name|give it another name",
+    ),
     "cycle": (spoilt(cycle), "cycle|'convolution'|export"),
     "unknown operator": (spoilt(operator("Frobnicate")), "'odd' (Frobnicate)|export"),
     "operator of a foreign domain": (

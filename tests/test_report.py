@@ -1,4 +1,7 @@
-"""The report of a check: one page that says all of it and needs no other file."""
+"""The report of a check: one page that says all of it and needs no other file.
+
+Longer than 450 lines: each part of the page is looked at.
+"""
 
 from __future__ import annotations
 

@@ -149,14 +149,6 @@ WRONG: dict[str, onnx.ModelProto] = {
     "gelu-tanh": single("Gelu", opset=20, approximate="tanh"),
     "log-softmax-large": single("LogSoftmax", shape=(1, 6)),
     "matrix-vector": single("MatMul", weights(5)),
-    "group-norm": single(
-        "GroupNormalization",
-        weights(4),
-        weights(4),
-        opset=21,
-        shape=(1, 4, 3, 5),
-        num_groups=2,
-    ),
     "resize-nearest": single(
         "Resize",
         None,
@@ -325,14 +317,6 @@ RIGHT: dict[str, onnx.ModelProto] = {
     "layer-norm": single("LayerNormalization", weights(5), weights(5), opset=17),
     "instance-norm": single(
         "InstanceNormalization", weights(3), weights(3), epsilon=1e-3
-    ),
-    "group-norm-18": single(
-        "GroupNormalization",
-        weights(2),
-        weights(2),
-        opset=18,
-        shape=(1, 4, 3, 5),
-        num_groups=2,
     ),
     "gather": single("Gather", whole(2, 0, -1), axis=1),
 }

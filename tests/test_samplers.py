@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import graphs
 import numpy as np
@@ -11,6 +12,7 @@ import onnx
 import pytest
 import resampled
 import sampled
+from conftest import succeed
 from relay_worker import (
     relay_worker,
     through_onnxruntime,
@@ -255,3 +257,27 @@ def test_an_aspect_ratio_of_large_numbers_is_resized_in_parts(
 def test_a_form_that_cannot_be_built_is_named(message: str) -> None:
     with pytest.raises(UserError, match=message):
         canonical(REFUSED[message])
+
+
+@pytest.mark.slow
+def test_indices_that_are_computed_are_written_in_c(tmp_path: Path) -> None:
+    """A real number becomes a whole one by trunc, of which TVM's C knows nothing; a build compares its answers."""
+    onnx.save(MODELS["grid computed"], tmp_path / "m.onnx")
+    options = ("--model", tmp_path / "m.onnx", "--target", "cortex-m7", "--name", "m")
+    succeed("compile.build", *options, "--output", tmp_path / "built")
+    assert "truncf(" in (tmp_path / "built" / "m.c").read_text()
+
+
+@pytest.mark.parametrize("sizes", [(100_000, 4), (3, 100_000)])
+def test_a_long_axis_that_stays_takes_no_memory(sizes: tuple[int, int]) -> None:
+    shape = (1, 1, *sizes)
+    scales = [1 if each == 100_000 else 2 for each in sizes]
+    model = single("Resize", None, real(1, 1, *scales), shape=shape, mode="linear")
+    products = [n for n in canonical(model).graph.node if n.op_type == "MatMul"]
+    assert len(products) == 1
+
+
+def test_a_long_axis_that_is_resized_is_refused() -> None:
+    model = single("Resize", None, real(1, 1, 1e-4, 1), shape=(1, 1, 100_000, 1))
+    with pytest.raises(UserError, match="from 100000 to 9, too large to compute"):
+        canonical(model)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import onnx
@@ -17,6 +18,10 @@ from conftest import ROOT
 from stub_tuner import ROUND
 
 from netship.records import lookup
+from netship.targets.errors import UserError
+from netship.targets.progress import Progress
+from netship.tuning import apart
+from netship.tuning.supervision import Rounds
 
 # Of the clock, for a command that hangs.
 _SECONDS = 300
@@ -181,3 +186,46 @@ def test_an_abort_of_the_search_costs_one_round(network: Path, tmp_path: Path) -
     kept = lookup.read(tmp_path / "log.json")
     assert len(kept.lines) >= 3 * ROUND and kept.skipped == ()
     assert not list(tmp_path.glob("netship-tune-*"))
+
+
+def aborts(
+    arguments: Namespace, progress: Progress, quiet: bool, rounds: Rounds
+) -> int:
+    """For the Python API's process: as often as asked for; the rounds that were lost."""
+    progress.note("it begins")
+    with rounds.at("conv"):
+        if rounds.lost["conv"] < arguments.times:
+            os.abort()
+    return rounds.lost["conv"]
+
+
+def refuses(arguments: Namespace, *_: object) -> None:
+    raise UserError(f"no board {arguments.times}")
+
+
+def fails(arguments: Namespace, *_: object) -> None:
+    raise LookupError("a bug")
+
+
+class Said(Progress):
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.lines: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_an_abort_of_the_search_leaves_the_caller_of_the_api_alive() -> None:
+    progress = Said()
+    assert apart.run(aborts, Namespace(times=1), progress) == 1
+    first, lost, second = progress.lines
+    assert first == second == "it begins"
+    assert "ended by SIGABRT in a round of conv" in lost and "goes on" in lost
+
+
+def test_what_the_search_raises_reaches_the_caller_of_the_api() -> None:
+    with pytest.raises(UserError, match="no board 3"):
+        apart.run(refuses, Namespace(times=3), Said())
+    with pytest.raises(RuntimeError, match="LookupError: a bug"):
+        apart.run(fails, Namespace(), Said())

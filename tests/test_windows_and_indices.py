@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from relay_worker import relay_worker
+from relay_worker import relay_worker, through_relay
 from test_rewrite import (
     IMAGE,
     Array,
@@ -127,6 +127,38 @@ def normalised_zeros() -> onnx.ModelProto:
     return chain(nodes, [numpy_helper.from_array(mask, "mask")], 17, IMAGE)
 
 
+def rounded(*numbers: float) -> onnx.ModelProto:
+    """Round of these numbers, which are made while the network runs."""
+    node = helper.make_node
+    nodes = [
+        node("Mul", ["x", "nothing"], ["zeros"]),
+        node("Add", ["zeros", "numbers"], ["sums"]),
+        node("Round", ["sums"], ["y"]),
+    ]
+    constants = {"nothing": number(0), "numbers": real(*numbers)}
+    tensors = [numpy_helper.from_array(each, name) for name, each in constants.items()]
+    return chain(nodes, tensors, 13, (1, 1, 1, len(numbers)))
+
+
+def smallest() -> onnx.ModelProto:
+    model = single("TopK", whole(4), outputs=["y", "places"], largest=0)
+    del model.graph.output[1:]
+    return model
+
+
+def sign_by_division() -> onnx.ModelProto:
+    """x / 0 between -1 and 1."""
+    nodes = [
+        helper.make_node("Div", ["x", "nothing"], ["infinite"]),
+        helper.make_node("Clip", ["infinite", "least", "most"], ["y"]),
+    ]
+    constants = {"nothing": 0, "least": -1, "most": 1}
+    tensors = [
+        numpy_helper.from_array(number(each), name) for name, each in constants.items()
+    ]
+    return chain(nodes, tensors, 13, IMAGE)
+
+
 # What TVM's importer gets wrong as it is.
 WRONG: dict[str, onnx.ModelProto] = {
     "arg-min-infinite": place_among_infinities("ArgMin", np.inf),
@@ -164,7 +196,28 @@ WRONG: dict[str, onnx.ModelProto] = {
     "dft": single("DFT", opset=17, shape=(1, 4, 6, 2), axis=2),
     "dft-axis-input": single("DFT", None, np.array(1), opset=20, shape=(1, 4, 6, 2)),
     "dft-longer": single("DFT", np.array(9), shape=(1, 6, 3, 1), opset=17, onesided=1),
+    "div-by-0": sign_by_division(),
     "mod": whole_numbers("Mod", 1, -2, 3, -4, 5),
+    "round-near-half": rounded(-0.49999997, 0.49999997, -0.5, 0.5, 1.5, -1.5, -2.5),
+    "top-smallest": smallest(),
+    "scatter-nd-none": single(
+        "ScatterND",
+        whole(0, 2, 0, 1).reshape(1, 2, 2),
+        weights(1, 2, 7, 5),
+        opset=16,
+        reduction="none",
+    ),
+    "scatter-elements-none": single(
+        "ScatterElements",
+        np.full((1, 1, 7, 5), 2),
+        weights(1, 1, 7, 5),
+        opset=18,
+        axis=1,
+        reduction="none",
+    ),
+    "slice-before-the-start": single(
+        "Slice", whole(-9, 3), whole(-(2**31), -99), whole(3, -2), whole(-1, -2)
+    ),
     "gather-negative-axis": single("Gather", whole(2, 0, -1), axis=-2),
     "gather-computed": from_the_end("Gather", (2, 3), axis=-3),
     "gather-elements-negative": single(
@@ -288,3 +341,11 @@ def test_a_window_larger_than_the_tensor_is_refused(operator: str) -> None:
         UserError, match=rf"\({operator}\): its window \[9, 2\] is larg"
     ):
         canonical(model)
+
+
+def test_whole_numbers_are_rounded_to_themselves(relay: ProcessPoolExecutor) -> None:
+    numbers = 2**23 + 1, -(2**23) - 1, 2**24 - 1, 1e30, np.inf, -np.inf
+    model = rounded(*numbers).SerializeToString()
+    x = np.zeros((1, 1, 1, len(numbers)), np.float32)
+    ((got,),) = relay.submit(through_relay, model, [x]).result()
+    assert got.ravel().tolist() == real(*numbers).tolist()

@@ -19,7 +19,7 @@ from netship.targets.errors import UserError
 # A task in whose rounds the process ended so often is left as it is.
 _PATIENCE = 2
 _CRASHES = ("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV")
-_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 _SIZE = 4096
 
 
@@ -61,8 +61,17 @@ class Rounds:
         self._shared[:] = task.encode()[:_SIZE].ljust(_SIZE, b"\0")
 
 
-def supervised(search: Callable[[Rounds], int]) -> int:
+def print_line(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def supervised(
+    search: Callable[[Rounds], int], say: Callable[[str], None] = print_line
+) -> int:
     """The exit code of ``search``, which runs in a child; where a round ends the child, another one goes on.
+
+    Args:
+        say: is called where a round ended the child.
 
     Raises:
         UserError: the child was ended outside a round, or by somebody.
@@ -77,17 +86,18 @@ def supervised(search: Callable[[Rounds], int]) -> int:
             rounds.leave()
             child = os.fork()
             if not child:
-                ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+                ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
                 if os.getppid() != parent:
                     os._exit(1)
                 return search(rounds)
             code = _wait(child)
             if code >= 0:
                 return code
-            _go_on(signal.Signals(-code).name, rounds)
+            say(_go_on(signal.Signals(-code).name, rounds))
 
 
-def _go_on(name: str, rounds: Rounds) -> None:
+def _go_on(name: str, rounds: Rounds) -> str:
+    """What becomes of the search."""
     task = rounds.current
     if name not in _CRASHES or not task:
         raise UserError(
@@ -95,11 +105,7 @@ def _go_on(name: str, rounds: Rounds) -> None:
         )
     rounds.lost[task] += 1
     then = "the task is left" if rounds.is_left(task) else "the search goes on"
-    print(
-        f"the search's process was ended by {name} in a round of {task}: what was measured is kept, {then}",
-        file=sys.stderr,
-        flush=True,
-    )
+    return f"the search's process was ended by {name} in a round of {task}: what was measured is kept, {then}"
 
 
 def _wait(child: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import isnan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,6 +75,11 @@ def _worst(
                 f"output {name!r} has {element.found:.6g} at {list(element.place)} instead of "
                 f"{element.expected:.6g}, {element.excess:.2g} times its tolerance"
             )
+            if isnan(element.expected):
+                raise UserError(
+                    f"{wrong}: {how}; the network itself makes NaN of an input that has none, as a root or logarithm of a "
+                    "negative number does, and compiled code does not keep it: bound that operator's input"
+                )
         raise UserError(f"{wrong}: {how}; please report the model{advice}")
     return Verification(origin, len(results), worst.max_abs_error, worst.relative_error)
 

@@ -182,7 +182,7 @@ def _stand_in(
         name: of the new constant.
     """
     make = onnx.helper.make_node
-    if node.op_type == "GroupNormalization":
+    if node.op_type in ("GroupNormalization", "MeanVarianceNormalization"):
         return [make("Identity", node.input[:1], node.output)]
     if node.op_type == "MaxUnpool" and len(node.input) > 2 and node.input[2]:
         return [make("Reshape", [node.input[0], node.input[2]], node.output)]

@@ -15,6 +15,7 @@ import onnx
 
 from netship.bundle.manifest import ModelIdentity
 from netship.compile.frontend import checks, limits, opsets, shapes
+from netship.compile.frontend.centred import centred
 from netship.compile.frontend.fold import fold
 from netship.compile.frontend.formats import advice
 from netship.compile.frontend.model import Model
@@ -122,6 +123,7 @@ def _checked(
     static = opsets.made_older(static)
     checks.check_weights(static)
     static, converted = as_float32(static)
+    static = centred(static)
     known = as_qdq(static)
     limits.check_counts(known.graph)
     folded = fold(known)

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from netship.compile.frontend.fold import UNKNOWN, infer, is_onnx, opset, values
 
-_KINDS = ("GroupNormalization", "InstanceNormalization", "LayerNormalization")
+_KINDS = ("InstanceNormalization", "LayerNormalization")
 
 
 def written_out(proto: onnx.ModelProto, rounding: float) -> onnx.ModelProto:
@@ -57,17 +57,10 @@ class _Writer:
         self, node: onnx.NodeProto, shape: tuple[int, ...], rounding: float
     ) -> None:
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        # Scale and bias are of the last axes, or of axis 1: channels, before opset 21 groups.
-        scaled, factors = shape, (1, -1, *(1 for _ in shape[2:]))
+        # Scale and bias are of the last axes, or of channels.
+        rows, factors = prod(shape[:2]), (1, -1, *(1 for _ in shape[2:]))
         if node.op_type == "LayerNormalization":
             rows, factors = prod(shape[: attributes.get("axis", -1)]), ()
-        elif node.op_type == "InstanceNormalization":
-            rows = prod(shape[:2])
-        else:
-            groups = shape[0], attributes["num_groups"]
-            rows = prod(groups)
-            if self._version < 21:
-                scaled, factors = (*groups, -1), (1, -1, 1)
         flat = self._shaped(node.input[0], (rows, -1), "rows")
         mean = self._mean(flat, "mean")
         off = self._constant(
@@ -81,7 +74,7 @@ class _Writer:
         least = self._constant("epsilon", np.float32(attributes.get("epsilon", 1e-5)))
         sum_ = self._add("Add", "variance and epsilon", variance, least)
         unit = self._add("Div", "unit", apart, self._add("Sqrt", "deviation", sum_))
-        answer = self._shaped(unit, scaled, "unit as before")
+        answer = self._shaped(unit, shape, "unit as before")
         for kind, each in zip(("Mul", "Add"), filter(None, node.input[1:])):
             factor = self._shaped(each, factors, f"operand of {kind}")
             answer = self._add(kind, f"after {kind}", answer, factor)

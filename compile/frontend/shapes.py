@@ -57,6 +57,11 @@ def real_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
         raise Unfit(f"{len(real)} inputs, more than the {MAX_INPUTS} allowed")
     copies = []
     for each in real:
+        # TVM writes it into JSON as it is.
+        if any(ord(letter) < ord(" ") for letter in each.name):
+            raise Unfit(
+                f"input {shown(each.name)!r} has a control character in its name; give it another name"
+            )
         copies.append(onnx.ValueInfoProto())
         copies[-1].CopyFrom(each)
     return copies
@@ -137,7 +142,7 @@ def _shown_shape(source: onnx.ValueInfoProto) -> str:
     return f"[{', '.join(words[:8])}{', …' if len(words) > 8 else ''}]"
 
 
-def _named_apart(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+def named_apart(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
     """Nodes of which no two have one name: ONNX allows that, ONNX Runtime does not."""
     nodes = list(nodes)
     given, seen = {node.name for node in nodes}, set[str]()
@@ -168,7 +173,7 @@ def static_model(
     graph = static.graph
     graph.name = proto.graph.name or "graph"
     graph.input.extend(sources)
-    graph.node.extend(_named_apart(proto.graph.node))
+    graph.node.extend(named_apart(proto.graph.node))
     graph.initializer.extend(proto.graph.initializer)
     graph.output.extend(proto.graph.output)
     shapes = [output.type.tensor_type for output in graph.output]
@@ -274,8 +279,28 @@ def _work(node: onnx.NodeProto, known: Mapping[str, Value]) -> int:
         return prod(first) * prod(second[1:])
     if node.op_type in ("Gemm", "MatMul"):
         return output * max((*first[-2:], 1))
+    if node.op_type == "Einsum":
+        return _einsum_work(node, known)
+    if node.op_type == "LRN":
+        size: int = next((a.i for a in node.attribute if a.name == "size"), 1)
+        return output * size
     kernel = next((a.ints for a in node.attribute if a.name == "kernel_shape"), ())
     return output * prod(kernel) if kernel else 0
+
+
+def _einsum_work(node: onnx.NodeProto, known: Mapping[str, Value]) -> int:
+    """TVM's loops go over every letter at once."""
+    equation = next((a.s for a in node.attribute if a.name == "equation"), b"")
+    terms = bytes(equation).replace(b" ", b"").partition(b"->")[0].split(b",")
+    sizes, others = dict[int, int](), 1
+    for term, name in zip(terms, node.input, strict=False):
+        shape = known.get(name, UNKNOWN).sizes or ()
+        left, dots, right = term.partition(b"...")
+        sizes |= zip(left, shape, strict=False)
+        sizes |= zip(right[::-1], shape[::-1], strict=False)
+        if dots:
+            others = max(others, prod(shape[len(left) : len(shape) - len(right)]))
+    return prod(sizes.values()) * others
 
 
 def _wrong_dtype(label: str, dtype: int) -> str:

@@ -42,7 +42,10 @@ _CHEAP = {
     "tir.shift_left",
     "tir.shift_right",
     "tir.fabs",
+    "tir.trunc",
 }
+# Functions that TVM cannot write, by their names in C.
+_UNKNOWN = {"tir.fabs": "fabs", "tir.trunc": "trunc"}
 # "stackvm" has no schedules of its own, so that TOPI gives the plain computation.
 _PLAIN, _C = "stackvm", "c"
 
@@ -351,7 +354,7 @@ def _as_c(function: Any) -> tuple[Any, list[str]]:
     """The function with calls in the place of what TVM writes wrongly in C; and the numbers of its ``literal_N()``.
 
     TVM prints six digits of a float constant. It gives what a minimum or maximum reads a name, which it takes for the value
-    of the same element after that was written, too. Of absolute values it knows nothing.
+    of the same element after that was written, too. Of some functions it knows nothing.
     """
     literals: list[str] = []
 
@@ -362,10 +365,11 @@ def _as_c(function: Any) -> tuple[Any, list[str]]:
             return tir.call_pure_extern(dtype, name, node.a, node.b)
         if isinstance(node, tir.Call):
             # Of a call of another function ``op`` is that.
-            if getattr(node.op, "name", "") != "tir.fabs":
+            function = _UNKNOWN.get(getattr(node.op, "name", ""))
+            if function is None:
                 return node
-            name = "fabsf" if dtype == "float32" else "fabs"
-            return tir.call_pure_extern(dtype, name, *node.args)
+            suffix = "f" if dtype == "float32" else ""
+            return tir.call_pure_extern(dtype, function + suffix, *node.args)
         literals.append(_literal(node.value, dtype))
         return tir.call_pure_extern(dtype, f"literal_{len(literals) - 1}")
 

@@ -80,6 +80,8 @@ def operator(
     if _drops_fractions(operator):
         # TVM's SimplifyExpr takes clip, cast to the clip's range and cast back for the clip alone: fractions would stay.
         inputs = [tvm.relay.trunc(each) for each in inputs]
+    if operator.kind == "Round":
+        return [_to_even(inputs[0], operator.input.dtype)]
     # One may be read twice.
     given = dict(zip(operator.activations, inputs, strict=True))
     alone = Graph(tuple(given), operator.outputs, (operator,), opset)
@@ -94,6 +96,17 @@ def operator(
     return [
         tvm.relay.TupleGetItem(body, index) for index in range(len(operator.outputs))
     ]
+
+
+def _to_even(x: Any, dtype: str) -> Any:
+    """Round: the importer rounds x - 0.5 first, another number where x is large or next to -0.5; of infinity it has NaN."""
+    relay = compiler().relay
+    half, two = relay.const(0.5, dtype), relay.const(2.0, dtype)
+    low = relay.floor(x)
+    fraction = x - low
+    is_odd = relay.greater(low - relay.floor(low * half) * two, half)
+    reaches = relay.greater_equal(fraction, half), relay.greater(fraction, half)
+    return low + relay.cast(relay.where(is_odd, *reaches), dtype)
 
 
 def _drops_fractions(operator: Operator) -> bool:

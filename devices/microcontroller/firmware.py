@@ -97,6 +97,10 @@ def definitions(project: Path, name: str, interface: Firmware) -> list[str]:
         "ARENA_BYTES": interface.arena_bytes,
         "STEPS": interface.steps,
     }
+    if set('"\n') & set(str(project)):
+        raise UserError(
+            f"{project}: compilers include no file whose path has a double quote or a new line; take another folder"
+        )
     header = ("-include", str(project / f"{name}.h"))
     return [*header, *(f"-D{macro}={value}" for macro, value in values.items())]
 

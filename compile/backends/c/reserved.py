@@ -10,7 +10,7 @@ FILE_SCOPE = ("weights", "bias", "scales", "run", "self_test", "input_is_finite"
 # What functions of one value and the run function use, and <math.h>.
 LOCAL_NAMES = re.findall(
     r"\w+",
-    "x i from to count input output arena base byte crc expf fabsf sqrtf tanhf",
+    "x i from to count input output arena base byte crc expf fabsf sqrtf tanhf truncf",
 )
 # What <math.h> declares for double, and with f and l for the other two; the second line is beyond C99, in newlib or glibc.
 MATH_NAMES = re.findall(

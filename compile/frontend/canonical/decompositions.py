@@ -13,7 +13,6 @@ from netship.compile.frontend.canonical.graph import (
     Chain,
     Graph,
     attributes_of,
-    refusal,
     text_of,
 )
 
@@ -126,25 +125,3 @@ def space_to_depth(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     blocks = chain.add("Reshape", node.input[0], split)
     order = chain.add("Transpose", blocks, perm=[0, 1, 3, 5, 2, 4])
     return chain.end("Reshape", order, graph.shape(node.output[0]))
-
-
-def group_normalisation(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
-    """Unknown to the importer: an InstanceNormalization over groups, then scale and bias a channel."""
-    attributes = attributes_of(node)
-    groups = attributes["num_groups"]
-    batch, channels, *sizes = shape = graph.shape(node.input[0])
-    scale, bias = graph.constant(node, 1), graph.constant(node, 2)
-    assert scale is not None and bias is not None
-    if {scale.size, bias.size} not in ({groups}, {channels}):
-        raise refusal(
-            node, "its scale and bias need one value a group or a channel; export again"
-        )
-    if scale.size != channels:  # One value a group, before opset 21.
-        scale, bias = (np.repeat(each, channels // groups) for each in (scale, bias))
-    scale, bias = (each.reshape(-1, *[1] * len(sizes)) for each in (scale, bias))
-    chain, epsilon = Chain(node, graph), attributes.get("epsilon", 1e-5)
-    grouped = chain.add("Reshape", node.input[0], (batch, groups, -1))
-    neutral = np.ones(groups), np.zeros(groups)
-    normal = chain.add("InstanceNormalization", grouped, *neutral, epsilon=epsilon)
-    back = chain.add("Reshape", normal, shape)
-    return chain.end("Add", chain.add("Mul", back, scale), bias)

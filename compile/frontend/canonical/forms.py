@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from netship.compile.frontend.canonical.graph import (
     Chain,
@@ -112,13 +113,36 @@ def split(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     return chain.end("Split", source, sizes, outputs=count, axis=axis)
 
 
-def slice_axes(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
-    """Negative axes as an attribute (before opset 10) are an index error."""
-    attributes = attributes_of(node)
+def slices(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
+    """Negative axes as an attribute (before opset 10) are an index error; a start before the first element is no start."""
+    attributes, shape = attributes_of(node), graph.shape(node.input[0])
+    chain = Chain(node, graph)
     if "axes" in attributes:
-        rank = len(graph.shape(node.input[0]))
-        attributes["axes"] = [axis % rank for axis in attributes["axes"]]
-    return Chain(node, graph).end("Slice", *node.input, **attributes)
+        attributes["axes"] = [axis % len(shape) for axis in attributes["axes"]]
+    bounds = [graph.constants.get(name) for name in node.input[1:] if name]
+    if not bounds or any(each is None for each in bounds):
+        return chain.end("Slice", *node.input, **attributes)
+    starts, *rest = (graph.constant(node, k) for k in range(1, len(node.input)))
+    axes = rest[1] if len(rest) > 1 and rest[1] is not None else range(len(shape))
+    assert starts is not None
+    least = np.array([-shape[int(axis)] for axis in axes][: starts.size])
+    if (starts >= least).all():
+        return chain.end("Slice", *node.input, **attributes)
+    # Of one type, whatever that of the others is.
+    wide = ["" if each is None else each.astype(np.int64) for each in rest]
+    first = np.maximum(starts.astype(np.int64), least)
+    return chain.end("Slice", node.input[0], first, *wide, **attributes)
+
+
+def divide(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
+    """TVM computes with a number that it divides by, and stops at 0: 0 is an array."""
+    a, b = node.input
+    divisor = graph.constants.get(b)
+    if divisor is None or divisor.dims or numpy_helper.to_array(divisor) != 0:
+        return [node]
+    rank = len(graph.shape(node.output[0]))
+    array = numpy_helper.to_array(divisor).reshape([1] * rank)
+    return Chain(node, graph).end("Div", a, array)
 
 
 def cast(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:

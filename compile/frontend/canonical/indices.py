@@ -9,7 +9,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from netship.compile.frontend.canonical.graph import Chain, Graph, attributes_of
+from netship.compile.frontend.canonical.graph import (
+    Chain,
+    Graph,
+    attributes_of,
+    refusal,
+    text_of,
+)
 
 
 def elements(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
@@ -53,7 +59,28 @@ def _from_the_start(
         places = numpy_helper.to_array(given).astype(np.int64)
         places = np.where(places < 0, places + np.array(sizes), places)
     named = attributes_of(node) | attributes
+    reduction = text_of(named.get("reduction", "none"))
+    if reduction == "none":
+        # The importer does not know the default by its name.
+        named.pop("reduction", None)
+    elif node.op_type == "ScatterND" and reduction in ("max", "min"):
+        raise refusal(
+            node,
+            f"reduction {reduction} is not built; export it as ScatterElements",
+        )
     return chain.end(node.op_type, source, places, *node.input[2:], **named)
+
+
+def top(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
+    """Of the smallest the importer's end of a slice is no number of 32 bits: they are the largest of -x."""
+    attributes = attributes_of(node)
+    if attributes.pop("largest", 1):
+        return [node]
+    chain = Chain(node, graph)
+    negative, count = chain.add("Neg", node.input[0]), node.input[1]
+    made = chain.end("TopK", negative, count, outputs=2, **attributes)
+    made[-1].output[0] = graph.fresh(f"{node.output[0]}/TopK")
+    return chain.end("Neg", made[-1].output[0])
 
 
 def modulo(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:

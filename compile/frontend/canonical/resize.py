@@ -42,7 +42,10 @@ def resize(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
         return chain.end("Identity", current)
     outside: Any = np.zeros(1, bool)
     for axis in range(len(before)):
-        matrix, beyond = _axis_matrix(node, graph, axis)
+        found = _axis_matrix(node, graph, axis)
+        if found is None:
+            continue
+        matrix, beyond = found
         if matrix.shape[1] != after[axis]:
             raise refusal(
                 node,
@@ -71,8 +74,8 @@ def resize(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
 
 def _axis_matrix(
     node: onnx.NodeProto, graph: Graph, axis: int
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """How ``node`` resizes one axis.
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]] | None:
+    """How ``node`` resizes one axis; None where it stays as it is.
 
     Returns:
         [size before, size after], a matrix: ``x @ matrix`` resizes the last axis as ``node`` does ``axis``; and
@@ -90,14 +93,8 @@ def _axis_matrix(
     )
     if crops:
         attributes["extrapolation_value"] = 1.0
-    untouched = np.eye(before, dtype=np.float32), np.zeros(before, bool)
     if axis not in axes:
-        return untouched
-    if before * after > _LARGEST_MATRIX:
-        raise refusal(
-            node,
-            f"resizes an axis from {before} to {after}, too large to compute; export with less",
-        )
+        return None
     place, region = axes.index(axis), [0.0, 1.0]
     if crops:
         given = graph.constant(node, 1)
@@ -125,7 +122,7 @@ def _axis_matrix(
                     f"keeps the aspect ratio {ratio}, too large to compute; give the sizes that it has",
                 )
         elif before == after and not crops:
-            return untouched
+            return None
         inputs, value = ["x", "region", "none", "sizes"], np.array(wanted)
     else:
         scales = attributes.pop("scales", None)
@@ -133,9 +130,15 @@ def _axis_matrix(
             scales = graph.constant(node, 2 if has_region else 1)
             assert scales is not None
         if scales[place] == 1 and region == [0, 1]:
-            return untouched
+            return None
         inputs = ["x", "region", "scales"] if has_region else ["x", "scales"]
         value = np.array([1, 1, taller, scales[place]], np.float32)
+    # The identity that it resizes is as large as the longer side squared.
+    if before * max(before, after) > _LARGEST_MATRIX:
+        raise refusal(
+            node,
+            f"resizes an axis from {before} to {after}, too large to compute; export with less",
+        )
     if node.op_type == "Upsample" and graph.opset < 9:
         inputs, attributes["scales"] = ["x"], value.tolist()
     bounds = [0, 0, 0, region[0], 1, 1, 1, region[1]]

@@ -16,6 +16,7 @@ from netship.compile.frontend.canonical import (
     indices,
     recurrent,
     resize,
+    rotary,
     sampling,
     unpooling,
     windows,
@@ -40,6 +41,7 @@ _RULES: dict[str, Rule] = {
     "ConvTranspose": windows.transposed_convolution,
     "DFT": dft.dft,
     "DeformConv": sampling.deformable_convolution,
+    "Div": forms.divide,
     "Dropout": forms.dropout,
     "GRU": recurrent.recurrent,
     "Gather": indices.elements,
@@ -49,7 +51,6 @@ _RULES: dict[str, Rule] = {
     "GlobalLpPool": windows.global_lp_pool,
     "GlobalMaxPool": windows.global_max_pool,
     "GridSample": sampling.grid_sample,
-    "GroupNormalization": decompositions.group_normalisation,
     "LSTM": recurrent.recurrent,
     "LogSoftmax": decompositions.log_softmax,
     "LpNormalization": decompositions.lp_normalisation,
@@ -63,14 +64,16 @@ _RULES: dict[str, Rule] = {
     "RNN": recurrent.recurrent,
     "Resize": resize.resize,
     "RoiAlign": sampling.roi_align,
+    "RotaryEmbedding": rotary.rotary_embedding,
     "Scatter": indices.elements,
     "ScatterElements": indices.elements,
     "ScatterND": indices.slices,
-    "Slice": forms.slice_axes,
+    "Slice": forms.slices,
     "Softmax": decompositions.softmax,
     "Softplus": decompositions.softplus,
     "SpaceToDepth": decompositions.space_to_depth,
     "Split": forms.split,
+    "TopK": indices.top,
     "Trilu": decompositions.trilu,
     "Unsqueeze": forms.unsqueeze,
     "Upsample": resize.resize,
@@ -113,7 +116,7 @@ def canonical(proto: onnx.ModelProto) -> onnx.ModelProto:
 def _rewritten(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto]:
     try:
         return _RULES.get(node.op_type, _unchanged)(node, graph)
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:
         # ONNX's checker and inference let operands pass that the operator's definition does not allow.
