@@ -19,8 +19,8 @@ from netship.compile import build
 from netship.compile.backends.c.arrange import check_arena, check_flash
 from netship.compile.backends.c.placement import split, weights_in
 from netship.compile.backends.c.steps import Generated, fuse
-from netship.devices.microcontroller.regions import parse
 from netship.devices.microcontroller.firmware import definitions
+from netship.devices.microcontroller.regions import parse
 from netship.devices.microcontroller.session import interface_of, open_firmware
 from netship.devices.sessions.opening import check_served
 from netship.targets.errors import UserError

@@ -12,9 +12,9 @@ from relay_worker import relay_worker, through_product
 NETWORKS = {
     "float[1, 4, 4] x": """a = Flatten(x) b = Gemm(a, v) c = Selu(b) d = Reshape(c, four)
         e = Softplus(d) y = Add(d, e)""",
-    "float[4, 16] x": """a = MatMul(x, v) b = Selu(a) c = Unsqueeze(b, zero) d = Softplus(c)
+    "float[1, 1, 16] x": """a = MatMul(x, v) b = Selu(a) c = Unsqueeze(b, zero) d = Softplus(c)
         y = Add(c, d)""",
-    "float[2, 3, 16] x": """t = Transpose<perm = [0, 2, 1]>(x) a = MatMul(t, x) b = Selu(a)
+    "float[1, 3, 16] x": """t = Transpose<perm = [0, 2, 1]>(x) a = MatMul(t, x) b = Selu(a)
         c = Reshape(b, last) d = Softplus(c) y = Add(c, d)""",
     "float[1, 16] x": "a = MatMul(x, v) b = Selu(a) y = Mul(b, wide)",
 }
@@ -27,7 +27,7 @@ def test_a_change_of_rank_behind_a_product_is_compiled() -> None:
         "wide": random.standard_normal((1, 2, 1, 6), dtype=np.float32),
         "four": np.array([1, 1, 1, 6]),
         "zero": np.array([0]),
-        "last": np.array([1, 2, 16, 16]),
+        "last": np.array([1, 4, 4, 16]),
     }
     with relay_worker() as pool:
         for given, body in NETWORKS.items():
