@@ -172,6 +172,16 @@ def chain() -> onnx.ModelProto:
     return g.finish((1, 4))
 
 
+def several_rows() -> onnx.ModelProto:
+    """An image as two rows, each of which meets a matrix: channels that are added to the image lie within a rog."""
+    g = Graph(3, 4)
+    x = g.convolution("stem", "image", 3, 6, 1, clip=False)
+    x = g.node("Reshape", "rows", [x, g.constant("two", np.array([2, 48, 1, 1]))])
+    x = g.convolution("matrix", x, 48, 4, clip=False)
+    g.node("Reshape", "one", [x, g.constant("row", np.array([1, 8]))])
+    return g.finish((1, 8))
+
+
 def oddities() -> onnx.ModelProto:
     """What fits no fast path: odd channels, a depthwise 5×5, a wide convolution, an addition of branches."""
     g = Graph(1, 14)

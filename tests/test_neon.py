@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from integer_operators import (
     quantised_tensor,
 )
 from integers import Graph as Writer
-from integers import graph_of, oddities, quantised, residuals
+from integers import graph_of, oddities, quantised, residuals, several_rows
 from numpy.typing import NDArray
 from relay_worker import relay_worker
 
@@ -330,12 +330,20 @@ def test_the_instructions_are_those_that_the_cpu_has(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cpu, signed", [("cortex-a72", False), ("cortex-a76", True)])
+@pytest.mark.parametrize(
+    "cpu, signed, network",
+    [
+        ("cortex-a72", False, oddities),
+        ("cortex-a76", True, residuals),
+        ("cortex-a76", True, several_rows),
+    ],
+)
 def test_a_network_is_built_and_answers_with_its_integers(
-    cpu: str, signed: bool, tmp_path: Path
+    cpu: str, signed: bool, network: Callable[[], onnx.ModelProto], tmp_path: Path
 ) -> None:
-    made = residuals() if signed else oddities()
-    onnx.save(quantised(made, tmp_path, unsigned=not signed), tmp_path / "given.onnx")
+    onnx.save(
+        quantised(network(), tmp_path, unsigned=not signed), tmp_path / "given.onnx"
+    )
     options = ("--model", tmp_path / "given.onnx", "--output", tmp_path / "bundle")
     seen = ("--dump", tmp_path / "seen", "--json")
     result = run("compile.build", "--target", f"arm-{cpu}", *options, *seen)

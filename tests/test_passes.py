@@ -19,6 +19,7 @@ from integers import (
     project,
     quantised,
     residuals,
+    several_rows,
 )
 from onnx import numpy_helper
 from reference_answers import Floats, reference, seeded
@@ -44,6 +45,7 @@ SMALL: dict[str, Callable[[], onnx.ModelProto]] = {
     "oddities": oddities,
     "blocks": blocks,
     "chain": chain,
+    "several rows": several_rows,
 }
 
 

@@ -64,7 +64,7 @@ class _Filler:
             return self._filled_up(operator, source.shape[1])
         if isinstance(operator, View) and self._is_dense(operator):
             # Channels lie first in such a row: what is added comes behind it.
-            return self._filled_up(operator, source.size)
+            return self._filled_up(operator, source.size // source.shape[0])
         return None
 
     def _is_dense(self, view: View) -> bool:
@@ -72,6 +72,7 @@ class _Filler:
         return (
             isinstance(reader, Convolution)
             and reader.pointwise
+            and view.output.shape[0] == view.input.shape[0]
             and view.output.shape[2:] == (1, 1)
         )
 

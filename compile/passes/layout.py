@@ -62,6 +62,7 @@ def channels_last(graph: Graph) -> Graph:
             if (
                 not operator.attributes.get("order")
                 and reader.pointwise
+                and operator.input.shape[0] == operator.output.shape[0]
                 and reader.output.image[:2] == (1, 1)
                 and height * width > 1
             ):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from netship.compile import passes
-from netship.compile.ir.graph import NHWC, Graph, Operator
+from netship.compile.ir.graph import NHWC, Graph, Operator, Tensor
 from netship.compile.ir.operators import Convolution, Multiplication, Quantise, Table
 from netship.compile.ir.pooling import MaxPool
 from netship.compile.kernels.neon import pack
@@ -64,7 +64,8 @@ class NeonKernels:
     def lower(self, operator: Operator, inputs: list[Any]) -> Any | None:
         """int8 NHWC of int8 NHWC; None where there is no kernel for the operator."""
         kernel = pack.kernel(operator, self._dot)
-        if kernel is None:
+        tensors = (*operator.activations, operator.output)
+        if kernel is None or any(_images(each) > 1 for each in tensors):
             return self._without_kernel(operator, inputs)
         if isinstance(operator, Convolution):
             self._largest_kernel = max(self._largest_kernel, operator.kernel[0])
@@ -103,6 +104,11 @@ class NeonKernels:
         most = f"#define MOST_KERNEL {self._largest_kernel}"
         text = "\n".join([most, f'#include "{HEADER.name}"', "", *functions, ""])
         return Source(text, self._target)
+
+
+def _images(tensor: Tensor) -> int:
+    """How many images; the kernels in C take one."""
+    return tensor.shape[0] if len(tensor.shape) == 4 else 1
 
 
 def _channels_last(operator: Operator, inputs: list[Any]) -> Any | None:
