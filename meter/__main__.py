@@ -211,7 +211,7 @@ def write_page(
         core_model=cycles.model(first.cpu),
         hierarchy=first.hierarchy,
         meter=meter_version(),
-        filters={"milliseconds": milliseconds, "counted": counted},
+        filters={"milliseconds": milliseconds},
     )
 
 

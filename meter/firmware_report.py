@@ -123,5 +123,5 @@ def write_page(inference: Inference, project: Path, path: Path) -> None:
         worst=max(each.cycles for each in inference.steps),
         milliseconds=_milliseconds(inference),
         no_part="" if inference.part else _no_part(inference.cpu),
-        filters={"milliseconds": in_ms, "ending": ending},
+        filters={"milliseconds": in_ms},
     )

@@ -340,7 +340,6 @@ def write_page(result: Comparison, path: Path) -> None:
         path,
         "--report",
         Path(__file__).with_name("compare.html.jinja"),
-        filters={"counted": escapes.counted},
         result=result,
         columns=list(zip(result.letters, result.columns, strict=True)),
     )

@@ -76,5 +76,6 @@ def _environment(folders: Sequence[Path], **more: Any) -> Environment:
         "megabytes": escapes.megabytes,
         "magnitude": escapes.magnitude,
         "millions": escapes.millions,
+        "ending": escapes.ending,
     }
     return environment
