@@ -125,6 +125,14 @@ def pytest_collection_finish() -> None:
         )
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    if "tvm" in sys.modules and "TVM_NUM_THREADS" not in os.environ:
+        pytest.fail(
+            "it loads TVM without choosing the threads, which tests after it cannot: do so in a process of its own"
+        )
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.skipped and not hasattr(report, "wasxfail"):
         reason = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,13 +17,29 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
+class _Worker(ProcessPoolExecutor):
+    """Hands on TVM's exceptions as text: to unpickle one is to load TVM."""
+
+    def submit(self, function: Any, /, *arguments: Any, **named: Any) -> Future[Any]:
+        return super().submit(_without_tvm, function, *arguments, **named)
+
+
+def _without_tvm(function: Any, *arguments: Any, **named: Any) -> Any:
+    try:
+        return function(*arguments, **named)
+    except Exception as error:
+        if type(error).__module__.startswith("tvm"):
+            raise RuntimeError(f"{type(error).__name__}: {error}") from None
+        raise
+
+
 @contextmanager
 def relay_worker() -> Iterator[ProcessPoolExecutor]:
     """One spawned process, to be given :func:`through_relay`."""
     # Set where this process has loaded the runtime alone, which cannot compile.
     runtime_only = os.environ.pop("TVM_USE_RUNTIME_LIB", None)
     try:
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        with _Worker(1, get_context("spawn")) as pool:
             pool.submit(os.getpid).result()
             yield pool
     finally:

@@ -263,9 +263,9 @@ def test_a_form_that_cannot_be_built_is_named(message: str) -> None:
 def test_indices_that_are_computed_are_written_in_c(tmp_path: Path) -> None:
     """A real number becomes a whole one by trunc, of which TVM's C knows nothing; a build compares its answers."""
     onnx.save(MODELS["grid computed"], tmp_path / "m.onnx")
-    options = ("--model", tmp_path / "m.onnx", "--target", "cortex-m7", "--name", "m")
+    options = ("--model", tmp_path / "m.onnx", "--target", "cortex-m7", "--name", "net")
     succeed("compile.build", *options, "--output", tmp_path / "built")
-    assert "truncf(" in (tmp_path / "built" / "m.c").read_text()
+    assert "truncf(" in (tmp_path / "built" / "net.c").read_text()
 
 
 @pytest.mark.parametrize("sizes", [(100_000, 4), (3, 100_000)])
