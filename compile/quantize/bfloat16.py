@@ -23,10 +23,10 @@ from netship.compile.quantize.reduced import (
     RoundedReference,
     measured,
     noise,
+    on_request,
 )
 from netship.compile.quantize.simulation import Sample, costly, written
 from netship.targets.errors import UserError
-from netship.targets.escapes import shown
 
 # bfloat16 rounds to 2^-8.
 _ROUNDING = 2.0**-8
@@ -50,19 +50,7 @@ def prepare(
         UserError: no such node, or nothing is left for bfloat16.
     """
     graph = passes.read(model.proto, BEFORE, dump)
-    names = {
-        name: operator
-        for operator in graph.operators
-        for name in (operator.name, *(each.name for each in operator.outputs))
-    }
-    kept = dict[str, str]()
-    for name in keep_float:
-        if name not in names:
-            raise UserError(
-                f"--keep-float {shown(name)!r}: no operator of the network in bfloat16 has this name; give a node's name, "
-                "or that of its output"
-            )
-        kept[names[name].outputs[0].name] = "--keep-float"
+    kept = on_request(graph, keep_float, "bfloat16")
     kept |= costly(graph, model, kept, samples, to_bfloat16, is_reduced)
     layers = {
         operator.output.name: operator

@@ -31,6 +31,7 @@ from netship.compile.quantize.reduced import (
     RoundedReference,
     measured,
     noise,
+    on_request,
 )
 from netship.compile.quantize.simulation import Probe, Sample, costly, written
 from netship.targets.errors import UserError
@@ -75,14 +76,7 @@ def prepare(
     graph = passes.read(model.proto, BEFORE, dump)
     ranges = _ranges(graph, model, samples)
     kept = _kept(graph, ranges)
-    names = {x: o for o in graph.operators for x in (o.name, *_names(o.outputs))}
-    for name in keep_float:
-        if name not in names:
-            raise UserError(
-                f"--keep-float {shown(name)!r}: no operator of the network in float16 has this name; give a node's name, "
-                "or that of its output"
-            )
-        kept[names[name].outputs[0].name] = "--keep-float"
+    kept |= on_request(graph, keep_float, "float16")
     kept |= costly(graph, model, kept, samples, to_float16, is_half)
     half = to_float16(graph, kept)
     check(half)

@@ -45,6 +45,26 @@ class Reduced(Generic[Facts]):
     measured: dict[str, Any]
 
 
+def on_request(graph: Graph, names: Sequence[str], numbers: str) -> dict[str, str]:
+    """The operators that ``--keep-float`` names, by their first output: the reason that they stay in float32.
+
+    Raises:
+        UserError: there is no such operator.
+    """
+    known = {
+        name: operator.outputs[0].name
+        for operator in graph.operators
+        for name in (operator.name, *(each.name for each in operator.outputs))
+    }
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"--keep-float {shown(name)!r}: no operator of the network in {numbers} has this name; give a node's name, "
+                "or that of its output"
+            )
+    return {known[name]: "--keep-float" for name in names}
+
+
 class RoundedReference(Reference):
     """ONNX Runtime in float32, with tolerances for fewer bits: what their roundings move the answer by.
 

@@ -83,29 +83,28 @@ def written(graph: Graph) -> onnx.ModelProto:
 def _shortened(x: str, output: str) -> list[onnx.NodeProto]:
     """Nodes that round to bfloat16's 8 bits."""
     scaled, rest = f"{output}/a", f"{output}/b"
-    return [
-        onnx.helper.make_node(kind, inputs, [made])
-        for kind, inputs, made in (
-            ("Mul", [x, "halve"], scaled),
-            ("Sub", [scaled, x], rest),
-            ("Sub", [scaled, rest], output),
-        )
-    ]
+    return _nodes(
+        ("Mul", [x, "halve"], scaled),
+        ("Sub", [scaled, x], rest),
+        ("Sub", [scaled, rest], output),
+    )
 
 
 def _rounding(x: str, output: str) -> list[onnx.NodeProto]:
     """Nodes that round to 11 bits (Dekker's splitting), and to multiples of 2^-24, float16's smallest number."""
     scaled, rest, short, moved = (f"{x}/{each}" for each in "abcd")
-    return [
-        onnx.helper.make_node(kind, inputs, [made])
-        for kind, inputs, made in (
-            ("Mul", [x, "split"], scaled),
-            ("Sub", [scaled, x], rest),
-            ("Sub", [scaled, rest], short),
-            ("Add", [short, "grid"], moved),
-            ("Sub", [moved, "grid"], output),
-        )
-    ]
+    return _nodes(
+        ("Mul", [x, "split"], scaled),
+        ("Sub", [scaled, x], rest),
+        ("Sub", [scaled, rest], short),
+        ("Add", [short, "grid"], moved),
+        ("Sub", [moved, "grid"], output),
+    )
+
+
+def _nodes(*steps: tuple[str, list[str], str]) -> list[onnx.NodeProto]:
+    """Of each: the kind of operator, its inputs, its output."""
+    return [onnx.helper.make_node(kind, inputs, [made]) for kind, inputs, made in steps]
 
 
 class Probe:
