@@ -82,7 +82,7 @@ def _kernel(case: Any, runs: bool) -> tuple[float, str]:
     module = module_passes.run(module_passes.CHANNELS_LAST, folded)
     with tvm.transform.PassContext(opt_level=3):
         factory = relay.build(module, tvm.target.Target(ZEN4.tvm))
-    assembly = factory.get_lib().get_source("asm")
+    assembly = str(factory.get_lib().get_source("asm"))
     if not runs:
         return 0.0, assembly
     network = graph_executor.GraphModule(factory["default"](tvm.cpu()))
