@@ -129,11 +129,9 @@ def build(
     graph = made.graph if made else backend.prepare(model, dump)
     progress.stage("asking ONNX Runtime for the golden outputs")
     rounded = mixed.rounded if mixed else half and half.graph
-    reference = Reference(model)
-    if rounded:
-        of_bfloat16 = request.precision == "bfloat16"
-        kind = BFloat16Reference if of_bfloat16 else Float16Reference
-        reference = kind(model, rounded)
+    of_bfloat16 = request.precision == "bfloat16"
+    kind = BFloat16Reference if of_bfloat16 else Float16Reference
+    reference = kind(model, rounded) if rounded else Reference(model)
     exact = int8 is not None and not rounded
     check = (
         partial(integer_check, graph, model, reference) if exact else reference.check

@@ -72,13 +72,18 @@ def rounded(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(np.isnan(values), np.float32(np.nan), short)
 
 
-def weight_bytes(graph: Graph) -> int:
-    """Of all constants, those of bfloat16 with two bytes a number."""
-    short = {
+def short_weights(graph: Graph) -> set[str]:
+    """The names of the weights of bfloat16."""
+    return {
         operator.inputs[1].name
         for operator in graph.operators
         if operator.kind == KIND and operator.inputs[1]
     }
+
+
+def weight_bytes(graph: Graph) -> int:
+    """Of all constants, those of bfloat16 with two bytes a number."""
+    short = short_weights(graph)
     return sum(
         2 * prod(each.shape) if each.name in short else each.nbytes
         for each in graph.tensors.values()

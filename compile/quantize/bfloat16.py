@@ -15,8 +15,12 @@ from netship.bundle.manifest import BFloat16, InFloat32
 from netship.compile import passes
 from netship.compile.frontend.model import Model
 from netship.compile.ir.graph import Graph, check
-from netship.compile.ir.operators import Convolution
-from netship.compile.passes.bfloat16 import KIND, is_reduced, to_bfloat16, unfit
+from netship.compile.passes.bfloat16 import (
+    is_reduced,
+    short_weights,
+    to_bfloat16,
+    unfit,
+)
 from netship.compile.passes.half import BEFORE
 from netship.compile.quantize.reduced import (
     Reduced,
@@ -95,13 +99,7 @@ class BFloat16Reference(RoundedReference):
 
     def disturbed(self, random: np.random.Generator) -> onnx.ModelProto:
         proto = written(self._graph)
-        short = {
-            operator.inputs[1].name
-            for operator in self._graph.operators
-            if isinstance(operator, Convolution)
-            and operator.kind == KIND
-            and operator.inputs[1]
-        }
+        short = short_weights(self._graph)
         for tensor in proto.graph.initializer:
             if tensor.name in short:
                 value = numpy_helper.to_array(tensor)

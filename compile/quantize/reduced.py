@@ -152,7 +152,7 @@ def measured(
     """
     outputs = [each.name for each in graph.outputs]
     names = list(dict.fromkeys([*layers, *outputs]))
-    noise, signal = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    lost, signal = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     same, least = 0, 1.0
     floating, rounded = (Probe(each, names, model) for each in (graph, reduced))
     for sample in samples:
@@ -166,14 +166,14 @@ def measured(
                 )
             real = exact[name][finite].astype(np.float64)
             signal[name] += float((real**2).sum())
-            noise[name] += float(((ours[name][finite] - real) ** 2).sum())
+            lost[name] += float(((ours[name][finite] - real) ** 2).sum())
         first = outputs[0]
         same += int(exact[first].argmax() == ours[first].argmax())
         for name in outputs:
             if exact[name].dtype == np.float32:
                 least = min(least, cosine(ours[name], exact[name]))
     ratios = {
-        name: 10 * np.log10((signal[name] or 1e-30) / (noise[name] or 1e-30))
+        name: 10 * np.log10((signal[name] or 1e-30) / (lost[name] or 1e-30))
         for name in names
     }
     worst = min(ratios, key=ratios.__getitem__)
